@@ -1,0 +1,596 @@
+//! The trace format: what the recorder writes and everything else reads.
+//!
+//! ```text
+//! file    = magic "obmtrace" | u32 version | u32 header length | header (UTF-8 JSON) | block*
+//! block   = u32 payload length | u32 event count | u64 checksum of the payload | payload
+//! payload = event*
+//! event   = tag byte | fields
+//! ```
+//!
+//! Fixed integers are little-endian, the others are LEB128 varints. A block can be read without the ones before it
+//! (deltas start anew), so a trace that was cut off is readable up to its last whole block.
+//!
+//! The tag's low two bits are the verb (malloc, calloc, realloc, free), the next two the domain (raw, mem, obj); with
+//! both domain bits set the "verb" says arena taken, arena released, or note. The flags above them are in [`tag`].
+//!
+//! | event | fields |
+//! |---|---|
+//! | malloc | size, address |
+//! | calloc | count, size, address |
+//! | realloc | old address, size, new address |
+//! | free | address |
+//! | arena taken, arena released | size, address |
+//! | note | kind byte, then as [`Note`] says |
+//!
+//! An address is the zigzag difference from the address before it in the same block, shifted right by 4 (CPython's
+//! addresses are multiples of 16) unless [`tag::UNALIGNED`] is set; NULL is a flag and has no bytes.
+//!
+//! Order: a call is written after the calls that it makes itself, so the arenas and raw blocks that a request needed come
+//! before it. A raw call that a mem or obj call made carries [`tag::NESTED`]. A raw free that is not nested is written before
+//! it is done, because another thread may be given the same address before this one gets to write.
+
+/// First bytes of every trace.
+pub const MAGIC: [u8; 8] = *b"obmtrace";
+/// The version of the format, raised whenever an older reader would misread.
+pub const VERSION: u32 = 1;
+/// Bytes before a block's payload.
+pub const BLOCK_HEADER: usize = 16;
+/// Longest payload of a block that a reader accepts, bytes.
+pub const MAX_PAYLOAD: usize = 1 << 24;
+/// Most bytes that one event other than a text note takes.
+pub const MAX_EVENT: usize = 48;
+
+/// Bits of the tag byte above verb and domain.
+pub mod tag {
+    /// A raw call made from inside a mem or obj call, or by pymalloc for its own tables.
+    pub const NESTED: u8 = 1 << 4;
+    /// The call's result, or the address freed, is NULL.
+    pub const NULL: u8 = 1 << 5;
+    /// The addresses of this event are no multiples of 16 and stand unshifted.
+    pub const UNALIGNED: u8 = 1 << 6;
+    /// A realloc of NULL.
+    pub const FROM_NULL: u8 = 1 << 7;
+}
+
+/// `PyMemAllocatorDomain`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Domain {
+    /// `PYMEM_DOMAIN_RAW`
+    Raw = 0,
+    /// `PYMEM_DOMAIN_MEM`
+    Mem = 1,
+    /// `PYMEM_DOMAIN_OBJ`
+    Obj = 2,
+}
+
+/// One thing that happened. Addresses are as the recorded process had them, 0 for NULL.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the fields are the arguments and result of the call they are named after")]
+pub enum Event {
+    Malloc { domain: Domain, nested: bool, size: u64, result: u64 },
+    Calloc { domain: Domain, nested: bool, count: u64, size: u64, result: u64 },
+    Realloc { domain: Domain, nested: bool, address: u64, size: u64, result: u64 },
+    Free { domain: Domain, nested: bool, address: u64 },
+    ArenaAlloc { size: u64, result: u64 },
+    ArenaFree { size: u64, address: u64 },
+    Note(Note),
+}
+
+/// What the recorder has to say besides calls.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// Kind 0: the text of `sys._debugmallocstats()` at this point (length, bytes).
+    Stats(String),
+    /// Kind 1: `sys.getallocatedblocks()` at this point (u64).
+    AllocatedBlocks(u64),
+    /// Kind 2: from here on these domains' calls are no longer seen, because something replaced the recorder's allocators
+    /// (one byte, bit 0 raw, bit 1 mem, bit 2 obj).
+    HooksLost(u8),
+    /// Kind 3: the process ended in an orderly way and nothing is missing from the trace.
+    End,
+}
+
+const ARENA_ALLOC: u8 = 0b1100;
+const ARENA_FREE: u8 = 0b1101;
+const NOTE: u8 = 0b1110;
+
+/// Sum that guards a block: eight bytes at a time, so that it costs the recorder next to nothing.
+pub fn checksum(payload: &[u8]) -> u64 {
+    let step = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let mut words = payload.chunks_exact(8);
+    let mut sum = payload.len() as u64;
+    for word in &mut words {
+        sum = step(sum, u64::from_le_bytes(word.try_into().expect("chunks of eight bytes")));
+    }
+    let mut last = [0u8; 8];
+    last[..words.remainder().len()].copy_from_slice(words.remainder());
+    step(sum, u64::from_le_bytes(last))
+}
+
+/// The bytes that open a trace whose header is `json`.
+pub fn file_head(json: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + json.len());
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&(json.len() as u32).to_le_bytes());
+    out.extend_from_slice(json.as_bytes());
+    out
+}
+
+/// Writes events into a block of memory that its owner provides; allocates nothing, and can be used inside an allocator.
+///
+/// The block header is left to [`BlockWriter::finish`], so the filled bytes can be written to a file as they are.
+pub struct BlockWriter<'a> {
+    bytes: &'a mut [u8],
+    at: usize,
+    count: u32,
+    last: u64,
+}
+
+impl<'a> BlockWriter<'a> {
+    /// Starts a block in `bytes`, which must hold the header and at least one event.
+    pub fn new(bytes: &'a mut [u8]) -> Self {
+        assert!(bytes.len() >= BLOCK_HEADER + MAX_EVENT, "a block of {} bytes holds no event", bytes.len());
+        Self { bytes, at: BLOCK_HEADER, count: 0, last: 0 }
+    }
+
+    /// Whether the block has room for `extra` more bytes than any one event takes.
+    #[inline]
+    pub fn has_room(&self, extra: usize) -> bool {
+        self.bytes.len() - self.at >= MAX_EVENT + extra
+    }
+
+    /// Number of events written since the block began.
+    #[inline]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Completes the block and gives its bytes; an empty block gives none. The writer then starts the next block in the same memory.
+    pub fn finish(&mut self) -> &[u8] {
+        let end = self.at;
+        if self.count == 0 {
+            return &[];
+        }
+        let sum = checksum(&self.bytes[BLOCK_HEADER..end]);
+        self.bytes[0..4].copy_from_slice(&((end - BLOCK_HEADER) as u32).to_le_bytes());
+        self.bytes[4..8].copy_from_slice(&self.count.to_le_bytes());
+        self.bytes[8..16].copy_from_slice(&sum.to_le_bytes());
+        (self.at, self.count, self.last) = (BLOCK_HEADER, 0, 0);
+        &self.bytes[..end]
+    }
+
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        self.bytes[self.at] = byte;
+        self.at += 1;
+    }
+
+    #[inline]
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    #[inline]
+    fn address(&mut self, address: u64, shift: u32) {
+        let delta = (address.wrapping_sub(self.last) as i64) >> shift;
+        self.last = address;
+        self.varint(((delta << 1) ^ (delta >> 63)) as u64);
+    }
+
+    /// Tag bits and shift for an event whose non-NULL addresses are ORed together in `bits`. The address before it may have
+    /// been odd, so the difference is what decides.
+    #[inline]
+    fn alignment(&self, bits: u64) -> (u8, u32) {
+        if (bits | self.last) & 15 == 0 { (0, 4) } else { (tag::UNALIGNED, 0) }
+    }
+
+    /// A malloc that gave `result` (0 for NULL).
+    #[inline]
+    pub fn malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(result);
+        self.byte(((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag);
+        self.varint(size);
+        self.result(result, shift);
+    }
+
+    /// A calloc that gave `result` (0 for NULL).
+    #[inline]
+    pub fn calloc(&mut self, domain: Domain, nested: bool, count: u64, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(result);
+        self.byte(1 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag);
+        self.varint(count);
+        self.varint(size);
+        self.result(result, shift);
+    }
+
+    /// A realloc of `address` (0 for NULL) that gave `result` (0 for NULL).
+    #[inline]
+    pub fn realloc(&mut self, domain: Domain, nested: bool, address: u64, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(address | result);
+        let from = if address == 0 { tag::FROM_NULL } else { 0 };
+        self.byte(2 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag | from);
+        if address != 0 {
+            self.address(address, shift);
+        }
+        self.varint(size);
+        self.result(result, shift);
+    }
+
+    /// A free of `address` (0 for NULL).
+    #[inline]
+    pub fn free(&mut self, domain: Domain, nested: bool, address: u64) {
+        let (flag, shift) = self.alignment(address);
+        self.byte(3 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(address) | flag);
+        self.result(address, shift);
+    }
+
+    /// The arena allocator was asked for `size` bytes and gave `result` (0 for NULL).
+    pub fn arena_alloc(&mut self, size: u64, result: u64) {
+        self.arena(ARENA_ALLOC, size, result);
+    }
+
+    /// The arena allocator was given `size` bytes at `address` (0 for NULL) back.
+    pub fn arena_free(&mut self, size: u64, address: u64) {
+        self.arena(ARENA_FREE, size, address);
+    }
+
+    fn arena(&mut self, verb: u8, size: u64, address: u64) {
+        let (flag, shift) = self.alignment(address);
+        self.byte(verb | null_bit(address) | flag);
+        self.varint(size);
+        self.result(address, shift);
+    }
+
+    #[inline]
+    fn result(&mut self, address: u64, shift: u32) {
+        if address != 0 {
+            self.address(address, shift);
+        }
+        self.count += 1;
+    }
+
+    /// The statistics text; the block must have [room](Self::has_room) for its length.
+    pub fn stats(&mut self, text: &[u8]) {
+        self.note(0);
+        self.varint(text.len() as u64);
+        self.bytes[self.at..self.at + text.len()].copy_from_slice(text);
+        self.at += text.len();
+    }
+
+    /// The count of allocated blocks at this point. The count may be known only after further events: the token lets
+    /// [`patch`](Self::patch) set it, as long as the block has not been finished.
+    pub fn allocated_blocks(&mut self, count: u64) -> PatchToken {
+        self.note(1);
+        let token = PatchToken(self.at);
+        self.bytes[self.at..self.at + 8].copy_from_slice(&count.to_le_bytes());
+        self.at += 8;
+        token
+    }
+
+    /// Sets the count of an [`allocated_blocks`](Self::allocated_blocks) note in the block being written.
+    pub fn patch(&mut self, token: PatchToken, count: u64) {
+        self.bytes[token.0..token.0 + 8].copy_from_slice(&count.to_le_bytes());
+    }
+
+    /// The calls of these domains can no longer be seen.
+    pub fn hooks_lost(&mut self, domains: u8) {
+        self.note(2);
+        self.byte(domains);
+    }
+
+    /// The recorded process ended in an orderly way.
+    pub fn end(&mut self) {
+        self.note(3);
+    }
+
+    fn note(&mut self, kind: u8) {
+        self.byte(NOTE);
+        self.byte(kind);
+        self.count += 1;
+    }
+}
+
+/// Where in the present block a count can still be set.
+pub struct PatchToken(usize);
+
+#[inline]
+fn nested_bit(nested: bool) -> u8 {
+    if nested { tag::NESTED } else { 0 }
+}
+
+#[inline]
+fn null_bit(address: u64) -> u8 {
+    if address == 0 { tag::NULL } else { 0 }
+}
+
+/// Why a trace cannot be read (any further).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FormatError {
+    /// The file does not begin as a trace does.
+    NotATrace,
+    /// The trace is of a version that this reader does not know.
+    Version(u32),
+    /// The header is cut off or no UTF-8.
+    Header,
+    /// A block's checksum does not fit its payload (offset of the block in the file).
+    Checksum(usize),
+    /// A block's payload does not decode (offset of the block in the file).
+    Event(usize),
+}
+
+impl std::fmt::Display for FormatError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotATrace => write!(f, "not a trace: expected a file that begins with \"obmtrace\""),
+            Self::Version(found) => write!(f, "trace format {found}: expected format {VERSION}"),
+            Self::Header => write!(f, "the trace's header is cut off or damaged"),
+            Self::Checksum(at) => write!(f, "the block at byte {at} is damaged: its checksum does not match"),
+            Self::Event(at) => write!(f, "the block at byte {at} holds an event that does not decode"),
+        }
+    }
+}
+
+impl std::error::Error for FormatError {}
+
+/// Reads a trace that is in memory, block by block.
+pub struct Reader<'a> {
+    header: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    block: Block<'a>,
+    truncated: bool,
+}
+
+struct Block<'a> {
+    payload: &'a [u8],
+    at: usize,
+    left: u32,
+    last: u64,
+    offset: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Opens the trace in `bytes`.
+    ///
+    /// # Errors
+    /// When it is no trace, or one of another version, or its header is damaged.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, FormatError> {
+        if bytes.len() < 16 || bytes[..8] != MAGIC {
+            return Err(FormatError::NotATrace);
+        }
+        let version = le32(bytes, 8);
+        if version != VERSION {
+            return Err(FormatError::Version(version));
+        }
+        let end = 16 + le32(bytes, 12) as usize;
+        let header = bytes.get(16..end).and_then(|header| std::str::from_utf8(header).ok()).ok_or(FormatError::Header)?;
+        Ok(Self { header, bytes, at: end, block: Block { payload: &[], at: 0, left: 0, last: 0, offset: 0 }, truncated: false })
+    }
+
+    /// The header: a JSON object.
+    pub fn header(&self) -> &'a str {
+        self.header
+    }
+
+    /// After the last event: whether the file ended inside a block, as it does when the recorded process was killed.
+    pub fn truncated(&self) -> bool {
+        self.truncated
+    }
+
+    fn next_block(&mut self) -> Result<bool, FormatError> {
+        let rest = &self.bytes[self.at..];
+        if rest.is_empty() {
+            return Ok(false);
+        }
+        let length = if rest.len() < BLOCK_HEADER { usize::MAX } else { le32(rest, 0) as usize };
+        if rest.len() < BLOCK_HEADER || (length <= MAX_PAYLOAD && rest.len() - BLOCK_HEADER < length) {
+            self.truncated = true;
+            return Ok(false);
+        }
+        if length > MAX_PAYLOAD {
+            return Err(FormatError::Checksum(self.at));
+        }
+        let payload = &rest[BLOCK_HEADER..BLOCK_HEADER + length];
+        let sum = u64::from_le_bytes(rest[8..16].try_into().expect("eight bytes"));
+        if checksum(payload) != sum {
+            return Err(FormatError::Checksum(self.at));
+        }
+        self.block = Block { payload, at: 0, left: le32(rest, 4), last: 0, offset: self.at };
+        self.at += BLOCK_HEADER + length;
+        Ok(true)
+    }
+}
+
+impl Iterator for Reader<'_> {
+    type Item = Result<Event, FormatError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.block.left == 0 {
+            match self.next_block() {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => {
+                    self.at = self.bytes.len();
+                    return Some(Err(error));
+                }
+            }
+        }
+        self.block.left -= 1;
+        let event = self.block.event().ok_or(FormatError::Event(self.block.offset));
+        if event.is_err() {
+            (self.block.left, self.at) = (0, self.bytes.len());
+        }
+        Some(event)
+    }
+}
+
+impl Block<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let byte = *self.payload.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn address(&mut self, tag: u8) -> Option<u64> {
+        let zigzag = self.varint()?;
+        let delta = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
+        let shift = if tag & tag::UNALIGNED == 0 { 4 } else { 0 };
+        self.last = self.last.wrapping_add((delta << shift) as u64);
+        Some(self.last)
+    }
+
+    fn result(&mut self, tag: u8) -> Option<u64> {
+        if tag & tag::NULL == 0 { self.address(tag) } else { Some(0) }
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        let tag = self.byte()?;
+        let nested = tag & tag::NESTED != 0;
+        let domain = match (tag >> 2) & 3 {
+            0 => Domain::Raw,
+            1 => Domain::Mem,
+            2 => Domain::Obj,
+            _ => {
+                return match tag & 15 {
+                    ARENA_ALLOC => Some(Event::ArenaAlloc { size: self.varint()?, result: self.result(tag)? }),
+                    ARENA_FREE => Some(Event::ArenaFree { size: self.varint()?, address: self.result(tag)? }),
+                    NOTE => self.note().map(Event::Note),
+                    _ => None,
+                };
+            }
+        };
+        Some(match tag & 3 {
+            0 => Event::Malloc { domain, nested, size: self.varint()?, result: self.result(tag)? },
+            1 => Event::Calloc { domain, nested, count: self.varint()?, size: self.varint()?, result: self.result(tag)? },
+            2 => {
+                let address = if tag & tag::FROM_NULL == 0 { self.address(tag)? } else { 0 };
+                Event::Realloc { domain, nested, address, size: self.varint()?, result: self.result(tag)? }
+            }
+            _ => Event::Free { domain, nested, address: self.result(tag)? },
+        })
+    }
+
+    fn note(&mut self) -> Option<Note> {
+        Some(match self.byte()? {
+            0 => {
+                let length = usize::try_from(self.varint()?).ok()?;
+                let end = self.at.checked_add(length)?;
+                let text = String::from_utf8_lossy(self.payload.get(self.at..end)?).into_owned();
+                self.at = end;
+                Note::Stats(text)
+            }
+            1 => {
+                let count = self.payload.get(self.at..self.at + 8)?;
+                self.at += 8;
+                Note::AllocatedBlocks(u64::from_le_bytes(count.try_into().ok()?))
+            }
+            2 => Note::HooksLost(self.byte()?),
+            3 => Note::End,
+            _ => return None,
+        })
+    }
+}
+
+fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let mut memory = vec![0; 4096];
+        let mut block = BlockWriter::new(&mut memory);
+        block.malloc(Domain::Obj, false, 64, 0x7f00_0000_1030);
+        block.calloc(Domain::Raw, true, 1, 262_144, 0x5555_0000_0010);
+        block.realloc(Domain::Mem, false, 0, 513, 0x5555_0000_0013);
+        block.realloc(Domain::Mem, false, 0x5555_0000_0013, u64::MAX, 0);
+        block.free(Domain::Obj, false, 0);
+        block.free(Domain::Obj, false, 0x7f00_0000_1030);
+        block.arena_alloc(1 << 20, 0x7f00_0000_0000);
+        block.arena_free(16384, 0);
+        let token = block.allocated_blocks(0);
+        block.stats(b"text");
+        block.patch(token, 77);
+        block.hooks_lost(5);
+        block.end();
+        let mut trace = file_head("{}");
+        trace.extend_from_slice(block.finish());
+        trace
+    }
+
+    #[test]
+    fn events_come_back_as_written() {
+        let trace = sample();
+        let events: Vec<Event> = Reader::new(&trace).unwrap().map(Result::unwrap).collect();
+        use Domain::*;
+        assert_eq!(
+            events,
+            [
+                Event::Malloc { domain: Obj, nested: false, size: 64, result: 0x7f00_0000_1030 },
+                Event::Calloc { domain: Raw, nested: true, count: 1, size: 262_144, result: 0x5555_0000_0010 },
+                Event::Realloc { domain: Mem, nested: false, address: 0, size: 513, result: 0x5555_0000_0013 },
+                Event::Realloc { domain: Mem, nested: false, address: 0x5555_0000_0013, size: u64::MAX, result: 0 },
+                Event::Free { domain: Obj, nested: false, address: 0 },
+                Event::Free { domain: Obj, nested: false, address: 0x7f00_0000_1030 },
+                Event::ArenaAlloc { size: 1 << 20, result: 0x7f00_0000_0000 },
+                Event::ArenaFree { size: 16384, address: 0 },
+                Event::Note(Note::AllocatedBlocks(77)),
+                Event::Note(Note::Stats("text".into())),
+                Event::Note(Note::HooksLost(5)),
+                Event::Note(Note::End),
+            ]
+        );
+    }
+
+    #[test]
+    fn cut_trace_is_read_up_to_its_last_whole_block() {
+        let first = sample();
+        let mut trace = first.clone();
+        trace.extend_from_slice(&first[16 + 2..]);
+        trace.pop();
+        let mut reader = Reader::new(&trace).unwrap();
+        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 12);
+        assert!(reader.truncated());
+    }
+
+    #[test]
+    fn every_damaged_byte_of_a_block_is_noticed() {
+        let good = sample();
+        for at in 18 + 8..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            let last = Reader::new(&bad).unwrap().last().unwrap();
+            assert_eq!(last, Err(FormatError::Checksum(18)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_trace_is_refused() {
+        assert_eq!(Reader::new(b"").err(), Some(FormatError::NotATrace));
+        assert_eq!(Reader::new(&[0; 64]).err(), Some(FormatError::NotATrace));
+        let mut other = file_head("{}");
+        other[8] = 9;
+        assert_eq!(Reader::new(&other).err(), Some(FormatError::Version(9)));
+        assert_eq!(Reader::new(&file_head("{}")[..17]).err(), Some(FormatError::Header));
+    }
+}

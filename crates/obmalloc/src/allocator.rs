@@ -1,0 +1,52 @@
+//! Allocators as values: the two C structs through which CPython's allocators are taken out, wrapped and put in.
+
+use core::ffi::c_void;
+
+/// Largest request in bytes that any allocator is asked for (`PY_SSIZE_T_MAX`).
+pub const PY_SSIZE_T_MAX: usize = isize::MAX as usize;
+
+/// Four functions and the context they are called with (`PyMemAllocatorEx`).
+///
+/// The layout and calling convention are C's, so that one can be put into a real CPython and compared side by side.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Allocator {
+    /// Passed to each function as its first argument.
+    pub ctx: *mut c_void,
+    /// Gives a block of `size` bytes, or NULL; zero bytes give a block too.
+    pub malloc: unsafe extern "C" fn(ctx: *mut c_void, size: usize) -> *mut c_void,
+    /// Gives a zeroed block of `count * size` bytes, or NULL.
+    pub calloc: unsafe extern "C" fn(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void,
+    /// Resizes a block, which may move; on NULL the old block is untouched. A NULL block is a malloc.
+    pub realloc: unsafe extern "C" fn(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void,
+    /// Gives a block back; NULL is ignored.
+    pub free: unsafe extern "C" fn(ctx: *mut c_void, address: *mut c_void),
+}
+
+impl PartialEq for Allocator {
+    fn eq(&self, other: &Self) -> bool {
+        self.ctx == other.ctx
+            && core::ptr::fn_addr_eq(self.malloc, other.malloc)
+            && core::ptr::fn_addr_eq(self.calloc, other.calloc)
+            && core::ptr::fn_addr_eq(self.realloc, other.realloc)
+            && core::ptr::fn_addr_eq(self.free, other.free)
+    }
+}
+
+/// Where arenas come from (`PyObjectArenaAllocator`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ArenaAllocator {
+    /// Passed to each function as its first argument.
+    pub ctx: *mut c_void,
+    /// Gives `size` bytes of readable and writable memory, or NULL.
+    pub alloc: unsafe extern "C" fn(ctx: *mut c_void, size: usize) -> *mut c_void,
+    /// Takes back the `size` bytes at `address`.
+    pub free: unsafe extern "C" fn(ctx: *mut c_void, address: *mut c_void, size: usize),
+}
+
+impl PartialEq for ArenaAllocator {
+    fn eq(&self, other: &Self) -> bool {
+        self.ctx == other.ctx && core::ptr::fn_addr_eq(self.alloc, other.alloc) && core::ptr::fn_addr_eq(self.free, other.free)
+    }
+}

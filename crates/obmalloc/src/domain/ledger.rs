@@ -1,0 +1,302 @@
+//! The ledger: which addresses are live blocks, of which domain, kept beside the blocks so that no misuse can reach it.
+//!
+//! Blocks in the heap's region have two bits per unit of alignment in a table that runs parallel to it. All other blocks (the C
+//! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use alloc::collections::VecDeque;
+
+use super::Domain;
+use crate::address_hash::AddressMap;
+use crate::os;
+use crate::pymalloc::{Location, Pymalloc};
+
+/// Freed blocks outside the region that are remembered, so that freeing one again can be told from freeing a stranger.
+const FREED_REMEMBERED: usize = 1 << 16;
+
+/// How an address was misused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultKind {
+    /// The block belongs to another domain.
+    WrongDomain,
+    /// The block has been freed already.
+    DoubleFree,
+    /// The block has been freed and is not to be used.
+    UseAfterFree,
+    /// The address lies inside a live block.
+    InteriorPointer,
+    /// No block of this heap was ever at this address.
+    ForeignPointer,
+    /// The block belongs to another heap.
+    WrongHeap,
+    /// A structure of the heap does not hold.
+    HeapCorrupted,
+}
+
+impl FaultKind {
+    /// The stable code of the error that a JavaScript caller sees.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::WrongDomain => "ERR_WRONG_DOMAIN",
+            Self::DoubleFree => "ERR_DOUBLE_FREE",
+            Self::UseAfterFree => "ERR_USE_AFTER_FREE",
+            Self::InteriorPointer => "ERR_INTERIOR_POINTER",
+            Self::ForeignPointer => "ERR_FOREIGN_POINTER",
+            Self::WrongHeap => "ERR_WRONG_HEAP",
+            Self::HeapCorrupted => "ERR_HEAP_CORRUPTED",
+        }
+    }
+}
+
+/// A misuse, found before it did any harm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// What is wrong.
+    pub kind: FaultKind,
+    /// The address that was given.
+    pub address: usize,
+    /// The domain through which it was given.
+    pub used: Domain,
+    /// The domain of the block that it is, or lies in, where there is one.
+    pub allocated: Option<Domain>,
+    /// The address of the block that it lies in, for [`FaultKind::InteriorPointer`].
+    pub base: Option<usize>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, address, used, .. } = *self;
+        match kind {
+            FaultKind::WrongDomain => {
+                let allocated = self.allocated.map_or("another", Domain::name);
+                write!(f, "expected a block of the {used} domain, but {address:#x} was allocated in the {allocated} domain")
+            }
+            FaultKind::DoubleFree => write!(f, "expected a live block to free, but {address:#x} has been freed already"),
+            FaultKind::UseAfterFree => write!(f, "expected a live block, but {address:#x} has been freed"),
+            FaultKind::InteriorPointer => {
+                let base = self.base.unwrap_or_default();
+                write!(
+                    f,
+                    "expected the address of a block, but {address:#x} lies {} bytes inside the one at {base:#x}",
+                    address - base
+                )
+            }
+            FaultKind::ForeignPointer => write!(f, "expected a block of this heap, but {address:#x} is none and never was"),
+            FaultKind::WrongHeap => write!(f, "expected a block of this heap, but {address:#x} belongs to another heap"),
+            FaultKind::HeapCorrupted => write!(f, "a structure of the heap does not hold at {address:#x}"),
+        }
+    }
+}
+
+impl core::error::Error for Fault {}
+
+/// What the caller wants of an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Free,
+    Use,
+}
+
+/// A block in the region: two bits. A block elsewhere: an entry. Both say one of these.
+const NEVER: u8 = 0;
+const FREED: u8 = 1;
+const MEM: u8 = 2;
+const OBJ: u8 = 3;
+
+/// A block outside the region.
+#[derive(Clone, Copy)]
+struct Entry {
+    size: usize,
+    domain: Domain,
+    live: bool,
+}
+
+pub(crate) struct Ledger {
+    base: usize,
+    len: usize,
+    alignment_shift: u32,
+    bits: Option<NonNull<u8>>,
+    bits_size: usize,
+    elsewhere: AddressMap<Entry>,
+    freed: VecDeque<usize>,
+}
+
+impl Ledger {
+    /// The ledger of an unused pymalloc, or nothing when there is no address space for it.
+    pub fn new(pymalloc: &Pymalloc) -> Option<Self> {
+        let (base, len) = pymalloc.region();
+        let alignment = pymalloc.geometry().alignment;
+        let bits_size = len / alignment / 4;
+        let bits = if bits_size == 0 { None } else { Some(os::map(bits_size)?) };
+        let mut freed = VecDeque::new();
+        freed.try_reserve_exact(16).ok()?;
+        Some(Self {
+            base,
+            len,
+            alignment_shift: alignment.trailing_zeros(),
+            bits,
+            bits_size,
+            elsewhere: AddressMap::default(),
+            freed,
+        })
+    }
+
+    /// The byte and the shift in it of an address in the region that is aligned as blocks are.
+    #[inline(always)]
+    fn place(&self, address: usize) -> Option<(*mut u8, u32)> {
+        let offset = address.wrapping_sub(self.base);
+        if offset >= self.len || offset & ((1 << self.alignment_shift) - 1) != 0 {
+            return None;
+        }
+        let index = offset >> self.alignment_shift;
+        let bits = self.bits?;
+        // SAFETY: the table has two bits for every unit of the region.
+        Some((unsafe { bits.as_ptr().add(index >> 2) }, (index as u32 & 3) * 2))
+    }
+
+    /// Makes sure that [`insert`](Self::insert) has room for a block outside the region.
+    #[inline]
+    pub fn reserve(&mut self) -> bool {
+        self.elsewhere.try_reserve(1).is_ok()
+    }
+
+    /// Enters a block; false when there is no room for one outside the region (see [`reserve`](Self::reserve)).
+    #[inline]
+    pub fn insert(&mut self, address: usize, size: usize, domain: Domain) -> bool {
+        if let Some((byte, shift)) = self.place(address) {
+            let state = if domain == Domain::Mem { MEM } else { OBJ };
+            // SAFETY: `place` gives a byte of the table.
+            unsafe { *byte = *byte & !(3 << shift) | state << shift };
+            return true;
+        }
+        self.insert_elsewhere(address, size, domain)
+    }
+
+    #[cold]
+    fn insert_elsewhere(&mut self, address: usize, size: usize, domain: Domain) -> bool {
+        self.reserve() && {
+            self.elsewhere.insert(address, Entry { size, domain, live: true });
+            true
+        }
+    }
+
+    /// Strikes a live block out.
+    #[inline]
+    pub fn remove(&mut self, address: usize) {
+        if let Some((byte, shift)) = self.place(address) {
+            // SAFETY: as in `insert`.
+            unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
+        } else {
+            self.remove_elsewhere(address);
+        }
+    }
+
+    #[cold]
+    fn remove_elsewhere(&mut self, address: usize) {
+        let Some(entry) = self.elsewhere.get_mut(&address) else { return };
+        entry.live = false;
+        if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
+            // Without room for more, the oldest is forgotten.
+            let oldest = self.freed.pop_front().unwrap_or(address);
+            if self.elsewhere.get(&oldest).is_some_and(|entry| !entry.live) {
+                self.elsewhere.remove(&oldest);
+            }
+        }
+        if self.freed.len() < self.freed.capacity() {
+            self.freed.push_back(address);
+        }
+    }
+
+    /// The domain of the live block at `address`, if there is one.
+    #[inline]
+    pub fn domain_of(&self, address: usize) -> Option<Domain> {
+        match self.state(address) {
+            MEM => Some(Domain::Mem),
+            OBJ => Some(Domain::Obj),
+            NEVER => self.elsewhere.get(&address).filter(|entry| entry.live).map(|entry| entry.domain),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn state(&self, address: usize) -> u8 {
+        match self.place(address) {
+            // SAFETY: as in `insert`.
+            Some((byte, shift)) => unsafe { *byte >> shift & 3 },
+            None => NEVER,
+        }
+    }
+
+    /// Bytes of the live block at `address`, when it lies outside the region.
+    pub fn size_elsewhere(&self, address: usize) -> Option<usize> {
+        self.elsewhere.get(&address).filter(|entry| entry.live).map(|entry| entry.size)
+    }
+
+    /// Whether `address` is a live block of `domain`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[inline]
+    pub fn check(&self, pymalloc: &Pymalloc, domain: Domain, address: usize, purpose: Purpose) -> Result<(), Fault> {
+        let state = self.state(address);
+        if (state == OBJ && domain == Domain::Obj) || (state == MEM && domain == Domain::Mem) {
+            return Ok(());
+        }
+        self.check_slowly(pymalloc, domain, address, purpose)
+    }
+
+    #[cold]
+    fn check_slowly(&self, pymalloc: &Pymalloc, used: Domain, address: usize, purpose: Purpose) -> Result<(), Fault> {
+        let fault = |kind, allocated, base| Err(Fault { kind, address, used, allocated, base });
+        if let Some(domain) = self.domain_of(address) {
+            return if domain == used { Ok(()) } else { fault(FaultKind::WrongDomain, Some(domain), None) };
+        }
+        if self.state(address) == FREED || self.elsewhere.get(&address).is_some_and(|entry| !entry.live) {
+            let kind = if purpose == Purpose::Free { FaultKind::DoubleFree } else { FaultKind::UseAfterFree };
+            return fault(kind, None, None);
+        }
+        match self.block_around(pymalloc, address) {
+            Some((base, domain)) => fault(FaultKind::InteriorPointer, Some(domain), Some(base)),
+            None => fault(FaultKind::ForeignPointer, None, None),
+        }
+    }
+
+    /// The live block that `address` lies inside of.
+    fn block_around(&self, pymalloc: &Pymalloc, address: usize) -> Option<(usize, Domain)> {
+        match pymalloc.locate(address) {
+            Location::Block { begin, .. } => self.domain_of(begin).map(|domain| (begin, domain)),
+            Location::NoBlock => None,
+            Location::Outside => self
+                .elsewhere
+                .iter()
+                .find(|&(&base, entry)| entry.live && base < address && address - base < entry.size)
+                .map(|(&base, entry)| (base, entry.domain)),
+        }
+    }
+
+    /// Whether `address` is a live block, or lies in one.
+    pub fn owns(&self, pymalloc: &Pymalloc, address: usize) -> bool {
+        self.domain_of(address).is_some() || self.block_around(pymalloc, address).is_some()
+    }
+
+    /// The live blocks outside the region: address, size and domain.
+    pub fn elsewhere(&self) -> impl Iterator<Item = (usize, usize, Domain)> {
+        self.elsewhere.iter().filter(|(_, entry)| entry.live).map(|(&address, entry)| (address, entry.size, entry.domain))
+    }
+
+    /// Number of live blocks among those of `size` bytes that begin at `first` and end before `end`.
+    pub fn live_between(&self, first: usize, end: usize, size: usize) -> usize {
+        (first..end).step_by(size).filter(|&address| self.domain_of(address).is_some()).count()
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        if let Some(bits) = self.bits {
+            // SAFETY: mapped by `new` with this size; the ledger is gone.
+            unsafe { os::unmap(bits, self.bits_size) };
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Room `domain`: raw, mem and obj, each with an allocator that can be taken out and replaced. Leans on `pymalloc`.
+//!
+//! A call goes through the domain's present allocator. pymalloc's functions serve what is small and pass the rest on to the raw
+//! domain's present allocator, so that whoever wraps raw sees those requests too.
+
+mod ledger;
+mod raw;
+
+use core::ffi::c_void;
+use core::ptr;
+
+pub use ledger::{Fault, FaultKind};
+pub(crate) use ledger::{Ledger, Purpose};
+
+use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::profile::{Geometry, Profile};
+use crate::pymalloc::{AnyPools, LargePools, Pymalloc, Shape, SmallPools};
+
+/// `PyMemAllocatorDomain`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Domain {
+    /// `PYMEM_DOMAIN_RAW`: the C library's malloc.
+    Raw = 0,
+    /// `PYMEM_DOMAIN_MEM`: buffers, from pymalloc where they are small.
+    Mem = 1,
+    /// `PYMEM_DOMAIN_OBJ`: objects, from pymalloc where they are small.
+    Obj = 2,
+}
+
+impl Domain {
+    /// The three, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Raw, Self::Mem, Self::Obj];
+
+    /// `"raw"`, `"mem"` or `"obj"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Mem => "mem",
+            Self::Obj => "obj",
+        }
+    }
+}
+
+impl core::fmt::Display for Domain {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The three domains over one pymalloc. Stays where it is in memory: its own allocators point to it.
+pub(crate) struct Domains {
+    pub pymalloc: Pymalloc,
+    pub allocators: [Allocator; 3],
+}
+
+impl Domains {
+    /// Puts a fresh set of domains at `place`; false when there is no memory.
+    ///
+    /// # Safety
+    /// `place` is valid for a write and stays where it is as long as the domains are used. The geometry has been checked.
+    pub unsafe fn init(place: *mut Self, profile: &Profile, geometry: Geometry, slack: usize) -> bool {
+        // SAFETY: the caller's promise; the address of the raw allocator is taken without reading it.
+        unsafe {
+            let raw = (&raw const (*place).allocators).cast::<Allocator>();
+            let Some(pymalloc) = Pymalloc::new(geometry, profile, slack, raw) else { return false };
+            (&raw mut (*place).pymalloc).write(pymalloc);
+            let pymalloc = Self::pymalloc_allocator(place);
+            (&raw mut (*place).allocators).write([raw::ALLOCATOR, pymalloc, pymalloc]);
+            true
+        }
+    }
+
+    /// `PYOBJ_ALLOC`: pymalloc, with what is not small passed on to raw.
+    ///
+    /// # Safety
+    /// `this` points to domains whose pymalloc is initialised.
+    unsafe fn pymalloc_allocator(this: *mut Self) -> Allocator {
+        fn functions<S: Shape>(ctx: *mut c_void) -> Allocator {
+            Allocator {
+                ctx,
+                malloc: object_malloc::<S>,
+                calloc: object_calloc::<S>,
+                realloc: object_realloc::<S>,
+                free: object_free::<S>,
+            }
+        }
+        // SAFETY: the caller's promise.
+        let geometry = unsafe { *(*(&raw const (*this).pymalloc)).geometry() };
+        match geometry {
+            Geometry::SMALL => functions::<SmallPools>(this.cast()),
+            Geometry::LARGE => functions::<LargePools>(this.cast()),
+            _ => functions::<AnyPools>(this.cast()),
+        }
+    }
+
+    /// `PyMem_RawMalloc`, `PyMem_Malloc`, `PyObject_Malloc`: NULL for sizes above [`PY_SSIZE_T_MAX`].
+    ///
+    /// # Safety
+    /// `this` is initialised, and nothing else uses it at the same time, except its own allocators from inside the call.
+    #[inline(always)]
+    pub unsafe fn malloc(this: *mut Self, domain: Domain, size: usize) -> *mut u8 {
+        if size > PY_SSIZE_T_MAX {
+            return ptr::null_mut();
+        }
+        // SAFETY: the caller's promise; the allocator is copied out because the call may replace it.
+        unsafe {
+            let allocator = (*this).allocators[domain as usize];
+            (allocator.malloc)(allocator.ctx, size).cast()
+        }
+    }
+
+    /// `PyMem_RawCalloc`, `PyMem_Calloc`, `PyObject_Calloc`: NULL for products above [`PY_SSIZE_T_MAX`].
+    ///
+    /// # Safety
+    /// As for [`malloc`](Self::malloc).
+    pub unsafe fn calloc(this: *mut Self, domain: Domain, count: usize, size: usize) -> *mut u8 {
+        if size != 0 && count > PY_SSIZE_T_MAX / size {
+            return ptr::null_mut();
+        }
+        // SAFETY: as in `malloc`.
+        unsafe {
+            let allocator = (*this).allocators[domain as usize];
+            (allocator.calloc)(allocator.ctx, count, size).cast()
+        }
+    }
+
+    /// `PyMem_RawRealloc`, `PyMem_Realloc`, `PyObject_Realloc`: on NULL the old block is untouched.
+    ///
+    /// # Safety
+    /// As for [`malloc`](Self::malloc); `address` is NULL or a block of this domain.
+    pub unsafe fn realloc(this: *mut Self, domain: Domain, address: *mut u8, size: usize) -> *mut u8 {
+        if size > PY_SSIZE_T_MAX {
+            return ptr::null_mut();
+        }
+        // SAFETY: as in `malloc`.
+        unsafe {
+            let allocator = (*this).allocators[domain as usize];
+            (allocator.realloc)(allocator.ctx, address.cast(), size).cast()
+        }
+    }
+
+    /// `PyMem_RawFree`, `PyMem_Free`, `PyObject_Free`.
+    ///
+    /// # Safety
+    /// As for [`realloc`](Self::realloc).
+    #[inline(always)]
+    pub unsafe fn free(this: *mut Self, domain: Domain, address: *mut u8) {
+        // SAFETY: as in `malloc`.
+        unsafe {
+            let allocator = (*this).allocators[domain as usize];
+            (allocator.free)(allocator.ctx, address.cast());
+        }
+    }
+}
+
+/// `_PyObject_Malloc`
+unsafe extern "C" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: `ctx` is the domains that made this allocator.
+    unsafe {
+        let this = ctx.cast::<Domains>();
+        let block = Pymalloc::alloc::<S>(&raw mut (*this).pymalloc, size);
+        if !block.is_null() {
+            return block.cast();
+        }
+        malloc_from_raw(this, size)
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn malloc_from_raw(this: *mut Domains, size: usize) -> *mut c_void {
+    // SAFETY: called by `object_malloc`.
+    unsafe { count_raw(this, Domains::malloc(this, Domain::Raw, size)) }
+}
+
+unsafe fn count_raw(this: *mut Domains, block: *mut u8) -> *mut c_void {
+    if !block.is_null() {
+        // SAFETY: called with initialised domains.
+        unsafe { (*this).pymalloc.raw_allocated_blocks += 1 };
+    }
+    block.cast()
+}
+
+/// `_PyObject_Calloc`
+unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: as in `object_malloc`; a block holds at least what was asked for.
+    unsafe {
+        let this = ctx.cast::<Domains>();
+        // The domain has checked that the product fits; whoever calls an allocator taken out may not have.
+        let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
+        let block = Pymalloc::alloc::<S>(&raw mut (*this).pymalloc, total);
+        if !block.is_null() {
+            block.write_bytes(0, total);
+            return block.cast();
+        }
+        count_raw(this, Domains::calloc(this, Domain::Raw, count, size))
+    }
+}
+
+/// `_PyObject_Free`
+unsafe extern "C" fn object_free<S: Shape>(ctx: *mut c_void, address: *mut c_void) {
+    // SAFETY: as in `object_malloc`; the caller gives NULL or a block of this allocator.
+    unsafe {
+        let this = ctx.cast::<Domains>();
+        if Pymalloc::free::<S>(&raw mut (*this).pymalloc, address.cast()) {
+            return;
+        }
+        free_to_raw(this, address.cast());
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn free_to_raw(this: *mut Domains, address: *mut u8) {
+    if address.is_null() {
+        return;
+    }
+    // SAFETY: called by `object_free`.
+    unsafe {
+        Domains::free(this, Domain::Raw, address);
+        (*this).pymalloc.raw_allocated_blocks -= 1;
+    }
+}
+
+/// `_PyObject_Realloc`
+unsafe extern "C" fn object_realloc<S: Shape>(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as in `object_free`.
+    unsafe {
+        if address.is_null() {
+            return object_malloc::<S>(ctx, size);
+        }
+        let this = ctx.cast::<Domains>();
+        let Some(old) = Pymalloc::block_size::<S>(&raw mut (*this).pymalloc, address.cast()) else {
+            // A block that pymalloc does not manage stays with raw, however small it becomes.
+            return Domains::realloc(this, Domain::Raw, address.cast(), size).cast();
+        };
+        // A block that shrinks by a quarter or less stays, one that grows beyond its size class moves.
+        if size <= old && 4 * size > 3 * old {
+            return address;
+        }
+        let block = object_malloc::<S>(ctx, size);
+        if !block.is_null() {
+            block.cast::<u8>().copy_from_nonoverlapping(address.cast(), size.min(old));
+            object_free::<S>(ctx, address);
+        }
+        block
+    }
+}

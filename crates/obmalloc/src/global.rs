@@ -1,0 +1,97 @@
+//! A heap as Rust's global allocator.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::hint;
+use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::domain::Domain;
+use crate::heap::{Heap, HeapOptions};
+use crate::profile::Profile;
+
+/// A heap for `#[global_allocator]`: small requests go to pymalloc under a lock, the others to the C library.
+///
+/// ```
+/// use obmalloc::{GlobalHeap, profile};
+///
+/// #[global_allocator]
+/// static ALLOCATOR: GlobalHeap = GlobalHeap::new(&profile::V3_13);
+///
+/// let words: Vec<String> = "a global allocator".split(' ').map(String::from).collect();
+/// assert_eq!(words.len(), 3);
+/// ```
+pub struct GlobalHeap {
+    profile: &'static Profile,
+    /// 0, or the thread that is inside.
+    owner: AtomicUsize,
+    heap: UnsafeCell<Option<Heap>>,
+}
+
+// SAFETY: the heap is used only by the thread whose number is in `owner`.
+unsafe impl Sync for GlobalHeap {}
+
+impl GlobalHeap {
+    /// A heap of `profile`, made at the first request.
+    pub const fn new(profile: &'static Profile) -> Self {
+        Self { profile, owner: AtomicUsize::new(0), heap: UnsafeCell::new(None) }
+    }
+
+    /// Runs `with` on the heap; nothing when the thread is inside already, because the heap's own tables grow, or no heap can be made.
+    fn lock<T>(&self, with: impl FnOnce(&Heap) -> T) -> Option<T> {
+        // SAFETY: always allowed.
+        let me = unsafe { libc::pthread_self() } as usize;
+        if self.owner.load(Ordering::Relaxed) == me {
+            return None;
+        }
+        while self.owner.compare_exchange_weak(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            hint::spin_loop();
+        }
+        // SAFETY: this thread owns the heap until `owner` is cleared, and cannot come here again before.
+        let heap = unsafe { &mut *self.heap.get() };
+        if heap.is_none() {
+            *heap = Heap::with_options(HeapOptions::new(self.profile)).ok();
+        }
+        let result = heap.as_ref().map(with);
+        self.owner.store(0, Ordering::Release);
+        result
+    }
+
+    fn is_small(&self, layout: &Layout) -> bool {
+        let geometry = &self.profile.geometry;
+        layout.align() <= geometry.alignment && layout.size() <= geometry.small_request_threshold
+    }
+}
+
+// SAFETY: blocks come from a heap or the C library, aligned as asked. Which of the two a small block came from is decided by its
+// address, a large one's by its layout; none unwinds.
+unsafe impl GlobalAlloc for GlobalHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if self.is_small(&layout)
+            && let Some(block) = self.lock(|heap| heap.malloc(Domain::Mem, layout.size()))
+        {
+            return block.map_or(ptr::null_mut(), |block| block.as_ptr());
+        }
+        // SAFETY: plain calls to the C library; an alignment is a power of two.
+        unsafe {
+            if layout.align() <= 16 {
+                return libc::malloc(layout.size().max(1)).cast();
+            }
+            let mut block = ptr::null_mut();
+            match libc::posix_memalign(&mut block, layout.align(), layout.size().max(1)) {
+                0 => block.cast(),
+                _ => ptr::null_mut(),
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller gives back what `alloc` gave, with the same layout; pymalloc passes on what is not its own.
+        unsafe {
+            if self.is_small(&layout) && self.lock(|heap| heap.free(Domain::Mem, ptr::NonNull::new(block))).is_some() {
+                return;
+            }
+            libc::free(block.cast());
+        }
+    }
+}

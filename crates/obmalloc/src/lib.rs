@@ -1,0 +1,40 @@
+//! CPython's memory system as a library: the raw, mem and obj domains and pymalloc, as each CPython release does it.
+//!
+//! For the same requests and the same arena bases a [`Heap`] gives the addresses that CPython of its release would give, takes and
+//! releases arenas at the same moments and reports the same statistics.
+//!
+//! ```
+//! use obmalloc::{Domain, Heap, profile};
+//!
+//! let heap = Heap::new(&profile::V3_13)?;
+//! let block = heap.malloc(Domain::Obj, 64).expect("64 bytes");
+//! assert_eq!(heap.allocated_blocks(), 1);
+//! // SAFETY: `block` comes from this heap's obj domain and is freed once.
+//! unsafe { heap.free(Domain::Obj, Some(block)) };
+//! print!("{}", heap.stats());
+//! # Ok::<(), obmalloc::HeapError>(())
+//! ```
+//!
+//! A [`Heap`] trusts its caller as C does. A [`CheckedHeap`] keeps a ledger of live blocks beside it and answers every misused
+//! address with a [`Fault`]; it is what the JavaScript face stands on. [`GlobalHeap`] is a heap as Rust's global allocator.
+
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod address_hash;
+mod allocator;
+mod domain;
+mod global;
+mod heap;
+mod os;
+pub mod profile;
+mod pymalloc;
+
+pub use allocator::{Allocator, ArenaAllocator, PY_SSIZE_T_MAX};
+pub use domain::{Domain, Fault, FaultKind};
+pub use global::GlobalHeap;
+pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
+pub use pymalloc::{ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, Stats};

@@ -1,0 +1,30 @@
+//! What the engine asks of the operating system: address space and pages.
+
+use core::ptr::{self, NonNull};
+
+/// Takes `size` bytes of zeroed, page-aligned memory, or none. No memory is used before it is touched.
+pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: an anonymous mapping at an address of the system's choice touches nothing that exists.
+    let address = unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
+}
+
+/// Gives a whole mapping back.
+///
+/// # Safety
+/// `address` and `size` are those of one [`map`], and nothing points into it any more.
+pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise.
+    let result = unsafe { libc::munmap(address.as_ptr().cast(), size) };
+    debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");
+}
+
+/// Gives the pages of a part of a mapping back; the next touch finds zeroes.
+///
+/// # Safety
+/// The part lies within one [`map`], and nothing in it is needed any more.
+pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise. Where the advice is refused the pages stay, which costs memory but breaks nothing.
+    unsafe { libc::madvise(address.as_ptr().cast(), size, libc::MADV_DONTNEED) };
+}

@@ -1,0 +1,350 @@
+//! Arenas: taking them, giving them back, and the order in which they are used up.
+
+use core::ptr;
+
+use super::pool::{self, NO_CLASS, PoolHeader};
+use super::{EmptyArena, Pymalloc};
+use crate::profile::Geometry;
+
+/// No arena, where an index is expected.
+pub(super) const NO_ARENA: u32 = u32::MAX;
+/// `INITIAL_ARENA_OBJECTS`
+const INITIAL_ARENA_OBJECTS: usize = 16;
+/// Bytes of a `struct arena_object` in CPython, which is what the raw domain is asked for.
+const ARENA_OBJECT_SIZE: usize = 48;
+
+/// One arena, or a place for one (`struct arena_object`).
+#[derive(Clone, Copy)]
+pub(super) struct ArenaObject {
+    /// First byte; 0 when the object stands for no arena.
+    pub address: usize,
+    /// The next pool to carve.
+    pub pool_address: usize,
+    /// Pools available: never carved, or empty.
+    pub nfreepools: u32,
+    /// Pools in all.
+    pub ntotalpools: u32,
+    /// Empty pools, singly linked.
+    pub freepools: *mut PoolHeader,
+    /// Next usable arena, or next unused object.
+    pub nextarena: u32,
+    /// Previous usable arena.
+    pub prevarena: u32,
+    /// When it was taken.
+    pub serial: u64,
+}
+
+impl ArenaObject {
+    /// Address of the first whole pool.
+    pub fn first_pool(&self, geometry: &Geometry) -> usize {
+        self.address.next_multiple_of(geometry.pool_size)
+    }
+}
+
+/// An arena that is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArenaInfo {
+    /// First byte.
+    pub address: usize,
+    /// Bytes.
+    pub size: usize,
+    /// Pools that hold no block.
+    pub free_pools: usize,
+    /// Pools in all: one less than would fit when the arena's base is not a multiple of the pool size.
+    pub total_pools: usize,
+}
+
+impl Pymalloc {
+    /// The arenas now held, in the order in which they were taken, through `visit`.
+    pub fn arenas(&self) -> alloc::vec::Vec<ArenaInfo> {
+        let mut held: alloc::vec::Vec<_> = self.arenas.iter().filter(|arena| arena.address != 0).collect();
+        held.sort_unstable_by_key(|arena| arena.serial);
+        held.into_iter()
+            .map(|arena| ArenaInfo {
+                address: arena.address,
+                size: self.geometry.arena_size,
+                free_pools: arena.nfreepools as usize,
+                total_pools: arena.ntotalpools as usize,
+            })
+            .collect()
+    }
+
+    /// A pool from the fullest usable arena, or from a new one: its header and its first byte.
+    ///
+    /// # Safety
+    /// As for [`alloc`](Self::alloc).
+    pub(super) unsafe fn take_pool(this: *mut Self) -> Option<(*mut PoolHeader, *mut u8)> {
+        // SAFETY: the caller's promise; the reference to the state is made after the allocators have run.
+        unsafe {
+            if (*this).usable_arenas == NO_ARENA && !Self::new_arena(this) {
+                return None;
+            }
+            let state = &mut *this;
+            let index = state.usable_arenas;
+            let arena = &mut state.arenas[index as usize];
+            // This arena is about to leave the ones with as many free pools; being the first usable one, it is the last such only if
+            // it is the only such.
+            let nfreepools = arena.nfreepools as usize;
+            if state.nfp2lasta[nfreepools] == index {
+                state.nfp2lasta[nfreepools] = NO_ARENA;
+            }
+            if nfreepools > 1 {
+                state.nfp2lasta[nfreepools - 1] = index;
+            }
+            arena.nfreepools -= 1;
+            let pool = arena.freepools;
+            let found = if !pool.is_null() {
+                arena.freepools = (*pool).nextpool;
+                let address = state.address_of(pool);
+                (pool, ptr::with_exposed_provenance_mut(address))
+            } else {
+                let address = arena.pool_address;
+                arena.pool_address += state.geometry.pool_size;
+                let pool = state.header_at(address);
+                pool.write(PoolHeader { szidx: NO_CLASS, ..PoolHeader::sentinel(ptr::null_mut()) });
+                (pool, ptr::with_exposed_provenance_mut(address))
+            };
+            let arena = state.arenas[index as usize];
+            if arena.nfreepools == 0 {
+                // Full: no longer usable.
+                state.usable_arenas = arena.nextarena;
+                if arena.nextarena != NO_ARENA {
+                    state.arenas[arena.nextarena as usize].prevarena = NO_ARENA;
+                }
+            }
+            Some(found)
+        }
+    }
+
+    /// Takes an arena and makes it the only usable one (`new_arena`); false when none can be had.
+    ///
+    /// # Safety
+    /// As for [`alloc`](Self::alloc); no arena is usable.
+    #[cold]
+    unsafe fn new_arena(this: *mut Self) -> bool {
+        // SAFETY: the caller's promise; fields are read and written one by one, because the allocators called here may come back in.
+        unsafe {
+            if (*this).taking_arena {
+                return false;
+            }
+            (*this).taking_arena = true;
+            let taken = Self::request_arena(this);
+            (*this).taking_arena = false;
+            let Some((index, address)) = taken else { return false };
+            (*this).add_arena(index, address);
+            true
+        }
+    }
+
+    /// What taking an arena asks of others: room for its object, the arena itself, the nodes of the map.
+    unsafe fn request_arena(this: *mut Self) -> Option<(u32, usize)> {
+        // SAFETY: as in `new_arena`.
+        unsafe {
+            let raw = *(*this).raw;
+            if (*this).unused_arena_objects == NO_ARENA {
+                let count = (*(&raw const (*this).arenas)).len();
+                let wanted = if count == 0 { INITIAL_ARENA_OBJECTS } else { count * 2 };
+                // CPython's array lives in the raw domain. Whoever holds an allocator could write to it there, so ours does not, but
+                // what the raw domain is asked for is the same.
+                let table = (raw.realloc)(raw.ctx, (*this).arena_table, wanted * ARENA_OBJECT_SIZE);
+                if table.is_null() {
+                    return None;
+                }
+                (*this).arena_table = table;
+                if !(*this).add_arena_objects(wanted) {
+                    return None;
+                }
+            }
+            let index = (*this).unused_arena_objects;
+            let (size, arena_allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);
+            let arena = (arena_allocator.alloc)(arena_allocator.ctx, size);
+            if arena.is_null() {
+                return None;
+            }
+            if !Self::mark_used(this, arena.expose_provenance(), index) {
+                (arena_allocator.free)(arena_allocator.ctx, arena, size);
+                return None;
+            }
+            Some((index, arena as usize))
+        }
+    }
+
+    fn add_arena_objects(&mut self, wanted: usize) -> bool {
+        let count = self.arenas.len();
+        if self.arenas.try_reserve_exact(wanted - count).is_err() {
+            return false;
+        }
+        let unused = |index: usize| ArenaObject {
+            address: 0,
+            pool_address: 0,
+            nfreepools: 0,
+            ntotalpools: 0,
+            freepools: ptr::null_mut(),
+            nextarena: if index + 1 < wanted { index as u32 + 1 } else { NO_ARENA },
+            prevarena: NO_ARENA,
+            serial: 0,
+        };
+        self.arenas.extend((count..wanted).map(unused));
+        self.unused_arena_objects = count as u32;
+        true
+    }
+
+    /// Enters an arena into the map (`arena_map_mark_used`); false when there is no memory for it.
+    unsafe fn mark_used(this: *mut Self, base: usize, index: u32) -> bool {
+        // SAFETY: as in `new_arena`.
+        unsafe {
+            let raw = *(*this).raw;
+            while let Some(node) = (*(&raw const (*this).arena_map)).missing_node(base) {
+                let memory = (raw.calloc)(raw.ctx, 1, node.size);
+                if memory.is_null() {
+                    return false;
+                }
+                if !(*(&raw mut (*this).arena_map)).add_node(&node, memory) {
+                    (raw.free)(raw.ctx, memory);
+                    return false;
+                }
+            }
+            let state = &mut *this;
+            match state.region.slot_of(base) {
+                Some(slot) => state.region.arena_of_slot[slot] = index,
+                None => {
+                    if !state.arena_map.insert(base, index) {
+                        return false;
+                    }
+                    state.foreign_arenas += 1;
+                }
+            }
+            true
+        }
+    }
+
+    fn add_arena(&mut self, index: u32, address: usize) {
+        let geometry = self.geometry;
+        let arena = &mut self.arenas[index as usize];
+        self.unused_arena_objects = arena.nextarena;
+        let excess = address & (geometry.pool_size - 1);
+        let pools = geometry.pools_per_arena() - usize::from(excess != 0);
+        self.arena_serial += 1;
+        *arena = ArenaObject {
+            address,
+            pool_address: address.next_multiple_of(geometry.pool_size),
+            nfreepools: pools as u32,
+            ntotalpools: pools as u32,
+            freepools: ptr::null_mut(),
+            nextarena: NO_ARENA,
+            prevarena: NO_ARENA,
+            serial: self.arena_serial,
+        };
+        self.usable_arenas = index;
+        self.nfp2lasta[pools] = index;
+        self.narenas_currently_allocated += 1;
+        self.ntimes_arena_allocated += 1;
+        self.narenas_highwater = self.narenas_highwater.max(self.narenas_currently_allocated);
+    }
+
+    /// A pool has become empty: it joins its arena's free pools, and the arena moves to where its number of free pools puts it
+    /// (`insert_to_freepool`).
+    ///
+    /// # Safety
+    /// As for [`alloc`](Self::alloc); `pool` is in its class's list, `block` lies in it.
+    #[cold]
+    #[inline(never)]
+    pub(super) unsafe fn insert_to_freepool(this: *mut Self, pool: *mut PoolHeader, block: *mut u8) {
+        // SAFETY: the caller's promise; the reference to the state ends before the arena allocator runs.
+        unsafe {
+            pool::unlink(pool);
+            let Some(address) = (*this).add_free_pool(pool, block as usize) else { return };
+            let (size, allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);
+            (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(address), size);
+        }
+    }
+
+    /// Does the bookkeeping of [`insert_to_freepool`](Self::insert_to_freepool); gives the arena's address when it is to be given back.
+    fn add_free_pool(&mut self, pool: *mut PoolHeader, block: usize) -> Option<usize> {
+        let index = match self.region.slot_of(block) {
+            Some(slot) => self.region.arena_of_slot[slot],
+            None => self.arena_map.find(block).expect("a block that is freed lies in an arena"),
+        };
+        let arena = &mut self.arenas[index as usize];
+        // SAFETY: the pool is live and in no list.
+        unsafe { (*pool).nextpool = arena.freepools };
+        arena.freepools = pool;
+        let old = arena.nfreepools as usize;
+        let new = old + 1;
+        arena.nfreepools = new as u32;
+        let ArenaObject { nextarena, prevarena, ntotalpools, .. } = *arena;
+
+        // If this arena was the last of those with `old` free pools, the one before it now is, if it has as many.
+        let lastnf = self.nfp2lasta[old];
+        if lastnf == index {
+            let before = prevarena;
+            let still = before != NO_ARENA && self.arenas[before as usize].nfreepools as usize == old;
+            self.nfp2lasta[old] = if still { before } else { NO_ARENA };
+        }
+
+        if new == ntotalpools as usize && (self.empty_arena == EmptyArena::Release || nextarena != NO_ARENA) {
+            return Some(self.remove_arena(index));
+        }
+        if new == 1 {
+            // It was full, so it was in no list; it now has the fewest free pools of all.
+            let first = self.usable_arenas;
+            self.arenas[index as usize].nextarena = first;
+            self.arenas[index as usize].prevarena = NO_ARENA;
+            if first != NO_ARENA {
+                self.arenas[first as usize].prevarena = index;
+            }
+            self.usable_arenas = index;
+            if self.nfp2lasta[1] == NO_ARENA {
+                self.nfp2lasta[1] = index;
+            }
+            return None;
+        }
+        if self.nfp2lasta[new] == NO_ARENA {
+            self.nfp2lasta[new] = index;
+        }
+        if lastnf == index {
+            // It was the last of its kind, so every later one has at least as many free pools as it has now.
+            return None;
+        }
+        // It goes right behind the last of those with `old` free pools.
+        self.unlink_usable(index);
+        let after = self.arenas[lastnf as usize].nextarena;
+        self.arenas[index as usize].prevarena = lastnf;
+        self.arenas[index as usize].nextarena = after;
+        if after != NO_ARENA {
+            self.arenas[after as usize].prevarena = index;
+        }
+        self.arenas[lastnf as usize].nextarena = index;
+        None
+    }
+
+    fn unlink_usable(&mut self, index: u32) {
+        let ArenaObject { nextarena, prevarena, .. } = self.arenas[index as usize];
+        if prevarena == NO_ARENA {
+            self.usable_arenas = nextarena;
+        } else {
+            self.arenas[prevarena as usize].nextarena = nextarena;
+        }
+        if nextarena != NO_ARENA {
+            self.arenas[nextarena as usize].prevarena = prevarena;
+        }
+    }
+
+    fn remove_arena(&mut self, index: u32) -> usize {
+        self.unlink_usable(index);
+        let unused = self.unused_arena_objects;
+        let arena = &mut self.arenas[index as usize];
+        let address = core::mem::take(&mut arena.address);
+        arena.nextarena = unused;
+        self.unused_arena_objects = index;
+        match self.region.slot_of(address) {
+            Some(slot) => self.region.arena_of_slot[slot] = NO_ARENA,
+            None => {
+                self.arena_map.remove(address);
+                self.foreign_arenas -= 1;
+            }
+        }
+        self.narenas_currently_allocated -= 1;
+        address
+    }
+}

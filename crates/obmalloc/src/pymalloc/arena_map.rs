@@ -1,0 +1,251 @@
+//! The arena map: which arenas there are, by address (`arena_map_root`).
+//!
+//! CPython 3.10 and later find an address's arena through a radix tree of three levels. Here arenas in the heap's own region are
+//! found by arithmetic, so the tree is needed only for arenas that a caller's arena allocator gave; but its nodes are requested
+//! from the raw domain just as CPython requests them, and counted, because both can be seen.
+
+use alloc::vec::Vec;
+use core::ffi::c_void;
+
+use crate::address_hash::{AddressMap, AddressSet};
+use crate::profile::{Geometry, RangeCheck};
+
+/// The levels of the tree.
+#[derive(Clone, Copy)]
+struct Levels {
+    mid_shift: u32,
+    top_shift: u32,
+    top_mask: usize,
+    mid_mask: usize,
+    bot_mask: usize,
+    interior_length: usize,
+    bot_length: usize,
+}
+
+/// A node that the tree does not have yet.
+pub(crate) struct MissingNode {
+    /// Bytes that CPython asks the raw domain for.
+    pub size: usize,
+    key: NodeKey,
+}
+
+enum NodeKey {
+    Mid(usize),
+    Bot(usize),
+}
+
+/// What one aligned, arena-sized stretch of addresses is covered by (`arena_coverage_t`).
+#[derive(Clone, Copy, Default)]
+struct Coverage {
+    /// The arena that begins in it: offset of its beginning, and its index.
+    hi: Option<(usize, u32)>,
+    /// The arena that ends in it: offset of its end, and its index.
+    lo: Option<(usize, u32)>,
+}
+
+pub(crate) struct ArenaMap {
+    arena_bits: u32,
+    levels: Option<Levels>,
+    mid: AddressSet,
+    bot: AddressSet,
+    coverage: AddressMap<Coverage>,
+    /// The memory that stands for the nodes, in the raw domain.
+    nodes: Vec<*mut c_void>,
+}
+
+/// How many nodes there are and what they weigh.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArenaMapStats {
+    /// `arena_map_mid_count`
+    pub mid_count: usize,
+    /// `arena_map_bot_count`
+    pub bot_count: usize,
+    /// Bytes of the root.
+    pub root_bytes: usize,
+    /// Bytes of one middle node.
+    pub mid_bytes: usize,
+    /// Bytes of one bottom node.
+    pub bot_bytes: usize,
+}
+
+impl ArenaMap {
+    pub fn new(range_check: RangeCheck, geometry: &Geometry) -> Self {
+        let arena_bits = geometry.arena_size.trailing_zeros();
+        let levels = match range_check {
+            RangeCheck::ArenaIndex => None,
+            RangeCheck::RadixTree { address_bits, top_masked_by_bottom } => {
+                let interior_bits = (address_bits - arena_bits).div_ceil(3);
+                let bot_bits = address_bits - arena_bits - 2 * interior_bits;
+                let mask = |bits: u32| (1usize << bits) - 1;
+                Some(Levels {
+                    mid_shift: arena_bits + bot_bits,
+                    top_shift: arena_bits + bot_bits + interior_bits,
+                    top_mask: mask(if top_masked_by_bottom { bot_bits } else { interior_bits }),
+                    mid_mask: mask(interior_bits),
+                    bot_mask: mask(bot_bits),
+                    interior_length: 1 << interior_bits,
+                    bot_length: 1 << bot_bits,
+                })
+            }
+        };
+        Self {
+            arena_bits,
+            levels,
+            mid: AddressSet::default(),
+            bot: AddressSet::default(),
+            coverage: AddressMap::default(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// The next node that must be made before an arena at `base` can be marked, in the order in which CPython makes them.
+    pub fn missing_node(&self, base: usize) -> Option<MissingNode> {
+        let levels = self.levels?;
+        let ideal = base & ((1 << self.arena_bits) - 1) == 0;
+        let ends = [Some(base), (!ideal).then(|| base.wrapping_add(1 << self.arena_bits))];
+        for address in ends.into_iter().flatten() {
+            let mid = (address >> levels.top_shift) & levels.top_mask;
+            if !self.mid.contains(&mid) {
+                return Some(MissingNode { size: levels.interior_length * size_of::<usize>(), key: NodeKey::Mid(mid) });
+            }
+            let bot = (mid << usize::BITS.div_ceil(2)) | ((address >> levels.mid_shift) & levels.mid_mask);
+            if !self.bot.contains(&bot) {
+                return Some(MissingNode { size: levels.bot_length * size_of::<u64>(), key: NodeKey::Bot(bot) });
+            }
+        }
+        None
+    }
+
+    /// Adds a node, for which the raw domain gave `memory`; false when there is no room to remember it.
+    pub fn add_node(&mut self, node: &MissingNode, memory: *mut c_void) -> bool {
+        if self.nodes.try_reserve(1).is_err() {
+            return false;
+        }
+        let (set, key) = match node.key {
+            NodeKey::Mid(key) => (&mut self.mid, key),
+            NodeKey::Bot(key) => (&mut self.bot, key),
+        };
+        if set.try_reserve(1).is_err() {
+            return false;
+        }
+        set.insert(key);
+        self.nodes.push(memory);
+        true
+    }
+
+    /// Marks the arena at `base` as number `index`, so that [`find`](Self::find) finds it; false when there is no memory for that.
+    pub fn insert(&mut self, base: usize, index: u32) -> bool {
+        if self.coverage.try_reserve(2).is_err() {
+            return false;
+        }
+        let (leaf, tail) = self.leaf_of(base);
+        self.coverage.entry(leaf).or_default().hi = Some((tail, index));
+        if tail != 0 {
+            self.coverage.entry(leaf + 1).or_default().lo = Some((tail, index));
+        }
+        true
+    }
+
+    /// Undoes [`insert`](Self::insert).
+    pub fn remove(&mut self, base: usize) {
+        let (leaf, tail) = self.leaf_of(base);
+        if let Some(coverage) = self.coverage.get_mut(&leaf) {
+            coverage.hi = None;
+        }
+        if tail != 0
+            && let Some(coverage) = self.coverage.get_mut(&(leaf + 1))
+        {
+            coverage.lo = None;
+        }
+    }
+
+    /// The arena that `address` lies in, of those inserted (`address_in_range`).
+    pub fn find(&self, address: usize) -> Option<u32> {
+        let (leaf, tail) = self.leaf_of(address);
+        let coverage = self.coverage.get(&leaf)?;
+        match (coverage.lo, coverage.hi) {
+            (Some((end, index)), _) if tail < end => Some(index),
+            (_, Some((begin, index))) if tail >= begin => Some(index),
+            _ => None,
+        }
+    }
+
+    fn leaf_of(&self, address: usize) -> (usize, usize) {
+        (address >> self.arena_bits, address & ((1 << self.arena_bits) - 1))
+    }
+
+    /// What the statistics say of the map; nothing where the release has none.
+    pub fn stats(&self) -> Option<ArenaMapStats> {
+        let levels = self.levels?;
+        let interior_bytes = levels.interior_length * size_of::<usize>();
+        Some(ArenaMapStats {
+            mid_count: self.mid.len(),
+            bot_count: self.bot.len(),
+            root_bytes: interior_bytes,
+            mid_bytes: interior_bytes,
+            bot_bytes: (levels.bot_mask + 1) * size_of::<u64>(),
+        })
+    }
+
+    /// The memory that stands for the nodes, to be given back to the raw domain.
+    pub fn take_nodes(&mut self) -> Vec<*mut c_void> {
+        core::mem::take(&mut self.nodes)
+    }
+}
+
+/// The nodes that the tree of a release has after arenas at certain addresses, whatever the addresses here: for comparing a replay
+/// with the process that was recorded.
+pub struct ArenaMapCounts(ArenaMap);
+
+impl ArenaMapCounts {
+    /// A tree without nodes.
+    pub fn new(range_check: RangeCheck, geometry: &Geometry) -> Self {
+        Self(ArenaMap::new(range_check, geometry))
+    }
+
+    /// An arena was taken at `base`.
+    pub fn mark_used(&mut self, base: usize) {
+        while let Some(node) = self.0.missing_node(base) {
+            if !self.0.add_node(&node, core::ptr::null_mut()) {
+                return;
+            }
+        }
+    }
+
+    /// The counts; nothing where the release has no tree.
+    pub fn stats(&self) -> Option<ArenaMapStats> {
+        self.0.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile;
+
+    #[test]
+    fn nodes_have_the_sizes_of_each_release() {
+        let sizes = |profile: &profile::Profile| {
+            let stats = ArenaMap::new(profile.range_check, &profile.geometry).stats();
+            stats.map(|stats| (stats.root_bytes, stats.mid_bytes, stats.bot_bytes))
+        };
+        assert_eq!(sizes(&profile::V3_9), None);
+        assert_eq!(sizes(&profile::V3_10), Some((8192, 8192, 2048)));
+        assert_eq!(sizes(&profile::V3_11), Some((262_144, 262_144, 131_072)));
+    }
+
+    #[test]
+    fn misaligned_arenas_are_found_up_to_their_last_byte() {
+        let mut map = ArenaMap::new(profile::V3_13.range_check, &profile::V3_13.geometry);
+        let (size, base) = (1 << 20, 0x7f00_0000_3000);
+        assert!(map.insert(base, 4) && map.insert(base + size, 5));
+        assert_eq!(map.find(base - 1), None);
+        assert_eq!(map.find(base), Some(4));
+        assert_eq!(map.find(base + size - 1), Some(4));
+        assert_eq!(map.find(base + size), Some(5));
+        assert_eq!(map.find(base + 2 * size), None);
+        map.remove(base);
+        assert_eq!(map.find(base), None);
+        assert_eq!(map.find(base + size), Some(5));
+    }
+}

@@ -1,0 +1,476 @@
+//! Room `pymalloc`: arenas, pools, blocks (`Objects/obmalloc.c`). Leans on `profile`.
+//!
+//! The same requests, given arenas at the same bases, get the same addresses as in CPython of the profile's release. A request
+//! goes: size class → first used pool of the class → head of that pool's free list. What is rare is in the cold functions: carving
+//! the next block, taking a pool, taking an arena, giving them back.
+
+mod arena;
+mod arena_map;
+mod pool;
+mod region;
+mod stats;
+mod verify;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+
+use crate::allocator::{Allocator, ArenaAllocator};
+use crate::profile::{EmptyArena, Geometry, POOL_OVERHEAD, Profile};
+
+pub use arena::ArenaInfo;
+use arena::{ArenaObject, NO_ARENA};
+use arena_map::ArenaMap;
+pub use arena_map::{ArenaMapCounts, ArenaMapStats};
+use pool::{NO_CLASS, PoolHeader};
+use region::Region;
+pub use stats::{ClassStats, Stats};
+pub use verify::Corruption;
+
+/// The state of one pymalloc (`struct _obmalloc_state`).
+///
+/// Invariants:
+/// 1. `usedpools` points to one sentinel per size class; each heads the circular list of that class's used pools.
+/// 2. A pool's header is at `headers[(address - base) / pool size]` for addresses in the region, and at the pool's own first byte
+///    elsewhere. Blocks begin [`POOL_OVERHEAD`] bytes into the pool in both.
+/// 3. `usable_arenas` heads the list of arenas with free pools, ascending in their number; `nfp2lasta[n]` is the last of those
+///    with `n` free pools.
+/// 4. Every pointer handed out and not freed lies in a carved pool of an arena that is held.
+pub(crate) struct Pymalloc {
+    usedpools: *mut PoolHeader,
+    base: usize,
+    len: usize,
+    headers: *mut PoolHeader,
+    threshold: usize,
+    alignment_shift: u32,
+    pool_shift: u32,
+    /// Blocks that the raw domain gave for mem and obj requests (`raw_allocated_blocks`).
+    pub raw_allocated_blocks: isize,
+
+    geometry: Geometry,
+    empty_arena: EmptyArena,
+    arenas: Vec<ArenaObject>,
+    unused_arena_objects: u32,
+    usable_arenas: u32,
+    nfp2lasta: Vec<u32>,
+    arena_map: ArenaMap,
+    /// Arenas outside the region: only then is an address outside the region looked up.
+    foreign_arenas: usize,
+    narenas_currently_allocated: usize,
+    ntimes_arena_allocated: usize,
+    narenas_highwater: usize,
+    /// Arenas in the order in which they were taken, for whoever lists them.
+    arena_serial: u64,
+    /// An arena is being taken: whoever asks for another from inside the arena or raw allocator gets none.
+    taking_arena: bool,
+    /// What stands in the raw domain for the array of arena objects.
+    arena_table: *mut c_void,
+    arena_allocator: ArenaAllocator,
+    /// The raw domain's present allocator.
+    raw: *const Allocator,
+    region: Box<Region>,
+}
+
+/// How a geometry is known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
+pub(crate) trait Shape {
+    const FIXED: Option<Geometry>;
+}
+
+/// [`Geometry::SMALL`]
+pub(crate) struct SmallPools;
+/// [`Geometry::LARGE`]
+pub(crate) struct LargePools;
+/// Any geometry.
+pub(crate) struct AnyPools;
+
+impl Shape for SmallPools {
+    const FIXED: Option<Geometry> = Some(Geometry::SMALL);
+}
+impl Shape for LargePools {
+    const FIXED: Option<Geometry> = Some(Geometry::LARGE);
+}
+impl Shape for AnyPools {
+    const FIXED: Option<Geometry> = None;
+}
+
+impl Pymalloc {
+    /// An empty pymalloc whose arenas come from a region of its own, or nothing when there is no memory for its tables.
+    ///
+    /// `slack` bytes are left between arenas, for an arena allocator that places them off their natural boundary.
+    ///
+    /// # Safety
+    /// `raw` is valid as long as the pymalloc is used. The geometry has been checked.
+    pub unsafe fn new(geometry: Geometry, profile: &Profile, slack: usize, raw: *const Allocator) -> Option<Self> {
+        let mut nfp2lasta = Vec::new();
+        nfp2lasta.try_reserve_exact(geometry.pools_per_arena() + 1).ok()?;
+        let mut sentinels = Vec::new();
+        sentinels.try_reserve_exact(geometry.size_classes()).ok()?;
+        sentinels.resize(geometry.size_classes(), PoolHeader::sentinel(ptr::null_mut()));
+        let usedpools = Box::into_raw(sentinels.into_boxed_slice()).cast::<PoolHeader>();
+        for class in 0..geometry.size_classes() {
+            // SAFETY: there is one sentinel per class.
+            unsafe {
+                let at = usedpools.add(class);
+                at.write(PoolHeader::sentinel(at));
+            }
+        }
+        nfp2lasta.resize(geometry.pools_per_arena() + 1, NO_ARENA);
+        let mut region = Box::new(Region::new(geometry.arena_size, geometry.pool_size, slack));
+        let arena_allocator = region.as_allocator();
+        Some(Self {
+            usedpools,
+            base: region.base,
+            len: region.len,
+            headers: region.headers,
+            threshold: geometry.small_request_threshold,
+            alignment_shift: geometry.alignment.trailing_zeros(),
+            pool_shift: geometry.pool_size.trailing_zeros(),
+            raw_allocated_blocks: 0,
+            geometry,
+            empty_arena: profile.empty_arena,
+            arenas: Vec::new(),
+            unused_arena_objects: NO_ARENA,
+            usable_arenas: NO_ARENA,
+            nfp2lasta,
+            arena_map: ArenaMap::new(profile.range_check, &geometry),
+            foreign_arenas: 0,
+            narenas_currently_allocated: 0,
+            ntimes_arena_allocated: 0,
+            narenas_highwater: 0,
+            arena_serial: 0,
+            taking_arena: false,
+            arena_table: ptr::null_mut(),
+            arena_allocator,
+            raw,
+            region,
+        })
+    }
+
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    pub fn arena_allocator(&self) -> ArenaAllocator {
+        self.arena_allocator
+    }
+
+    pub fn set_arena_allocator(&mut self, allocator: ArenaAllocator) {
+        self.arena_allocator = allocator;
+    }
+
+    /// First byte and bytes of the reservation in which own arenas lie; two zeroes where none could be had.
+    pub fn region(&self) -> (usize, usize) {
+        (self.base, self.len)
+    }
+
+    #[inline(always)]
+    fn shape<S: Shape>(&self) -> (usize, u32, u32) {
+        match S::FIXED {
+            Some(geometry) => {
+                (geometry.small_request_threshold, geometry.alignment.trailing_zeros(), geometry.pool_size.trailing_zeros())
+            }
+            None => (self.threshold, self.alignment_shift, self.pool_shift),
+        }
+    }
+
+    /// A block for a small request (`pymalloc_alloc`); NULL when the request is not small or no arena can be had.
+    ///
+    /// # Safety
+    /// `this` is valid, and nothing else refers to its fields during the call, except from inside the arena and raw allocators.
+    #[inline(always)]
+    pub unsafe fn alloc<S: Shape>(this: *mut Self, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise; invariants 1 and 2 make every pointer followed here valid.
+        unsafe {
+            let (threshold, alignment_shift, _) = (*this).shape::<S>();
+            let class = size.wrapping_sub(1);
+            if class >= threshold {
+                return ptr::null_mut();
+            }
+            let class = class >> alignment_shift;
+            let pool = (*(*this).usedpools.add(class)).nextpool;
+            let block = (*pool).freeblock;
+            if block.is_null() {
+                // The list was empty: what was found is its own head.
+                return Self::allocate_from_new_pool::<S>(this, class);
+            }
+            let next = block.cast::<*mut u8>().read();
+            (*pool).freeblock = next;
+            (*pool).count += 1;
+            if next.is_null() {
+                Self::pymalloc_pool_extend::<S>(this, pool, block, class);
+            }
+            block
+        }
+    }
+
+    /// Carves the pool's next untouched block into its free list, or, when there is none, takes the full pool out of its list.
+    #[inline]
+    unsafe fn pymalloc_pool_extend<S: Shape>(this: *mut Self, pool: *mut PoolHeader, block: *mut u8, class: usize) {
+        // SAFETY: called by `alloc` with the pool that it took `block` from; the block carved lies in the same pool.
+        unsafe {
+            let (_, alignment_shift, pool_shift) = (*this).shape::<S>();
+            let size = (class + 1) << alignment_shift;
+            let offset = usize::from((*pool).nextoffset) << alignment_shift;
+            if offset + size <= 1 << pool_shift {
+                let in_pool = block as usize & ((1 << pool_shift) - 1);
+                let carved = block.sub(in_pool).add(offset);
+                carved.cast::<*mut u8>().write(ptr::null_mut());
+                (*pool).freeblock = carved;
+                (*pool).nextoffset += (class + 1) as u16;
+            } else {
+                pool::unlink(pool);
+            }
+        }
+    }
+
+    /// The first block of a pool that becomes the class's only used one (`allocate_from_new_pool`).
+    #[cold]
+    #[inline(never)]
+    unsafe fn allocate_from_new_pool<S: Shape>(this: *mut Self, class: usize) -> *mut u8 {
+        // SAFETY: the caller's promise; `take_pool` gives the header and address of a pool that is in no list.
+        unsafe {
+            let Some((pool, address)) = Self::take_pool(this) else { return ptr::null_mut() };
+            pool::link_front(pool, (*this).usedpools.add(class));
+            (*pool).count = 1;
+            if usize::from((*pool).szidx) == class {
+                // It held blocks of the same class before: its free list is still good.
+                let block = (*pool).freeblock;
+                (*pool).freeblock = block.cast::<*mut u8>().read();
+                return block;
+            }
+            let (_, alignment_shift, _) = (*this).shape::<S>();
+            let size = (class + 1) << alignment_shift;
+            let first = address.add(POOL_OVERHEAD);
+            let second = first.add(size);
+            second.cast::<*mut u8>().write(ptr::null_mut());
+            (*pool).szidx = class as u16;
+            (*pool).freeblock = second;
+            (*pool).nextoffset = ((POOL_OVERHEAD + 2 * size) >> alignment_shift) as u16;
+            first
+        }
+    }
+
+    /// Header of the pool that `address` lies in, if that pool is ours (`address_in_range`).
+    #[inline(always)]
+    unsafe fn pool_of<S: Shape>(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
+        // SAFETY: the caller's promise; an offset below `len` has a header.
+        unsafe {
+            let (_, _, pool_shift) = (*this).shape::<S>();
+            let offset = (address as usize).wrapping_sub((*this).base);
+            if offset < (*this).len {
+                (*this).headers.add(offset >> pool_shift)
+            } else if (*this).foreign_arenas == 0 {
+                ptr::null_mut()
+            } else {
+                Self::foreign_pool_of(this, address)
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn foreign_pool_of(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
+        // SAFETY: the caller's promise. An address inside a foreign arena has its pool's first byte in that arena too, unless it lies
+        // before the first whole pool, where no block is.
+        unsafe {
+            match (*this).arena_map.find(address as usize) {
+                Some(_) => address.sub(address as usize & ((*this).geometry.pool_size - 1)).cast(),
+                None => ptr::null_mut(),
+            }
+        }
+    }
+
+    /// Takes a block back; false when it is not one of ours (`pymalloc_free`).
+    ///
+    /// # Safety
+    /// As for [`alloc`](Self::alloc); `address` is a block of this pymalloc that is handed out, or lies outside all its arenas.
+    #[inline(always)]
+    pub unsafe fn free<S: Shape>(this: *mut Self, address: *mut u8) -> bool {
+        // SAFETY: the caller's promise; invariants 1, 2 and 4.
+        unsafe {
+            let pool = Self::pool_of::<S>(this, address);
+            if pool.is_null() {
+                return false;
+            }
+            let lastfree = (*pool).freeblock;
+            address.cast::<*mut u8>().write(lastfree);
+            (*pool).freeblock = address;
+            (*pool).count -= 1;
+            if lastfree.is_null() {
+                // It was full, so it was in no list.
+                let class = usize::from((*pool).szidx);
+                pool::link_front(pool, (*this).usedpools.add(class));
+            } else if (*pool).count == 0 {
+                Self::insert_to_freepool(this, pool, address);
+            }
+            true
+        }
+    }
+
+    /// Bytes in the block at `address`, or nothing when it is not one of ours.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[inline(always)]
+    pub unsafe fn block_size<S: Shape>(this: *mut Self, address: *mut u8) -> Option<usize> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pool = Self::pool_of::<S>(this, address);
+            if pool.is_null() {
+                return None;
+            }
+            let (_, alignment_shift, _) = (*this).shape::<S>();
+            Some((usize::from((*pool).szidx) + 1) << alignment_shift)
+        }
+    }
+
+    /// What is known of an address that may be anything; reads nothing through it.
+    pub fn locate(&self, address: usize) -> Location {
+        let mask = self.geometry.pool_size - 1;
+        let offset = address.wrapping_sub(self.base);
+        let (index, pool) = if offset < self.len {
+            let slot = offset / self.region.stride;
+            let Some(&index) = self.region.arena_of_slot.get(slot) else { return Location::Outside };
+            if index == NO_ARENA {
+                return Location::Outside;
+            }
+            // SAFETY: an offset below `len` has a header.
+            (index, unsafe { self.headers.add(offset >> self.pool_shift) })
+        } else if self.foreign_arenas != 0 {
+            match self.arena_map.find(address) {
+                Some(index) => (index, ptr::with_exposed_provenance_mut::<PoolHeader>(address & !mask)),
+                None => return Location::Outside,
+            }
+        } else {
+            return Location::Outside;
+        };
+        let arena = &self.arenas[index as usize];
+        if (address & !mask) < arena.first_pool(&self.geometry) || address >= arena.pool_address {
+            return Location::NoBlock;
+        }
+        // SAFETY: the pool has been carved, so its header is initialised and readable.
+        let header = unsafe { &*pool };
+        let offset = address & mask;
+        if header.szidx == NO_CLASS || offset < POOL_OVERHEAD {
+            return Location::NoBlock;
+        }
+        let size = self.geometry.block_size(usize::from(header.szidx));
+        let in_block = (offset - POOL_OVERHEAD) % size;
+        let begin = offset - in_block;
+        if begin + size > self.geometry.pool_size || begin >= usize::from(header.nextoffset) << self.alignment_shift {
+            return Location::NoBlock;
+        }
+        Location::Block { begin: (address & !mask) + begin, size }
+    }
+
+    /// Number of blocks handed out, raw ones for mem and obj included (`_Py_GetAllocatedBlocks`).
+    pub fn allocated_blocks(&self) -> usize {
+        let mut count = 0;
+        self.each_pool(|_, header| count += header.count as isize);
+        (count + self.raw_allocated_blocks).max(0) as usize
+    }
+
+    /// Calls `visit` with the address and header of every carved pool, arena by arena.
+    fn each_pool(&self, mut visit: impl FnMut(usize, &PoolHeader)) {
+        for arena in self.arenas.iter().filter(|arena| arena.address != 0) {
+            for pool in (arena.first_pool(&self.geometry)..arena.pool_address).step_by(self.geometry.pool_size) {
+                // SAFETY: pools below `pool_address` have been carved, so their headers are initialised.
+                visit(pool, unsafe { &*self.header_at(pool) });
+            }
+        }
+    }
+
+    /// Calls `visit` for every pool that has ever held blocks: its first block, the end of its blocks, their size, and how many are
+    /// in use.
+    pub fn each_live_pool(&self, mut visit: impl FnMut(usize, usize, usize, usize)) {
+        self.each_pool(|pool, header| {
+            if header.szidx != NO_CLASS {
+                let (first, class) = (pool + POOL_OVERHEAD, usize::from(header.szidx));
+                let size = self.geometry.block_size(class);
+                visit(first, first + self.geometry.blocks_per_pool(class) * size, size, usize::from(header.count));
+            }
+        });
+    }
+
+    /// Header of the pool that begins at `pool`.
+    fn header_at(&self, pool: usize) -> *mut PoolHeader {
+        let offset = pool.wrapping_sub(self.base);
+        if offset < self.len {
+            // SAFETY: an offset below `len` has a header.
+            unsafe { self.headers.add(offset >> self.pool_shift) }
+        } else {
+            ptr::with_exposed_provenance_mut(pool)
+        }
+    }
+
+    /// Address of the pool whose header is `header`.
+    fn address_of(&self, header: *mut PoolHeader) -> usize {
+        let offset = (header as usize).wrapping_sub(self.headers as usize);
+        if self.len != 0 && offset < (self.len >> self.pool_shift) * size_of::<PoolHeader>() {
+            self.base + ((offset / size_of::<PoolHeader>()) << self.pool_shift)
+        } else {
+            header as usize
+        }
+    }
+
+    /// Gives every arena back to the arena allocator, and what stands for the tables to the raw domain.
+    ///
+    /// # Safety
+    /// As for [`alloc`](Self::alloc); no block is used any more.
+    pub unsafe fn release(this: *mut Self) {
+        // SAFETY: the caller's promise; no reference to a field is held while the allocators run.
+        unsafe {
+            let (geometry, allocator) = ((*this).geometry, (*this).arena_allocator);
+            for index in 0..(*this).arenas.len() {
+                let base = (*(&raw const (*this).arenas)).as_slice()[index].address;
+                if base != 0 {
+                    (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(base), geometry.arena_size);
+                }
+            }
+            let raw = *(*this).raw;
+            for node in (*this).take_tables() {
+                (raw.free)(raw.ctx, node);
+            }
+        }
+    }
+
+    fn take_tables(&mut self) -> Vec<*mut c_void> {
+        self.arenas = Vec::new();
+        let mut tables = self.arena_map.take_nodes();
+        let table = core::mem::replace(&mut self.arena_table, ptr::null_mut());
+        if !table.is_null() && tables.try_reserve(1).is_ok() {
+            tables.push(table);
+        }
+        tables
+    }
+}
+
+impl Drop for Pymalloc {
+    fn drop(&mut self) {
+        let sentinels = ptr::slice_from_raw_parts_mut(self.usedpools, self.geometry.size_classes());
+        // SAFETY: `new` took them out of a box of this length.
+        drop(unsafe { Box::from_raw(sentinels) });
+    }
+}
+
+/// Where an address lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Location {
+    /// In no arena.
+    Outside,
+    /// In an arena, but where no block has ever been.
+    NoBlock,
+    /// In a block (handed out or not) of `size` bytes that begins at `begin`.
+    Block {
+        /// The block's address.
+        begin: usize,
+        /// The block's size in bytes.
+        size: usize,
+    },
+}
+
+/// Turns a C result into an option.
+pub(crate) fn non_null(address: *mut u8) -> Option<NonNull<u8>> {
+    NonNull::new(address)
+}

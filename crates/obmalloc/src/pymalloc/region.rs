@@ -1,0 +1,156 @@
+//! The address space that a heap's own arenas come from: one reservation, with the pool headers in a table beside it.
+//!
+//! CPython's headers lie 16 KiB apart and so compete for the same few cache lines; side by side they do not. And with one
+//! reservation "is this address ours" is one comparison. Where the reservation cannot be had (a limit on address space), arenas are
+//! mapped one by one as CPython does, and found through the arena map.
+
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+
+use alloc::vec::Vec;
+
+use super::pool::PoolHeader;
+use crate::allocator::ArenaAllocator;
+use crate::os;
+
+/// Address space of a heap's own arenas, bytes. It is only reserved; memory is used as arenas are.
+const REGION_SIZE: usize = 16 << 30;
+
+/// Owner of the reservation.
+pub(crate) struct Region {
+    /// First byte; 0 without a reservation.
+    pub base: usize,
+    /// Bytes; 0 without a reservation.
+    pub len: usize,
+    /// Header of the pool at `base`, then one for every pool size.
+    pub headers: *mut PoolHeader,
+    /// Bytes from one arena's place to the next.
+    pub stride: usize,
+    /// Which arena lies in which place, for every place ever used.
+    pub arena_of_slot: Vec<u32>,
+    free_slots: Vec<u32>,
+    arena_size: usize,
+    mapping: (Option<NonNull<u8>>, usize),
+    table: (Option<NonNull<u8>>, usize),
+}
+
+impl Region {
+    /// Reserves room for arenas of `arena_size` bytes, `slack` bytes apart (so that arenas can be placed off their natural
+    /// boundary), in pools of `pool_size`. Without address space the region is empty and hands out single mappings.
+    pub fn new(arena_size: usize, pool_size: usize, slack: usize) -> Self {
+        let mut region = Self {
+            base: 0,
+            len: 0,
+            headers: ptr::null_mut(),
+            stride: arena_size + slack,
+            arena_of_slot: Vec::new(),
+            free_slots: Vec::new(),
+            arena_size,
+            mapping: (None, 0),
+            table: (None, 0),
+        };
+        // The base is a multiple of the largest arena, so one arena more is mapped than used.
+        let mapping_size = REGION_SIZE + arena_size;
+        let table_size = REGION_SIZE / pool_size * size_of::<PoolHeader>();
+        let Some(mapping) = os::map(mapping_size) else { return region };
+        let Some(table) = os::map(table_size) else {
+            // SAFETY: mapped just above, and unused.
+            unsafe { os::unmap(mapping, mapping_size) };
+            return region;
+        };
+        region.mapping = (Some(mapping), mapping_size);
+        region.table = (Some(table), table_size);
+        region.headers = table.as_ptr().cast();
+        region.base = (mapping.as_ptr() as usize).next_multiple_of(arena_size);
+        region.len = REGION_SIZE;
+        region
+    }
+
+    /// Number of places for arenas.
+    fn slots(&self) -> usize {
+        self.len / self.stride
+    }
+
+    /// The place that `address` lies in, if it is in the region.
+    #[inline]
+    pub fn slot_of(&self, address: usize) -> Option<usize> {
+        let offset = address.wrapping_sub(self.base);
+        (offset < self.len).then(|| offset / self.stride)
+    }
+
+    fn slot_address(&self, slot: usize) -> NonNull<u8> {
+        let mapping = self.mapping.0.expect("a region with slots has a mapping");
+        let offset = self.base - mapping.as_ptr() as usize + slot * self.stride;
+        // SAFETY: slots lie within the mapping.
+        unsafe { mapping.add(offset) }
+    }
+
+    /// An arena, or `size` bytes of another kind; nothing when the system has no more.
+    pub fn alloc(&mut self, size: usize) -> Option<NonNull<u8>> {
+        if size != self.arena_size {
+            return os::map(size);
+        }
+        if let Some(slot) = self.free_slots.pop() {
+            return Some(self.slot_address(slot as usize));
+        }
+        let slot = self.arena_of_slot.len();
+        if slot == self.slots() {
+            return os::map(size);
+        }
+        // Room in both tables now, so that giving the arena back cannot fail.
+        self.arena_of_slot.try_reserve(1).ok()?;
+        self.free_slots.try_reserve(slot + 1).ok()?;
+        self.arena_of_slot.push(u32::MAX);
+        Some(self.slot_address(slot))
+    }
+
+    /// Takes back what [`alloc`](Self::alloc) gave.
+    ///
+    /// # Safety
+    /// `address` and `size` are those of one `alloc` (an arena's address may be anywhere in its first pool), and nothing points into
+    /// it any more.
+    pub unsafe fn free(&mut self, address: NonNull<u8>, size: usize) {
+        match self.slot_of(address.as_ptr() as usize) {
+            Some(slot) => {
+                // SAFETY: the whole place belongs to the arena that is given back.
+                unsafe { os::decommit(self.slot_address(slot), self.stride) };
+                self.free_slots.push(slot as u32);
+            }
+            // SAFETY: outside the region it was a mapping of its own.
+            None => unsafe { os::unmap(address, size) },
+        }
+    }
+
+    /// This region as an arena allocator.
+    pub fn as_allocator(&mut self) -> ArenaAllocator {
+        ArenaAllocator { ctx: ptr::from_mut(self).cast(), alloc: region_alloc, free: region_free }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        for (address, size) in [self.mapping, self.table] {
+            if let Some(address) = address {
+                // SAFETY: the owner of the region is gone, and with it every arena.
+                unsafe { os::unmap(address, size) };
+            }
+        }
+    }
+}
+
+/// `_PyObject_ArenaMmap`
+unsafe extern "C" fn region_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: `ctx` is the region that made this allocator, and no other reference to it is held across arena calls.
+    let region = unsafe { &mut *ctx.cast::<Region>() };
+    region.alloc(size).map_or(ptr::null_mut(), |address| address.as_ptr().cast())
+}
+
+/// `_PyObject_ArenaMunmap`
+unsafe extern "C" fn region_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+    // SAFETY: as above; the caller gives back what it was given.
+    unsafe {
+        if let Some(address) = NonNull::new(address.cast()) {
+            (*ctx.cast::<Region>()).free(address, size);
+        }
+    }
+}

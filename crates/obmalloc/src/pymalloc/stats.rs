@@ -1,0 +1,135 @@
+//! The statistics of `sys._debugmallocstats()` (`_PyObject_DebugMallocStats`), as numbers and as CPython's text.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+
+use super::Pymalloc;
+use super::arena_map::ArenaMapStats;
+use crate::profile::{Geometry, POOL_OVERHEAD};
+
+/// What the pools of one size class hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ClassStats {
+    /// Pools that hold at least one block.
+    pub pools: usize,
+    /// Blocks handed out.
+    pub blocks_in_use: usize,
+    /// Blocks that these pools could still hand out.
+    pub avail_blocks: usize,
+}
+
+/// A census of arenas, pools and blocks. Its text ([`Display`](fmt::Display)) is CPython's, character for character.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stats {
+    /// The sizes it was taken with.
+    pub geometry: Geometry,
+    /// One entry per size class.
+    pub classes: Vec<ClassStats>,
+    /// Arenas ever taken.
+    pub arenas_allocated_total: usize,
+    /// Most arenas held at one time.
+    pub arenas_highwater: usize,
+    /// Arenas held now.
+    pub arenas: usize,
+    /// Pools of those arenas that hold no block.
+    pub unused_pools: usize,
+    /// Bytes that arenas lose because their base is not a multiple of the pool size.
+    pub arena_alignment: usize,
+    /// The arena map, where the release has one.
+    pub arena_map: Option<ArenaMapStats>,
+}
+
+impl Pymalloc {
+    pub fn stats(&self) -> Stats {
+        let geometry = self.geometry;
+        let mut stats = Stats {
+            geometry,
+            classes: alloc::vec![ClassStats::default(); geometry.size_classes()],
+            arenas_allocated_total: self.ntimes_arena_allocated,
+            arenas_highwater: self.narenas_highwater,
+            arenas: self.narenas_currently_allocated,
+            unused_pools: 0,
+            arena_alignment: 0,
+            arena_map: self.arena_map.stats(),
+        };
+        for arena in self.arenas.iter().filter(|arena| arena.address != 0) {
+            stats.unused_pools += arena.nfreepools as usize;
+            if !arena.address.is_multiple_of(geometry.pool_size) {
+                stats.arena_alignment += geometry.pool_size;
+            }
+        }
+        self.each_pool(|_, header| {
+            if header.count != 0 {
+                let class = usize::from(header.szidx);
+                let count = usize::from(header.count);
+                let entry = &mut stats.classes[class];
+                entry.pools += 1;
+                entry.blocks_in_use += count;
+                entry.avail_blocks += geometry.blocks_per_pool(class) - count;
+            }
+        });
+        stats
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let geometry = &self.geometry;
+        let (threshold, classes) = (geometry.small_request_threshold, geometry.size_classes());
+        writeln!(f, "Small block threshold = {threshold}, in {classes} size classes.\n")?;
+        writeln!(f, "class   size   num pools   blocks in use  avail blocks")?;
+        writeln!(f, "-----   ----   ---------   -------------  ------------")?;
+        let (mut allocated, mut available, mut headers, mut quantization) = (0, 0, 0, 0);
+        for (class, entry) in self.classes.iter().enumerate().filter(|(_, entry)| entry.pools != 0) {
+            let size = geometry.block_size(class);
+            let ClassStats { pools, blocks_in_use, avail_blocks } = *entry;
+            writeln!(f, "{class:5} {size:6} {pools:11} {blocks_in_use:15} {avail_blocks:13}")?;
+            allocated += blocks_in_use * size;
+            available += avail_blocks * size;
+            headers += pools * POOL_OVERHEAD;
+            quantization += pools * ((geometry.pool_size - POOL_OVERHEAD) % size);
+        }
+        writeln!(f)?;
+        printone(f, "# arenas allocated total", self.arenas_allocated_total)?;
+        printone(f, "# arenas reclaimed", self.arenas_allocated_total - self.arenas)?;
+        printone(f, "# arenas highwater mark", self.arenas_highwater)?;
+        printone(f, "# arenas allocated current", self.arenas)?;
+        let arena_bytes = self.arenas * geometry.arena_size;
+        printone(f, format_args!("{} arenas * {} bytes/arena", self.arenas, geometry.arena_size), arena_bytes)?;
+        writeln!(f)?;
+        let unused = self.unused_pools * geometry.pool_size;
+        printone(f, "# bytes in allocated blocks", allocated)?;
+        printone(f, "# bytes in available blocks", available)?;
+        printone(f, format_args!("{} unused pools * {} bytes", self.unused_pools, geometry.pool_size), unused)?;
+        printone(f, "# bytes lost to pool headers", headers)?;
+        printone(f, "# bytes lost to quantization", quantization)?;
+        printone(f, "# bytes lost to arena alignment", self.arena_alignment)?;
+        printone(f, "Total", allocated + available + unused + headers + quantization + self.arena_alignment)?;
+        let Some(map) = &self.arena_map else { return Ok(()) };
+        let (mid, bot) = (map.mid_bytes * map.mid_count, map.bot_bytes * map.bot_count);
+        writeln!(f, "\narena map counts")?;
+        printone(f, "# arena map mid nodes", map.mid_count)?;
+        printone(f, "# arena map bot nodes", map.bot_count)?;
+        writeln!(f)?;
+        printone(f, "# bytes lost to arena map root", map.root_bytes)?;
+        printone(f, "# bytes lost to arena map mid", mid)?;
+        printone(f, "# bytes lost to arena map bot", bot)?;
+        printone(f, "Total", map.root_bytes + mid + bot)
+    }
+}
+
+/// One line: the text padded to 35 columns, `=`, the number with thousands commas at the right of 21 columns.
+fn printone(f: &mut fmt::Formatter<'_>, text: impl fmt::Display, value: usize) -> fmt::Result {
+    let mut label = String::new();
+    write!(label, "{text}")?;
+    let digits = alloc::format!("{value}");
+    let mut number = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index != 0 && (digits.len() - index).is_multiple_of(3) {
+            number.push(',');
+        }
+        number.push(digit);
+    }
+    writeln!(f, "{label:35}={number:>21}")
+}

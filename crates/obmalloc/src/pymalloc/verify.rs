@@ -1,0 +1,206 @@
+//! A walk over every structure of a pymalloc, for `verify()` and for property tests.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use super::arena::NO_ARENA;
+use super::pool::{NO_CLASS, PoolHeader};
+use super::{Location, Pymalloc};
+use crate::profile::POOL_OVERHEAD;
+
+/// The first thing that does not hold, found by a walk over a heap's structures.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Corruption {
+    /// What does not hold.
+    pub what: String,
+    /// Where: the pool, arena or block concerned.
+    pub address: usize,
+}
+
+impl fmt::Display for Corruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (at {:#x})", self.what, self.address)
+    }
+}
+
+impl core::error::Error for Corruption {}
+
+macro_rules! ensure {
+    ($holds:expr, $address:expr, $($what:tt)+) => {
+        if !$holds {
+            return Err(Corruption { what: alloc::format!($($what)+), address: $address });
+        }
+    };
+}
+
+impl Pymalloc {
+    /// Walks arenas, pools and free lists.
+    ///
+    /// # Errors
+    /// The first structure that does not hold.
+    pub fn verify(&self) -> Result<(), Corruption> {
+        self.verify_arenas()?;
+        let used = self.verify_used_lists()?;
+        let mut used_seen = 0;
+        for arena in self.arenas.iter().filter(|arena| arena.address != 0) {
+            let mut free = Vec::new();
+            let mut pool = arena.freepools;
+            while !pool.is_null() {
+                let address = self.address_of(pool);
+                let carved = (arena.first_pool(&self.geometry)..arena.pool_address).contains(&address);
+                ensure!(carved && self.header_at(address) == pool, address, "a free pool lies outside its arena's carved pools");
+                ensure!(!free.contains(&address), address, "a pool stands twice in its arena's free pools");
+                free.push(address);
+                // SAFETY: checked just above to be a carved pool's header.
+                pool = unsafe { (*pool).nextpool };
+            }
+            let end = arena.first_pool(&self.geometry) + arena.ntotalpools as usize * self.geometry.pool_size;
+            let uncarved = (end - arena.pool_address) / self.geometry.pool_size;
+            let expected = free.len() + uncarved;
+            ensure!(
+                arena.nfreepools as usize == expected,
+                arena.address,
+                "an arena counts {} free pools, but has {expected}",
+                arena.nfreepools
+            );
+            for address in (arena.first_pool(&self.geometry)..arena.pool_address).step_by(self.geometry.pool_size) {
+                let header = self.header_at(address);
+                // SAFETY: carved pools have initialised headers.
+                let header = unsafe { &*header };
+                ensure!(
+                    (header.count == 0) == free.contains(&address),
+                    address,
+                    "a pool with {} blocks is in the wrong list",
+                    header.count
+                );
+                self.verify_pool(address, header)?;
+                used_seen += usize::from(header.count != 0 && !header.freeblock.is_null());
+            }
+        }
+        ensure!(used == used_seen, 0, "{used} pools are in the lists of used pools, but {used_seen} pools are used");
+        Ok(())
+    }
+
+    /// Each class's list holds pools of that class with free blocks and blocks in use. Gives the number of pools in all lists.
+    fn verify_used_lists(&self) -> Result<usize, Corruption> {
+        let most = self.narenas_currently_allocated * self.geometry.pools_per_arena();
+        let mut seen = 0;
+        for class in 0..self.geometry.size_classes() {
+            // SAFETY: invariant 1: one sentinel per class.
+            let head = unsafe { self.usedpools.add(class) };
+            // SAFETY: as above.
+            let mut pool = unsafe { (*head).nextpool };
+            while pool != head {
+                let address = self.address_of(pool);
+                let carved = matches!(self.locate(address + POOL_OVERHEAD), Location::Block { .. });
+                ensure!(carved, address, "the list of size class {class} leads out of the pools");
+                // SAFETY: a carved pool's header.
+                let (header, next) = unsafe { (&*pool, (*pool).nextpool) };
+                ensure!(
+                    usize::from(header.szidx) == class,
+                    address,
+                    "a pool of class {} is in the list of class {class}",
+                    header.szidx
+                );
+                ensure!(
+                    header.count != 0 && !header.freeblock.is_null(),
+                    address,
+                    "a pool that is full or empty is in a list of used pools"
+                );
+                // SAFETY: `next` is the sentinel or, as the next turn checks, a header; its back link is only compared.
+                let back = if next == head || self.is_header(next) { unsafe { (*next).prevpool } } else { core::ptr::null_mut() };
+                ensure!(back == pool, address, "the links of a list of used pools do not agree");
+                seen += 1;
+                ensure!(seen <= most, address, "a list of used pools runs in a circle");
+                pool = next;
+            }
+        }
+        Ok(seen)
+    }
+
+    fn is_header(&self, pool: *mut PoolHeader) -> bool {
+        matches!(self.locate(self.address_of(pool) + POOL_OVERHEAD), Location::Block { .. })
+    }
+
+    /// The free list of a pool stays inside it, visits no block twice, and has as many blocks as are not in use.
+    fn verify_pool(&self, address: usize, header: &PoolHeader) -> Result<(), Corruption> {
+        if header.szidx == NO_CLASS {
+            return Ok(());
+        }
+        let class = usize::from(header.szidx);
+        ensure!(
+            class < self.geometry.size_classes(),
+            address,
+            "a pool has size class {class}, of {}",
+            self.geometry.size_classes()
+        );
+        let size = self.geometry.block_size(class);
+        let touched = ((usize::from(header.nextoffset) << self.alignment_shift) - POOL_OVERHEAD) / size;
+        ensure!(touched <= self.geometry.blocks_per_pool(class), address, "a pool has carved more blocks than it holds");
+        let mut free = alloc::vec![false; touched];
+        let mut count = 0;
+        let mut block = header.freeblock;
+        while !block.is_null() {
+            let offset = (block as usize).wrapping_sub(address).wrapping_sub(POOL_OVERHEAD);
+            let index = offset / size;
+            ensure!(
+                offset.is_multiple_of(size) && index < touched,
+                address,
+                "a free list leads to {block:p}, which is no block of its pool"
+            );
+            ensure!(!free[index], address, "a free list visits block {index} twice");
+            free[index] = true;
+            count += 1;
+            // SAFETY: checked just above to be a block of this pool that is not handed out.
+            block = unsafe { block.cast::<*mut u8>().read() };
+        }
+        let in_use = touched - count;
+        ensure!(
+            usize::from(header.count) == in_use,
+            address,
+            "a pool counts {} blocks in use, but {in_use} are not free",
+            header.count
+        );
+        ensure!(
+            count != 0 || touched == self.geometry.blocks_per_pool(class),
+            address,
+            "a pool has no free block, but room for more"
+        );
+        Ok(())
+    }
+
+    /// The usable arenas ascend in their number of free pools, and the fingers point to the last of each number.
+    fn verify_arenas(&self) -> Result<(), Corruption> {
+        let held = self.arenas.iter().filter(|arena| arena.address != 0).count();
+        ensure!(
+            held == self.narenas_currently_allocated,
+            0,
+            "{} arenas are counted, but {held} are held",
+            self.narenas_currently_allocated
+        );
+        let mut last = alloc::vec![NO_ARENA; self.nfp2lasta.len()];
+        let (mut usable, mut before, mut fewest) = (0, NO_ARENA, 1);
+        let mut index = self.usable_arenas;
+        while index != NO_ARENA {
+            ensure!((index as usize) < self.arenas.len(), 0, "the usable arenas lead to arena {index}, of {}", self.arenas.len());
+            let arena = &self.arenas[index as usize];
+            let free = arena.nfreepools as usize;
+            ensure!(arena.address != 0, 0, "arena {index} is usable but not held");
+            ensure!(arena.prevarena == before, arena.address, "the links of the usable arenas do not agree");
+            ensure!(
+                free >= fewest && free < last.len(),
+                arena.address,
+                "an arena with {free} free pools follows one with {fewest}"
+            );
+            usable += 1;
+            ensure!(usable <= held, arena.address, "the usable arenas run in a circle");
+            last[free] = index;
+            (before, fewest, index) = (index, free, arena.nextarena);
+        }
+        ensure!(last == self.nfp2lasta, 0, "the fingers into the usable arenas are wrong");
+        let with_free_pools = self.arenas.iter().filter(|arena| arena.address != 0 && arena.nfreepools != 0).count();
+        ensure!(usable == with_free_pools, 0, "{usable} arenas are usable, but {with_free_pools} have free pools");
+        Ok(())
+    }
+}

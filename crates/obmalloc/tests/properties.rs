@@ -1,0 +1,120 @@
+//! Random programs on geometries so small that every edge is met, with the whole heap walked after each operation.
+
+mod common;
+
+use common::{Op, Random, program, run, shrink};
+use obmalloc::profile::{self, Geometry, Profile};
+use obmalloc::{ArenaAllocator, CheckedHeap, HeapOptions};
+
+/// Four pools an arena: arenas come and go all the time.
+const TINY: Geometry = Geometry { arena_size: 64 << 10, pool_size: 16 << 10, alignment: 16, small_request_threshold: 4096 };
+/// Small pools and 8-byte alignment.
+const NARROW: Geometry = Geometry { arena_size: 64 << 10, pool_size: 4 << 10, alignment: 8, small_request_threshold: 512 };
+
+fn heap(profile: &'static Profile, geometry: Option<Geometry>) -> CheckedHeap {
+    CheckedHeap::new(HeapOptions { geometry, ..HeapOptions::new(profile) }).expect("a heap")
+}
+
+/// The seed of this run: from `OBMALLOC_SEED`, or a new one; always printed.
+fn seed() -> u64 {
+    let seed = std::env::var("OBMALLOC_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64);
+    println!("OBMALLOC_SEED={seed}");
+    seed
+}
+
+fn hold(make: impl Fn() -> CheckedHeap, ops: Vec<Op>, seed: u64) {
+    let attempt = |ops: &[Op]| run(&make(), ops, |heap| heap.verify().map_err(|corruption| corruption.to_string()));
+    if let Err(error) = attempt(&ops) {
+        let shortest = shrink(ops, |ops| attempt(ops).is_err());
+        panic!("seed {seed}: {error}\nshortest: {shortest:#?}\n{:?}", attempt(&shortest));
+    }
+}
+
+#[test]
+fn every_structure_holds_after_each_operation_on_tiny_geometries() {
+    let seed = seed();
+    for (index, profile) in [&profile::V3_8, &profile::V3_9, &profile::V3_14].into_iter().enumerate() {
+        for (geometry, largest) in [(TINY, 4200), (NARROW, 600)] {
+            let ops = program(seed + index as u64, 3000, largest);
+            hold(|| heap(profile, Some(geometry)), ops, seed + index as u64);
+        }
+    }
+}
+
+#[test]
+fn every_structure_holds_in_arenas_of_a_foreign_allocator() {
+    let seed = seed();
+    for misalignment in [0, 16, 0x1000, 0x2010, 0x3ff0] {
+        let make = || {
+            let heap = heap(&profile::V3_14, Some(TINY));
+            // SAFETY: the functions give and take blocks of the C library, and do not unwind.
+            unsafe { heap.set_arena_allocator(misaligned(misalignment)) };
+            heap
+        };
+        hold(make, program(seed, 2000, 4200), seed);
+    }
+}
+
+/// Arenas from the C library, `misalignment` bytes off a boundary of 64 KiB.
+fn misaligned(misalignment: usize) -> ArenaAllocator {
+    use std::alloc::{Layout, alloc, dealloc};
+    use std::ffi::c_void;
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size + (64 << 10), 64 << 10).expect("a layout")
+    }
+    unsafe extern "C" fn give(ctx: *mut c_void, size: usize) -> *mut c_void {
+        // SAFETY: the layout is not empty, and has room for the misalignment.
+        unsafe { alloc(layout(size)).add(ctx as usize).cast() }
+    }
+    unsafe extern "C" fn take(ctx: *mut c_void, address: *mut c_void, size: usize) {
+        // SAFETY: what `give` gave.
+        unsafe { dealloc(address.cast::<u8>().sub(ctx as usize), layout(size)) }
+    }
+    ArenaAllocator { ctx: misalignment as *mut c_void, alloc: give, free: take }
+}
+
+#[test]
+fn releases_with_the_same_rules_give_the_same_addresses() {
+    let seed = seed();
+    let ops = program(seed, 20_000, 600);
+    let trace = |profile: &'static Profile| {
+        let heap = heap(profile, None);
+        let base = heap.region().0;
+        let mut seen = Vec::new();
+        run(&heap, &ops, |heap| {
+            seen.push((heap.arenas().len(), heap.allocated_blocks()));
+            Ok(())
+        })
+        .expect("runs");
+        let arenas: Vec<usize> = heap.arenas().iter().map(|arena| arena.address - base).collect();
+        (seen, arenas, heap.stats().classes)
+    };
+    assert_eq!(trace(&profile::V3_10), trace(&profile::V3_15));
+}
+
+#[test]
+fn all_sizes_from_0_to_600_give_what_was_asked() {
+    for profile in profile::ALL {
+        let heap = heap(profile, None);
+        for domain in obmalloc::Domain::ALL {
+            let mut blocks = Vec::new();
+            for size in 0..=600usize {
+                let block = heap.malloc(domain, size).expect("memory").as_ptr() as usize;
+                let usable = heap.usable_size(domain, block).expect("live");
+                let small = domain != obmalloc::Domain::Raw && (1..=512).contains(&size);
+                assert_eq!(usable, if small { size.next_multiple_of(16) } else { size }, "{size} bytes in {domain}");
+                assert_eq!(block % 16, 0);
+                blocks.push(block);
+                heap.verify().expect("holds");
+            }
+            let mut random = Random::new(blocks.len() as u64);
+            while !blocks.is_empty() {
+                let block = blocks.swap_remove(random.below(blocks.len()));
+                heap.free(domain, block).expect("live");
+                heap.verify().expect("holds");
+            }
+            assert_eq!(heap.allocated_blocks(), 0);
+        }
+    }
+}
