@@ -167,8 +167,21 @@ impl<'a> BlockWriter<'a> {
         self.at += 1;
     }
 
+    /// Writes a varint. How long they are varies from event to event and cannot be predicted, so all of it is written at once,
+    /// with bytes behind it that the next field overwrites.
     #[inline]
-    fn varint(&mut self, mut value: u64) {
+    fn varint(&mut self, value: u64) {
+        if value >> 56 != 0 {
+            return self.long_varint(value);
+        }
+        let (word, length) = varint_word(value);
+        let at = self.at;
+        self.bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        self.at = at + length;
+    }
+
+    #[cold]
+    fn long_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.byte(value as u8 | 0x80);
             value >>= 7;
@@ -296,6 +309,18 @@ impl<'a> BlockWriter<'a> {
     }
 }
 
+/// The varint of a value below 2^56 in the low bytes of a word, and its length in bytes: the value's groups of seven bits are spread
+/// to eight by halves, and every byte but the last gets its high bit.
+#[inline]
+fn varint_word(value: u64) -> (u64, usize) {
+    let halves = (value & 0x0fff_ffff) | ((value << 4) & 0x0fff_ffff_0000_0000);
+    let quarters = (halves & 0x0000_3fff_0000_3fff) | ((halves << 2) & 0x3fff_0000_3fff_0000);
+    let groups = (quarters & 0x007f_007f_007f_007f) | ((quarters << 1) & 0x7f00_7f00_7f00_7f00);
+    // Seventh of the highest bit's index: 37/256 is 1/7 for as far as 55.
+    let more = ((63 - (value | 1).leading_zeros()) * 37) >> 8;
+    (groups | (0x8080_8080_8080_8080 & ((1 << (8 * more)) - 1)), more as usize + 1)
+}
+
 /// Where in the present block a count can still be set.
 pub struct PatchToken(usize);
 
@@ -320,7 +345,7 @@ pub enum FormatError {
     Header,
     /// A block's checksum does not fit its payload (offset of the block in the file).
     Checksum(usize),
-    /// A block's payload does not decode (offset of the block in the file).
+    /// An event does not decode (its offset in the file).
     Event(usize),
 }
 
@@ -331,7 +356,7 @@ impl std::fmt::Display for FormatError {
             Self::Version(found) => write!(f, "trace format {found}: expected format {VERSION}"),
             Self::Header => write!(f, "the trace's header is cut off or damaged"),
             Self::Checksum(at) => write!(f, "the block at byte {at} is damaged: its checksum does not match"),
-            Self::Event(at) => write!(f, "the block at byte {at} holds an event that does not decode"),
+            Self::Event(at) => write!(f, "the event at byte {at} does not decode"),
         }
     }
 }
@@ -339,43 +364,55 @@ impl std::fmt::Display for FormatError {
 impl std::error::Error for FormatError {}
 
 /// Reads a trace that is in memory, block by block.
-pub struct Reader<'a> {
-    header: &'a str,
-    bytes: &'a [u8],
-    at: usize,
-    block: Block<'a>,
+pub struct Reader<B> {
+    bytes: B,
+    /// Where the header ends.
+    blocks: usize,
+    /// Where the next block begins.
+    next: usize,
+    block: Block,
+    /// The address before.
+    last: u64,
     truncated: bool,
 }
 
-struct Block<'a> {
-    payload: &'a [u8],
-    at: usize,
+/// The block being read.
+#[derive(Clone, Copy, Default)]
+struct Block {
+    begin: usize,
+    end: usize,
     left: u32,
-    last: u64,
-    offset: usize,
 }
 
-impl<'a> Reader<'a> {
+/// A position inside a payload.
+struct Cursor<'a> {
+    payload: &'a [u8],
+    at: usize,
+    last: u64,
+}
+
+impl<B: AsRef<[u8]>> Reader<B> {
     /// Opens the trace in `bytes`.
     ///
     /// # Errors
     /// When it is no trace, or one of another version, or its header is damaged.
-    pub fn new(bytes: &'a [u8]) -> Result<Self, FormatError> {
-        if bytes.len() < 16 || bytes[..8] != MAGIC {
+    pub fn new(bytes: B) -> Result<Self, FormatError> {
+        let head = bytes.as_ref();
+        if head.len() < 16 || head[..8] != MAGIC {
             return Err(FormatError::NotATrace);
         }
-        let version = le32(bytes, 8);
+        let version = le32(head, 8);
         if version != VERSION {
             return Err(FormatError::Version(version));
         }
-        let end = 16 + le32(bytes, 12) as usize;
-        let header = bytes.get(16..end).and_then(|header| std::str::from_utf8(header).ok()).ok_or(FormatError::Header)?;
-        Ok(Self { header, bytes, at: end, block: Block { payload: &[], at: 0, left: 0, last: 0, offset: 0 }, truncated: false })
+        let blocks = 16 + le32(head, 12) as usize;
+        head.get(16..blocks).and_then(|header| std::str::from_utf8(header).ok()).ok_or(FormatError::Header)?;
+        Ok(Self { bytes, blocks, next: blocks, block: Block::default(), last: 0, truncated: false })
     }
 
     /// The header: a JSON object.
-    pub fn header(&self) -> &'a str {
-        self.header
+    pub fn header(&self) -> &str {
+        std::str::from_utf8(&self.bytes.as_ref()[16..self.blocks]).expect("checked when the trace was opened")
     }
 
     /// After the last event: whether the file ended inside a block, as it does when the recorded process was killed.
@@ -383,31 +420,43 @@ impl<'a> Reader<'a> {
         self.truncated
     }
 
+    /// Bytes of the file that have been read, and bytes in all.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.block.begin.max(self.blocks), self.bytes.as_ref().len())
+    }
+
     fn next_block(&mut self) -> Result<bool, FormatError> {
-        let rest = &self.bytes[self.at..];
+        let rest = &self.bytes.as_ref()[self.next..];
         if rest.is_empty() {
             return Ok(false);
         }
-        let length = if rest.len() < BLOCK_HEADER { usize::MAX } else { le32(rest, 0) as usize };
+        let length = if rest.len() < BLOCK_HEADER { 0 } else { le32(rest, 0) as usize };
         if rest.len() < BLOCK_HEADER || (length <= MAX_PAYLOAD && rest.len() - BLOCK_HEADER < length) {
             self.truncated = true;
+            self.next += rest.len();
             return Ok(false);
         }
         if length > MAX_PAYLOAD {
-            return Err(FormatError::Checksum(self.at));
+            return Err(FormatError::Checksum(self.next));
         }
-        let payload = &rest[BLOCK_HEADER..BLOCK_HEADER + length];
         let sum = u64::from_le_bytes(rest[8..16].try_into().expect("eight bytes"));
-        if checksum(payload) != sum {
-            return Err(FormatError::Checksum(self.at));
+        if checksum(&rest[BLOCK_HEADER..BLOCK_HEADER + length]) != sum {
+            return Err(FormatError::Checksum(self.next));
         }
-        self.block = Block { payload, at: 0, left: le32(rest, 4), last: 0, offset: self.at };
-        self.at += BLOCK_HEADER + length;
+        let begin = self.next + BLOCK_HEADER;
+        self.block = Block { begin, end: begin + length, left: le32(rest, 4) };
+        self.last = 0;
+        self.next = begin + length;
         Ok(true)
+    }
+
+    fn stop(&mut self) {
+        self.block.left = 0;
+        self.next = self.bytes.as_ref().len();
     }
 }
 
-impl Iterator for Reader<'_> {
+impl<B: AsRef<[u8]>> Iterator for Reader<B> {
     type Item = Result<Event, FormatError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -416,21 +465,29 @@ impl Iterator for Reader<'_> {
                 Ok(true) => {}
                 Ok(false) => return None,
                 Err(error) => {
-                    self.at = self.bytes.len();
+                    self.stop();
                     return Some(Err(error));
                 }
             }
         }
-        self.block.left -= 1;
-        let event = self.block.event().ok_or(FormatError::Event(self.block.offset));
-        if event.is_err() {
-            (self.block.left, self.at) = (0, self.bytes.len());
+        let Block { begin, end, .. } = self.block;
+        let mut cursor = Cursor { payload: &self.bytes.as_ref()[begin..end], at: 0, last: self.last };
+        match cursor.event() {
+            Some(event) => {
+                self.last = cursor.last;
+                self.block.begin += cursor.at;
+                self.block.left -= 1;
+                Some(Ok(event))
+            }
+            None => {
+                self.stop();
+                Some(Err(FormatError::Event(begin)))
+            }
         }
-        Some(event)
     }
 }
 
-impl Block<'_> {
+impl Cursor<'_> {
     fn byte(&mut self) -> Option<u8> {
         let byte = *self.payload.get(self.at)?;
         self.at += 1;
@@ -581,6 +638,20 @@ mod tests {
             bad[at] ^= 0x10;
             let last = Reader::new(&bad).unwrap().last().unwrap();
             assert_eq!(last, Err(FormatError::Checksum(18)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn varints_of_every_length_come_back() {
+        for bits in 0..64 {
+            for size in [1u64 << bits, (1u64 << bits) - 1, u64::MAX >> bits, 0x5a5a_5a5a_5a5a_5a5a >> bits] {
+                let mut memory = [0; 256];
+                let mut block = BlockWriter::new(&mut memory);
+                block.malloc(Domain::Raw, false, size, size);
+                let trace = [&file_head("")[..], block.finish()].concat();
+                let event = Event::Malloc { domain: Domain::Raw, nested: false, size, result: size };
+                assert_eq!(Reader::new(&trace).unwrap().map(Result::unwrap).collect::<Vec<_>>(), [event], "{size:#x}");
+            }
         }
     }
 

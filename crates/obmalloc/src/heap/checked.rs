@@ -162,7 +162,7 @@ impl CheckedHeap {
 
     /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
     pub fn region(&self) -> (usize, usize) {
-        self.heap.pymalloc().region()
+        self.heap.region()
     }
 
     /// The live blocks that are not in the region: address, bytes, domain.

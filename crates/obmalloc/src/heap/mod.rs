@@ -198,6 +198,11 @@ impl Heap {
         unsafe { (*self.domains.as_ptr()).pymalloc.set_arena_allocator(allocator) };
     }
 
+    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
+    pub fn region(&self) -> (usize, usize) {
+        self.pymalloc().region()
+    }
+
     /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, those that came from raw included.
     pub fn allocated_blocks(&self) -> usize {
         self.pymalloc().allocated_blocks()

@@ -1,0 +1,70 @@
+//! Programs: a trace's mem and obj calls with slots in place of addresses, so that they can be run against any allocator and timed.
+
+use std::ffi::c_void;
+use std::time::{Duration, Instant};
+
+use obmalloc::Allocator;
+
+/// What a call does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the names of C's functions")]
+#[repr(u8)]
+pub enum Verb {
+    Malloc = 0,
+    Calloc = 1,
+    Realloc = 2,
+    Free = 3,
+}
+
+/// One call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Op {
+    /// Verb, and bit 2 for obj rather than mem.
+    tag: u32,
+    /// Where the block's address is kept.
+    slot: u32,
+    /// Bytes.
+    size: u64,
+}
+
+impl Op {
+    /// A call on the obj domain (or the mem domain) for the block in `slot`.
+    pub const fn new(verb: Verb, obj: bool, slot: u32, size: usize) -> Self {
+        Self { tag: verb as u32 | (obj as u32) << 2, slot, size: size as u64 }
+    }
+}
+
+/// Runs a program through a mem and an obj allocator, both called by function pointer as CPython calls them, and gives the time that
+/// the calls took. What is still live at the end is freed outside that time.
+///
+/// # Safety
+/// The allocators do what [`Allocator`] says.
+pub unsafe fn run(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator) -> Duration {
+    let mut blocks: Vec<(*mut c_void, bool)> = vec![(std::ptr::null_mut(), false); slots];
+    let start = Instant::now();
+    for op in ops {
+        let is_obj = op.tag & 4 != 0;
+        let allocator = if is_obj { obj } else { mem };
+        let block = &mut blocks[op.slot as usize];
+        // SAFETY: a slot holds NULL or a live block: the program was made from calls that were right.
+        let address = unsafe {
+            match op.tag & 3 {
+                0 => (allocator.malloc)(allocator.ctx, op.size as usize),
+                1 => (allocator.calloc)(allocator.ctx, 1, op.size as usize),
+                2 => (allocator.realloc)(allocator.ctx, block.0, op.size as usize),
+                _ => {
+                    (allocator.free)(allocator.ctx, block.0);
+                    std::ptr::null_mut()
+                }
+            }
+        };
+        *block = (address, is_obj);
+    }
+    let time = start.elapsed();
+    for (address, is_obj) in blocks {
+        let allocator = if is_obj { obj } else { mem };
+        // SAFETY: as above.
+        unsafe { (allocator.free)(allocator.ctx, address) };
+    }
+    time
+}
