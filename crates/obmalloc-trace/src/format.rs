@@ -167,21 +167,8 @@ impl<'a> BlockWriter<'a> {
         self.at += 1;
     }
 
-    /// Writes a varint. How long they are varies from event to event and cannot be predicted, so all of it is written at once,
-    /// with bytes behind it that the next field overwrites.
     #[inline]
-    fn varint(&mut self, value: u64) {
-        if value >> 56 != 0 {
-            return self.long_varint(value);
-        }
-        let (word, length) = varint_word(value);
-        let at = self.at;
-        self.bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
-        self.at = at + length;
-    }
-
-    #[cold]
-    fn long_varint(&mut self, mut value: u64) {
+    fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.byte(value as u8 | 0x80);
             value >>= 7;
@@ -307,18 +294,6 @@ impl<'a> BlockWriter<'a> {
         self.byte(kind);
         self.count += 1;
     }
-}
-
-/// The varint of a value below 2^56 in the low bytes of a word, and its length in bytes: the value's groups of seven bits are spread
-/// to eight by halves, and every byte but the last gets its high bit.
-#[inline]
-fn varint_word(value: u64) -> (u64, usize) {
-    let halves = (value & 0x0fff_ffff) | ((value << 4) & 0x0fff_ffff_0000_0000);
-    let quarters = (halves & 0x0000_3fff_0000_3fff) | ((halves << 2) & 0x3fff_0000_3fff_0000);
-    let groups = (quarters & 0x007f_007f_007f_007f) | ((quarters << 1) & 0x7f00_7f00_7f00_7f00);
-    // Seventh of the highest bit's index: 37/256 is 1/7 for as far as 55.
-    let more = ((63 - (value | 1).leading_zeros()) * 37) >> 8;
-    (groups | (0x8080_8080_8080_8080 & ((1 << (8 * more)) - 1)), more as usize + 1)
 }
 
 /// Where in the present block a count can still be set.
@@ -638,20 +613,6 @@ mod tests {
             bad[at] ^= 0x10;
             let last = Reader::new(&bad).unwrap().last().unwrap();
             assert_eq!(last, Err(FormatError::Checksum(18)), "byte {at}");
-        }
-    }
-
-    #[test]
-    fn varints_of_every_length_come_back() {
-        for bits in 0..64 {
-            for size in [1u64 << bits, (1u64 << bits) - 1, u64::MAX >> bits, 0x5a5a_5a5a_5a5a_5a5a >> bits] {
-                let mut memory = [0; 256];
-                let mut block = BlockWriter::new(&mut memory);
-                block.malloc(Domain::Raw, false, size, size);
-                let trace = [&file_head("")[..], block.finish()].concat();
-                let event = Event::Malloc { domain: Domain::Raw, nested: false, size, result: size };
-                assert_eq!(Reader::new(&trace).unwrap().map(Result::unwrap).collect::<Vec<_>>(), [event], "{size:#x}");
-            }
         }
     }
 

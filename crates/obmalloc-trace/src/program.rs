@@ -40,6 +40,21 @@ impl Op {
 /// # Safety
 /// The allocators do what [`Allocator`] says.
 pub unsafe fn run(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator) -> Duration {
+    // SAFETY: the caller's promise.
+    unsafe { run_with(ops, slots, mem, obj, |_, _| {}) }
+}
+
+/// As [`run`], writing to every byte of every block, as a program would: for measuring memory, not time.
+///
+/// # Safety
+/// As for [`run`].
+pub unsafe fn run_touching(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator) {
+    // SAFETY: the caller's promise; a block holds the bytes that were asked for.
+    unsafe { run_with(ops, slots, mem, obj, |address, size| address.cast::<u8>().write_bytes(0x5a, size)) };
+}
+
+#[inline(always)]
+unsafe fn run_with(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator, touch: impl Fn(*mut c_void, usize)) -> Duration {
     let mut blocks: Vec<(*mut c_void, bool)> = vec![(std::ptr::null_mut(), false); slots];
     let start = Instant::now();
     for op in ops {
@@ -58,6 +73,9 @@ pub unsafe fn run(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator) ->
                 }
             }
         };
+        if !address.is_null() {
+            touch(address, op.size as usize);
+        }
         *block = (address, is_obj);
     }
     let time = start.elapsed();

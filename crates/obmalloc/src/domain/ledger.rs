@@ -286,6 +286,12 @@ impl Ledger {
         self.elsewhere.iter().filter(|(_, entry)| entry.live).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
+    /// Strikes out every block outside the region, without remembering any.
+    pub fn forget_elsewhere(&mut self) {
+        self.elsewhere = AddressMap::default();
+        self.freed = VecDeque::new();
+    }
+
     /// Number of live blocks among those of `size` bytes that begin at `first` and end before `end`.
     pub fn live_between(&self, first: usize, end: usize, size: usize) -> usize {
         (first..end).step_by(size).filter(|&address| self.domain_of(address).is_some()).count()

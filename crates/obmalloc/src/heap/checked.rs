@@ -1,6 +1,6 @@
 //! A heap that looks every address up before it uses it.
 
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
@@ -28,6 +28,7 @@ pub struct CheckedHeap {
 struct Account {
     held: usize,
     limit: usize,
+    refusing: Cell<bool>,
     raw: Allocator,
     arena: ArenaAllocator,
 }
@@ -42,7 +43,7 @@ impl CheckedHeap {
         let ledger = Ledger::new(heap.pymalloc()).ok_or(HeapError::NoMemory)?;
         let limit = options.memory_limit.unwrap_or(usize::MAX);
         let (raw, arena) = (heap.allocator(Domain::Raw), heap.arena_allocator());
-        let mut account = Box::new(Account { held: 0, limit, raw, arena });
+        let mut account = Box::new(Account { held: 0, limit, refusing: Cell::new(false), raw, arena });
         let ctx = ptr::from_mut::<Account>(&mut account).cast::<c_void>();
         // SAFETY: the account lives as long as the heap, and its functions pass on to the ones that were in.
         unsafe {
@@ -176,6 +177,36 @@ impl CheckedHeap {
         self.account.held
     }
 
+    /// From now on mem and obj ask the raw domain's allocator for every block (`PYTHONMALLOC=malloc`).
+    ///
+    /// Blocks that pymalloc has given must not go back to another allocator, so this is for a heap without any.
+    pub fn use_malloc(&self) {
+        debug_assert!(self.heap.arenas().is_empty(), "no block has been given yet");
+        let raw = self.heap.allocator(Domain::Raw);
+        for domain in [Domain::Mem, Domain::Obj] {
+            // SAFETY: the raw domain's own allocator, and there are no blocks to take back.
+            unsafe { self.heap.set_allocator(domain, raw) };
+        }
+    }
+
+    /// While set, the heap gets no more memory, from the arena allocator or the C library, as if the system had none.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.account.refusing.set(refusing);
+    }
+
+    /// Gives back every block that lies outside the arenas. The heap is only fit to be dropped then.
+    pub fn free_blocks_outside(&mut self) {
+        let pymalloc = self.heap.pymalloc();
+        let raw = self.account.raw;
+        for (address, _, _) in self.ledger().elsewhere() {
+            if pymalloc.locate(address) == Location::Outside {
+                // SAFETY: a live block outside all arenas came from the raw allocator, and nobody can use it any more.
+                unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
+            }
+        }
+        self.ledger().forget_elsewhere();
+    }
+
     /// As [`Heap::arena_allocator`].
     pub fn arena_allocator(&self) -> ArenaAllocator {
         self.heap.arena_allocator()
@@ -229,14 +260,7 @@ impl CheckedHeap {
 
 impl Drop for CheckedHeap {
     fn drop(&mut self) {
-        let pymalloc = self.heap.pymalloc();
-        let raw = self.account.raw;
-        for (address, _, _) in self.ledger().elsewhere() {
-            if pymalloc.locate(address) == Location::Outside {
-                // SAFETY: a live block outside all arenas came from the raw allocator, and nobody can use it any more.
-                unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
-            }
-        }
+        self.free_blocks_outside();
     }
 }
 
@@ -244,8 +268,9 @@ impl Account {
     /// Runs `request` if `more` bytes may still be held.
     unsafe fn within_limit(this: *mut Self, more: usize, request: impl FnOnce() -> *mut c_void) -> *mut c_void {
         // SAFETY: the account outlives its allocators, and no reference to it is held across calls.
-        let (held, limit) = unsafe { ((*this).held, (*this).limit) };
-        if held.checked_add(more).is_none_or(|sum| sum > limit) { ptr::null_mut() } else { request() }
+        let (held, limit, refusing) = unsafe { ((*this).held, (*this).limit, (*this).refusing.get()) };
+        let refused = refusing || held.checked_add(more).is_none_or(|sum| sum > limit);
+        if refused { ptr::null_mut() } else { request() }
     }
 
     unsafe fn add(this: *mut Self, bytes: usize) {

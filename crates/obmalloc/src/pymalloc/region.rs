@@ -16,6 +16,10 @@ use crate::os;
 /// Address space of a heap's own arenas, bytes. It is only reserved; memory is used as arenas are.
 const REGION_SIZE: usize = 16 << 30;
 
+/// Memory of released arenas that is kept for the next arenas, bytes. An arena that comes and goes again and again would otherwise cost
+/// a page fault for every page, every time.
+const RETAINED: usize = 4 << 20;
+
 /// Owner of the reservation.
 pub(crate) struct Region {
     /// First byte; 0 without a reservation.
@@ -28,7 +32,9 @@ pub(crate) struct Region {
     pub stride: usize,
     /// Which arena lies in which place, for every place ever used.
     pub arena_of_slot: Vec<u32>,
+    /// Places without an arena, the next one last. The last `retained` of them still have their memory.
     free_slots: Vec<u32>,
+    retained: usize,
     arena_size: usize,
     mapping: (Option<NonNull<u8>>, usize),
     table: (Option<NonNull<u8>>, usize),
@@ -45,6 +51,7 @@ impl Region {
             stride: arena_size + slack,
             arena_of_slot: Vec::new(),
             free_slots: Vec::new(),
+            retained: 0,
             arena_size,
             mapping: (None, 0),
             table: (None, 0),
@@ -91,6 +98,7 @@ impl Region {
             return os::map(size);
         }
         if let Some(slot) = self.free_slots.pop() {
+            self.retained = self.retained.saturating_sub(1);
             return Some(self.slot_address(slot as usize));
         }
         let slot = self.arena_of_slot.len();
@@ -112,9 +120,14 @@ impl Region {
     pub unsafe fn free(&mut self, address: NonNull<u8>, size: usize) {
         match self.slot_of(address.as_ptr() as usize) {
             Some(slot) => {
-                // SAFETY: the whole place belongs to the arena that is given back.
-                unsafe { os::decommit(self.slot_address(slot), self.stride) };
                 self.free_slots.push(slot as u32);
+                self.retained += 1;
+                if self.retained * self.arena_size > RETAINED {
+                    let oldest = self.free_slots[self.free_slots.len() - self.retained];
+                    self.retained -= 1;
+                    // SAFETY: nobody uses a place without an arena.
+                    unsafe { os::decommit(self.slot_address(oldest as usize), self.stride) };
+                }
             }
             // SAFETY: outside the region it was a mapping of its own.
             None => unsafe { os::unmap(address, size) },

@@ -1,0 +1,103 @@
+//! Long random sequences of calls on the mem and obj domains of the CPython around.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use crate::cpython;
+
+/// Most blocks live at one time: some fifty to two hundred arenas.
+const SLOTS: usize = 200_000;
+/// Calls from one change of mood (how many blocks are wanted, how large) to the next.
+const MOOD: u64 = 50_000;
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.next() as usize % limit
+    }
+}
+
+/// What the sequence is up to at present.
+struct Mood {
+    /// Slots in play.
+    slots: usize,
+    /// Of 16 calls that do not reallocate, how many allocate.
+    allocating: usize,
+    /// Only sizes of this class, if any.
+    class: Option<usize>,
+}
+
+impl Mood {
+    fn new(random: &mut Random) -> Self {
+        let slots = [100, 5_000, 50_000, SLOTS][random.below(4)];
+        let class = (random.below(4) == 0).then(|| random.below(32));
+        Self { slots, allocating: [4, 8, 14][random.below(3)], class }
+    }
+
+    fn size(&self, random: &mut Random) -> usize {
+        match (self.class, random.below(64)) {
+            (_, 0) => 0,
+            (_, 1) => 513 + random.below(3000),
+            (Some(class), _) => class * 16 + 1 + random.below(16),
+            (None, 2..=30) => 1 + random.below(128),
+            (None, _) => 1 + random.below(512),
+        }
+    }
+}
+
+/// Makes `count` calls from `seed`, then frees what is left.
+pub fn run(seed: u64, count: u64) -> u64 {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut blocks: Vec<(*mut c_void, bool)> = vec![(ptr::null_mut(), false); SLOTS];
+    let mut mood = Mood::new(&mut random);
+    let mut calls = 0;
+    while calls < count {
+        if calls % MOOD == 0 {
+            mood = Mood::new(&mut random);
+        }
+        let (address, obj) = &mut blocks[random.below(mood.slots)];
+        let choice = random.below(20);
+        // SAFETY: a slot holds NULL or a live block, and the domain that it came from.
+        unsafe {
+            if choice >= 16 && !address.is_null() {
+                let size = mood.size(&mut random);
+                let moved = if *obj { cpython::PyObject_Realloc(*address, size) } else { cpython::PyMem_Realloc(*address, size) };
+                assert!(!moved.is_null(), "no memory for {size} bytes");
+                *address = moved;
+            } else if choice < mood.allocating && address.is_null() {
+                *obj = random.below(2) == 0;
+                let size = mood.size(&mut random);
+                *address = match (*obj, random.below(8)) {
+                    (true, 0) => cpython::PyObject_Calloc(1, size),
+                    (false, 0) => cpython::PyMem_Calloc(size, 1),
+                    (true, _) => cpython::PyObject_Malloc(size),
+                    (false, _) => cpython::PyMem_Malloc(size),
+                };
+                assert!(!address.is_null(), "no memory for {size} bytes");
+            } else {
+                free(*address, *obj);
+                *address = ptr::null_mut();
+            }
+        }
+        calls += 1;
+    }
+    for (address, obj) in blocks {
+        // SAFETY: as above.
+        unsafe { free(address, obj) };
+    }
+    calls
+}
+
+unsafe fn free(address: *mut c_void, obj: bool) {
+    // SAFETY: the caller gives NULL or a live block and its domain.
+    unsafe { if obj { cpython::PyObject_Free(address) } else { cpython::PyMem_Free(address) } }
+}
