@@ -14,7 +14,7 @@ pub(crate) use ledger::{Ledger, Purpose};
 
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{AnyPools, LargePools, Pymalloc, Shape, SmallPools};
+use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools};
 
 /// `PyMemAllocatorDomain`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -49,6 +49,7 @@ impl core::fmt::Display for Domain {
 }
 
 /// The three domains over one pymalloc. Stays where it is in memory: its own allocators point to it.
+#[repr(C)]
 pub(crate) struct Domains {
     pub pymalloc: Pymalloc,
     pub allocators: [Allocator; 3],
@@ -154,24 +155,28 @@ impl Domains {
     }
 }
 
-/// `_PyObject_Malloc`
+/// `_PyObject_Malloc`. Nothing in it calls anything but in tail position, so that the hot path needs no stack.
 unsafe extern "C" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: `ctx` is the domains that made this allocator.
     unsafe {
         let this = ctx.cast::<Domains>();
-        let block = Pymalloc::alloc::<S>(&raw mut (*this).pymalloc, size);
-        if !block.is_null() {
-            return block.cast();
+        match Pymalloc::alloc_from_used_pool::<S>(&raw mut (*this).pymalloc, size) {
+            Some(block) => block.as_ptr().cast(),
+            None => object_malloc_slow::<S>(ctx, size),
         }
-        malloc_from_raw(this, size)
     }
 }
 
+/// From a pool that is taken for it, or, when the request is not small or there is no arena, from raw.
 #[cold]
 #[inline(never)]
-unsafe fn malloc_from_raw(this: *mut Domains, size: usize) -> *mut c_void {
+unsafe extern "C" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: called by `object_malloc`.
-    unsafe { count_raw(this, Domains::malloc(this, Domain::Raw, size)) }
+    unsafe {
+        let this = ctx.cast::<Domains>();
+        let block = Pymalloc::alloc_from_new_pool::<S>(&raw mut (*this).pymalloc, size);
+        if block.is_null() { count_raw(this, Domains::malloc(this, Domain::Raw, size)) } else { block.cast() }
+    }
 }
 
 unsafe fn count_raw(this: *mut Domains, block: *mut u8) -> *mut c_void {
@@ -189,7 +194,11 @@ unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, siz
         let this = ctx.cast::<Domains>();
         // The domain has checked that the product fits; whoever calls an allocator taken out may not have.
         let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
-        let block = Pymalloc::alloc::<S>(&raw mut (*this).pymalloc, total);
+        let pymalloc = &raw mut (*this).pymalloc;
+        let block = match Pymalloc::alloc_from_used_pool::<S>(pymalloc, total) {
+            Some(block) => block.as_ptr(),
+            None => Pymalloc::alloc_from_new_pool::<S>(pymalloc, total),
+        };
         if !block.is_null() {
             block.write_bytes(0, total);
             return block.cast();
@@ -203,24 +212,41 @@ unsafe extern "C" fn object_free<S: Shape>(ctx: *mut c_void, address: *mut c_voi
     // SAFETY: as in `object_malloc`; the caller gives NULL or a block of this allocator.
     unsafe {
         let this = ctx.cast::<Domains>();
-        if Pymalloc::free::<S>(&raw mut (*this).pymalloc, address.cast()) {
-            return;
+        match Pymalloc::free::<S>(&raw mut (*this).pymalloc, address.cast()) {
+            Freed::Here => {}
+            Freed::LastOfPool => object_free_last(ctx, address),
+            Freed::OutsideRegion | Freed::NotOurs => object_free_elsewhere(ctx, address),
         }
-        free_to_raw(this, address.cast());
     }
 }
 
+/// A block of a foreign arena or of raw, or NULL.
 #[cold]
 #[inline(never)]
-unsafe fn free_to_raw(this: *mut Domains, address: *mut u8) {
-    if address.is_null() {
-        return;
-    }
+unsafe extern "C" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: called by `object_free`.
     unsafe {
-        Domains::free(this, Domain::Raw, address);
-        (*this).pymalloc.raw_allocated_blocks -= 1;
+        if address.is_null() {
+            return;
+        }
+        let this = ctx.cast::<Domains>();
+        match Pymalloc::free_elsewhere(&raw mut (*this).pymalloc, address.cast()) {
+            Freed::Here => {}
+            Freed::LastOfPool => object_free_last(ctx, address),
+            Freed::OutsideRegion | Freed::NotOurs => {
+                Domains::free(this, Domain::Raw, address.cast());
+                (*this).pymalloc.raw_allocated_blocks -= 1;
+            }
+        }
     }
+}
+
+/// The block was the pool's last one in use.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn object_free_last(ctx: *mut c_void, address: *mut c_void) {
+    // SAFETY: called by `object_free`.
+    unsafe { Pymalloc::insert_to_freepool(&raw mut (*ctx.cast::<Domains>()).pymalloc, address.cast()) };
 }
 
 /// `_PyObject_Realloc`

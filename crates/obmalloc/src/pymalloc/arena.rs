@@ -72,7 +72,7 @@ impl Pymalloc {
     /// A pool from the fullest usable arena, or from a new one: its header and its first byte.
     ///
     /// # Safety
-    /// As for [`alloc`](Self::alloc).
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool).
     pub(super) unsafe fn take_pool(this: *mut Self) -> Option<(*mut PoolHeader, *mut u8)> {
         // SAFETY: the caller's promise; the reference to the state is made after the allocators have run.
         unsafe {
@@ -119,7 +119,7 @@ impl Pymalloc {
     /// Takes an arena and makes it the only usable one (`new_arena`); false when none can be had.
     ///
     /// # Safety
-    /// As for [`alloc`](Self::alloc); no arena is usable.
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); no arena is usable.
     #[cold]
     unsafe fn new_arena(this: *mut Self) -> bool {
         // SAFETY: the caller's promise; fields are read and written one by one, because the allocators called here may come back in.
@@ -246,12 +246,11 @@ impl Pymalloc {
     /// (`insert_to_freepool`).
     ///
     /// # Safety
-    /// As for [`alloc`](Self::alloc); `pool` is in its class's list, `block` lies in it.
-    #[cold]
-    #[inline(never)]
-    pub(super) unsafe fn insert_to_freepool(this: *mut Self, pool: *mut PoolHeader, block: *mut u8) {
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `block` lies in a pool that has just lost its last block in use.
+    pub unsafe fn insert_to_freepool(this: *mut Self, block: *mut u8) {
         // SAFETY: the caller's promise; the reference to the state ends before the arena allocator runs.
         unsafe {
+            let pool = Self::pool_of::<super::AnyPools>(this, block);
             pool::unlink(pool);
             let Some(address) = (*this).add_free_pool(pool, block as usize) else { return };
             let (size, allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);

@@ -37,11 +37,14 @@ pub use verify::Corruption;
 /// 3. `usable_arenas` heads the list of arenas with free pools, ascending in their number; `nfp2lasta[n]` is the last of those
 ///    with `n` free pools.
 /// 4. Every pointer handed out and not freed lies in a carved pool of an arena that is held.
+#[repr(C)]
 pub(crate) struct Pymalloc {
     usedpools: *mut PoolHeader,
     base: usize,
     len: usize,
     headers: *mut PoolHeader,
+    /// Where the table of headers would begin if the region began at address 0.
+    headers_of_zero: *mut PoolHeader,
     threshold: usize,
     alignment_shift: u32,
     pool_shift: u32,
@@ -123,6 +126,7 @@ impl Pymalloc {
             base: region.base,
             len: region.len,
             headers: region.headers,
+            headers_of_zero: region.headers.wrapping_sub(region.base / geometry.pool_size),
             threshold: geometry.small_request_threshold,
             alignment_shift: geometry.alignment.trailing_zeros(),
             pool_shift: geometry.pool_size.trailing_zeros(),
@@ -174,40 +178,38 @@ impl Pymalloc {
         }
     }
 
-    /// A block for a small request (`pymalloc_alloc`); NULL when the request is not small or no arena can be had.
+    /// A block for a small request from a pool in use (`pymalloc_alloc`); nothing when the request is not small or its class has no
+    /// such pool.
     ///
     /// # Safety
     /// `this` is valid, and nothing else refers to its fields during the call, except from inside the arena and raw allocators.
     #[inline(always)]
-    pub unsafe fn alloc<S: Shape>(this: *mut Self, size: usize) -> *mut u8 {
+    pub unsafe fn alloc_from_used_pool<S: Shape>(this: *mut Self, size: usize) -> Option<NonNull<u8>> {
         // SAFETY: the caller's promise; invariants 1 and 2 make every pointer followed here valid.
         unsafe {
             let (threshold, alignment_shift, _) = (*this).shape::<S>();
             let class = size.wrapping_sub(1);
             if class >= threshold {
-                return ptr::null_mut();
+                return None;
             }
             let class = class >> alignment_shift;
             let pool = (*(*this).usedpools.add(class)).nextpool;
-            let block = (*pool).freeblock;
-            if block.is_null() {
-                // The list was empty: what was found is its own head.
-                return Self::allocate_from_new_pool::<S>(this, class);
-            }
+            // In an empty list what was found is its own head, which has no free block.
+            let block = NonNull::new((*pool).freeblock)?;
             let next = block.cast::<*mut u8>().read();
             (*pool).freeblock = next;
             (*pool).count += 1;
             if next.is_null() {
-                Self::pymalloc_pool_extend::<S>(this, pool, block, class);
+                Self::pymalloc_pool_extend::<S>(this, pool, block.as_ptr(), class);
             }
-            block
+            Some(block)
         }
     }
 
     /// Carves the pool's next untouched block into its free list, or, when there is none, takes the full pool out of its list.
     #[inline]
     unsafe fn pymalloc_pool_extend<S: Shape>(this: *mut Self, pool: *mut PoolHeader, block: *mut u8, class: usize) {
-        // SAFETY: called by `alloc` with the pool that it took `block` from; the block carved lies in the same pool.
+        // SAFETY: called by `alloc_from_used_pool` with the pool that it took `block` from; the block carved lies in the same pool.
         unsafe {
             let (_, alignment_shift, pool_shift) = (*this).shape::<S>();
             let size = (class + 1) << alignment_shift;
@@ -224,12 +226,20 @@ impl Pymalloc {
         }
     }
 
-    /// The first block of a pool that becomes the class's only used one (`allocate_from_new_pool`).
-    #[cold]
-    #[inline(never)]
-    unsafe fn allocate_from_new_pool<S: Shape>(this: *mut Self, class: usize) -> *mut u8 {
+    /// The first block of a pool that becomes its class's only used one (`allocate_from_new_pool`); NULL when the request is not small
+    /// or no arena can be had.
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which has found nothing.
+    pub unsafe fn alloc_from_new_pool<S: Shape>(this: *mut Self, size: usize) -> *mut u8 {
         // SAFETY: the caller's promise; `take_pool` gives the header and address of a pool that is in no list.
         unsafe {
+            let (threshold, alignment_shift, _) = (*this).shape::<S>();
+            let class = size.wrapping_sub(1);
+            if class >= threshold {
+                return ptr::null_mut();
+            }
+            let class = class >> alignment_shift;
             let Some((pool, address)) = Self::take_pool(this) else { return ptr::null_mut() };
             pool::link_front(pool, (*this).usedpools.add(class));
             (*pool).count = 1;
@@ -239,7 +249,6 @@ impl Pymalloc {
                 (*pool).freeblock = block.cast::<*mut u8>().read();
                 return block;
             }
-            let (_, alignment_shift, _) = (*this).shape::<S>();
             let size = (class + 1) << alignment_shift;
             let first = address.add(POOL_OVERHEAD);
             let second = first.add(size);
@@ -257,9 +266,8 @@ impl Pymalloc {
         // SAFETY: the caller's promise; an offset below `len` has a header.
         unsafe {
             let (_, _, pool_shift) = (*this).shape::<S>();
-            let offset = (address as usize).wrapping_sub((*this).base);
-            if offset < (*this).len {
-                (*this).headers.add(offset >> pool_shift)
+            if (address as usize).wrapping_sub((*this).base) < (*this).len {
+                (*this).header_in_region(address as usize, pool_shift)
             } else if (*this).foreign_arenas == 0 {
                 ptr::null_mut()
             } else {
@@ -268,9 +276,17 @@ impl Pymalloc {
         }
     }
 
+    /// Header of the pool that an address in the region lies in. A division by the pool size and a multiplication by the header's size,
+    /// as one shift and one mask: every free waits for this.
+    #[inline(always)]
+    fn header_in_region(&self, address: usize, pool_shift: u32) -> *mut PoolHeader {
+        const SIZE: usize = size_of::<PoolHeader>();
+        self.headers_of_zero.wrapping_byte_add((address >> (pool_shift - SIZE.trailing_zeros())) & !(SIZE - 1))
+    }
+
     #[cold]
     #[inline(never)]
-    unsafe fn foreign_pool_of(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
+    unsafe extern "C" fn foreign_pool_of(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
         // SAFETY: the caller's promise. An address inside a foreign arena has its pool's first byte in that arena too, unless it lies
         // before the first whole pool, where no block is.
         unsafe {
@@ -281,18 +297,41 @@ impl Pymalloc {
         }
     }
 
-    /// Takes a block back; false when it is not one of ours (`pymalloc_free`).
+    /// Takes a block back (`pymalloc_free`). After [`Freed::LastOfPool`] the caller has to call
+    /// [`insert_to_freepool`](Self::insert_to_freepool), after [`Freed::OutsideRegion`] to look [elsewhere](Self::free_elsewhere).
     ///
     /// # Safety
-    /// As for [`alloc`](Self::alloc); `address` is a block of this pymalloc that is handed out, or lies outside all its arenas.
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is a block of this pymalloc that is handed out, or lies
+    /// outside all its arenas.
     #[inline(always)]
-    pub unsafe fn free<S: Shape>(this: *mut Self, address: *mut u8) -> bool {
+    pub unsafe fn free<S: Shape>(this: *mut Self, address: *mut u8) -> Freed {
+        // SAFETY: the caller's promise; invariant 2.
+        unsafe {
+            if (address as usize).wrapping_sub((*this).base) >= (*this).len {
+                return Freed::OutsideRegion;
+            }
+            let (_, _, pool_shift) = (*this).shape::<S>();
+            let pool = (*this).header_in_region(address as usize, pool_shift);
+            Self::free_in_pool(this, pool, address)
+        }
+    }
+
+    /// As [`free`](Self::free), for an address outside the region.
+    ///
+    /// # Safety
+    /// As for `free`.
+    pub unsafe fn free_elsewhere(this: *mut Self, address: *mut u8) -> Freed {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pool = Self::pool_of::<AnyPools>(this, address);
+            if pool.is_null() { Freed::NotOurs } else { Self::free_in_pool(this, pool, address) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn free_in_pool(this: *mut Self, pool: *mut PoolHeader, address: *mut u8) -> Freed {
         // SAFETY: the caller's promise; invariants 1, 2 and 4.
         unsafe {
-            let pool = Self::pool_of::<S>(this, address);
-            if pool.is_null() {
-                return false;
-            }
             let lastfree = (*pool).freeblock;
             address.cast::<*mut u8>().write(lastfree);
             (*pool).freeblock = address;
@@ -302,9 +341,9 @@ impl Pymalloc {
                 let class = usize::from((*pool).szidx);
                 pool::link_front(pool, (*this).usedpools.add(class));
             } else if (*pool).count == 0 {
-                Self::insert_to_freepool(this, pool, address);
+                return Freed::LastOfPool;
             }
-            true
+            Freed::Here
         }
     }
 
@@ -388,7 +427,7 @@ impl Pymalloc {
             if header.szidx != NO_CLASS {
                 let (first, class) = (pool + POOL_OVERHEAD, usize::from(header.szidx));
                 let size = self.geometry.block_size(class);
-                visit(first, first + self.geometry.blocks_per_pool(class) * size, size, usize::from(header.count));
+                visit(first, first + self.geometry.blocks_per_pool(class) * size, size, header.count as usize);
             }
         });
     }
@@ -417,7 +456,7 @@ impl Pymalloc {
     /// Gives every arena back to the arena allocator, and what stands for the tables to the raw domain.
     ///
     /// # Safety
-    /// As for [`alloc`](Self::alloc); no block is used any more.
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); no block is used any more.
     pub unsafe fn release(this: *mut Self) {
         // SAFETY: the caller's promise; no reference to a field is held while the allocators run.
         unsafe {
@@ -452,6 +491,18 @@ impl Drop for Pymalloc {
         // SAFETY: `new` took them out of a box of this length.
         drop(unsafe { Box::from_raw(sentinels) });
     }
+}
+
+/// What became of a block that was to be freed.
+pub(crate) enum Freed {
+    /// It is free.
+    Here,
+    /// It is free, and its pool holds no other block in use.
+    LastOfPool,
+    /// It is not: it lies outside the region.
+    OutsideRegion,
+    /// It is not: it is none of pymalloc's.
+    NotOurs,
 }
 
 /// Where an address lies.

@@ -20,8 +20,8 @@ pub(crate) struct PoolHeader {
     pub nextpool: *mut PoolHeader,
     /// Previous pool of the class.
     pub prevpool: *mut PoolHeader,
-    /// Blocks handed out (`ref.count`).
-    pub count: u16,
+    /// Blocks handed out (`ref.count`). As wide as the compiler likes to load it: a wider load of a narrow store waits.
+    pub count: u32,
     /// Offset of the first untouched block, in units of the alignment.
     pub nextoffset: u16,
     /// Size class, [`NO_CLASS`] before the pool is first used.
@@ -34,7 +34,7 @@ pub(crate) const NO_CLASS: u16 = u16::MAX;
 // Two headers share a cache line, and one fits the space that CPython's takes.
 const _: () = assert!(size_of::<PoolHeader>() == 32);
 const _: () = assert!(size_of::<PoolHeader>() <= crate::profile::POOL_OVERHEAD);
-// `count` and `nextoffset` hold what the largest pool needs: 256 KiB in units of 8 bytes.
+// `nextoffset` holds what the largest pool needs: 256 KiB in units of 8 bytes.
 const _: () = assert!((256 << 10) / 8 <= u16::MAX as usize);
 
 impl PoolHeader {

@@ -62,7 +62,7 @@ impl Pymalloc {
         self.each_pool(|_, header| {
             if header.count != 0 {
                 let class = usize::from(header.szidx);
-                let count = usize::from(header.count);
+                let count = header.count as usize;
                 let entry = &mut stats.classes[class];
                 entry.pools += 1;
                 entry.blocks_in_use += count;

@@ -157,7 +157,7 @@ impl Pymalloc {
         }
         let in_use = touched - count;
         ensure!(
-            usize::from(header.count) == in_use,
+            header.count as usize == in_use,
             address,
             "a pool counts {} blocks in use, but {in_use} are not free",
             header.count
