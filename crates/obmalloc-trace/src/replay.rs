@@ -8,7 +8,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::ptr::{self, NonNull};
 
-use obmalloc::profile::{Geometry, Profile};
+use obmalloc::profile::{Geometry, Profile, RangeCheck};
 use obmalloc::{Allocator, ArenaAllocator, ArenaMapCounts, Heap, HeapError, HeapOptions, Stats};
 use rustc_hash::FxBuildHasher;
 
@@ -204,9 +204,11 @@ impl Replay {
     ///
     /// # Errors
     /// When no heap can be made.
-    pub fn new(segments: Vec<Reader<Vec<u8>>>, profile: &'static Profile) -> Result<Self, ReplayError> {
+    pub fn new(segments: Vec<Reader<Vec<u8>>>, profile: &Profile) -> Result<Self, ReplayError> {
         let geometry = profile.geometry;
-        let options = HeapOptions { arena_slack: geometry.pool_size, ..HeapOptions::new(profile) };
+        // The arena map goes by addresses, so it is kept here, with the recorded ones.
+        let without_map = Profile { range_check: RangeCheck::ArenaIndex, ..*profile };
+        let options = HeapOptions { arena_slack: geometry.pool_size, ..HeapOptions::new(&without_map) };
         let heap = Heap::with_options(options).map_err(ReplayError::Heap)?;
         let (base, len) = heap.region();
         if len == 0 {
@@ -594,6 +596,18 @@ impl Hooks {
         if recorded == 0 || self.difference.is_some() {
             return None;
         }
+        let marked = {
+            let mut map = std::mem::replace(&mut self.map, ArenaMapCounts::new(RangeCheck::ArenaIndex, &self.geometry));
+            let node = |size| Event::Calloc { domain: Domain::Raw, nested: true, count: 1, size: size as u64, result: 0 };
+            let marked = map.mark_used(recorded as usize, |size| self.expect(node(size)) != 0);
+            self.map = map;
+            marked
+        };
+        if !marked {
+            // The recorded process had no memory for the map, and gave the arena back.
+            self.expect(Event::ArenaFree { size: size as u64, address: recorded });
+            return None;
+        }
         // SAFETY: the heap's own arena allocator, asked for an arena.
         let place = NonNull::new(unsafe { (self.arena.alloc)(self.arena.ctx, size) }.cast::<u8>())?;
         let slot = (place.as_ptr() as usize).wrapping_sub(self.base) / self.stride;
@@ -602,7 +616,6 @@ impl Hooks {
         }
         self.places[slot] = (recorded, self.taken as usize);
         self.held.insert(recorded, self.taken as usize);
-        self.map.mark_used(recorded as usize);
         self.taken += 1;
         self.highwater = self.highwater.max(self.held.len() as u64);
         // SAFETY: the heap leaves a pool's size of slack between arenas.

@@ -65,7 +65,7 @@ impl CheckedHeap {
     }
 
     /// The release.
-    pub fn profile(&self) -> &'static crate::profile::Profile {
+    pub fn profile(&self) -> &crate::profile::Profile {
         self.heap.profile()
     }
 

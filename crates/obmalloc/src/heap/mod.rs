@@ -20,7 +20,7 @@ use crate::pymalloc::{ArenaInfo, Corruption, Pymalloc, Stats, non_null};
 #[derive(Clone, Copy, Debug)]
 pub struct HeapOptions {
     /// The release.
-    pub profile: &'static Profile,
+    pub profile: Profile,
     /// Sizes other than the release's own, for asking "what if".
     pub geometry: Option<Geometry>,
     /// Bytes left between arenas, for an arena allocator that wraps the heap's own and places arenas off their natural boundary:
@@ -32,8 +32,8 @@ pub struct HeapOptions {
 
 impl HeapOptions {
     /// A heap of `profile` as the release has it.
-    pub const fn new(profile: &'static Profile) -> Self {
-        Self { profile, geometry: None, arena_slack: 0, memory_limit: None }
+    pub const fn new(profile: &Profile) -> Self {
+        Self { profile: *profile, geometry: None, arena_slack: 0, memory_limit: None }
     }
 }
 
@@ -72,7 +72,7 @@ impl From<GeometryError> for HeapError {
 /// every small block; blocks that the raw domain gave are the C library's and stay until they are freed.
 pub struct Heap {
     domains: NonNull<Domains>,
-    profile: &'static Profile,
+    profile: Profile,
     /// Interior mutability through the pointer: not to be shared between threads.
     not_sync: PhantomData<core::cell::Cell<()>>,
 }
@@ -85,7 +85,7 @@ impl Heap {
     ///
     /// # Errors
     /// When there is no memory for its tables.
-    pub fn new(profile: &'static Profile) -> Result<Self, HeapError> {
+    pub fn new(profile: &Profile) -> Result<Self, HeapError> {
         Self::with_options(HeapOptions::new(profile))
     }
 
@@ -103,7 +103,7 @@ impl Heap {
         // SAFETY: the layout is not empty.
         let place = NonNull::new(unsafe { alloc(layout) }).ok_or(HeapError::NoMemory)?.cast::<Domains>();
         // SAFETY: fresh memory of the right layout that stays in place until the heap is dropped; the geometry was checked above.
-        if !unsafe { Domains::init(place.as_ptr(), options.profile, geometry, options.arena_slack) } {
+        if !unsafe { Domains::init(place.as_ptr(), &options.profile, geometry, options.arena_slack) } {
             // SAFETY: allocated above with this layout.
             unsafe { dealloc(place.as_ptr().cast(), layout) };
             return Err(HeapError::NoMemory);
@@ -119,8 +119,8 @@ impl Heap {
     }
 
     /// The release.
-    pub fn profile(&self) -> &'static Profile {
-        self.profile
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// The sizes in force.

@@ -203,13 +203,15 @@ impl ArenaMapCounts {
         Self(ArenaMap::new(range_check, geometry))
     }
 
-    /// An arena was taken at `base`.
-    pub fn mark_used(&mut self, base: usize) {
+    /// An arena is taken at `base`: calls `request` with the bytes of each node that this needs, in order. When that gives false the
+    /// node is not made, nor any after it, and neither is the arena marked.
+    pub fn mark_used(&mut self, base: usize, mut request: impl FnMut(usize) -> bool) -> bool {
         while let Some(node) = self.0.missing_node(base) {
-            if !self.0.add_node(&node, core::ptr::null_mut()) {
-                return;
+            if !request(node.size) || !self.0.add_node(&node, core::ptr::null_mut()) {
+                return false;
             }
         }
+        true
     }
 
     /// The counts; nothing where the release has no tree.
