@@ -1,0 +1,153 @@
+//! The wrapped allocators: what runs on every call. Each calls the allocator that was there before and writes one event.
+//!
+//! Order: a mem or obj call is written after it is done, so that what it needed (raw blocks, arenas) comes before it. A raw free
+//! is written before it is done: another thread, needing no GIL, could be given the address before this one gets to write. A raw
+//! realloc has to be written after, so there that can happen: two threads without the GIL, one of them moving a block.
+
+use crate::inside;
+use crate::python::{self, PyMemAllocatorEx, PyObjectArenaAllocator, SetOnce};
+use crate::{sink, snapshot};
+use obmalloc_trace::format::Domain;
+use std::ffi::{c_int, c_void};
+
+const RAW: u8 = Domain::Raw as u8;
+const MEM: u8 = Domain::Mem as u8;
+const OBJ: u8 = Domain::Obj as u8;
+
+const fn domain(number: u8) -> Domain {
+    match number {
+        RAW => Domain::Raw,
+        MEM => Domain::Mem,
+        _ => Domain::Obj,
+    }
+}
+
+static ORIGINAL: SetOnce<[PyMemAllocatorEx; 3]> = SetOnce::new();
+static ORIGINAL_ARENA: SetOnce<PyObjectArenaAllocator> = SetOnce::new();
+
+/// The allocator that `D` had before the recorder came.
+#[inline(always)]
+fn inner<const D: u8>() -> &'static PyMemAllocatorEx {
+    // SAFETY: hooks run only once `install` has set the originals.
+    unsafe { &ORIGINAL.get()[D as usize] }
+}
+
+/// Calls `call` as a call of domain `D`: gives its result, and whether it was nested.
+#[inline(always)]
+fn within<const D: u8, T>(call: impl FnOnce() -> T) -> (T, bool) {
+    if D == RAW {
+        let nested = inside::is_inside();
+        (call(), nested)
+    } else {
+        let before = inside::enter();
+        let result = call();
+        inside::leave(before);
+        (result, false)
+    }
+}
+
+/// Takes the opportunity that a mem or obj call is: the GIL is held and nothing is locked.
+#[inline(always)]
+fn after<const D: u8>(checkpoint: bool) {
+    if D != RAW && checkpoint {
+        snapshot::checkpoint();
+    }
+}
+
+unsafe extern "C" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_void {
+    let inner = inner::<D>();
+    // SAFETY: passes the caller's request on to the allocator that the caller would have had.
+    let (result, nested) = within::<D, _>(|| unsafe { (inner.malloc)(inner.ctx, size) });
+    after::<D>(sink::record(|block| block.malloc(domain(D), nested, size as u64, result as u64)));
+    result
+}
+
+unsafe extern "C" fn calloc<const D: u8>(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    let inner = inner::<D>();
+    // SAFETY: as in `malloc`.
+    let (result, nested) = within::<D, _>(|| unsafe { (inner.calloc)(inner.ctx, count, size) });
+    after::<D>(sink::record(|block| block.calloc(domain(D), nested, count as u64, size as u64, result as u64)));
+    result
+}
+
+unsafe extern "C" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    let inner = inner::<D>();
+    // SAFETY: as in `malloc`.
+    let (result, nested) = within::<D, _>(|| unsafe { (inner.realloc)(inner.ctx, address, size) });
+    after::<D>(sink::record(|block| block.realloc(domain(D), nested, address as u64, size as u64, result as u64)));
+    result
+}
+
+unsafe extern "C" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
+    let inner = inner::<D>();
+    if D == RAW {
+        let nested = inside::is_inside();
+        sink::record(|block| block.free(domain(D), nested, address as u64));
+        // SAFETY: as in `malloc`.
+        unsafe { (inner.free)(inner.ctx, address) };
+    } else {
+        // SAFETY: as in `malloc`.
+        within::<D, _>(|| unsafe { (inner.free)(inner.ctx, address) });
+        after::<D>(sink::record(|block| block.free(domain(D), false, address as u64)));
+    }
+}
+
+unsafe extern "C" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: hooks run only once `install` has set the originals.
+    let inner = unsafe { ORIGINAL_ARENA.get() };
+    // SAFETY: as in `malloc`.
+    let result = unsafe { (inner.alloc)(inner.ctx, size) };
+    sink::record(|block| block.arena_alloc(size as u64, result as u64));
+    // With the other hooks replaced this one is the only chance to notice.
+    snapshot::checkpoint();
+    result
+}
+
+unsafe extern "C" fn arena_free(_: *mut c_void, address: *mut c_void, size: usize) {
+    // SAFETY: hooks run only once `install` has set the originals.
+    let inner = unsafe { ORIGINAL_ARENA.get() };
+    sink::record(|block| block.arena_free(size as u64, address as u64));
+    // SAFETY: as in `malloc`.
+    unsafe { (inner.free)(inner.ctx, address, size) };
+}
+
+const fn table<const D: u8>() -> PyMemAllocatorEx {
+    PyMemAllocatorEx {
+        ctx: std::ptr::null_mut(),
+        malloc: malloc::<D>,
+        calloc: calloc::<D>,
+        realloc: realloc::<D>,
+        free: free::<D>,
+    }
+}
+
+/// The recorder's allocators. In one place, because a function may have several addresses, and they are compared.
+static OURS: [PyMemAllocatorEx; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
+
+/// Whether `allocator` is one of the recorder's.
+pub fn is_ours(allocator: &PyMemAllocatorEx) -> bool {
+    OURS.iter().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
+}
+
+/// The allocator that the obj domain had before the recorder came.
+pub fn original_obj() -> &'static PyMemAllocatorEx {
+    inner::<OBJ>()
+}
+
+/// Wraps the three domains and the arena allocator. From here on every call is written.
+pub fn install() {
+    let api = python::api();
+    // SAFETY: the process is being loaded: one thread, and no call has been made yet that could come to a hook.
+    unsafe {
+        ORIGINAL.set([RAW, MEM, OBJ].map(|number| api.allocator(c_int::from(number))));
+        ORIGINAL_ARENA.set(api.arena_allocator());
+    }
+    let arena = PyObjectArenaAllocator { ctx: std::ptr::null_mut(), alloc: arena_alloc, free: arena_free };
+    // SAFETY: CPython copies the tables; allocators may be replaced before it is initialised.
+    unsafe {
+        for (number, ours) in OURS.iter().enumerate() {
+            (api.set_allocator)(number as c_int, ours);
+        }
+        (api.set_arena_allocator)(&arena);
+    }
+}

@@ -1,0 +1,214 @@
+//! CPython's C interface, looked up by name: the recorder is linked to no libpython and works with the one that it finds.
+
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::mem::MaybeUninit;
+
+/// `PyMemAllocatorEx`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PyMemAllocatorEx {
+    pub ctx: *mut c_void,
+    pub malloc: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void,
+    pub calloc: unsafe extern "C" fn(*mut c_void, usize, usize) -> *mut c_void,
+    pub realloc: unsafe extern "C" fn(*mut c_void, *mut c_void, usize) -> *mut c_void,
+    pub free: unsafe extern "C" fn(*mut c_void, *mut c_void),
+}
+
+// SAFETY: a table is only read, and what its functions need to be called they say themselves.
+unsafe impl Sync for PyMemAllocatorEx {}
+
+/// `PyObjectArenaAllocator`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PyObjectArenaAllocator {
+    pub ctx: *mut c_void,
+    pub alloc: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void,
+    pub free: unsafe extern "C" fn(*mut c_void, *mut c_void, usize),
+}
+
+/// `PyMethodDef`
+#[repr(C)]
+pub struct PyMethodDef {
+    pub name: *const c_char,
+    pub method: unsafe extern "C" fn(*mut c_void, *mut c_void) -> Object,
+    pub flags: c_int,
+    pub doc: *const c_char,
+}
+
+// SAFETY: names and documentation are string literals, and nothing writes to a method definition.
+unsafe impl Sync for PyMethodDef {}
+
+/// `METH_NOARGS`
+pub const METH_NOARGS: c_int = 0x0004;
+
+/// `PyObject *`
+pub type Object = *mut c_void;
+
+/// Declares a struct of function pointers with CPython's names, and how to look all of them up.
+macro_rules! interface {
+    ($(#[$doc:meta])* $name:ident { $($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub struct $name { $(pub $field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+
+        impl $name {
+            /// Looks every function up. `None` when one is not there.
+            pub fn find() -> Option<Self> {
+                Some(Self { $($field: {
+                    let address = symbol($symbol)?;
+                    // SAFETY: the function of that name has this signature in every CPython from 3.8 on.
+                    unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
+                },)* })
+            }
+        }
+    };
+}
+
+interface! {
+    /// What recording needs.
+    Api {
+        set_allocator = c"PyMem_SetAllocator": fn(c_int, *const PyMemAllocatorEx);
+        get_allocator = c"PyMem_GetAllocator": fn(c_int, *mut PyMemAllocatorEx);
+        set_arena_allocator = c"PyObject_SetArenaAllocator": fn(*const PyObjectArenaAllocator);
+        get_arena_allocator = c"PyObject_GetArenaAllocator": fn(*mut PyObjectArenaAllocator);
+        get_version = c"Py_GetVersion": fn() -> *const c_char;
+        is_initialized = c"Py_IsInitialized": fn() -> c_int;
+        add_pending_call = c"Py_AddPendingCall": fn(unsafe extern "C" fn(*mut c_void) -> c_int, *mut c_void) -> c_int;
+        raw_malloc = c"PyMem_RawMalloc": fn(usize) -> *mut c_void;
+        raw_free = c"PyMem_RawFree": fn(*mut c_void);
+    }
+}
+
+interface! {
+    /// What asking CPython for its statistics needs. All of it wants the GIL.
+    Objects {
+        mem_malloc = c"PyMem_Malloc": fn(usize) -> *mut c_void;
+        mem_free = c"PyMem_Free": fn(*mut c_void);
+        obj_malloc = c"PyObject_Malloc": fn(usize) -> *mut c_void;
+        obj_free = c"PyObject_Free": fn(*mut c_void);
+        import = c"PyImport_ImportModuleLevel": fn(*const c_char, Object, Object, Object, c_int) -> Object;
+        modules = c"PyImport_GetModuleDict": fn() -> Object;
+        dict_get = c"PyDict_GetItemString": fn(Object, *const c_char) -> Object;
+        sys_get = c"PySys_GetObject": fn(*const c_char) -> Object;
+        frame = c"PyEval_GetFrame": fn() -> Object;
+        text_of = c"PyUnicode_AsUTF8": fn(Object) -> *const c_char;
+        get_attribute = c"PyObject_GetAttrString": fn(Object, *const c_char) -> Object;
+        call = c"PyObject_CallObject": fn(Object, Object) -> Object;
+        new_function = c"PyCFunction_NewEx": fn(*const PyMethodDef, Object, Object) -> Object;
+        new_tuple = c"PyTuple_New": fn(isize) -> Object;
+        set_item = c"PyTuple_SetItem": fn(Object, isize, Object) -> c_int;
+        int_from = c"PyLong_FromSsize_t": fn(isize) -> Object;
+        int_as = c"PyLong_AsLong": fn(Object) -> c_long;
+        inc_ref = c"Py_IncRef": fn(Object);
+        dec_ref = c"Py_DecRef": fn(Object);
+        fetch_error = c"PyErr_Fetch": fn(*mut Object, *mut Object, *mut Object);
+        restore_error = c"PyErr_Restore": fn(Object, Object, Object);
+        clear_error = c"PyErr_Clear": fn();
+    }
+}
+
+/// The address of what the process calls `name`, if anything.
+pub fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the name is NUL-terminated.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
+}
+
+impl Api {
+    /// The text of `Py_GetVersion()`.
+    pub fn version(&self) -> String {
+        // SAFETY: may be called before initialisation; the text lives as long as the process.
+        unsafe { CStr::from_ptr((self.get_version)()) }.to_string_lossy().into_owned()
+    }
+
+    /// Whether this is a debug build (`Py_DEBUG`): only those count references.
+    pub fn is_debug_build(&self) -> bool {
+        symbol(c"_Py_NegativeRefcount").is_some()
+    }
+
+    /// Whether CPython lives in a shared library rather than in the executable.
+    pub fn is_shared(&self) -> bool {
+        // SAFETY: reads the process's own auxiliary vector.
+        let program_headers = unsafe { libc::getauxval(libc::AT_PHDR) } as *const c_void;
+        object_base(self.set_allocator as *const c_void) != object_base(program_headers)
+    }
+
+    /// `PyMem_GetAllocator`
+    pub fn allocator(&self, domain: c_int) -> PyMemAllocatorEx {
+        let mut table = MaybeUninit::uninit();
+        // SAFETY: CPython fills the whole table for each of its three domains.
+        unsafe {
+            (self.get_allocator)(domain, table.as_mut_ptr());
+            table.assume_init()
+        }
+    }
+
+    /// `PyObject_GetArenaAllocator`
+    pub fn arena_allocator(&self) -> PyObjectArenaAllocator {
+        let mut table = MaybeUninit::uninit();
+        // SAFETY: CPython fills the whole table.
+        unsafe {
+            (self.get_arena_allocator)(table.as_mut_ptr());
+            table.assume_init()
+        }
+    }
+}
+
+/// Where the executable or library that holds `address` begins; null when nothing does.
+fn object_base(address: *const c_void) -> *mut c_void {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: dladdr takes any address and fills the structure, which may be all zeros otherwise.
+    unsafe {
+        libc::dladdr(address, info.as_mut_ptr());
+        info.assume_init().dli_fbase
+    }
+}
+
+/// A value that the constructor sets once, before there is anybody to read it, so that reading costs no check.
+pub struct SetOnce<T>(UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: see `set`: written before there is a second thread, only read afterwards.
+unsafe impl<T> Sync for SetOnce<T> {}
+
+impl<T> SetOnce<T> {
+    /// A value that is not set yet.
+    pub const fn new() -> Self {
+        Self(UnsafeCell::new(MaybeUninit::uninit()))
+    }
+
+    /// Sets the value.
+    ///
+    /// # Safety
+    /// Nothing reads or sets it at the same time or has read it before.
+    pub unsafe fn set(&self, value: T) {
+        // SAFETY: the caller promises that nobody else looks.
+        unsafe { (*self.0.get()).write(value) };
+    }
+
+    /// The value.
+    ///
+    /// # Safety
+    /// It has been set.
+    #[inline(always)]
+    pub unsafe fn get(&self) -> &T {
+        // SAFETY: set, as the caller promises, and never written again.
+        unsafe { (*self.0.get()).assume_init_ref() }
+    }
+}
+
+static API: SetOnce<Api> = SetOnce::new();
+
+/// Keeps the interface for [`api`].
+pub fn set(api: Api) {
+    // SAFETY: called by the constructor, before the hooks and fork handlers that read it are installed.
+    unsafe { API.set(api) };
+}
+
+/// The interface that the constructor found.
+///
+/// Only hooks, fork handlers and what they call may ask: they exist once it is set.
+pub fn api() -> &'static Api {
+    // SAFETY: the constructor sets it before it installs anything that comes here.
+    unsafe { API.get() }
+}

@@ -1,0 +1,554 @@
+//! The recorder in real interpreters: every one in `OBMALLOC_PYTHON` (separated by colons), the `python3` on the path, and pyenv's.
+#![cfg(target_os = "linux")]
+
+use obmalloc_trace::format::{Domain, Event, Note, Reader};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A CPython that can be recorded.
+struct Python {
+    executable: PathBuf,
+    /// Minor version: 8 for 3.8.
+    minor: u32,
+}
+
+fn pythons() -> &'static [Python] {
+    static FOUND: OnceLock<Vec<Python>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let mut candidates: Vec<PathBuf> = std::env::var_os("OBMALLOC_PYTHON").iter().flat_map(std::env::split_paths).collect();
+        candidates.push("python3".into());
+        if let Some(home) = std::env::var_os("HOME")
+            && let Ok(versions) = std::fs::read_dir(Path::new(&home).join(".pyenv/versions"))
+        {
+            candidates.extend(versions.flatten().map(|version| version.path().join("bin/python3")));
+        }
+        let executables: BTreeSet<(u32, PathBuf)> = candidates.iter().filter_map(|candidate| examine(candidate)).collect();
+        if executables.is_empty() {
+            eprintln!("skipped: no CPython >= 3.8 found (set OBMALLOC_PYTHON)");
+        }
+        executables.into_iter().map(|(minor, executable)| Python { executable, minor }).collect()
+    })
+}
+
+/// Minor version and real path, when `candidate` is a CPython that has pymalloc.
+fn examine(candidate: &Path) -> Option<(u32, PathBuf)> {
+    const SCRIPT: &str = "import sys, sysconfig, os; print(sys.implementation.name, sys.version_info[0], sys.version_info[1], \
+                          sysconfig.get_config_var('Py_GIL_DISABLED') or 0, os.path.realpath(sys.executable))";
+    let output = Command::new(candidate).args(["-c", SCRIPT]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let fields: Vec<&str> = text.trim_end().splitn(5, ' ').collect();
+    match fields[..] {
+        ["cpython", "3", minor, "0", path] => {
+            let minor: u32 = minor.parse().ok()?;
+            (minor >= 8).then(|| (minor, path.into()))
+        }
+        _ => None,
+    }
+}
+
+/// The library, built here: cargo builds one that Rust programs cannot link for nobody but who asks.
+fn recorder() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test has a path");
+        let profile = test.ancestors().nth(2).expect("tests are in target/<profile>/deps");
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["build", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "--target-dir"]);
+        command.arg(profile.parent().expect("a profile's directory is in the target directory"));
+        if !cfg!(debug_assertions) {
+            command.arg("--release");
+        }
+        assert!(command.status().expect("cargo starts").success());
+        profile.join("libobmalloc_preload.so")
+    })
+}
+
+/// A directory for one recording, gone at the end.
+struct Run {
+    directory: PathBuf,
+    output: Output,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Run {
+    fn of(python: &Python, script: &str, environment: &[(&str, &str)]) -> Self {
+        Self::with(python, &["-c", script], environment)
+    }
+
+    fn with(python: &Python, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("obmalloc-record-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a temporary directory");
+        let mut command = Command::new(&python.executable);
+        command.args(arguments).env("LD_PRELOAD", recorder()).env("OBMALLOC_TRACE", directory.join("trace"));
+        for variable in ["PYTHONMALLOC", "PYTHONDEVMODE", "OBMALLOC_TRACE_PID"] {
+            command.env_remove(variable);
+        }
+        let output = command.envs(environment.iter().copied()).output().expect("the interpreter starts");
+        Self { directory, output }
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    fn succeeded(self) -> Self {
+        assert!(self.output.status.success(), "{:?}: {}", self.output.status, self.stderr());
+        self
+    }
+
+    /// Every trace file but the first process's.
+    fn children(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(&self.directory).expect("the directory is there");
+        files.map(|file| file.expect("readable").path()).filter(|path| !path.ends_with("trace")).collect()
+    }
+
+    fn trace(&self) -> Trace {
+        Trace::read(&self.directory.join("trace"))
+    }
+}
+
+struct Trace {
+    header: String,
+    events: Vec<Event>,
+    /// Where blocks begin and end, bytes.
+    edges: Vec<u64>,
+}
+
+impl Trace {
+    fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut reader = Reader::new(&bytes).expect("a trace");
+        let header = reader.header().to_owned();
+        let events = reader.by_ref().map(|event| event.expect("an undamaged trace")).collect();
+        assert!(!reader.truncated(), "blocks are written whole");
+        let mut edges = vec![16 + header.len() as u64];
+        while let Some(length) = bytes.get(edges[edges.len() - 1] as usize..).and_then(|rest| rest.first_chunk::<4>()) {
+            edges.push(edges[edges.len() - 1] + 16 + u64::from(u32::from_le_bytes(*length)));
+        }
+        Self { header, events, edges }
+    }
+
+    fn says(&self, what: &str) -> bool {
+        self.header.contains(what)
+    }
+
+    fn ends_orderly(&self) -> bool {
+        self.events.last() == Some(&Event::Note(Note::End))
+    }
+
+    /// The number after `"bytes": ` in the header.
+    fn parent_bytes(&self) -> u64 {
+        let (_, rest) = self.header.split_once("\"bytes\": ").expect("a parent in the header");
+        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().expect("a number")
+    }
+
+    /// Events that ask for memory of this size.
+    fn requests(&self, wanted: u64) -> usize {
+        let is_wanted = |event: &&Event| match **event {
+            Event::Malloc { size, .. } => size == wanted,
+            Event::Calloc { count, size, .. } => count * size == wanted,
+            _ => false,
+        };
+        self.events.iter().filter(is_wanted).count()
+    }
+}
+
+/// What is allocated in the mem and obj domains: by address, the bytes that pymalloc gave, or 0 for blocks that it passed on.
+#[derive(Default)]
+struct Live(HashMap<u64, u64>);
+
+fn class_bytes(size: u64) -> u64 {
+    if size == 0 || size > 512 { 0 } else { size.next_multiple_of(16) }
+}
+
+impl Live {
+    fn allocate(&mut self, address: u64, bytes: u64) {
+        if address != 0 {
+            assert_eq!(self.0.insert(address, bytes), None, "{address:#x} was given twice");
+        }
+    }
+
+    fn release(&mut self, address: u64) -> u64 {
+        self.0.remove(&address).unwrap_or_else(|| panic!("{address:#x} was freed and is not allocated"))
+    }
+
+    fn apply(&mut self, event: &Event) {
+        match *event {
+            Event::Malloc { domain: Domain::Mem | Domain::Obj, size, result, .. } => self.allocate(result, class_bytes(size)),
+            Event::Calloc { domain: Domain::Mem | Domain::Obj, count, size, result, .. } => {
+                self.allocate(result, class_bytes(count * size));
+            }
+            Event::Realloc { domain: Domain::Mem | Domain::Obj, address: 0, size, result, .. } => {
+                self.allocate(result, class_bytes(size))
+            }
+            Event::Realloc { domain: Domain::Mem | Domain::Obj, address, size, result, .. } if result != 0 => {
+                let before = self.release(address);
+                // A block that did not move keeps its class, one that pymalloc had passed on stays out of it.
+                let bytes = if result == address || before == 0 { before } else { class_bytes(size) };
+                self.allocate(result, bytes);
+            }
+            Event::Free { domain: Domain::Mem | Domain::Obj, address, .. } if address != 0 => {
+                self.release(address);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The number at the end of the first line of the statistics that contains `label`.
+fn statistic(text: &str, label: &str) -> u64 {
+    let line = text.lines().find(|line| line.contains(label)).unwrap_or_else(|| panic!("no {label} in {text}"));
+    line.rsplit('=').next().expect("a line has an end").trim().replace(',', "").parse().expect("a number")
+}
+
+#[test]
+fn whole_run_is_recorded_from_the_first_arena_to_the_end() {
+    for python in pythons() {
+        let run = Run::of(python, "import json; json.dumps(list(range(5000)))", &[]).succeeded();
+        assert_eq!(run.stderr(), "");
+        let trace = run.trace();
+        assert!(trace.says(&format!("\"python\": \"3.{}.", python.minor)), "{}", trace.header);
+        assert!(trace.says("\"freeThreaded\": false") && trace.says("\"parent\": null"), "{}", trace.header);
+        let first = trace.events.iter().position(|event| matches!(event, Event::ArenaAlloc { .. })).expect("an arena");
+        let arena_size = if python.minor < 10 { 256 << 10 } else { 1 << 20 };
+        assert!(matches!(trace.events[first], Event::ArenaAlloc { size, result } if size == arena_size && result != 0));
+        assert!(
+            matches!(trace.events[first - 1], Event::Realloc { domain: Domain::Raw, nested: true, address: 0, size: 768, .. }),
+            "{:?}",
+            trace.events[first - 1]
+        );
+        let nodes: &[u64] = match python.minor {
+            8 | 9 => &[],
+            10 => &[8192, 2048],
+            _ => &[262_144, 131_072],
+        };
+        for (index, &node) in nodes.iter().enumerate() {
+            let event = &trace.events[first + 1 + index];
+            assert!(
+                matches!(event, Event::Calloc { domain: Domain::Raw, nested: true, count: 1, size, .. } if *size == node),
+                "{event:?}"
+            );
+        }
+        let next = &trace.events[first + 1 + nodes.len()];
+        assert!(
+            matches!(
+                next,
+                Event::Malloc { domain: Domain::Mem | Domain::Obj, nested: false, .. } | Event::Calloc { nested: false, .. }
+            ),
+            "{next:?}"
+        );
+        assert!(trace.ends_orderly());
+    }
+}
+
+#[test]
+fn statistics_at_the_end_are_those_of_the_events_before_them() {
+    // Ints are made and dropped so that 3.14 and later have some to reuse.
+    let script = "import threading, json\nx = [json.loads('[1, 2.5, {\"a\": [3]}]') for _ in range(3000)]\ndel x[::2]\n\
+                  y = [10**6 + i for i in range(500)]\ndel y\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        let trace = run.trace();
+        let (mut live, mut arenas, mut seen) = (Live::default(), 0u64, (0, 0));
+        for event in &trace.events {
+            live.apply(event);
+            match event {
+                Event::ArenaAlloc { size, .. } if *size >= 256 << 10 => arenas += 1,
+                Event::ArenaFree { size, address } if *size >= 256 << 10 && *address != 0 => arenas -= 1,
+                Event::Note(Note::AllocatedBlocks(count)) => {
+                    assert_eq!(*count, live.0.len() as u64, "{}", python.executable.display());
+                    seen.0 += 1;
+                }
+                Event::Note(Note::Stats(text)) => {
+                    assert!(text.starts_with("Small block threshold = 512"), "{text}");
+                    assert!(text.lines().last().is_some_and(|line| line.starts_with("Total ")), "{text}");
+                    assert_eq!(statistic(text, "# bytes in allocated blocks"), live.0.values().sum::<u64>());
+                    assert_eq!(statistic(text, "# arenas allocated current"), arenas);
+                    seen.1 += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(seen, (1, 1), "{}", python.executable.display());
+    }
+}
+
+#[test]
+fn small_program_without_site_has_statistics_too() {
+    for python in pythons() {
+        let run = Run::with(python, &["-I", "-S", "-c", "pass"], &[]).succeeded();
+        let trace = run.trace();
+        assert!(trace.events.iter().any(|event| matches!(event, Event::Note(Note::Stats(_)))), "{}", python.executable.display());
+        assert!(trace.ends_orderly());
+    }
+}
+
+#[test]
+fn forked_child_continues_the_parents_trace_in_its_own() {
+    let script = "import os\nx = [object() for _ in range(50000)]\npid = os.fork()\nif pid == 0:\n    y = [bytes(337) for _ in range(100)]\n\
+                  \x20   os._exit(0)\nos.waitpid(pid, 0)\nprint(pid)\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        let parent = run.trace();
+        let path = run.directory.join(format!("trace.{}", run.stdout().trim()));
+        let child = Trace::read(&path);
+        assert!(
+            child.says(&format!("\"parent\": {{\"path\": \"{}\"", run.directory.join("trace").display())),
+            "{}",
+            child.header
+        );
+        assert!(parent.edges.contains(&child.parent_bytes()), "{} in {:?}", child.parent_bytes(), parent.edges);
+        assert!(parent.ends_orderly() && child.ends_orderly());
+        let bytes_object = 337 + 33;
+        assert!(child.requests(bytes_object) >= 100);
+        assert!(parent.requests(bytes_object) < 100);
+        // The parent up to the fork and then the child: everything that is freed has been allocated.
+        let bytes = std::fs::read(run.directory.join("trace")).expect("readable");
+        let before =
+            Reader::new(&bytes[..child.parent_bytes() as usize]).expect("a trace").map(|event| event.expect("undamaged"));
+        let mut live = Live::default();
+        before.for_each(|event| live.apply(&event));
+        child.events.iter().for_each(|event| live.apply(event));
+    }
+}
+
+#[test]
+fn forked_grandchild_names_the_child_as_its_parent() {
+    let script = "import os, sys\nfor _ in range(2):\n    pid = os.fork()\n    if pid:\n        os.waitpid(pid, 0)\n        break\n\
+                  \x20   x = [object() for _ in range(1000)]\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        let children: Vec<Trace> = run.children().iter().map(|path| Trace::read(path)).collect();
+        assert_eq!(children.len(), 2);
+        let of_the_first = format!("\"path\": \"{}\"", run.directory.join("trace").display());
+        assert_eq!(children.iter().filter(|child| child.says(&of_the_first)).count(), 1);
+        assert!(children.iter().all(Trace::ends_orderly));
+    }
+}
+
+#[test]
+fn replaced_allocators_are_reported() {
+    let debug = ("PYTHONMALLOC", "debug");
+    let malloc = ("PYTHONMALLOC", "malloc");
+    let none = ("PYTHONMALLOC", "");
+    let ways = [
+        (["-X", "utf8", "-c", "pass"], debug, "obmalloc: PYTHONMALLOC=debug (or -X dev) replaced the recorder's allocators"),
+        (["-X", "dev", "-c", "pass"], none, "obmalloc: -X dev replaced the recorder's allocators"),
+        (["-X", "utf8", "-c", "import os; os._exit(0)"], malloc, "obmalloc: PYTHONMALLOC=malloc"),
+    ];
+    for python in pythons() {
+        for (arguments, variable, message) in ways {
+            let run = Run::with(python, &arguments, &[variable]).succeeded();
+            let trace = run.trace();
+            let lost = trace.events.iter().filter(|event| **event == Event::Note(Note::HooksLost(7))).count();
+            assert_eq!(lost, 1, "{}: {:?}", python.executable.display(), &trace.events);
+            assert!(trace.ends_orderly());
+            assert_eq!(run.stderr().matches("obmalloc: ").count(), 1, "{}", run.stderr());
+            assert!(
+                run.stderr().contains(message) && run.stderr().contains("raw, mem and obj calls are not recorded"),
+                "{}",
+                run.stderr()
+            );
+        }
+    }
+}
+
+#[test]
+fn tracemalloc_is_no_replacement() {
+    for python in pythons() {
+        let run = Run::with(python, &["-X", "tracemalloc", "-c", "x = [object() for _ in range(20000)]"], &[]).succeeded();
+        assert_eq!(run.stderr(), "");
+        let trace = run.trace();
+        assert!(!trace.events.iter().any(|event| matches!(event, Event::Note(Note::HooksLost(_)))));
+        assert!(trace.events.iter().any(|event| matches!(event, Event::Note(Note::AllocatedBlocks(count)) if *count > 20_000)));
+    }
+}
+
+#[test]
+fn killed_process_leaves_a_readable_prefix() {
+    let script = "import os\nx = [object() for _ in range(200000)]\nos.kill(os.getpid(), 9)\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]);
+        assert_eq!(run.output.status.signal(), Some(9));
+        let trace = run.trace();
+        assert!(!trace.ends_orderly());
+        assert!(trace.events.len() > 150_000, "{}", trace.events.len());
+    }
+}
+
+#[test]
+fn events_before_os_exit_are_kept() {
+    for python in pythons() {
+        let run = Run::of(python, "import os\nx = [bytes(337) for _ in range(10)]\nos._exit(3)\n", &[]);
+        assert_eq!(run.output.status.code(), Some(3));
+        let trace = run.trace();
+        assert!(trace.ends_orderly());
+        assert!(trace.requests(337 + 33) >= 10);
+    }
+}
+
+#[test]
+fn events_before_exec_are_kept_and_the_next_program_has_its_own_trace() {
+    let script =
+        "import os, sys\nx = [bytes(337) for _ in range(10)]\nos.execv(sys.executable, [sys.executable, '-c', 'print(1)'])\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        let trace = run.trace();
+        assert!(trace.requests(337 + 33) >= 10);
+        assert!(!trace.ends_orderly());
+        let next = run.children();
+        assert_eq!(next.len(), 1);
+        assert!(Trace::read(&next[0]).ends_orderly());
+    }
+}
+
+#[test]
+fn executed_python_has_its_own_trace_and_other_programs_have_none() {
+    let script = "import subprocess, sys\nfor preexec in (None, lambda: None):\n\
+                  \x20   subprocess.run([sys.executable, '-c', 'pass'], check=True, preexec_fn=preexec)\n\
+                  subprocess.run(['sh', '-c', 'true; true'], check=True, cwd='/')\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        assert!(run.trace().ends_orderly());
+        let children: Vec<Trace> = run.children().iter().map(|path| Trace::read(path)).collect();
+        // The two interpreters, and what the second one's process did in Python before it was executed.
+        assert_eq!(children.iter().filter(|child| child.says("\"parent\": null") && child.ends_orderly()).count(), 2);
+        assert_eq!(children.iter().filter(|child| child.says("\"parent\": {")).count(), 1);
+        assert_eq!(children.len(), 3);
+    }
+}
+
+#[test]
+fn raw_calls_without_the_gil_and_those_of_threads_are_recorded_in_order() {
+    let script = "import threading, hashlib, zlib\ndef work():\n    for i in range(300):\n        zlib.compress(bytes(20000)); hashlib.sha256(bytes(5000)).digest()\n\
+                  \x20       x = [object() for _ in range(200)]\nthreads = [threading.Thread(target=work) for _ in range(4)]\n\
+                  [t.start() for t in threads]; [t.join() for t in threads]\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        let trace = run.trace();
+        assert!(trace.ends_orderly());
+        let mut raw = HashSet::new();
+        let mut live = Live::default();
+        for event in &trace.events {
+            live.apply(event);
+            match *event {
+                Event::Malloc { domain: Domain::Raw, result, .. } | Event::Calloc { domain: Domain::Raw, result, .. } => {
+                    assert!(raw.insert(result), "{event:?}");
+                }
+                Event::Realloc { domain: Domain::Raw, address, result, .. } => {
+                    raw.remove(&address);
+                    assert!(raw.insert(result), "{event:?}");
+                }
+                Event::Free { domain: Domain::Raw, address, .. } => assert!(address == 0 || raw.remove(&address), "{event:?}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn trace_goes_on_when_the_program_closes_descriptors_that_are_not_its_own() {
+    let script = "import os\nos.closerange(3, 1024)\nfiles = [os.open('/dev/null', os.O_WRONLY) for _ in range(600)]\n\
+                  x = [object() for _ in range(200000)]\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        assert_eq!(run.stderr(), "");
+        let trace = run.trace();
+        assert!(trace.ends_orderly() && trace.events.len() > 200_000);
+    }
+}
+
+#[test]
+fn full_disk_ends_the_recording_and_not_the_program() {
+    let script = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000))\nx = [object() for _ in range(300000)]\nprint('done')\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        assert_eq!(run.stdout(), "done\n");
+        assert_eq!(run.stderr().matches("obmalloc: cannot write").count(), 1, "{}", run.stderr());
+        let trace = run.trace();
+        assert!(!trace.ends_orderly() && trace.events.len() > 1000);
+    }
+}
+
+#[test]
+fn path_that_cannot_be_made_is_reported_once() {
+    for python in pythons() {
+        let run = Run::of(python, "print('done')", &[("OBMALLOC_TRACE", "/nonexistent/trace")]).succeeded();
+        assert_eq!(run.stdout(), "done\n");
+        assert_eq!(run.stderr().matches("obmalloc: cannot create /nonexistent/trace").count(), 1, "{}", run.stderr());
+    }
+}
+
+#[test]
+fn process_that_is_no_cpython_is_left_alone() {
+    let directory = std::env::temp_dir().join(format!("obmalloc-record-sh-{}", std::process::id()));
+    let trace = directory.join("trace");
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $OBMALLOC_TRACE_PID; exec env true"]).env("LD_PRELOAD", recorder());
+    let output = command.env("OBMALLOC_TRACE", &trace).env_remove("OBMALLOC_TRACE_PID").output().expect("sh starts");
+    assert!(output.status.success());
+    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"\n"[..], &b""[..]));
+    assert!(!trace.exists());
+}
+
+/// A program that has CPython's names and says that it is the release in `STAND_IN_VERSION`.
+const STAND_IN: &str = r#"
+#include <stdlib.h>
+const char *Py_GetVersion(void) { return getenv("STAND_IN_VERSION"); }
+void PyMem_SetAllocator(int domain, void *table) { abort(); }
+void PyMem_GetAllocator(int domain, void *table) { abort(); }
+void PyObject_SetArenaAllocator(void *table) { abort(); }
+void PyObject_GetArenaAllocator(void *table) { abort(); }
+int Py_IsInitialized(void) { return 0; }
+int Py_AddPendingCall(void *function, void *argument) { return -1; }
+void *PyMem_RawMalloc(size_t size) { return malloc(size); }
+void PyMem_RawFree(void *address) { free(address); }
+int main(void) { return 0; }
+"#;
+
+#[test]
+fn what_cannot_be_recorded_is_said_and_left_alone() {
+    let directory = std::env::temp_dir().join(format!("obmalloc-record-stand-in-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a temporary directory");
+    let (source, program, trace) = (directory.join("stand_in.c"), directory.join("stand_in"), directory.join("trace"));
+    std::fs::write(&source, STAND_IN).expect("writable");
+    match Command::new("cc").args(["-w", "-rdynamic", "-o"]).args([&program, &source]).status() {
+        Ok(status) if status.success() => {
+            let run = |version: &str| {
+                let mut command = Command::new(&program);
+                command.env("LD_PRELOAD", recorder()).env("OBMALLOC_TRACE", &trace).env_remove("OBMALLOC_TRACE_PID");
+                let output = command.env("STAND_IN_VERSION", version).output().expect("the program starts");
+                assert!(output.status.success());
+                String::from_utf8(output.stderr).expect("text")
+            };
+            assert_eq!(
+                run("3.7.16 (default)"),
+                "obmalloc: this is CPython 3.7.16: 3.8 is the oldest that can be recorded, nothing is recorded\n"
+            );
+            assert!(!trace.exists());
+            assert_eq!(
+                run("3.14.0 free-threading build (main)"),
+                "obmalloc: this CPython is a free-threaded build: it has no pymalloc, nothing is recorded\n"
+            );
+            let written = Trace::read(&trace);
+            assert!(written.says("\"freeThreaded\": true") && written.events.is_empty(), "{}", written.header);
+        }
+        _ => eprintln!("skipped: no C compiler"),
+    }
+    let _ = std::fs::remove_dir_all(&directory);
+}
