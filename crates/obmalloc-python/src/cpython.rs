@@ -26,3 +26,7 @@ pub fn allocator(domain: Domain) -> Allocator {
         allocator.assume_init()
     }
 }
+
+// pyo3 needs one function that 3.8 lacks, and never calls it there. As a weak symbol it may be missing when 3.8 loads the library. This
+// works in release builds, where link-time optimisation makes one object of everything.
+std::arch::global_asm!(".weak PyCMethod_New");

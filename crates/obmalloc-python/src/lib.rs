@@ -1,61 +1,90 @@
 //! The driver: loaded into a real CPython, it calls that CPython's `PyMem_*` and `PyObject_*` natively and times this engine beside
 //! them in the same process. Leans on `obmalloc` and `obmalloc-trace`.
 //!
-//! One build serves 3.9 and later. 3.8 cannot import it, but can call [`obmalloc_python_random`] through `ctypes`.
+//! One build serves 3.9 and later, which import it; 3.8 cannot, but can reach [`obmalloc_python_call`] with `dlopen`. Both take the
+//! name of a function and its arguments as a JSON array, and give its result as JSON:
+//!
+//! | function | arguments | result |
+//! |---|---|---|
+//! | `random` | seed, count | the number of calls made on the mem and obj domains |
+//! | `bench` | release, rounds, traces, whether to run the loops too | loop → \[nanoseconds a call in CPython, here, median ratio\] |
+//! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes held here\] |
 
 mod cpython;
 mod loops;
 mod random;
 
+use std::ffi::{CStr, c_char};
+use std::panic::catch_unwind;
 use std::path::PathBuf;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use serde_json::{Map, Value, json};
 
-/// Makes `count` random calls on the mem and obj domains, from `seed`. Gives the number of calls made.
-#[unsafe(no_mangle)]
-pub extern "C" fn obmalloc_python_random(seed: u64, count: u64) -> u64 {
-    random::run(seed, count)
-}
-
-/// Makes `count` random calls on CPython's mem and obj domains, the same ones for the same `seed`. Gives the number of calls made.
-#[pyfunction]
-#[pyo3(name = "random")]
-fn random_calls(seed: u64, count: u64) -> u64 {
-    random::run(seed, count)
-}
-
-/// Times every loop in this CPython and in a heap of `release`, in turn, `rounds` times each. Gives a dict: loop → (nanoseconds a call in
-/// CPython, here, median of the rounds' ratios here / CPython). `programs` are traces, each replayed as a loop of its own.
-#[pyfunction]
-#[pyo3(name = "bench")]
-fn time_loops<'py>(
-    py: Python<'py>,
-    release: &str,
-    rounds: usize,
-    programs: Vec<PathBuf>,
-    loops: bool,
-) -> PyResult<Bound<'py, PyDict>> {
-    let rows = loops::run(release, rounds, &programs, loops).map_err(PyValueError::new_err)?;
-    let table = PyDict::new(py);
-    for row in rows {
-        table.set_item(row.name, (row.cpython, row.here, row.ratio))?;
+fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
+    let wrong = |error: serde_json::Error| format!("{function}: {error}");
+    match function {
+        "random" => {
+            let (seed, count) = serde_json::from_str(arguments).map_err(wrong)?;
+            Ok(json!(random::run(seed, count)))
+        }
+        "bench" => {
+            let (release, rounds, traces, with_loops): (String, usize, Vec<PathBuf>, bool) =
+                serde_json::from_str(arguments).map_err(wrong)?;
+            let rows = loops::run(&release, rounds, &traces, with_loops)?;
+            Ok(Value::Object(
+                rows.into_iter().map(|row| (row.name, json!([row.cpython, row.here, row.ratio]))).collect::<Map<_, _>>(),
+            ))
+        }
+        "peak" => {
+            let (release, trace, here): (String, PathBuf, bool) = serde_json::from_str(arguments).map_err(wrong)?;
+            Ok(json!(loops::peak(&release, &trace, here)?))
+        }
+        _ => Err(format!("unknown function {function:?}: expected random, bench or peak")),
     }
-    Ok(table)
 }
 
-/// Replays a trace once, in CPython (`here` false) or in a heap of `release`, touching every byte, and gives how much the process's peak
-/// resident memory rose by it, in bytes, and for a heap the most arena bytes held.
+/// Calls a function of the driver. Raises `ValueError` when its arguments are wrong.
 #[pyfunction]
-fn peak(release: &str, program: PathBuf, here: bool) -> PyResult<(u64, u64)> {
-    loops::peak(release, &program, here).map_err(PyValueError::new_err)
+fn call(function: &str, arguments: &str) -> PyResult<String> {
+    dispatch(function, arguments).map(|value| value.to_string()).map_err(PyValueError::new_err)
+}
+
+/// Calls a function of the driver, from C: writes its result, or `{"error": …}`, as NUL-terminated JSON to the `size` bytes at `out`, and
+/// gives the length of the whole text, which does not fit if that is `size` or more.
+///
+/// # Safety
+/// `function` and `arguments` are NUL-terminated UTF-8, `out` is writable, and the GIL is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn obmalloc_python_call(
+    function: *const c_char,
+    arguments: *const c_char,
+    out: *mut c_char,
+    size: usize,
+) -> u64 {
+    // SAFETY: the caller's promise.
+    let (function, arguments) = unsafe { (CStr::from_ptr(function), CStr::from_ptr(arguments)) };
+    let result = catch_unwind(|| dispatch(&function.to_string_lossy(), &arguments.to_string_lossy()));
+    let value = match result {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => json!({ "error": error }),
+        Err(_) => json!({ "error": "the driver panicked" }),
+    };
+    let text = value.to_string();
+    if size > 0 {
+        let fits = text.len().min(size - 1);
+        // SAFETY: `out` has `size` bytes.
+        unsafe {
+            out.copy_from_nonoverlapping(text.as_ptr().cast(), fits);
+            *out.add(fits) = 0;
+        }
+    }
+    text.len() as u64
 }
 
 /// Drives the allocators of the CPython that imports it.
 #[pymodule]
 fn obmalloc_python(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(random_calls, module)?)?;
-    module.add_function(wrap_pyfunction!(time_loops, module)?)?;
-    module.add_function(wrap_pyfunction!(peak, module)?)
+    module.add_function(wrap_pyfunction!(call, module)?)
 }

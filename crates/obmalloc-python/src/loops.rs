@@ -218,7 +218,8 @@ fn lifetimes(obj: &Allocator) -> (Duration, usize) {
     }
 }
 
-/// See [`peak`](crate::peak).
+/// Runs a trace once, in CPython or here, touching every byte. Gives by how many bytes the process's peak resident memory rose, and how
+/// many bytes of arenas the heap here held at most.
 pub fn peak(release: &str, path: &Path, here: bool) -> Result<(u64, u64), String> {
     let profile = Profile::named(release).ok_or_else(|| format!("unknown release {release:?}"))?;
     let (ops, slots) = load(path, profile)?;

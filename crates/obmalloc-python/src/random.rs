@@ -60,9 +60,11 @@ pub fn run(seed: u64, count: u64) -> u64 {
     let mut blocks: Vec<(*mut c_void, bool)> = vec![(ptr::null_mut(), false); SLOTS];
     let mut mood = Mood::new(&mut random);
     let mut calls = 0;
+    let mut changed = 0;
     while calls < count {
-        if calls % MOOD == 0 {
+        if calls == changed {
             mood = Mood::new(&mut random);
+            changed += MOOD;
         }
         let (address, obj) = &mut blocks[random.below(mood.slots)];
         let choice = random.below(20);
@@ -83,6 +85,8 @@ pub fn run(seed: u64, count: u64) -> u64 {
                     (false, _) => cpython::PyMem_Malloc(size),
                 };
                 assert!(!address.is_null(), "no memory for {size} bytes");
+            } else if address.is_null() && choice != 15 {
+                continue;
             } else {
                 free(*address, *obj);
                 *address = ptr::null_mut();
