@@ -11,6 +11,7 @@ use std::ptr::{self, NonNull};
 use obmalloc::profile::{Geometry, Profile, RangeCheck};
 use obmalloc::{Allocator, ArenaAllocator, ArenaMapCounts, Heap, HeapError, HeapOptions, Stats};
 use rustc_hash::FxBuildHasher;
+use serde::Serialize;
 
 use crate::format::{Domain, Event, FormatError, Note, Reader};
 use crate::program::{Op, Verb};
@@ -18,7 +19,8 @@ use crate::program::{Op, Verb};
 type AddressMap<V> = std::collections::HashMap<u64, V, FxBuildHasher>;
 
 /// Where an address lies, in the recorded process's terms.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Place {
     /// The address, 0 for NULL.
     pub address: u64,
@@ -27,7 +29,8 @@ pub struct Place {
 }
 
 /// Where in an arena an address lies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PlaceInArena {
     /// Number of the arena, from 0, in the order in which arenas were taken.
     pub arena: usize,
@@ -50,7 +53,8 @@ impl fmt::Display for Place {
 }
 
 /// The first call that came out otherwise than in the recorded process.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Mismatch {
     /// Number of the event in the trace, from 0.
     pub operation: u64,
@@ -74,7 +78,8 @@ impl fmt::Display for Mismatch {
 }
 
 /// What a replay has found so far.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Report {
     /// Events of the trace that were replayed.
     pub events: u64,

@@ -1,0 +1,9 @@
+//! Link arguments of a Node.js addon.
+
+fn main() {
+    napi_build::setup();
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        // A worker that ends must not unload code that finalizers and thread-local storage of others still point to.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    }
+}

@@ -1,0 +1,393 @@
+//! Arenas that a script gives (`PyObject_SetArenaAllocator`), and the heap's own arena allocator as a script may call it.
+//!
+//! A script's word is not taken for it: what it gives must lie in memory that this binding knows, a live block of another heap or
+//! what a heap's own arena allocator gave to a script, and no two arenas may overlap. While an arena lies in such memory, that
+//! memory can be neither freed nor looked into, and its heap lives.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::rc::Rc;
+
+use napi_sys as sys;
+use obmalloc::{ArenaAllocator, CheckedHeap, Domain};
+
+use crate::failure::{Failure, code};
+use crate::heap::{Core, Mark, State, live_heaps};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::method;
+use crate::{args, view};
+
+/// Bytes that an arena's address is a multiple of: blocks in it are aligned to it.
+const ARENA_ALIGNMENT: usize = 16;
+
+/// Who is asked for arenas.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The heap's own arena allocator, directly.
+    Own,
+    /// The heap's own arena allocator, while arenas of a script are still held.
+    OwnAgain,
+    /// The handle's `arenaAlloc` and `arenaFree`.
+    Script,
+    /// Nobody: the heap is being taken down.
+    Nobody,
+}
+
+/// An arena that a script gave.
+struct Lent {
+    size: usize,
+    /// The heap whose memory it is; none when it is this one's own.
+    owner: Option<Rc<Core>>,
+    /// The block or grant that it lies in.
+    base: usize,
+    is_grant: bool,
+}
+
+/// What the heap's own arena allocator gave to a script.
+struct Grant {
+    size: usize,
+    /// Arenas in it.
+    pins: usize,
+}
+
+pub(crate) struct Arenas {
+    own: ArenaAllocator,
+    source: Cell<Source>,
+    lent: RefCell<HashMap<usize, Lent>>,
+    grants: RefCell<HashMap<usize, Grant>>,
+    failure: RefCell<Option<Failure>>,
+}
+
+impl Arenas {
+    pub fn new(own: ArenaAllocator) -> Self {
+        Self {
+            own,
+            source: Cell::new(Source::Own),
+            lent: RefCell::default(),
+            grants: RefCell::default(),
+            failure: RefCell::default(),
+        }
+    }
+
+    pub fn need_attention(&self) -> bool {
+        self.source.get() != Source::Own
+    }
+
+    /// Whether another heap has arenas in what this one's arena allocator gave.
+    pub fn lends(&self) -> bool {
+        let grants: usize = self.grants.borrow().values().map(|grant| grant.pins).sum();
+        let own = self.lent.borrow().values().filter(|lent| lent.is_grant && lent.owner.is_none()).count();
+        grants > own
+    }
+
+    /// What went wrong in a callback since the last time, and lets the heap have memory again.
+    pub fn take_failure(&self, heap: &CheckedHeap) -> Option<Failure> {
+        let failure = self.failure.borrow_mut().take()?;
+        heap.set_refusing(false);
+        Some(failure)
+    }
+
+    fn overlaps(&self, address: usize, size: usize) -> bool {
+        self.lent.borrow().iter().any(|(&base, lent)| base < address + size && address < base + lent.size)
+    }
+
+    /// The grant that holds so many bytes at `address`.
+    fn grant_around(&self, address: usize, size: usize) -> Option<usize> {
+        let holds = |(&base, grant): (&usize, &Grant)| {
+            let within = address >= base && address + size <= base + grant.size;
+            within.then_some(base)
+        };
+        self.grants.borrow().iter().find_map(holds)
+    }
+}
+
+/// Adds what a script needs of a heap's arenas to the handle.
+pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
+    method(env, of, of.0, c"takeArena", take)?;
+    method(env, of, of.0, c"giveArena", give)?;
+    method(env, of, of.0, c"askScript", ask_script)?;
+    method(env, of, of.0, c"askOwn", ask_own)
+}
+
+/// From now on arenas come from the handle's `arenaAlloc`, and go to its `arenaFree`.
+fn ask_script(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    set_source(core, core.heap()?, Source::Script);
+    Ok(UNDEFINED)
+}
+
+/// From now on arenas come from the heap's own arena allocator.
+fn ask_own(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    let source = if core.arenas.lent.borrow().is_empty() { Source::Own } else { Source::OwnAgain };
+    set_source(core, core.heap()?, source);
+    Ok(UNDEFINED)
+}
+
+fn set_source(core: &Core, heap: &CheckedHeap, source: Source) {
+    core.arenas.source.set(source);
+    core.update_attention();
+    let allocator = if source == Source::Own {
+        core.arenas.own
+    } else {
+        ArenaAllocator { ctx: ptr::from_ref(core).cast_mut().cast(), alloc: arena_alloc, free: arena_free }
+    };
+    // SAFETY: both take back whatever arenas the heap holds; the core outlives its heap, and its functions catch panics.
+    unsafe { heap.set_arena_allocator(allocator) };
+}
+
+/// Whether a script may call the heap's own arena allocator: also from inside a callback of the same heap.
+fn callable(core: &Core) -> Result<(), Failure> {
+    if core.state() == State::Busy { Ok(()) } else { core.heap().map(drop) }
+}
+
+/// The heap's own arena allocator, as a script calls it: `(size)`.
+fn take(core: &Core, env: Env, [size]: [Value; 1]) -> Outcome {
+    let size = args::size(env, "size", size)?;
+    callable(core)?;
+    if core.arenas.grants.borrow_mut().try_reserve(1).is_err() {
+        return env.null();
+    }
+    // SAFETY: the heap is there (it is open, or in a callback of its own), and takes any size.
+    let arena = unsafe { (core.arenas.own.alloc)(core.arenas.own.ctx, size) };
+    if arena.is_null() {
+        return env.null();
+    }
+    core.arenas.grants.borrow_mut().insert(arena.expose_provenance(), Grant { size, pins: 0 });
+    env.integer(arena as usize)
+}
+
+/// Gives back what [`take`] gave, or an arena of the heap's own that it has given to the script's `free`: `(address, size)`.
+fn give(core: &Core, env: Env, [address, size]: [Value; 2]) -> Outcome {
+    let (address, size) = (args::address(env, address)?, args::size(env, "size", size)?);
+    callable(core)?;
+    match core.arenas.grants.borrow().get(&address) {
+        Some(grant) if grant.pins != 0 => {
+            let message = "expected memory that no heap has an arena in";
+            return Err(Failure::new(code::REENTRANT, message).at(address));
+        }
+        Some(grant) if grant.size == size => {}
+        _ => {
+            let message = format!("expected {size} bytes that this heap's arena allocator gave, but {address:#x} are none");
+            return Err(Failure::new("ERR_FOREIGN_POINTER", message).at(address));
+        }
+    }
+    core.arenas.grants.borrow_mut().remove(&address);
+    // SAFETY: it gave this with this size, and no arena lies in it.
+    unsafe { (core.arenas.own.free)(core.arenas.own.ctx, ptr::with_exposed_provenance_mut(address), size) };
+    Ok(UNDEFINED)
+}
+
+unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: `ctx` is the core that put these functions in.
+    let core = unsafe { &*ctx.cast_const().cast::<Core>() };
+    let own = core.arenas.own;
+    match core.arenas.source.get() {
+        Source::Nobody => ptr::null_mut(),
+        // SAFETY: the heap's own arena allocator, which takes any size.
+        Source::Own | Source::OwnAgain => unsafe { (own.alloc)(own.ctx, size) },
+        Source::Script => {
+            let asked = catch_unwind(AssertUnwindSafe(|| ask_for_arena(core, size)));
+            match asked.unwrap_or_else(|_| Err(Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself"))) {
+                Ok(address) => ptr::with_exposed_provenance_mut(address),
+                Err(failure) => {
+                    fail(core, failure);
+                    ptr::null_mut()
+                }
+            }
+        }
+    }
+}
+
+/// Remembers why the present call is to fail, and lets it have no memory from elsewhere.
+fn fail(core: &Core, failure: Failure) {
+    if let Some(heap) = core.heap_in_use() {
+        heap.set_refusing(true);
+    }
+    core.arenas.failure.borrow_mut().get_or_insert(failure);
+}
+
+/// Calls a function of the handle's.
+fn call(core: &Core, env: Env, name: &'static std::ffi::CStr, arguments: &[usize]) -> Outcome {
+    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
+    let function = env.get(handle, name)?;
+    let mut values = [ptr::null_mut(); 2];
+    for (value, &argument) in values.iter_mut().zip(arguments) {
+        *value = env.integer(argument)?;
+    }
+    core.while_busy(|| env.call(function, &values[..arguments.len()])).map_err(|cause| {
+        let which = if arguments.len() == 1 { "alloc" } else { "free" };
+        Failure::new(code::CALLBACK_THREW, format!("the arena allocator's {which} threw")).caused_by(cause)
+    })
+}
+
+/// An arena from the script: its address, or 0 when the script has none.
+fn ask_for_arena(core: &Core, size: usize) -> Result<usize, Failure> {
+    let env = core.env();
+    let result = call(core, env, c"arenaAlloc", &[size])?;
+    if env.type_of(result) == sys::ValueType::napi_null {
+        return Ok(0);
+    }
+    let refuse =
+        |why: &'static str| Failure::argument(code::CALLBACK_RESULT, "result of the arena allocator's alloc", why, result);
+    let address = args::address(env, result).map_err(|_| refuse("an address or null"))?;
+    if !address.is_multiple_of(ARENA_ALIGNMENT) || address == 0 {
+        return Err(refuse("an address that is a multiple of 16"));
+    }
+    if address.checked_add(size).is_none() {
+        return Err(refuse("an address in memory"));
+    }
+    if core.arenas.overlaps(address, size) {
+        return Err(refuse("memory that holds no other arena"));
+    }
+    core.arenas.lent.borrow_mut().try_reserve(1).map_err(|_| Failure::no_memory("no memory to remember an arena"))?;
+    let lent = claim(core, env, address, size).map_err(refuse)?;
+    core.arenas.lent.borrow_mut().insert(address, lent);
+    Ok(address)
+}
+
+/// Finds out whose memory an arena lies in, and pins it.
+fn claim(core: &Core, env: Env, address: usize, size: usize) -> Result<Lent, &'static str> {
+    if let Some(base) = core.arenas.grant_around(address, size) {
+        pin_grant(core, base);
+        return Ok(Lent { size, owner: None, base, is_grant: true });
+    }
+    for owner in live_heaps() {
+        if ptr::eq(&raw const *owner, core) {
+            continue;
+        }
+        if owner.arenas.overlaps(address, size) {
+            return Err("memory that holds no other arena");
+        }
+    }
+    for owner in live_heaps() {
+        // One that is in the middle of a call, as this one is, may be about to free what it still has.
+        let Ok(heap) = owner.heap() else { continue };
+        if ptr::eq(&raw const *owner, core) {
+            continue;
+        }
+        if let Some(base) = owner.arenas.grant_around(address, size) {
+            pin_grant(&owner, base);
+            return Ok(Lent { size, owner: Some(owner), base, is_grant: true });
+        }
+        if let Some(base) = block_around(heap, address, size) {
+            pin_block(&owner, env, base)?;
+            return Ok(Lent { size, owner: Some(owner), base, is_grant: false });
+        }
+    }
+    Err("memory of another heap's live block, or of an arena allocator that was taken out")
+}
+
+/// The live block that holds so many bytes at `address`.
+fn block_around(heap: &CheckedHeap, address: usize, size: usize) -> Option<usize> {
+    let begins = Domain::ALL.into_iter().any(|domain| heap.usable_size(domain, address).is_ok_and(|usable| usable >= size));
+    let holds = |&(base, length, _): &(usize, usize, Domain)| base <= address && address + size <= base + length;
+    if begins { Some(address) } else { heap.blocks_elsewhere().iter().find(|block| holds(block)).map(|block| block.0) }
+}
+
+fn pin_grant(owner: &Core, base: usize) {
+    if let Some(grant) = owner.arenas.grants.borrow_mut().get_mut(&base) {
+        grant.pins += 1;
+    }
+}
+
+fn pin_block(owner: &Core, env: Env, base: usize) -> Result<(), &'static str> {
+    let view = match owner.marks.borrow().get(&base) {
+        Some(Mark::Retired(..)) => return Err("memory of a block that has not been freed"),
+        Some(Mark::Viewed(view)) => Some(view.clone()),
+        _ => None,
+    };
+    if view.is_some_and(|view| view::detach(owner, env, base, &view)) {
+        return Err("memory that no buffer in JavaScript can reach");
+    }
+    match owner.marks.borrow_mut().entry(base).or_insert(Mark::Pinned(0)) {
+        Mark::Pinned(arenas) => *arenas += 1,
+        Mark::Viewed(_) | Mark::Retired(..) => return Err("memory that no buffer in JavaScript can reach"),
+    }
+    owner.update_attention();
+    Ok(())
+}
+
+fn unpin(core: &Core, lent: &Lent) {
+    let owner = lent.owner.as_deref().unwrap_or(core);
+    if lent.is_grant {
+        if let Some(grant) = owner.arenas.grants.borrow_mut().get_mut(&lent.base) {
+            grant.pins -= 1;
+        }
+        owner.release_if_closed();
+        return;
+    }
+    let mut marks = owner.marks.borrow_mut();
+    if let Some(Mark::Pinned(arenas)) = marks.get_mut(&lent.base) {
+        *arenas -= 1;
+        if *arenas == 0 {
+            marks.remove(&lent.base);
+        }
+    }
+    drop(marks);
+    owner.update_attention();
+    owner.release_if_closed();
+}
+
+unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+    // SAFETY: `ctx` is the core that put these functions in.
+    let core = unsafe { &*ctx.cast_const().cast::<Core>() };
+    let freed = catch_unwind(AssertUnwindSafe(|| give_back(core, address as usize, size)));
+    match freed {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => fail(core, failure),
+        Err(_) => fail(core, Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself")),
+    }
+}
+
+/// The heap needs an arena no more.
+fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
+    let source = core.arenas.source.get();
+    if source == Source::Nobody {
+        return Ok(());
+    }
+    let lent = core.arenas.lent.borrow_mut().remove(&address);
+    if let Some(lent) = &lent {
+        unpin(core, lent);
+    }
+    if source == Source::Script {
+        if lent.is_none() {
+            // The heap's own: the script may give it back where it came from.
+            core.arenas.grants.borrow_mut().insert(address, Grant { size, pins: 0 });
+        }
+        return call(core, core.env(), c"arenaFree", &[address, size]).map(drop);
+    }
+    if lent.is_none() {
+        // SAFETY: the heap's own arena, which it has let go of.
+        unsafe { (core.arenas.own.free)(core.arenas.own.ctx, ptr::with_exposed_provenance_mut(address), size) };
+    }
+    Ok(())
+}
+
+/// Takes a heap down: its blocks, its arenas, what a script did not give back, and its tables. The first thing that a script did
+/// wrong on the way comes back, unless no script may be called.
+pub(crate) fn release(core: &Core, mut heap: CheckedHeap, may_call: bool) -> Option<Failure> {
+    // While everything is still there, because finding out what is not in an arena reads the arenas.
+    heap.free_blocks_outside();
+    let mut failure = None;
+    if core.arenas.source.get() != Source::Own {
+        if !may_call {
+            core.arenas.source.set(Source::OwnAgain);
+        }
+        for arena in heap.arenas() {
+            if let Err(error) = give_back(core, arena.address, arena.size) {
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    for (address, grant) in core.arenas.grants.take() {
+        // SAFETY: given by the heap's own arena allocator with this size; no arena is left in it.
+        unsafe { (core.arenas.own.free)(core.arenas.own.ctx, ptr::with_exposed_provenance_mut(address), grant.size) };
+    }
+    if core.arenas.source.get() != Source::Own {
+        core.arenas.source.set(Source::Nobody);
+    }
+    drop(heap);
+    failure
+}

@@ -1,0 +1,185 @@
+//! Many operations in one call.
+
+use std::cell::Cell;
+
+use napi_sys as sys;
+use obmalloc::{CheckedHeap, Domain};
+
+use crate::failure::{Failure, code};
+use crate::heap::Core;
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+
+/// Numbers of an operation: verb, domain, slot, size.
+const OPERATION: usize = 4;
+/// Slots that a heap may have.
+const SLOTS_MAX: usize = 1 << 24;
+
+/// The numbers of an array, looked at again whenever JavaScript may have run or a buffer has been detached.
+struct Numbers<T> {
+    value: Value,
+    kind: sys::napi_typedarray_type,
+    data: *mut T,
+    length: usize,
+}
+
+impl<T: Copy> Numbers<T> {
+    fn new(env: Env, value: Value, kind: sys::napi_typedarray_type) -> Option<Self> {
+        let mut numbers = Self { value, kind, data: std::ptr::null_mut(), length: 0 };
+        numbers.look(env).then_some(numbers)
+    }
+
+    fn look(&mut self, env: Env) -> bool {
+        match env.typed_array(self.value) {
+            Some(array) if array.kind == self.kind => {
+                (self.data, self.length) = (array.data.cast(), array.length);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// `N` numbers from `index` on.
+    #[inline(always)]
+    fn get<const N: usize>(&self, index: usize) -> Option<[T; N]> {
+        // SAFETY: below the length, which holds since the last look. Another thread may write to shared memory: each number is read
+        // once, and checked then.
+        (index + N <= self.length).then(|| unsafe { self.data.add(index).cast::<[T; N]>().read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set(&self, index: usize, value: T) {
+        if index < self.length {
+            // SAFETY: as above.
+            unsafe { self.data.add(index).write_volatile(value) };
+        }
+    }
+}
+
+/// `(ops: Uint32Array, addresses?: Float64Array)`
+pub(crate) fn run(core: &Core, env: Env, [ops, addresses]: [Value; 2]) -> Outcome {
+    let invalid = |name, expected: &'static str, value| Failure::argument(code::INVALID_ARG_TYPE, name, expected, value);
+    let operations =
+        Numbers::<u32>::new(env, ops, sys::TypedarrayType::uint32_array).ok_or_else(|| invalid("ops", "a Uint32Array", ops))?;
+    let results = match env.type_of(addresses) {
+        sys::ValueType::napi_undefined => None,
+        _ => Some(
+            Numbers::<f64>::new(env, addresses, sys::TypedarrayType::float64_array)
+                .ok_or_else(|| invalid("addresses", "a Float64Array", addresses))?,
+        ),
+    };
+    if !operations.length.is_multiple_of(OPERATION) {
+        let expected = "four numbers for every operation";
+        return Err(Failure::argument(code::OUT_OF_RANGE, "ops.length", expected, env.integer(operations.length)?));
+    }
+    let heap = core.heap()?;
+    // Taken out for the time of the call; a call from inside a callback is refused anyway.
+    let mut slots = core.slots.take();
+    let index = Cell::new(0);
+    let result = run_all(core, env, heap, operations, results, &mut slots, &index);
+    core.slots.replace(slots);
+    core.report(env, heap);
+    result.map_err(|failure| failure.in_operation(index.get()))?;
+    Ok(UNDEFINED)
+}
+
+fn run_all(
+    core: &Core,
+    env: Env,
+    heap: &CheckedHeap,
+    mut operations: Numbers<u32>,
+    mut results: Option<Numbers<f64>>,
+    slots: &mut Vec<usize>,
+    index: &Cell<usize>,
+) -> Result<(), Failure> {
+    let count = operations.length / OPERATION;
+    let mut disturbances = core.disturbances.get();
+    for number in 0..count {
+        index.set(number);
+        let Some([verb, domain, slot, size]) = operations.get::<OPERATION>(number * OPERATION) else {
+            return Err(Failure::new(
+                code::OUT_OF_RANGE,
+                "expected ops that stay as they are, but they became shorter during the call",
+            ));
+        };
+        let (slot, size) = (slot as usize, size as usize);
+        let Some(&domain) = Domain::ALL.get(domain as usize) else {
+            return Err(out_of_range(env, "domain", "0 (raw), 1 (mem) or 2 (obj)", domain));
+        };
+        if slot >= slots.len() {
+            make_room(env, slots, slot)?;
+        }
+        if let Some(results) = &results
+            && slot >= results.length
+        {
+            return Err(out_of_range(env, "slot", "a number below addresses.length", slot as u32));
+        }
+        let block = match verb {
+            0 => heap.malloc(domain, size),
+            1 => heap.calloc(domain, 1, size),
+            2 => core.realloc(env, heap, domain, Some(slots[slot]).filter(|&address| address != 0), size)?,
+            3 => {
+                if slots[slot] != 0 {
+                    core.free(env, heap, domain, slots[slot])?;
+                }
+                if core.disturbances.get() != disturbances {
+                    disturbances = core.disturbances.get();
+                    look_again(env, &mut operations, &mut results);
+                }
+                continue;
+            }
+            _ => return Err(out_of_range(env, "verb", "0 (malloc), 1 (calloc), 2 (realloc) or 3 (free)", verb)),
+        };
+        if core.disturbances.get() != disturbances {
+            disturbances = core.disturbances.get();
+            look_again(env, &mut operations, &mut results);
+        }
+        if core.needs_attention() && verb != 2 {
+            core.settle(env, heap, domain, block)?;
+        }
+        let address = block.map_or(0, |block| block.as_ptr() as usize);
+        // A realloc that failed has left the old block where it was.
+        if address != 0 || verb != 2 {
+            slots[slot] = address;
+        }
+        if let Some(results) = &results {
+            results.set(slot, address as i64 as f64);
+        }
+        if core.needs_attention() && verb == 2 {
+            core.settle_realloc(heap, domain, block)?;
+        }
+    }
+    Ok(())
+}
+
+#[cold]
+fn look_again(env: Env, operations: &mut Numbers<u32>, results: &mut Option<Numbers<f64>>) {
+    let scope = env.open_scope();
+    if !operations.look(env) {
+        operations.length = 0;
+    }
+    if let Some(numbers) = results
+        && !numbers.look(env)
+    {
+        numbers.length = 0;
+    }
+    env.close_scope(scope);
+}
+
+#[cold]
+fn make_room(env: Env, slots: &mut Vec<usize>, slot: usize) -> Result<(), Failure> {
+    if slot >= SLOTS_MAX {
+        return Err(out_of_range(env, "slot", "a number below 2**24", slot as u32));
+    }
+    let length = (slot + 1).next_power_of_two();
+    slots.try_reserve_exact(length - slots.len()).map_err(|_| Failure::no_memory("no memory for the slots"))?;
+    slots.resize(length, 0);
+    Ok(())
+}
+
+#[cold]
+fn out_of_range(env: Env, name: &'static str, expected: &'static str, received: u32) -> Failure {
+    match env.number(f64::from(received)) {
+        Ok(value) => Failure::argument(code::OUT_OF_RANGE, name, expected, value),
+        Err(failure) => failure,
+    }
+}

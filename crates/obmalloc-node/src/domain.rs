@@ -1,0 +1,267 @@
+//! The calls of a domain.
+
+use std::ffi::CStr;
+use std::ptr::NonNull;
+
+use napi_sys as sys;
+use obmalloc::{CheckedHeap, Domain, Fault, FaultKind};
+
+use crate::failure::{Failure, code};
+use crate::heap::{Core, Mark};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::method;
+use crate::{args, view};
+
+/// Adds an object `name` with the functions of domain number `D` to the handle.
+pub(crate) fn methods<const D: u8>(env: Env, of: (Value, *const Core), name: &CStr) -> Result<(), Failure> {
+    let functions = env.object()?;
+    method(env, of, functions, c"malloc", malloc::<D>)?;
+    method(env, of, functions, c"calloc", calloc::<D>)?;
+    method(env, of, functions, c"realloc", realloc::<D>)?;
+    method(env, of, functions, c"free", free::<D>)?;
+    method(env, of, functions, c"usableSize", usable_size::<D>)?;
+    method(env, of, functions, c"view", view::<D>)?;
+    method(env, of, functions, c"read", read::<D>)?;
+    method(env, of, functions, c"write", write::<D>)?;
+    env.set(of.0, name, functions)
+}
+
+/// The domain with number `D`.
+#[inline(always)]
+const fn domain<const D: u8>() -> Domain {
+    Domain::ALL[D as usize]
+}
+
+fn malloc<const D: u8>(core: &Core, env: Env, [size]: [Value; 1]) -> Outcome {
+    let size = args::size(env, "size", size)?;
+    let heap = core.heap()?;
+    let block = heap.malloc(domain::<D>(), size);
+    give(core, env, heap, domain::<D>(), block)
+}
+
+fn calloc<const D: u8>(core: &Core, env: Env, [count, size]: [Value; 2]) -> Outcome {
+    let (count, size) = (args::size(env, "count", count)?, args::size(env, "size", size)?);
+    let heap = core.heap()?;
+    let block = heap.calloc(domain::<D>(), count, size);
+    give(core, env, heap, domain::<D>(), block)
+}
+
+fn realloc<const D: u8>(core: &Core, env: Env, [address, size]: [Value; 2]) -> Outcome {
+    let (address, size) = (args::address_or_null(env, address)?, args::size(env, "size", size)?);
+    let heap = core.heap()?;
+    let block = core.realloc(env, heap, domain::<D>(), address, size)?;
+    if core.needs_attention() {
+        core.settle_realloc(heap, domain::<D>(), block)?;
+    }
+    core.report(env, heap);
+    block.map_or_else(|| env.null(), |block| env.integer(block.as_ptr() as usize))
+}
+
+fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
+    let address = args::address_or_null(env, address)?;
+    let heap = core.heap()?;
+    if let Some(address) = address {
+        core.free(env, heap, domain::<D>(), address)?;
+        core.report(env, heap);
+    }
+    Ok(UNDEFINED)
+}
+
+fn usable_size<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
+    let address = args::address(env, address)?;
+    env.integer(core.usable_size(core.heap()?, domain::<D>(), address)?)
+}
+
+fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
+    let address = args::address(env, address)?;
+    view::of_block(core, env, core.heap()?, domain::<D>(), address)
+}
+
+/// `(address, offset = 0, length = the rest)`: a copy of bytes of a block.
+fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3]) -> Outcome {
+    let (at, from) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
+    let wanted = args::optional_size(env, "length", length)?;
+    let usable = core.usable_size(core.heap()?, domain::<D>(), at)?;
+    let rest = part(usable, from, 0, offset)?;
+    let count = wanted.unwrap_or(rest);
+    part(usable, from, count, length)?;
+    let (bytes, data) = env.own_bytes(count)?;
+    if count != 0 {
+        // SAFETY: within a live block, checked just above, into fresh memory of that length.
+        unsafe { data.copy_from_nonoverlapping(std::ptr::with_exposed_provenance(at + from), count) };
+    }
+    Ok(bytes)
+}
+
+/// `(address, bytes, offset = 0)`: copies bytes, which may be of the same block, into a block.
+fn write<const D: u8>(core: &Core, env: Env, [address, bytes, offset]: [Value; 3]) -> Outcome {
+    let (at, to) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
+    let source = env
+        .typed_array(bytes)
+        .filter(|source| source.kind == sys::TypedarrayType::uint8_array)
+        .ok_or_else(|| Failure::argument(code::INVALID_ARG_TYPE, "bytes", "a Uint8Array", bytes))?;
+    let usable = core.usable_size(core.heap()?, domain::<D>(), at)?;
+    part(usable, to, source.length, offset)?;
+    if source.length != 0 {
+        // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u8>(at + to).copy_from(source.data.cast(), source.length) };
+    }
+    Ok(UNDEFINED)
+}
+
+/// What is left of `usable` bytes behind `count` bytes from `offset` on.
+fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<usize, Failure> {
+    usable.checked_sub(offset).and_then(|rest| rest.checked_sub(count)).ok_or_else(|| {
+        let expected = format!("bytes within the {usable} of the block");
+        Failure::argument(code::OUT_OF_RANGE, "offset and length", expected, received)
+    })
+}
+
+#[inline(always)]
+fn give(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
+    if core.needs_attention() {
+        core.settle(env, heap, domain, block)?;
+    }
+    core.report(env, heap);
+    match block {
+        Some(block) => env.integer(block.as_ptr() as usize),
+        None => env.null(),
+    }
+}
+
+/// The domains' calls as both single calls and batches make them.
+impl Core {
+    /// After a call that may have asked a script for an arena: if that failed, so has the call.
+    #[cold]
+    pub fn settle(&self, env: Env, heap: &CheckedHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+        let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
+        if let Some(block) = block {
+            self.free(env, heap, domain, block.as_ptr() as usize)?;
+        }
+        Err(failure.in_domain(domain))
+    }
+
+    #[inline(always)]
+    pub fn realloc(
+        &self,
+        env: Env,
+        heap: &CheckedHeap,
+        domain: Domain,
+        address: Option<usize>,
+        size: usize,
+    ) -> Result<Option<NonNull<u8>>, Failure> {
+        if self.needs_attention() {
+            return self.realloc_attentively(env, heap, domain, address, size);
+        }
+        heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))
+    }
+
+    #[cold]
+    fn realloc_attentively(
+        &self,
+        env: Env,
+        heap: &CheckedHeap,
+        domain: Domain,
+        address: Option<usize>,
+        size: usize,
+    ) -> Result<Option<NonNull<u8>>, Failure> {
+        view::sweep(self, heap);
+        let Some(old) = address else {
+            let block = heap.malloc(domain, size);
+            self.settle(env, heap, domain, block)?;
+            return Ok(block);
+        };
+        let usable = self.usable_size(heap, domain, old)?;
+        self.refuse_pinned(old, domain)?;
+        let view = match self.marks.borrow().get(&old) {
+            Some(Mark::Viewed(view)) => Some(view.clone()),
+            _ => None,
+        };
+        // While a script gives the arenas, JavaScript may run between the freeing of the old block and the end of the call.
+        let mut escaped = false;
+        if let Some(view) = view.as_ref().filter(|_| self.arenas.need_attention()) {
+            escaped = view::detach(self, env, old, view);
+        }
+        let reachable = view.as_ref().is_some_and(|view| escaped || view::has_escaped(self, env, view));
+        let block = if reachable {
+            // Somebody holds a buffer over the old block that cannot be detached: the block must not be freed or moved by the C library.
+            let block = heap.malloc(domain, size);
+            if let (Some(block), Some(view)) = (block, view.as_ref()) {
+                // SAFETY: both are live blocks with at least so many bytes.
+                unsafe { block.as_ptr().copy_from(std::ptr::with_exposed_provenance(old), usable.min(size)) };
+                view::retire(self, env, old, domain, view);
+            }
+            block
+        } else {
+            heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))?
+        };
+        let moved = block.is_some_and(|block| block.as_ptr() as usize != old);
+        let resized = |block: NonNull<u8>| heap.usable_size(domain, block.as_ptr() as usize).is_ok_and(|now| now != usable);
+        if let (Some(view), false) = (view, reachable)
+            && (moved || block.is_some_and(resized))
+        {
+            view::detach(self, env, old, &view);
+        }
+        Ok(block)
+    }
+
+    /// After a `realloc`: whether a script failed on the way. The block may have moved before it did; where it is then is in the error.
+    #[cold]
+    pub fn settle_realloc(&self, heap: &CheckedHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+        let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
+        let failure = failure.in_domain(domain);
+        Err(match block {
+            Some(block) => failure.at(block.as_ptr() as usize),
+            None => failure,
+        })
+    }
+
+    #[inline(always)]
+    pub fn free(&self, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<(), Failure> {
+        if self.needs_attention() {
+            return self.free_attentively(env, heap, domain, address);
+        }
+        heap.free(domain, address).map_err(|fault| self.fault(fault))
+    }
+
+    #[cold]
+    fn free_attentively(&self, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<(), Failure> {
+        view::sweep(self, heap);
+        let view = match self.marks.borrow().get(&address) {
+            Some(Mark::Retired(..)) => return Err(retired(FaultKind::DoubleFree, domain, address).into()),
+            Some(Mark::Viewed(view)) => Some(view.clone()),
+            _ => None,
+        };
+        if let Some(view) = view {
+            heap.usable_size(domain, address).map_err(|fault| self.fault(fault))?;
+            if view::detach(self, env, address, &view) {
+                view::retire(self, env, address, domain, &view);
+                return Ok(());
+            }
+        }
+        self.refuse_pinned(address, domain)?;
+        heap.free(domain, address).map_err(|fault| self.fault(fault))?;
+        self.arenas.take_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain).at(address)))
+    }
+
+    pub fn usable_size(&self, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
+        if self.needs_attention() && matches!(self.marks.borrow().get(&address), Some(Mark::Retired(..))) {
+            return Err(retired(FaultKind::UseAfterFree, domain, address).into());
+        }
+        heap.usable_size(domain, address).map_err(|fault| self.fault(fault))
+    }
+
+    /// A block that arenas lie in is not to be freed, moved, or looked into.
+    pub fn refuse_pinned(&self, address: usize, domain: Domain) -> Result<(), Failure> {
+        if !self.needs_attention() || !matches!(self.marks.borrow().get(&address), Some(Mark::Pinned(_))) {
+            return Ok(());
+        }
+        let message =
+            "expected a block of one's own, but a heap has an arena in it, and gives that back through its arena allocator";
+        Err(Failure::new(code::REENTRANT, message).at(address).in_domain(domain))
+    }
+}
+
+fn retired(kind: FaultKind, used: Domain, address: usize) -> Fault {
+    Fault { kind, address, used, allocated: None, base: None }
+}

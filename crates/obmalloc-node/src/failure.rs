@@ -1,0 +1,172 @@
+//! Why a call throws, and the error that JavaScript sees.
+
+use std::borrow::Cow;
+use std::ffi::CString;
+
+use napi_sys as sys;
+use obmalloc::{Corruption, Domain, Fault};
+
+use crate::js::{Env, UNDEFINED, Value};
+
+/// Codes that are not a [`FaultKind`](obmalloc::FaultKind)'s.
+pub(crate) mod code {
+    pub const INVALID_ARG_TYPE: &str = "ERR_INVALID_ARG_TYPE";
+    pub const OUT_OF_RANGE: &str = "ERR_OUT_OF_RANGE";
+    pub const HEAP_CLOSED: &str = "ERR_HEAP_CLOSED";
+    pub const HEAP_CORRUPTED: &str = "ERR_HEAP_CORRUPTED";
+    pub const REENTRANT: &str = "ERR_REENTRANT";
+    pub const CALLBACK_THREW: &str = "ERR_CALLBACK_THREW";
+    pub const CALLBACK_RESULT: &str = "ERR_CALLBACK_RESULT";
+    pub const NO_MEMORY: &str = "ERR_NO_MEMORY";
+    pub const EXTERNAL_BUFFERS_UNSUPPORTED: &str = "ERR_EXTERNAL_BUFFERS_UNSUPPORTED";
+    pub const INTERNAL: &str = "ERR_INTERNAL";
+}
+
+/// Why a call throws; without details, because something is being thrown already.
+pub(crate) struct Failure(Option<Box<Details>>);
+
+#[derive(Default)]
+struct Details {
+    code: &'static str,
+    message: Cow<'static, str>,
+    /// What a bad argument is called, and what it is.
+    name: Option<&'static str>,
+    received: Option<Value>,
+    /// What a callback threw.
+    cause: Option<Value>,
+    address: Option<usize>,
+    domain: Option<Domain>,
+    allocated: Option<Domain>,
+    base: Option<usize>,
+    /// Number of the operation in a batch.
+    index: Option<usize>,
+}
+
+impl Failure {
+    #[cold]
+    pub fn new(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Some(Box::new(Details { code, message: message.into(), ..Details::default() })))
+    }
+
+    /// The argument `name` is not what is `expected`.
+    #[cold]
+    pub fn argument(code: &'static str, name: &'static str, expected: impl Into<Cow<'static, str>>, received: Value) -> Self {
+        let mut failure = Self::new(code, expected);
+        if let Some(details) = &mut failure.0 {
+            (details.name, details.received) = (Some(name), Some(received));
+        }
+        failure
+    }
+
+    /// Node-API refused something: most often because an exception is pending.
+    #[cold]
+    pub fn of_status(status: sys::napi_status) -> Self {
+        if status == sys::Status::napi_pending_exception || status == sys::Status::napi_cannot_run_js {
+            return Self(None);
+        }
+        Self::new(code::INTERNAL, format!("Node-API answered with status {status}"))
+    }
+
+    #[cold]
+    pub fn no_memory(what: &'static str) -> Self {
+        Self::new(code::NO_MEMORY, what)
+    }
+
+    #[cold]
+    pub fn corrupted(corruption: &Corruption) -> Self {
+        Self::new(code::HEAP_CORRUPTED, corruption.to_string()).at(corruption.address)
+    }
+
+    #[cold]
+    pub fn at(mut self, address: usize) -> Self {
+        if let Some(details) = &mut self.0 {
+            details.address = Some(address);
+        }
+        self
+    }
+
+    #[cold]
+    pub fn caused_by(mut self, cause: Option<Value>) -> Self {
+        if let Some(details) = &mut self.0 {
+            details.cause = cause;
+        }
+        self
+    }
+
+    #[cold]
+    pub fn in_domain(mut self, domain: Domain) -> Self {
+        if let Some(details) = &mut self.0 {
+            details.domain = Some(domain);
+        }
+        self
+    }
+
+    #[cold]
+    pub fn in_operation(mut self, index: usize) -> Self {
+        if let Some(details) = &mut self.0 {
+            details.index = Some(index);
+        }
+        self
+    }
+
+    /// Throws it, as the error that `maker` (a function of JavaScript's) makes of it.
+    #[cold]
+    pub fn throw(self, env: Env, maker: Option<Value>) -> Value {
+        let Some(details) = self.0 else {
+            env.throw_plainly(c"ERR_INTERNAL", c"JavaScript cannot run");
+            return UNDEFINED;
+        };
+        match maker.ok_or(None).and_then(|maker| details.make(env, maker)) {
+            Ok(error) => env.throw(error),
+            // Making the error failed: that is thrown, or, when there is nothing to throw, what needs no help from JavaScript.
+            Err(Some(exception)) => env.throw(exception),
+            Err(None) => {
+                let code = CString::new(details.code).unwrap_or_default();
+                let message = CString::new(details.message.as_ref()).unwrap_or_default();
+                env.throw_plainly(&code, &message);
+            }
+        }
+        UNDEFINED
+    }
+}
+
+impl Details {
+    fn make(&self, env: Env, maker: Value) -> Result<Value, Option<Value>> {
+        let none = |_: Failure| None;
+        let fields = env.object().map_err(none)?;
+        let number = |value: Option<usize>| value.map(|value| env.integer(value)).transpose();
+        let text = |value: Option<&str>| value.map(|value| env.string(value)).transpose();
+        for (name, value) in [
+            (c"name", text(self.name)),
+            (c"received", Ok(self.received)),
+            (c"cause", Ok(self.cause)),
+            (c"address", number(self.address)),
+            (c"domain", text(self.domain.map(Domain::name))),
+            (c"used", text(self.allocated.and(self.domain).map(Domain::name))),
+            (c"allocated", text(self.allocated.map(Domain::name))),
+            (c"base", number(self.base)),
+            (c"index", number(self.index)),
+        ] {
+            if let Some(value) = value.map_err(none)? {
+                env.set(fields, name, value).map_err(none)?;
+            }
+        }
+        let (code, message) = (env.string(self.code).map_err(none)?, env.string(&self.message).map_err(none)?);
+        env.call(maker, &[code, message, fields])
+    }
+}
+
+impl From<Fault> for Failure {
+    #[cold]
+    fn from(fault: Fault) -> Self {
+        Self(Some(Box::new(Details {
+            code: fault.kind.code(),
+            message: fault.to_string().into(),
+            address: Some(fault.address),
+            domain: Some(fault.used),
+            allocated: fault.allocated,
+            base: fault.base,
+            ..Details::default()
+        })))
+    }
+}

@@ -1,0 +1,392 @@
+//! A heap as JavaScript holds it: its life, and what it tells of itself.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::rc::{Rc, Weak};
+use std::sync::{Mutex, PoisonError};
+
+use napi_sys as sys;
+use obmalloc::profile::{ALL, Profile};
+use obmalloc::{CheckedHeap, Domain, Fault, FaultKind, HeapError, HeapOptions};
+
+use crate::arena::Arenas;
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::method;
+use crate::view::Views;
+use crate::{arena, args, batch, domain, view};
+
+/// Bytes by which what V8 was told of a heap may be wrong.
+const REPORT_STEP: i64 = 1 << 20;
+
+/// What may be done with a heap.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Anything.
+    Open,
+    /// Nothing: one of its callbacks is running.
+    Busy,
+    /// Nothing more.
+    Closed,
+    /// Nothing but closing: it panicked.
+    Poisoned,
+}
+
+/// A heap. It lives as long as the handle in JavaScript, any view of its blocks, and any other heap that has arenas in its memory.
+///
+/// Invariants:
+/// 1. `heap` holds a heap while the state is open or busy; it is taken out only by [`close`] and by dropping, when no call is on its way.
+/// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, so that whoever has a reference to the heap at that
+///    time keeps it.
+/// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty or arenas come
+///    from a script.
+pub(crate) struct Core {
+    state: Cell<State>,
+    attention: Cell<bool>,
+    heap: UnsafeCell<Option<CheckedHeap>>,
+    env: Env,
+    handle: Cell<sys::napi_ref>,
+    reported: Cell<i64>,
+    region: (usize, usize),
+    pub this: Weak<Core>,
+    /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
+    pub disturbances: Cell<u64>,
+    pub marks: RefCell<HashMap<usize, Mark>>,
+    pub views: Views,
+    pub arenas: Arenas,
+    pub slots: RefCell<Vec<usize>>,
+}
+
+/// What more is known of a live block.
+pub(crate) enum Mark {
+    /// It has a view.
+    Viewed(Rc<view::View>),
+    /// It was freed, but a buffer over it may still be reachable, so its memory is not used again yet.
+    Retired(Domain, Rc<view::View>),
+    /// So many arenas lie in it.
+    Pinned(usize),
+}
+
+thread_local! {
+    /// The heaps of this thread's JavaScript.
+    static HEAPS: RefCell<Vec<Weak<Core>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The regions of all heaps of all threads: first byte and bytes.
+static REGIONS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+impl Core {
+    /// The heap, if it may be used now.
+    #[inline(always)]
+    pub fn heap(&self) -> Result<&CheckedHeap, Failure> {
+        if self.state.get() == State::Open {
+            // SAFETY: invariants 1 and 2.
+            if let Some(heap) = unsafe { &*self.heap.get() } {
+                return Ok(heap);
+            }
+        }
+        Err(self.unusable())
+    }
+
+    #[cold]
+    fn unusable(&self) -> Failure {
+        match self.state.get() {
+            State::Busy => {
+                Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running")
+            }
+            State::Poisoned => {
+                Failure::new(code::INTERNAL, "the heap broke an invariant of its own earlier; it can only be closed")
+            }
+            State::Open | State::Closed => Failure::new(code::HEAP_CLOSED, "expected an open heap, but this one has been closed"),
+        }
+    }
+
+    /// The heap, from inside one of its calls; nothing once it has been taken out.
+    pub fn heap_in_use(&self) -> Option<&CheckedHeap> {
+        // SAFETY: invariants 1 and 2.
+        unsafe { (*self.heap.get()).as_ref() }
+    }
+
+    pub fn env(&self) -> Env {
+        self.env
+    }
+
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Runs something that may call JavaScript.
+    pub fn while_busy<T>(&self, run: impl FnOnce() -> T) -> T {
+        self.disturbances.set(self.disturbances.get() + 1);
+        let before = self.state.replace(State::Busy);
+        let result = run();
+        self.state.set(before);
+        result
+    }
+
+    pub fn poison(&self) {
+        self.state.set(State::Poisoned);
+    }
+
+    /// Whether the slow way is to be taken.
+    #[inline(always)]
+    pub fn needs_attention(&self) -> bool {
+        self.attention.get()
+    }
+
+    pub fn update_attention(&self) {
+        self.attention.set(!self.marks.borrow().is_empty() || self.arenas.need_attention());
+    }
+
+    /// The object in JavaScript that has this heap's functions.
+    pub fn handle(&self) -> Option<Value> {
+        let reference = self.handle.get();
+        if reference.is_null() { None } else { self.env.referent(reference) }
+    }
+
+    pub fn error_maker(&self, env: Env) -> Option<Value> {
+        env.get(self.handle()?, c"makeError").ok()
+    }
+
+    /// Tells V8 how much memory the heap holds, now and then.
+    #[inline(always)]
+    pub fn report(&self, env: Env, heap: &CheckedHeap) {
+        let change = heap.held() as i64 - self.reported.get();
+        if change.abs() > REPORT_STEP {
+            self.report_change(env, change);
+        }
+    }
+
+    #[cold]
+    fn report_change(&self, env: Env, change: i64) {
+        self.reported.set(self.reported.get() + change);
+        env.adjust_external_memory(change);
+    }
+
+    /// A fault as it is thrown: a block that is not of this heap may be another heap's.
+    #[cold]
+    pub fn fault(&self, mut fault: Fault) -> Failure {
+        if fault.kind == FaultKind::ForeignPointer && self.is_another_heaps(fault.address) {
+            fault.kind = FaultKind::WrongHeap;
+        }
+        fault.into()
+    }
+
+    fn is_another_heaps(&self, address: usize) -> bool {
+        let inside = |&(base, len): &(usize, usize)| (base, len) != self.region && address.wrapping_sub(base) < len;
+        REGIONS.lock().unwrap_or_else(PoisonError::into_inner).iter().any(inside)
+            || live_heaps().iter().any(|other| {
+                !std::ptr::eq(&raw const **other, self)
+                    && other.state() == State::Open
+                    && other.heap_in_use().is_some_and(|heap| heap.owns(address))
+            })
+    }
+
+    /// Gives everything back that can be given back now.
+    fn close(&self, env: Env) -> Result<(), Failure> {
+        let poisoned = match self.state.get() {
+            State::Closed => return Ok(()),
+            State::Busy => return Err(self.unusable()),
+            State::Poisoned => true,
+            State::Open => false,
+        };
+        view::detach_all(self, env);
+        // Where something still lies in its memory, the heap goes when that goes.
+        let failure = if poisoned {
+            // SAFETY: invariant 1; no call is on its way. What broke it is not asked to give anything back.
+            std::mem::forget(unsafe { (*self.heap.get()).take() });
+            None
+        } else if self.is_lent_out() {
+            None
+        } else {
+            self.state.set(State::Busy);
+            // SAFETY: as above.
+            let heap = unsafe { (*self.heap.get()).take() };
+            heap.and_then(|heap| arena::release(self, heap, true))
+        };
+        self.state.set(State::Closed);
+        self.forget_region();
+        self.slots.replace(Vec::new());
+        self.report_change(env, -self.reported.get());
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether arenas of other heaps, or buffers that could not be detached, lie in its memory.
+    fn is_lent_out(&self) -> bool {
+        let lent = |mark: &Mark| match mark {
+            Mark::Pinned(_) => true,
+            Mark::Viewed(view) | Mark::Retired(_, view) => view.is_reachable(),
+        };
+        self.arenas.lends() || self.marks.borrow().values().any(lent)
+    }
+
+    /// Something that lay in its memory is gone: a heap that has been closed may be able to go now.
+    pub fn release_if_closed(&self) {
+        if self.state.get() == State::Closed && !self.is_lent_out() {
+            // SAFETY: invariant 1; after closing there are no calls.
+            if let Some(heap) = unsafe { (*self.heap.get()).take() } {
+                arena::release(self, heap, false);
+            }
+        }
+    }
+
+    fn forget_region(&self) {
+        let mut regions = REGIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = regions.iter().position(|region| *region == self.region && region.1 != 0) {
+            regions.swap_remove(place);
+        }
+    }
+}
+
+impl Drop for Core {
+    /// The handle is gone, and with it every way to call this heap. Calls no JavaScript.
+    fn drop(&mut self) {
+        self.forget_region();
+        if let Some(heap) = self.heap.get_mut().take() {
+            arena::release(self, heap, false);
+        }
+        self.env.adjust_external_memory(-self.reported.get());
+        // At the end of a thread the list may be gone already.
+        let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().retain(|heap| heap.strong_count() != 0));
+    }
+}
+
+/// The heaps of this thread that are not being dropped.
+pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
+    HEAPS.try_with(|heaps| heaps.borrow().iter().filter_map(Weak::upgrade).collect()).unwrap_or_default()
+}
+
+unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
+    // SAFETY: called by Node.js on its own thread, with what `open` gave to `wrap`, once.
+    let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
+    env.delete_reference(core.handle.replace(std::ptr::null_mut()));
+    // Should giving back break an invariant, there is nobody left to tell.
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(core)));
+}
+
+fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
+    let expected = || {
+        let names: Vec<_> = ALL.iter().map(|profile| format!("'{}'", profile.release)).collect();
+        format!("one of {}", names.join(", "))
+    };
+    let Some(name) = env.short_text(value) else {
+        return Err(Failure::argument(code::INVALID_ARG_TYPE, "release", expected(), value));
+    };
+    Profile::named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, "release", expected(), value))
+}
+
+/// Makes a heap: `(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, malloc)`, where sizes that
+/// are undefined are the release's own, and `malloc` says that mem and obj do without pymalloc.
+pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, threshold, limit, malloc]: [Value; 8]) -> Outcome {
+    let profile = profile(env, release)?;
+    let mut geometry = profile.geometry;
+    for (name, value, size) in [
+        ("geometry.arenaSize", arena, &mut geometry.arena_size),
+        ("geometry.poolSize", pool, &mut geometry.pool_size),
+        ("geometry.alignment", alignment, &mut geometry.alignment),
+        ("geometry.smallRequestThreshold", threshold, &mut geometry.small_request_threshold),
+    ] {
+        *size = args::optional_size(env, name, value)?.unwrap_or(*size);
+    }
+    let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
+    let options = HeapOptions { geometry: Some(geometry), memory_limit, ..HeapOptions::new(profile) };
+    let heap = CheckedHeap::new(options).map_err(|error| match error {
+        HeapError::NoMemory => Failure::no_memory("no memory for the tables of a heap"),
+        error => Failure::new(code::OUT_OF_RANGE, format!("geometry.{error}")),
+    })?;
+    if env.type_of(malloc) != sys::ValueType::napi_undefined {
+        heap.use_malloc();
+    }
+    let region = heap.region();
+    let core = Rc::new_cyclic(|this| Core {
+        this: this.clone(),
+        state: Cell::new(State::Open),
+        attention: Cell::new(false),
+        env,
+        handle: Cell::new(std::ptr::null_mut()),
+        reported: Cell::new(0),
+        region,
+        disturbances: Cell::new(0),
+        marks: RefCell::default(),
+        views: Views::default(),
+        arenas: Arenas::new(heap.arena_allocator()),
+        slots: RefCell::default(),
+        heap: UnsafeCell::new(Some(heap)),
+    });
+    REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
+    // At the end of a thread the list may be gone already; then the heap is merely not found by others.
+    let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
+    handle(env, &core, make_error)
+}
+
+fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
+    let handle = env.object()?;
+    let owned = Rc::into_raw(Rc::clone(core));
+    let wrapped = env.wrap(handle, owned.cast_mut().cast(), Some(finalize_handle));
+    if wrapped.is_err() {
+        // SAFETY: made just above, and nobody took it.
+        drop(unsafe { Rc::from_raw(owned) });
+    }
+    core.handle.set(wrapped?);
+    env.set(handle, c"makeError", make_error)?;
+    env.set(handle, c"views", env.array()?)?;
+    // An object that refers to this cannot be posted to another thread.
+    env.set(handle, c"external", env.external()?)?;
+    let of = (handle, Rc::as_ptr(core));
+    domain::methods::<{ Domain::Raw as u8 }>(env, of, c"raw")?;
+    domain::methods::<{ Domain::Mem as u8 }>(env, of, c"mem")?;
+    domain::methods::<{ Domain::Obj as u8 }>(env, of, c"obj")?;
+    arena::methods(env, of)?;
+    method(env, of, handle, c"run", batch::run)?;
+    method(env, of, handle, c"geometry", geometry)?;
+    method(env, of, handle, c"allocatedBlocks", allocated_blocks)?;
+    method(env, of, handle, c"arenas", arenas)?;
+    method(env, of, handle, c"debugMallocStats", debug_malloc_stats)?;
+    method(env, of, handle, c"verify", verify)?;
+    method(env, of, handle, c"close", close)?;
+    Ok(handle)
+}
+
+fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let (geometry, object) = (core.heap()?.geometry(), env.object()?);
+    env.set(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
+    env.set(object, c"poolSize", env.integer(geometry.pool_size)?)?;
+    env.set(object, c"alignment", env.integer(geometry.alignment)?)?;
+    env.set(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
+    Ok(object)
+}
+
+fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let retired = core.marks.borrow().values().filter(|mark| matches!(mark, Mark::Retired(Domain::Mem | Domain::Obj, _))).count();
+    env.integer(core.heap()?.allocated_blocks() - retired)
+}
+
+fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let (held, array) = (core.heap()?.arenas(), env.array()?);
+    for (index, arena) in held.iter().enumerate() {
+        let scope = env.open_scope();
+        let object = env.object()?;
+        env.set(object, c"address", env.integer(arena.address)?)?;
+        env.set(object, c"size", env.integer(arena.size)?)?;
+        env.set(object, c"freePools", env.integer(arena.free_pools)?)?;
+        env.set(object, c"totalPools", env.integer(arena.total_pools)?)?;
+        env.set_element(array, index as u32, object)?;
+        env.close_scope(scope);
+    }
+    Ok(array)
+}
+
+fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    env.string(&core.heap()?.stats().to_string())
+}
+
+fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    core.heap()?.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
+    Ok(UNDEFINED)
+}
+
+fn close(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    core.close(env)?;
+    Ok(UNDEFINED)
+}

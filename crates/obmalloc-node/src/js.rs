@@ -1,0 +1,279 @@
+//! Node-API, as little of it as is used here.
+
+use std::ffi::{CStr, c_void};
+use std::ptr;
+
+use napi_sys as sys;
+
+use crate::failure::Failure;
+
+/// A JavaScript value, good until the call from JavaScript that it was made in returns.
+pub(crate) type Value = sys::napi_value;
+
+/// What a function gives back to JavaScript, or why it throws.
+pub(crate) type Outcome = Result<Value, Failure>;
+
+/// What a function gives back to say `undefined`.
+pub(crate) const UNDEFINED: Value = ptr::null_mut();
+
+/// One thread's JavaScript.
+#[derive(Clone, Copy)]
+pub(crate) struct Env(sys::napi_env);
+
+/// Calls one function of Node-API.
+macro_rules! napi {
+    ($env:expr, $name:ident $(, $argument:expr)*) => {
+        // SAFETY: whoever made the `Env` is on its thread, values come from the present call, and pointers are to live places.
+        unsafe { sys::$name($env.0 $(, $argument)*) }
+    };
+}
+
+impl Env {
+    /// # Safety
+    /// Used on the thread of `env` only, while it calls us.
+    pub unsafe fn new(env: sys::napi_env) -> Self {
+        Self(env)
+    }
+
+    #[inline(always)]
+    fn done<T>(status: sys::napi_status, value: T) -> Result<T, Failure> {
+        if status == sys::Status::napi_ok { Ok(value) } else { Err(Failure::of_status(status)) }
+    }
+
+    #[inline(always)]
+    pub fn double(self, value: Value) -> Option<f64> {
+        let mut number = 0.0;
+        (napi!(self, napi_get_value_double, value, &mut number) == sys::Status::napi_ok).then_some(number)
+    }
+
+    /// A BigInt that fits 64 bits without a sign.
+    pub fn bigint(self, value: Value) -> Option<u64> {
+        let (mut negative, mut words, mut count) = (0, [0u64; 2], 2);
+        let status = napi!(self, napi_get_value_bigint_words, value, &mut negative, &mut count, words.as_mut_ptr());
+        (status == sys::Status::napi_ok && (negative == 0 || words[0] == 0) && count <= 1).then_some(if count == 0 {
+            0
+        } else {
+            words[0]
+        })
+    }
+
+    pub fn type_of(self, value: Value) -> sys::napi_valuetype {
+        let mut kind = sys::ValueType::napi_undefined;
+        napi!(self, napi_typeof, value, &mut kind);
+        kind
+    }
+
+    /// A number for an address or a count, all of which fit 63 bits.
+    #[inline(always)]
+    pub fn integer(self, integer: usize) -> Outcome {
+        self.number(integer as i64 as f64)
+    }
+
+    #[inline(always)]
+    pub fn number(self, number: f64) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_create_double, number, &mut value), value)
+    }
+
+    pub fn null(self) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_get_null, &mut value), value)
+    }
+
+    pub fn string(self, text: &str) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_create_string_utf8, text.as_ptr().cast(), text.len() as isize, &mut value), value)
+    }
+
+    /// The text of a string of at most 15 bytes; of a longer one the beginning.
+    pub fn short_text(self, value: Value) -> Option<String> {
+        let (mut bytes, mut length) = ([0u8; 16], 0);
+        let status = napi!(self, napi_get_value_string_utf8, value, bytes.as_mut_ptr().cast(), bytes.len(), &mut length);
+        (status == sys::Status::napi_ok).then(|| String::from_utf8_lossy(&bytes[..length]).into_owned())
+    }
+
+    /// The text of a string.
+    pub fn text(self, value: Value) -> Option<String> {
+        let mut length = 0;
+        let status = napi!(self, napi_get_value_string_utf8, value, ptr::null_mut(), 0, &mut length);
+        if status != sys::Status::napi_ok {
+            return None;
+        }
+        let mut bytes = vec![0u8; length + 1];
+        let status = napi!(self, napi_get_value_string_utf8, value, bytes.as_mut_ptr().cast(), bytes.len(), &mut length);
+        bytes.truncate(length);
+        (status == sys::Status::napi_ok).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    pub fn object(self) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_create_object, &mut value), value)
+    }
+
+    pub fn array(self) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_create_array, &mut value), value)
+    }
+
+    pub fn external(self) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_create_external, ptr::null_mut(), None, ptr::null_mut(), &mut value), value)
+    }
+
+    pub fn function(self, name: &CStr, callback: sys::napi_callback, data: *mut c_void) -> Outcome {
+        let mut value = ptr::null_mut();
+        let length = name.count_bytes() as isize;
+        Self::done(napi!(self, napi_create_function, name.as_ptr(), length, callback, data, &mut value), value)
+    }
+
+    pub fn set(self, object: Value, name: &CStr, value: Value) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_set_named_property, object, name.as_ptr(), value), ())
+    }
+
+    pub fn get(self, object: Value, name: &CStr) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_get_named_property, object, name.as_ptr(), &mut value), value)
+    }
+
+    pub fn set_element(self, array: Value, index: u32, value: Value) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_set_element, array, index, value), ())
+    }
+
+    pub fn delete_element(self, array: Value, index: u32) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_delete_element, array, index, ptr::null_mut()), ())
+    }
+
+    pub fn element(self, array: Value, index: u32) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_get_element, array, index, &mut value), value)
+    }
+
+    /// Calls a function of JavaScript's; on an exception, gives that, if there is one to be had.
+    pub fn call(self, function: Value, arguments: &[Value]) -> Result<Value, Option<Value>> {
+        let (mut this, mut result) = (ptr::null_mut(), ptr::null_mut());
+        napi!(self, napi_get_undefined, &mut this);
+        let status = napi!(self, napi_call_function, this, function, arguments.len(), arguments.as_ptr(), &mut result);
+        if status == sys::Status::napi_ok {
+            return Ok(result);
+        }
+        let mut pending = false;
+        napi!(self, napi_is_exception_pending, &mut pending);
+        if !pending {
+            return Err(None);
+        }
+        let mut exception = ptr::null_mut();
+        let status = napi!(self, napi_get_and_clear_last_exception, &mut exception);
+        Err((status == sys::Status::napi_ok && !exception.is_null()).then_some(exception))
+    }
+
+    /// Throws, unless something is being thrown already.
+    pub fn throw(self, error: Value) {
+        napi!(self, napi_throw, error);
+    }
+
+    /// Throws a plain error, which needs nothing but memory for it.
+    pub fn throw_plainly(self, code: &CStr, message: &CStr) {
+        let mut pending = false;
+        napi!(self, napi_is_exception_pending, &mut pending);
+        if !pending {
+            napi!(self, napi_throw_error, code.as_ptr(), message.as_ptr());
+        }
+    }
+
+    /// Makes `native` go with `object`, and gives a reference to the object that does not keep it.
+    pub fn wrap(self, object: Value, native: *mut c_void, finalize: sys::napi_finalize) -> Result<sys::napi_ref, Failure> {
+        let mut reference = ptr::null_mut();
+        Self::done(napi!(self, napi_wrap, object, native, finalize, ptr::null_mut(), &mut reference), reference)
+    }
+
+    /// The object that a reference refers to, while there is one.
+    pub fn referent(self, reference: sys::napi_ref) -> Option<Value> {
+        let mut value = ptr::null_mut();
+        let status = napi!(self, napi_get_reference_value, reference, &mut value);
+        (status == sys::Status::napi_ok && !value.is_null()).then_some(value)
+    }
+
+    pub fn delete_reference(self, reference: sys::napi_ref) {
+        napi!(self, napi_delete_reference, reference);
+    }
+
+    /// Tells V8 of `change` more (or fewer) bytes that it does not see.
+    pub fn adjust_external_memory(self, change: i64) {
+        let mut now = 0;
+        napi!(self, napi_adjust_external_memory, change, &mut now);
+    }
+
+    pub fn open_scope(self) -> sys::napi_handle_scope {
+        let mut scope = ptr::null_mut();
+        napi!(self, napi_open_handle_scope, &mut scope);
+        scope
+    }
+
+    pub fn close_scope(self, scope: sys::napi_handle_scope) {
+        napi!(self, napi_close_handle_scope, scope);
+    }
+
+    /// Kind, number of elements, first byte and buffer of a typed array.
+    pub fn typed_array(self, value: Value) -> Option<TypedArray> {
+        let mut is = false;
+        napi!(self, napi_is_typedarray, value, &mut is);
+        if !is {
+            return None;
+        }
+        let (mut kind, mut length, mut data, mut buffer) = (0, 0, ptr::null_mut(), ptr::null_mut());
+        let status =
+            napi!(self, napi_get_typedarray_info, value, &mut kind, &mut length, &mut data, &mut buffer, ptr::null_mut());
+        (status == sys::Status::napi_ok).then_some(TypedArray { kind, length, data, buffer })
+    }
+
+    pub fn is_detached(self, buffer: Value) -> bool {
+        let mut is = false;
+        napi!(self, napi_is_detached_arraybuffer, buffer, &mut is);
+        is
+    }
+
+    pub fn detach(self, buffer: Value) -> bool {
+        napi!(self, napi_detach_arraybuffer, buffer) == sys::Status::napi_ok
+    }
+
+    /// A `Uint8Array` over memory that is ours; `finalize` is called once nothing in JavaScript can reach the memory. Otherwise the
+    /// status, and whether `finalize` will be called nevertheless.
+    ///
+    /// # Safety
+    /// The memory is readable and writable until then, or until the buffer is detached.
+    pub unsafe fn outside_bytes(
+        self,
+        data: *mut u8,
+        length: usize,
+        finalize: sys::napi_finalize,
+        hint: *mut c_void,
+    ) -> Result<Value, (sys::napi_status, bool)> {
+        let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
+        let status = napi!(self, napi_create_external_arraybuffer, data.cast(), length, finalize, hint, &mut buffer);
+        if status != sys::Status::napi_ok {
+            return Err((status, false));
+        }
+        let kind = sys::TypedarrayType::uint8_array;
+        let status = napi!(self, napi_create_typedarray, kind, length, buffer, 0, &mut array);
+        if status == sys::Status::napi_ok { Ok(array) } else { Err((status, true)) }
+    }
+
+    /// A `Uint8Array` with memory of its own, and where that memory is.
+    pub fn own_bytes(self, length: usize) -> Result<(Value, *mut u8), Failure> {
+        let (mut buffer, mut data, mut array) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        Self::done(napi!(self, napi_create_arraybuffer, length, &mut data, &mut buffer), ())?;
+        let kind = sys::TypedarrayType::uint8_array;
+        Self::done(napi!(self, napi_create_typedarray, kind, length, buffer, 0, &mut array), ())?;
+        Ok((array, data.cast()))
+    }
+}
+
+/// What is known of a typed array; true until JavaScript runs or a buffer is detached.
+#[derive(Clone, Copy)]
+pub(crate) struct TypedArray {
+    pub kind: sys::napi_typedarray_type,
+    /// Elements.
+    pub length: usize,
+    pub data: *mut c_void,
+    pub buffer: Value,
+}

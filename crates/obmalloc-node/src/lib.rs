@@ -1,0 +1,40 @@
+//! The Node.js binding: numbers in, numbers out, errors to JavaScript. Leans on `obmalloc` and Node-API; the face over it is `src/`.
+//!
+//! It is written on Node-API itself (napi-rs' `napi-sys`): a call gets its heap from the function's own data pointer, so nothing is
+//! unwrapped or allocated on the way. Every function that JavaScript can call is made by [`shell`], which catches panics.
+
+mod arena;
+mod args;
+mod batch;
+mod domain;
+mod failure;
+mod heap;
+mod js;
+mod replay;
+mod shell;
+mod view;
+
+use napi_sys as sys;
+
+use js::Env;
+
+/// Called by Node.js when the addon is loaded, once per thread of JavaScript.
+///
+/// # Safety
+/// Called by Node.js only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sys::napi_value) -> sys::napi_value {
+    // SAFETY: Node.js calls this on the environment's own thread.
+    let env = unsafe { Env::new(env) };
+    // A status other than ok leaves the property out, and the face says that the binding is not whole.
+    let _ = shell::export(env, exports, c"open", heap::open);
+    let _ = shell::export(env, exports, c"identity", identity);
+    replay::exports(env, exports);
+    exports
+}
+
+/// The cheapest call there is that takes a number and gives one: what the benchmark compares with.
+fn identity(env: Env, [value]: [js::Value; 1]) -> js::Outcome {
+    let number = env.double(value).unwrap_or(f64::NAN);
+    env.number(number)
+}

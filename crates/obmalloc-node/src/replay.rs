@@ -1,0 +1,133 @@
+//! Replays for the command line: a replay is a number here, and what it has found is JSON.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use obmalloc::profile::Profile;
+use obmalloc_trace::format::Reader;
+use obmalloc_trace::replay::{Replay, Report};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::export;
+
+/// A trace that cannot be read.
+const UNREADABLE_TRACE: &str = "ERR_UNREADABLE_TRACE";
+
+struct Running {
+    replay: Replay,
+    time: Duration,
+}
+
+thread_local! {
+    static RUNNING: RefCell<(u32, HashMap<u32, Running>)> = RefCell::default();
+}
+
+#[derive(Deserialize)]
+struct Options {
+    release: String,
+    segments: Vec<Segment>,
+    stop_at: Option<u64>,
+}
+
+/// A trace file, or its first `bytes`.
+#[derive(Deserialize)]
+struct Segment {
+    path: String,
+    bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Found<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    exact: bool,
+    seconds: f64,
+    /// Bytes read of the trace in hand, and bytes of all traces left.
+    progress: (usize, usize),
+    /// The statistics as they are now.
+    stats_now: String,
+}
+
+pub(crate) fn exports(env: Env, exports: Value) {
+    // As for the module's other functions: what cannot be exported is missing, and the face says so.
+    let _ = export(env, exports, c"openReplay", open);
+    let _ = export(env, exports, c"stepReplay", step);
+    let _ = export(env, exports, c"reportReplay", report);
+    let _ = export(env, exports, c"closeReplay", close);
+}
+
+/// `(makeError, options)`: opens the traces and gives the replay's number.
+fn open(env: Env, [_, options]: [Value; 2]) -> Outcome {
+    let text = env.text(options).unwrap_or_default();
+    let options: Options =
+        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
+    let profile = Profile::named(&options.release)
+        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
+    let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut replay = Replay::new(readers, profile).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
+    if let Some(operation) = options.stop_at {
+        replay.stop_at(operation);
+    }
+    let number = RUNNING.with_borrow_mut(|(last, running)| {
+        *last += 1;
+        running.insert(*last, Running { replay, time: Duration::ZERO });
+        *last
+    });
+    env.integer(number as usize)
+}
+
+fn read(segment: &Segment) -> Result<Reader<Vec<u8>>, Failure> {
+    let unreadable = |error: &dyn std::fmt::Display| Failure::new(UNREADABLE_TRACE, format!("{}: {error}", segment.path));
+    let mut bytes = Vec::new();
+    let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;
+    file.take(segment.bytes.unwrap_or(u64::MAX)).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
+    Reader::new(bytes).map_err(|error| unreadable(&error))
+}
+
+fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Running) -> Result<T, Failure>) -> Result<T, Failure> {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    RUNNING.with_borrow_mut(|(_, running)| match running.get_mut(&number) {
+        Some(running) => then(running),
+        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open replay")),
+    })
+}
+
+/// `(makeError, number, count)`: replays at most `count` events; 0 when there is nothing left.
+fn step(env: Env, [_, number, count]: [Value; 3]) -> Outcome {
+    let count = env.double(count).unwrap_or(0.0) as usize;
+    let more = with(env, number, |running| {
+        let start = Instant::now();
+        let more = running.replay.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))?;
+        running.time += start.elapsed();
+        Ok(more)
+    })?;
+    env.integer(usize::from(more))
+}
+
+/// `(makeError, number)`: what has been found so far, as JSON.
+fn report(env: Env, [_, number]: [Value; 2]) -> Outcome {
+    let text = with(env, number, |running| {
+        let report = running.replay.report();
+        let found = Found {
+            report,
+            exact: report.is_exact(),
+            seconds: running.time.as_secs_f64(),
+            progress: running.replay.progress(),
+            stats_now: running.replay.stats().to_string(),
+        };
+        serde_json::to_string(&found).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))
+    })?;
+    env.string(&text)
+}
+
+/// `(makeError, number)`: gives the replay's memory back.
+fn close(env: Env, [_, number]: [Value; 2]) -> Outcome {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    drop(RUNNING.with_borrow_mut(|(_, running)| running.remove(&number)));
+    Ok(UNDEFINED)
+}

@@ -1,0 +1,206 @@
+//! Views: a block's own bytes as a `Uint8Array`, one per block.
+//!
+//! The arrays are kept in the handle's `views`, so a block's view stays the same as long as the block lives; nothing in Rust keeps
+//! them, so they go with the handle. Freeing or moving a block detaches its buffer before the memory can be used again. A buffer that
+//! somebody else has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
+//! memory is used again when the last buffer over it is gone.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use napi_sys as sys;
+use obmalloc::{CheckedHeap, Domain};
+
+use crate::failure::{Failure, code};
+use crate::heap::{Core, Mark};
+use crate::js::{Env, Outcome, TypedArray, Value};
+
+/// What is known of the view of a block.
+pub(crate) struct View {
+    /// Its place in the handle's `views`.
+    index: u32,
+    /// Buffers over the block that have not been finalized.
+    buffers: Cell<usize>,
+    /// Whether one of them was detached by somebody else while it lived.
+    escaped: Cell<bool>,
+}
+
+impl View {
+    /// Whether JavaScript may reach the block through a buffer that is not ours to detach.
+    pub fn is_reachable(&self) -> bool {
+        self.escaped.get() && self.buffers.get() != 0
+    }
+}
+
+/// Places in the handle's `views`.
+#[derive(Default)]
+pub(crate) struct Views {
+    used: Cell<u32>,
+    free: RefCell<Vec<u32>>,
+    /// Blocks that are retired.
+    retired: Cell<usize>,
+}
+
+/// What a buffer over a block keeps until nothing can reach it.
+struct Hold {
+    view: Rc<View>,
+    /// Owns the memory.
+    core: Rc<Core>,
+}
+
+unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_void) {
+    // SAFETY: called by Node.js once, with what `of_block` gave it.
+    let hold = unsafe { Box::from_raw(hold.cast::<Hold>()) };
+    // Dropping the hold may give a whole heap back; should that break an invariant, there is nobody left to tell.
+    let _ = catch_unwind(AssertUnwindSafe(move || {
+        hold.view.buffers.set(hold.view.buffers.get() - 1);
+        hold.core.release_if_closed();
+    }));
+}
+
+/// The array in the view's place.
+fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
+    let array = env.element(env.get(core.handle()?, c"views").ok()?, view.index).ok()?;
+    Some((array, env.typed_array(array)?))
+}
+
+/// The view of a live block.
+pub(crate) fn of_block(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Outcome {
+    sweep(core, heap);
+    let length = core.usable_size(heap, domain, address)?;
+    core.refuse_pinned(address, domain)?;
+    let known = match core.marks.borrow().get(&address) {
+        Some(Mark::Viewed(view)) => Some(view.clone()),
+        _ => None,
+    };
+    // Where somebody detached the buffer, it may live on, and the block gets another.
+    if let Some(view) = &known
+        && !has_escaped(core, env, view)
+        && let Some((array, bytes)) = array(core, env, view)
+        && !env.is_detached(bytes.buffer)
+    {
+        return Ok(array);
+    }
+    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
+    let views = env.get(handle, c"views")?;
+    let view = known.unwrap_or_else(|| {
+        let index = core.views.free.borrow_mut().pop().unwrap_or_else(|| core.views.used.replace(core.views.used.get() + 1));
+        Rc::new(View { index, buffers: Cell::new(0), escaped: Cell::new(false) })
+    });
+    let made = if length == 0 { env.own_bytes(0).map(|(array, _)| array) } else { outside(core, env, &view, address, length) };
+    let entered = made.and_then(|array| env.set_element(views, view.index, array).map(|()| array));
+    match entered {
+        Ok(array) => {
+            core.marks.borrow_mut().insert(address, Mark::Viewed(view));
+            core.update_attention();
+            Ok(array)
+        }
+        Err(failure) => {
+            if !core.marks.borrow().contains_key(&address) {
+                core.views.free.borrow_mut().push(view.index);
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize) -> Outcome {
+    let core = core.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a heap that is being dropped"))?;
+    let hold = Box::into_raw(Box::new(Hold { view: view.clone(), core }));
+    // SAFETY: the memory stays as long as the heap, which the hold keeps, and freeing or moving the block detaches the buffer.
+    let made = unsafe {
+        env.outside_bytes(std::ptr::with_exposed_provenance_mut(address), length, Some(finalize), hold.cast::<c_void>())
+    };
+    view.buffers.set(view.buffers.get() + 1);
+    made.map_err(|(status, will_finalize)| {
+        if !will_finalize {
+            view.buffers.set(view.buffers.get() - 1);
+            // SAFETY: made above, and refused.
+            drop(unsafe { Box::from_raw(hold) });
+        }
+        if status == sys::Status::napi_no_external_buffers_allowed {
+            let message = "expected a JavaScript engine that allows buffers over outside memory; use read() and write() instead";
+            return Failure::new(code::EXTERNAL_BUFFERS_UNSUPPORTED, message).at(address);
+        }
+        Failure::of_status(status)
+    })
+}
+
+/// Whether a buffer of the view was detached by somebody else and may be reachable under another name.
+pub(crate) fn has_escaped(core: &Core, env: Env, view: &View) -> bool {
+    let scope = env.open_scope();
+    let detached = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer));
+    env.close_scope(scope);
+    if detached {
+        view.escaped.set(true);
+    }
+    view.is_reachable()
+}
+
+/// Detaches the view of the block at `address`, before the block is freed, moved or lent. True when a buffer over it may still be
+/// reachable; then the mark stays, and [`retire`] is to be called when the block goes.
+pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> bool {
+    if has_escaped(core, env, view) {
+        return true;
+    }
+    let scope = env.open_scope();
+    core.disturbances.set(core.disturbances.get() + 1);
+    let failed = array(core, env, view).is_some_and(|(_, array)| !env.detach(array.buffer));
+    env.close_scope(scope);
+    if failed {
+        view.escaped.set(true);
+        return true;
+    }
+    forget(core, env, address, view);
+    false
+}
+
+/// Takes the array out of the handle's `views`, and the mark off the block.
+fn forget(core: &Core, env: Env, address: usize, view: &View) {
+    core.marks.borrow_mut().remove(&address);
+    core.update_attention();
+    let scope = env.open_scope();
+    // Where JavaScript cannot run any more, the array goes with the handle.
+    let _ = core.handle().map(|handle| env.get(handle, c"views").and_then(|views| env.delete_element(views, view.index)));
+    env.close_scope(scope);
+    core.views.free.borrow_mut().push(view.index);
+}
+
+/// The block is freed for its user, but its memory waits for the last buffer over it.
+pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view: &Rc<View>) {
+    forget(core, env, address, view);
+    core.marks.borrow_mut().insert(address, Mark::Retired(domain, view.clone()));
+    core.views.retired.set(core.views.retired.get() + 1);
+    core.update_attention();
+}
+
+/// Gives back the retired blocks that nothing can reach any more.
+pub(crate) fn sweep(core: &Core, heap: &CheckedHeap) {
+    while core.views.retired.get() != 0 {
+        let found = core.marks.borrow().iter().find_map(|(&address, mark)| match mark {
+            Mark::Retired(domain, view) if view.buffers.get() == 0 => Some((address, *domain)),
+            _ => None,
+        });
+        let Some((address, domain)) = found else { return };
+        core.marks.borrow_mut().remove(&address);
+        core.views.retired.set(core.views.retired.get() - 1);
+        core.update_attention();
+        let freed = heap.free(domain, address);
+        debug_assert!(freed.is_ok(), "a retired block is live in the ledger");
+    }
+}
+
+/// Detaches all views.
+pub(crate) fn detach_all(core: &Core, env: Env) {
+    let viewed: Vec<_> = core
+        .marks
+        .borrow()
+        .iter()
+        .filter_map(|(&address, mark)| if let Mark::Viewed(view) = mark { Some((address, view.clone())) } else { None })
+        .collect();
+    for (address, view) in viewed {
+        detach(core, env, address, &view);
+    }
+}

@@ -1,0 +1,26 @@
+/** Builds the recorder and the driver, which are loaded into CPythons, and puts them beside the binding. */
+
+import { spawnSync } from 'node:child_process'
+import { copyFileSync, mkdirSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const { platform } = createRequire(import.meta.url)('../dist/platform.js')
+const folder = join(root, 'npm', platform)
+
+if (process.platform !== 'linux') {
+  process.stderr.write('obmalloc: the recorder and the driver exist for Linux only; compare will use the golden traces\n')
+} else {
+  const metadata = spawnSync('cargo', ['metadata', '--no-deps', '--format-version', '1'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 26 })
+  const target = JSON.parse(metadata.stdout).target_directory
+  const build = spawnSync('cargo', ['build', '--release', '--quiet', '-p', 'obmalloc-preload', '-p', 'obmalloc-python'], {
+    cwd: root,
+    stdio: ['ignore', 'inherit', 'inherit'],
+  })
+  if (build.status !== 0) process.exit(build.status ?? 1)
+  mkdirSync(folder, { recursive: true })
+  copyFileSync(join(target, 'release', 'libobmalloc_preload.so'), join(folder, 'libobmalloc_preload.so'))
+  copyFileSync(join(target, 'release', 'libobmalloc_python.so'), join(folder, 'obmalloc_python.abi3.so'))
+}

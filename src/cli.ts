@@ -1,0 +1,83 @@
+#!/usr/bin/env node
+/** The command line. Exit codes: 0 all matched, 4 something did not, 2 usage, 3 an unreadable trace, 1 anything else. */
+
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import { Command, CommanderError, InvalidArgumentError } from 'commander'
+
+import { compareCommand, type CompareOptions } from './commands/compare.js'
+import { recordCommand, type RecordCommandOptions } from './commands/record.js'
+import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
+import { say } from './terminal.js'
+import { TraceError } from './trace.js'
+import { UsageError } from './usage.js'
+
+const { version } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
+
+function collect(value: string, before: string[]): string[] {
+  return [...before, value]
+}
+
+function count(value: string): number {
+  if (!/^\d+$/.test(value)) throw new InvalidArgumentError('expected a whole number')
+  return Number(value)
+}
+
+function commandLine(done: (code: number) => void): Command {
+  const program = new Command('obmalloc')
+    .description("CPython's memory system: compare it with this one, record it, replay it")
+    .version(version)
+    .exitOverride()
+    .configureOutput({ writeErr: (text) => process.stderr.write(text) })
+  program
+    .command('compare')
+    .description('record a program in real CPythons, replay it here, and compare every address, arena and statistic')
+    .option('--python <path>', 'a CPython to compare with (may be repeated)', collect, [])
+    .option('--all', 'all CPythons found: in OBMALLOC_PYTHON, on PATH, in the places of pyenv and uv')
+    .option('--json', 'print the results as JSON')
+    .option('--keep <folder>', 'keep the traces in an existing folder')
+    .argument('[program...]', 'a script and its arguments, or -m and a module, behind --; the bundled workload if there is none')
+    .action(async (args: string[], options: CompareOptions) => done(await compareCommand(args, options)))
+  program
+    .command('record')
+    .description('run a program in a CPython and write down every allocator call')
+    .option('--python <path>', 'the CPython (default: python3)')
+    .option('-o, --output <file>', 'the trace', 'obmalloc.trace')
+    .option('--json', 'print what was written as JSON')
+    .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
+    .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
+  program
+    .command('replay')
+    .description('make the calls of a trace again and compare every answer')
+    .option('--release <release>', 'the release to replay on (default: the one that was recorded)')
+    .option('--operation <number>', 'stop after this operation, and show the statistics there', count)
+    .option('--stats', 'show the statistics at the end')
+    .option('--json', 'print the results as JSON')
+    .argument('<trace...>', 'traces')
+    .action(async (args: string[], options: ReplayCommandOptions) => done(await replayCommand(args, options)))
+  return program
+}
+
+async function main(): Promise<number> {
+  let code = 0
+  try {
+    await commandLine((result) => (code = result)).parseAsync()
+    return code
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
+    if (error instanceof UsageError) return fail(error, 2)
+    if (error instanceof TraceError) return fail(error, 3)
+    if (error instanceof Error && (error as Error & { code?: string }).code === 'ERR_OUT_OF_RANGE') return fail(error, 2)
+    return fail(error, 1)
+  }
+}
+
+function fail(error: unknown, code: number): number {
+  say(`obmalloc: ${error instanceof Error ? error.message : String(error)}`)
+  return code
+}
+
+void main().then((code) => {
+  process.exitCode = code
+})

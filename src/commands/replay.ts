@@ -1,0 +1,73 @@
+/** `obmalloc replay`: makes a recorded process's calls again and compares every answer. */
+
+import { describeMismatch, firstDifference, replay, type Report } from '../replaying.js'
+import { columns, grouped, paint, Progress, say } from '../terminal.js'
+import { readHeader, releaseOf, segments } from '../trace.js'
+import type { Release } from '../../index.js'
+
+export interface ReplayCommandOptions {
+  readonly release?: Release
+  readonly operation?: number
+  readonly stats?: boolean
+  readonly json?: boolean
+}
+
+export async function replayCommand(paths: string[], options: ReplayCommandOptions): Promise<number> {
+  let exact = true
+  for (const path of paths) {
+    const header = readHeader(path)
+    const release = options.release ?? releaseOf(header)
+    const progress = new Progress()
+    // To see one operation, everything up to and including it is replayed.
+    const stopAt = options.operation === undefined ? undefined : options.operation + 1
+    const report = await replay({
+      release,
+      segments: segments(path),
+      ...(stopAt === undefined ? {} : { stopAt }),
+      onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
+    })
+    progress.done()
+    exact &&= report.exact
+    if (options.json) process.stdout.write(`${JSON.stringify({ path, python: header.python, release, ...report })}\n`)
+    else show(path, header.python, report, options.stats ?? options.operation !== undefined)
+  }
+  return exact ? 0 : 4
+}
+
+function show(path: string, python: string, report: Report, withStats: boolean): void {
+  const rows = [
+    ['recorded by', `CPython ${python}`],
+    ['events', grouped(report.events)],
+    ['calls on mem and obj', grouped(report.calls)],
+    ['addresses matched', `${grouped(report.matched)} of ${grouped(report.addresses)}`],
+    ['arenas taken', grouped(report.arenasTaken)],
+    ['arenas released', grouped(report.arenasReleased)],
+    ['allocated blocks', report.blocks ? equality(report.blocks[0] === report.blocks[1]) : 'not recorded'],
+    ['statistics', report.stats ? equality(report.stats[0] === report.stats[1]) : 'not recorded'],
+    ['million events a second', (report.events / report.seconds / 1e6).toFixed(1)],
+  ]
+  const verdict = report.exact ? paint('green', 'exact', process.stdout) : paint('red', 'not exact', process.stdout)
+  process.stdout.write(`${path}: ${verdict}\n${columns(rows).map((line) => `  ${line}\n`).join('')}`)
+  for (const problem of problems(report)) say(problem)
+  if (withStats) process.stdout.write(`\n${report.statsNow}`)
+}
+
+function equality(equal: boolean): string {
+  return equal ? 'equal' : paint('red', 'not equal', process.stdout)
+}
+
+/** What is wrong with a replay, in full. */
+export function problems(report: Report): string[] {
+  const found: string[] = []
+  const { mismatch, stats, blocks, hooksLost } = report
+  if (mismatch) found.push(describeMismatch(mismatch))
+  if (stats && stats[0] !== stats[1]) found.push(`the statistics differ in ${firstDifference(...stats)}`)
+  if (blocks && blocks[0] !== blocks[1]) found.push(`allocated blocks: expected ${blocks[0]}, got ${blocks[1]}`)
+  if (hooksLost !== 0) {
+    const lost = ['raw', 'mem', 'obj'].filter((_, domain) => hooksLost & (1 << domain)).join(', ')
+    found.push(`the recorder's allocators were replaced in the recorded process: calls on ${lost} are missing (PYTHONMALLOC, -X dev?)`)
+  }
+  if (report.addresses === 0) found.push('the trace holds no call that pymalloc served: nothing was compared')
+  if (!report.ended) found.push('the recorded process did not end in an orderly way: the last calls may be missing')
+  return found
+}

@@ -1,0 +1,64 @@
+/** A domain's face: made once per heap. */
+
+import type { Address, Domain as Contract, DomainName } from '../index.js'
+import type { DomainCalls, Handle } from './native.js'
+
+export class Domain implements Contract {
+  readonly name: DomainName
+  /** Keeps a domain from being posted to another thread as if it were a plain object. */
+  private readonly native: object
+  readonly #malloc: DomainCalls['malloc']
+  readonly #calloc: DomainCalls['calloc']
+  readonly #realloc: DomainCalls['realloc']
+  readonly #free: DomainCalls['free']
+  readonly #usableSize: DomainCalls['usableSize']
+  readonly #view: DomainCalls['view']
+  readonly #read: DomainCalls['read']
+  readonly #write: DomainCalls['write']
+
+  constructor(name: DomainName, handle: Handle) {
+    const calls = handle[name]
+    this.name = name
+    this.native = handle.external
+    this.#malloc = calls.malloc
+    this.#calloc = calls.calloc
+    this.#realloc = calls.realloc
+    this.#free = calls.free
+    this.#usableSize = calls.usableSize
+    this.#view = calls.view
+    this.#read = calls.read
+    this.#write = calls.write
+  }
+
+  malloc(size: number | bigint): Address | null {
+    return this.#malloc(size)
+  }
+
+  calloc(count: number | bigint, size: number | bigint): Address | null {
+    return this.#calloc(count, size)
+  }
+
+  realloc(address: Address | null, size: number | bigint): Address | null {
+    return this.#realloc(address, size)
+  }
+
+  free(address: Address | null): void {
+    this.#free(address)
+  }
+
+  usableSize(address: Address): number {
+    return this.#usableSize(address)
+  }
+
+  view(address: Address): Uint8Array<ArrayBuffer> {
+    return this.#view(address) as Uint8Array<ArrayBuffer>
+  }
+
+  read(address: Address, offset?: number, length?: number): Uint8Array<ArrayBuffer> {
+    return this.#read(address, offset, length) as Uint8Array<ArrayBuffer>
+  }
+
+  write(address: Address, bytes: Uint8Array, offset?: number): void {
+    this.#write(address, bytes, offset)
+  }
+}

@@ -1,0 +1,114 @@
+/** A heap's face. */
+
+import type { Address, ArenaAllocator, ArenaInfo, Geometry, HeapOptions, Release } from '../index.js'
+import { Domain } from './domain.js'
+import { badArgument, makeError } from './errors.js'
+import { native, type Handle } from './native.js'
+
+const allocators = ['default', 'malloc', 'pymalloc']
+
+function isObject(value: unknown): value is object {
+  return typeof value === 'object' && value !== null
+}
+
+function isCallable(value: unknown): boolean {
+  return typeof value === 'function'
+}
+
+function open(options: HeapOptions): { handle: Handle; release: Release; pymalloc: boolean } {
+  if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
+  const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit } = options
+  if (typeof allocator !== 'string' || !allocators.includes(allocator)) {
+    const code = typeof allocator === 'string' ? 'ERR_OUT_OF_RANGE' : 'ERR_INVALID_ARG_TYPE'
+    throw badArgument(code, 'allocator', `one of '${allocators.join("', '")}'`, allocator)
+  }
+  if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
+  const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
+  const pymalloc = allocator !== 'malloc'
+  const malloc = pymalloc ? undefined : true
+  const handle = native.open(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, malloc)
+  return { handle, release, pymalloc }
+}
+
+export class Heap {
+  readonly release: Release
+  readonly geometry: Geometry
+  readonly raw: Domain
+  readonly mem: Domain
+  readonly obj: Domain
+  /** Keeps a heap from being posted to another thread as if it were a plain object. */
+  private readonly native: object
+  readonly #handle: Handle
+  readonly #pymalloc: boolean
+  readonly #ownArenas: ArenaAllocator
+  #arenaAllocator: ArenaAllocator
+
+  constructor(options: HeapOptions = {}) {
+    const { handle, release, pymalloc } = open(options)
+    this.#handle = handle
+    this.#pymalloc = pymalloc
+    this.#ownArenas = Object.freeze({
+      alloc: (size: number): Address | null => handle.takeArena(size),
+      free: (address: Address, size: number): void => handle.giveArena(address, size),
+    })
+    this.#arenaAllocator = this.#ownArenas
+    this.release = release
+    this.geometry = Object.freeze(handle.geometry())
+    this.raw = new Domain('raw', handle)
+    this.mem = new Domain('mem', handle)
+    this.obj = new Domain('obj', handle)
+    this.native = handle.external
+  }
+
+  getArenaAllocator(): ArenaAllocator {
+    // Any call says so when the heap is closed.
+    this.#handle.geometry()
+    return this.#arenaAllocator
+  }
+
+  setArenaAllocator(allocator: ArenaAllocator): void {
+    const handle = this.#handle
+    if (allocator === this.#ownArenas) {
+      handle.askOwn()
+      handle.arenaAlloc = handle.arenaFree = undefined
+    } else {
+      if (!isObject(allocator) || !isCallable(allocator.alloc) || !isCallable(allocator.free)) {
+        throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', 'an object with the functions alloc and free', allocator)
+      }
+      handle.askScript()
+      handle.arenaAlloc = (size) => allocator.alloc(size)
+      handle.arenaFree = (address, size) => allocator.free(address, size)
+    }
+    this.#arenaAllocator = allocator
+  }
+
+  run(ops: Uint32Array, addresses?: Float64Array): void {
+    this.#handle.run(ops, addresses)
+  }
+
+  allocatedBlocks(): number {
+    return this.#handle.allocatedBlocks()
+  }
+
+  arenas(): ArenaInfo[] {
+    return this.#handle.arenas()
+  }
+
+  debugMallocStats(): string {
+    const text = this.#handle.debugMallocStats()
+    // A CPython without pymalloc has nothing to say.
+    return this.#pymalloc ? text : ''
+  }
+
+  verify(): void {
+    this.#handle.verify()
+  }
+
+  close(): void {
+    this.#handle.close()
+  }
+
+  [Symbol.dispose](): void {
+    this.#handle.close()
+  }
+}

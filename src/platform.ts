@@ -1,0 +1,2 @@
+/** What the platform's package is called after, as napi-rs names it. */
+export const platform = `${process.platform}-${process.arch}${process.platform === 'linux' ? '-gnu' : ''}`

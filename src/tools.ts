@@ -1,0 +1,33 @@
+/** The package's files that are no JavaScript: where they lie in a clone and in an installed package. */
+
+import { existsSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+
+import { platform } from './platform.js'
+
+const root = join(__dirname, '..')
+
+/** The path of `name`, which the platform package holds. */
+function ofPlatform(name: string): string {
+  const places = [join(root, 'npm', platform, name)]
+  try {
+    places.push(join(dirname(require.resolve(`obmalloc-${platform}/package.json`)), name))
+  } catch {
+    // Not installed: then it is a clone.
+  }
+  const found = places.find((place) => existsSync(place))
+  if (!found) throw new Error(`expected ${name} for ${platform} in ${places.join(' or ')}, but it is not there: build the package, or install it anew`)
+  return found
+}
+
+/** The recorder: what is preloaded into a CPython. */
+export const recorder = (): string => ofPlatform('libobmalloc_preload.so')
+
+/** The driver: the extension module that is loaded into a CPython. */
+export const driver = (): string => ofPlatform('obmalloc_python.abi3.so')
+
+/** A bundled Python program. */
+export const workload = (name: string): string => join(root, 'workload', `${name}.py`)
+
+/** Where the golden traces lie. */
+export const golden = (): string => join(root, '__test__', 'golden')
