@@ -293,6 +293,13 @@ impl Replay {
     /// # Errors
     /// When the trace cannot be read any further.
     pub fn step(&mut self, count: usize) -> Result<bool, ReplayError> {
+        let more = self.advance(count);
+        (self.report.arenas_taken, self.report.arenas_released) = (self.hooks.taken, self.hooks.released);
+        self.report.arenas_highwater = self.hooks.highwater;
+        more
+    }
+
+    fn advance(&mut self, count: usize) -> Result<bool, ReplayError> {
         for _ in 0..count {
             if self.report.events >= self.stop_at || self.report.mismatch.is_some() {
                 return Ok(false);
@@ -309,8 +316,6 @@ impl Replay {
                 }
             }
         }
-        (self.report.arenas_taken, self.report.arenas_released) = (self.hooks.taken, self.hooks.released);
-        self.report.arenas_highwater = self.hooks.highwater;
         Ok(true)
     }
 
@@ -320,13 +325,7 @@ impl Replay {
     /// When the trace cannot be read any further.
     pub fn run(&mut self) -> Result<&Report, ReplayError> {
         while self.step(1 << 20)? {}
-        self.count_arenas();
         Ok(&self.report)
-    }
-
-    fn count_arenas(&mut self) {
-        (self.report.arenas_taken, self.report.arenas_released) = (self.hooks.taken, self.hooks.released);
-        self.report.arenas_highwater = self.hooks.highwater;
     }
 
     fn replay(&mut self, event: Event) {
@@ -513,7 +512,6 @@ impl Replay {
 
     fn mismatch(&mut self, event: &Event, what: String, expected: Place, got: Place) {
         self.report.mismatch = Some(Mismatch { operation: self.report.events, request: request(event), what, expected, got });
-        self.count_arenas();
     }
 
     /// Where a recorded address lies, for a request of `size` bytes.
