@@ -134,6 +134,7 @@ export interface ArenaInfo {
 
 /** What CPython's debug hooks would abort the process for, and what it would not notice at all, as an error that can be caught. */
 export class MemoryFault extends Error {
+  constructor(code: FaultCode, message: string, fields?: object)
   readonly code: FaultCode
   readonly address?: Address
   /** The domain through which the call came. */
@@ -156,4 +157,7 @@ export type FaultCode =
   | 'ERR_EXTERNAL_BUFFERS_UNSUPPORTED' | 'ERR_INTERNAL'
 
 /** `PyErr_NoMemory()`. `code` is `'ERR_NO_MEMORY'`. */
-export class MemoryError extends Error { readonly code: 'ERR_NO_MEMORY' }
+export class MemoryError extends Error {
+  constructor(message: string, fields?: object)
+  readonly code: 'ERR_NO_MEMORY'
+}

@@ -18,8 +18,8 @@ export class MemoryFault extends Error {
   declare readonly base?: Address
   declare readonly index?: number
 
-  constructor(code: FaultCode, message: string, fields: Record<string, unknown> = {}) {
-    const { cause, ...others } = fields
+  constructor(code: FaultCode, message: string, fields: object = {}) {
+    const { cause, ...others } = fields as Record<string, unknown>
     super(message, cause === undefined ? undefined : { cause })
     define(this, { code, ...others })
   }
@@ -29,7 +29,7 @@ Object.defineProperty(MemoryFault.prototype, 'name', { value: 'MemoryFault', con
 export class MemoryError extends Error {
   declare readonly code: 'ERR_NO_MEMORY'
 
-  constructor(message: string, fields: Record<string, unknown> = {}) {
+  constructor(message: string, fields: object = {}) {
     super(message)
     define(this, { code: 'ERR_NO_MEMORY', ...fields })
   }

@@ -57,6 +57,8 @@ interface Binding {
   ): Handle
   /** The cheapest native call there is; for the benchmark. */
   identity(value: number): number
+  /** Bytes that V8 was told of in this thread; for the tests. */
+  externalMemory(): number
   /** The number of a replay of the traces that the options, as JSON, name. */
   openReplay(makeError: ErrorMaker, options: string): number
   /** Replays at most `count` events; 0 when there is nothing left. */

@@ -737,7 +737,7 @@ export const rows: Row[] = [
       view.fill(5)
       let copy: Uint8Array | undefined
       try {
-        copy = structuredClone(view, { transfer: [view.buffer] })
+        copy = structuredClone(view, { transfer: [view.buffer as ArrayBuffer] })
       } catch (error) {
         assert.equal((error as Error).name, 'DataCloneError')
       }
@@ -779,7 +779,7 @@ export const rows: Row[] = [
       const block = some(mem.malloc(64))
       structuredClone(null, { transfer: [new ArrayBuffer(1)] })
       try {
-        structuredClone(null, { transfer: [mem.view(block).buffer] })
+        structuredClone(null, { transfer: [mem.view(block).buffer as ArrayBuffer] })
       } catch (error) {
         assert.equal((error as Error).name, 'DataCloneError')
       }

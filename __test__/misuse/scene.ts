@@ -43,7 +43,7 @@ export class Scene {
     let thrown: unknown
     try {
       const result = misuse()
-      assert.fail(`expected ${code}, but ${misuse} gave ${String(result)}`)
+      assert.fail(`expected ${code}, but ${misuse} gave ${typeof result}`)
     } catch (error) {
       thrown = error
     }

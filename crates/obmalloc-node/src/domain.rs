@@ -81,7 +81,7 @@ fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
 fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3]) -> Outcome {
     let (at, from) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
     let wanted = args::optional_size(env, "length", length)?;
-    let usable = core.usable_size(core.heap()?, domain::<D>(), at)?;
+    let usable = core.bytes_of(core.heap()?, domain::<D>(), at)?;
     let rest = part(usable, from, 0, offset)?;
     let count = wanted.unwrap_or(rest);
     part(usable, from, count, length)?;
@@ -100,7 +100,7 @@ fn write<const D: u8>(core: &Core, env: Env, [address, bytes, offset]: [Value; 3
         .typed_array(bytes)
         .filter(|source| source.kind == sys::TypedarrayType::uint8_array)
         .ok_or_else(|| Failure::argument(code::INVALID_ARG_TYPE, "bytes", "a Uint8Array", bytes))?;
-    let usable = core.usable_size(core.heap()?, domain::<D>(), at)?;
+    let usable = core.bytes_of(core.heap()?, domain::<D>(), at)?;
     part(usable, to, source.length, offset)?;
     if source.length != 0 {
         // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
@@ -249,6 +249,13 @@ impl Core {
             return Err(retired(FaultKind::UseAfterFree, domain, address).into());
         }
         heap.usable_size(domain, address).map_err(|fault| self.fault(fault))
+    }
+
+    /// Bytes of a block that may be looked into.
+    pub fn bytes_of(&self, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
+        let usable = self.usable_size(heap, domain, address)?;
+        self.refuse_pinned(address, domain)?;
+        Ok(usable)
     }
 
     /// A block that arenas lie in is not to be freed, moved, or looked into.

@@ -7,8 +7,8 @@ use std::rc::{Rc, Weak};
 use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
-use obmalloc::profile::{ALL, Profile};
-use obmalloc::{CheckedHeap, Domain, Fault, FaultKind, HeapError, HeapOptions};
+use obmalloc::profile::{ALL, GeometryError, Profile};
+use obmalloc::{CheckedHeap, Domain, Fault, FaultKind, HeapOptions};
 
 use crate::arena::Arenas;
 use crate::failure::{Failure, code};
@@ -19,6 +19,11 @@ use crate::{arena, args, batch, domain, view};
 
 /// Bytes by which what V8 was told of a heap may be wrong.
 const REPORT_STEP: i64 = 1 << 20;
+
+const ARENA_SIZE: &str = "geometry.arenaSize";
+const POOL_SIZE: &str = "geometry.poolSize";
+const ALIGNMENT: &str = "geometry.alignment";
+const SMALL_REQUEST_THRESHOLD: &str = "geometry.smallRequestThreshold";
 
 /// What may be done with a heap.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -282,19 +287,27 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
     let profile = profile(env, release)?;
     let mut geometry = profile.geometry;
     for (name, value, size) in [
-        ("geometry.arenaSize", arena, &mut geometry.arena_size),
-        ("geometry.poolSize", pool, &mut geometry.pool_size),
-        ("geometry.alignment", alignment, &mut geometry.alignment),
-        ("geometry.smallRequestThreshold", threshold, &mut geometry.small_request_threshold),
+        (ARENA_SIZE, arena, &mut geometry.arena_size),
+        (POOL_SIZE, pool, &mut geometry.pool_size),
+        (ALIGNMENT, alignment, &mut geometry.alignment),
+        (SMALL_REQUEST_THRESHOLD, threshold, &mut geometry.small_request_threshold),
     ] {
         *size = args::optional_size(env, name, value)?.unwrap_or(*size);
     }
+    if let Err(error) = geometry.check() {
+        let (name, size) = match error {
+            GeometryError::ArenaSize => (ARENA_SIZE, geometry.arena_size),
+            GeometryError::PoolSize | GeometryError::PoolsPerArena => (POOL_SIZE, geometry.pool_size),
+            GeometryError::Alignment => (ALIGNMENT, geometry.alignment),
+            GeometryError::SmallRequestThreshold => (SMALL_REQUEST_THRESHOLD, geometry.small_request_threshold),
+        };
+        let text = error.to_string();
+        let expected = text.split_once("expected ").map_or(text.as_str(), |(_, expected)| expected).to_owned();
+        return Err(Failure::argument(code::OUT_OF_RANGE, name, expected, env.integer(size)?));
+    }
     let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
     let options = HeapOptions { geometry: Some(geometry), memory_limit, ..HeapOptions::new(profile) };
-    let heap = CheckedHeap::new(options).map_err(|error| match error {
-        HeapError::NoMemory => Failure::no_memory("no memory for the tables of a heap"),
-        error => Failure::new(code::OUT_OF_RANGE, format!("geometry.{error}")),
-    })?;
+    let heap = CheckedHeap::new(options).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
     if env.type_of(malloc) != sys::ValueType::napi_undefined {
         heap.use_malloc();
     }

@@ -197,10 +197,11 @@ impl Env {
         napi!(self, napi_delete_reference, reference);
     }
 
-    /// Tells V8 of `change` more (or fewer) bytes that it does not see.
-    pub fn adjust_external_memory(self, change: i64) {
+    /// Tells V8 of `change` more (or fewer) bytes that it does not see; gives how many it was told of in all.
+    pub fn adjust_external_memory(self, change: i64) -> i64 {
         let mut now = 0;
         napi!(self, napi_adjust_external_memory, change, &mut now);
+        now
     }
 
     pub fn open_scope(self) -> sys::napi_handle_scope {

@@ -69,8 +69,7 @@ fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
 /// The view of a live block.
 pub(crate) fn of_block(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Outcome {
     sweep(core, heap);
-    let length = core.usable_size(heap, domain, address)?;
-    core.refuse_pinned(address, domain)?;
+    let length = core.bytes_of(heap, domain, address)?;
     let known = match core.marks.borrow().get(&address) {
         Some(Mark::Viewed(view)) => Some(view.clone()),
         _ => None,

@@ -4,6 +4,7 @@
 //! is written before it is done: another thread, needing no GIL, could be given the address before this one gets to write. A raw
 //! realloc has to be written after, so there that can happen: two threads without the GIL, one of them moving a block.
 
+use crate::arena_offset;
 use crate::inside;
 use crate::python::{self, PyMemAllocatorEx, PyObjectArenaAllocator, SetOnce};
 use crate::{sink, snapshot};
@@ -96,8 +97,9 @@ unsafe extern "C" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: hooks run only once `install` has set the originals.
     let inner = unsafe { ORIGINAL_ARENA.get() };
     // SAFETY: as in `malloc`.
-    let result = unsafe { (inner.alloc)(inner.ctx, size) };
-    sink::record(|block| block.arena_alloc(size as u64, result as u64));
+    let result = unsafe { arena_offset::alloc(inner, size) };
+    let nested = inside::is_inside();
+    sink::record(|block| block.arena_alloc(nested, size as u64, result as u64));
     // With the other hooks replaced this one is the only chance to notice.
     snapshot::checkpoint();
     result
@@ -106,9 +108,10 @@ unsafe extern "C" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
 unsafe extern "C" fn arena_free(_: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: hooks run only once `install` has set the originals.
     let inner = unsafe { ORIGINAL_ARENA.get() };
-    sink::record(|block| block.arena_free(size as u64, address as u64));
+    let nested = inside::is_inside();
+    sink::record(|block| block.arena_free(nested, size as u64, address as u64));
     // SAFETY: as in `malloc`.
-    unsafe { (inner.free)(inner.ctx, address, size) };
+    unsafe { arena_offset::free(inner, address, size) };
 }
 
 const fn table<const D: u8>() -> PyMemAllocatorEx {

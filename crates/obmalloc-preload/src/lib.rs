@@ -9,6 +9,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `arena_offset` | arenas off their natural boundary, for tests |
 //! | `hooks` | the wrapped allocators: what runs on every call |
 //! | `inside` | whether this thread is inside a mem or obj call |
 //! | `sink` | the one block being written, its lock, and the trace file |
@@ -27,6 +28,7 @@
 //! The trace stays readable up to there.
 #![cfg(target_os = "linux")]
 
+mod arena_offset;
 mod header;
 mod hooks;
 mod inside;
@@ -73,6 +75,7 @@ extern "C" fn constructor() {
     }
     python::set(api);
     process::watch_forks();
+    arena_offset::set_up();
     hooks::install();
 }
 

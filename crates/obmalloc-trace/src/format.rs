@@ -42,7 +42,8 @@ pub const MAX_EVENT: usize = 48;
 
 /// Bits of the tag byte above verb and domain.
 pub mod tag {
-    /// A raw call made from inside a mem or obj call, or by pymalloc for its own tables.
+    /// Made from inside a mem or obj call: a raw call, or an arena that pymalloc takes or gives back. Others at the arena allocator are the
+    /// interpreter's data stack, or a whole subinterpreter's arenas.
     pub const NESTED: u8 = 1 << 4;
     /// The call's result, or the address freed, is NULL.
     pub const NULL: u8 = 1 << 5;
@@ -72,8 +73,8 @@ pub enum Event {
     Calloc { domain: Domain, nested: bool, count: u64, size: u64, result: u64 },
     Realloc { domain: Domain, nested: bool, address: u64, size: u64, result: u64 },
     Free { domain: Domain, nested: bool, address: u64 },
-    ArenaAlloc { size: u64, result: u64 },
-    ArenaFree { size: u64, address: u64 },
+    ArenaAlloc { nested: bool, size: u64, result: u64 },
+    ArenaFree { nested: bool, size: u64, address: u64 },
     Note(Note),
 }
 
@@ -254,13 +255,13 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// The arena allocator was asked for `size` bytes and gave `result` (0 for NULL).
-    pub fn arena_alloc(&mut self, size: u64, result: u64) {
-        self.arena(ARENA_ALLOC, size, result);
+    pub fn arena_alloc(&mut self, nested: bool, size: u64, result: u64) {
+        self.arena(ARENA_ALLOC | nested_bit(nested), size, result);
     }
 
     /// The arena allocator was given `size` bytes at `address` (0 for NULL) back.
-    pub fn arena_free(&mut self, size: u64, address: u64) {
-        self.arena(ARENA_FREE, size, address);
+    pub fn arena_free(&mut self, nested: bool, size: u64, address: u64) {
+        self.arena(ARENA_FREE | nested_bit(nested), size, address);
     }
 
     fn arena(&mut self, verb: u8, size: u64, address: u64) {
@@ -545,8 +546,8 @@ impl Cursor<'_> {
             2 => Domain::Obj,
             _ => {
                 return match tag & 15 {
-                    ARENA_ALLOC => Some(Event::ArenaAlloc { size: self.varint()?, result: self.result(tag)? }),
-                    ARENA_FREE => Some(Event::ArenaFree { size: self.varint()?, address: self.result(tag)? }),
+                    ARENA_ALLOC => Some(Event::ArenaAlloc { nested, size: self.varint()?, result: self.result(tag)? }),
+                    ARENA_FREE => Some(Event::ArenaFree { nested, size: self.varint()?, address: self.result(tag)? }),
                     NOTE => self.note().map(Event::Note),
                     _ => None,
                 };
@@ -601,8 +602,8 @@ mod tests {
         block.realloc(Domain::Mem, false, 0x5555_0000_0013, u64::MAX, 0);
         block.free(Domain::Obj, false, 0);
         block.free(Domain::Obj, false, 0x7f00_0000_1030);
-        block.arena_alloc(1 << 20, 0x7f00_0000_0000);
-        block.arena_free(16384, 0);
+        block.arena_alloc(true, 1 << 20, 0x7f00_0000_0000);
+        block.arena_free(false, 16384, 0);
         let token = block.allocated_blocks(0);
         block.stats(b"text");
         block.patch(token, 77);
@@ -627,8 +628,8 @@ mod tests {
                 Event::Realloc { domain: Mem, nested: false, address: 0x5555_0000_0013, size: u64::MAX, result: 0 },
                 Event::Free { domain: Obj, nested: false, address: 0 },
                 Event::Free { domain: Obj, nested: false, address: 0x7f00_0000_1030 },
-                Event::ArenaAlloc { size: 1 << 20, result: 0x7f00_0000_0000 },
-                Event::ArenaFree { size: 16384, address: 0 },
+                Event::ArenaAlloc { nested: true, size: 1 << 20, result: 0x7f00_0000_0000 },
+                Event::ArenaFree { nested: false, size: 16384, address: 0 },
                 Event::Note(Note::AllocatedBlocks(77)),
                 Event::Note(Note::Stats("text".into())),
                 Event::Note(Note::HooksLost(5)),

@@ -99,7 +99,7 @@ pub struct Report {
     pub arenas_released: u64,
     /// Most arenas held at one time.
     pub arenas_highwater: u64,
-    /// Other requests at the arena allocator: the interpreter's data stack.
+    /// Requests at the arena allocator that are not pymalloc's: the interpreter's data stack.
     pub other_arena_requests: u64,
     /// Frees and reallocs of addresses that no recorded call gave out.
     pub strangers: u64,
@@ -331,7 +331,7 @@ impl Replay {
     fn replay(&mut self, event: Event) {
         match event {
             Event::Note(note) => self.note(note),
-            Event::ArenaAlloc { size, .. } | Event::ArenaFree { size, .. } if size != self.hooks.geometry.arena_size as u64 => {
+            Event::ArenaAlloc { nested: false, .. } | Event::ArenaFree { nested: false, .. } => {
                 self.report.other_arena_requests += 1;
             }
             Event::ArenaAlloc { .. } | Event::ArenaFree { .. } => self.hooks.expected.push_back(event),
@@ -559,7 +559,7 @@ pub fn request(event: &Event) -> String {
         Event::Realloc { domain, address, size, .. } => format!("{}Realloc({address:#x}, {size})", prefix(domain)),
         Event::Free { domain, address, .. } => format!("{}Free({address:#x})", prefix(domain)),
         Event::ArenaAlloc { size, .. } => format!("arena alloc({size})"),
-        Event::ArenaFree { size, address } => format!("arena free({address:#x}, {size})"),
+        Event::ArenaFree { size, address, .. } => format!("arena free({address:#x}, {size})"),
         Event::Note(note) => format!("{note:?}"),
     }
 }
@@ -582,7 +582,7 @@ impl Hooks {
             }
             (Some(Event::Realloc { size, result, .. }), Event::Realloc { size: asked, .. }) => (size == asked, *result),
             (Some(Event::Free { .. }), Event::Free { .. }) => (true, 0),
-            (Some(Event::ArenaAlloc { size, result }), Event::ArenaAlloc { size: asked, .. }) => (size == asked, *result),
+            (Some(Event::ArenaAlloc { size, result, .. }), Event::ArenaAlloc { size: asked, .. }) => (size == asked, *result),
             (Some(Event::ArenaFree { address, .. }), Event::ArenaFree { address: asked, .. }) => (address == asked, 0),
             _ => (false, 1),
         };
@@ -595,7 +595,7 @@ impl Hooks {
     }
 
     fn arena_alloc(&mut self, size: usize) -> Option<NonNull<u8>> {
-        let recorded = self.expect(Event::ArenaAlloc { size: size as u64, result: 0 });
+        let recorded = self.expect(Event::ArenaAlloc { nested: true, size: size as u64, result: 0 });
         if recorded == 0 || self.difference.is_some() {
             return None;
         }
@@ -608,7 +608,7 @@ impl Hooks {
         };
         if !marked {
             // The recorded process had no memory for the map, and gave the arena back.
-            self.expect(Event::ArenaFree { size: size as u64, address: recorded });
+            self.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
             return None;
         }
         // SAFETY: the heap's own arena allocator, asked for an arena.
@@ -692,7 +692,7 @@ unsafe extern "C" fn hook_arena_free(ctx: *mut c_void, address: *mut c_void, siz
         let slot = (address as usize).wrapping_sub(hooks.base) / hooks.stride;
         let (recorded, _) = hooks.places[slot];
         if hooks.inside {
-            hooks.expect(Event::ArenaFree { size: size as u64, address: recorded });
+            hooks.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
         }
         hooks.held.remove(&recorded);
         hooks.released += 1;

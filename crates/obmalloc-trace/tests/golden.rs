@@ -75,8 +75,8 @@ fn rewritten(bytes: Vec<u8>, mut change: impl FnMut(usize, &mut Event)) -> Vec<u
             Event::Calloc { domain, nested, count, size, result } => block.calloc(domain, nested, count, size, result),
             Event::Realloc { domain, nested, address, size, result } => block.realloc(domain, nested, address, size, result),
             Event::Free { domain, nested, address } => block.free(domain, nested, address),
-            Event::ArenaAlloc { size, result } => block.arena_alloc(size, result),
-            Event::ArenaFree { size, address } => block.arena_free(size, address),
+            Event::ArenaAlloc { nested, size, result } => block.arena_alloc(nested, size, result),
+            Event::ArenaFree { nested, size, address } => block.arena_free(nested, size, address),
             Event::Note(Note::Stats(text)) => block.stats(text.as_bytes()),
             Event::Note(Note::AllocatedBlocks(count)) => drop(block.allocated_blocks(count)),
             Event::Note(Note::HooksLost(domains)) => block.hooks_lost(domains),
@@ -125,7 +125,7 @@ fn what_raw_and_arenas_are_asked_for_is_compared() {
     });
     assert!(size.mismatch.expect("a mismatch").what.contains("PyMem_RawMalloc"));
     let released = spoiled(|event| match event {
-        Event::ArenaFree { size: 0x10_0000, address } => {
+        Event::ArenaFree { nested: true, address, .. } => {
             *address += 0x4000;
             true
         }
@@ -169,7 +169,7 @@ fn a_hostile_trace_does_no_harm() {
     block.free(Domain::Obj, false, 0x7f00_1234_5670);
     block.realloc(Domain::Raw, false, 0x7f00_1234_5670, 10, 0x7f00_1234_5680);
     block.realloc(Domain::Raw, true, 0, 768, 0x5000);
-    block.arena_alloc(1 << 20, 0x7f00_0000_0000);
+    block.arena_alloc(true, 1 << 20, 0x7f00_0000_0000);
     block.calloc(Domain::Raw, true, 1, 262_144, 0x6000);
     block.calloc(Domain::Raw, true, 1, 131_072, 0x7000);
     block.malloc(Domain::Obj, false, 16, 0x7f00_0000_0030);

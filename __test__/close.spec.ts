@@ -1,0 +1,139 @@
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { Worker } from 'node:worker_threads'
+
+import test from 'ava'
+
+import { Heap } from 'obmalloc'
+
+import { arenasFrom, collectUntil, KiB, some } from './tools.ts'
+
+const MiB = KiB * KiB
+const { native } = createRequire(import.meta.url)('../dist/native.js') as { native: { externalMemory(): number } }
+/** What V8 was told of; `process.memoryUsage()` does not show it. */
+const external = () => native.externalMemory()
+/** Bytes of address space: a heap reserves 16 GiB of it. */
+const mapped = () => Number(/VmSize:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? 0) * KiB
+
+test.serial('memory is reported to V8, and all of it taken back', (t) => {
+  const before = external()
+  const heap = new Heap()
+  const block = some(heap.raw.malloc(50 * MiB))
+  t.true(external() - before >= 49 * MiB)
+  heap.raw.free(block)
+  t.true(external() - before <= 2 * MiB)
+  some(heap.mem.malloc(20 * MiB))
+  heap.close()
+  t.is(external(), before)
+})
+
+test.serial('a heap that is dropped is given back', async (t) => {
+  const [before, space] = [external(), mapped()]
+  const drop = () => {
+    const heap = new Heap()
+    some(heap.obj.malloc(64))
+    some(heap.raw.malloc(5 * MiB))
+    heap.obj.view(some(heap.obj.malloc(100))).fill(1)
+  }
+  for (let count = 0; count < 10; count++) drop()
+  t.true(external() - before >= 49 * MiB)
+  t.true(await collectUntil(() => external() - before <= 2 * MiB))
+  t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB))
+})
+
+test.serial('a heap is given back though its own callbacks refer to it', async (t) => {
+  const space = mapped()
+  let freed = 0
+  ;(() => {
+    const provider = new Heap()
+    const heap = new Heap()
+    const arenas = arenasFrom(provider)
+    heap.setArenaAllocator({
+      alloc: (size) => (heap.release ? arenas.alloc(size) : null),
+      free: (address, size) => {
+        freed++
+        arenas.free(address, size)
+      },
+    })
+    some(heap.obj.malloc(64))
+  })()
+  t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB))
+  t.is(freed, 0, 'no JavaScript is called by a finalizer')
+})
+
+test.serial('thousands of dropped heaps make V8 collect', async (t) => {
+  const before = external()
+  let most = 0
+  const drop = () => some(new Heap().raw.malloc(4 * MiB))
+  for (let count = 0; count < 2000; count++) {
+    drop()
+    most = Math.max(most, external() - before)
+    if (count % 20 === 0) await new Promise(setImmediate)
+  }
+  t.true(most < 4000 * MiB, `${most / MiB} MiB at most`)
+  t.true(await collectUntil(() => external() - before <= 2 * MiB))
+})
+
+const inWorker = async (code: string): Promise<[number, unknown[]]> => {
+  const worker = new Worker(`const { parentPort } = require('node:worker_threads'); const { Heap } = require('obmalloc'); ${code}`, {
+    eval: true,
+  })
+  const messages: unknown[] = []
+  worker.on('message', (message) => messages.push(message))
+  const [exit] = (await once(worker, 'exit')) as [number]
+  return [exit, messages]
+}
+
+test.serial('a heap goes with its worker, closed or not, with views, arenas and all', async (t) => {
+  const space = mapped()
+  for (let count = 0; count < 5; count++) {
+    const [exit, messages] = await inWorker(`
+      const heap = globalThis.heap = new Heap(), provider = globalThis.provider = new Heap()
+      heap.setArenaAllocator({ alloc: (size) => provider.raw.malloc(size), free: (address) => { throw new Error('called') } })
+      globalThis.view = heap.obj.view(heap.obj.malloc(64)).fill(1)
+      globalThis.other = provider.raw.view(provider.raw.malloc(6 << 20))
+      parentPort.postMessage(heap.allocatedBlocks())`)
+    t.is(exit, 0)
+    t.deepEqual(messages, [1])
+  }
+  t.true(mapped() - space < 16 * KiB * MiB, 'address space of the workers is still there')
+})
+
+test.serial('a worker that is terminated in a callback takes its heap with it', async (t) => {
+  const space = mapped()
+  for (let count = 0; count < 5; count++) {
+    const worker = new Worker(
+      `const { parentPort } = require('node:worker_threads'); const { Heap } = require('obmalloc')
+       const heap = globalThis.heap = new Heap()
+       heap.setArenaAllocator({ alloc() { parentPort.postMessage('in'); for (;;); }, free() {} })
+       heap.obj.malloc(8)`,
+      { eval: true },
+    )
+    await once(worker, 'message')
+    await worker.terminate()
+  }
+  t.true(mapped() - space < 16 * KiB * MiB)
+})
+
+test.serial('process.exit in a callback keeps its code', async (t) => {
+  const [exit] = await inWorker(`
+    const heap = new Heap()
+    heap.setArenaAllocator({ alloc() { process.exit(7) }, free() {} })
+    heap.obj.malloc(8)`)
+  t.is(exit, 7)
+})
+
+test.serial('a heap of another worker is told from a stranger', async (t) => {
+  using heap = new Heap()
+  const worker = new Worker(
+    `const { parentPort } = require('node:worker_threads'); const { Heap } = require('obmalloc')
+     const heap = new Heap(); parentPort.postMessage(heap.obj.malloc(64)); parentPort.on('message', () => process.exit(0))`,
+    { eval: true },
+  )
+  const [address] = (await once(worker, 'message')) as [number]
+  t.throws(() => heap.obj.free(address as never), { code: 'ERR_WRONG_HEAP' })
+  worker.postMessage('done')
+  await once(worker, 'exit')
+  t.throws(() => heap.obj.free(address as never), { code: 'ERR_FOREIGN_POINTER' })
+})

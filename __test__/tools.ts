@@ -1,0 +1,48 @@
+/** What several tests need. */
+
+import { setFlagsFromString } from 'node:v8'
+import { setImmediate as turn } from 'node:timers/promises'
+import { runInNewContext } from 'node:vm'
+
+import type { Address, ArenaAllocator, Heap } from 'obmalloc'
+
+/** A block that must be there. */
+export function some(address: Address | null): Address {
+  if (address === null) throw new Error('expected a block')
+  return address
+}
+
+/** Collects garbage, and lets finalizers run, until `done` or for good. */
+export async function collectUntil(done: () => boolean): Promise<boolean> {
+  setFlagsFromString('--expose-gc')
+  const gc = runInNewContext('gc') as () => void
+  for (let round = 0; round < 50; round++) {
+    gc()
+    await turn()
+    if (done()) return true
+  }
+  return false
+}
+
+export const KiB = 1024
+
+/** Arenas from another heap's raw domain, and a count of what is out. */
+export function arenasFrom(provider: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
+  const held = new Set<Address>()
+  const calls: string[] = []
+  return {
+    held,
+    calls,
+    alloc(size) {
+      calls.push('alloc')
+      const address = provider.raw.malloc(size)
+      if (address !== null) held.add(address)
+      return address
+    },
+    free(address) {
+      calls.push('free')
+      if (!held.delete(address)) throw new Error(`${address} is not out`)
+      provider.raw.free(address)
+    },
+  }
+}
