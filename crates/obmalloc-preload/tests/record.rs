@@ -226,7 +226,9 @@ fn whole_run_is_recorded_from_the_first_arena_to_the_end() {
         assert!(trace.says("\"freeThreaded\": false") && trace.says("\"parent\": null"), "{}", trace.header);
         let first = trace.events.iter().position(|event| matches!(event, Event::ArenaAlloc { .. })).expect("an arena");
         let arena_size = if python.minor < 10 { 256 << 10 } else { 1 << 20 };
-        assert!(matches!(trace.events[first], Event::ArenaAlloc { size, result } if size == arena_size && result != 0));
+        assert!(
+            matches!(trace.events[first], Event::ArenaAlloc { nested: true, size, result } if size == arena_size && result != 0)
+        );
         assert!(
             matches!(trace.events[first - 1], Event::Realloc { domain: Domain::Raw, nested: true, address: 0, size: 768, .. }),
             "{:?}",
@@ -269,7 +271,7 @@ fn statistics_at_the_end_are_those_of_the_events_before_them() {
             live.apply(event);
             match event {
                 Event::ArenaAlloc { size, .. } if *size >= 256 << 10 => arenas += 1,
-                Event::ArenaFree { size, address } if *size >= 256 << 10 && *address != 0 => arenas -= 1,
+                Event::ArenaFree { size, address, .. } if *size >= 256 << 10 && *address != 0 => arenas -= 1,
                 Event::Note(Note::AllocatedBlocks(count)) => {
                     assert_eq!(*count, live.0.len() as u64, "{}", python.executable.display());
                     seen.0 += 1;

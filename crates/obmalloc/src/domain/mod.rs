@@ -87,7 +87,7 @@ impl Domains {
             }
         }
         // SAFETY: the caller's promise.
-        let geometry = unsafe { *(*(&raw const (*this).pymalloc)).geometry() };
+        let geometry = unsafe { *(*this).pymalloc.geometry() };
         match geometry {
             Geometry::SMALL => functions::<SmallPools>(this.cast()),
             Geometry::LARGE => functions::<LargePools>(this.cast()),

@@ -5,7 +5,6 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Heap, HeapError, HeapOptions};
@@ -253,7 +252,7 @@ impl CheckedHeap {
         });
         found.map_err(|(address, count, live)| {
             let what = alloc::format!("a pool counts {count} blocks in use, but the ledger has {live}");
-            Corruption { what: String::from(what), address }
+            Corruption { what, address }
         })
     }
 }

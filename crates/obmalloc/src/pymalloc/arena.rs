@@ -142,7 +142,8 @@ impl Pymalloc {
         unsafe {
             let raw = *(*this).raw;
             if (*this).unused_arena_objects == NO_ARENA {
-                let count = (*(&raw const (*this).arenas)).len();
+                let arenas = &(*this).arenas;
+                let count = arenas.len();
                 let wanted = if count == 0 { INITIAL_ARENA_OBJECTS } else { count * 2 };
                 // CPython's array lives in the raw domain. Whoever holds an allocator could write to it there, so ours does not, but
                 // what the raw domain is asked for is the same.
@@ -194,12 +195,12 @@ impl Pymalloc {
         // SAFETY: as in `new_arena`.
         unsafe {
             let raw = *(*this).raw;
-            while let Some(node) = (*(&raw const (*this).arena_map)).missing_node(base) {
+            while let Some(node) = (*this).arena_map.missing_node(base) {
                 let memory = (raw.calloc)(raw.ctx, 1, node.size);
                 if memory.is_null() {
                     return false;
                 }
-                if !(*(&raw mut (*this).arena_map)).add_node(&node, memory) {
+                if !(*this).arena_map.add_node(&node, memory) {
                     (raw.free)(raw.ctx, memory);
                     return false;
                 }

@@ -461,27 +461,19 @@ impl Pymalloc {
         // SAFETY: the caller's promise; no reference to a field is held while the allocators run.
         unsafe {
             let (geometry, allocator) = ((*this).geometry, (*this).arena_allocator);
-            for index in 0..(*this).arenas.len() {
-                let base = (*(&raw const (*this).arenas)).as_slice()[index].address;
+            let arenas = core::mem::take(&mut (*this).arenas);
+            for base in arenas.iter().map(|arena| arena.address) {
                 if base != 0 {
                     (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(base), geometry.arena_size);
                 }
             }
             let raw = *(*this).raw;
-            for node in (*this).take_tables() {
+            for node in (*this).arena_map.take_nodes() {
                 (raw.free)(raw.ctx, node);
             }
+            let table = core::mem::replace(&mut (*this).arena_table, ptr::null_mut());
+            (raw.free)(raw.ctx, table);
         }
-    }
-
-    fn take_tables(&mut self) -> Vec<*mut c_void> {
-        self.arenas = Vec::new();
-        let mut tables = self.arena_map.take_nodes();
-        let table = core::mem::replace(&mut self.arena_table, ptr::null_mut());
-        if !table.is_null() && tables.try_reserve(1).is_ok() {
-            tables.push(table);
-        }
-        tables
     }
 }
 
