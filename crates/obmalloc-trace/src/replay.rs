@@ -382,8 +382,8 @@ impl Replay {
             None => (self.heap.malloc(here, size), Verb::Malloc, size),
             Some(count) => (self.heap.calloc(here, count as usize, size), Verb::Calloc, size.saturating_mul(count as usize)),
         };
-        if compared && !self.compare(event, size, result, block) {
-            return;
+        if compared {
+            self.compare(event, size, result, block);
         }
         if let Some(block) = block {
             let slot = self.enter(domain, result, block);
@@ -404,8 +404,8 @@ impl Replay {
         }
         // SAFETY: `old` is live here, and of this domain as far as the engine is concerned (`take`).
         let block = unsafe { self.heap.realloc(domain_here(domain), Some(old.address), size as usize) };
-        if compared && !self.compare(event, size as usize, result, block) {
-            return;
+        if compared {
+            self.compare(event, size as usize, result, block);
         }
         match block {
             Some(block) => {
@@ -472,8 +472,8 @@ impl Replay {
         Some(block)
     }
 
-    /// Compares the result of a mem or obj call, and what it asked of others, with the record; false at the first difference.
-    fn compare(&mut self, event: &Event, size: usize, expected: u64, got: Option<NonNull<u8>>) -> bool {
+    /// Compares the result of a mem or obj call, and what it asked of others, with the record.
+    fn compare(&mut self, event: &Event, size: usize, expected: u64, got: Option<NonNull<u8>>) {
         self.hooks.inside = false;
         let (base, stride) = (self.hooks.base, self.hooks.stride);
         let inside = got.filter(|&block| !self.is_outside(block)).map(|block| {
@@ -496,7 +496,7 @@ impl Replay {
             }
         };
         if equal && self.hooks.difference.is_none() && self.hooks.expected.is_empty() {
-            return true;
+            return;
         }
         let what = match (self.hooks.difference.take(), self.hooks.expected.front()) {
             (Some(what), _) => what,
@@ -507,7 +507,6 @@ impl Replay {
         };
         let got = inside.unwrap_or_else(|| got.map_or(0, |block| block.as_ptr() as u64));
         self.mismatch(event, what, self.place(expected, size), self.place(got, size));
-        false
     }
 
     fn mismatch(&mut self, event: &Event, what: String, expected: Place, got: Place) {
