@@ -1,0 +1,91 @@
+//! A checked heap: every misused address is a fault with its kind, and nothing has been changed by it.
+
+use obmalloc::{CheckedHeap, Domain, FaultKind, HeapOptions, profile};
+
+fn heap() -> CheckedHeap {
+    CheckedHeap::new(HeapOptions::new(&profile::V3_13)).expect("a heap")
+}
+
+#[test]
+fn each_misuse_has_its_kind() {
+    let heap = heap();
+    let at = |block: Option<std::ptr::NonNull<u8>>| block.expect("memory").as_ptr() as usize;
+    let (mem, obj) = (at(heap.malloc(Domain::Mem, 64)), at(heap.malloc(Domain::Obj, 64)));
+    let (raw, large) = (at(heap.malloc(Domain::Raw, 64)), at(heap.malloc(Domain::Obj, 5000)));
+    let freed = at(heap.malloc(Domain::Obj, 64));
+    heap.free(Domain::Obj, freed).expect("live");
+    let freed_large = at(heap.malloc(Domain::Mem, 300_000));
+    heap.free(Domain::Mem, freed_large).expect("live");
+    let untouched = at(heap.malloc(Domain::Obj, 64)) + 10 * 64;
+    let before = (heap.allocated_blocks(), heap.stats());
+    let local = 0u8;
+    for (domain, address, on_free, on_use) in [
+        (Domain::Obj, mem, FaultKind::WrongDomain, FaultKind::WrongDomain),
+        (Domain::Mem, obj, FaultKind::WrongDomain, FaultKind::WrongDomain),
+        (Domain::Raw, obj, FaultKind::WrongDomain, FaultKind::WrongDomain),
+        (Domain::Obj, raw, FaultKind::WrongDomain, FaultKind::WrongDomain),
+        (Domain::Raw, large, FaultKind::WrongDomain, FaultKind::WrongDomain),
+        (Domain::Mem, large, FaultKind::WrongDomain, FaultKind::WrongDomain),
+        (Domain::Mem, freed_large, FaultKind::DoubleFree, FaultKind::UseAfterFree),
+        (Domain::Obj, obj + 16, FaultKind::InteriorPointer, FaultKind::InteriorPointer),
+        (Domain::Obj, obj + 1, FaultKind::InteriorPointer, FaultKind::InteriorPointer),
+        (Domain::Obj, large + 4999, FaultKind::InteriorPointer, FaultKind::InteriorPointer),
+        (Domain::Obj, untouched, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Obj, obj & !0x3fff, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Obj, (obj & !0x3fff) + 8, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Obj, &raw const local as usize, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Obj, 1, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Raw, 0xdead_beef_0, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Mem, usize::MAX, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+    ] {
+        assert_eq!(heap.free(domain, address).expect_err("a fault").kind, on_free, "free {address:#x} in {domain}");
+        assert_eq!(heap.realloc(domain, Some(address), 9).expect_err("a fault").kind, on_use, "realloc {address:#x} in {domain}");
+        assert_eq!(heap.usable_size(domain, address).expect_err("a fault").kind, on_use, "size of {address:#x} in {domain}");
+        heap.verify().expect("holds");
+    }
+    assert_eq!((heap.allocated_blocks(), heap.stats()), before);
+    for (domain, address) in [(Domain::Mem, mem), (Domain::Obj, obj), (Domain::Raw, raw), (Domain::Obj, large)] {
+        heap.free(domain, address).expect("still live");
+    }
+}
+
+#[test]
+fn double_frees_are_told_apart_until_the_address_is_handed_out_again() {
+    let heap = heap();
+    let first = heap.malloc(Domain::Obj, 48).expect("memory").as_ptr() as usize;
+    let second = heap.malloc(Domain::Obj, 48).expect("memory").as_ptr() as usize;
+    heap.free(Domain::Obj, first).expect("live");
+    heap.free(Domain::Obj, second).expect("live");
+    assert_eq!(heap.free(Domain::Obj, first).expect_err("a fault").kind, FaultKind::DoubleFree);
+    // The arena has been kept or given back by now; either way the address is known to have been freed.
+    let again = heap.malloc(Domain::Obj, 48).expect("memory").as_ptr() as usize;
+    assert_eq!(again, second);
+    heap.free(Domain::Obj, again).expect("live again");
+}
+
+#[test]
+fn a_limit_is_kept_and_memory_can_be_had_again_below_it() {
+    let options = HeapOptions { memory_limit: Some(3 << 20), ..HeapOptions::new(&profile::V3_13) };
+    let heap = CheckedHeap::new(options).expect("a heap");
+    let mut blocks = Vec::new();
+    while let Some(block) = heap.malloc(Domain::Obj, 500) {
+        blocks.push(block.as_ptr() as usize);
+        assert!(heap.held() <= 3 << 20);
+    }
+    assert!(blocks.len() > 3000, "{} blocks fit into 3 MiB", blocks.len());
+    assert_eq!(heap.malloc(Domain::Raw, 1 << 20), None);
+    heap.verify().expect("holds");
+    for block in blocks.drain(..) {
+        heap.free(Domain::Obj, block).expect("live");
+    }
+    assert!(heap.malloc(Domain::Raw, 1 << 20).is_some());
+}
+
+#[test]
+fn a_thousand_heaps_come_and_go() {
+    let heaps: Vec<CheckedHeap> = (0..1000).map(|_| heap()).collect();
+    for heap in &heaps {
+        heap.malloc(Domain::Obj, 100).expect("memory");
+        heap.malloc(Domain::Raw, 100_000).expect("memory");
+    }
+}
