@@ -154,8 +154,24 @@ test('what alloc gives must be memory that is known and free', (t) => {
   provider.raw.free(freed)
   const mine = some(heap.raw.malloc(ARENA))
   const answers: unknown[] = [
-    undefined, Number.NaN, -1, 1.5, 0, 'x', {}, 12n, true, Promise.resolve(big), 4096, 2 ** 47, Number.MAX_SAFE_INTEGER,
-    small, freed, mine, big + 8, big + 2 * ARENA + 16,
+    undefined,
+    Number.NaN,
+    -1,
+    1.5,
+    0,
+    'x',
+    {},
+    12n,
+    true,
+    Promise.resolve(big),
+    4096,
+    2 ** 47,
+    Number.MAX_SAFE_INTEGER,
+    small,
+    freed,
+    mine,
+    big + 8,
+    big + 2 * ARENA + 16,
   ]
   for (const answer of answers) {
     heap.setArenaAllocator({ alloc: () => answer as Address, free: () => {} })
@@ -169,7 +185,12 @@ test('what alloc gives must be memory that is known and free', (t) => {
   heap.setArenaAllocator({ alloc: () => big, free: () => {} })
   const blocks = Array.from({ length: 63 * 31 }, () => some(heap.obj.malloc(512)))
   t.is(heap.arenas().length, 1)
-  t.throws(() => { for (;;) heap.obj.malloc(512) }, { code: 'ERR_CALLBACK_RESULT' })
+  t.throws(
+    () => {
+      for (;;) heap.obj.malloc(512)
+    },
+    { code: 'ERR_CALLBACK_RESULT' },
+  )
   using third = new Heap()
   third.setArenaAllocator({ alloc: () => (big + 4096) as Address, free: () => {} })
   t.throws(() => third.obj.malloc(64), { code: 'ERR_CALLBACK_RESULT' })
@@ -186,9 +207,17 @@ test('calls into the heap from its own callbacks are refused', (t) => {
   heap.setArenaAllocator({
     alloc(size) {
       for (const call of [
-        () => heap.obj.malloc(8), () => heap.raw.malloc(8), () => heap.raw.free(block), () => heap.raw.view(block), () => heap.verify(),
-        () => heap.close(), () => heap.arenas(), () => heap.run(new Uint32Array(0)), () => heap.setArenaAllocator(own),
-        () => heap.allocatedBlocks(), () => heap.debugMallocStats(),
+        () => heap.obj.malloc(8),
+        () => heap.raw.malloc(8),
+        () => heap.raw.free(block),
+        () => heap.raw.view(block),
+        () => heap.verify(),
+        () => heap.close(),
+        () => heap.arenas(),
+        () => heap.run(new Uint32Array(0)),
+        () => heap.setArenaAllocator(own),
+        () => heap.allocatedBlocks(),
+        () => heap.debugMallocStats(),
       ]) {
         try {
           call()

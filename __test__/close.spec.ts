@@ -76,9 +76,12 @@ test.serial('thousands of dropped heaps make V8 collect', async (t) => {
 })
 
 const inWorker = async (code: string): Promise<[number, unknown[]]> => {
-  const worker = new Worker(`const { parentPort } = require('node:worker_threads'); const { Heap } = require('obmalloc'); ${code}`, {
-    eval: true,
-  })
+  const worker = new Worker(
+    `const { parentPort } = require('node:worker_threads'); const { Heap } = require('obmalloc'); ${code}`,
+    {
+      eval: true,
+    },
+  )
   const messages: unknown[] = []
   worker.on('message', (message) => messages.push(message))
   const [exit] = (await once(worker, 'exit')) as [number]

@@ -36,7 +36,10 @@ test('every release has its geometry, and its first block lies 48 bytes into its
 })
 
 test('departures of geometry are taken', (t) => {
-  using heap = new Heap({ release: '3.13', geometry: { arenaSize: 64 << 10, poolSize: 4096, alignment: 8, smallRequestThreshold: 1024 } })
+  using heap = new Heap({
+    release: '3.13',
+    geometry: { arenaSize: 64 << 10, poolSize: 4096, alignment: 8, smallRequestThreshold: 1024 },
+  })
   t.is(heap.geometry.alignment, 8)
   t.is(heap.obj.usableSize(some(heap.obj.malloc(3))), 8)
   t.is(heap.obj.usableSize(some(heap.obj.malloc(1020))), 1024)

@@ -34,6 +34,9 @@ const inWorker = (async (): Promise<Played[]> => {
 for (const { number, what } of played) {
   test(`row ${number}, ${what}: worker`, async (t) => {
     const results = await inWorker
-    t.deepEqual(results.find((result) => result.number === number), { number })
+    t.deepEqual(
+      results.find((result) => result.number === number),
+      { number },
+    )
   })
 }

@@ -72,7 +72,13 @@ for (const interpreter of usable) {
   })
 }
 
-async function randomCalls(interpreter: Interpreter, seed: number, count: number, offset: number, check: (wrong: string[]) => void) {
+async function randomCalls(
+  interpreter: Interpreter,
+  seed: number,
+  count: number,
+  offset: number,
+  check: (wrong: string[]) => void,
+) {
   const trace = join(folder, `${interpreter.version}-${seed}.trace`)
   const env = { OBMALLOC_TRACE_ARENA_OFFSET: String(offset) }
   const { ended } = await record(interpreter, { program: driverProgram('random', [seed, count]), trace, stdout: 'ignore', env })

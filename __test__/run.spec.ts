@@ -48,10 +48,16 @@ test('a slot that was never used holds NULL', (t) => {
 test('the first fault stops the batch and says which operation it was', (t) => {
   using heap = new Heap()
   const twice = Uint32Array.of(malloc, obj, 0, 64, free, obj, 0, 0, free, obj, 0, 0, malloc, obj, 1, 64)
-  t.like(t.throws(() => heap.run(twice)), { code: 'ERR_DOUBLE_FREE', index: 2, domain: 'obj' })
+  t.like(
+    t.throws(() => heap.run(twice)),
+    { code: 'ERR_DOUBLE_FREE', index: 2, domain: 'obj' },
+  )
   t.is(heap.allocatedBlocks(), 0)
   const wrong = Uint32Array.of(malloc, obj, 0, 64, free, mem, 0, 0)
-  t.like(t.throws(() => heap.run(wrong)), { code: 'ERR_WRONG_DOMAIN', index: 1, allocated: 'obj', used: 'mem' })
+  t.like(
+    t.throws(() => heap.run(wrong)),
+    { code: 'ERR_WRONG_DOMAIN', index: 1, allocated: 'obj', used: 'mem' },
+  )
   heap.verify()
 })
 
@@ -64,13 +70,25 @@ test('numbers that mean nothing are refused', (t) => {
     [[malloc, obj, 2 ** 24, 8], undefined, 0],
     [[malloc, obj, 2 ** 32 - 1, 8], undefined, 0],
   ] as const) {
-    t.like(t.throws(() => heap.run(Uint32Array.from(ops), addresses)), { name: 'RangeError', code: 'ERR_OUT_OF_RANGE', index })
+    t.like(
+      t.throws(() => heap.run(Uint32Array.from(ops), addresses)),
+      { name: 'RangeError', code: 'ERR_OUT_OF_RANGE', index },
+    )
   }
-  t.like(t.throws(() => heap.run(new Uint32Array(3))), { name: 'RangeError', code: 'ERR_OUT_OF_RANGE' })
+  t.like(
+    t.throws(() => heap.run(new Uint32Array(3))),
+    { name: 'RangeError', code: 'ERR_OUT_OF_RANGE' },
+  )
   for (const ops of [[], {}, null, undefined, new Int32Array(4), new Float64Array(4), new ArrayBuffer(16)]) {
-    t.like(t.throws(() => heap.run(ops as never)), { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' })
+    t.like(
+      t.throws(() => heap.run(ops as never)),
+      { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' },
+    )
   }
-  t.like(t.throws(() => heap.run(new Uint32Array(0), [] as never)), { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' })
+  t.like(
+    t.throws(() => heap.run(new Uint32Array(0), [] as never)),
+    { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' },
+  )
   heap.verify()
 })
 
@@ -93,7 +111,10 @@ test('a batch detaches the views of what it frees and moves', (t) => {
   heap.run(Uint32Array.of(malloc, obj, 0, 64, malloc, raw, 1, 64), addresses)
   const views = [heap.obj.view(addresses[0] as never), heap.raw.view(addresses[1] as never)]
   heap.run(Uint32Array.of(realloc, obj, 0, 500, free, raw, 1, 0))
-  t.deepEqual(views.map((view) => view.length), [0, 0])
+  t.deepEqual(
+    views.map((view) => view.length),
+    [0, 0],
+  )
 })
 
 test('arrays that a callback takes away are not touched again', (t) => {
@@ -108,7 +129,10 @@ test('arrays that a callback takes away are not touched again', (t) => {
     },
     free: arenas.free,
   })
-  const buffer = new (ArrayBuffer as unknown as new (size: number, options: object) => ArrayBuffer & { resize(size: number): void })(64, { maxByteLength: 64 })
+  const buffer = new (ArrayBuffer as unknown as new (
+    size: number,
+    options: object,
+  ) => ArrayBuffer & { resize(size: number): void })(64, { maxByteLength: 64 })
   const ops = new Uint32Array(buffer)
   ops.set([malloc, obj, 0, 64, malloc, obj, 1, 64])
   const addresses = new Float64Array(4)
@@ -116,7 +140,10 @@ test('arrays that a callback takes away are not touched again', (t) => {
     buffer.resize(16)
     structuredClone(addresses, { transfer: [addresses.buffer] })
   }
-  t.like(t.throws(() => heap.run(ops, addresses)), { code: 'ERR_OUT_OF_RANGE', index: 1 })
+  t.like(
+    t.throws(() => heap.run(ops, addresses)),
+    { code: 'ERR_OUT_OF_RANGE', index: 1 },
+  )
   t.is(heap.allocatedBlocks(), 1)
   heap.verify()
   heap.close()

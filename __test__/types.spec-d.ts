@@ -1,6 +1,16 @@
 /** The contract as a type: checked by the compiler, never run. */
 
-import { Heap, MemoryError, MemoryFault, type Address, type Allocator, type ArenaAllocator, type ArenaInfo, type Domain, type Geometry } from 'obmalloc'
+import {
+  Heap,
+  MemoryError,
+  MemoryFault,
+  type Address,
+  type Allocator,
+  type ArenaAllocator,
+  type ArenaInfo,
+  type Domain,
+  type Geometry,
+} from 'obmalloc'
 
 import type * as implementation from '../src/index.ts'
 
@@ -29,7 +39,8 @@ if (block !== null) {
   is<Equal<ReturnType<typeof heap.obj.view>['length'], number>>()
   heap.obj.write(block, heap.obj.read(block, 1, 2))
 }
-export const fault = (error: MemoryFault): 'ERR_DOUBLE_FREE' | undefined => (error.code === 'ERR_DOUBLE_FREE' ? error.code : undefined)
+export const fault = (error: MemoryFault): 'ERR_DOUBLE_FREE' | undefined =>
+  error.code === 'ERR_DOUBLE_FREE' ? error.code : undefined
 is<Equal<MemoryError['code'], 'ERR_NO_MEMORY'>>()
 
 // @ts-expect-error no such release

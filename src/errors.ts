@@ -55,7 +55,12 @@ function describe(value: unknown): string {
 }
 
 /** An argument that is not what is expected. */
-export function badArgument(code: 'ERR_INVALID_ARG_TYPE' | 'ERR_OUT_OF_RANGE', name: string, expected: string, received: unknown): Error {
+export function badArgument(
+  code: 'ERR_INVALID_ARG_TYPE' | 'ERR_OUT_OF_RANGE',
+  name: string,
+  expected: string,
+  received: unknown,
+): Error {
   return makeError(code, expected, { name, received })
 }
 

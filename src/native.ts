@@ -80,7 +80,9 @@ function load(): Binding {
     }
   }
   const reasons = causes.map((cause) => (cause instanceof Error ? cause.message.split('\n')[0] : String(cause)))
-  throw new Error(`obmalloc: expected its native binding for ${platform}, but found none: ${reasons.join('; ')}`, { cause: causes[0] })
+  throw new Error(`obmalloc: expected its native binding for ${platform}, but found none: ${reasons.join('; ')}`, {
+    cause: causes[0],
+  })
 }
 
 export const native = load()

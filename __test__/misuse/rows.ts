@@ -81,12 +81,22 @@ const wrongPairs = [
   ['raw', 'obj', 4000],
 ] as const
 
-function wrongDomains(scene: Scene, misuse: (domain: Domain, block: Address) => unknown, pairs: ReadonlyArray<(typeof wrongPairs)[number]>): void {
+function wrongDomains(
+  scene: Scene,
+  misuse: (domain: Domain, block: Address) => unknown,
+  pairs: ReadonlyArray<(typeof wrongPairs)[number]>,
+): void {
   for (const [allocated, used, size] of pairs) {
     const block = some(scene.heap[allocated].malloc(size))
     const bytes = filled(size)
     scene.heap[allocated].write(block, bytes)
-    scene.throws(() => misuse(scene.heap[used], block), { code: 'ERR_WRONG_DOMAIN', allocated, used, domain: used, address: block })
+    scene.throws(() => misuse(scene.heap[used], block), {
+      code: 'ERR_WRONG_DOMAIN',
+      allocated,
+      used,
+      domain: used,
+      address: block,
+    })
     assert.deepEqual(scene.heap[allocated].read(block, 0, size), bytes)
     scene.heap[allocated].free(block)
   }
@@ -150,7 +160,11 @@ export const rows: Row[] = [
       }
     },
   },
-  { number: 9, what: 'numbers above 2**53', play: (scene) => refuseSizes(scene, 'ERR_OUT_OF_RANGE', [2 ** 53, 2 ** 60, 2 ** 64, 1e300]) },
+  {
+    number: 9,
+    what: 'numbers above 2**53',
+    play: (scene) => refuseSizes(scene, 'ERR_OUT_OF_RANGE', [2 ** 53, 2 ** 60, 2 ** 64, 1e300]),
+  },
   {
     number: 10,
     what: 'BigInt sizes',
@@ -168,7 +182,16 @@ export const rows: Row[] = [
   {
     number: 11,
     what: 'BigInts that are no size',
-    play: (scene) => refuseSizes(scene, 'ERR_OUT_OF_RANGE', [-1n, 2n ** 63n, 2n ** 64n - 1n, 2n ** 64n, 2n ** 64n + 64n, -(2n ** 64n), 2n ** 200n]),
+    play: (scene) =>
+      refuseSizes(scene, 'ERR_OUT_OF_RANGE', [
+        -1n,
+        2n ** 63n,
+        2n ** 64n - 1n,
+        2n ** 64n,
+        2n ** 64n + 64n,
+        -(2n ** 64n),
+        2n ** 200n,
+      ]),
   },
   {
     number: 12,
@@ -230,7 +253,9 @@ export const rows: Row[] = [
     number: 18,
     what: 'every size to 600, and around pages, pools, arenas and the threshold',
     play: ({ heap }) => {
-      const around = [4 * KiB, 16 * KiB, KiB * KiB, 512].flatMap((size) => Array.from({ length: 33 }, (_, index) => size - 16 + index))
+      const around = [4 * KiB, 16 * KiB, KiB * KiB, 512].flatMap((size) =>
+        Array.from({ length: 33 }, (_, index) => size - 16 + index),
+      )
       for (const size of [...Array(601).keys(), ...around]) {
         for (const name of domains) {
           const block = some(heap[name].malloc(size))
@@ -249,7 +274,8 @@ export const rows: Row[] = [
     play: (scene) => {
       for (const name of domains) {
         const domain = scene.heap[name]
-        const call = (method: keyof Domain, ...values: unknown[]) => (domain[method] as unknown as (...all: unknown[]) => unknown).apply(domain, values)
+        const call = (method: keyof Domain, ...values: unknown[]) =>
+          (domain[method] as unknown as (...all: unknown[]) => unknown).apply(domain, values)
         for (const [method, ...values] of [
           ['malloc'],
           ['calloc'],
@@ -292,7 +318,17 @@ export const rows: Row[] = [
       ]) {
         scene.throws(make(options), 'ERR_OUT_OF_RANGE')
       }
-      for (const options of [null, 5, 'x', { release: 3.14 }, { release: null }, { allocator: 5 }, { geometry: 5 }, { geometry: { poolSize: '4096' } }, { memoryLimit: '1' }]) {
+      for (const options of [
+        null,
+        5,
+        'x',
+        { release: 3.14 },
+        { release: null },
+        { allocator: 5 },
+        { geometry: 5 },
+        { geometry: { poolSize: '4096' } },
+        { memoryLimit: '1' },
+      ]) {
         scene.throws(make(options), 'ERR_INVALID_ARG_TYPE')
       }
     },
@@ -308,8 +344,16 @@ export const rows: Row[] = [
       }
     },
   },
-  { number: 22, what: 'free of a small mem block in obj', play: (scene) => wrongDomains(scene, (domain, block) => domain.free(block), wrongPairs.slice(0, 2)) },
-  { number: 23, what: 'free in every other wrong domain', play: (scene) => wrongDomains(scene, (domain, block) => domain.free(block), wrongPairs.slice(2)) },
+  {
+    number: 22,
+    what: 'free of a small mem block in obj',
+    play: (scene) => wrongDomains(scene, (domain, block) => domain.free(block), wrongPairs.slice(0, 2)),
+  },
+  {
+    number: 23,
+    what: 'free in every other wrong domain',
+    play: (scene) => wrongDomains(scene, (domain, block) => domain.free(block), wrongPairs.slice(2)),
+  },
   {
     number: 24,
     what: 'realloc in the wrong domain, and looking into a block through it',
@@ -357,7 +401,11 @@ export const rows: Row[] = [
       }
     },
   },
-  { number: 28, what: 'freeing twice after the address was handed out again', later: 'cannot be told from a valid free by the address; the delayed reuse of the debug hooks' },
+  {
+    number: 28,
+    what: 'freeing twice after the address was handed out again',
+    later: 'cannot be told from a valid free by the address; the delayed reuse of the debug hooks',
+  },
   {
     number: 29,
     what: 'interior pointers',
@@ -379,7 +427,8 @@ export const rows: Row[] = [
     play: (scene) => {
       for (const name of domains) {
         const block = some(scene.heap[name].malloc(64))
-        for (const offset of [1, 7, 63]) scene.throws(() => scene.heap[name].free(at(block + offset)), { code: 'ERR_INTERIOR_POINTER', base: block })
+        for (const offset of [1, 7, 63])
+          scene.throws(() => scene.heap[name].free(at(block + offset)), { code: 'ERR_INTERIOR_POINTER', base: block })
         scene.heap[name].free(block)
       }
     },
@@ -450,7 +499,12 @@ export const rows: Row[] = [
       ]
       for (const name of domains) {
         const domain = heap[name]
-        calls.push(() => domain.malloc(1), () => domain.calloc(1, 1), () => domain.realloc(null, 1), () => domain.free(null))
+        calls.push(
+          () => domain.malloc(1),
+          () => domain.calloc(1, 1),
+          () => domain.realloc(null, 1),
+          () => domain.free(null),
+        )
         for (const take of addressTakers(domain)) calls.push(() => take(block))
       }
       for (const call of calls) scene.throws(call, 'ERR_HEAP_CLOSED')
@@ -639,7 +693,16 @@ export const rows: Row[] = [
     what: 'forged receivers',
     play: ({ heap }) => {
       const forged = [{ ...heap }, Object.create(Heap.prototype), new Proxy(heap, {}), null, undefined, 5]
-      for (const name of ['run', 'allocatedBlocks', 'arenas', 'debugMallocStats', 'verify', 'close', 'getArenaAllocator', 'setArenaAllocator'] as const) {
+      for (const name of [
+        'run',
+        'allocatedBlocks',
+        'arenas',
+        'debugMallocStats',
+        'verify',
+        'close',
+        'getArenaAllocator',
+        'setArenaAllocator',
+      ] as const) {
         for (const receiver of forged) assert.throws(() => (heap[name] as () => void).call(receiver), TypeError)
       }
       const domainPrototype = Object.getPrototypeOf(heap.obj) as Domain
@@ -793,7 +856,16 @@ export const rows: Row[] = [
     play: (scene) => {
       const { mem } = scene.heap
       const block = some(mem.malloc(64))
-      for (const value of [{}, [1], new ArrayBuffer(4), new SharedArrayBuffer(4), new Uint16Array(1), new DataView(new ArrayBuffer(1)), 'x', null]) {
+      for (const value of [
+        {},
+        [1],
+        new ArrayBuffer(4),
+        new SharedArrayBuffer(4),
+        new Uint16Array(1),
+        new DataView(new ArrayBuffer(1)),
+        'x',
+        null,
+      ]) {
         scene.throws(() => mem.write(block, value as never), 'ERR_INVALID_ARG_TYPE')
       }
       mem.free(block)
@@ -832,7 +904,11 @@ export const rows: Row[] = [
       }
     },
   },
-  { number: 61, what: 'engines without outside buffers', later: 'an engine of that kind (Electron); read() and write() are the way there' },
+  {
+    number: 61,
+    what: 'engines without outside buffers',
+    later: 'an engine of that kind (Electron); read() and write() are the way there',
+  },
   {
     number: 62,
     what: 'views of empty blocks',
@@ -856,8 +932,11 @@ export const rows: Row[] = [
       heap.mem.write(block, shared)
       const offset = new Uint8Array(Uint8Array.of(1, 2, 3, 4, 5).buffer, 2, 2)
       heap.mem.write(block, offset, 8)
-      assert.deepEqual([...heap.mem.read(block, 6, 5).slice(0, 4)], [6, 6, 3, 4])
-      const resizable = new (ArrayBuffer as unknown as new (size: number, options: object) => ArrayBuffer & { resize(size: number): void })(8, { maxByteLength: 64 })
+      assert.deepEqual(heap.mem.read(block, 6, 4), Uint8Array.of(6, 6, 3, 4))
+      const resizable = new (ArrayBuffer as unknown as new (
+        size: number,
+        options: object,
+      ) => ArrayBuffer & { resize(size: number): void })(8, { maxByteLength: 64 })
       const tracking = new Uint8Array(resizable)
       resizable.resize(2)
       heap.mem.write(block, tracking, 62)

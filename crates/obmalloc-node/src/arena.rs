@@ -189,7 +189,7 @@ unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
         Source::Own | Source::OwnAgain => unsafe { (own.alloc)(own.ctx, size) },
         Source::Script => {
             let asked = catch_unwind(AssertUnwindSafe(|| ask_for_arena(core, size)));
-            match asked.unwrap_or_else(|_| Err(Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself"))) {
+            match asked.unwrap_or_else(|_| Err(broken(core))) {
                 Ok(address) => ptr::with_exposed_provenance_mut(address),
                 Err(failure) => {
                     fail(core, failure);
@@ -198,6 +198,12 @@ unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
             }
         }
     }
+}
+
+#[cold]
+fn broken(core: &Core) -> Failure {
+    core.poison();
+    Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself; the heap cannot be used any more")
 }
 
 /// Remembers why the present call is to fail, and lets it have no memory from elsewhere.
@@ -337,7 +343,7 @@ unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: us
     match freed {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => fail(core, failure),
-        Err(_) => fail(core, Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself")),
+        Err(_) => fail(core, broken(core)),
     }
 }
 

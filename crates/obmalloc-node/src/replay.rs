@@ -42,6 +42,7 @@ struct Segment {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Found<'a> {
     #[serde(flatten)]
     report: &'a Report,

@@ -1,5 +1,5 @@
 //! The driver: loaded into a real CPython, it calls that CPython's `PyMem_*` and `PyObject_*` natively and times this engine beside
-//! them in the same process. Leans on `obmalloc` and `obmalloc-trace`.
+//! them in the same process. Leans on `obmalloc` and `benchmark/loops`.
 //!
 //! One build serves 3.9 and later, which import it; 3.8 cannot, but can reach [`obmalloc_python_call`] with `dlopen`. Both take the
 //! name of a function and its arguments as a JSON array, and give its result as JSON:
@@ -34,7 +34,7 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
                 serde_json::from_str(arguments).map_err(wrong)?;
             let rows = loops::run(&release, rounds, &traces, with_loops)?;
             Ok(Value::Object(
-                rows.into_iter().map(|row| (row.name, json!([row.cpython, row.here, row.ratio]))).collect::<Map<_, _>>(),
+                rows.into_iter().map(|(name, row)| (name, json!([row.there, row.here, row.ratio]))).collect::<Map<_, _>>(),
             ))
         }
         "peak" => {

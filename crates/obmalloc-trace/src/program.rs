@@ -34,28 +34,45 @@ impl Op {
     }
 }
 
+/// Where a program keeps the address of a live block, and which domain it is of.
+#[derive(Debug)]
+pub struct Slot {
+    address: *mut c_void,
+    is_obj: bool,
+}
+
+/// The empty slots that a program runs with, already resident in memory.
+pub fn slots(count: usize) -> Vec<Slot> {
+    (0..count).map(|_| Slot { address: std::ptr::null_mut(), is_obj: false }).collect()
+}
+
 /// Runs a program through a mem and an obj allocator, both called by function pointer as CPython calls them, and gives the time that
 /// the calls took. What is still live at the end is freed outside that time.
 ///
 /// # Safety
-/// The allocators do what [`Allocator`] says.
-pub unsafe fn run(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator) -> Duration {
+/// The allocators do what [`Allocator`] says, and `blocks` are the program's own empty slots.
+pub unsafe fn run(ops: &[Op], blocks: &mut [Slot], mem: &Allocator, obj: &Allocator) -> Duration {
     // SAFETY: the caller's promise.
-    unsafe { run_with(ops, slots, mem, obj, |_, _| {}) }
+    unsafe { run_with(ops, blocks, mem, obj, |_, _| {}) }
 }
 
 /// As [`run`], writing to every byte of every block, as a program would: for measuring memory, not time.
 ///
 /// # Safety
 /// As for [`run`].
-pub unsafe fn run_touching(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator) {
+pub unsafe fn run_touching(ops: &[Op], blocks: &mut [Slot], mem: &Allocator, obj: &Allocator) {
     // SAFETY: the caller's promise; a block holds the bytes that were asked for.
-    unsafe { run_with(ops, slots, mem, obj, |address, size| address.cast::<u8>().write_bytes(0x5a, size)) };
+    unsafe { run_with(ops, blocks, mem, obj, |address, size| address.cast::<u8>().write_bytes(0x5a, size)) };
 }
 
 #[inline(always)]
-unsafe fn run_with(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator, touch: impl Fn(*mut c_void, usize)) -> Duration {
-    let mut blocks: Vec<(*mut c_void, bool)> = vec![(std::ptr::null_mut(), false); slots];
+unsafe fn run_with(
+    ops: &[Op],
+    blocks: &mut [Slot],
+    mem: &Allocator,
+    obj: &Allocator,
+    touch: impl Fn(*mut c_void, usize),
+) -> Duration {
     let start = Instant::now();
     for op in ops {
         let is_obj = op.tag & 4 != 0;
@@ -66,9 +83,9 @@ unsafe fn run_with(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator, t
             match op.tag & 3 {
                 0 => (allocator.malloc)(allocator.ctx, op.size as usize),
                 1 => (allocator.calloc)(allocator.ctx, 1, op.size as usize),
-                2 => (allocator.realloc)(allocator.ctx, block.0, op.size as usize),
+                2 => (allocator.realloc)(allocator.ctx, block.address, op.size as usize),
                 _ => {
-                    (allocator.free)(allocator.ctx, block.0);
+                    (allocator.free)(allocator.ctx, block.address);
                     std::ptr::null_mut()
                 }
             }
@@ -76,11 +93,12 @@ unsafe fn run_with(ops: &[Op], slots: usize, mem: &Allocator, obj: &Allocator, t
         if !address.is_null() {
             touch(address, op.size as usize);
         }
-        *block = (address, is_obj);
+        *block = Slot { address, is_obj };
     }
     let time = start.elapsed();
-    for (address, is_obj) in blocks {
-        let allocator = if is_obj { obj } else { mem };
+    for block in blocks {
+        let allocator = if block.is_obj { obj } else { mem };
+        let address = std::mem::replace(&mut block.address, std::ptr::null_mut());
         // SAFETY: as above.
         unsafe { (allocator.free)(allocator.ctx, address) };
     }
