@@ -34,7 +34,14 @@ function obmalloc(args: string[], env: Record<string, string | undefined> = {}) 
 const NOWHERE = { PATH: folder, PYENV_ROOT: folder, UV_PYTHON_INSTALL_DIR: folder, HOME: folder, OBMALLOC_PYTHON: '' }
 
 test('usage errors end with 2 and say what was expected', (t) => {
-  for (const args of [['frobnicate'], ['compare', '--frob'], ['replay'], ['record'], ['replay', '--operation', 'x', trace], ['replay', '--release', '2.7', trace]]) {
+  for (const args of [
+    ['frobnicate'],
+    ['compare', '--frob'],
+    ['replay'],
+    ['record'],
+    ['replay', '--operation', 'x', trace],
+    ['replay', '--release', '2.7', trace],
+  ]) {
     const { status, stdout, stderr } = obmalloc(args)
     t.is(status, 2, args.join(' '))
     t.is(stdout, '')
@@ -46,7 +53,12 @@ test('usage errors end with 2 and say what was expected', (t) => {
 
 test('a trace that cannot be read ends with 3', (t) => {
   const bytes = readFileSync(trace)
-  const files = { empty: Buffer.alloc(0), text: Buffer.from('no trace at all, but some text'), newer: Buffer.from(bytes), damaged: Buffer.from(bytes) }
+  const files = {
+    empty: Buffer.alloc(0),
+    text: Buffer.from('no trace at all, but some text'),
+    newer: Buffer.from(bytes),
+    damaged: Buffer.from(bytes),
+  }
   files.newer[8] = 99
   files.damaged[bytes.length >> 1]! ^= 1
   for (const [name, content] of Object.entries(files)) {
@@ -105,7 +117,16 @@ test('an interpreter that cannot be used is named with the reason', (t) => {
 
 withPython('compare runs a program of ours and gives everything as JSON', (t) => {
   writeFileSync(join(folder, 'ours.py'), 'import sys; print("said", sys.argv[1:]); x = [str(n) for n in range(10000)]')
-  const { status, stdout, stderr } = obmalloc(['compare', '--python', python!.path, '--json', '--', join(folder, 'ours.py'), '-v', 'two'])
+  const { status, stdout, stderr } = obmalloc([
+    'compare',
+    '--python',
+    python!.path,
+    '--json',
+    '--',
+    join(folder, 'ours.py'),
+    '-v',
+    'two',
+  ])
   t.is(status, 0, stderr)
   t.regex(stderr, /said \['-v', 'two'\]/)
   const { rows } = JSON.parse(stdout)
@@ -116,7 +137,8 @@ withPython('compare runs a program of ours and gives everything as JSON', (t) =>
 })
 
 withPython('the processes that a program starts have rows of their own', (t) => {
-  const script = 'import os, subprocess, sys\nif os.fork() == 0: os._exit(0)\nos.wait()\nsubprocess.run([sys.executable, "-c", "pass"])'
+  const script =
+    'import os, subprocess, sys\nif os.fork() == 0: os._exit(0)\nos.wait()\nsubprocess.run([sys.executable, "-c", "pass"])'
   const { status, stdout, stderr } = obmalloc(['compare', '--python', python!.path, '--', '-c', script])
   t.is(status, 0, stderr)
   t.regex(stdout, /^ \+1 /m)
@@ -131,7 +153,16 @@ withPython('a program whose calls cannot be seen is not called exact', (t) => {
 
 withPython('record writes a trace and passes on what the program says and how it ends', (t) => {
   const file = join(folder, 'recorded.trace')
-  const { status, stdout, stderr } = obmalloc(['record', '--python', python!.path, '-o', file, '--', '-c', 'print("hello"); raise SystemExit(7)'])
+  const { status, stdout, stderr } = obmalloc([
+    'record',
+    '--python',
+    python!.path,
+    '-o',
+    file,
+    '--',
+    '-c',
+    'print("hello"); raise SystemExit(7)',
+  ])
   t.is(status, 7)
   t.is(stdout, 'hello\n')
   t.regex(stderr, /recorded CPython/)
@@ -143,7 +174,10 @@ test('nothing is coloured without a terminal', (t) => {
 })
 
 test('building without a Rust toolchain says what is missing', (t) => {
-  const { status, stderr } = spawnSync(process.execPath, [join(root, 'scripts', 'toolchain.mjs')], { encoding: 'utf8', env: { PATH: folder } })
+  const { status, stderr } = spawnSync(process.execPath, [join(root, 'scripts', 'toolchain.mjs')], {
+    encoding: 'utf8',
+    env: { PATH: folder },
+  })
   t.is(status, 1)
   t.regex(stderr, /Rust toolchain/)
 })
@@ -154,9 +188,15 @@ test("the README's TypeScript example runs as it stands, and prints what it says
   const file = join(root, '__test__', 'readme-example.tmp.ts')
   writeFileSync(file, example!)
   try {
-    const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', '@oxc-node/core/register', file], { encoding: 'utf8', cwd: root })
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', '@oxc-node/core/register', file], {
+      encoding: 'utf8',
+      cwd: root,
+    })
     t.is(status, 0, stderr)
-    t.deepEqual(stdout.trim().split('\n'), [...example!.matchAll(/console\.log\(.*\) \/\/ (.*)/g)].map((line) => line[1]))
+    t.deepEqual(
+      stdout.trim().split('\n'),
+      [...example!.matchAll(/console\.log\(.*\) \/\/ (.*)/g)].map((line) => line[1]),
+    )
   } finally {
     rmSync(file)
   }

@@ -13,7 +13,11 @@ const folder = join(root, 'npm', platform)
 if (process.platform !== 'linux') {
   process.stderr.write('obmalloc: the recorder and the driver exist for Linux only; compare will use the golden traces\n')
 } else {
-  const metadata = spawnSync('cargo', ['metadata', '--no-deps', '--format-version', '1'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 26 })
+  const metadata = spawnSync('cargo', ['metadata', '--no-deps', '--format-version', '1'], {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 26,
+  })
   const target = JSON.parse(metadata.stdout).target_directory
   const build = spawnSync('cargo', ['build', '--release', '--quiet', '-p', 'obmalloc-preload', '-p', 'obmalloc-python'], {
     cwd: root,

@@ -22,10 +22,15 @@ for (const [release, interpreter] of newest) {
   const bytes = readFileSync(trace)
   const end = 16 + bytes.readUInt32LE(12)
   const header = JSON.parse(bytes.toString('utf8', 16, end))
-  const anonymous = Buffer.from(JSON.stringify({ ...header, executable: basename(header.executable), argv: ['python3', '-I', '-S', 'small.py'], pid: 1 }))
+  const anonymous = Buffer.from(
+    JSON.stringify({ ...header, executable: basename(header.executable), argv: ['python3', '-I', '-S', 'small.py'], pid: 1 }),
+  )
   const length = Buffer.alloc(4)
   length.writeUInt32LE(anonymous.length)
-  writeFileSync(join(golden(), `${release}.trace`), Buffer.concat([bytes.subarray(0, 12), length, anonymous, bytes.subarray(end)]))
+  writeFileSync(
+    join(golden(), `${release}.trace`),
+    Buffer.concat([bytes.subarray(0, 12), length, anonymous, bytes.subarray(end)]),
+  )
   process.stderr.write(`${release}: CPython ${interpreter.version}\n`)
 }
 rmSync(folder, { recursive: true })

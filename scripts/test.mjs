@@ -33,7 +33,12 @@ function count(name, { output, code }, passed, failed) {
   total.failed += found.failed
 }
 
-count('cargo test', await run('cargo', ['test', '--workspace', '--no-fail-fast']), /^test result: .*? (\d+) passed/gm, /^test result: .*? (\d+) failed/gm)
+count(
+  'cargo test',
+  await run('cargo', ['test', '--workspace', '--no-fail-fast']),
+  /^test result: .*? (\d+) passed/gm,
+  /^test result: .*? (\d+) failed/gm,
+)
 count('ava', await run('npx', ['--no-install', 'ava', '--tap']), /^# pass (\d+)/gm, /^# fail (\d+)/gm)
 
 process.stdout.write(`${total.passed} passed, ${total.failed} failed\n`)

@@ -38,7 +38,12 @@ print(result)
 `
 
 /** Calls `function_` of the driver in an interpreter. */
-export async function drive<Result>(interpreter: Interpreter, function_: string, args: unknown[], env: Record<string, string> = {}): Promise<Result> {
+export async function drive<Result>(
+  interpreter: Interpreter,
+  function_: string,
+  args: unknown[],
+  env: Record<string, string> = {},
+): Promise<Result> {
   const argv = ['-c', RUNNER, driver(), function_, JSON.stringify(args)]
   const child = spawn(interpreter.path, argv, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
   const [out, errors]: string[][] = [[], []]

@@ -74,7 +74,9 @@ function candidates(): string[] {
     .filter((folder) => folder && !folder.endsWith('/shims'))
     .flatMap((folder) => names.map((name) => join(folder, name)))
   const pyenv = join(process.env['PYENV_ROOT'] ?? join(homedir(), '.pyenv'), 'versions')
-  const uv = process.env['UV_PYTHON_INSTALL_DIR'] ?? join(process.env['XDG_DATA_HOME'] ?? join(homedir(), '.local', 'share'), 'uv', 'python')
+  const uv =
+    process.env['UV_PYTHON_INSTALL_DIR'] ??
+    join(process.env['XDG_DATA_HOME'] ?? join(homedir(), '.local', 'share'), 'uv', 'python')
   const installed = [pyenv, uv].flatMap((folder) => children(folder).map((child) => join(folder, child, 'bin', 'python3')))
   return [...listed, ...[...onPath, ...installed].filter((path) => existsSync(path))]
 }
@@ -103,7 +105,8 @@ function probe(path: string): Interpreter | Unusable {
   }
   const { version, implementation, major, minor, micro } = found
   if (implementation !== 'cpython') return { path, reason: `it is ${implementation}, not CPython` }
-  if (major !== 3 || minor < OLDEST || minor > NEWEST) return { path, reason: `it is CPython ${version}: expected 3.${OLDEST} to 3.${NEWEST}` }
+  if (major !== 3 || minor < OLDEST || minor > NEWEST)
+    return { path, reason: `it is CPython ${version}: expected 3.${OLDEST} to 3.${NEWEST}` }
   if (found.freeThreaded) return { path, reason: `it is a free-threaded CPython ${version}, which has no pymalloc` }
   if (found.debug) return { path, reason: `it is a debug build of CPython ${version}, which puts debug hooks around pymalloc` }
   if (!found.pymalloc) return { path, reason: `it is a CPython ${version} built without pymalloc` }

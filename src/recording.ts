@@ -39,6 +39,9 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     child.on('exit', (code, signal) => done(code ?? signal ?? 1))
   })
   const isChild = (name: string) => name.startsWith(`${basename(trace)}.`) && /\.\d+$/.test(name)
-  const children = readdirSync(dirname(trace)).filter(isChild).sort().map((name) => join(dirname(trace), name))
+  const children = readdirSync(dirname(trace))
+    .filter(isChild)
+    .sort()
+    .map((name) => join(dirname(trace), name))
   return { trace, children, ended }
 }

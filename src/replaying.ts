@@ -87,7 +87,12 @@ export function describePlace({ address, arena }: Place): string {
 
 /** A mismatch in full. */
 export function describeMismatch({ operation, request, what, expected, got }: Mismatch): string {
-  return [`operation ${operation}: ${request}`, `  ${what}`, `  expected ${describePlace(expected)}`, `  got      ${describePlace(got)}`].join('\n')
+  return [
+    `operation ${operation}: ${request}`,
+    `  ${what}`,
+    `  expected ${describePlace(expected)}`,
+    `  got      ${describePlace(got)}`,
+  ].join('\n')
 }
 
 /** The first line in which two texts differ. */

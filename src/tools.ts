@@ -16,7 +16,10 @@ function ofPlatform(name: string): string {
     // Not installed: then it is a clone.
   }
   const found = places.find((place) => existsSync(place))
-  if (!found) throw new Error(`expected ${name} for ${platform} in ${places.join(' or ')}, but it is not there: build the package, or install it anew`)
+  if (!found)
+    throw new Error(
+      `expected ${name} for ${platform} in ${places.join(' or ')}, but it is not there: build the package, or install it anew`,
+    )
   return found
 }
 

@@ -33,7 +33,8 @@ export class TraceError extends Error {
 
 export function readHeader(path: string): TraceHeader {
   const bytes = head(path, 16)
-  if (bytes.toString('latin1', 0, 8) !== 'obmtrace') throw new TraceError(`${path}: expected a trace, which begins with "obmtrace"`)
+  if (bytes.toString('latin1', 0, 8) !== 'obmtrace')
+    throw new TraceError(`${path}: expected a trace, which begins with "obmtrace"`)
   const text = head(path, 16 + bytes.readUInt32LE(12)).toString('utf8', 16)
   try {
     return JSON.parse(text) as TraceHeader

@@ -61,7 +61,11 @@ export async function compareCommand(program: string[], options: CompareOptions)
   }
 }
 
-async function compare(program: string[], options: CompareOptions, folder: string): Promise<{ rows: Row[]; unusable: Unusable[] }> {
+async function compare(
+  program: string[],
+  options: CompareOptions,
+  folder: string,
+): Promise<{ rows: Row[]; unusable: Unusable[] }> {
   const { usable, unusable } = findInterpreters(options.python)
   if (options.python.length > 0 && unusable.length > 0) {
     throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
@@ -98,7 +102,11 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
     stdout: bundled ? 'ignore' : 'stderr',
   })
   const replayed = (path: string, release: Release) =>
-    replay({ release, segments: segments(path), onProgress: (done, total) => progress.update(`CPython ${version}: replaying, ${percent(done, total)}`) })
+    replay({
+      release,
+      segments: segments(path),
+      onProgress: (done, total) => progress.update(`CPython ${version}: replaying, ${percent(done, total)}`),
+    })
   const report = await replayed(trace, release)
   let timing: Timing | null = null
   if (report.exact) {
@@ -113,7 +121,16 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
     const childRelease = releaseOf(header)
     const childReport = await replayed(path, childRelease)
     progress.done()
-    yield { version: header.python, release: childRelease, from, trace: path, child: index + 1, report: childReport, timing: null, ended: 0 }
+    yield {
+      version: header.python,
+      release: childRelease,
+      from,
+      trace: path,
+      child: index + 1,
+      report: childReport,
+      timing: null,
+      ended: 0,
+    }
   }
 }
 
@@ -149,7 +166,10 @@ class Table {
   add(row: Row): Row {
     if (this.#silent) return row
     if (!this.#begun) {
-      this.#line(['CPython', 'events', 'arenas', 'addresses matched', 'statistics', 'Mevent/s', 'ns there', 'ns here', 'ratio'], 'bold')
+      this.#line(
+        ['CPython', 'events', 'arenas', 'addresses matched', 'statistics', 'Mevent/s', 'ns there', 'ns here', 'ratio'],
+        'bold',
+      )
       this.#begun = true
     }
     const { report, timing, child } = row
@@ -159,7 +179,11 @@ class Table {
         grouped(report.events),
         `${report.arenasTaken} / -${report.arenasReleased}`,
         `${grouped(report.matched)} of ${grouped(report.addresses)}`,
-        report.stats ? (report.stats[0] === report.stats[1] && report.blocks?.[0] === report.blocks?.[1] ? 'equal' : 'NOT EQUAL') : '-',
+        report.stats
+          ? report.stats[0] === report.stats[1] && report.blocks?.[0] === report.blocks?.[1]
+            ? 'equal'
+            : 'NOT EQUAL'
+          : '-',
         (report.events / report.seconds / 1e6).toFixed(1),
         timing ? timing[0].toFixed(2) : '-',
         timing ? timing[1].toFixed(2) : '-',
@@ -172,7 +196,9 @@ class Table {
   }
 
   #line(cells: string[], style: 'bold' | 'red' | null, tail = ''): void {
-    const padded = cells.map((cell, index) => (index === 0 ? cell.padEnd(Table.#WIDTHS[0]!) : cell.padStart(Table.#WIDTHS[index]!)))
+    const padded = cells.map((cell, index) =>
+      index === 0 ? cell.padEnd(Table.#WIDTHS[0]!) : cell.padStart(Table.#WIDTHS[index]!),
+    )
     const line = padded.join('  ')
     process.stdout.write(`${style ? paint(style, line, process.stdout) : line}${tail}\n`)
   }

@@ -47,7 +47,11 @@ function show(path: string, python: string, report: Report, withStats: boolean):
     ['million events a second', (report.events / report.seconds / 1e6).toFixed(1)],
   ]
   const verdict = report.exact ? paint('green', 'exact', process.stdout) : paint('red', 'not exact', process.stdout)
-  process.stdout.write(`${path}: ${verdict}\n${columns(rows).map((line) => `  ${line}\n`).join('')}`)
+  process.stdout.write(
+    `${path}: ${verdict}\n${columns(rows)
+      .map((line) => `  ${line}\n`)
+      .join('')}`,
+  )
   for (const problem of problems(report)) say(problem)
   if (withStats) process.stdout.write(`\n${report.statsNow}`)
 }
@@ -65,7 +69,9 @@ export function problems(report: Report): string[] {
   if (blocks && blocks[0] !== blocks[1]) found.push(`allocated blocks: expected ${blocks[0]}, got ${blocks[1]}`)
   if (hooksLost !== 0) {
     const lost = ['raw', 'mem', 'obj'].filter((_, domain) => hooksLost & (1 << domain)).join(', ')
-    found.push(`the recorder's allocators were replaced in the recorded process: calls on ${lost} are missing (PYTHONMALLOC, -X dev?)`)
+    found.push(
+      `the recorder's allocators were replaced in the recorded process: calls on ${lost} are missing (PYTHONMALLOC, -X dev?)`,
+    )
   }
   if (report.addresses === 0) found.push('the trace holds no call that pymalloc served: nothing was compared')
   if (!report.ended) found.push('the recorded process did not end in an orderly way: the last calls may be missing')

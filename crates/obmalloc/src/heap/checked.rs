@@ -144,14 +144,9 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain.
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         self.check(domain, address, Purpose::Use)?;
-        if let Some(size) = self.ledger().size_elsewhere(address)
-            && self.heap.pymalloc().locate(address) == Location::Outside
-        {
-            return Ok(size);
-        }
         match self.heap.pymalloc().locate(address) {
             Location::Block { size, .. } => Ok(size),
-            _ => unreachable!("a live block that is not raw lies in a pool"),
+            _ => Ok(self.ledger().size_elsewhere(address).expect("a live block that lies in no pool has an entry")),
         }
     }
 
