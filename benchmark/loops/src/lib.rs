@@ -65,10 +65,13 @@ impl Program {
     }
 }
 
+/// Runs a loop on one side; gives the time it took and the number of calls.
+type Body = Box<dyn Fn(&Side) -> (Duration, usize)>;
+
 /// Something that a side can be timed at: gives the time, and the number of calls made in it.
 pub struct Loop {
     name: String,
-    body: Box<dyn Fn(&Side) -> (Duration, usize)>,
+    body: Body,
 }
 
 impl Loop {
