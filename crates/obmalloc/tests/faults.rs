@@ -35,7 +35,7 @@ fn each_misuse_has_its_kind() {
         (Domain::Obj, (obj & !0x3fff) + 8, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
         (Domain::Obj, &raw const local as usize, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
         (Domain::Obj, 1, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
-        (Domain::Raw, 0xdead_beef_0, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
+        (Domain::Raw, 0x000d_eadb_eef0, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
         (Domain::Mem, usize::MAX, FaultKind::ForeignPointer, FaultKind::ForeignPointer),
     ] {
         assert_eq!(heap.free(domain, address).expect_err("a fault").kind, on_free, "free {address:#x} in {domain}");
