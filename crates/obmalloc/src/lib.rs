@@ -16,7 +16,8 @@
 //! ```
 //!
 //! A [`Heap`] trusts its caller as C does. A [`CheckedHeap`] keeps a ledger of live blocks beside it and answers every misused
-//! address with a [`Fault`]; it is what the JavaScript face stands on. [`GlobalHeap`] is a heap as Rust's global allocator.
+//! address with a [`Fault`]. An [`ObjectHeap`] adds types, objects and the cyclic collector to that; it is what the JavaScript face
+//! stands on. [`GlobalHeap`] is a heap as Rust's global allocator.
 
 #![no_std]
 
@@ -27,14 +28,21 @@ extern crate std;
 mod address_hash;
 mod allocator;
 mod domain;
+mod gc;
 mod global;
 mod heap;
+mod object;
 mod os;
 pub mod profile;
 mod pymalloc;
 
 pub use allocator::{Allocator, ArenaAllocator, PY_SSIZE_T_MAX};
 pub use domain::{Domain, Fault, FaultKind};
+pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
 pub use global::GlobalHeap;
 pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
+pub use object::{
+    Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId, TypeSpec,
+    Value,
+};
 pub use pymalloc::{ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, Stats};

@@ -28,3 +28,23 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     // SAFETY: the caller's promise. Where the advice is refused the pages stay, which costs memory but breaks nothing.
     unsafe { libc::madvise(address.as_ptr().cast(), size, libc::MADV_DONTNEED) };
 }
+
+/// Asks the processor to fetch what lies at an address, which may be anything.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which touches nothing.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Seconds that have gone by since some moment.
+pub(crate) fn seconds() -> f64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists, and the struct is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}

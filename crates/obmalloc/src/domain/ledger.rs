@@ -33,6 +33,16 @@ pub enum FaultKind {
     WrongHeap,
     /// A structure of the heap does not hold.
     HeapCorrupted,
+    /// The object is of another type than this needs, or there is no object, but a plain block; or a block is an object's.
+    WrongType,
+    /// The object is tracked by the collector.
+    GcAlreadyTracked,
+    /// A `tp_traverse` visits an object more often than it is referred to.
+    GcOverVisit,
+    /// A `tp_traverse` tries to change something.
+    GcInProgress,
+    /// The object has no reference left to give back.
+    RefcountUnderflow,
 }
 
 impl FaultKind {
@@ -46,6 +56,11 @@ impl FaultKind {
             Self::ForeignPointer => "ERR_FOREIGN_POINTER",
             Self::WrongHeap => "ERR_WRONG_HEAP",
             Self::HeapCorrupted => "ERR_HEAP_CORRUPTED",
+            Self::WrongType => "ERR_WRONG_TYPE",
+            Self::GcAlreadyTracked => "ERR_GC_ALREADY_TRACKED",
+            Self::GcOverVisit => "ERR_GC_OVER_VISIT",
+            Self::GcInProgress => "ERR_GC_IN_PROGRESS",
+            Self::RefcountUnderflow => "ERR_REFCOUNT_UNDERFLOW",
         }
     }
 }
@@ -61,7 +76,8 @@ pub struct Fault {
     pub used: Domain,
     /// The domain of the block that it is, or lies in, where there is one.
     pub allocated: Option<Domain>,
-    /// The address of the block that it lies in, for [`FaultKind::InteriorPointer`].
+    /// The address of the block that it lies in, for [`FaultKind::InteriorPointer`]; for [`FaultKind::GcOverVisit`] the object that
+    /// visited it.
     pub base: Option<usize>,
 }
 
@@ -86,6 +102,19 @@ impl fmt::Display for Fault {
             FaultKind::ForeignPointer => write!(f, "expected a block of this heap, but {address:#x} is none and never was"),
             FaultKind::WrongHeap => write!(f, "expected a block of this heap, but {address:#x} belongs to another heap"),
             FaultKind::HeapCorrupted => write!(f, "a structure of the heap does not hold at {address:#x}"),
+            FaultKind::WrongType => write!(f, "expected something of another type than what is at {address:#x}"),
+            FaultKind::GcAlreadyTracked => write!(f, "expected an object that is not tracked, but {address:#x} is"),
+            FaultKind::GcOverVisit => {
+                let object = self.base.unwrap_or_default();
+                write!(
+                    f,
+                    "expected a visit for each reference, but {object:#x} visited {address:#x} more often than it refers to it"
+                )
+            }
+            FaultKind::GcInProgress => write!(f, "expected a traverse that only looks, but it tried to change something"),
+            FaultKind::RefcountUnderflow => {
+                write!(f, "expected an object with a reference to give back, but {address:#x} has none left")
+            }
         }
     }
 }

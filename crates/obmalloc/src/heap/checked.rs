@@ -138,6 +138,14 @@ impl CheckedHeap {
         self.ledger().check(self.heap.pymalloc(), domain, address, purpose)
     }
 
+    /// Whether `address` may be used as a block of `domain`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check_use(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.check(domain, address, Purpose::Use)
+    }
+
     /// Bytes that may be used at `address`: the block's size class, or for a raw block what was requested.
     ///
     /// # Errors

@@ -126,6 +126,126 @@ pub enum RangeCheck {
     },
 }
 
+/// Where a class's instances keep their dict, or the list of weak references to them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Storage {
+    /// In a word at the end of the object, counted in `tp_basicsize`.
+    Slot,
+    /// In two words before the collector's (`Py_TPFLAGS_MANAGED_DICT`, `Py_TPFLAGS_MANAGED_WEAKREF`).
+    PreHeader,
+}
+
+/// Which types with a managed dict keep its values behind the object (`Py_TPFLAGS_INLINE_VALUES`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InlineValues {
+    /// None.
+    Never,
+    /// Those whose objects are nothing but a header.
+    BareTypes,
+    /// Those without a variable part.
+    FixedSizeTypes,
+}
+
+/// Whether a reference count can mean that an object is never destroyed, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Immortality {
+    /// It cannot.
+    None,
+    /// When the lower 32 bits are negative; all of them set says so, and that is where counting up ends.
+    AllOnes,
+    /// When the lower 32 bits are negative; counting up ends three quarters of the way.
+    ThreeQuarters,
+}
+
+/// What a collection does with an immortal object that it meets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ImmortalMet {
+    /// It joins the permanent generation.
+    Frozen,
+    /// It is not tracked any more.
+    Untracked,
+}
+
+/// When an allocation that crosses the threshold has its collection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Automatic {
+    /// Before the allocation returns.
+    InsideAllocation,
+    /// When the interpreter next looks (`_PY_GC_SCHEDULED_BIT`). Early 3.12 then forgot to ask whether the collector was still enabled
+    /// (gh-116604).
+    Scheduled {
+        /// Whether `disable` calls off what is scheduled.
+        disable_calls_off: bool,
+    },
+}
+
+/// What the count of the youngest generation counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counted {
+    /// GC objects allocated, less those freed.
+    Allocations,
+    /// Objects tracked, less those untracked.
+    Tracking,
+}
+
+/// Which collector there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Algorithm {
+    /// Three generations, each collected whole.
+    Generational,
+    /// A young generation, and old objects collected in increments.
+    Incremental,
+}
+
+/// What becomes of the unreachable objects when a finalizer makes one of them reachable again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resurrection {
+    /// All of them are kept.
+    KeepsAll,
+    /// Those that it reaches are kept (bpo-38379).
+    KeepsReachable,
+}
+
+/// When weak references to unreachable objects are cleared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WeakrefsCleared {
+    /// Before finalizers run.
+    BeforeFinalizers,
+    /// Before finalizers run, and those that finalizers made, after (gh-91636).
+    BeforeAndAfterFinalizers,
+    /// Those with callbacks before finalizers run, the others after (gh-136189).
+    CallbacksBeforeOthersAfter,
+}
+
+/// What a release's type allocators and collector do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObjectRules {
+    /// Where a dict is kept.
+    pub dict: Storage,
+    /// Where the list of weak references is kept.
+    pub weaklist: Storage,
+    /// Which types have inline values.
+    pub inline_values: InlineValues,
+    /// Bytes of a weak reference (`PyWeakReference`).
+    pub weakref_basicsize: usize,
+    /// How objects are immortal.
+    pub immortality: Immortality,
+    /// What a collection does with immortal objects.
+    pub immortal_met: ImmortalMet,
+    /// The thresholds that the collector starts with.
+    pub thresholds: [i32; 3],
+    /// When automatic collections run.
+    pub automatic: Automatic,
+    /// What is counted.
+    pub counted: Counted,
+    /// The collector.
+    pub algorithm: Algorithm,
+    /// What resurrection does.
+    pub resurrection: Resurrection,
+    /// When weak references are cleared.
+    pub weakrefs_cleared: WeakrefsCleared,
+}
+
 /// One CPython release.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Profile {
@@ -137,30 +257,112 @@ pub struct Profile {
     pub empty_arena: EmptyArena,
     /// How addresses are told apart.
     pub range_check: RangeCheck,
+    /// Type allocators and the collector.
+    pub objects: ObjectRules,
 }
 
 const RADIX_48: RangeCheck = RangeCheck::RadixTree { address_bits: 48, top_masked_by_bottom: true };
 const RADIX_64: RangeCheck = RangeCheck::RadixTree { address_bits: 64, top_masked_by_bottom: false };
 
 /// CPython 3.8.
-pub const V3_8: Profile =
-    Profile { release: "3.8", geometry: Geometry::SMALL, empty_arena: EmptyArena::Release, range_check: RangeCheck::ArenaIndex };
+pub const V3_8: Profile = Profile {
+    release: "3.8",
+    geometry: Geometry::SMALL,
+    empty_arena: EmptyArena::Release,
+    range_check: RangeCheck::ArenaIndex,
+    objects: ObjectRules {
+        dict: Storage::Slot,
+        weaklist: Storage::Slot,
+        inline_values: InlineValues::Never,
+        weakref_basicsize: 56,
+        immortality: Immortality::None,
+        immortal_met: ImmortalMet::Untracked,
+        thresholds: [700, 10, 10],
+        automatic: Automatic::InsideAllocation,
+        counted: Counted::Allocations,
+        algorithm: Algorithm::Generational,
+        resurrection: Resurrection::KeepsAll,
+        weakrefs_cleared: WeakrefsCleared::BeforeFinalizers,
+    },
+};
 /// CPython 3.9.
-pub const V3_9: Profile = Profile { release: "3.9", empty_arena: EmptyArena::KeepRightmost, ..V3_8 };
+pub const V3_9: Profile = Profile {
+    release: "3.9",
+    empty_arena: EmptyArena::KeepRightmost,
+    objects: ObjectRules { resurrection: Resurrection::KeepsReachable, ..V3_8.objects },
+    ..V3_8
+};
 /// CPython 3.10.
 pub const V3_10: Profile = Profile { release: "3.10", geometry: Geometry::LARGE, range_check: RADIX_48, ..V3_9 };
 /// CPython 3.11.
-pub const V3_11: Profile = Profile { release: "3.11", range_check: RADIX_64, ..V3_10 };
+pub const V3_11: Profile = Profile {
+    release: "3.11",
+    range_check: RADIX_64,
+    objects: ObjectRules { dict: Storage::PreHeader, weakref_basicsize: 64, ..V3_10.objects },
+    ..V3_10
+};
 /// CPython 3.12.
-pub const V3_12: Profile = Profile { release: "3.12", ..V3_11 };
+pub const V3_12: Profile = Profile {
+    release: "3.12",
+    objects: ObjectRules {
+        weaklist: Storage::PreHeader,
+        immortality: Immortality::AllOnes,
+        immortal_met: ImmortalMet::Frozen,
+        automatic: Automatic::Scheduled { disable_calls_off: true },
+        ..V3_11.objects
+    },
+    ..V3_11
+};
+/// CPython 3.12.0 to 3.12.4, before gh-116604.
+pub const V3_12_0: Profile =
+    Profile { objects: ObjectRules { automatic: Automatic::Scheduled { disable_calls_off: false }, ..V3_12.objects }, ..V3_12 };
+/// CPython 3.13.0 to 3.13.12, before gh-91636.
+pub const V3_13_0: Profile = Profile {
+    release: "3.13",
+    objects: ObjectRules { inline_values: InlineValues::BareTypes, thresholds: [2000, 10, 10], ..V3_12.objects },
+    ..V3_12
+};
 /// CPython 3.13.
-pub const V3_13: Profile = Profile { release: "3.13", ..V3_12 };
-/// CPython 3.14.0 to 3.14.4.
-pub const V3_14_0: Profile = Profile { release: "3.14.0", ..V3_13 };
+pub const V3_13: Profile = Profile {
+    objects: ObjectRules { weakrefs_cleared: WeakrefsCleared::BeforeAndAfterFinalizers, ..V3_13_0.objects },
+    ..V3_13_0
+};
+/// CPython 3.14.0 to 3.14.3.
+pub const V3_14_0: Profile = Profile {
+    release: "3.14.0",
+    objects: ObjectRules {
+        inline_values: InlineValues::FixedSizeTypes,
+        immortality: Immortality::ThreeQuarters,
+        immortal_met: ImmortalMet::Untracked,
+        thresholds: [2000, 10, 0],
+        counted: Counted::Tracking,
+        algorithm: Algorithm::Incremental,
+        ..V3_13_0.objects
+    },
+    ..V3_13_0
+};
+/// CPython 3.14.4: the incremental collector after gh-91636.
+pub const V3_14_4: Profile = Profile {
+    objects: ObjectRules { weakrefs_cleared: WeakrefsCleared::BeforeAndAfterFinalizers, ..V3_14_0.objects },
+    ..V3_14_0
+};
 /// CPython 3.14.5 and later.
-pub const V3_14: Profile = Profile { release: "3.14", ..V3_13 };
+pub const V3_14: Profile = Profile {
+    release: "3.14",
+    objects: ObjectRules {
+        thresholds: V3_13.objects.thresholds,
+        counted: Counted::Allocations,
+        algorithm: Algorithm::Generational,
+        ..V3_14_4.objects
+    },
+    ..V3_14_4
+};
 /// CPython 3.15.
-pub const V3_15: Profile = Profile { release: "3.15", ..V3_14 };
+pub const V3_15: Profile = Profile {
+    release: "3.15",
+    objects: ObjectRules { weakrefs_cleared: WeakrefsCleared::CallbacksBeforeOthersAfter, ..V3_14.objects },
+    ..V3_14
+};
 
 /// Every release, oldest first.
 pub const ALL: [&Profile; 9] = [&V3_8, &V3_9, &V3_10, &V3_11, &V3_12, &V3_13, &V3_14_0, &V3_14, &V3_15];
@@ -176,8 +378,12 @@ impl Profile {
         let mut parts = version.split(|c: char| !c.is_ascii_digit());
         let (major, minor) = (parts.next()?, parts.next()?);
         let micro = parts.next().and_then(|micro| micro.parse().ok()).unwrap_or(u32::MAX);
-        if major == "3" && minor == "14" && micro <= 4 {
-            return Some(&V3_14_0);
+        match (major, minor, micro) {
+            ("3", "12", 0..=4) => return Some(&V3_12_0),
+            ("3", "13", 0..=12) => return Some(&V3_13_0),
+            ("3", "14", 0..=3) => return Some(&V3_14_0),
+            ("3", "14", 4) => return Some(&V3_14_4),
+            _ => {}
         }
         ALL.into_iter().find(|profile| profile.release.split_once('.') == Some((major, minor)))
     }

@@ -1,0 +1,191 @@
+//! A list of tracked objects.
+//!
+//! CPython's are linked through the objects, so walking one waits for each object before it knows the next. These are arrays: the
+//! processor can be asked for objects long before their turn. An object knows its list and its place in it (`_gc_next`), which is emptied
+//! when the object leaves; the order of the others stays.
+
+use alloc::vec::Vec;
+
+use crate::object::header;
+
+/// Which list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum ListId {
+    /// The youngest generation.
+    Young,
+    /// The middle generation; of the incremental collector, old objects of space 0.
+    Middle,
+    /// The oldest generation; of the incremental collector, old objects of space 1.
+    Old,
+    /// Frozen objects.
+    Permanent,
+    /// What a collection has found to be unreachable.
+    Unreachable,
+    /// Unreachable objects with legacy finalizers, and what they reach.
+    Finalizers,
+    /// Unreachable objects whose turn to be finalized has been.
+    Seen,
+    /// Unreachable objects that no finalizer made reachable.
+    FinalUnreachable,
+    /// Weak references whose callbacks are to be called.
+    WrcbToCall,
+    /// What an increment collects.
+    Increment,
+}
+
+/// Number of lists.
+pub(crate) const LISTS: usize = 10;
+/// Below the place in a list, in `_gc_next`.
+const PLACE_SHIFT: u32 = 4;
+
+impl ListId {
+    pub const ALL: [Self; LISTS] = [
+        Self::Young,
+        Self::Middle,
+        Self::Old,
+        Self::Permanent,
+        Self::Unreachable,
+        Self::Finalizers,
+        Self::Seen,
+        Self::FinalUnreachable,
+        Self::WrcbToCall,
+        Self::Increment,
+    ];
+}
+
+/// The list and the place in it that a tracked object's `_gc_next` says.
+pub(crate) fn position(gc_next: usize) -> (ListId, usize) {
+    (ListId::ALL[gc_next & ((1 << PLACE_SHIFT) - 1)], (gc_next >> PLACE_SHIFT) - 1)
+}
+
+/// Invariants:
+/// 1. An entry is 0 or a tracked object whose `_gc_next` says this list and this entry.
+/// 2. `live` entries are not 0; there are none before `first`.
+pub(crate) struct GcList {
+    id: ListId,
+    entries: Vec<usize>,
+    first: usize,
+    live: usize,
+}
+
+impl GcList {
+    pub const fn new(id: ListId) -> Self {
+        Self { id, entries: Vec::new(), first: 0, live: 0 }
+    }
+
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    /// The entries, 0 where an object has left.
+    pub fn entries(&self) -> &[usize] {
+        &self.entries
+    }
+
+    /// The objects, in order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        self.entries[self.first..].iter().copied().filter(|&object| object != 0)
+    }
+
+    /// The first object.
+    pub fn first(&mut self) -> Option<usize> {
+        if self.live == 0 {
+            return None;
+        }
+        while self.entries[self.first] == 0 {
+            self.first += 1;
+        }
+        Some(self.entries[self.first])
+    }
+
+    /// Makes sure that so many objects can be appended; false when there is no memory.
+    pub fn reserve(&mut self, more: usize) -> bool {
+        if self.entries.capacity() - self.entries.len() >= more {
+            return true;
+        }
+        if self.live < self.entries.len() / 2 {
+            self.close_gaps();
+        }
+        self.entries.try_reserve(more).is_ok()
+    }
+
+    #[cold]
+    fn close_gaps(&mut self) {
+        let (id, mut place) = (self.id, 0);
+        self.first = 0;
+        self.entries.retain(|&object| {
+            if object != 0 {
+                set_position(object, id, place);
+                place += 1;
+            }
+            object != 0
+        });
+    }
+
+    /// Appends an object that is in no list (`gc_list_append`); there is room for it.
+    #[inline]
+    pub fn append(&mut self, object: usize) {
+        debug_assert!(self.entries.len() < self.entries.capacity(), "room has been made");
+        set_position(object, self.id, self.entries.len());
+        self.entries.push(object);
+        self.live += 1;
+    }
+
+    /// Takes the object at a place out (`gc_list_remove`).
+    #[inline]
+    pub fn remove(&mut self, place: usize) {
+        let object = core::mem::take(&mut self.entries[place]);
+        // SAFETY: invariant 1.
+        unsafe { header::set_gc_next(object, 0) };
+        self.live -= 1;
+        if self.live == 0 {
+            self.entries.clear();
+            self.first = 0;
+        }
+    }
+
+    /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them.
+    pub fn merge(&mut self, from: &mut Self) {
+        if self.live == 0 {
+            // Entries that are 0 are as good as none.
+            self.entries.clear();
+            self.first = 0;
+        }
+        for place in from.first..from.entries.len() {
+            let object = from.entries[place];
+            if object != 0 {
+                self.append(object);
+            }
+        }
+        from.clear();
+    }
+
+    /// Forgets the objects, which are in other lists.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.first = 0;
+        self.live = 0;
+    }
+
+    /// Empties a place whose object is going to be in another list. The list is not to be used but for [`append`](Self::append) until
+    /// [`settle`](Self::settle).
+    #[inline(always)]
+    pub fn vacate(&mut self, place: usize) {
+        self.entries[place] = 0;
+        self.live -= 1;
+    }
+
+    /// After places have been vacated.
+    pub fn settle(&mut self) {
+        if self.live == 0 {
+            self.clear();
+        }
+    }
+}
+
+fn set_position(object: usize, id: ListId, place: usize) {
+    // SAFETY: whoever appends an object gives one.
+    unsafe { header::set_gc_next(object, (place + 1) << PLACE_SHIFT | id as usize) };
+}

@@ -1,0 +1,550 @@
+//! Room `gc`: tracking, and the cyclic collector (`Python/gc.c`, before 3.13 `Modules/gcmodule.c`). Leans on `object`.
+//!
+//! [`phases`] has the phases of a collection under CPython's names, and the generational collector that is made of them;
+//! [`incremental`] is the collector of 3.14.0 to 3.14.4, made of the same phases; [`weakref`] is about weak references.
+
+mod incremental;
+pub(crate) mod list;
+mod phases;
+mod weakref;
+
+use alloc::vec::Vec;
+
+use list::{GcList, LISTS, ListId, position};
+
+use crate::domain::{Fault, FaultKind};
+use crate::object::{ObjectError, ObjectHeap, header, object_fault, table};
+use crate::profile::{Algorithm, Automatic, Counted, ObjectRules};
+
+/// Number of generations (`NUM_GENERATIONS`).
+const GENERATIONS: usize = 3;
+
+/// `gc.DEBUG_STATS`
+pub const DEBUG_STATS: u32 = 1;
+/// `gc.DEBUG_COLLECTABLE`
+pub const DEBUG_COLLECTABLE: u32 = 2;
+/// `gc.DEBUG_UNCOLLECTABLE`
+pub const DEBUG_UNCOLLECTABLE: u32 = 4;
+/// `gc.DEBUG_SAVEALL`
+pub const DEBUG_SAVEALL: u32 = 32;
+
+/// Whether a collection starts or has stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// It starts.
+    Start,
+    /// It has stopped.
+    Stop,
+}
+
+/// What `gc.callbacks` are told of a collection.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Info {
+    /// The oldest generation that is collected.
+    pub generation: usize,
+    /// Unreachable objects found; 0 at the start.
+    pub collected: usize,
+    /// Unreachable objects that could not be destroyed; 0 at the start.
+    pub uncollectable: usize,
+}
+
+/// What has become of the collections of a generation (`gc.get_stats()`).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct GenerationStats {
+    /// How many there were.
+    pub collections: usize,
+    /// Unreachable objects found.
+    pub collected: usize,
+    /// Unreachable objects that could not be destroyed.
+    pub uncollectable: usize,
+}
+
+/// The collector's state (`struct _gc_runtime_state`).
+pub(crate) struct Gc {
+    pub lists: [GcList; LISTS],
+    /// Of each generation, how much has happened since it was last collected.
+    pub count: [i32; GENERATIONS],
+    pub threshold: [i32; GENERATIONS],
+    pub enabled: bool,
+    pub collecting: bool,
+    /// A collection is to run at the next opportunity.
+    pub scheduled: bool,
+    pub debug: u32,
+    /// Objects that survived a full collection.
+    pub long_lived_total: usize,
+    /// Objects that survived a collection of the middle generation, but have not been in a full one.
+    pub long_lived_pending: usize,
+    pub stats: [GenerationStats; GENERATIONS],
+    /// What collections have put into `gc.garbage`, until somebody takes it.
+    pub garbage: Vec<usize>,
+    pub incremental: incremental::Progress,
+    pub scratch: phases::Scratch,
+}
+
+impl Gc {
+    pub fn new(rules: &ObjectRules) -> Self {
+        Self {
+            lists: ListId::ALL.map(GcList::new),
+            count: [0; GENERATIONS],
+            threshold: rules.thresholds,
+            enabled: true,
+            collecting: false,
+            scheduled: false,
+            debug: 0,
+            long_lived_total: 0,
+            long_lived_pending: 0,
+            stats: Default::default(),
+            garbage: Vec::new(),
+            incremental: incremental::Progress::default(),
+            scratch: phases::Scratch::default(),
+        }
+    }
+
+    pub fn list(&mut self, id: ListId) -> &mut GcList {
+        &mut self.lists[id as usize]
+    }
+
+    /// Appends a list to another, for which there is room.
+    pub fn merge(&mut self, from: ListId, to: ListId) {
+        if let Ok([from, to]) = self.lists.get_disjoint_mut([from as usize, to as usize]) {
+            to.merge(from);
+        }
+    }
+
+    /// Moves a tracked object to the end of a list (`gc_list_move`), which has room for it.
+    pub fn move_to(&mut self, object: usize, to: ListId) {
+        self.remove(object);
+        self.list(to).append(object);
+    }
+
+    /// Takes a tracked object out of its list.
+    fn remove(&mut self, object: usize) {
+        // SAFETY: a tracked object.
+        let (id, place) = position(unsafe { header::gc_next(object) });
+        self.list(id).remove(place);
+    }
+
+    /// All objects that are tracked and not frozen, outside collections.
+    fn tracked(&self) -> usize {
+        self.lists.iter().map(GcList::len).sum()
+    }
+}
+
+impl ObjectHeap {
+    /// Counts the allocation of a GC object, which may start a collection (`_PyObject_GC_Link`).
+    pub(crate) fn gc_link(&self) {
+        if self.rules.counted == Counted::Allocations {
+            self.state().gc.count[0] += 1;
+            self.trigger();
+        }
+    }
+
+    /// Counts the end of a GC object (`PyObject_GC_Del`).
+    #[inline]
+    pub(crate) fn gc_unlink(&self) {
+        let gc = &mut self.state().gc;
+        if self.rules.counted == Counted::Allocations && gc.count[0] > 0 {
+            gc.count[0] -= 1;
+        }
+    }
+
+    fn trigger(&self) {
+        let gc = &mut self.state().gc;
+        if gc.count[0] <= gc.threshold[0] || !gc.enabled || gc.threshold[0] == 0 || gc.collecting {
+            return;
+        }
+        match self.rules.automatic {
+            Automatic::InsideAllocation => self.collect_automatically(),
+            Automatic::Scheduled { .. } => gc.scheduled = true,
+        }
+    }
+
+    /// Runs the collection that an allocation has scheduled, if there is one and no hook is under way: what the interpreter does between
+    /// two instructions (`_Py_RunGC`). Every operation on objects begins with it.
+    #[inline]
+    pub fn run_scheduled(&self) {
+        if self.state().gc.scheduled && self.depth.get() == 0 {
+            self.run_scheduled_now();
+        }
+    }
+
+    /// Whether [`run_scheduled`](Self::run_scheduled) has something to do.
+    #[inline]
+    pub fn is_scheduled(&self) -> bool {
+        self.state().gc.scheduled
+    }
+
+    #[cold]
+    fn run_scheduled_now(&self) {
+        let gc = &mut self.state().gc;
+        gc.scheduled = false;
+        let called_off = !gc.enabled && self.rules.automatic == (Automatic::Scheduled { disable_calls_off: true });
+        if !called_off && !gc.collecting {
+            self.collect_automatically();
+        }
+    }
+
+    /// `gc_collect_generations`; of the incremental collector, an increment.
+    fn collect_automatically(&self) {
+        let generation = match self.rules.algorithm {
+            Algorithm::Generational => self.select_generation(),
+            Algorithm::Incremental => Some(1),
+        };
+        if let Some(generation) = generation
+            && let Err(error) = self.collect_with_callbacks(generation)
+        {
+            self.in_hook(|| self.hooks.collection_failed(error));
+        }
+    }
+
+    /// The oldest generation whose count is above its threshold (`gc_select_generation`). The oldest of all only when a quarter as many
+    /// objects as it has seen have joined it since: otherwise a growing program would spend more and more time on it.
+    fn select_generation(&self) -> Option<usize> {
+        let gc = &self.state().gc;
+        (0..GENERATIONS).rev().find(|&generation| {
+            gc.count[generation] > gc.threshold[generation]
+                && !(generation == GENERATIONS - 1 && gc.long_lived_pending < gc.long_lived_total / 4)
+        })
+    }
+
+    /// Makes room for an object that is to be tracked.
+    #[inline]
+    pub(crate) fn reserve_track(&self) -> bool {
+        self.state().gc.list(ListId::Young).reserve(1)
+    }
+
+    /// `_PyObject_GC_TRACK`, where there is memory for it.
+    pub(crate) fn track_object(&self, object: usize) -> Result<(), ObjectError> {
+        if !self.reserve_track() {
+            return Err(ObjectError::NoMemory);
+        }
+        self.append_to_youngest(object);
+        if self.rules.counted == Counted::Tracking {
+            self.trigger();
+        }
+        Ok(())
+    }
+
+    /// Tracks an object, for which there is room, without starting anything.
+    pub(crate) fn append_to_youngest(&self, object: usize) {
+        let gc = &mut self.state().gc;
+        gc.list(ListId::Young).append(object);
+        if self.rules.counted == Counted::Tracking {
+            gc.count[0] += 1;
+            gc.incremental.heap_size += 1;
+        }
+    }
+
+    /// `_PyObject_GC_UNTRACK`, if it is tracked. A collection that has found it unreachable has nothing to do with it any more.
+    #[inline]
+    pub(crate) fn untrack_object(&self, object: usize) {
+        // SAFETY: the caller gives a GC object.
+        if unsafe { header::gc_next(object) } == 0 {
+            return;
+        }
+        let state = self.state();
+        state.gc.remove(object);
+        if state.table.state(object) == table::UNREACHABLE {
+            state.table.set(object, table::LIVE);
+        }
+        if self.rules.counted == Counted::Tracking {
+            state.gc.count[0] -= i32::from(state.gc.count[0] > 0);
+            state.gc.incremental.heap_size -= 1;
+        }
+    }
+
+    fn look_gc(&self, object: usize) -> Result<bool, Fault> {
+        Ok(self.look(object)?.gc)
+    }
+
+    fn change_gc(&self, object: usize) -> Result<(), Fault> {
+        if self.change(object)?.gc { Ok(()) } else { Err(object_fault(FaultKind::WrongType, object)) }
+    }
+
+    /// `PyObject_GC_Track`
+    ///
+    /// # Errors
+    /// When `object` is no GC object, is tracked already, or there is no memory.
+    pub fn track(&self, object: usize) -> Result<(), ObjectError> {
+        self.change_gc(object)?;
+        // SAFETY: looked up just above.
+        if unsafe { header::gc_next(object) } != 0 {
+            return Err(object_fault(FaultKind::GcAlreadyTracked, object).into());
+        }
+        self.track_object(object)
+    }
+
+    /// `PyObject_GC_UnTrack`; an object that is not tracked is left as it is.
+    ///
+    /// # Errors
+    /// When `object` is no GC object.
+    pub fn untrack(&self, object: usize) -> Result<(), Fault> {
+        // In its `tp_dealloc` an object may still be untracked: it is already.
+        if self.look(object)?.gc && self.table().state(object) == table::DYING {
+            return Ok(());
+        }
+        self.change_gc(object)?;
+        self.untrack_object(object);
+        Ok(())
+    }
+
+    /// `PyObject_GC_IsTracked`; false for an object that is no GC object.
+    ///
+    /// # Errors
+    /// When `object` is none.
+    pub fn is_tracked(&self, object: usize) -> Result<bool, Fault> {
+        // SAFETY: looked up in the same expression.
+        Ok(self.look_gc(object)? && unsafe { header::gc_next(object) } != 0)
+    }
+
+    /// `PyObject_GC_IsFinalized`; false for an object that is no GC object.
+    ///
+    /// # Errors
+    /// When `object` is none.
+    pub fn is_finalized(&self, object: usize) -> Result<bool, Fault> {
+        // SAFETY: looked up in the same expression.
+        Ok(self.look_gc(object)? && unsafe { header::is_finalized(object) })
+    }
+
+    /// `PyObject_GC_Del`: gives the memory of an object back as it is, for whoever has made one and cannot finish it. Its references are
+    /// given back too.
+    ///
+    /// # Errors
+    /// When `object` is no GC object, or others refer to it.
+    pub fn gc_del(&self, object: usize) -> Result<(), ObjectError> {
+        let kind = self.change(object)?;
+        if !kind.gc {
+            return Err(object_fault(FaultKind::WrongType, object).into());
+        }
+        // SAFETY: looked up just above.
+        if unsafe { header::refcnt(object) } != 1 {
+            return Err(ObjectError::Argument("an object that nothing else refers to"));
+        }
+        self.untrack_object(object);
+        // SAFETY: as above; the caller's reference keeps it.
+        unsafe { self.clear_references(kind, object) };
+        if let Some(offset) = kind.weaklist {
+            self.clear_weakrefs_silently(object, offset);
+        }
+        if kind.is_weakref() {
+            self.clear_weakref(object);
+        }
+        self.untrack_object(object);
+        self.gc_unlink();
+        self.table().bury(object);
+        self.free_block(object - kind.presize);
+        Ok(())
+    }
+
+    /// `gc.collect(generation)`: runs a collection, enabled or not, and gives the number of unreachable objects found. While one is
+    /// running, nothing happens, and 0 comes back.
+    ///
+    /// # Errors
+    /// When the generation is none of 0, 1 and 2, a `traverse` failed or did not tell the truth, or there is no memory: nothing has
+    /// been destroyed then.
+    pub fn collect(&self, generation: usize) -> Result<usize, ObjectError> {
+        if generation >= GENERATIONS {
+            return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
+        }
+        if self.traversing.get() {
+            return Ok(0);
+        }
+        self.run_scheduled();
+        if self.state().gc.collecting {
+            return Ok(0);
+        }
+        self.collect_with_callbacks(generation)
+    }
+
+    /// `gc.enable()`
+    pub fn enable_gc(&self) {
+        self.state().gc.enabled = true;
+    }
+
+    /// `gc.disable()`: no collection runs unless it is asked for.
+    pub fn disable_gc(&self) {
+        self.state().gc.enabled = false;
+    }
+
+    /// `gc.isenabled()`
+    pub fn gc_is_enabled(&self) -> bool {
+        self.state().gc.enabled
+    }
+
+    /// `gc.get_threshold()`
+    pub fn threshold(&self) -> [i32; 3] {
+        let threshold = self.state().gc.threshold;
+        match self.rules.algorithm {
+            Algorithm::Generational => threshold,
+            // The third means nothing.
+            Algorithm::Incremental => [threshold[0], threshold[1], 0],
+        }
+    }
+
+    /// `gc.set_threshold()`: what is left out stays; 0 first means no automatic collections.
+    pub fn set_threshold(&self, threshold0: i32, threshold1: Option<i32>, threshold2: Option<i32>) {
+        let threshold = &mut self.state().gc.threshold;
+        threshold[0] = threshold0;
+        threshold[1] = threshold1.unwrap_or(threshold[1]);
+        threshold[2] = threshold2.unwrap_or(threshold[2]);
+    }
+
+    /// `gc.get_count()`
+    pub fn count(&self) -> [i32; 3] {
+        let gc = &self.state().gc;
+        match self.rules.algorithm {
+            Algorithm::Generational => gc.count,
+            Algorithm::Incremental => gc.incremental.ordered(gc.count),
+        }
+    }
+
+    /// `gc.get_stats()`, of each generation.
+    pub fn gc_stats(&self) -> [GenerationStats; 3] {
+        self.state().gc.stats
+    }
+
+    /// The generations' lists, from which objects are listed.
+    fn generations(&self, generation: Option<usize>) -> &'static [ListId] {
+        use ListId::{Middle, Old, Young};
+        match (self.rules.algorithm, generation) {
+            (_, None) => &[Young, Middle, Old],
+            (_, Some(0)) => &[Young],
+            (Algorithm::Generational, Some(1)) => &[Middle],
+            (Algorithm::Generational, _) => &[Old],
+            // `gc.get_objects(1)` is always empty.
+            (Algorithm::Incremental, Some(1)) => &[],
+            (Algorithm::Incremental, _) => &[Middle, Old],
+        }
+    }
+
+    /// `gc.get_objects(generation)`: the tracked objects that are not frozen, in the collector's order.
+    ///
+    /// # Errors
+    /// When the generation is none of 0, 1 and 2, or there is no memory.
+    pub fn objects(&self, generation: Option<usize>) -> Result<Vec<usize>, ObjectError> {
+        if generation.is_some_and(|generation| generation >= GENERATIONS) {
+            return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
+        }
+        let gc = &self.state().gc;
+        let mut objects = Vec::new();
+        for &id in self.generations(generation) {
+            let list = &gc.lists[id as usize];
+            objects.try_reserve(list.len()).map_err(|_| ObjectError::NoMemory)?;
+            objects.extend(list.iter());
+        }
+        Ok(objects)
+    }
+
+    /// `gc.get_referrers()`: the tracked objects that refer directly to any of `objects`, in the collector's order.
+    ///
+    /// # Errors
+    /// When one of `objects` is none, a `traverse` fails, or there is no memory.
+    pub fn referrers(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
+        for &object in objects {
+            self.look(object)?;
+        }
+        let all = self.all_by_generation()?;
+        let mut referrers = Vec::new();
+        for object in all {
+            let kind = self.look(object)?;
+            let refers = self.references(kind, object)?.iter().any(|reference| objects.contains(reference));
+            if refers {
+                referrers.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
+                referrers.push(object);
+            }
+        }
+        Ok(referrers)
+    }
+
+    /// The tracked objects, generation 0 first. The incremental collector's generations 1 and 2 are what it has visited and what not.
+    fn all_by_generation(&self) -> Result<Vec<usize>, ObjectError> {
+        let gc = &self.state().gc;
+        let mut objects = Vec::new();
+        let order = match self.rules.algorithm {
+            Algorithm::Generational => [ListId::Young, ListId::Middle, ListId::Old],
+            Algorithm::Incremental => [ListId::Young, gc.incremental.visited(), gc.incremental.pending()],
+        };
+        for id in order {
+            let list = &gc.lists[id as usize];
+            objects.try_reserve(list.len()).map_err(|_| ObjectError::NoMemory)?;
+            objects.extend(list.iter());
+        }
+        Ok(objects)
+    }
+
+    /// `gc.get_referents()`: the objects that `objects` refer to directly, as they are traversed; what is no GC object is left out.
+    ///
+    /// # Errors
+    /// When one of `objects` is none, a `traverse` fails, or there is no memory.
+    pub fn referents(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
+        let mut referents = Vec::new();
+        for &object in objects {
+            let kind = self.look(object)?;
+            if !kind.gc {
+                continue;
+            }
+            let references = self.references(kind, object)?;
+            referents.try_reserve(references.len()).map_err(|_| ObjectError::NoMemory)?;
+            referents.extend(references);
+        }
+        Ok(referents)
+    }
+
+    /// `gc.freeze()`: no collection looks at what is tracked now.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn freeze(&self) -> Result<(), ObjectError> {
+        self.begin()?;
+        let gc = &mut self.state().gc;
+        let more = [ListId::Young, ListId::Middle, ListId::Old].map(|id| gc.lists[id as usize].len()).iter().sum();
+        if !gc.list(ListId::Permanent).reserve(more) {
+            return Err(ObjectError::NoMemory);
+        }
+        for (generation, id) in [ListId::Young, ListId::Middle, ListId::Old].into_iter().enumerate() {
+            gc.merge(id, ListId::Permanent);
+            gc.count[generation] = 0;
+        }
+        Ok(())
+    }
+
+    /// `gc.unfreeze()`: what was frozen joins the oldest generation.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn unfreeze(&self) -> Result<(), ObjectError> {
+        self.begin()?;
+        let gc = &mut self.state().gc;
+        let to = match self.rules.algorithm {
+            Algorithm::Generational => ListId::Old,
+            Algorithm::Incremental => gc.incremental.visited(),
+        };
+        let more = gc.list(ListId::Permanent).len();
+        if !gc.list(to).reserve(more) {
+            return Err(ObjectError::NoMemory);
+        }
+        gc.merge(ListId::Permanent, to);
+        Ok(())
+    }
+
+    /// `gc.get_freeze_count()`
+    pub fn freeze_count(&self) -> usize {
+        self.state().gc.list(ListId::Permanent).len()
+    }
+
+    /// `gc.set_debug()`: what collections tell of themselves ([`Hooks::write`](crate::Hooks::write)), and whether they keep what they
+    /// find.
+    pub fn set_debug(&self, flags: u32) {
+        self.state().gc.debug = flags;
+    }
+
+    /// `gc.get_debug()`
+    pub fn debug(&self) -> u32 {
+        self.state().gc.debug
+    }
+
+    /// What collections have appended to `gc.garbage` since this was last called. Each entry is a reference that is the caller's now.
+    pub fn take_garbage(&self) -> Vec<usize> {
+        core::mem::take(&mut self.state().gc.garbage)
+    }
+}

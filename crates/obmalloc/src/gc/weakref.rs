@@ -1,0 +1,288 @@
+//! Weak references (`Objects/weakrefobject.c`), and what a collection does with them.
+//!
+//! A weak reference is a GC object with a word for its referent and words that link it to the others of the same referent; the referent
+//! has a word for the first of them. The first may be the basic one, without a callback, which is shared.
+
+use core::num::NonZeroU64;
+
+use super::list::ListId;
+use crate::domain::{Fault, FaultKind};
+use crate::object::{ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
+use crate::profile::WeakrefsCleared;
+
+impl ObjectHeap {
+    /// `PyWeakref_NewRef`: a new reference to a weak reference to `object`. Without a callback it may be one that exists already.
+    ///
+    /// # Errors
+    /// When `object` is none, no weak references to its type can be made, or there is no memory.
+    pub fn new_weakref(&self, object: usize, callback: Option<NonZeroU64>) -> Result<usize, ObjectError> {
+        let kind = self.change(object)?;
+        let Some(offset) = kind.weaklist else { return Err(object_fault(FaultKind::WrongType, object).into()) };
+        // SAFETY: an object of the type, looked up just above.
+        let list = unsafe { header::weaklist(object, offset) };
+        // SAFETY: a list of an object leads to weak references.
+        let basic = || unsafe { Some(*list).filter(|&first| first != 0 && header::wr_callback(first) == 0) };
+        if callback.is_none()
+            && let Some(basic) = basic()
+        {
+            // SAFETY: a weak reference.
+            unsafe { self.incref_object(basic) };
+            return Ok(basic);
+        }
+        // The collection that this may start must not take the referent.
+        // SAFETY: as above.
+        unsafe { self.incref_object(object) };
+        let reference = self.new_object(TypeId(0));
+        // SAFETY: the reference taken just above is given back; a finalizer may have made it the last.
+        unsafe { self.decref_object(object) };
+        let reference = reference?;
+        if !self.is_alive(object) {
+            // SAFETY: made just above; it has no referent.
+            unsafe {
+                self.blank(reference);
+                self.decref_object(reference);
+            }
+            return Err(object_fault(FaultKind::UseAfterFree, object).into());
+        }
+        // SAFETY: a weak reference that nobody knows, and the list of a live object.
+        unsafe {
+            self.blank(reference);
+            let basic = basic();
+            if callback.is_none()
+                && let Some(basic) = basic
+            {
+                // A hook has made one meanwhile.
+                self.decref_object(reference);
+                self.incref_object(basic);
+                return Ok(basic);
+            }
+            header::set_wr_object(reference, object);
+            header::set_wr_callback(reference, callback.map_or(0, NonZeroU64::get) as usize);
+            let (previous, next) = match basic {
+                Some(basic) => (basic, header::wr_next(basic)),
+                None => (0, *list),
+            };
+            header::set_wr_prev(reference, previous);
+            header::set_wr_next(reference, next);
+            if previous == 0 {
+                *list = reference;
+            } else {
+                header::set_wr_next(previous, reference);
+            }
+            if next != 0 {
+                header::set_wr_prev(next, reference);
+            }
+        }
+        if let Err(error) = self.track_object(reference) {
+            // SAFETY: the only reference to it.
+            unsafe { self.decref_object(reference) };
+            return Err(error);
+        }
+        Ok(reference)
+    }
+
+    /// # Safety
+    /// `reference` is a weak reference that was made just now.
+    unsafe fn blank(&self, reference: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            header::set_wr_object(reference, 0);
+            header::set_wr_callback(reference, 0);
+            header::set_wr_prev(reference, 0);
+            header::set_wr_next(reference, 0);
+        }
+    }
+
+    /// `PyWeakref_GetObject`: the referent, to which no reference is made, or nothing once it is gone.
+    ///
+    /// # Errors
+    /// When `reference` is no weak reference.
+    pub fn deref_weakref(&self, reference: usize) -> Result<Option<usize>, Fault> {
+        if !self.look(reference)?.is_weakref() {
+            return Err(object_fault(FaultKind::WrongType, reference));
+        }
+        // SAFETY: looked up just above.
+        let object = unsafe { header::wr_object(reference) };
+        Ok((object != 0 && self.is_alive(object)).then_some(object))
+    }
+
+    /// Takes a weak reference out of its referent's list, and forgets the referent (`_PyWeakref_ClearRef`). The callback stays.
+    pub(crate) fn clear_ref(&self, reference: usize) {
+        // SAFETY: the caller gives a weak reference; a referent outlives its place in a weak reference.
+        unsafe {
+            let object = header::wr_object(reference);
+            if object == 0 {
+                return;
+            }
+            let (previous, next) = (header::wr_prev(reference), header::wr_next(reference));
+            if previous != 0 {
+                header::set_wr_next(previous, next);
+            } else if let Some(offset) = header::kind(object).weaklist {
+                *header::weaklist(object, offset) = next;
+            }
+            if next != 0 {
+                header::set_wr_prev(next, previous);
+            }
+            header::set_wr_object(reference, 0);
+            header::set_wr_prev(reference, 0);
+            header::set_wr_next(reference, 0);
+        }
+    }
+
+    /// `clear_weakref`: as [`clear_ref`](Self::clear_ref), and gives the callback back.
+    pub(crate) fn clear_weakref(&self, reference: usize) {
+        self.clear_ref(reference);
+        self.drop_callback(self.take_callback(reference));
+    }
+
+    fn take_callback(&self, reference: usize) -> usize {
+        // SAFETY: the caller gives a weak reference.
+        unsafe {
+            let callback = header::wr_callback(reference);
+            header::set_wr_callback(reference, 0);
+            callback
+        }
+    }
+
+    fn drop_callback(&self, callback: usize) {
+        if callback != 0 {
+            self.in_hook(|| self.hooks.weakref_dropped(callback as u64));
+        }
+    }
+
+    /// `PyObject_ClearWeakRefs`: an object is being destroyed. Clears the weak references to it, and then calls their callbacks.
+    pub(crate) fn clear_weakrefs(&self, kind: &Type, object: usize) {
+        let Some(offset) = kind.weaklist else { return };
+        // SAFETY: the caller gives an object of the type, which keeps its memory; its list leads to weak references.
+        unsafe {
+            let list = header::weaklist(object, offset);
+            let first = *list;
+            if first != 0 && header::wr_callback(first) == 0 {
+                self.clear_ref(first);
+            }
+            if *list == 0 {
+                return;
+            }
+            if header::wr_next(*list) == 0 {
+                // A lone one is not kept while its callback runs.
+                let reference = *list;
+                let callback = self.take_callback(reference);
+                self.clear_ref(reference);
+                if header::refcnt(reference) > 0 {
+                    self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                }
+                self.drop_callback(callback);
+                return;
+            }
+            // All are cleared before the first callback runs. They are kept, and stay linked to each other, outside any list.
+            let head = *list;
+            *list = 0;
+            let mut reference = head;
+            while reference != 0 {
+                header::set_wr_object(reference, 0);
+                self.incref_object(reference);
+                reference = header::wr_next(reference);
+            }
+            reference = head;
+            while reference != 0 {
+                let (next, callback) = (header::wr_next(reference), self.take_callback(reference));
+                header::set_wr_prev(reference, 0);
+                header::set_wr_next(reference, 0);
+                self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                self.drop_callback(callback);
+                self.decref_object(reference);
+                reference = next;
+            }
+        }
+    }
+
+    /// Clears the weak references to an object without calling anything.
+    pub(crate) fn clear_weakrefs_silently(&self, object: usize, offset: isize) {
+        // SAFETY: the caller gives an object whose type has such a list.
+        while let reference @ 1.. = unsafe { *header::weaklist(object, offset) } {
+            self.clear_ref(reference);
+        }
+    }
+
+    /// Clears weak references to unreachable objects, and calls the callbacks of those that are reachable themselves (`handle_weakrefs`,
+    /// from 3.15 `handle_weakref_callbacks`). Gives how many of these died of it, and whether any callback was called.
+    pub(super) fn handle_weakrefs(&self, old: ListId) -> (usize, bool) {
+        let state = self.state();
+        if !state.types.iter().any(|kind| kind.weaklist.is_some()) {
+            return (0, false);
+        }
+        let only_callbacks = self.rules.weakrefs_cleared == WeakrefsCleared::CallbacksBeforeOthersAfter;
+        for place in 0..state.gc.list(ListId::Unreachable).entries().len() {
+            let object = self.state().gc.list(ListId::Unreachable).entries()[place];
+            if object == 0 {
+                continue;
+            }
+            // SAFETY: tracked objects; the lists of objects lead to weak references.
+            unsafe {
+                let kind = header::kind(object);
+                if kind.is_weakref() && !only_callbacks {
+                    self.clear_ref(object);
+                }
+                let Some(offset) = kind.weaklist else { continue };
+                let mut reference = *header::weaklist(object, offset);
+                while reference != 0 {
+                    let next = header::wr_next(reference);
+                    let callback = header::wr_callback(reference);
+                    if callback != 0 || !only_callbacks {
+                        self.clear_ref(reference);
+                    }
+                    let reachable = self.table().state(reference) != table::UNREACHABLE;
+                    if callback != 0 && reachable && header::gc_next(reference) != 0 {
+                        self.incref_object(reference);
+                        self.state().gc.move_to(reference, ListId::WrcbToCall);
+                    }
+                    reference = next;
+                }
+            }
+        }
+        self.call_weakref_callbacks(old)
+    }
+
+    fn call_weakref_callbacks(&self, old: ListId) -> (usize, bool) {
+        let (mut freed, mut called) = (0, false);
+        while let Some(reference) = self.state().gc.list(ListId::WrcbToCall).first() {
+            called = true;
+            // SAFETY: a weak reference, kept by the reference that it was given.
+            unsafe {
+                let callback = header::wr_callback(reference);
+                self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                self.decref_object(reference);
+            }
+            let gc = &mut self.state().gc;
+            if gc.list(ListId::WrcbToCall).first() == Some(reference) {
+                // It lives on.
+                gc.move_to(reference, old);
+            } else {
+                freed += 1;
+            }
+        }
+        (freed, called)
+    }
+
+    /// Clears all weak references to the objects of a list, and those among them (`clear_weakrefs`).
+    pub(super) fn clear_weakrefs_of(&self, list: ListId) {
+        let state = self.state();
+        if !state.types.iter().any(|kind| kind.weaklist.is_some()) {
+            return;
+        }
+        for place in 0..state.gc.list(list).entries().len() {
+            let object = self.state().gc.list(list).entries()[place];
+            if object == 0 {
+                continue;
+            }
+            // SAFETY: a tracked object.
+            let kind = unsafe { header::kind(object) };
+            if kind.is_weakref() {
+                self.clear_ref(object);
+            }
+            if let Some(offset) = kind.weaklist {
+                self.clear_weakrefs_silently(object, offset);
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Making objects: `PyType_GenericAlloc`, `PyObject_New` and their kin.
+
+use core::ptr;
+
+use super::types::{GC_HEAD, HEADER};
+use super::{ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
+use crate::allocator::PY_SSIZE_T_MAX;
+use crate::domain::{Domain, FaultKind};
+
+/// What becomes of an object's memory before its header is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    /// All zeroes.
+    Zeroed,
+    /// References are NULL; the rest is whatever it was.
+    NullReferences,
+}
+
+impl ObjectHeap {
+    /// `PyType_GenericAlloc`: an object with `nitems` items, all zeroes, with one reference, tracked if it is a GC object.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn alloc(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
+        self.begin()?;
+        let kind = self.type_info(kind);
+        if let Some(object) = self.reuse(kind) {
+            self.track_object(object)?;
+            return Ok(object);
+        }
+        // One item more than asked for.
+        let size = nitems.checked_add(1).and_then(|nitems| kind.var_size(nitems)).ok_or(ObjectError::NoMemory)?;
+        let object = self.create(kind, size, nitems, Contents::Zeroed)?;
+        if kind.gc {
+            self.track_object(object)?;
+        }
+        Ok(object)
+    }
+
+    /// `PyObject_New`, or `PyObject_GC_New` for a GC type: an object with NULL for references and one reference to itself, not tracked.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new_object(&self, kind: TypeId) -> Result<usize, ObjectError> {
+        self.begin()?;
+        let kind = self.type_info(kind);
+        let size = kind.basicsize().next_multiple_of(8);
+        self.create(kind, size, 0, Contents::NullReferences)
+    }
+
+    /// `PyObject_NewVar`, or `PyObject_GC_NewVar` for a GC type: as [`new_object`](Self::new_object), with `nitems` items.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new_var(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
+        self.begin()?;
+        let kind = self.type_info(kind);
+        let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
+        self.create(kind, size, nitems, Contents::NullReferences)
+    }
+
+    /// `PyObject_Init`: makes an object of a block of the obj domain; references become NULL, the other fields stay as they are.
+    ///
+    /// # Errors
+    /// When the type is a GC type, whose objects begin inside their blocks, or `memory` is no block of the domain, is an object
+    /// already, or is too small.
+    pub fn init(&self, kind: TypeId, memory: usize) -> Result<usize, ObjectError> {
+        self.init_block(kind, memory, 0)
+    }
+
+    /// `PyObject_InitVar`: as [`init`](Self::init), with `nitems` items.
+    ///
+    /// # Errors
+    /// As for `init`.
+    pub fn init_var(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
+        self.init_block(kind, memory, nitems)
+    }
+
+    fn init_block(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
+        self.begin()?;
+        let kind = self.type_info(kind);
+        if kind.presize != 0 {
+            return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
+        }
+        let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
+        if self.usable_size(Domain::Obj, memory)? < size {
+            return Err(ObjectError::Argument("a block that is large enough for an object of the type"));
+        }
+        if !self.table().reserve() {
+            return Err(ObjectError::NoMemory);
+        }
+        // SAFETY: a live block of that size at least, which is no object's.
+        unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) };
+        Ok(memory)
+    }
+
+    /// An object with one reference in a block of its own.
+    fn create(&self, kind: &Type, size: usize, nitems: usize, contents: Contents) -> Result<usize, ObjectError> {
+        let size = size + kind.inline_values_size();
+        let whole = size.checked_add(kind.presize).filter(|&whole| whole <= PY_SSIZE_T_MAX).ok_or(ObjectError::NoMemory)?;
+        if !self.table().reserve() || (kind.gc && !self.reserve_track()) {
+            return Err(ObjectError::NoMemory);
+        }
+        let block = self.heap.malloc(Domain::Obj, whole).ok_or(ObjectError::NoMemory)?.as_ptr().expose_provenance();
+        if kind.gc {
+            // The collection that this may start does not see the object yet.
+            self.gc_link();
+            // Its hooks may have used up the room.
+            if !self.table().reserve() || !self.reserve_track() {
+                self.gc_unlink();
+                self.free_block(block);
+                return Err(ObjectError::NoMemory);
+            }
+        }
+        let object = block + kind.presize;
+        // SAFETY: a block of that size with the type's bytes before the object.
+        unsafe {
+            if kind.presize > GC_HEAD {
+                ptr::with_exposed_provenance_mut::<[usize; 2]>(block).write([0; 2]);
+            }
+            if kind.gc {
+                header::clear_gc_head(object);
+            }
+            self.write(kind, object, size, nitems, contents);
+        }
+        kind.use_inline_values();
+        Ok(object)
+    }
+
+    /// Writes an object's header (`PyObject_InitVar`), and what it contains.
+    ///
+    /// # Safety
+    /// `size` bytes at `object`, at least those of the type for `nitems` items, and the type's bytes before it, are a live block that is
+    /// no object's; the table has room for it.
+    unsafe fn write(&self, kind: &Type, object: usize, size: usize, nitems: usize, contents: Contents) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if contents == Contents::Zeroed {
+                let body = ptr::with_exposed_provenance_mut::<u8>(object + HEADER);
+                body.write_bytes(0, size - HEADER);
+            }
+            header::set_refcnt(object, 1);
+            header::set_kind(object, kind);
+            if kind.items.is_some() {
+                header::set_size(object, nitems);
+            }
+            if contents == Contents::NullReferences {
+                let mut index = 0;
+                while let Some(slot) = header::reference_at(kind, object, index) {
+                    *slot = 0;
+                    index += 1;
+                }
+                if let Some(offset) = kind.weaklist {
+                    *header::weaklist(object, offset) = 0;
+                }
+            }
+        }
+        self.table().enter(object);
+    }
+
+    /// The object that was destroyed last, of those that the type keeps.
+    fn reuse(&self, kind: &Type) -> Option<usize> {
+        let object = kind.free.borrow_mut().pop()?;
+        // SAFETY: a kept object's memory is that of an object of the type, and nobody else's.
+        unsafe {
+            if kind.gc {
+                header::clear_gc_head(object);
+            }
+            self.write(kind, object, kind.basicsize(), 0, Contents::Zeroed);
+        }
+        Some(object)
+    }
+
+    /// Gives the objects that types keep back, and with them their memory (`clear_freelists`).
+    pub(crate) fn clear_free_lists(&self) {
+        for index in 0..self.state().types.len() {
+            let kind = self.type_info(TypeId(index as u32));
+            loop {
+                let kept = kind.free.borrow_mut().pop();
+                let Some(object) = kept else { break };
+                if kind.gc {
+                    self.gc_unlink();
+                }
+                self.free_block(object - kind.presize);
+            }
+        }
+    }
+
+    /// `PyObject_Free`
+    pub(crate) fn free_block(&self, block: usize) {
+        let freed = self.heap.free(Domain::Obj, block);
+        debug_assert_eq!(freed, Ok(()), "an object lies in a block of the obj domain");
+    }
+
+    /// `PyObject_GC_Resize`: the object with another number of items, perhaps at another address. New items are NULL or 0.
+    ///
+    /// # Errors
+    /// When `object` is no GC object with items, is tracked or weakly referenced, has other references than the caller's, or there is no
+    /// memory; the object is as it was then.
+    pub fn gc_resize(&self, object: usize, nitems: usize) -> Result<usize, ObjectError> {
+        let kind = self.change(object)?;
+        if !kind.gc || kind.items.is_none() {
+            return Err(object_fault(FaultKind::WrongType, object).into());
+        }
+        // SAFETY: a GC object, looked up just above.
+        let (tracked, old, refcount) = unsafe { (header::gc_next(object) != 0, header::size(object), header::refcnt(object)) };
+        if tracked {
+            return Err(object_fault(FaultKind::GcAlreadyTracked, object).into());
+        }
+        // SAFETY: as above.
+        let referenced = kind.weaklist.is_some_and(|offset| unsafe { *header::weaklist(object, offset) } != 0);
+        if refcount != 1 || referenced {
+            return Err(ObjectError::Argument("an object that nothing else refers to"));
+        }
+        let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
+        let whole = size.checked_add(kind.presize).filter(|&whole| whole <= PY_SSIZE_T_MAX).ok_or(ObjectError::NoMemory)?;
+        if !self.table().reserve() {
+            return Err(ObjectError::NoMemory);
+        }
+        if nitems < old {
+            self.drop_items(kind, object, nitems);
+        }
+        self.table().bury(object);
+        let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole)?;
+        let resized = moved.map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
+        self.table().enter(resized);
+        if moved.is_none() {
+            return Err(ObjectError::NoMemory);
+        }
+        let itemsize = kind.itemsize();
+        // SAFETY: the block now holds so many items.
+        unsafe {
+            header::set_size(resized, nitems);
+            if nitems > old {
+                let first = ptr::with_exposed_provenance_mut::<u8>(resized + kind.items_offset + old * itemsize);
+                first.write_bytes(0, (nitems - old) * itemsize);
+            }
+        }
+        Ok(resized)
+    }
+
+    /// Whether an address is an object whose end has not begun.
+    #[inline]
+    pub(crate) fn is_alive(&self, object: usize) -> bool {
+        !matches!(self.table().state(object), table::NOTHING | table::DEAD | table::DYING)
+    }
+}

@@ -1,0 +1,271 @@
+//! An object's end (`tp_dealloc`), as `subtype_dealloc` has it, and the references that go with it.
+//!
+//! CPython destroys what an object refers to inside the destruction of the object, one call in another. Here the order is the same, but
+//! objects whose destruction waits for that of others are in a list, so that a chain of any length has its end.
+
+use super::{ObjectHeap, Type, header, table};
+
+/// An object whose references are being dropped, and which of them is next.
+pub(crate) struct Dying {
+    object: usize,
+    next: usize,
+}
+
+impl ObjectHeap {
+    /// `Py_DECREF`
+    ///
+    /// # Safety
+    /// `object` is one, its end has not begun, and it has a reference to give back.
+    #[inline]
+    pub(crate) unsafe fn decref_object(&self, object: usize) {
+        // SAFETY: the caller's promise.
+        if unsafe { self.drop_reference(object) } {
+            self.destroy(object);
+        }
+    }
+
+    /// Counts one reference less; whether it was the last.
+    ///
+    /// # Safety
+    /// As for [`decref_object`](Self::decref_object).
+    #[inline]
+    unsafe fn drop_reference(&self, object: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let count = header::refcnt(object);
+            if self.is_immortal(count) {
+                return false;
+            }
+            debug_assert!(count > 0, "an object without references has been destroyed");
+            header::set_refcnt(object, count - 1);
+            count == 1
+        }
+    }
+
+    /// Destroys an object that has no references left, and every object whose last reference goes with it, depth first.
+    fn destroy(&self, object: usize) {
+        if !self.begin_end(object) {
+            return;
+        }
+        let base = self.state().dying.len();
+        let mut current = Dying { object, next: 0 };
+        loop {
+            // SAFETY: an object whose end has begun keeps its memory until `finish`.
+            let kind = unsafe { header::kind(current.object) };
+            // SAFETY: as above; the reference is taken out before anything else can happen.
+            let dropped =
+                unsafe { header::reference_at(kind, current.object, current.next).map(|slot| core::mem::take(&mut *slot)) };
+            current.next += 1;
+            match dropped {
+                Some(0) => {}
+                Some(reference) => {
+                    // SAFETY: looked up.
+                    let last = self.is_alive(reference) && unsafe { self.drop_reference(reference) };
+                    if last && self.begin_end(reference) {
+                        current = self.postpone(current, Dying { object: reference, next: 0 });
+                    }
+                }
+                None => {
+                    self.finish(kind, current.object);
+                    let dying = &mut self.state().dying;
+                    let waiting = if dying.len() > base { dying.pop() } else { self.take_from_trash() };
+                    match waiting {
+                        Some(waiting) => current = waiting,
+                        None => break,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts an object off until another one has been destroyed, and gives that. Without memory for it, the other one waits, which is what
+    /// CPython does with it when calls are nested too deep.
+    #[inline]
+    fn postpone(&self, waiting: Dying, first: Dying) -> Dying {
+        let state = self.state();
+        if state.dying.try_reserve(1).is_ok() {
+            state.dying.push(waiting);
+            return first;
+        }
+        // SAFETY: its references are gone, so its count can say what is next in the trash.
+        unsafe { header::set_refcnt(first.object, state.trash) };
+        state.trash = first.object;
+        waiting
+    }
+
+    /// An object that had to wait (`_PyTrash_thread_destroy_chain`).
+    #[inline]
+    fn take_from_trash(&self) -> Option<Dying> {
+        let state = self.state();
+        let object = state.trash;
+        if object == 0 {
+            return None;
+        }
+        // SAFETY: `postpone` put it there.
+        unsafe {
+            state.trash = header::refcnt(object);
+            header::set_refcnt(object, 0);
+        }
+        Some(Dying { object, next: 0 })
+    }
+
+    /// What happens before an object's references are dropped; false when it has been made reachable again.
+    #[inline]
+    fn begin_end(&self, object: usize) -> bool {
+        // SAFETY: the caller gives an object.
+        let kind = unsafe { header::kind(object) };
+        if kind.gc {
+            self.untrack_object(object);
+        }
+        if kind.has_end() {
+            return self.run_end(kind, object);
+        }
+        self.table().set(object, table::DYING);
+        true
+    }
+
+    #[cold]
+    fn run_end(&self, kind: &Type, object: usize) -> bool {
+        let id = kind.id();
+        if kind.is_weakref() {
+            self.clear_weakref(object);
+            self.table().set(object, table::DYING);
+            return true;
+        }
+        if kind.hooks.finalize && !self.call_finalizer_from_dealloc(kind, object) {
+            return false;
+        }
+        let state = self.table().state(object);
+        self.table().set(object, table::DYING);
+        if kind.weaklist.is_some() {
+            self.clear_weakrefs(kind, object);
+        }
+        if kind.hooks.del {
+            self.table().set(object, state);
+            if !self.resurrected_for(kind, object, || self.hooks.del(self, id, object)) {
+                return false;
+            }
+            self.table().set(object, table::DYING);
+        }
+        if kind.hooks.dealloc {
+            self.in_hook(|| self.hooks.dealloc(self, id, object));
+        }
+        true
+    }
+
+    /// `PyObject_CallFinalizerFromDealloc`; false when the object has been made reachable again.
+    fn call_finalizer_from_dealloc(&self, kind: &Type, object: usize) -> bool {
+        let finalized = if kind.gc {
+            // SAFETY: the caller gives an object of the type.
+            unsafe { header::is_finalized(object) }
+        } else {
+            self.table().state(object) == table::FINALIZED
+        };
+        if finalized {
+            return true;
+        }
+        self.resurrected_for(kind, object, || {
+            if !kind.gc {
+                self.table().set(object, table::FINALIZED);
+            }
+            self.hooks.finalize(self, kind.id(), object);
+            if kind.gc {
+                // SAFETY: the reference that it was given keeps the object.
+                unsafe { header::set_finalized(object) };
+            }
+        })
+    }
+
+    /// Calls something with an object that has one reference for as long as that takes, and is tracked. False when it has others then.
+    fn resurrected_for(&self, kind: &Type, object: usize, call: impl FnOnce()) -> bool {
+        // SAFETY: the caller gives an object whose references are gone.
+        unsafe {
+            header::set_refcnt(object, 1);
+            if kind.gc && self.reserve_track() {
+                self.append_to_youngest(object);
+            }
+            self.in_hook(call);
+            let count = header::refcnt(object);
+            if self.is_immortal(count) {
+                return false;
+            }
+            header::set_refcnt(object, count - 1);
+            if count > 1 {
+                return false;
+            }
+        }
+        if kind.gc {
+            self.untrack_object(object);
+        }
+        true
+    }
+
+    /// The object's references are gone; so is the object (`tp_free`).
+    #[inline]
+    fn finish(&self, kind: &Type, object: usize) {
+        if kind.free_list != 0 && self.keep(kind, object) {
+            return;
+        }
+        if kind.gc {
+            // A hook may have tracked it.
+            self.untrack_object(object);
+            self.gc_unlink();
+        }
+        self.table().bury(object);
+        self.free_block(object - kind.presize);
+    }
+
+    /// Keeps an object's memory for the next one of the type, if that keeps so many.
+    #[cold]
+    fn keep(&self, kind: &Type, object: usize) -> bool {
+        let mut free = kind.free.borrow_mut();
+        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.in_region(object) {
+            return false;
+        }
+        if kind.gc {
+            self.untrack_object(object);
+        }
+        self.table().set(object, table::DEAD);
+        free.push(object);
+        true
+    }
+
+    /// Whether an object is in the part of the table that always has room for it.
+    fn in_region(&self, object: usize) -> bool {
+        let (base, len) = self.region();
+        object.wrapping_sub(base) < len
+    }
+
+    /// `tp_clear` of types that leave it out: sets every reference to NULL, in order.
+    ///
+    /// # Safety
+    /// `object` is one of the type, and has a reference that keeps it.
+    pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) {
+        let mut index = 0;
+        // SAFETY: the caller's promise, also between the references.
+        unsafe {
+            while let Some(slot) = header::reference_at(kind, object, index) {
+                let reference = core::mem::take(&mut *slot);
+                self.xdecref(reference);
+                index += 1;
+            }
+        }
+    }
+
+    /// Drops the references of the items from `nitems` on.
+    pub(super) fn drop_items(&self, kind: &Type, object: usize, nitems: usize) {
+        if kind.items != Some(super::ItemKind::Object) {
+            return;
+        }
+        let fields = kind.fields().iter().filter(|field| field.kind == super::FieldKind::Object).count();
+        let mut index = fields + nitems;
+        // SAFETY: the caller has looked the object up, and the reference that it was given keeps it.
+        unsafe {
+            while let Some(slot) = header::reference_at(kind, object, index) {
+                let reference = core::mem::take(&mut *slot);
+                self.xdecref(reference);
+                index += 1;
+            }
+        }
+    }
+}

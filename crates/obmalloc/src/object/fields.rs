@@ -1,0 +1,237 @@
+//! Reading and writing fields and items.
+
+use core::ptr;
+
+use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header};
+use crate::domain::Fault;
+
+/// Which field of an object, or which item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Field<'a> {
+    /// The field with this name.
+    Name(&'a str),
+    /// The item with this number, from 0.
+    Item(usize),
+}
+
+/// What a field or item holds.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Value {
+    /// NULL, in place of an object.
+    Null,
+    /// An object.
+    Object(usize),
+    /// What an 8- or 32-bit integer, a floating-point number or a byte holds.
+    Number(f64),
+    /// What a 64-bit integer holds.
+    Integer(i64),
+}
+
+/// Where a value is.
+#[derive(Clone, Copy)]
+enum Place {
+    Field(FieldKind, usize),
+    Byte(usize),
+}
+
+impl ObjectHeap {
+    fn place(&self, kind: &Type, object: usize, field: Field<'_>) -> Result<Place, ObjectError> {
+        match field {
+            Field::Name(name) => kind
+                .fields()
+                .iter()
+                .find(|field| field.name == name)
+                .map(|field| Place::Field(field.kind, object + field.offset))
+                .ok_or(ObjectError::Argument("the name of a field of the object's type")),
+            Field::Item(index) => {
+                // SAFETY: the caller has looked the object up.
+                if index >= unsafe { header::nitems(kind, object) } {
+                    return Err(ObjectError::Argument("the number of an item of the object"));
+                }
+                let address = object + kind.items_offset + index * kind.itemsize();
+                Ok(match kind.items() {
+                    Some(ItemKind::Object) => Place::Field(FieldKind::Object, address),
+                    _ => Place::Byte(address),
+                })
+            }
+        }
+    }
+
+    /// What a field or item holds; no reference is made to an object.
+    ///
+    /// # Errors
+    /// When `object` is none, or has no such field.
+    pub fn get(&self, object: usize, field: Field<'_>) -> Result<Value, ObjectError> {
+        let kind = self.look(object)?;
+        // SAFETY: fields and items lie within the object, aligned.
+        unsafe {
+            Ok(match self.place(kind, object, field)? {
+                Place::Field(FieldKind::Object, at) => match *pointer::<usize>(at) {
+                    0 => Value::Null,
+                    reference => Value::Object(reference),
+                },
+                Place::Field(FieldKind::U8, at) | Place::Byte(at) => Value::Number((*pointer::<u8>(at)).into()),
+                Place::Field(FieldKind::I32, at) => Value::Number((*pointer::<i32>(at)).into()),
+                Place::Field(FieldKind::U32, at) => Value::Number((*pointer::<u32>(at)).into()),
+                Place::Field(FieldKind::F64, at) => Value::Number(*pointer::<f64>(at)),
+                Place::Field(FieldKind::I64, at) => Value::Integer(*pointer::<i64>(at)),
+            })
+        }
+    }
+
+    /// Sets a field or item. One that holds an object takes a new reference, and then gives back the one to what it held
+    /// (`Py_XSETREF`).
+    ///
+    /// # Errors
+    /// When `object` or the value is none, or the object has no such field for such a value.
+    pub fn set(&self, object: usize, field: Field<'_>, value: Value) -> Result<(), ObjectError> {
+        let kind = self.change(object)?;
+        let place = self.place(kind, object, field)?;
+        let new = match value {
+            Value::Object(reference) => self.change(reference).map(|_| reference)?,
+            _ => 0,
+        };
+        // SAFETY: fields and items lie within the object, aligned.
+        unsafe {
+            match (place, value) {
+                (Place::Field(FieldKind::Object, at), Value::Null | Value::Object(_)) => {
+                    if new != 0 {
+                        self.incref_object(new);
+                    }
+                    let old = core::mem::replace(&mut *pointer::<usize>(at), new);
+                    self.xdecref(old);
+                }
+                (Place::Field(FieldKind::U8, at) | Place::Byte(at), Value::Number(number)) => {
+                    *pointer::<u8>(at) =
+                        integer(number, 0.0, 255.0).ok_or(ObjectError::Argument("an integer from 0 to 255"))? as u8;
+                }
+                (Place::Field(FieldKind::I32, at), Value::Number(number)) => {
+                    let whole = integer(number, i32::MIN.into(), i32::MAX.into());
+                    *pointer::<i32>(at) = whole.ok_or(ObjectError::Argument("an integer from -2**31 to 2**31 - 1"))? as i32;
+                }
+                (Place::Field(FieldKind::U32, at), Value::Number(number)) => {
+                    let whole = integer(number, 0.0, u32::MAX.into());
+                    *pointer::<u32>(at) = whole.ok_or(ObjectError::Argument("an integer from 0 to 2**32 - 1"))? as u32;
+                }
+                (Place::Field(FieldKind::F64, at), Value::Number(number)) => *pointer::<f64>(at) = number,
+                (Place::Field(FieldKind::I64, at), Value::Integer(integer)) => *pointer::<i64>(at) = integer,
+                (Place::Field(kind, _), _) => return Err(ObjectError::Argument(expected(kind))),
+                (Place::Byte(_), _) => return Err(ObjectError::Argument("an integer from 0 to 255")),
+            }
+        }
+        Ok(())
+    }
+
+    /// `PyErr`-free `Py_XDECREF` of what a field held.
+    ///
+    /// # Safety
+    /// `reference` was taken out of a field.
+    pub(crate) unsafe fn xdecref(&self, reference: usize) {
+        // What was an object when it was put there may have been freed against the rules (`gc_del`).
+        if reference != 0 && self.is_alive(reference) {
+            // SAFETY: checked just above.
+            unsafe { self.decref_object(reference) };
+        }
+    }
+
+    /// The objects that an object holds references to, as its type's `tp_traverse` visits them.
+    ///
+    /// # Errors
+    /// When a hook fails, or there is no memory.
+    pub(crate) fn references(&self, kind: &Type, object: usize) -> Result<alloc::vec::Vec<usize>, ObjectError> {
+        if kind.hooks.traverse {
+            return self.visited(kind, object);
+        }
+        let mut references = alloc::vec::Vec::new();
+        let mut failed = false;
+        // SAFETY: the caller has looked the object up; nothing changes it meanwhile.
+        unsafe {
+            header::each_reference(kind, object, |reference| {
+                failed |= references.try_reserve(1).is_err();
+                if !failed {
+                    references.push(reference);
+                }
+            });
+        }
+        if failed { Err(ObjectError::NoMemory) } else { Ok(references) }
+    }
+
+    /// What the type's hook visits, all of it held by the object.
+    pub(crate) fn visited(&self, kind: &Type, object: usize) -> Result<alloc::vec::Vec<usize>, ObjectError> {
+        let mut visited = alloc::vec::Vec::new();
+        let mut fault: Option<Fault> = None;
+        let mut no_memory = false;
+        let mut visit = |reference: usize| {
+            if let Err(found) = self.look(reference) {
+                fault.get_or_insert(found);
+                return Err(found);
+            }
+            no_memory |= visited.try_reserve(1).is_err();
+            if !no_memory {
+                visited.push(reference);
+            }
+            Ok(())
+        };
+        let before = self.traversing.replace(true);
+        let done = self.in_hook(|| self.hooks.traverse(self, kind.id(), object, &mut visit));
+        self.traversing.set(before);
+        match (fault, done) {
+            (Some(fault), _) => Err(fault.into()),
+            (None, Err(_)) => Err(ObjectError::Aborted),
+            (None, Ok(())) if no_memory => Err(ObjectError::NoMemory),
+            (None, Ok(())) => self.refuse_over_visit(kind, object, visited),
+        }
+    }
+
+    /// A reference that is visited more often than it is held would make something live look unreachable.
+    fn refuse_over_visit(
+        &self,
+        kind: &Type,
+        object: usize,
+        visited: alloc::vec::Vec<usize>,
+    ) -> Result<alloc::vec::Vec<usize>, ObjectError> {
+        let mut held = alloc::vec::Vec::new();
+        let mut index = 0;
+        // SAFETY: the caller has looked the object up.
+        while let Some(slot) = unsafe { header::reference_at(kind, object, index) } {
+            held.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
+            // SAFETY: as above.
+            held.push(unsafe { *slot });
+            index += 1;
+        }
+        held.sort_unstable();
+        let mut sorted = alloc::vec::Vec::new();
+        sorted.try_reserve_exact(visited.len()).map_err(|_| ObjectError::NoMemory)?;
+        sorted.extend_from_slice(&visited);
+        sorted.sort_unstable();
+        let mut held = held.into_iter();
+        for reference in sorted {
+            if !held.by_ref().any(|other| other == reference) {
+                let fault = Fault { base: Some(object), ..super::object_fault(crate::domain::FaultKind::GcOverVisit, reference) };
+                return Err(fault.into());
+            }
+        }
+        Ok(visited)
+    }
+}
+
+fn pointer<T>(address: usize) -> *mut T {
+    ptr::with_exposed_provenance_mut(address)
+}
+
+/// A number as an integer in a range.
+fn integer(number: f64, least: f64, most: f64) -> Option<i64> {
+    let whole = number as i64;
+    (whole as f64 == number && number >= least && number <= most).then_some(whole)
+}
+
+fn expected(kind: FieldKind) -> &'static str {
+    match kind {
+        FieldKind::Object => "an object or null",
+        FieldKind::U8 => "an integer from 0 to 255",
+        FieldKind::I32 => "an integer from -2**31 to 2**31 - 1",
+        FieldKind::U32 => "an integer from 0 to 2**32 - 1",
+        FieldKind::I64 => "an integer from -2**63 to 2**63 - 1",
+        FieldKind::F64 => "a number",
+    }
+}

@@ -1,0 +1,211 @@
+//! What lies at and before an object's address: `PyObject`, `PyVarObject`, `PyGC_Head`, and the fields.
+//!
+//! Every function takes the address of an object: entered into the table, not buried, its memory initialised by
+//! [`ObjectHeap::create`](super::ObjectHeap). Invariants of such memory, which nobody outside this crate can write to:
+//! 1. `ob_type` points to a type of the heap, which lives as long as the heap.
+//! 2. The object is as large as its type says for its `ob_size`, with the type's bytes before it.
+//! 3. A field or item that is a reference holds NULL or an address that was an object's when it was put there.
+
+use core::ptr;
+
+use super::types::{ItemKind, Run, Type};
+
+/// `_PyGC_PREV_MASK_FINALIZED`, in the second of the collector's words.
+const PREV_FINALIZED: usize = 1;
+/// Below the count of references in the second of the collector's words (`_PyGC_PREV_SHIFT`).
+const PREV_SHIFT: u32 = 2;
+
+#[inline(always)]
+fn word(object: usize, offset: isize) -> *mut usize {
+    ptr::with_exposed_provenance_mut(object.wrapping_add_signed(offset))
+}
+
+macro_rules! words {
+    ($($(#[$doc:meta])* $get:ident $set:ident $offset:literal)+) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As the room says.
+        #[inline(always)]
+        pub(crate) unsafe fn $get(object: usize) -> usize {
+            // SAFETY: the caller's promise: an object has such a word.
+            unsafe { *word(object, $offset) }
+        }
+        /// Sets it.
+        ///
+        /// # Safety
+        /// As above.
+        #[inline(always)]
+        pub(crate) unsafe fn $set(object: usize, value: usize) {
+            // SAFETY: the caller's promise: an object has such a word.
+            unsafe { *word(object, $offset) = value };
+        }
+    )+};
+}
+
+words! {
+    /// `ob_refcnt`
+    refcnt set_refcnt 0
+    /// `ob_size`, of an object whose type has items.
+    size set_size 16
+    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise its list and its place in that.
+    gc_next set_gc_next -16
+    /// `wr_object`, of a weak reference: the referent, 0 when there is none any more.
+    wr_object set_wr_object 16
+    /// `wr_callback`, of a weak reference: its number, 0 when there is none.
+    wr_callback set_wr_callback 24
+    /// `wr_prev`, of a weak reference.
+    wr_prev set_wr_prev 40
+    /// `wr_next`, of a weak reference.
+    wr_next set_wr_next 48
+}
+
+/// `ob_type`
+///
+/// # Safety
+/// As the room says.
+#[inline(always)]
+pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
+    // SAFETY: invariant 1.
+    unsafe { &*ptr::with_exposed_provenance::<Type>(*word(object, 8)) }
+}
+
+/// Sets `ob_type`.
+///
+/// # Safety
+/// As the room says.
+#[inline(always)]
+pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
+    // SAFETY: the caller's promise.
+    unsafe { *word(object, 8) = ptr::from_ref(kind).expose_provenance() };
+}
+
+/// `_PyGC_FINALIZED`, of a GC object.
+///
+/// # Safety
+/// As the room says.
+pub(crate) unsafe fn is_finalized(object: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { *word(object, -8) & PREV_FINALIZED != 0 }
+}
+
+/// `_PyGC_SET_FINALIZED`, of a GC object.
+///
+/// # Safety
+/// As the room says.
+pub(crate) unsafe fn set_finalized(object: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { *word(object, -8) |= PREV_FINALIZED };
+}
+
+/// `gc_get_refs`: what the second of the collector's words counts during a collection.
+///
+/// # Safety
+/// As the room says.
+pub(crate) unsafe fn gc_refs(object: usize) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { *word(object, -8) as isize >> PREV_SHIFT }
+}
+
+/// `gc_set_refs`
+///
+/// # Safety
+/// As the room says.
+pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let prev = word(object, -8);
+        *prev = *prev & PREV_FINALIZED | (refs << PREV_SHIFT) as usize;
+    }
+}
+
+/// Clears the collector's words of a GC object.
+///
+/// # Safety
+/// As the room says.
+pub(crate) unsafe fn clear_gc_head(object: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        *word(object, -16) = 0;
+        *word(object, -8) = 0;
+    }
+}
+
+/// The head of the list of weak references to an object of a type that has one.
+///
+/// # Safety
+/// As the room says; the offset is the type's.
+pub(crate) unsafe fn weaklist(object: usize, offset: isize) -> *mut usize {
+    word(object, offset)
+}
+
+/// How many items an object has.
+///
+/// # Safety
+/// As the room says; the type is the object's.
+#[inline(always)]
+pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
+    // SAFETY: the caller's promise: an object with items has an `ob_size`.
+    if kind.items.is_some() { unsafe { size(object) } } else { 0 }
+}
+
+/// Calls `visit` with every reference of an object that is not NULL: fields in order, then items.
+///
+/// # Safety
+/// As the room says; the type is the object's. `visit` does not change the object.
+#[inline(always)]
+pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
+    // SAFETY: the caller's promise; invariant 2.
+    unsafe {
+        each_in_run(object, kind.refs, &mut visit);
+        if !kind.simple {
+            for &run in &kind.more_refs {
+                each_in_run(object, run, &mut visit);
+            }
+            if kind.items == Some(ItemKind::Object) {
+                let items = word(object, kind.items_offset as isize);
+                for index in 0..size(object) {
+                    let reference = *items.add(index);
+                    if reference != 0 {
+                        visit(reference);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
+    let first = word(object, run.offset as isize);
+    for index in 0..run.count as usize {
+        // SAFETY: called by `each_reference` with a run of the object's type.
+        let reference = unsafe { *first.add(index) };
+        if reference != 0 {
+            visit(reference);
+        }
+    }
+}
+
+/// Where the `index`-th reference of an object is, counting fields and then items, NULL or not; nothing when there are not so many.
+///
+/// # Safety
+/// As the room says; the type is the object's.
+#[inline]
+pub(crate) unsafe fn reference_at(kind: &Type, object: usize, index: usize) -> Option<*mut usize> {
+    let first = kind.refs.count as usize;
+    if index < first {
+        return Some(word(object, (kind.refs.offset as usize + index * 8) as isize));
+    }
+    let mut index = index - first;
+    for run in &kind.more_refs {
+        let count = run.count as usize;
+        if index < count {
+            return Some(word(object, (run.offset as usize + index * 8) as isize));
+        }
+        index -= count;
+    }
+    // SAFETY: the caller's promise.
+    let in_items = kind.items == Some(ItemKind::Object) && index < unsafe { size(object) };
+    in_items.then(|| word(object, (kind.items_offset + index * 8) as isize))
+}

@@ -1,0 +1,423 @@
+//! Room `object`: types, object headers, type allocators, reference counts (`Objects/object.c`, `Objects/typeobject.c`). Leans on `heap`.
+//!
+//! Objects lie in blocks of the obj domain, laid out as the release lays them out. Which addresses are objects is known from a
+//! [table](table) beside them, so every address that comes in is looked up before anything is read through it. The collector's own
+//! part of an [`ObjectHeap`] is in the room `gc`; the only call from here to there is the allocation that starts a collection.
+
+mod allocate;
+mod destroy;
+mod fields;
+pub(crate) mod header;
+pub(crate) mod table;
+mod types;
+mod verify;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::cell::{Cell, UnsafeCell};
+use core::fmt;
+use core::ops::Deref;
+
+pub use fields::{Field, Value};
+use table::ObjectTable;
+pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec};
+
+use crate::domain::{Domain, Fault, FaultKind};
+use crate::gc::{Gc, Info, Phase};
+use crate::heap::{CheckedHeap, HeapError, HeapOptions};
+use crate::profile::{Immortality, ObjectRules};
+
+/// Why an operation on objects was not done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ObjectError {
+    /// An address was misused.
+    Fault(Fault),
+    /// There is no memory for it (`PyErr_NoMemory`).
+    NoMemory,
+    /// An argument is not what it has to be; the text says what that is.
+    Argument(&'static str),
+    /// A hook failed, which knows why; the collection that called it changed nothing.
+    Aborted,
+}
+
+impl From<Fault> for ObjectError {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl fmt::Display for ObjectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(fault) => fault.fmt(f),
+            Self::NoMemory => f.write_str("no memory"),
+            Self::Argument(expected) => write!(f, "expected {expected}"),
+            Self::Aborted => f.write_str("a hook failed, and the collection was given up"),
+        }
+    }
+}
+
+impl core::error::Error for ObjectError {}
+
+/// A hook did not do what it is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failed;
+
+/// What the types of a heap and its collector call: the functions of types that have some of their own ([`HookSet`]), callbacks of weak
+/// references, and Python's `gc.callbacks`. None must unwind.
+///
+/// Hooks may use the heap, except that [`traverse`](Self::traverse) must only look.
+#[expect(unused_variables, reason = "the defaults do nothing")]
+pub trait Hooks {
+    /// `tp_traverse`: calls `visit` with the references that the object holds, each at most as often as its fields and items hold it. An
+    /// error that `visit` gives is to be given back.
+    ///
+    /// # Errors
+    /// When it cannot be done: the collection is given up.
+    fn traverse(
+        &self,
+        heap: &ObjectHeap,
+        kind: TypeId,
+        object: usize,
+        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
+    ) -> Result<(), Failed> {
+        Ok(())
+    }
+    /// `tp_clear`: drops references that may be part of a cycle.
+    fn clear(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
+    /// `tp_finalize`: called at most once for an object, which it may make reachable again.
+    fn finalize(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
+    /// `tp_del`: called when the last reference is gone; it may make the object reachable again.
+    fn del(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
+    /// The object is being destroyed, and still has its references.
+    fn dealloc(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
+    /// The referent of a weak reference with this callback is gone.
+    fn weakref_callback(&self, heap: &ObjectHeap, callback: u64, reference: usize) {}
+    /// The callback will not be called any more.
+    fn weakref_dropped(&self, callback: u64) {}
+    /// A collection starts or has stopped (`gc.callbacks`).
+    fn gc_callback(&self, heap: &ObjectHeap, phase: Phase, info: &Info) {}
+    /// A collection that nobody asked for could not be done.
+    fn collection_failed(&self, error: ObjectError) {}
+    /// Text that CPython writes to its standard error (`gc.set_debug`).
+    fn write(&self, text: &str) {}
+}
+
+/// No hooks at all.
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// A heap with types, objects and the cyclic collector. It is for one thread at a time, and may be called from its own hooks.
+pub struct ObjectHeap {
+    // Field order is drop order: the heap's memory goes last.
+    pub(crate) state: UnsafeCell<State>,
+    pub(crate) hooks: Box<dyn Hooks>,
+    pub(crate) rules: ObjectRules,
+    /// How many hooks are under way.
+    pub(crate) depth: Cell<u32>,
+    /// Whether one of them is a `traverse`.
+    pub(crate) traversing: Cell<bool>,
+    heap: CheckedHeap,
+}
+
+/// What an [`ObjectHeap`] keeps beside its memory.
+pub(crate) struct State {
+    pub table: ObjectTable,
+    #[allow(clippy::vec_box, reason = "objects point to their types, which must stay where they are")]
+    pub types: Vec<Box<Type>>,
+    /// Objects that are being destroyed, each under the reference that was its last (`destroy.rs`).
+    pub dying: Vec<destroy::Dying>,
+    /// The first of those whose destruction waits without being in `dying`, 0 for none; their counts lead from one to the next.
+    pub trash: usize,
+    pub gc: Gc,
+}
+
+impl Deref for ObjectHeap {
+    type Target = CheckedHeap;
+
+    fn deref(&self) -> &CheckedHeap {
+        &self.heap
+    }
+}
+
+impl ObjectHeap {
+    /// An empty heap.
+    ///
+    /// # Errors
+    /// When a size is out of its range, or there is no memory for the heap's tables.
+    pub fn new(options: HeapOptions, hooks: Box<dyn Hooks>) -> Result<Self, HeapError> {
+        let heap = CheckedHeap::new(options)?;
+        let rules = options.profile.objects;
+        // Until there is a type there are no objects, and no need of a table for them.
+        let table = ObjectTable::new((0, 0), heap.geometry().alignment).ok_or(HeapError::NoMemory)?;
+        let state = State { table, types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
+        Ok(Self { state: UnsafeCell::new(state), hooks, rules, depth: Cell::new(0), traversing: Cell::new(false), heap })
+    }
+
+    /// What is kept, for the length of one step that calls no hook and nothing else that takes it.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "the heap is used by one thread, and no two of these live at once")]
+    pub(crate) fn state(&self) -> &mut State {
+        // SAFETY: `ObjectHeap` is not `Sync`; each caller lets go before it calls anything that takes the state.
+        unsafe { &mut *self.state.get() }
+    }
+
+    /// The table, which is only replaced before there are objects.
+    #[inline(always)]
+    pub(crate) fn table(&self) -> &ObjectTable {
+        // SAFETY: nothing makes a unique reference to it, except where there are no objects yet.
+        unsafe { &(*self.state.get()).table }
+    }
+
+    /// Runs a hook.
+    pub(crate) fn in_hook<T>(&self, hook: impl FnOnce() -> T) -> T {
+        self.depth.set(self.depth.get() + 1);
+        let result = hook();
+        self.depth.set(self.depth.get() - 1);
+        result
+    }
+
+    /// Defines a type.
+    ///
+    /// # Errors
+    /// When the spec contradicts itself, or there is no memory.
+    pub fn define_type(&self, spec: TypeSpec) -> Result<TypeId, ObjectError> {
+        self.begin()?;
+        if self.state().types.is_empty() {
+            let alignment = self.geometry().alignment;
+            self.state().table = ObjectTable::new(self.region(), alignment).ok_or(ObjectError::NoMemory)?;
+            let weakref = TypeSpec { name: "weakref".into(), gc: true, ..TypeSpec::default() };
+            self.add_type(Type::weakref(Type::new(TypeId(0), weakref, &self.rules)?, &self.rules))?;
+        }
+        if spec.free_list != 0 && spec.items.is_some() {
+            return Err(ObjectError::Argument("no free list for a type whose objects differ in size"));
+        }
+        let kind = Type::new(TypeId(self.state().types.len() as u32), spec, &self.rules)?;
+        self.add_type(kind)
+    }
+
+    fn add_type(&self, kind: Type) -> Result<TypeId, ObjectError> {
+        let id = kind.id();
+        kind.reserve_free_list()?;
+        let types = &mut self.state().types;
+        types.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
+        types.push(Box::new(kind));
+        Ok(id)
+    }
+
+    /// What is known of a type of this heap.
+    ///
+    /// # Panics
+    /// When it is another heap's.
+    pub fn type_info(&self, id: TypeId) -> &Type {
+        // SAFETY: types are only ever added, and each stays where it is in memory.
+        unsafe { &(&(*self.state.get()).types)[id.index()] }
+    }
+
+    /// `Py_TYPE`
+    ///
+    /// # Errors
+    /// When `object` is none.
+    pub fn type_of(&self, object: usize) -> Result<TypeId, Fault> {
+        Ok(self.look(object)?.id())
+    }
+
+    /// `Py_SIZE`: how many items an object has, 0 where its type has none.
+    ///
+    /// # Errors
+    /// When `object` is none.
+    pub fn nitems(&self, object: usize) -> Result<usize, Fault> {
+        let kind = self.look(object)?;
+        // SAFETY: looked up just above.
+        Ok(unsafe { header::nitems(kind, object) })
+    }
+
+    /// `Py_REFCNT`
+    ///
+    /// # Errors
+    /// When `object` is none.
+    pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
+        self.look(object)?;
+        // SAFETY: looked up just above.
+        let count = unsafe { header::refcnt(object) };
+        Ok(if self.rules.immortality == Immortality::None { count } else { count as u32 as usize })
+    }
+
+    /// `Py_INCREF`
+    ///
+    /// # Errors
+    /// When `object` is none, or is being destroyed.
+    pub fn incref(&self, object: usize) -> Result<(), Fault> {
+        self.change(object)?;
+        // SAFETY: looked up just above.
+        unsafe { self.incref_object(object) };
+        Ok(())
+    }
+
+    /// `Py_DECREF`: the last reference destroys the object.
+    ///
+    /// # Errors
+    /// When `object` is none, or has no reference left to give back.
+    pub fn decref(&self, object: usize) -> Result<(), Fault> {
+        self.change(object).map_err(|fault| match fault.kind {
+            FaultKind::UseAfterFree => Fault { kind: FaultKind::RefcountUnderflow, ..fault },
+            _ => fault,
+        })?;
+        // SAFETY: looked up just above.
+        unsafe { self.decref_object(object) };
+        Ok(())
+    }
+
+    /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the
+    /// release has no such objects.
+    ///
+    /// # Errors
+    /// When `object` is none, or is being destroyed.
+    pub fn set_immortal(&self, object: usize) -> Result<bool, Fault> {
+        self.change(object)?;
+        let count = match self.rules.immortality {
+            Immortality::None => return Ok(false),
+            Immortality::AllOnes => u32::MAX as usize,
+            Immortality::ThreeQuarters => THREE_QUARTERS as usize,
+        };
+        // SAFETY: looked up just above.
+        unsafe { header::set_refcnt(object, count) };
+        Ok(true)
+    }
+
+    /// Whether a reference count says that the object is immortal.
+    #[inline]
+    pub(crate) fn is_immortal(&self, refcount: usize) -> bool {
+        self.rules.immortality != Immortality::None && (refcount as u32 as i32) < 0
+    }
+
+    /// # Safety
+    /// `object` is one.
+    #[inline]
+    pub(crate) unsafe fn incref_object(&self, object: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let count = header::refcnt(object);
+            let limit = match self.rules.immortality {
+                Immortality::None => usize::MAX,
+                Immortality::AllOnes => u32::MAX as usize,
+                Immortality::ThreeQuarters => THREE_QUARTERS as usize,
+            };
+            if count < limit {
+                header::set_refcnt(object, count + 1);
+            }
+        }
+    }
+
+    /// Begins an operation that changes objects, from outside any `traverse`; what is scheduled runs first.
+    #[inline]
+    pub(crate) fn begin(&self) -> Result<(), Fault> {
+        if self.traversing.get() {
+            return Err(object_fault(FaultKind::GcInProgress, 0));
+        }
+        self.run_scheduled();
+        Ok(())
+    }
+
+    /// Begins an operation on an object that is to change.
+    #[inline]
+    pub(crate) fn change(&self, object: usize) -> Result<&Type, Fault> {
+        if self.traversing.get() {
+            return Err(object_fault(FaultKind::GcInProgress, object));
+        }
+        self.run_scheduled();
+        let kind = self.look(object)?;
+        if self.table().state(object) == table::DYING {
+            return Err(object_fault(FaultKind::UseAfterFree, object));
+        }
+        Ok(kind)
+    }
+
+    /// The type of the object at `object`, which may be anything, and be in the middle of its end.
+    #[inline]
+    pub(crate) fn look(&self, object: usize) -> Result<&Type, Fault> {
+        match self.table().state(object) {
+            table::NOTHING | table::DEAD => Err(self.no_object(object)),
+            // SAFETY: it is an object.
+            _ => Ok(unsafe { header::kind(object) }),
+        }
+    }
+
+    /// Why something is not the address of an object.
+    #[cold]
+    fn no_object(&self, address: usize) -> Fault {
+        match self.heap.check_use(Domain::Obj, address) {
+            // A block, but no object.
+            Ok(()) => object_fault(FaultKind::WrongType, address),
+            Err(fault) if fault.kind == FaultKind::WrongDomain => Fault { kind: FaultKind::WrongType, ..fault },
+            Err(fault) if fault.kind == FaultKind::InteriorPointer => fault,
+            Err(fault) => {
+                let was_block = |presize: usize| {
+                    address.checked_sub(presize).is_some_and(|block| {
+                        self.heap.check_use(Domain::Obj, block).is_err_and(|fault| fault.kind == FaultKind::UseAfterFree)
+                    })
+                };
+                let was_object = self.table().state(address) == table::DEAD || was_block(16) || was_block(32);
+                if was_object { object_fault(FaultKind::UseAfterFree, address) } else { fault }
+            }
+        }
+    }
+
+    /// The object whose block begins at `block`, if there is one.
+    pub(crate) fn object_of_block(&self, block: usize) -> Option<usize> {
+        if self.state().types.is_empty() {
+            return None;
+        }
+        [0, 16, 32].into_iter().map(|presize| block.wrapping_add(presize)).find(|&object| {
+            // SAFETY: `kind` is asked only of what is an object.
+            !matches!(self.table().state(object), table::NOTHING | table::DEAD)
+                && unsafe { header::kind(object) }.presize == object.wrapping_sub(block)
+        })
+    }
+
+    /// An object's memory is the object's: only its type gives it back.
+    fn refuse_object(&self, domain: Domain, block: usize) -> Result<(), Fault> {
+        match self.object_of_block(block) {
+            Some(_) => Err(Fault { used: domain, ..object_fault(FaultKind::WrongType, block) }),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`CheckedHeap::free`].
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain, or is an object's.
+    pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.refuse_object(domain, address)?;
+        self.heap.free(domain, address)
+    }
+
+    /// As [`CheckedHeap::realloc`].
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain, or is an object's.
+    pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<core::ptr::NonNull<u8>>, Fault> {
+        if let Some(address) = address {
+            self.refuse_object(domain, address)?;
+        }
+        self.heap.realloc(domain, address, size)
+    }
+
+    /// As [`CheckedHeap::usable_size`].
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain, or is an object's.
+    pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
+        self.refuse_object(domain, address)?;
+        self.heap.usable_size(domain, address)
+    }
+}
+
+/// `_Py_IMMORTAL_INITIAL_REFCNT` from 3.14 on.
+const THREE_QUARTERS: u32 = 3 << 30;
+
+/// A fault about an object.
+pub(crate) fn object_fault(kind: FaultKind, address: usize) -> Fault {
+    Fault { kind, address, used: Domain::Obj, allocated: None, base: None }
+}

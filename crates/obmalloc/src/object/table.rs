@@ -1,0 +1,147 @@
+//! The table of objects: what stands at an address, kept beside the objects so that no misuse can reach it.
+//!
+//! Objects in the heap's region have a byte per unit of alignment in a table that runs parallel to it; all others are in a hash table.
+//! During a collection the bytes are the collector's `gc_refs`: a pass over references then touches this table, a sixteenth of the
+//! memory that the objects take, instead of the objects.
+
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+
+use crate::address_hash::AddressMap;
+use crate::os;
+
+/// There is no object.
+pub(crate) const NOTHING: u8 = 0;
+/// There was one.
+pub(crate) const DEAD: u8 = 1;
+/// There is one, but it is being destroyed.
+pub(crate) const DYING: u8 = 2;
+/// There is one, in the set that a collection takes for unreachable.
+pub(crate) const UNREACHABLE: u8 = 3;
+/// There is one without the collector's words, and it has been finalized.
+pub(crate) const FINALIZED: u8 = 4;
+/// Smallest `gc_refs` of an object in a collection that a byte holds.
+pub(crate) const LEAST_REFS: u8 = 8;
+/// `gc_refs` 0.
+pub(crate) const NO_REFS: u8 = 128;
+/// References that a byte can count.
+pub(crate) const MOST_REFS: u8 = 100;
+/// There is one in a collection, and its `gc_refs` are in the words before it.
+pub(crate) const MANY_REFS: u8 = 250;
+/// There is one.
+pub(crate) const LIVE: u8 = 255;
+
+// Whatever the order in which references to an object are counted and taken off, its byte stays in its range.
+const _: () = assert!(NO_REFS - MOST_REFS > LEAST_REFS && NO_REFS + MOST_REFS < MANY_REFS);
+
+/// Whether a collection has yet to decide about an object.
+#[inline(always)]
+pub(crate) const fn is_undecided(state: u8) -> bool {
+    state >= LEAST_REFS && state <= MANY_REFS
+}
+
+pub(crate) struct ObjectTable {
+    base: usize,
+    units: usize,
+    alignment_shift: u32,
+    states: NonNull<u8>,
+    elsewhere: UnsafeCell<AddressMap<u8>>,
+    /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
+    nothing: UnsafeCell<u8>,
+}
+
+impl ObjectTable {
+    /// The table for a region (its first byte and bytes), or nothing when there is no address space for it.
+    pub fn new((base, len): (usize, usize), alignment: usize) -> Option<Self> {
+        let units = len / alignment;
+        let states = if units == 0 { NonNull::dangling() } else { os::map(units)? };
+        Some(Self {
+            base,
+            units,
+            alignment_shift: alignment.trailing_zeros(),
+            states,
+            elsewhere: UnsafeCell::default(),
+            nothing: UnsafeCell::new(NOTHING),
+        })
+    }
+
+    /// The byte of an address, which may be anything. Good until an object is entered.
+    #[inline(always)]
+    pub fn place(&self, address: usize) -> *mut u8 {
+        // What is not aligned becomes far too large.
+        let unit = address.wrapping_sub(self.base).rotate_right(self.alignment_shift);
+        if unit < self.units {
+            // SAFETY: the table has a byte for every unit.
+            unsafe { self.states.as_ptr().add(unit) }
+        } else {
+            self.place_elsewhere(address)
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn place_elsewhere(&self, address: usize) -> *mut u8 {
+        // SAFETY: the table is used by one thread, and no reference into it outlives a method.
+        let elsewhere = unsafe { &mut *self.elsewhere.get() };
+        elsewhere.get_mut(&address).map_or(self.nothing.get(), core::ptr::from_mut)
+    }
+
+    #[inline(always)]
+    pub fn state(&self, address: usize) -> u8 {
+        // SAFETY: `place` gives a byte of ours.
+        unsafe { *self.place(address) }
+    }
+
+    /// Makes sure that [`enter`](Self::enter) has room.
+    pub fn reserve(&self) -> bool {
+        // SAFETY: as in `place_elsewhere`.
+        unsafe { (*self.elsewhere.get()).try_reserve(1).is_ok() }
+    }
+
+    /// Enters an object, for which there is room.
+    pub fn enter(&self, address: usize) {
+        let place = self.place(address);
+        if place == self.nothing.get() {
+            // SAFETY: as in `place_elsewhere`.
+            unsafe { (*self.elsewhere.get()).insert(address, LIVE) };
+        } else {
+            // SAFETY: a byte of ours.
+            unsafe { *place = LIVE };
+        }
+    }
+
+    /// Says something else of an object that was entered.
+    #[inline(always)]
+    pub fn set(&self, address: usize, state: u8) {
+        debug_assert!(!core::ptr::eq(self.place(address), self.nothing.get()), "an object has been entered");
+        // SAFETY: a byte of ours.
+        unsafe { *self.place(address) = state };
+    }
+
+    /// Its memory is gone: for what lies outside the region, forgets that there ever was an object.
+    pub fn bury(&self, address: usize) {
+        let unit = address.wrapping_sub(self.base).rotate_right(self.alignment_shift);
+        if unit < self.units {
+            self.set(address, DEAD);
+        } else {
+            // SAFETY: as in `place_elsewhere`.
+            unsafe { (*self.elsewhere.get()).remove(&address) };
+        }
+    }
+
+    /// Asks the processor to fetch the byte of an address.
+    #[inline(always)]
+    pub fn prefetch(&self, address: usize) {
+        let unit = address.wrapping_sub(self.base).rotate_right(self.alignment_shift);
+        os::prefetch(self.states.as_ptr().wrapping_add(unit));
+    }
+}
+
+impl Drop for ObjectTable {
+    fn drop(&mut self) {
+        if self.units != 0 {
+            // SAFETY: mapped by `new` with this size; the table is gone.
+            unsafe { os::unmap(self.states, self.units) };
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Types: what an object of each is made of, and where its parts lie.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+
+use super::ObjectError;
+use crate::allocator::PY_SSIZE_T_MAX;
+use crate::profile::{InlineValues, ObjectRules, Storage};
+
+/// Bytes of `PyObject`: the reference count and the type.
+pub(crate) const HEADER: usize = 16;
+/// Bytes of `PyVarObject`: a header, and how many items follow (`ob_size`).
+const VAR_HEADER: usize = 24;
+/// Bytes of the two words that the collector keeps before an object (`PyGC_Head`).
+pub(crate) const GC_HEAD: usize = 16;
+/// Bytes of the two words for a managed dict and weak references, before the collector's.
+const MANAGED_WORDS: usize = 16;
+/// Where a managed list of weak references is: words before the object, times their size.
+const MANAGED_WEAKLIST: isize = -32;
+/// Names that a class's instances can share keys for at first (`SHARED_KEYS_MAX_SIZE`).
+const SHARED_KEYS_MAX_SIZE: usize = 30;
+/// Bytes of a reference.
+const REFERENCE: usize = 8;
+
+/// What a field holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FieldKind {
+    /// A reference to an object, or NULL.
+    Object,
+    /// An integer from 0 to 255.
+    U8,
+    /// A signed integer of 32 bits.
+    I32,
+    /// An unsigned integer of 32 bits.
+    U32,
+    /// A signed integer of 64 bits.
+    I64,
+    /// A floating-point number of 64 bits.
+    F64,
+}
+
+impl FieldKind {
+    /// Bytes, and alignment.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::I32 | Self::U32 => 4,
+            Self::Object | Self::I64 | Self::F64 => 8,
+        }
+    }
+}
+
+/// What the variable part of an object holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ItemKind {
+    /// References to objects, 8 bytes each.
+    Object,
+    /// Bytes.
+    Byte,
+}
+
+/// Which of a type's functions the [`Hooks`](super::Hooks) have; the others are native.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct HookSet {
+    /// `tp_traverse`
+    pub traverse: bool,
+    /// `tp_clear`
+    pub clear: bool,
+    /// `tp_finalize` (PEP 442)
+    pub finalize: bool,
+    /// `tp_del`, the legacy finalizer.
+    pub del: bool,
+    /// Something to be told of at an object's end.
+    pub dealloc: bool,
+}
+
+/// What a type is to be.
+#[derive(Clone, Default, Debug)]
+pub struct TypeSpec {
+    /// `tp_name`
+    pub name: String,
+    /// The fields, in the order in which they are laid out, each aligned to its own size.
+    pub fields: Vec<(String, FieldKind)>,
+    /// What the variable part holds, if there is one.
+    pub items: Option<ItemKind>,
+    /// `Py_TPFLAGS_HAVE_GC`
+    pub gc: bool,
+    /// Whether weak references to its objects can be made.
+    pub weakrefs: bool,
+    /// Whether its objects carry a dict as those of a Python class do.
+    pub managed_dict: bool,
+    /// How many destroyed objects are kept for the next [`alloc`](super::ObjectHeap::alloc).
+    pub free_list: usize,
+    /// What the hooks do for it.
+    pub hooks: HookSet,
+}
+
+/// Which type, among those of a heap.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TypeId(pub(crate) u32);
+
+impl TypeId {
+    /// Types are numbered from 0 in the order in which they were defined; number 0 is the weak reference.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A field of a type.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FieldInfo {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub kind: FieldKind,
+    /// Bytes from the object's address.
+    pub offset: usize,
+}
+
+/// References that lie side by side: where the first is, from the object's address, and how many there are.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Run {
+    pub offset: u32,
+    pub count: u32,
+}
+
+/// A type (`PyTypeObject`).
+#[derive(Debug)]
+pub struct Type {
+    // What a traversal needs comes first.
+    /// The first run of fields that are references.
+    pub(crate) refs: Run,
+    /// Whether `refs` is all there is to traverse.
+    pub(crate) simple: bool,
+    pub(crate) gc: bool,
+    pub(crate) hooks: HookSet,
+    pub(crate) items: Option<ItemKind>,
+    pub(crate) items_offset: usize,
+    /// The other runs.
+    pub(crate) more_refs: Box<[Run]>,
+    pub(crate) id: TypeId,
+    /// Bytes before the object (`_PyType_PreHeaderSize`).
+    pub(crate) presize: usize,
+    /// Where the list of weak references is, in bytes from the object's address (`tp_weaklistoffset`).
+    pub(crate) weaklist: Option<isize>,
+    pub(crate) free_list: usize,
+    /// Destroyed objects, the next one to be used last.
+    pub(crate) free: RefCell<Vec<usize>>,
+    /// How many names the shared keys still have room for, where objects have inline values (`dk_usable`).
+    inline_keys: Option<Cell<usize>>,
+    basicsize: usize,
+    name: String,
+    fields: Vec<FieldInfo>,
+}
+
+const fn align(offset: usize, to: usize) -> usize {
+    offset.next_multiple_of(to)
+}
+
+impl Type {
+    /// Lays a type out as the release does.
+    pub(crate) fn new(id: TypeId, spec: TypeSpec, rules: &ObjectRules) -> Result<Self, ObjectError> {
+        let mut end = if spec.items.is_some() { VAR_HEADER } else { HEADER };
+        let mut fields = Vec::new();
+        fields.try_reserve_exact(spec.fields.len()).map_err(|_| ObjectError::NoMemory)?;
+        let mut runs: Vec<Run> = Vec::new();
+        runs.try_reserve_exact(spec.fields.len() + 1).map_err(|_| ObjectError::NoMemory)?;
+        for (name, kind) in spec.fields {
+            if fields.iter().any(|field: &FieldInfo| field.name == name) {
+                return Err(ObjectError::Argument("fields with different names"));
+            }
+            let offset = align(end, kind.size());
+            end = offset + kind.size();
+            if kind == FieldKind::Object {
+                match runs.last_mut() {
+                    Some(run) if run.offset as usize + run.count as usize * REFERENCE == offset => run.count += 1,
+                    _ => runs.push(Run { offset: offset as u32, count: 1 }),
+                }
+            }
+            fields.push(FieldInfo { name, kind, offset });
+        }
+        end = align(end, REFERENCE);
+        // Words before the collector's are found from the object's address, across the collector's.
+        let managed = |wanted: bool, storage: Storage| wanted && storage == Storage::PreHeader && spec.gc;
+        let (managed_dict, managed_weaklist) = (managed(spec.managed_dict, rules.dict), managed(spec.weakrefs, rules.weaklist));
+        let dict_slot = spec.managed_dict && !managed_dict;
+        if dict_slot && spec.items.is_none() {
+            end += REFERENCE;
+        }
+        let mut weaklist = managed_weaklist.then_some(MANAGED_WEAKLIST);
+        if spec.weakrefs && !managed_weaklist {
+            weaklist = Some(end as isize);
+            end += REFERENCE;
+        }
+        let items_offset = end;
+        if dict_slot && spec.items.is_some() {
+            // It lies behind the items.
+            end += REFERENCE;
+        }
+        let has_inline_values = managed_dict
+            && match rules.inline_values {
+                InlineValues::Never => false,
+                InlineValues::BareTypes => spec.items.is_none() && end == HEADER,
+                InlineValues::FixedSizeTypes => spec.items.is_none(),
+            };
+        let presize = usize::from(spec.gc) * GC_HEAD + usize::from(managed_dict || managed_weaklist) * MANAGED_WORDS;
+        let refs = runs.first().copied().unwrap_or_default();
+        let more_refs: Box<[Run]> = runs.iter().skip(1).copied().collect();
+        Ok(Self {
+            refs,
+            simple: more_refs.is_empty() && spec.items != Some(ItemKind::Object) && !spec.hooks.traverse,
+            gc: spec.gc,
+            hooks: spec.hooks,
+            items: spec.items,
+            items_offset,
+            more_refs,
+            id,
+            presize,
+            weaklist,
+            free_list: spec.free_list,
+            free: RefCell::default(),
+            inline_keys: has_inline_values.then(|| Cell::new(SHARED_KEYS_MAX_SIZE)),
+            basicsize: end,
+            name: spec.name,
+            fields,
+        })
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> TypeId {
+        self.id
+    }
+
+    /// `tp_name`
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of an object without items (`tp_basicsize`).
+    pub fn basicsize(&self) -> usize {
+        self.basicsize
+    }
+
+    /// Bytes of an item (`tp_itemsize`); 0 where there are none.
+    pub fn itemsize(&self) -> usize {
+        match self.items {
+            None => 0,
+            Some(ItemKind::Object) => REFERENCE,
+            Some(ItemKind::Byte) => 1,
+        }
+    }
+
+    /// What the variable part holds, if there is one.
+    pub fn items(&self) -> Option<ItemKind> {
+        self.items
+    }
+
+    /// The fields, in order.
+    pub fn fields(&self) -> &[FieldInfo] {
+        &self.fields
+    }
+
+    /// `Py_TPFLAGS_HAVE_GC`
+    pub fn is_gc(&self) -> bool {
+        self.gc
+    }
+
+    /// Bytes before an object of this type: the collector's words, and those of a managed dict and weak references.
+    pub fn presize(&self) -> usize {
+        self.presize
+    }
+
+    /// Bytes of an object with `nitems` items (`_PyObject_VAR_SIZE`), or nothing when there is no such number.
+    pub(crate) fn var_size(&self, nitems: usize) -> Option<usize> {
+        let size = self.basicsize.checked_add(nitems.checked_mul(self.itemsize())?)?.checked_next_multiple_of(REFERENCE)?;
+        (size <= PY_SSIZE_T_MAX).then_some(size)
+    }
+
+    /// Bytes of the values behind the next object (`_PyInlineValuesSize`).
+    pub(crate) fn inline_values_size(&self) -> usize {
+        self.inline_keys.as_ref().map_or(0, |keys| align(keys.get(), REFERENCE) + (keys.get() + 1) * REFERENCE)
+    }
+
+    /// An object has been made, whose attributes other objects are not going to have (`_PyObject_InitInlineValues`).
+    pub(crate) fn use_inline_values(&self) {
+        if let Some(keys) = &self.inline_keys
+            && keys.get() > 1
+        {
+            keys.set(keys.get() - 1);
+        }
+    }
+}
+
+impl Type {
+    /// The weak reference (`_PyWeakref_RefType`), of which a type laid out without fields is the beginning.
+    pub(crate) fn weakref(mut self, rules: &ObjectRules) -> Self {
+        self.basicsize = rules.weakref_basicsize;
+        self
+    }
+
+    /// Whether it is the weak reference.
+    #[inline]
+    pub(crate) fn is_weakref(&self) -> bool {
+        self.id == TypeId(0)
+    }
+
+    /// Whether anything happens at the end of an object, but that its references are dropped.
+    #[inline]
+    pub(crate) fn has_end(&self) -> bool {
+        self.weaklist.is_some() || self.is_weakref() || self.hooks.finalize || self.hooks.del || self.hooks.dealloc
+    }
+
+    /// Makes room for the objects that the type keeps, or some of them.
+    pub(crate) fn reserve_free_list(&self) -> Result<(), ObjectError> {
+        self.free.borrow_mut().try_reserve(self.free_list.min(256)).map_err(|_| ObjectError::NoMemory)
+    }
+}

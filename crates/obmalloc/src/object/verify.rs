@@ -1,0 +1,61 @@
+//! A walk over every object and every list of the collector, for `verify()` and for property tests.
+
+use alloc::format;
+
+use super::{ObjectHeap, header, table};
+use crate::gc::list::{ListId, position};
+use crate::pymalloc::Corruption;
+
+macro_rules! ensure {
+    ($holds:expr, $address:expr, $($what:tt)+) => {
+        if !$holds {
+            return Err(Corruption { what: format!($($what)+), address: $address });
+        }
+    };
+}
+
+impl ObjectHeap {
+    /// As [`CheckedHeap::verify`](crate::CheckedHeap::verify), and walks the collector's lists and the objects in them: their headers, and
+    /// what they refer to.
+    ///
+    /// # Errors
+    /// The first structure that does not hold.
+    pub fn verify(&self) -> Result<(), Corruption> {
+        self.heap.verify()?;
+        let gc = &self.state().gc;
+        for id in ListId::ALL {
+            let list = &gc.lists[id as usize];
+            let mut live = 0;
+            for (place, &object) in list.entries().iter().enumerate() {
+                if object == 0 {
+                    continue;
+                }
+                live += 1;
+                self.verify_tracked(object, id, place)?;
+            }
+            ensure!(live == list.len(), 0, "the list {id:?} counts {} objects, but has {live}", list.len());
+            let between = matches!(id, ListId::Young | ListId::Middle | ListId::Old | ListId::Permanent);
+            ensure!(between || gc.collecting || live == 0, 0, "the list {id:?} has {live} objects outside a collection");
+        }
+        Ok(())
+    }
+
+    fn verify_tracked(&self, object: usize, id: ListId, place: usize) -> Result<(), Corruption> {
+        let state = self.table().state(object);
+        ensure!(!matches!(state, table::NOTHING | table::DEAD), object, "the list {id:?} has something that is no object");
+        ensure!(state == table::LIVE || self.state().gc.collecting, object, "an object is in state {state} outside a collection");
+        // SAFETY: the table says that it is an object.
+        let (kind, next, refcnt) = unsafe { (header::kind(object), header::gc_next(object), header::refcnt(object)) };
+        let known = self.state().types.iter().any(|other| core::ptr::eq(&raw const **other, kind));
+        ensure!(known, object, "an object's type is none of this heap");
+        ensure!(kind.gc, object, "an object of {} is tracked, which is no GC type", kind.name());
+        ensure!(position(next) == (id, place), object, "an object does not know its place in the list {id:?}");
+        ensure!(refcnt != 0, object, "an object is tracked that has no references");
+        ensure!(
+            self.heap.check_use(crate::domain::Domain::Obj, object - kind.presize).is_ok(),
+            object,
+            "an object lies in no live block"
+        );
+        Ok(())
+    }
+}
