@@ -193,7 +193,7 @@ impl ObjectHeap {
         if let Some(generation) = generation
             && let Err(error) = self.collect_with_callbacks(generation)
         {
-            self.in_hook(|| self.hooks.collection_failed(error));
+            self.in_hook(|| self.hooks.collection_failed(self, error));
         }
     }
 

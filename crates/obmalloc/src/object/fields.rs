@@ -10,6 +10,8 @@ use crate::domain::Fault;
 pub enum Field<'a> {
     /// The field with this name.
     Name(&'a str),
+    /// The field with this number, from 0, in the order of the type's spec.
+    Member(usize),
     /// The item with this number, from 0.
     Item(usize),
 }
@@ -43,6 +45,11 @@ impl ObjectHeap {
                 .find(|field| field.name == name)
                 .map(|field| Place::Field(field.kind, object + field.offset))
                 .ok_or(ObjectError::Argument("the name of a field of the object's type")),
+            Field::Member(index) => kind
+                .fields()
+                .get(index)
+                .map(|field| Place::Field(field.kind, object + field.offset))
+                .ok_or(ObjectError::Argument("the number of a field of the object's type")),
             Field::Item(index) => {
                 // SAFETY: the caller has looked the object up.
                 if index >= unsafe { header::nitems(kind, object) } {

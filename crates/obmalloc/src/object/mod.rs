@@ -98,7 +98,7 @@ pub trait Hooks {
     /// A collection starts or has stopped (`gc.callbacks`).
     fn gc_callback(&self, heap: &ObjectHeap, phase: Phase, info: &Info) {}
     /// A collection that nobody asked for could not be done.
-    fn collection_failed(&self, error: ObjectError) {}
+    fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
     fn write(&self, text: &str) {}
 }
@@ -374,6 +374,11 @@ impl ObjectHeap {
             !matches!(self.table().state(object), table::NOTHING | table::DEAD)
                 && unsafe { header::kind(object) }.presize == object.wrapping_sub(block)
         })
+    }
+
+    /// As [`CheckedHeap::free_blocks_outside`].
+    pub fn free_blocks_outside(&mut self) {
+        self.heap.free_blocks_outside();
     }
 
     /// An object's memory is the object's: only its type gives it back.

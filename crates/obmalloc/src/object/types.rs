@@ -262,6 +262,11 @@ impl Type {
         &self.fields
     }
 
+    /// Which of its functions the hooks have.
+    pub fn hooks(&self) -> HookSet {
+        self.hooks
+    }
+
     /// `Py_TPFLAGS_HAVE_GC`
     pub fn is_gc(&self) -> bool {
         self.gc
