@@ -8,9 +8,11 @@
 //! |---|---|---|
 //! | `random` | seed, count | the number of calls made on the mem and obj domains |
 //! | `bench` | release, rounds, traces, whether to run the loops too | loop → \[nanoseconds a call in CPython, here, median ratio\] |
+//! | `gc_bench` | release, objects, rounds | shape of the objects → \[nanoseconds an object in CPython, here, median ratio\] |
 //! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes held here\] |
 
 mod cpython;
+mod gc_loops;
 mod loops;
 mod random;
 
@@ -37,11 +39,16 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
                 rows.into_iter().map(|(name, row)| (name, json!([row.there, row.here, row.ratio]))).collect::<Map<_, _>>(),
             ))
         }
+        "gc_bench" => {
+            let (release, count, rounds): (String, usize, usize) = serde_json::from_str(arguments).map_err(wrong)?;
+            let rows = gc_loops::run(&release, count, rounds)?;
+            Ok(Value::Object(rows.into_iter().map(|(name, row)| (name, json!(row))).collect::<Map<_, _>>()))
+        }
         "peak" => {
             let (release, trace, here): (String, PathBuf, bool) = serde_json::from_str(arguments).map_err(wrong)?;
             Ok(json!(loops::peak(&release, &trace, here)?))
         }
-        _ => Err(format!("unknown function {function:?}: expected random, bench or peak")),
+        _ => Err(format!("unknown function {function:?}: expected random, bench, gc_bench or peak")),
     }
 }
 

@@ -11,9 +11,13 @@ const SLOTS: usize = 200_000;
 const MOOD: u64 = 50_000;
 
 /// xorshift64*
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -21,7 +25,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         self.next() as usize % limit
     }
 }
@@ -56,7 +60,7 @@ impl Mood {
 
 /// Makes `count` calls from `seed`, then frees what is left.
 pub fn run(seed: u64, count: u64) -> u64 {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let mut blocks: Vec<(*mut c_void, bool)> = vec![(ptr::null_mut(), false); SLOTS];
     let mut mood = Mood::new(&mut random);
     let mut calls = 0;

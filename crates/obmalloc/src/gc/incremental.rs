@@ -56,7 +56,7 @@ impl ObjectHeap {
 
     /// `gc_collect_region`
     fn collect_region(&self, from: ListId, to: ListId) -> Result<Found, ObjectError> {
-        let deduced = self.deduce_unreachable(from, ListId::Unreachable);
+        let deduced = self.deduce_unreachable(from);
         if from != to {
             self.state().gc.merge(from, to);
         }

@@ -20,14 +20,8 @@ pub(crate) enum ListId {
     Old,
     /// Frozen objects.
     Permanent,
-    /// What a collection has found to be unreachable.
-    Unreachable,
     /// Unreachable objects with legacy finalizers, and what they reach.
     Finalizers,
-    /// Unreachable objects whose turn to be finalized has been.
-    Seen,
-    /// Unreachable objects that no finalizer made reachable.
-    FinalUnreachable,
     /// Weak references whose callbacks are to be called.
     WrcbToCall,
     /// What an increment collects.
@@ -35,23 +29,13 @@ pub(crate) enum ListId {
 }
 
 /// Number of lists.
-pub(crate) const LISTS: usize = 10;
+pub(crate) const LISTS: usize = 7;
 /// Below the place in a list, in `_gc_next`.
 const PLACE_SHIFT: u32 = 4;
 
 impl ListId {
-    pub const ALL: [Self; LISTS] = [
-        Self::Young,
-        Self::Middle,
-        Self::Old,
-        Self::Permanent,
-        Self::Unreachable,
-        Self::Finalizers,
-        Self::Seen,
-        Self::FinalUnreachable,
-        Self::WrcbToCall,
-        Self::Increment,
-    ];
+    pub const ALL: [Self; LISTS] =
+        [Self::Young, Self::Middle, Self::Old, Self::Permanent, Self::Finalizers, Self::WrcbToCall, Self::Increment];
 }
 
 /// The list and the place in it that a tracked object's `_gc_next` says.
@@ -86,7 +70,7 @@ impl GcList {
 
     /// The objects, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
-        self.entries[self.first..].iter().copied().filter(|&object| object != 0)
+        self.entries.iter().copied().filter(|&object| object != 0)
     }
 
     /// The first object.
@@ -169,17 +153,22 @@ impl GcList {
         self.live = 0;
     }
 
-    /// Empties a place whose object is going to be in another list. The list is not to be used but for [`append`](Self::append) until
-    /// [`settle`](Self::settle).
-    #[inline(always)]
-    pub fn vacate(&mut self, place: usize) {
-        self.entries[place] = 0;
-        self.live -= 1;
+    /// The entries, for whoever is going to vacate places and append objects, and to call [`settle`](Self::settle) then.
+    pub fn entries_mut(&mut self) -> &mut Vec<usize> {
+        &mut self.entries
     }
 
-    /// After places have been vacated.
-    pub fn settle(&mut self) {
-        if self.live == 0 {
+    /// Takes stock, after places have been vacated and objects appended from place `appended` on.
+    pub fn settle(&mut self, appended: usize) {
+        let mut live = 0;
+        for (place, &object) in self.entries.iter().enumerate() {
+            live += usize::from(object != 0);
+            if place >= appended {
+                set_position(object, self.id, place);
+            }
+        }
+        self.live = live;
+        if live == 0 {
             self.clear();
         }
     }

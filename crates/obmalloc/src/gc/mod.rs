@@ -111,7 +111,7 @@ impl Gc {
         }
     }
 
-    /// Moves a tracked object to the end of a list (`gc_list_move`), which has room for it.
+    /// Moves an object to the end of a list (`gc_list_move`), which has room for it.
     pub fn move_to(&mut self, object: usize, to: ListId) {
         self.remove(object);
         self.list(to).append(object);
@@ -243,9 +243,12 @@ impl ObjectHeap {
             return;
         }
         let state = self.state();
-        state.gc.remove(object);
         if state.table.state(object) == table::UNREACHABLE {
             state.table.set(object, table::LIVE);
+            // SAFETY: as above.
+            unsafe { header::set_gc_next(object, 0) };
+        } else {
+            state.gc.remove(object);
         }
         if self.rules.counted == Counted::Tracking {
             state.gc.count[0] -= i32::from(state.gc.count[0] > 0);

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use super::list::ListId;
 use super::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
-use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, ObjectTable, UNREACHABLE, is_undecided};
+use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, UNREACHABLE, is_undecided};
 use crate::object::{ObjectError, ObjectHeap, Type, header};
 use crate::os;
 use crate::profile::{Algorithm, ImmortalMet, Resurrection, WeakrefsCleared};
@@ -21,8 +21,9 @@ const AHEAD: usize = 16;
 /// What a collection works with, kept for the next one.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// Objects that looked unreachable when it was their turn.
-    maybe_unreachable: Vec<usize>,
+    /// The unreachable objects, in CPython's order. What has died, or is not unreachable after all, is still here, but its byte in the
+    /// table is not [`UNREACHABLE`].
+    unreachable: Vec<usize>,
     /// What hooks have visited, of each object whose type has one: where in `visits` it begins and ends. One answer serves the whole
     /// collection, so that a hook that answers differently the next time does no harm.
     visited: AddressMap<(usize, usize)>,
@@ -99,7 +100,7 @@ impl ObjectHeap {
         for &id in &ids[..generation] {
             gc.merge(id, young);
         }
-        self.deduce_unreachable(young, ListId::Unreachable)?;
+        self.deduce_unreachable(young)?;
         let gc = &mut self.state().gc;
         if young == old {
             gc.long_lived_pending = 0;
@@ -119,159 +120,185 @@ impl ObjectHeap {
 
     /// Makes room in every list that a collection moves objects to, so that it cannot fail half-way.
     pub(super) fn reserve_for_collection(&self) -> Result<(), ObjectError> {
-        use ListId::{FinalUnreachable, Finalizers, Increment, Middle, Old, Permanent, Seen, Unreachable, WrcbToCall, Young};
+        use ListId::{Finalizers, Increment, Middle, Old, Permanent, WrcbToCall, Young};
         let gc = &mut self.state().gc;
         let all = gc.tracked();
         // An object may join a generation twice: with the survivors, and after its weak reference's callback.
         let generations = [Young, Middle, Old].into_iter().all(|id| gc.list(id).reserve(2 * all));
-        let others = [Permanent, Unreachable, Finalizers, Seen, FinalUnreachable, WrcbToCall, Increment];
-        if generations && others.into_iter().all(|id| gc.list(id).reserve(all)) { Ok(()) } else { Err(ObjectError::NoMemory) }
+        let others = [Permanent, Finalizers, WrcbToCall, Increment].into_iter().all(|id| gc.list(id).reserve(all));
+        let scratch = gc.scratch.unreachable.try_reserve(all).is_ok();
+        if generations && others && scratch { Ok(()) } else { Err(ObjectError::NoMemory) }
     }
 
     /// What a collection does with the unreachable objects once it knows them: `old` is where those that stay go.
     pub(super) fn collect_unreachable(&self, old: ListId) -> Result<Found, ObjectError> {
-        if self.state().gc.list(ListId::Unreachable).len() == 0 {
-            return Ok(Found::default());
+        let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
+        let result = self.end_unreachable(&mut unreachable, old);
+        if result.is_err() {
+            // Nothing has been destroyed, and nothing is going to be.
+            self.each_unreachable(&unreachable, |object| self.rejoin(object, old));
+            self.state().gc.merge(ListId::Finalizers, old);
         }
-        self.move_legacy_finalizers();
-        self.move_legacy_finalizer_reachable()?;
-        if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
-            self.debug_cycles("collectable", ListId::Unreachable);
-        }
+        unreachable.clear();
+        self.state().gc.scratch.unreachable = unreachable;
+        result
+    }
+
+    fn end_unreachable(&self, unreachable: &mut Vec<usize>, old: ListId) -> Result<Found, ObjectError> {
         let mut found = Found::default();
-        let (freed, called) = self.handle_weakrefs(old);
-        found.collected += freed;
-        let called = called | self.finalize_garbage();
-        // What nothing has touched is as unreachable as it was.
-        let last = if called { self.handle_resurrected_objects(old) } else { Ok(Some(ListId::Unreachable)) };
-        let last = match last {
-            Ok(last) => last,
-            Err(error) => {
-                // Nothing has been destroyed, and nothing is going to be.
-                self.clear_collecting(ListId::Unreachable);
-                let gc = &mut self.state().gc;
-                gc.merge(ListId::Unreachable, old);
-                gc.merge(ListId::Finalizers, old);
-                return Err(error);
-            }
-        };
-        if let Some(last) = last {
-            if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
-                self.clear_weakrefs_of(last);
-            }
-            found.collected += self.state().gc.list(last).len();
-            self.delete_garbage(last, old);
+        if unreachable.is_empty() {
+            return Ok(found);
         }
+        self.move_legacy_finalizers(unreachable);
+        self.move_legacy_finalizer_reachable();
+        if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
+            self.each_unreachable(unreachable, |object| self.debug_cycle("collectable", object));
+        }
+        let (freed, called_back) = self.handle_weakrefs(unreachable, old);
+        found.collected += freed;
+        let finalized = self.finalize_garbage(unreachable);
+        // What no hook has touched is as unreachable as it was.
+        if (called_back || finalized) && !self.handle_resurrected_objects(unreachable, old)? {
+            unreachable.clear();
+        }
+        if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
+            self.clear_weakrefs_of(unreachable);
+        }
+        self.each_unreachable(unreachable, |_| found.collected += 1);
+        self.delete_garbage(unreachable, old);
         found.uncollectable = self.state().gc.list(ListId::Finalizers).len();
         if self.state().gc.debug & DEBUG_UNCOLLECTABLE != 0 {
-            self.debug_cycles("uncollectable", ListId::Finalizers);
+            let finalizers = &self.state().gc.lists[ListId::Finalizers as usize];
+            finalizers.iter().for_each(|object| self.debug_cycle("uncollectable", object));
         }
         self.handle_legacy_finalizers(old);
         Ok(found)
     }
 
-    /// Finds out which objects of `base` nothing outside it reaches, and moves them to `unreachable`, which is empty.
+    /// Calls `visit` with those of the objects that are still in the set of unreachable ones.
+    pub(super) fn each_unreachable(&self, unreachable: &[usize], mut visit: impl FnMut(usize)) {
+        for &object in unreachable {
+            if self.table().state(object) == UNREACHABLE {
+                visit(object);
+            }
+        }
+    }
+
+    /// Takes an object out of the set of unreachable ones, and puts it into a list, which has room.
+    fn rejoin(&self, object: usize, list: ListId) {
+        let state = self.state();
+        state.table.set(object, LIVE);
+        state.gc.list(list).append(object);
+    }
+
+    /// Finds out which objects of `base` nothing outside it reaches, and moves them to the set of unreachable ones.
     ///
     /// # Errors
     /// When a hook fails or does not tell the truth: the objects are where they were.
-    pub(super) fn deduce_unreachable(&self, base: ListId, unreachable: ListId) -> Result<(), ObjectError> {
+    pub(super) fn deduce_unreachable(&self, base: ListId) -> Result<(), ObjectError> {
         let gc = &mut self.state().gc;
         let all = gc.list(base).len();
-        if gc.scratch.maybe_unreachable.try_reserve(all).is_err() || !gc.list(base).reserve(all) {
+        if gc.scratch.unreachable.try_reserve(all).is_err() || !gc.list(base).reserve(all) {
             return Err(ObjectError::NoMemory);
         }
-        self.count_refs(base)?;
-        self.move_unreachable(base, unreachable);
-        Ok(())
+        // While they are looked at, the entries are in nobody's hands but ours.
+        let mut entries = core::mem::take(gc.list(base).entries_mut());
+        let count = entries.len();
+        let counted = self.count_refs(&mut entries);
+        if counted.is_ok() {
+            let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
+            self.move_unreachable(&mut entries, &mut unreachable);
+            self.state().gc.scratch.unreachable = unreachable;
+        }
+        let list = self.state().gc.list(base);
+        *list.entries_mut() = entries;
+        list.settle(count);
+        counted
     }
 
-    /// Counts, of every object of a list, the references that do not come from the others.
-    fn count_refs(&self, base: ListId) -> Result<(), ObjectError> {
+    /// Counts, of every object, the references that do not come from the others.
+    ///
+    /// # Errors
+    /// When a hook fails or does not tell the truth: nothing is said of any object then.
+    fn count_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
         scratch.visits.clear();
-        self.update_refs(base);
-        let counted = self.subtract_refs(base);
-        self.state().gc.list(base).settle();
+        self.update_refs(objects);
+        let counted = self.subtract_refs(objects);
         if counted.is_err() {
-            self.clear_collecting(base);
+            self.clear_collecting(objects);
         }
         counted
     }
 
-    /// Says of every object that this collection has yet to decide about it.
-    fn update_refs(&self, base: ListId) {
-        let table = self.table();
-        let entries = self.state().gc.lists[base as usize].entries();
-        for (place, &object) in entries.iter().enumerate() {
-            if let Some(&ahead) = entries.get(place + AHEAD) {
-                table.prefetch(ahead);
-            }
+    /// Says of all objects that no collection is about them (`gc_list_clear_collecting`).
+    fn clear_collecting(&self, objects: &[usize]) {
+        for &object in objects {
             if object != 0 {
-                // SAFETY: a tracked object has a byte in the table.
-                unsafe { *table.place(object) = NO_REFS };
+                self.table().set(object, LIVE);
+                // SAFETY: a tracked object.
+                unsafe { header::set_gc_refs(object, 0) };
             }
         }
     }
 
-    /// Counts, of every object, the references that do not come from the others.
-    fn subtract_refs(&self, base: ListId) -> Result<(), ObjectError> {
-        let table = self.table();
-        let count = self.state().gc.lists[base as usize].entries().len();
-        for place in 0..count {
-            // Hooks only look; the entries are fetched anew for those that list them.
-            let entries = self.state().gc.lists[base as usize].entries();
-            if let Some(&ahead) = entries.get(place + AHEAD) {
+    /// Says of every object that this collection has yet to decide about it.
+    fn update_refs(&self, objects: &[usize]) {
+        let places = self.table().places();
+        for (index, &object) in objects.iter().enumerate() {
+            if let Some(&ahead) = objects.get(index + AHEAD) {
+                places.prefetch(ahead);
+            }
+            if object != 0 {
+                // SAFETY: a tracked object has a byte in the table.
+                unsafe { *places.of(object) = NO_REFS };
+            }
+        }
+    }
+
+    /// Adds every object's references to its count, and takes one off the counts of those that it refers to.
+    fn subtract_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
+        let places = self.table().places();
+        for index in 0..objects.len() {
+            if let Some(&ahead) = objects.get(index + AHEAD) {
                 os::prefetch(core::ptr::without_provenance(ahead));
             }
-            let object = entries[place];
+            let object = objects[index];
             if object == 0 {
                 continue;
             }
             // SAFETY: a tracked object; nothing changes while references are counted.
             unsafe {
-                let (refcnt, at) = (header::refcnt(object), table.place(object));
+                let (refcnt, at) = (header::refcnt(object), places.of(object));
                 let kind = header::kind(object);
                 if refcnt > usize::from(MOST_REFS) || *at == MANY_REFS {
-                    if !self.add_many(table, object, refcnt) {
-                        self.set_aside(base, object);
+                    if self.is_immortal(refcnt) {
+                        self.set_aside(object);
+                        objects[index] = 0;
                         continue;
                     }
+                    count_in_head(at, object, refcnt as isize);
                 } else {
                     *at += refcnt as u8;
                 }
                 if kind.hooks.traverse {
-                    self.subtract_visited(table, kind, object)?;
+                    self.subtract_visited(kind, object)?;
                 } else {
-                    header::each_reference(kind, object, |reference| visit_decref(table, reference));
+                    header::each_reference(kind, object, |reference| visit_decref(places, reference));
                 }
             }
         }
         Ok(())
     }
 
-    /// Adds more references than a byte can count to an object's `gc_refs`; false when it is immortal.
-    #[cold]
-    unsafe fn add_many(&self, table: &ObjectTable, object: usize, refcnt: usize) -> bool {
-        if self.is_immortal(refcnt) {
-            return false;
-        }
-        // SAFETY: called by `subtract_refs`.
-        unsafe { count_in_head(table.place(object), object, refcnt as isize) };
-        true
-    }
-
     /// An immortal object takes no part in collections.
     #[cold]
-    fn set_aside(&self, base: ListId, object: usize) {
+    fn set_aside(&self, object: usize) {
         let state = self.state();
         state.table.set(object, LIVE);
         // SAFETY: a tracked object.
         unsafe { header::set_gc_refs(object, 0) };
-        // The list's other entries stay where they are, for `subtract_refs` goes on with them.
-        // SAFETY: as above.
-        let (_, place) = super::position(unsafe { header::gc_next(object) });
-        state.gc.list(base).vacate(place);
         match self.rules.immortal_met {
             ImmortalMet::Frozen => state.gc.list(ListId::Permanent).append(object),
             // SAFETY: as above.
@@ -281,7 +308,7 @@ impl ObjectHeap {
 
     /// Asks a hook what an object refers to, and remembers the answer.
     #[cold]
-    fn subtract_visited(&self, table: &ObjectTable, kind: &Type, object: usize) -> Result<(), ObjectError> {
+    fn subtract_visited(&self, kind: &Type, object: usize) -> Result<(), ObjectError> {
         let visited = self.visited(kind, object)?;
         let scratch = &mut self.state().gc.scratch;
         if scratch.visited.try_reserve(1).is_err() || scratch.visits.try_reserve(visited.len()).is_err() {
@@ -292,7 +319,7 @@ impl ObjectHeap {
         scratch.visited.insert(object, (begin, scratch.visits.len()));
         for reference in visited {
             // SAFETY: an object, as `visited` has found.
-            unsafe { visit_decref(table, reference) };
+            unsafe { visit_decref(self.table().places(), reference) };
         }
         Ok(())
     }
@@ -301,120 +328,105 @@ impl ObjectHeap {
     #[inline(always)]
     unsafe fn traverse(&self, kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
         if kind.hooks.traverse {
-            let scratch = &self.state().gc.scratch;
-            let (begin, end) = scratch.visited.get(&object).copied().unwrap_or_default();
-            scratch.visits[begin..end].iter().for_each(|&reference| visit(reference));
+            self.traverse_visited(object, &mut visit);
         } else {
             // SAFETY: the caller gives an object of the type.
             unsafe { header::each_reference(kind, object, visit) };
         }
     }
 
+    #[cold]
+    fn traverse_visited(&self, object: usize, visit: &mut dyn FnMut(usize)) {
+        let scratch = &self.state().gc.scratch;
+        let (begin, end) = scratch.visited.get(&object).copied().unwrap_or_default();
+        scratch.visits[begin..end].iter().for_each(|&reference| visit(reference));
+    }
+
     /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
-    /// from an object behind it, goes to the end of `base`.
-    fn move_unreachable(&self, base: ListId, unreachable: ListId) {
-        let table = self.table();
-        let mut maybe_unreachable = core::mem::take(&mut self.state().gc.scratch.maybe_unreachable);
-        let mut place = 0;
-        loop {
-            let entries = self.state().gc.lists[base as usize].entries();
-            let Some(&object) = entries.get(place) else { break };
-            if let Some(&ahead) = entries.get(place + AHEAD) {
+    /// from an object behind it, goes to the end of `objects`.
+    fn move_unreachable(&self, objects: &mut Vec<usize>, unreachable: &mut Vec<usize>) {
+        let places = self.table().places();
+        let mut index = 0;
+        while let Some(&object) = objects.get(index) {
+            if let Some(&ahead) = objects.get(index + AHEAD) {
                 os::prefetch(core::ptr::without_provenance(ahead));
             }
-            if object != 0 {
-                // SAFETY: a tracked object.
-                unsafe {
-                    let at = table.place(object);
-                    if *at == NO_REFS || (*at == MANY_REFS && header::gc_refs(object) == 0) {
-                        *at = UNREACHABLE;
-                        maybe_unreachable.push(object);
-                        self.state().gc.list(base).vacate(place);
-                    } else {
-                        if *at == MANY_REFS {
-                            header::set_gc_refs(object, 0);
-                        }
-                        *at = LIVE;
-                        let kind = header::kind(object);
-                        self.traverse(kind, object, |reference| {
-                            if visit_reachable(table, reference) {
-                                self.state().gc.list(base).append(reference);
-                            }
-                        });
-                    }
+            index += 1;
+            if object == 0 {
+                continue;
+            }
+            // SAFETY: a tracked object.
+            unsafe {
+                let at = places.of(object);
+                if *at == NO_REFS || (*at == MANY_REFS && header::gc_refs(object) == 0) {
+                    *at = UNREACHABLE;
+                    unreachable.push(object);
+                    objects[index - 1] = 0;
+                    continue;
                 }
+                if *at == MANY_REFS {
+                    header::set_gc_refs(object, 0);
+                }
+                *at = LIVE;
+                let kind = header::kind(object);
+                self.traverse(kind, object, |reference| {
+                    if visit_reachable(places, reference) {
+                        objects.push(reference);
+                    }
+                });
             }
-            place += 1;
         }
-        let gc = &mut self.state().gc;
-        gc.list(base).settle();
-        for &object in &maybe_unreachable {
-            if table.state(object) == UNREACHABLE {
-                gc.list(unreachable).append(object);
-            }
-        }
-        maybe_unreachable.clear();
-        gc.scratch.maybe_unreachable = maybe_unreachable;
+        // Those that have been moved back are not unreachable.
+        // SAFETY: tracked objects have bytes in the table.
+        unreachable.retain(|&object| unsafe { *places.of(object) } == UNREACHABLE);
     }
 
     /// Moves objects with a `tp_del` from the unreachable ones to the finalizers.
-    fn move_legacy_finalizers(&self) {
-        let state = self.state();
-        if !state.types.iter().any(|kind| kind.hooks.del) {
-            return;
-        }
-        for place in 0..state.gc.list(ListId::Unreachable).entries().len() {
-            // The list loses its entries when its last object leaves.
-            let Some(&object) = state.gc.list(ListId::Unreachable).entries().get(place) else { break };
-            // SAFETY: a tracked object.
-            if object != 0 && unsafe { header::kind(object) }.hooks.del {
-                state.table.set(object, LIVE);
-                state.gc.move_to(object, ListId::Finalizers);
-            }
+    fn move_legacy_finalizers(&self, unreachable: &[usize]) {
+        if self.state().types.iter().any(|kind| kind.hooks.del) {
+            self.each_unreachable(unreachable, |object| {
+                // SAFETY: a tracked object.
+                if unsafe { header::kind(object) }.hooks.del {
+                    self.rejoin(object, ListId::Finalizers);
+                }
+            });
         }
     }
 
     /// Moves what is reached from the finalizers to them, from the unreachable objects.
-    fn move_legacy_finalizer_reachable(&self) -> Result<(), ObjectError> {
+    fn move_legacy_finalizer_reachable(&self) {
         let mut place = 0;
         while let Some(&object) = self.state().gc.list(ListId::Finalizers).entries().get(place) {
             // SAFETY: nothing has left the list, and all in it are tracked objects.
             unsafe {
                 let kind = header::kind(object);
                 self.traverse(kind, object, |reference| {
-                    let state = self.state();
-                    if state.table.state(reference) == UNREACHABLE {
-                        state.table.set(reference, LIVE);
-                        state.gc.move_to(reference, ListId::Finalizers);
+                    if self.table().state(reference) == UNREACHABLE {
+                        self.rejoin(reference, ListId::Finalizers);
                     }
                 });
             }
             place += 1;
         }
-        Ok(())
     }
 
-    fn debug_cycles(&self, what: &str, list: ListId) {
-        for object in self.state().gc.lists[list as usize].iter() {
-            // SAFETY: a tracked object.
-            let name = unsafe { header::kind(object) }.name();
-            self.hooks.write(&format!("gc: {what} <{name} {object:#x}>\n"));
-        }
+    fn debug_cycle(&self, what: &str, object: usize) {
+        // SAFETY: a tracked object.
+        let name = unsafe { header::kind(object) }.name();
+        self.hooks.write(&format!("gc: {what} <{name} {object:#x}>\n"));
     }
 
     /// Runs the finalizers of unreachable objects that have not been finalized; whether there were any.
-    fn finalize_garbage(&self) -> bool {
-        let gc = &mut self.state().gc;
-        // SAFETY: tracked objects.
-        let due = |object| unsafe { header::kind(object).hooks.finalize && !header::is_finalized(object) };
-        if !gc.list(ListId::Unreachable).iter().any(due) {
-            return false;
+    fn finalize_garbage(&self, unreachable: &[usize]) -> bool {
+        let mut any = false;
+        if !self.state().types.iter().any(|kind| kind.hooks.finalize) {
+            return any;
         }
-        while let Some(object) = self.state().gc.list(ListId::Unreachable).first() {
-            self.state().gc.move_to(object, ListId::Seen);
-            if due(object) {
-                // SAFETY: a tracked object, kept by the reference that it is given.
-                unsafe {
+        self.each_unreachable(unreachable, |object| {
+            // SAFETY: a tracked object, kept by the reference that it is given.
+            unsafe {
+                if header::kind(object).hooks.finalize && !header::is_finalized(object) {
+                    any = true;
                     header::set_finalized(object);
                     self.incref_object(object);
                     let id = header::kind(object).id();
@@ -422,60 +434,61 @@ impl ObjectHeap {
                     self.decref_object(object);
                 }
             }
-        }
-        self.state().gc.merge(ListId::Seen, ListId::Unreachable);
-        true
+        });
+        any
     }
 
-    /// Finds out which of the unreachable objects are so still, and gives the list that they are in. The others join `old`.
-    fn handle_resurrected_objects(&self, old: ListId) -> Result<Option<ListId>, ObjectError> {
+    /// Finds out which of the unreachable objects are so still; the others join `old`. False when none is to be destroyed.
+    fn handle_resurrected_objects(&self, unreachable: &mut Vec<usize>, old: ListId) -> Result<bool, ObjectError> {
+        unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
         if self.rules.resurrection == Resurrection::KeepsAll {
-            return Ok(if self.check_garbage()? {
-                Some(ListId::Unreachable)
-            } else {
-                self.state().gc.merge(ListId::Unreachable, old);
-                None
-            });
+            return self.check_garbage(unreachable, old);
         }
-        self.clear_collecting(ListId::Unreachable);
-        self.deduce_unreachable(ListId::Unreachable, ListId::FinalUnreachable)?;
-        self.state().gc.merge(ListId::Unreachable, old);
-        Ok(Some(ListId::FinalUnreachable))
+        let mut still = Vec::new();
+        let room = still.try_reserve_exact(unreachable.len()).is_ok() && unreachable.try_reserve(unreachable.len()).is_ok();
+        let counted = if room { self.count_refs(unreachable) } else { Err(ObjectError::NoMemory) };
+        if counted.is_err() {
+            unreachable.iter().filter(|&&object| object != 0).for_each(|&object| self.table().set(object, UNREACHABLE));
+            return counted.map(|()| true);
+        }
+        self.move_unreachable(unreachable, &mut still);
+        unreachable.iter().filter(|&&object| object != 0).for_each(|&object| self.state().gc.list(old).append(object));
+        *unreachable = still;
+        Ok(true)
     }
 
-    /// Whether all of the unreachable objects are so still (`check_garbage`). Their order stays.
-    fn check_garbage(&self) -> Result<bool, ObjectError> {
-        self.count_refs(ListId::Unreachable)?;
-        let table = self.table();
-        let unreachable = &self.state().gc.lists[ListId::Unreachable as usize];
-        let is_garbage = |object| match table.state(object) {
-            NO_REFS => true,
+    /// Whether all of the unreachable objects are so still (`check_garbage`); if not, all of them join `old`, in their order.
+    fn check_garbage(&self, unreachable: &mut [usize], old: ListId) -> Result<bool, ObjectError> {
+        let counted = self.count_refs(unreachable);
+        let mut all = true;
+        for &object in unreachable.iter().filter(|&&object| object != 0) {
+            let state = self.table().state(object);
             // SAFETY: a tracked object.
-            MANY_REFS => unsafe { header::gc_refs(object) == 0 },
-            _ => false,
-        };
-        let all = unreachable.iter().all(is_garbage);
-        self.clear_collecting(ListId::Unreachable);
+            all &= state == NO_REFS || (state == MANY_REFS && unsafe { header::gc_refs(object) } == 0);
+            // SAFETY: as above.
+            unsafe { header::set_gc_refs(object, 0) };
+            self.table().set(object, UNREACHABLE);
+        }
+        counted?;
+        if !all {
+            self.each_unreachable(unreachable, |object| self.rejoin(object, old));
+        }
         Ok(all)
     }
 
-    /// Says of all objects in a list that no collection is about them (`gc_list_clear_collecting`).
-    fn clear_collecting(&self, list: ListId) {
-        let state = self.state();
-        for object in state.gc.lists[list as usize].iter() {
-            state.table.set(object, LIVE);
-            // SAFETY: a tracked object.
-            unsafe { header::set_gc_refs(object, 0) };
-        }
-    }
-
     /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them.
-    fn delete_garbage(&self, garbage: ListId, old: ListId) {
-        while let Some(object) = self.state().gc.list(garbage).first() {
-            // SAFETY: a tracked object, kept by the reference that it is given.
+    fn delete_garbage(&self, garbage: &[usize], old: ListId) {
+        let places = self.table().places();
+        for (index, &object) in garbage.iter().enumerate() {
+            if let Some(&ahead) = garbage.get(index + AHEAD) {
+                os::prefetch(core::ptr::without_provenance(ahead));
+            }
+            // SAFETY: an object of the set is tracked, and kept by the reference that it is given.
             unsafe {
-                let gc = &mut self.state().gc;
-                if gc.debug & DEBUG_SAVEALL != 0 {
+                if *places.of(object) != UNREACHABLE {
+                    continue;
+                }
+                if self.state().gc.debug & DEBUG_SAVEALL != 0 {
                     self.append_to_garbage(object);
                 } else {
                     let kind = header::kind(object);
@@ -489,12 +502,10 @@ impl ObjectHeap {
                     }
                     self.decref_object(object);
                 }
-            }
-            let state = self.state();
-            if state.gc.list(garbage).first() == Some(object) {
-                // It lives on; it may die later.
-                state.table.set(object, LIVE);
-                state.gc.move_to(object, old);
+                if *places.of(object) == UNREACHABLE {
+                    // It lives on; it may die later.
+                    self.rejoin(object, old);
+                }
             }
         }
     }
@@ -528,10 +539,10 @@ impl ObjectHeap {
 /// # Safety
 /// References are being counted.
 #[inline(always)]
-unsafe fn visit_decref(table: &ObjectTable, reference: usize) {
-    let at = table.place(reference);
-    // SAFETY: `place` gives a byte of the table.
+unsafe fn visit_decref(places: Places, reference: usize) {
+    // SAFETY: a byte of the table.
     unsafe {
+        let at = places.of(reference);
         let state = *at;
         if state > table::LEAST_REFS && state < MANY_REFS {
             *at = state - 1;
@@ -558,10 +569,10 @@ unsafe fn count_in_head(at: *mut u8, object: usize, change: isize) {
 /// # Safety
 /// References have been counted.
 #[inline(always)]
-unsafe fn visit_reachable(table: &ObjectTable, reference: usize) -> bool {
-    let at = table.place(reference);
-    // SAFETY: `place` gives a byte of the table; an object counted for elsewhere has the collector's words.
+unsafe fn visit_reachable(places: Places, reference: usize) -> bool {
+    // SAFETY: a byte of the table; an object counted for elsewhere has the collector's words.
     unsafe {
+        let at = places.of(reference);
         match *at {
             NO_REFS => *at = NO_REFS + 1,
             MANY_REFS if header::gc_refs(reference) == 0 => *at = NO_REFS + 1,

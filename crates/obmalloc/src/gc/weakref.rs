@@ -206,24 +206,19 @@ impl ObjectHeap {
 
     /// Clears weak references to unreachable objects, and calls the callbacks of those that are reachable themselves (`handle_weakrefs`,
     /// from 3.15 `handle_weakref_callbacks`). Gives how many of these died of it, and whether any callback was called.
-    pub(super) fn handle_weakrefs(&self, old: ListId) -> (usize, bool) {
-        let state = self.state();
-        if !state.types.iter().any(|kind| kind.weaklist.is_some()) {
+    pub(super) fn handle_weakrefs(&self, unreachable: &[usize], old: ListId) -> (usize, bool) {
+        if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
             return (0, false);
         }
         let only_callbacks = self.rules.weakrefs_cleared == WeakrefsCleared::CallbacksBeforeOthersAfter;
-        for place in 0..state.gc.list(ListId::Unreachable).entries().len() {
-            let object = self.state().gc.list(ListId::Unreachable).entries()[place];
-            if object == 0 {
-                continue;
-            }
+        self.each_unreachable(unreachable, |object| {
             // SAFETY: tracked objects; the lists of objects lead to weak references.
             unsafe {
                 let kind = header::kind(object);
                 if kind.is_weakref() && !only_callbacks {
                     self.clear_ref(object);
                 }
-                let Some(offset) = kind.weaklist else { continue };
+                let Some(offset) = kind.weaklist else { return };
                 let mut reference = *header::weaklist(object, offset);
                 while reference != 0 {
                     let next = header::wr_next(reference);
@@ -239,7 +234,7 @@ impl ObjectHeap {
                     reference = next;
                 }
             }
-        }
+        });
         self.call_weakref_callbacks(old)
     }
 
@@ -264,17 +259,12 @@ impl ObjectHeap {
         (freed, called)
     }
 
-    /// Clears all weak references to the objects of a list, and those among them (`clear_weakrefs`).
-    pub(super) fn clear_weakrefs_of(&self, list: ListId) {
-        let state = self.state();
-        if !state.types.iter().any(|kind| kind.weaklist.is_some()) {
+    /// Clears all weak references to unreachable objects, and those among them (`clear_weakrefs`).
+    pub(super) fn clear_weakrefs_of(&self, unreachable: &[usize]) {
+        if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
             return;
         }
-        for place in 0..state.gc.list(list).entries().len() {
-            let object = self.state().gc.list(list).entries()[place];
-            if object == 0 {
-                continue;
-            }
+        self.each_unreachable(unreachable, |object| {
             // SAFETY: a tracked object.
             let kind = unsafe { header::kind(object) };
             if kind.is_weakref() {
@@ -283,6 +273,6 @@ impl ObjectHeap {
             if let Some(offset) = kind.weaklist {
                 self.clear_weakrefs_silently(object, offset);
             }
-        }
+        });
     }
 }

@@ -41,13 +41,53 @@ pub(crate) const fn is_undecided(state: u8) -> bool {
 }
 
 pub(crate) struct ObjectTable {
+    places: Places,
+    /// Bytes of the table itself.
+    size: usize,
+    elsewhere: UnsafeCell<AddressMap<u8>>,
+    /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
+    nothing: UnsafeCell<u8>,
+}
+
+/// Where the bytes are. A loop that writes bytes has it in registers, for a byte may be anything, as far as the compiler knows, even where
+/// the bytes are.
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
     base: usize,
     units: usize,
     alignment_shift: u32,
     states: NonNull<u8>,
-    elsewhere: UnsafeCell<AddressMap<u8>>,
-    /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
-    nothing: UnsafeCell<u8>,
+    table: *const ObjectTable,
+}
+
+impl Places {
+    /// The byte of an address, which may be anything. Good until an object is entered.
+    ///
+    /// # Safety
+    /// The table that this is of is where it was.
+    #[inline(always)]
+    pub unsafe fn of(&self, address: usize) -> *mut u8 {
+        let unit = self.unit(address);
+        if unit < self.units {
+            // SAFETY: the table has a byte for every unit.
+            unsafe { self.states.as_ptr().add(unit) }
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { (*self.table).place_elsewhere(address) }
+        }
+    }
+
+    /// What is not aligned becomes far too large.
+    #[inline(always)]
+    fn unit(&self, address: usize) -> usize {
+        address.wrapping_sub(self.base).rotate_right(self.alignment_shift)
+    }
+
+    /// Asks the processor to fetch the byte of an address.
+    #[inline(always)]
+    pub fn prefetch(&self, address: usize) {
+        os::prefetch(self.states.as_ptr().wrapping_add(self.unit(address)));
+    }
 }
 
 impl ObjectTable {
@@ -55,27 +95,26 @@ impl ObjectTable {
     pub fn new((base, len): (usize, usize), alignment: usize) -> Option<Self> {
         let units = len / alignment;
         let states = if units == 0 { NonNull::dangling() } else { os::map(units)? };
+        let alignment_shift = alignment.trailing_zeros();
         Some(Self {
-            base,
-            units,
-            alignment_shift: alignment.trailing_zeros(),
-            states,
+            places: Places { base, units, alignment_shift, states, table: core::ptr::null() },
+            size: units,
             elsewhere: UnsafeCell::default(),
             nothing: UnsafeCell::new(NOTHING),
         })
     }
 
+    /// Where the bytes are, for as long as the table stays where it is.
+    #[inline(always)]
+    pub fn places(&self) -> Places {
+        Places { table: self, ..self.places }
+    }
+
     /// The byte of an address, which may be anything. Good until an object is entered.
     #[inline(always)]
-    pub fn place(&self, address: usize) -> *mut u8 {
-        // What is not aligned becomes far too large.
-        let unit = address.wrapping_sub(self.base).rotate_right(self.alignment_shift);
-        if unit < self.units {
-            // SAFETY: the table has a byte for every unit.
-            unsafe { self.states.as_ptr().add(unit) }
-        } else {
-            self.place_elsewhere(address)
-        }
+    fn place(&self, address: usize) -> *mut u8 {
+        // SAFETY: this is the table.
+        unsafe { self.places().of(address) }
     }
 
     #[cold]
@@ -119,29 +158,22 @@ impl ObjectTable {
     }
 
     /// Its memory is gone: for what lies outside the region, forgets that there ever was an object.
+    #[inline]
     pub fn bury(&self, address: usize) {
-        let unit = address.wrapping_sub(self.base).rotate_right(self.alignment_shift);
-        if unit < self.units {
+        if self.places.unit(address) < self.places.units {
             self.set(address, DEAD);
         } else {
             // SAFETY: as in `place_elsewhere`.
             unsafe { (*self.elsewhere.get()).remove(&address) };
         }
     }
-
-    /// Asks the processor to fetch the byte of an address.
-    #[inline(always)]
-    pub fn prefetch(&self, address: usize) {
-        let unit = address.wrapping_sub(self.base).rotate_right(self.alignment_shift);
-        os::prefetch(self.states.as_ptr().wrapping_add(unit));
-    }
 }
 
 impl Drop for ObjectTable {
     fn drop(&mut self) {
-        if self.units != 0 {
+        if self.size != 0 {
             // SAFETY: mapped by `new` with this size; the table is gone.
-            unsafe { os::unmap(self.states, self.units) };
+            unsafe { os::unmap(self.places.states, self.size) };
         }
     }
 }
