@@ -158,17 +158,13 @@ impl GcList {
         &mut self.entries
     }
 
-    /// Takes stock, after places have been vacated and objects appended from place `appended` on.
-    pub fn settle(&mut self, appended: usize) {
-        let mut live = 0;
-        for (place, &object) in self.entries.iter().enumerate() {
-            live += usize::from(object != 0);
-            if place >= appended {
-                set_position(object, self.id, place);
-            }
+    /// Takes stock, after `left` objects have left their places, and objects have been appended from place `appended` on.
+    pub fn settle(&mut self, left: usize, appended: usize) {
+        for place in appended..self.entries.len() {
+            set_position(self.entries[place], self.id, place);
         }
-        self.live = live;
-        if live == 0 {
+        self.live = self.live + self.entries.len() - appended - left;
+        if self.live == 0 {
             self.clear();
         }
     }

@@ -6,6 +6,7 @@
 mod incremental;
 pub(crate) mod list;
 mod phases;
+mod scan;
 mod weakref;
 
 use alloc::vec::Vec;

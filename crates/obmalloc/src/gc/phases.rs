@@ -8,6 +8,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::list::ListId;
+use super::scan;
 use super::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
 use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, UNREACHABLE, is_undecided};
@@ -15,15 +16,16 @@ use crate::object::{ObjectError, ObjectHeap, Type, header};
 use crate::os;
 use crate::profile::{Algorithm, ImmortalMet, Resurrection, WeakrefsCleared};
 
-/// Objects by which the processor is asked ahead.
-const AHEAD: usize = 16;
-
 /// What a collection works with, kept for the next one.
 #[derive(Default)]
 pub(crate) struct Scratch {
     /// The unreachable objects, in CPython's order. What has died, or is not unreachable after all, is still here, but its byte in the
     /// table is not [`UNREACHABLE`].
     unreachable: Vec<usize>,
+    /// Objects that looked unreachable when it was their turn, and are not.
+    moved_back: Vec<usize>,
+    /// How many immortal objects have been taken out of the list.
+    set_aside: usize,
     /// What hooks have visited, of each object whose type has one: where in `visits` it begins and ends. One answer serves the whole
     /// collection, so that a hook that answers differently the next time does no harm.
     visited: AddressMap<(usize, usize)>,
@@ -198,21 +200,24 @@ impl ObjectHeap {
     pub(super) fn deduce_unreachable(&self, base: ListId) -> Result<(), ObjectError> {
         let gc = &mut self.state().gc;
         let all = gc.list(base).len();
-        if gc.scratch.unreachable.try_reserve(all).is_err() || !gc.list(base).reserve(all) {
+        let scratch = &mut gc.scratch;
+        let room = scratch.unreachable.try_reserve(all).is_ok() && scratch.moved_back.try_reserve(all).is_ok();
+        if !room || !gc.list(base).reserve(all) {
             return Err(ObjectError::NoMemory);
         }
         // While they are looked at, the entries are in nobody's hands but ours.
         let mut entries = core::mem::take(gc.list(base).entries_mut());
         let count = entries.len();
         let counted = self.count_refs(&mut entries);
+        let mut left = core::mem::take(&mut self.state().gc.scratch.set_aside);
         if counted.is_ok() {
             let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
-            self.move_unreachable(&mut entries, &mut unreachable);
+            left += self.move_unreachable(&mut entries, &mut unreachable);
             self.state().gc.scratch.unreachable = unreachable;
         }
         let list = self.state().gc.list(base);
         *list.entries_mut() = entries;
-        list.settle(count);
+        list.settle(left, count);
         counted
     }
 
@@ -224,12 +229,28 @@ impl ObjectHeap {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
         scratch.visits.clear();
-        self.update_refs(objects);
-        let counted = self.subtract_refs(objects);
+        scratch.set_aside = 0;
+        let counted = match self.table().alignment_shift() {
+            3 => self.update_and_subtract_refs::<3>(objects),
+            _ => self.update_and_subtract_refs::<4>(objects),
+        };
         if counted.is_err() {
             self.clear_collecting(objects);
         }
         counted
+    }
+
+    fn update_and_subtract_refs<const SHIFT: u32>(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
+        let places = self.table().places::<SHIFT>();
+        self.update_refs(places, objects);
+        self.subtract_refs(places, objects)
+    }
+
+    fn move_unreachable(&self, objects: &mut Vec<usize>, unreachable: &mut Vec<usize>) -> usize {
+        match self.table().alignment_shift() {
+            3 => self.move_unreachable_in(self.table().places::<3>(), objects, unreachable),
+            _ => self.move_unreachable_in(self.table().places::<4>(), objects, unreachable),
+        }
     }
 
     /// Says of all objects that no collection is about them (`gc_list_clear_collecting`).
@@ -244,12 +265,8 @@ impl ObjectHeap {
     }
 
     /// Says of every object that this collection has yet to decide about it.
-    fn update_refs(&self, objects: &[usize]) {
-        let places = self.table().places();
-        for (index, &object) in objects.iter().enumerate() {
-            if let Some(&ahead) = objects.get(index + AHEAD) {
-                places.prefetch(ahead);
-            }
+    fn update_refs<const SHIFT: u32>(&self, places: Places<SHIFT>, objects: &[usize]) {
+        for &object in objects {
             if object != 0 {
                 // SAFETY: a tracked object has a byte in the table.
                 unsafe { *places.of(object) = NO_REFS };
@@ -258,36 +275,41 @@ impl ObjectHeap {
     }
 
     /// Adds every object's references to its count, and takes one off the counts of those that it refers to.
-    fn subtract_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
-        let places = self.table().places();
-        for index in 0..objects.len() {
-            if let Some(&ahead) = objects.get(index + AHEAD) {
-                os::prefetch(core::ptr::without_provenance(ahead));
-            }
-            let object = objects[index];
+    fn subtract_refs<const SHIFT: u32>(&self, places: Places<SHIFT>, objects: &mut [usize]) -> Result<(), ObjectError> {
+        let mut index = 0;
+        while let Some(&object) = objects.get(index) {
             if object == 0 {
+                index += 1;
                 continue;
             }
             // SAFETY: a tracked object; nothing changes while references are counted.
             unsafe {
-                let (refcnt, at) = (header::refcnt(object), places.of(object));
                 let kind = header::kind(object);
-                if refcnt > usize::from(MOST_REFS) || *at == MANY_REFS {
-                    if self.is_immortal(refcnt) {
-                        self.set_aside(object);
-                        objects[index] = 0;
+                if kind.simple {
+                    let stopped = scan::subtract_refs(places, objects, index, kind, visit_decref);
+                    if stopped != index {
+                        index = stopped;
                         continue;
                     }
-                    count_in_head(at, object, refcnt as isize);
+                }
+                let (refcnt, at) = (header::refcnt(object), places.of(object));
+                let state = *at;
+                if refcnt <= usize::from(MOST_REFS) && state != MANY_REFS {
+                    *at = state + refcnt as u8;
+                } else if self.is_immortal(refcnt) {
+                    self.set_aside(object);
+                    objects[index] = 0;
+                    continue;
                 } else {
-                    *at += refcnt as u8;
+                    count_in_head(at, object, refcnt as isize);
                 }
                 if kind.hooks.traverse {
-                    self.subtract_visited(kind, object)?;
+                    self.subtract_visited(places, kind, object)?;
                 } else {
                     header::each_reference(kind, object, |reference| visit_decref(places, reference));
                 }
             }
+            index += 1;
         }
         Ok(())
     }
@@ -296,6 +318,7 @@ impl ObjectHeap {
     #[cold]
     fn set_aside(&self, object: usize) {
         let state = self.state();
+        state.gc.scratch.set_aside += 1;
         state.table.set(object, LIVE);
         // SAFETY: a tracked object.
         unsafe { header::set_gc_refs(object, 0) };
@@ -308,7 +331,7 @@ impl ObjectHeap {
 
     /// Asks a hook what an object refers to, and remembers the answer.
     #[cold]
-    fn subtract_visited(&self, kind: &Type, object: usize) -> Result<(), ObjectError> {
+    fn subtract_visited<const SHIFT: u32>(&self, places: Places<SHIFT>, kind: &Type, object: usize) -> Result<(), ObjectError> {
         let visited = self.visited(kind, object)?;
         let scratch = &mut self.state().gc.scratch;
         if scratch.visited.try_reserve(1).is_err() || scratch.visits.try_reserve(visited.len()).is_err() {
@@ -319,7 +342,7 @@ impl ObjectHeap {
         scratch.visited.insert(object, (begin, scratch.visits.len()));
         for reference in visited {
             // SAFETY: an object, as `visited` has found.
-            unsafe { visit_decref(self.table().places(), reference) };
+            unsafe { visit_decref(places, reference) };
         }
         Ok(())
     }
@@ -343,42 +366,82 @@ impl ObjectHeap {
     }
 
     /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
-    /// from an object behind it, goes to the end of `objects`.
-    fn move_unreachable(&self, objects: &mut Vec<usize>, unreachable: &mut Vec<usize>) {
-        let places = self.table().places();
+    /// from an object behind it, goes to the end of `objects`. Gives how many objects have left their places. There is room in all of
+    /// them.
+    fn move_unreachable_in<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        objects: &mut Vec<usize>,
+        unreachable: &mut Vec<usize>,
+    ) -> usize {
+        // What is moved back comes after all others, which are therefore looked at first.
+        let mut moved_back = core::mem::take(&mut self.state().gc.scratch.moved_back);
         let mut index = 0;
         while let Some(&object) = objects.get(index) {
-            if let Some(&ahead) = objects.get(index + AHEAD) {
-                os::prefetch(core::ptr::without_provenance(ahead));
-            }
-            index += 1;
             if object == 0 {
+                index += 1;
                 continue;
             }
-            // SAFETY: a tracked object.
+            // SAFETY: a tracked object; nothing changes meanwhile.
             unsafe {
-                let at = places.of(object);
-                if *at == NO_REFS || (*at == MANY_REFS && header::gc_refs(object) == 0) {
+                let (kind, at) = (header::kind(object), places.of(object));
+                if kind.simple {
+                    let to = (&mut *unreachable, &mut moved_back);
+                    let stopped = scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable);
+                    if stopped != index {
+                        index = stopped;
+                        continue;
+                    }
+                }
+                if has_no_refs(*at, object) {
                     *at = UNREACHABLE;
                     unreachable.push(object);
-                    objects[index - 1] = 0;
-                    continue;
+                    objects[index] = 0;
+                } else {
+                    self.move_reachable(places, object, &mut moved_back);
                 }
-                if *at == MANY_REFS {
-                    header::set_gc_refs(object, 0);
-                }
-                *at = LIVE;
-                let kind = header::kind(object);
-                self.traverse(kind, object, |reference| {
-                    if visit_reachable(places, reference) {
-                        objects.push(reference);
-                    }
-                });
             }
+            index += 1;
         }
-        // Those that have been moved back are not unreachable.
-        // SAFETY: tracked objects have bytes in the table.
-        unreachable.retain(|&object| unsafe { *places.of(object) } == UNREACHABLE);
+        let left = unreachable.len();
+        index = 0;
+        while let Some(&object) = moved_back.get(index) {
+            // SAFETY: as above.
+            unsafe {
+                scan::prefetch(&moved_back, index);
+                self.move_reachable(places, object, &mut moved_back);
+            }
+            index += 1;
+        }
+        if !moved_back.is_empty() {
+            objects.extend_from_slice(&moved_back);
+            // SAFETY: tracked objects have bytes in the table.
+            unreachable.retain(|&object| unsafe { *places.of(object) } == UNREACHABLE);
+            moved_back.clear();
+        }
+        self.state().gc.scratch.moved_back = moved_back;
+        left
+    }
+
+    /// An object is reachable, and so is what it refers to.
+    ///
+    /// # Safety
+    /// `object` is tracked; references have been counted.
+    #[inline]
+    unsafe fn move_reachable<const SHIFT: u32>(&self, places: Places<SHIFT>, object: usize, moved_back: &mut Vec<usize>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = places.of(object);
+            if *at == MANY_REFS {
+                header::set_gc_refs(object, 0);
+            }
+            *at = LIVE;
+            self.traverse(header::kind(object), object, |reference| {
+                if visit_reachable(places, reference) {
+                    moved_back.push(reference);
+                }
+            });
+        }
     }
 
     /// Moves objects with a `tp_del` from the unreachable ones to the finalizers.
@@ -462,9 +525,8 @@ impl ObjectHeap {
         let counted = self.count_refs(unreachable);
         let mut all = true;
         for &object in unreachable.iter().filter(|&&object| object != 0) {
-            let state = self.table().state(object);
             // SAFETY: a tracked object.
-            all &= state == NO_REFS || (state == MANY_REFS && unsafe { header::gc_refs(object) } == 0);
+            all &= unsafe { has_no_refs(self.table().state(object), object) };
             // SAFETY: as above.
             unsafe { header::set_gc_refs(object, 0) };
             self.table().set(object, UNREACHABLE);
@@ -478,14 +540,12 @@ impl ObjectHeap {
 
     /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them.
     fn delete_garbage(&self, garbage: &[usize], old: ListId) {
-        let places = self.table().places();
+        let table = self.table();
         for (index, &object) in garbage.iter().enumerate() {
-            if let Some(&ahead) = garbage.get(index + AHEAD) {
-                os::prefetch(core::ptr::without_provenance(ahead));
-            }
             // SAFETY: an object of the set is tracked, and kept by the reference that it is given.
             unsafe {
-                if *places.of(object) != UNREACHABLE {
+                scan::prefetch(garbage, index);
+                if table.state(object) != UNREACHABLE {
                     continue;
                 }
                 if self.state().gc.debug & DEBUG_SAVEALL != 0 {
@@ -502,7 +562,7 @@ impl ObjectHeap {
                     }
                     self.decref_object(object);
                 }
-                if *places.of(object) == UNREACHABLE {
+                if table.state(object) == UNREACHABLE {
                     // It lives on; it may die later.
                     self.rejoin(object, old);
                 }
@@ -538,8 +598,7 @@ impl ObjectHeap {
 ///
 /// # Safety
 /// References are being counted.
-#[inline(always)]
-unsafe fn visit_decref(places: Places, reference: usize) {
+unsafe fn visit_decref<const SHIFT: u32>(places: Places<SHIFT>, reference: usize) {
     // SAFETY: a byte of the table.
     unsafe {
         let at = places.of(reference);
@@ -549,6 +608,22 @@ unsafe fn visit_decref(places: Places, reference: usize) {
         } else if is_undecided(state) {
             count_in_head(at, reference, -1);
         }
+    }
+}
+
+/// Something that is reached refers to `reference`: whether that has to be moved back to the reachable objects.
+///
+/// # Safety
+/// References have been counted.
+unsafe fn visit_reachable<const SHIFT: u32>(places: Places<SHIFT>, reference: usize) -> bool {
+    // SAFETY: a byte of the table.
+    unsafe {
+        let at = places.of(reference);
+        let state = *at;
+        if state == UNREACHABLE || has_no_refs(state, reference) {
+            *at = NO_REFS + 1;
+        }
+        state == UNREACHABLE
     }
 }
 
@@ -564,24 +639,12 @@ unsafe fn count_in_head(at: *mut u8, object: usize, change: isize) {
     }
 }
 
-/// Something that is reached refers to `reference`; whether that has to be moved back to the reachable objects.
+/// Whether an object in this collection has not been reached yet: `gc_refs` is 0.
 ///
 /// # Safety
-/// References have been counted.
+/// `state` is that of the object; references have been counted.
 #[inline(always)]
-unsafe fn visit_reachable(places: Places, reference: usize) -> bool {
-    // SAFETY: a byte of the table; an object counted for elsewhere has the collector's words.
-    unsafe {
-        let at = places.of(reference);
-        match *at {
-            NO_REFS => *at = NO_REFS + 1,
-            MANY_REFS if header::gc_refs(reference) == 0 => *at = NO_REFS + 1,
-            UNREACHABLE => {
-                *at = NO_REFS + 1;
-                return true;
-            }
-            _ => {}
-        }
-    }
-    false
+unsafe fn has_no_refs(state: u8, object: usize) -> bool {
+    // SAFETY: an object that is counted for in its head has one.
+    state == NO_REFS || (state == MANY_REFS && unsafe { header::gc_refs(object) } == 0)
 }

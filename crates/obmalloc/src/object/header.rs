@@ -70,6 +70,25 @@ pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
     unsafe { &*ptr::with_exposed_provenance::<Type>(*word(object, 8)) }
 }
 
+/// Whether an object is of a type.
+///
+/// # Safety
+/// As the room says.
+#[inline(always)]
+pub(crate) unsafe fn is_of(object: usize, kind: &Type) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { *word(object, 8) == ptr::from_ref(kind).addr() }
+}
+
+/// Where the first run of an object's references begins.
+///
+/// # Safety
+/// As the room says; the type is the object's.
+#[inline(always)]
+pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const usize {
+    word(object, kind.refs.offset as isize)
+}
+
 /// Sets `ob_type`.
 ///
 /// # Safety
@@ -155,21 +174,46 @@ pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
 /// As the room says; the type is the object's. `visit` does not change the object.
 #[inline(always)]
 pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_slot(kind, object, |reference| {
+            if reference != 0 {
+                visit(reference);
+            }
+        });
+    }
+}
+
+/// As [`each_reference`], with NULL too.
+///
+/// # Safety
+/// As for `each_reference`.
+#[inline(always)]
+pub(crate) unsafe fn each_slot(kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
     // SAFETY: the caller's promise; invariant 2.
     unsafe {
         each_in_run(object, kind.refs, &mut visit);
         if !kind.simple {
-            for &run in &kind.more_refs {
-                each_in_run(object, run, &mut visit);
-            }
-            if kind.items == Some(ItemKind::Object) {
-                let items = word(object, kind.items_offset as isize);
-                for index in 0..size(object) {
-                    let reference = *items.add(index);
-                    if reference != 0 {
-                        visit(reference);
-                    }
-                }
+            each_further_slot(kind, object, &mut visit);
+        }
+    }
+}
+
+/// What [`each_slot`] visits after the first run.
+#[inline(never)]
+unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(usize)) {
+    // SAFETY: called by `each_slot`.
+    unsafe {
+        for &run in &kind.more_refs {
+            each_in_run(object, run, visit);
+        }
+        if kind.items == Some(ItemKind::Object) {
+            let first: *const usize = word(object, kind.items_offset as isize);
+            let end = first.add(size(object));
+            let mut slot = first;
+            while slot != end {
+                visit(*slot);
+                slot = slot.add(1);
             }
         }
     }
@@ -177,12 +221,13 @@ pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl 
 
 #[inline(always)]
 unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
-    let first = word(object, run.offset as isize);
-    for index in 0..run.count as usize {
-        // SAFETY: called by `each_reference` with a run of the object's type.
-        let reference = unsafe { *first.add(index) };
-        if reference != 0 {
-            visit(reference);
+    let mut slot: *const usize = word(object, run.offset as isize);
+    // SAFETY: called with a run of the object's type.
+    unsafe {
+        let end = slot.add(run.count as usize);
+        while slot != end {
+            visit(*slot);
+            slot = slot.add(1);
         }
     }
 }

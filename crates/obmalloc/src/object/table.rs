@@ -41,52 +41,48 @@ pub(crate) const fn is_undecided(state: u8) -> bool {
 }
 
 pub(crate) struct ObjectTable {
-    places: Places,
-    /// Bytes of the table itself.
-    size: usize,
+    base: usize,
+    units: usize,
+    alignment_shift: u32,
+    states: NonNull<u8>,
     elsewhere: UnsafeCell<AddressMap<u8>>,
     /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
     nothing: UnsafeCell<u8>,
 }
 
-/// Where the bytes are. A loop that writes bytes has it in registers, for a byte may be anything, as far as the compiler knows, even where
-/// the bytes are.
+/// Where the bytes are, of objects that are aligned to `1 << SHIFT`. A loop that writes bytes has it in registers, for a byte may be
+/// anything, as far as the compiler knows, even where the bytes are.
 #[derive(Clone, Copy)]
-pub(crate) struct Places {
+pub(crate) struct Places<const SHIFT: u32> {
     base: usize,
     units: usize,
-    alignment_shift: u32,
     states: NonNull<u8>,
     table: *const ObjectTable,
 }
 
-impl Places {
+impl<const SHIFT: u32> Places<SHIFT> {
     /// The byte of an address, which may be anything. Good until an object is entered.
     ///
     /// # Safety
     /// The table that this is of is where it was.
     #[inline(always)]
     pub unsafe fn of(&self, address: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.near(address).unwrap_or_else(|| unsafe { (*self.table).place_elsewhere(address) })
+    }
+
+    /// The byte of an address, if it is in the table itself.
+    #[inline(always)]
+    pub fn near(&self, address: usize) -> Option<*mut u8> {
         let unit = self.unit(address);
-        if unit < self.units {
-            // SAFETY: the table has a byte for every unit.
-            unsafe { self.states.as_ptr().add(unit) }
-        } else {
-            // SAFETY: the caller's promise.
-            unsafe { (*self.table).place_elsewhere(address) }
-        }
+        // SAFETY: the table has a byte for every unit.
+        (unit < self.units).then(|| unsafe { self.states.as_ptr().add(unit) })
     }
 
     /// What is not aligned becomes far too large.
     #[inline(always)]
     fn unit(&self, address: usize) -> usize {
-        address.wrapping_sub(self.base).rotate_right(self.alignment_shift)
-    }
-
-    /// Asks the processor to fetch the byte of an address.
-    #[inline(always)]
-    pub fn prefetch(&self, address: usize) {
-        os::prefetch(self.states.as_ptr().wrapping_add(self.unit(address)));
+        address.wrapping_sub(self.base).rotate_right(SHIFT)
     }
 }
 
@@ -95,26 +91,43 @@ impl ObjectTable {
     pub fn new((base, len): (usize, usize), alignment: usize) -> Option<Self> {
         let units = len / alignment;
         let states = if units == 0 { NonNull::dangling() } else { os::map(units)? };
-        let alignment_shift = alignment.trailing_zeros();
         Some(Self {
-            places: Places { base, units, alignment_shift, states, table: core::ptr::null() },
-            size: units,
+            base,
+            units,
+            alignment_shift: alignment.trailing_zeros(),
+            states,
             elsewhere: UnsafeCell::default(),
             nothing: UnsafeCell::new(NOTHING),
         })
     }
 
-    /// Where the bytes are, for as long as the table stays where it is.
+    /// Where the bytes are, for as long as the table stays where it is; `SHIFT` is the table's.
     #[inline(always)]
-    pub fn places(&self) -> Places {
-        Places { table: self, ..self.places }
+    pub fn places<const SHIFT: u32>(&self) -> Places<SHIFT> {
+        debug_assert_eq!(SHIFT, self.alignment_shift, "the table has a byte for every unit of this alignment");
+        Places { base: self.base, units: self.units, states: self.states, table: self }
+    }
+
+    /// The logarithm of the alignment.
+    pub fn alignment_shift(&self) -> u32 {
+        self.alignment_shift
+    }
+
+    #[inline(always)]
+    fn unit(&self, address: usize) -> usize {
+        address.wrapping_sub(self.base).rotate_right(self.alignment_shift)
     }
 
     /// The byte of an address, which may be anything. Good until an object is entered.
     #[inline(always)]
-    fn place(&self, address: usize) -> *mut u8 {
-        // SAFETY: this is the table.
-        unsafe { self.places().of(address) }
+    pub fn place(&self, address: usize) -> *mut u8 {
+        let unit = self.unit(address);
+        if unit < self.units {
+            // SAFETY: the table has a byte for every unit.
+            unsafe { self.states.as_ptr().add(unit) }
+        } else {
+            self.place_elsewhere(address)
+        }
     }
 
     #[cold]
@@ -160,7 +173,7 @@ impl ObjectTable {
     /// Its memory is gone: for what lies outside the region, forgets that there ever was an object.
     #[inline]
     pub fn bury(&self, address: usize) {
-        if self.places.unit(address) < self.places.units {
+        if self.unit(address) < self.units {
             self.set(address, DEAD);
         } else {
             // SAFETY: as in `place_elsewhere`.
@@ -171,9 +184,9 @@ impl ObjectTable {
 
 impl Drop for ObjectTable {
     fn drop(&mut self) {
-        if self.size != 0 {
+        if self.units != 0 {
             // SAFETY: mapped by `new` with this size; the table is gone.
-            unsafe { os::unmap(self.places.states, self.size) };
+            unsafe { os::unmap(self.states, self.units) };
         }
     }
 }
