@@ -141,7 +141,7 @@ impl ObjectHeap {
         // SAFETY: the caller gives an object; only those of GC types have the collector's words.
         unsafe {
             let next = if header::kind(object).gc { header::gc_next(object) } else { 0 };
-            next != 0 && super::position(next).0 == list
+            next != 0 && super::list::place(next).0 == list as usize
         }
     }
 

@@ -38,9 +38,10 @@ impl ListId {
         [Self::Young, Self::Middle, Self::Old, Self::Permanent, Self::Finalizers, Self::WrcbToCall, Self::Increment];
 }
 
-/// The list and the place in it that a tracked object's `_gc_next` says.
-pub(crate) fn position(gc_next: usize) -> (ListId, usize) {
-    (ListId::ALL[gc_next & ((1 << PLACE_SHIFT) - 1)], (gc_next >> PLACE_SHIFT) - 1)
+/// The number of the list and the place in it that a tracked object's `_gc_next` says.
+#[inline]
+pub(crate) fn place(gc_next: usize) -> (usize, usize) {
+    (gc_next & ((1 << PLACE_SHIFT) - 1), (gc_next >> PLACE_SHIFT) - 1)
 }
 
 /// Invariants:

@@ -11,7 +11,7 @@ mod weakref;
 
 use alloc::vec::Vec;
 
-use list::{GcList, LISTS, ListId, position};
+use list::{GcList, LISTS, ListId};
 
 use crate::domain::{Fault, FaultKind};
 use crate::object::{ObjectError, ObjectHeap, header, object_fault, table};
@@ -121,8 +121,8 @@ impl Gc {
     /// Takes a tracked object out of its list.
     fn remove(&mut self, object: usize) {
         // SAFETY: a tracked object.
-        let (id, place) = position(unsafe { header::gc_next(object) });
-        self.list(id).remove(place);
+        let (list, place) = list::place(unsafe { header::gc_next(object) });
+        self.lists[list].remove(place);
     }
 
     /// All objects that are tracked and not frozen, outside collections.
@@ -237,23 +237,33 @@ impl ObjectHeap {
     }
 
     /// `_PyObject_GC_UNTRACK`, if it is tracked. A collection that has found it unreachable has nothing to do with it any more.
-    #[inline]
     pub(crate) fn untrack_object(&self, object: usize) {
-        // SAFETY: the caller gives a GC object.
-        if unsafe { header::gc_next(object) } == 0 {
-            return;
-        }
-        let state = self.state();
-        if state.table.state(object) == table::UNREACHABLE {
-            state.table.set(object, table::LIVE);
-            // SAFETY: as above.
-            unsafe { header::set_gc_next(object, 0) };
-        } else {
-            state.gc.remove(object);
-        }
-        if self.rules.counted == Counted::Tracking {
-            state.gc.count[0] -= i32::from(state.gc.count[0] > 0);
-            state.gc.incremental.heap_size -= 1;
+        // SAFETY: the caller gives a GC object; the byte is its own.
+        unsafe { self.untrack_at(object, self.table().place(object)) };
+    }
+
+    /// As [`untrack_object`](Self::untrack_object).
+    ///
+    /// # Safety
+    /// `at` is the byte of `object`, a GC object.
+    #[inline]
+    pub(crate) unsafe fn untrack_at(&self, object: usize, at: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if header::gc_next(object) == 0 {
+                return;
+            }
+            let gc = &mut self.state().gc;
+            if *at == table::UNREACHABLE {
+                *at = table::LIVE;
+                header::set_gc_next(object, 0);
+            } else {
+                gc.remove(object);
+            }
+            if self.rules.counted == Counted::Tracking {
+                gc.count[0] -= i32::from(gc.count[0] > 0);
+                gc.incremental.heap_size -= 1;
+            }
         }
     }
 

@@ -542,31 +542,40 @@ impl ObjectHeap {
     fn delete_garbage(&self, garbage: &[usize], old: ListId) {
         let table = self.table();
         for (index, &object) in garbage.iter().enumerate() {
+            if table.state(object) != UNREACHABLE {
+                continue;
+            }
             // SAFETY: an object of the set is tracked, and kept by the reference that it is given.
             unsafe {
                 scan::prefetch(garbage, index);
-                if table.state(object) != UNREACHABLE {
-                    continue;
-                }
                 if self.state().gc.debug & DEBUG_SAVEALL != 0 {
                     self.append_to_garbage(object);
                 } else {
-                    let kind = header::kind(object);
                     self.incref_object(object);
-                    if kind.hooks.clear {
-                        self.in_hook(|| self.hooks.clear(self, kind.id(), object));
-                    } else if kind.is_weakref() {
-                        self.clear_weakref(object);
-                    } else {
-                        self.clear_references(kind, object);
-                    }
+                    self.tp_clear(header::kind(object), object);
                     self.decref_object(object);
                 }
-                if table.state(object) == UNREACHABLE {
+                let at = table.place(object);
+                if *at == UNREACHABLE {
                     // It lives on; it may die later.
-                    self.rejoin(object, old);
+                    *at = LIVE;
+                    self.state().gc.list(old).append(object);
                 }
             }
+        }
+    }
+
+    /// # Safety
+    /// `object` is one of the type, and has a reference that keeps it.
+    #[inline]
+    unsafe fn tp_clear(&self, kind: &Type, object: usize) {
+        if kind.hooks.clear {
+            self.in_hook(|| self.hooks.clear(self, kind.id(), object));
+        } else if kind.is_weakref() {
+            self.clear_weakref(object);
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { self.clear_references(kind, object) };
         }
     }
 

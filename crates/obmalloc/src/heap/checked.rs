@@ -127,10 +127,21 @@ impl CheckedHeap {
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.check(domain, address, Purpose::Free)?;
-        self.ledger().remove(address);
-        // SAFETY: checked just above to be a live block of this domain.
-        unsafe { self.heap.free(domain, NonNull::new(ptr::with_exposed_provenance_mut(address))) };
+        // SAFETY: checked just above.
+        unsafe { self.free_unchecked(domain, address) };
         Ok(())
+    }
+
+    /// As [`free`](Self::free), for whoever knows the block.
+    ///
+    /// # Safety
+    /// `address` is a live block of this heap and domain, and is not used any more.
+    #[inline]
+    pub(crate) unsafe fn free_unchecked(&self, domain: Domain, address: usize) {
+        debug_assert_eq!(self.check(domain, address, Purpose::Free), Ok(()), "the caller knows the block");
+        self.ledger().remove(address);
+        // SAFETY: the caller's promise.
+        unsafe { self.heap.free(domain, NonNull::new(ptr::with_exposed_provenance_mut(address))) };
     }
 
     #[inline]

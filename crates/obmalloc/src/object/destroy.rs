@@ -44,7 +44,8 @@ impl ObjectHeap {
 
     /// Destroys an object that has no references left, and every object whose last reference goes with it, depth first.
     fn destroy(&self, object: usize) {
-        if !self.begin_end(object) {
+        // SAFETY: the byte is the object's.
+        if !unsafe { self.begin_end(object, self.table().place(object)) } {
             return;
         }
         let base = self.state().dying.len();
@@ -52,30 +53,60 @@ impl ObjectHeap {
         loop {
             // SAFETY: an object whose end has begun keeps its memory until `finish`.
             let kind = unsafe { header::kind(current.object) };
-            // SAFETY: as above; the reference is taken out before anything else can happen.
-            let dropped =
-                unsafe { header::reference_at(kind, current.object, current.next).map(|slot| core::mem::take(&mut *slot)) };
-            current.next += 1;
-            match dropped {
-                Some(0) => {}
-                Some(reference) => {
-                    // SAFETY: looked up.
-                    let last = self.is_alive(reference) && unsafe { self.drop_reference(reference) };
-                    if last && self.begin_end(reference) {
-                        current = self.postpone(current, Dying { object: reference, next: 0 });
-                    }
+            // SAFETY: as above.
+            if let Some(reference) = unsafe { self.drop_references(kind, &mut current) } {
+                current = self.postpone(current, Dying { object: reference, next: 0 });
+                continue;
+            }
+            self.finish(kind, current.object);
+            let dying = &mut self.state().dying;
+            let waiting = if dying.len() > base { dying.pop() } else { self.take_from_trash() };
+            match waiting {
+                Some(waiting) => current = waiting,
+                None => break,
+            }
+        }
+    }
+
+    /// Drops an object's references, up to the first that was the last of another object, whose end has begun then: gives that.
+    ///
+    /// # Safety
+    /// The object is one of the type, whose end has begun.
+    #[inline]
+    unsafe fn drop_references(&self, kind: &Type, current: &mut Dying) -> Option<usize> {
+        let count = kind.refs.count as usize;
+        // SAFETY: the caller's promise; each reference is taken out before anything else can happen.
+        unsafe {
+            let first = header::first_slot(kind, current.object).cast_mut();
+            while current.next < count {
+                let reference = core::mem::take(&mut *first.add(current.next));
+                current.next += 1;
+                if reference != 0 && self.drop_last(reference) {
+                    return Some(reference);
                 }
-                None => {
-                    self.finish(kind, current.object);
-                    let dying = &mut self.state().dying;
-                    let waiting = if dying.len() > base { dying.pop() } else { self.take_from_trash() };
-                    match waiting {
-                        Some(waiting) => current = waiting,
-                        None => break,
+            }
+            if !kind.simple {
+                while let Some(slot) = header::reference_at(kind, current.object, current.next) {
+                    let reference = core::mem::take(&mut *slot);
+                    current.next += 1;
+                    if reference != 0 && self.drop_last(reference) {
+                        return Some(reference);
                     }
                 }
             }
         }
+        None
+    }
+
+    /// Drops a reference that was in a field; whether the object has no other, and its end has begun.
+    ///
+    /// # Safety
+    /// It was in a field.
+    #[inline]
+    unsafe fn drop_last(&self, reference: usize) -> bool {
+        let at = self.table().place(reference);
+        // SAFETY: looked up; the byte is the object's.
+        unsafe { table::is_alive(*at) && self.drop_reference(reference) && self.begin_end(reference, at) }
     }
 
     /// Puts an object off until another one has been destroyed, and gives that. Without memory for it, the other one waits, which is what
@@ -110,17 +141,22 @@ impl ObjectHeap {
     }
 
     /// What happens before an object's references are dropped; false when it has been made reachable again.
+    ///
+    /// # Safety
+    /// `at` is the byte of the object, which has no references left.
     #[inline]
-    fn begin_end(&self, object: usize) -> bool {
-        // SAFETY: the caller gives an object.
-        let kind = unsafe { header::kind(object) };
-        if kind.gc {
-            self.untrack_object(object);
+    unsafe fn begin_end(&self, object: usize, at: *mut u8) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let kind = header::kind(object);
+            if kind.gc {
+                self.untrack_at(object, at);
+            }
+            if kind.has_end {
+                return self.run_end(kind, object);
+            }
+            *at = table::DYING;
         }
-        if kind.has_end() {
-            return self.run_end(kind, object);
-        }
-        self.table().set(object, table::DYING);
         true
     }
 
@@ -207,8 +243,10 @@ impl ObjectHeap {
             return;
         }
         if kind.gc {
-            // A hook may have tracked it.
-            self.untrack_object(object);
+            if kind.has_end {
+                // A hook may have tracked it.
+                self.untrack_object(object);
+            }
             self.gc_unlink();
         }
         self.table().bury(object);
@@ -241,9 +279,18 @@ impl ObjectHeap {
     /// # Safety
     /// `object` is one of the type, and has a reference that keeps it.
     pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) {
-        let mut index = 0;
+        let (mut index, count) = (0, kind.refs.count as usize);
         // SAFETY: the caller's promise, also between the references.
         unsafe {
+            let first = header::first_slot(kind, object).cast_mut();
+            while index < count {
+                let reference = core::mem::take(&mut *first.add(index));
+                self.xdecref(reference);
+                index += 1;
+            }
+            if kind.simple {
+                return;
+            }
             while let Some(slot) = header::reference_at(kind, object, index) {
                 let reference = core::mem::take(&mut *slot);
                 self.xdecref(reference);

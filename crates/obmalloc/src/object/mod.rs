@@ -114,6 +114,10 @@ pub struct ObjectHeap {
     pub(crate) state: UnsafeCell<State>,
     pub(crate) hooks: Box<dyn Hooks>,
     pub(crate) rules: ObjectRules,
+    /// Where counting up ends.
+    refcount_limit: usize,
+    /// The bit that says in a reference count that the object is immortal.
+    immortal_bit: usize,
     /// How many hooks are under way.
     pub(crate) depth: Cell<u32>,
     /// Whether one of them is a `traverse`.
@@ -151,8 +155,22 @@ impl ObjectHeap {
         let rules = options.profile.objects;
         // Until there is a type there are no objects, and no need of a table for them.
         let table = ObjectTable::new((0, 0), heap.geometry().alignment).ok_or(HeapError::NoMemory)?;
+        let (refcount_limit, immortal_bit) = match rules.immortality {
+            Immortality::None => (usize::MAX, 0),
+            Immortality::AllOnes => (u32::MAX as usize, IMMORTAL_BIT),
+            Immortality::ThreeQuarters => (THREE_QUARTERS, IMMORTAL_BIT),
+        };
         let state = State { table, types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
-        Ok(Self { state: UnsafeCell::new(state), hooks, rules, depth: Cell::new(0), traversing: Cell::new(false), heap })
+        Ok(Self {
+            state: UnsafeCell::new(state),
+            hooks,
+            rules,
+            refcount_limit,
+            immortal_bit,
+            depth: Cell::new(0),
+            traversing: Cell::new(false),
+            heap,
+        })
     }
 
     /// What is kept, for the length of one step that calls no hook and nothing else that takes it.
@@ -240,8 +258,7 @@ impl ObjectHeap {
     pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
         self.look(object)?;
         // SAFETY: looked up just above.
-        let count = unsafe { header::refcnt(object) };
-        Ok(if self.rules.immortality == Immortality::None { count } else { count as u32 as usize })
+        Ok(unsafe { header::refcnt(object) })
     }
 
     /// `Py_INCREF`
@@ -276,20 +293,18 @@ impl ObjectHeap {
     /// When `object` is none, or is being destroyed.
     pub fn set_immortal(&self, object: usize) -> Result<bool, Fault> {
         self.change(object)?;
-        let count = match self.rules.immortality {
-            Immortality::None => return Ok(false),
-            Immortality::AllOnes => u32::MAX as usize,
-            Immortality::ThreeQuarters => THREE_QUARTERS as usize,
-        };
+        if self.immortal_bit == 0 {
+            return Ok(false);
+        }
         // SAFETY: looked up just above.
-        unsafe { header::set_refcnt(object, count) };
+        unsafe { header::set_refcnt(object, self.refcount_limit) };
         Ok(true)
     }
 
     /// Whether a reference count says that the object is immortal.
     #[inline]
     pub(crate) fn is_immortal(&self, refcount: usize) -> bool {
-        self.rules.immortality != Immortality::None && (refcount as u32 as i32) < 0
+        refcount & self.immortal_bit != 0
     }
 
     /// # Safety
@@ -299,12 +314,7 @@ impl ObjectHeap {
         // SAFETY: the caller's promise.
         unsafe {
             let count = header::refcnt(object);
-            let limit = match self.rules.immortality {
-                Immortality::None => usize::MAX,
-                Immortality::AllOnes => u32::MAX as usize,
-                Immortality::ThreeQuarters => THREE_QUARTERS as usize,
-            };
-            if count < limit {
+            if count < self.refcount_limit {
                 header::set_refcnt(object, count + 1);
             }
         }
@@ -420,7 +430,9 @@ impl ObjectHeap {
 }
 
 /// `_Py_IMMORTAL_INITIAL_REFCNT` from 3.14 on.
-const THREE_QUARTERS: u32 = 3 << 30;
+const THREE_QUARTERS: usize = 3 << 30;
+/// The sign of the lower 32 bits.
+const IMMORTAL_BIT: usize = 1 << 31;
 
 /// A fault about an object.
 pub(crate) fn object_fault(kind: FaultKind, address: usize) -> Fault {

@@ -40,6 +40,12 @@ pub(crate) const fn is_undecided(state: u8) -> bool {
     state >= LEAST_REFS && state <= MANY_REFS
 }
 
+/// Whether there is an object whose end has not begun.
+#[inline(always)]
+pub(crate) const fn is_alive(state: u8) -> bool {
+    state > DYING
+}
+
 pub(crate) struct ObjectTable {
     base: usize,
     units: usize,

@@ -135,6 +135,8 @@ pub struct Type {
     /// Whether `refs` is all there is to traverse.
     pub(crate) simple: bool,
     pub(crate) gc: bool,
+    /// Whether anything happens at the end of an object, but that its references are dropped.
+    pub(crate) has_end: bool,
     pub(crate) hooks: HookSet,
     pub(crate) items: Option<ItemKind>,
     pub(crate) items_offset: usize,
@@ -212,6 +214,7 @@ impl Type {
             refs,
             simple: more_refs.is_empty() && spec.items != Some(ItemKind::Object) && !spec.hooks.traverse,
             gc: spec.gc,
+            has_end: weaklist.is_some() || id == TypeId(0) || spec.hooks.finalize || spec.hooks.del || spec.hooks.dealloc,
             hooks: spec.hooks,
             items: spec.items,
             items_offset,
@@ -309,12 +312,6 @@ impl Type {
     #[inline]
     pub(crate) fn is_weakref(&self) -> bool {
         self.id == TypeId(0)
-    }
-
-    /// Whether anything happens at the end of an object, but that its references are dropped.
-    #[inline]
-    pub(crate) fn has_end(&self) -> bool {
-        self.weaklist.is_some() || self.is_weakref() || self.hooks.finalize || self.hooks.del || self.hooks.dealloc
     }
 
     /// Makes room for the objects that the type keeps, or some of them.

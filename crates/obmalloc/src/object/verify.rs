@@ -3,7 +3,7 @@
 use alloc::format;
 
 use super::{ObjectHeap, header, table};
-use crate::gc::list::{ListId, position};
+use crate::gc::list::{self, ListId};
 use crate::pymalloc::Corruption;
 
 macro_rules! ensure {
@@ -53,7 +53,7 @@ impl ObjectHeap {
         let known = self.state().types.iter().any(|other| core::ptr::eq(&raw const **other, kind));
         ensure!(known, object, "an object's type is none of this heap");
         ensure!(kind.gc, object, "an object of {} is tracked, which is no GC type", kind.name());
-        ensure!(position(next) == (id, place), object, "an object does not know its place in the list {id:?}");
+        ensure!(list::place(next) == (id as usize, place), object, "an object does not know its place in the list {id:?}");
         ensure!(refcnt != 0, object, "an object is tracked that has no references");
         ensure!(
             self.heap.check_use(crate::domain::Domain::Obj, object - kind.presize).is_ok(),
