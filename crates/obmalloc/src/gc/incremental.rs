@@ -141,7 +141,7 @@ impl ObjectHeap {
         // SAFETY: the caller gives an object; only those of GC types have the collector's words.
         unsafe {
             let next = if header::kind(object).gc { header::gc_next(object) } else { 0 };
-            next != 0 && super::list::place(next).0 == list as usize
+            next != 0 && self.state().gc.list(list).has(object, super::list::place(next))
         }
     }
 

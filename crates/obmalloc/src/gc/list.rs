@@ -1,8 +1,8 @@
 //! A list of tracked objects.
 //!
 //! CPython's are linked through the objects, so walking one waits for each object before it knows the next. These are arrays: the
-//! processor can be asked for objects long before their turn. An object knows its list and its place in it (`_gc_next`), which is emptied
-//! when the object leaves; the order of the others stays.
+//! processor can be asked for objects long before their turn. An object knows its place (`_gc_next`), which is emptied when the object leaves;
+//! the order of the others stays. Which list it is a place in shows when one looks there, so that a list can become another one whole.
 
 use alloc::vec::Vec;
 
@@ -30,35 +30,29 @@ pub(crate) enum ListId {
 
 /// Number of lists.
 pub(crate) const LISTS: usize = 7;
-/// Below the place in a list, in `_gc_next`.
-const PLACE_SHIFT: u32 = 4;
 
 impl ListId {
     pub const ALL: [Self; LISTS] =
         [Self::Young, Self::Middle, Self::Old, Self::Permanent, Self::Finalizers, Self::WrcbToCall, Self::Increment];
 }
 
-/// The number of the list and the place in it that a tracked object's `_gc_next` says.
+/// The place that a tracked object's `_gc_next` says.
 #[inline]
-pub(crate) fn place(gc_next: usize) -> (usize, usize) {
-    (gc_next & ((1 << PLACE_SHIFT) - 1), (gc_next >> PLACE_SHIFT) - 1)
+pub(crate) fn place(gc_next: usize) -> usize {
+    gc_next - 1
 }
 
 /// Invariants:
-/// 1. An entry is 0 or a tracked object whose `_gc_next` says this list and this entry.
+/// 1. An entry is 0 or a tracked object whose `_gc_next` says this place; an object is an entry of one list.
 /// 2. `live` entries are not 0; there are none before `first`.
+#[derive(Default)]
 pub(crate) struct GcList {
-    id: ListId,
     entries: Vec<usize>,
     first: usize,
     live: usize,
 }
 
 impl GcList {
-    pub const fn new(id: ListId) -> Self {
-        Self { id, entries: Vec::new(), first: 0, live: 0 }
-    }
-
     /// Number of objects.
     pub fn len(&self) -> usize {
         self.live
@@ -98,11 +92,11 @@ impl GcList {
 
     #[cold]
     fn close_gaps(&mut self) {
-        let (id, mut place) = (self.id, 0);
+        let mut place = 0;
         self.first = 0;
         self.entries.retain(|&object| {
             if object != 0 {
-                set_position(object, id, place);
+                set_place(object, place);
                 place += 1;
             }
             object != 0
@@ -113,9 +107,15 @@ impl GcList {
     #[inline]
     pub fn append(&mut self, object: usize) {
         debug_assert!(self.entries.len() < self.entries.capacity(), "room has been made");
-        set_position(object, self.id, self.entries.len());
+        set_place(object, self.entries.len());
         self.entries.push(object);
         self.live += 1;
+    }
+
+    /// Whether an object whose place is this one is in this list.
+    #[inline]
+    pub fn has(&self, object: usize, place: usize) -> bool {
+        self.entries.get(place) == Some(&object)
     }
 
     /// Takes the object at a place out (`gc_list_remove`).
@@ -134,9 +134,10 @@ impl GcList {
     /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them.
     pub fn merge(&mut self, from: &mut Self) {
         if self.live == 0 {
-            // Entries that are 0 are as good as none.
-            self.entries.clear();
-            self.first = 0;
+            // All keep their places.
+            self.clear();
+            core::mem::swap(self, from);
+            return;
         }
         for place in from.first..from.entries.len() {
             let object = from.entries[place];
@@ -162,7 +163,7 @@ impl GcList {
     /// Takes stock, after `left` objects have left their places, and objects have been appended from place `appended` on.
     pub fn settle(&mut self, left: usize, appended: usize) {
         for place in appended..self.entries.len() {
-            set_position(self.entries[place], self.id, place);
+            set_place(self.entries[place], place);
         }
         self.live = self.live + self.entries.len() - appended - left;
         if self.live == 0 {
@@ -171,7 +172,7 @@ impl GcList {
     }
 }
 
-fn set_position(object: usize, id: ListId, place: usize) {
+fn set_place(object: usize, place: usize) {
     // SAFETY: whoever appends an object gives one.
-    unsafe { header::set_gc_next(object, (place + 1) << PLACE_SHIFT | id as usize) };
+    unsafe { header::set_gc_next(object, place + 1) };
 }

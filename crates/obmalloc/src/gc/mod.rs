@@ -85,7 +85,7 @@ pub(crate) struct Gc {
 impl Gc {
     pub fn new(rules: &ObjectRules) -> Self {
         Self {
-            lists: ListId::ALL.map(GcList::new),
+            lists: Default::default(),
             count: [0; GENERATIONS],
             threshold: rules.thresholds,
             enabled: true,
@@ -121,8 +121,14 @@ impl Gc {
     /// Takes a tracked object out of its list.
     fn remove(&mut self, object: usize) {
         // SAFETY: a tracked object.
-        let (list, place) = list::place(unsafe { header::gc_next(object) });
-        self.lists[list].remove(place);
+        let place = list::place(unsafe { header::gc_next(object) });
+        let old = self.list(ListId::Old);
+        if old.has(object, place) {
+            // Most are old.
+            old.remove(place);
+        } else if let Some(list) = self.lists.iter_mut().find(|list| list.has(object, place)) {
+            list.remove(place);
+        }
     }
 
     /// All objects that are tracked and not frozen, outside collections.

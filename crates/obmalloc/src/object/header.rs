@@ -48,7 +48,7 @@ words! {
     refcnt set_refcnt 0
     /// `ob_size`, of an object whose type has items.
     size set_size 16
-    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise its list and its place in that.
+    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise one more than its place in its list.
     gc_next set_gc_next -16
     /// `wr_object`, of a weak reference: the referent, 0 when there is none any more.
     wr_object set_wr_object 16

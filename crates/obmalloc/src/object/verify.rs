@@ -53,7 +53,7 @@ impl ObjectHeap {
         let known = self.state().types.iter().any(|other| core::ptr::eq(&raw const **other, kind));
         ensure!(known, object, "an object's type is none of this heap");
         ensure!(kind.gc, object, "an object of {} is tracked, which is no GC type", kind.name());
-        ensure!(list::place(next) == (id as usize, place), object, "an object does not know its place in the list {id:?}");
+        ensure!(next != 0 && list::place(next) == place, object, "an object does not know its place in the list {id:?}");
         ensure!(refcnt != 0, object, "an object is tracked that has no references");
         ensure!(
             self.heap.check_use(crate::domain::Domain::Obj, object - kind.presize).is_ok(),
