@@ -12,6 +12,7 @@
 //! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes held here\] |
 
 mod cpython;
+mod gc;
 mod gc_loops;
 mod loops;
 mod random;
@@ -48,7 +49,21 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
             let (release, trace, here): (String, PathBuf, bool) = serde_json::from_str(arguments).map_err(wrong)?;
             Ok(json!(loops::peak(&release, &trace, here)?))
         }
-        _ => Err(format!("unknown function {function:?}: expected random, bench, gc_bench or peak")),
+        "gc" => {
+            let (version, seed, count): (String, u64, u64) = serde_json::from_str(arguments).map_err(wrong)?;
+            gc::compare(&version, seed, count)
+        }
+        "gc_log" => {
+            let seed: u64 = serde_json::from_str::<(u64,)>(arguments).map_err(wrong)?.0;
+            Ok(json!(gc::Python::new().run(&obmalloc_proof::generate(seed))))
+        }
+        "gc_digests" => {
+            let (seed, count, each): (u64, u64, u64) = serde_json::from_str(arguments).map_err(wrong)?;
+            let python = gc::Python::new();
+            let digests = (0..count).map(|group| obmalloc_proof::digest(seed + group * each, each, &mut |program| python.run(program)));
+            Ok(json!(digests.map(|digest| format!("{digest:016x}")).collect::<Vec<_>>()))
+        }
+        _ => Err(format!("unknown function {function:?}: expected random, bench, gc_bench, gc, gc_log, gc_digests or peak")),
     }
 }
 

@@ -1,0 +1,43 @@
+//! Random programs on the collector of the CPython around, and their logs. Leans on `obmalloc-proof`.
+
+mod ffi;
+mod python;
+mod state;
+mod types;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use obmalloc::profile::Profile;
+use obmalloc_proof::Here;
+pub use python::Python;
+use serde_json::{Value, json};
+
+/// Programs that run on one heap before it is replaced.
+const HEAP_PROGRAMS: u64 = 1000;
+
+/// Runs the programs of `count` seeds here and on a heap of the release, and compares.
+pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, String> {
+    let profile = Profile::of_version(version).ok_or_else(|| format!("no release for {version}"))?;
+    let python = Python::new();
+    let defaults = Here::new(profile).thresholds();
+    if python.default_thresholds() != defaults {
+        return Err(format!("thresholds: {:?} there, {defaults:?} here", python.default_thresholds()));
+    }
+    let (mut here, mut programs) = (Here::new(profile), 0);
+    let mut run_here = |program: &_| {
+        programs += 1;
+        if programs % HEAP_PROGRAMS == 0 {
+            here = Here::new(profile);
+        }
+        // A panic is an answer too, and one that cannot be equal.
+        catch_unwind(AssertUnwindSafe(|| here.run(program))).unwrap_or_else(|panic| {
+            here = Here::new(profile);
+            let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).into()));
+            format!("panic: {}", said.unwrap_or_default())
+        })
+    };
+    Ok(match obmalloc_proof::compare(first_seed, count, &mut |program| python.run(program), &mut run_here) {
+        Ok(totals) => json!({ "programs": totals.programs, "events": totals.events, "divergence": null }),
+        Err(divergence) => json!({ "programs": 0, "events": 0, "divergence": divergence.to_string() }),
+    })
+}
