@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
-use obmalloc::profile::Profile;
+use obmalloc::profile::{Algorithm, Profile};
 use obmalloc::{
     Fault, Field, FieldKind, HeapOptions, HookSet, Hooks, Info, ItemKind, ObjectError, ObjectHeap, Phase, TypeId, TypeSpec, Value,
 };
@@ -13,8 +13,14 @@ use obmalloc::{
 use crate::program::{KINDS, Program, SCRIPTS, Slot};
 use crate::session::{Session, World};
 
-/// A heap with every kind, which runs one program after the other.
+/// Programs that run on one heap before it is replaced. The incremental collector's two old spaces change places with each full
+/// collection, so it needs a new heap each time.
+const HEAP_PROGRAMS: u32 = 1000;
+
+/// Heaps with every kind, which run one program after the other.
 pub struct Here {
+    profile: Profile,
+    programs: u32,
     heap: ObjectHeap,
     types: Types,
     session: Current,
@@ -56,7 +62,7 @@ impl Here {
             };
             types.borrow_mut().push(done(heap.define_type(spec)));
         }
-        Self { heap, types, session }
+        Self { profile: *profile, programs: 0, heap, types, session }
     }
 
     /// The thresholds that the collector has at present.
@@ -68,7 +74,11 @@ impl Here {
     ///
     /// # Panics
     /// If anything that a program does is an error here.
-    pub fn run(&self, program: &Program) -> String {
+    pub fn run(&mut self, program: &Program) -> String {
+        self.programs += 1;
+        if self.programs > if self.profile.objects.algorithm == Algorithm::Incremental { 1 } else { HEAP_PROGRAMS } {
+            *self = Self { programs: 1, ..Self::new(&self.profile) };
+        }
         let heap = &self.heap;
         heap.disable_gc();
         heap.set_debug(0);

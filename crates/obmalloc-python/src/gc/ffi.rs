@@ -86,6 +86,7 @@ unsafe extern "C" {
     pub fn PyObject_CallFinalizerFromDealloc(object: Pointer) -> c_int;
     pub fn PyObject_ClearWeakRefs(object: Pointer);
     pub fn PyWeakref_NewRef(object: Pointer, callback: Pointer) -> Pointer;
+    pub fn _PyWeakref_ClearRef(reference: Pointer);
     pub fn PyWeakref_GetObject(reference: Pointer) -> Pointer;
     fn dlsym(handle: Pointer, name: *const c_char) -> Pointer;
 }

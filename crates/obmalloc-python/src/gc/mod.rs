@@ -12,9 +12,6 @@ use obmalloc_proof::Here;
 pub use python::Python;
 use serde_json::{Value, json};
 
-/// Programs that run on one heap before it is replaced.
-const HEAP_PROGRAMS: u64 = 1000;
-
 /// Runs the programs of `count` seeds here and on a heap of the release, and compares.
 pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, String> {
     let profile = Profile::of_version(version).ok_or_else(|| format!("no release for {version}"))?;
@@ -23,12 +20,8 @@ pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, Stri
     if python.default_thresholds() != defaults {
         return Err(format!("thresholds: {:?} there, {defaults:?} here", python.default_thresholds()));
     }
-    let (mut here, mut programs) = (Here::new(profile), 0);
+    let mut here = Here::new(profile);
     let mut run_here = |program: &_| {
-        programs += 1;
-        if programs % HEAP_PROGRAMS == 0 {
-            here = Here::new(profile);
-        }
         // A panic is an answer too, and one that cannot be equal.
         catch_unwind(AssertUnwindSafe(|| here.run(program))).unwrap_or_else(|panic| {
             here = Here::new(profile);

@@ -21,6 +21,8 @@ struct Incremental {
     garbage: Pointer,
     callbacks: Pointer,
     heap_size: isize,
+    work_to_do: isize,
+    visited_space: i32,
 }
 
 /// The collector's state.
@@ -102,11 +104,14 @@ impl State {
         unsafe { &mut *self.generations.cast() }
     }
 
-    /// The program's objects are all that there are.
-    pub fn begin(&self) {
-        if self.counts_tracked {
-            self.incremental().heap_size = 0;
+    /// After a full collection: the program's objects are all that there are. False if one more is needed, so that the incremental
+    /// collector's two old spaces are where the first one leaves them.
+    pub fn begin(&self) -> bool {
+        if !self.counts_tracked {
+            return true;
         }
+        self.incremental().heap_size = 0;
+        self.incremental().visited_space == 1
     }
 
     /// The interpreter's objects count again.

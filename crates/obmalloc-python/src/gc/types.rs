@@ -201,6 +201,10 @@ unsafe extern "C" fn dealloc(object: Pointer) {
                 return;
             }
             untrack();
+            // Those that the finalizer has made.
+            while !Instance::of(object).weakrefs.is_null() {
+                ffi::_PyWeakref_ClearRef(Instance::of(object).weakrefs);
+            }
         }
         if kind.dealloc {
             current(|_, session| session.dealloc(object as usize));

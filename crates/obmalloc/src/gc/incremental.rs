@@ -89,11 +89,11 @@ impl ObjectHeap {
         let gc = &mut self.state().gc;
         gc.incremental.work_to_do += work;
         if gc.incremental.work_to_do < 0 {
-            return Ok(Found::default());
+            return Ok(Found { idle: true, ..Found::default() });
         }
         if !gc.incremental.marked {
             gc.incremental.marked = true;
-            return Ok(Found::default());
+            return Ok(Found { idle: true, ..Found::default() });
         }
         let (visited, pending) = (gc.incremental.visited(), gc.incremental.pending());
         gc.merge(ListId::Young, ListId::Increment);

@@ -37,6 +37,8 @@ pub(crate) struct Scratch {
 pub(super) struct Found {
     pub collected: usize,
     pub uncollectable: usize,
+    /// It was an increment without work, which statistics do not count.
+    pub idle: bool,
 }
 
 impl ObjectHeap {
@@ -49,7 +51,7 @@ impl ObjectHeap {
         let found = result.unwrap_or_default();
         (info.collected, info.uncollectable) = (found.collected, found.uncollectable);
         let stats = &mut self.state().gc.stats[generation];
-        stats.collections += 1;
+        stats.collections += usize::from(!found.idle);
         stats.collected += found.collected;
         stats.uncollectable += found.uncollectable;
         self.in_hook(|| self.hooks.gc_callback(self, Phase::Stop, &info));

@@ -182,6 +182,10 @@ impl ObjectHeap {
                 return false;
             }
             self.table().set(object, table::DYING);
+            if let Some(offset) = kind.weaklist {
+                // Those that `tp_del` has made.
+                self.clear_weakrefs_silently(object, offset);
+            }
         }
         if kind.hooks.dealloc {
             self.in_hook(|| self.hooks.dealloc(self, id, object));
@@ -191,19 +195,13 @@ impl ObjectHeap {
 
     /// `PyObject_CallFinalizerFromDealloc`; false when the object has been made reachable again.
     fn call_finalizer_from_dealloc(&self, kind: &Type, object: usize) -> bool {
-        let finalized = if kind.gc {
-            // SAFETY: the caller gives an object of the type.
-            unsafe { header::is_finalized(object) }
-        } else {
-            self.table().state(object) == table::FINALIZED
-        };
-        if finalized {
+        // An object that the collector knows nothing of has no place for the mark: its finalizer is called whenever it loses its last
+        // reference.
+        // SAFETY: the caller gives an object of the type.
+        if kind.gc && unsafe { header::is_finalized(object) } {
             return true;
         }
         self.resurrected_for(kind, object, || {
-            if !kind.gc {
-                self.table().set(object, table::FINALIZED);
-            }
             self.hooks.finalize(self, kind.id(), object);
             if kind.gc {
                 // SAFETY: the reference that it was given keeps the object.

@@ -18,8 +18,6 @@ pub(crate) const DEAD: u8 = 1;
 pub(crate) const DYING: u8 = 2;
 /// There is one, in the set that a collection takes for unreachable.
 pub(crate) const UNREACHABLE: u8 = 3;
-/// There is one without the collector's words, and it has been finalized.
-pub(crate) const FINALIZED: u8 = 4;
 /// Smallest `gc_refs` of an object in a collection that a byte holds.
 pub(crate) const LEAST_REFS: u8 = 8;
 /// `gc_refs` 0.
