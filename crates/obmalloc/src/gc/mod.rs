@@ -225,21 +225,14 @@ impl ObjectHeap {
         if !self.reserve_track() {
             return Err(ObjectError::NoMemory);
         }
-        self.append_to_youngest(object);
-        if self.rules.counted == Counted::Tracking {
-            self.trigger();
-        }
-        Ok(())
-    }
-
-    /// Tracks an object, for which there is room, without starting anything.
-    pub(crate) fn append_to_youngest(&self, object: usize) {
         let gc = &mut self.state().gc;
         gc.list(ListId::Young).append(object);
         if self.rules.counted == Counted::Tracking {
             gc.count[0] += 1;
             gc.incremental.heap_size += 1;
+            self.trigger();
         }
+        Ok(())
     }
 
     /// `_PyObject_GC_UNTRACK`, if it is tracked. A collection that has found it unreachable has nothing to do with it any more.

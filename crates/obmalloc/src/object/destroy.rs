@@ -215,8 +215,9 @@ impl ObjectHeap {
         // SAFETY: the caller gives an object whose references are gone.
         unsafe {
             header::set_refcnt(object, 1);
-            if kind.gc && self.reserve_track() {
-                self.append_to_youngest(object);
+            if kind.gc {
+                // Without memory for it the object is not tracked meanwhile.
+                let _ = self.track_object(object);
             }
             self.in_hook(call);
             let count = header::refcnt(object);
