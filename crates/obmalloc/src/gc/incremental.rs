@@ -64,10 +64,17 @@ impl ObjectHeap {
         self.collect_unreachable(to)
     }
 
+    /// Collects a region whose survivors join the visited space, but only when all is over: until then hooks do not find them there.
+    fn collect_region_apart(&self, from: ListId) -> Result<Found, ObjectError> {
+        let result = self.collect_region(from, ListId::Survivors);
+        let gc = &mut self.state().gc;
+        gc.merge(ListId::Survivors, gc.incremental.visited());
+        result
+    }
+
     /// `gc_collect_young`
     fn collect_young(&self) -> Result<Found, ObjectError> {
-        let visited = self.state().gc.incremental.visited();
-        let found = self.collect_region(ListId::Young, visited)?;
+        let found = self.collect_region_apart(ListId::Young)?;
         let gc = &mut self.state().gc;
         gc.count[0] = 0;
         gc.count[1 + gc.incremental.visited_space] += 1;
@@ -95,7 +102,7 @@ impl ObjectHeap {
             gc.incremental.marked = true;
             return Ok(Found { idle: true, ..Found::default() });
         }
-        let (visited, pending) = (gc.incremental.visited(), gc.incremental.pending());
+        let pending = gc.incremental.pending();
         gc.merge(ListId::Young, ListId::Increment);
         let mut size = gc.list(ListId::Increment).len() as isize;
         while size < self.state().gc.incremental.work_to_do {
@@ -105,7 +112,7 @@ impl ObjectHeap {
             gc.move_to(object, ListId::Increment);
             size += 1 + self.expand_region_transitively_reachable(place, pending)?;
         }
-        let found = self.collect_region(ListId::Increment, visited)?;
+        let found = self.collect_region_apart(ListId::Increment)?;
         let gc = &mut self.state().gc;
         gc.incremental.work_to_do -= size;
         if gc.list(pending).len() == 0 {

@@ -26,14 +26,24 @@ pub(crate) enum ListId {
     WrcbToCall,
     /// What an increment collects.
     Increment,
+    /// What has survived a collection of young objects or of an increment, until that is over.
+    Survivors,
 }
 
 /// Number of lists.
-pub(crate) const LISTS: usize = 7;
+pub(crate) const LISTS: usize = 8;
 
 impl ListId {
-    pub const ALL: [Self; LISTS] =
-        [Self::Young, Self::Middle, Self::Old, Self::Permanent, Self::Finalizers, Self::WrcbToCall, Self::Increment];
+    pub const ALL: [Self; LISTS] = [
+        Self::Young,
+        Self::Middle,
+        Self::Old,
+        Self::Permanent,
+        Self::Finalizers,
+        Self::WrcbToCall,
+        Self::Increment,
+        Self::Survivors,
+    ];
 }
 
 /// The place that a tracked object's `_gc_next` says.

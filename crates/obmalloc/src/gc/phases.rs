@@ -124,11 +124,11 @@ impl ObjectHeap {
 
     /// Makes room in every list that a collection moves objects to, so that it cannot fail half-way.
     pub(super) fn reserve_for_collection(&self) -> Result<(), ObjectError> {
-        use ListId::{Finalizers, Increment, Middle, Old, Permanent, WrcbToCall, Young};
+        use ListId::{Finalizers, Increment, Middle, Old, Permanent, Survivors, WrcbToCall, Young};
         let gc = &mut self.state().gc;
         let all = gc.tracked();
         // An object may join a generation twice: with the survivors, and after its weak reference's callback.
-        let generations = [Young, Middle, Old].into_iter().all(|id| gc.list(id).reserve(2 * all));
+        let generations = [Young, Middle, Old, Survivors].into_iter().all(|id| gc.list(id).reserve(2 * all));
         let others = [Permanent, Finalizers, WrcbToCall, Increment].into_iter().all(|id| gc.list(id).reserve(all));
         let scratch = gc.scratch.unreachable.try_reserve(all).is_ok();
         if generations && others && scratch { Ok(()) } else { Err(ObjectError::NoMemory) }
