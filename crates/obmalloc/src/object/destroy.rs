@@ -4,6 +4,7 @@
 //! objects whose destruction waits for that of others are in a list, so that a chain of any length has its end.
 
 use super::{ObjectHeap, Type, header, table};
+use crate::profile::Counted;
 
 /// An object whose references are being dropped, and which of them is next.
 pub(crate) struct Dying {
@@ -199,6 +200,11 @@ impl ObjectHeap {
         // reference.
         // SAFETY: the caller gives an object of the type.
         if kind.gc && unsafe { header::is_finalized(object) } {
+            if self.rules.counted == Counted::Tracking {
+                // It is tracked while that is found out, which counts and may be one too many.
+                let _ = self.track_object(object);
+                self.untrack_object(object);
+            }
             return true;
         }
         self.resurrected_for(kind, object, || {
