@@ -163,8 +163,7 @@ impl ObjectHeap {
             if *list == 0 {
                 return;
             }
-            if header::wr_next(*list) == 0 {
-                // A lone one is not kept while its callback runs.
+            if header::wr_next(*list) == 0 && !self.rules.lone_weakref_kept {
                 let reference = *list;
                 let callback = self.take_callback(reference);
                 self.clear_ref(reference);
@@ -174,24 +173,30 @@ impl ObjectHeap {
                 self.drop_callback(callback);
                 return;
             }
-            // All are cleared before the first callback runs. They are kept, and stay linked to each other, outside any list.
-            let head = *list;
+            // All are cleared before the first callback runs, and kept until the last one has. They stay linked to each other, outside any
+            // list; the last one goes first.
+            let (head, mut last) = (*list, 0);
             *list = 0;
             let mut reference = head;
             while reference != 0 {
                 header::set_wr_object(reference, 0);
                 self.incref_object(reference);
+                last = reference;
                 reference = header::wr_next(reference);
             }
             reference = head;
             while reference != 0 {
-                let (next, callback) = (header::wr_next(reference), self.take_callback(reference));
+                let callback = header::wr_callback(reference);
+                self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                reference = header::wr_next(reference);
+            }
+            while last != 0 {
+                let (reference, callback) = (last, self.take_callback(last));
+                last = header::wr_prev(reference);
                 header::set_wr_prev(reference, 0);
                 header::set_wr_next(reference, 0);
-                self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
                 self.drop_callback(callback);
                 self.decref_object(reference);
-                reference = next;
             }
         }
     }

@@ -244,6 +244,8 @@ pub struct ObjectRules {
     pub resurrection: Resurrection,
     /// When weak references are cleared.
     pub weakrefs_cleared: WeakrefsCleared,
+    /// Whether the only weak reference with a callback to an object that dies is kept while the callback runs, as several always are.
+    pub lone_weakref_kept: bool,
 }
 
 /// One CPython release.
@@ -283,6 +285,7 @@ pub const V3_8: Profile = Profile {
         algorithm: Algorithm::Generational,
         resurrection: Resurrection::KeepsAll,
         weakrefs_cleared: WeakrefsCleared::BeforeFinalizers,
+        lone_weakref_kept: false,
     },
 };
 /// CPython 3.9.
@@ -319,7 +322,12 @@ pub const V3_12_0: Profile =
 /// CPython 3.13.0 to 3.13.12, before gh-91636.
 pub const V3_13_0: Profile = Profile {
     release: "3.13",
-    objects: ObjectRules { inline_values: InlineValues::BareTypes, thresholds: [2000, 10, 10], ..V3_12.objects },
+    objects: ObjectRules {
+        inline_values: InlineValues::BareTypes,
+        thresholds: [2000, 10, 10],
+        lone_weakref_kept: true,
+        ..V3_12.objects
+    },
     ..V3_12
 };
 /// CPython 3.13.
