@@ -3,6 +3,9 @@
 use crate::program::{KINDS, Op, Place, Program, SCRIPTS, WEAK};
 use crate::random::Random;
 
+/// Flags of `gc.set_debug`: nothing, `DEBUG_SAVEALL`, text of several kinds, `DEBUG_LEAK`.
+const DEBUG: [u8; 7] = [0, 0, 32, 32, 1, 6, 38];
+
 /// What a program is mostly about.
 struct Mood {
     /// Roots in play.
@@ -86,7 +89,8 @@ impl Mood {
             1 => Op::Unfreeze,
             2 | 3 => Op::Untrack(self.place(random, in_script)),
             4 | 5 => Op::Track(self.place(random, in_script)),
-            6 => Op::SaveAll(random.once_in(3)),
+            6 if random.once_in(8) => Op::Immortal(self.place(random, in_script)),
+            6 => Op::Debug(random.of(&DEBUG)),
             7 => Op::Garbage,
             8 => Op::Count,
             9 => Op::Stats,
@@ -103,22 +107,29 @@ impl Mood {
     fn graph(&self, random: &mut Random, ops: &mut Vec<Op>) {
         let count = 1 + random.below(self.roots);
         ops.extend((0..count).map(|root| self.new_object(random, root as u8)));
+        let (any, slot) = (|random: &mut Random| Place::Root(random.below(count) as u8), |random: &mut Random| random.below(4) as u8);
+        if !random.once_in(3) {
+            // One ring, or several side by side.
+            let length = 1 + random.below(count);
+            ops.extend((0..count).map(|root| {
+                let next = if root % length == length - 1 || root == count - 1 { root - root % length } else { root + 1 };
+                Op::Link(Place::Root(root as u8), slot(random), Place::Root(next as u8))
+            }));
+        }
         for _ in 0..random.below(count * 3 + 1) {
-            let (holder, value) = (random.below(count) as u8, random.below(count) as u8);
-            ops.push(Op::Link(Place::Root(holder), random.below(4) as u8, Place::Root(value)));
+            ops.push(Op::Link(any(random), slot(random), any(random)));
         }
         for _ in 0..random.below(WEAK) {
             let callback = (!random.once_in(3)).then(|| random.below(SCRIPTS) as u8);
-            ops.push(Op::Weak(self.weak(random), Place::Root(random.below(count) as u8), callback));
+            ops.push(Op::Weak(self.weak(random), any(random), callback));
             if random.once_in(3) {
-                let holder = Place::Root(random.below(count) as u8);
-                ops.push(Op::LinkWeak(holder, random.below(4) as u8, self.weak(random)));
+                ops.push(Op::LinkWeak(any(random), slot(random), self.weak(random)));
             }
             if random.once_in(4) {
                 ops.push(Op::DropWeak(self.weak(random)));
             }
         }
-        let kept = random.of(&[1, 2, 4, 100]);
+        let kept = random.of(&[1, 3, 6, 100, 100]);
         ops.extend((0..count).filter(|_| !random.once_in(kept)).map(|root| Op::Drop(root as u8)));
     }
 }
@@ -143,14 +154,14 @@ pub fn generate(seed: u64) -> Program {
         ops.push(Op::Enable);
     }
     for _ in 0..1 + random.below(4) {
-        if random.once_in(2) {
+        if !random.once_in(3) {
             mood.graph(random, &mut ops);
         }
-        let length = random.of(&[0, 5, 20, 60]);
+        let length = random.of(&[0, 0, 5, 20, 60]);
         ops.extend((0..length).map(|_| mood.op(random, false)));
         ops.push(Op::Objects(3));
-        for _ in 0..1 + random.below(3) {
-            ops.push(Op::Collect(random.of(&[0, 0, 1, 2, 2])));
+        for _ in 0..1 + random.below(2) {
+            ops.push(Op::Collect(random.of(&[0, 1, 2])));
             ops.push(Op::Count);
             if random.once_in(2) {
                 ops.push(Op::Objects(random.below(4) as u8));

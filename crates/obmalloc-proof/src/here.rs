@@ -140,7 +140,7 @@ impl Hooks for Calls {
     }
 
     fn dealloc(&self, heap: &ObjectHeap, _: TypeId, object: usize) {
-        self.call(heap, |session, _| session.dealloc(object));
+        self.call(heap, |session, world| session.dealloc(world, object));
     }
 
     fn weakref_callback(&self, heap: &ObjectHeap, callback: u64, reference: usize) {
@@ -155,6 +155,12 @@ impl Hooks for Calls {
         self.call(heap, |session, world| {
             session.gc_callback(world, phase, info.generation, info.collected, info.uncollectable);
         });
+    }
+
+    fn write(&self, text: &str) {
+        if let Some(session) = &*self.session.borrow() {
+            session.text(text);
+        }
     }
 
     fn collection_failed(&self, _: &ObjectHeap, error: ObjectError) {
@@ -292,6 +298,14 @@ impl World for Side<'_> {
 
     fn take_garbage(&self) -> Vec<usize> {
         self.heap.take_garbage()
+    }
+
+    fn set_immortal(&self, object: usize) -> bool {
+        done(self.heap.set_immortal(object))
+    }
+
+    fn take_text(&self) -> String {
+        String::new()
     }
 
     fn run_scheduled(&self) {

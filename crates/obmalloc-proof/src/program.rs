@@ -141,8 +141,10 @@ pub enum Op {
     Enable,
     /// `gc.disable()`.
     Disable,
-    /// `gc.set_debug(gc.DEBUG_SAVEALL)` or `gc.set_debug(0)`.
-    SaveAll(bool),
+    /// `gc.set_debug(flags)`
+    Debug(u8),
+    /// Makes an object immortal, where the release has such objects.
+    Immortal(Place),
     /// Empties `gc.garbage`.
     Garbage,
     /// `gc.get_count()`.
@@ -213,7 +215,8 @@ impl fmt::Display for Op {
             Self::Thresholds(t0, t1, t2) => write!(f, "set_threshold({t0}, {t1}, {t2})"),
             Self::Enable => f.write_str("enable"),
             Self::Disable => f.write_str("disable"),
-            Self::SaveAll(on) => write!(f, "save all: {on}"),
+            Self::Debug(flags) => write!(f, "set_debug({flags})"),
+            Self::Immortal(place) => write!(f, "make {place} immortal"),
             Self::Garbage => f.write_str("empty garbage"),
             Self::Count => f.write_str("get_count"),
             Self::Stats => f.write_str("get_stats"),

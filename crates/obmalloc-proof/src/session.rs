@@ -64,12 +64,14 @@ pub trait World {
     fn set_debug(&self, flags: u32);
     /// Empties `gc.garbage`: its entries with the references that it had to them.
     fn take_garbage(&self) -> Vec<usize>;
+    /// Makes an object immortal; false where there are no such objects.
+    fn set_immortal(&self, object: usize) -> bool;
+    /// What the collector has written to standard error since this was last called, unless [`Session::text`] was given it.
+    fn take_text(&self) -> String;
     /// From 3.12: runs the automatic collection that an allocation scheduled.
     fn run_scheduled(&self);
 }
 
-/// `gc.DEBUG_SAVEALL`
-const DEBUG_SAVEALL: u32 = 32;
 /// Most steps that scripts take in one program, so that finalizers that allocate objects with finalizers come to an end.
 const FUEL: u32 = 250;
 /// Most weak references with callbacks to one object. With more, CPython's death of an object allocates what no free list keeps.
@@ -89,6 +91,7 @@ struct Object {
     nitems: usize,
     script: u8,
     alive: bool,
+    immortal: bool,
     /// Weak references with callbacks that were made to it.
     callbacks: u8,
 }
@@ -115,12 +118,9 @@ pub struct Session {
 }
 
 macro_rules! log {
-    ($session:expr, $($format:tt)*) => {{
-        // What is written may look at the state.
+    ($session:expr, $world:expr, $($format:tt)*) => {{
         let line = format!($($format)*);
-        let state = &mut *$session.state.borrow_mut();
-        state.log.push_str(&line);
-        state.log.push('\n');
+        $session.write($world, &line);
     }};
 }
 
@@ -161,7 +161,7 @@ impl Session {
     }
 
     fn close(&self, world: &dyn World) {
-        log!(self, "close");
+        log!(self, world, "close");
         self.closing.set(true);
         world.disable();
         world.set_debug(0);
@@ -185,6 +185,9 @@ impl Session {
                 for slot in 0..self.slots(address) {
                     world.set(address, slot, 0);
                 }
+                if self.object(address, |object| object.immortal && KINDS[object.kind].gc) {
+                    world.untrack(address);
+                }
                 self.release(world, address);
             }
             id += 1;
@@ -196,29 +199,29 @@ impl Session {
         self.step(world, Op::Objects(3), 0);
         let left: Vec<_> = {
             let state = self.state.borrow();
-            let alive = |(id, object): (usize, &Object)| (object.alive && object.loggable()).then_some(id);
+            let alive = |(id, object): (usize, &Object)| (object.alive && object.loggable() && !object.immortal).then_some(id);
             state.objects.iter().enumerate().filter_map(alive).collect()
         };
-        log!(self, "left {left:?}");
+        log!(self, world, "left {left:?}");
     }
 
     // What types call back.
 
     /// `tp_finalize`.
     pub fn finalize(&self, world: &dyn World, object: usize) {
-        let script = self.hook("finalize", object);
+        let script = self.hook(world, "finalize", object);
         self.run_script(world, script, object);
     }
 
     /// `tp_del`.
     pub fn del(&self, world: &dyn World, object: usize) {
-        let script = self.hook("del", object);
+        let script = self.hook(world, "del", object);
         self.run_script(world, script.wrapping_add(1), object);
     }
 
     /// `tp_dealloc`, after finalizers and weak references and before references are dropped.
-    pub fn dealloc(&self, object: usize) {
-        self.hook("dealloc", object);
+    pub fn dealloc(&self, world: &dyn World, object: usize) {
+        self.hook(world, "dealloc", object);
         let state = &mut *self.state.borrow_mut();
         if let Some(Label::Object(id)) = state.labels.remove(&object) {
             state.objects[id as usize].alive = false;
@@ -227,7 +230,7 @@ impl Session {
 
     /// `tp_clear` of kinds whose clear the program makes.
     pub fn clear(&self, world: &dyn World, object: usize) {
-        self.hook("clear", object);
+        self.hook(world, "clear", object);
         let slots = self.slots(object);
         let cleared = match self.kind(object).clear {
             Slot::Native | Slot::All => slots,
@@ -240,14 +243,14 @@ impl Session {
     /// A weak reference's callback.
     pub fn weakref_callback(&self, world: &dyn World, script: u8, reference: usize) {
         let name = self.name(reference);
-        log!(self, "callback of {name}");
+        log!(self, world, "callback of {name}");
         self.run_script(world, script, 0);
     }
 
     /// An entry of `gc.callbacks`.
     pub fn gc_callback(&self, world: &dyn World, phase: &str, generation: usize, collected: usize, uncollectable: usize) {
         let Some(script) = self.state.borrow().program.callbacks.filter(|_| !self.closing.get()) else { return };
-        log!(self, "{phase} generation {generation}, collected {collected}, uncollectable {uncollectable}");
+        log!(self, world, "{phase} generation {generation}, collected {collected}, uncollectable {uncollectable}");
         self.run_script(world, script, 0);
     }
 
@@ -261,10 +264,31 @@ impl Session {
         }
     }
 
-    fn hook(&self, event: &str, object: usize) -> u8 {
-        let Some(Label::Object(id)) = self.label(object) else { panic!("{event} of {object:#x}, which is no object of the program") };
-        log!(self, "{event} {id}");
-        self.state.borrow().objects[id as usize].script
+    fn hook(&self, world: &dyn World, event: &str, object: usize) -> u8 {
+        let name = self.name(object);
+        log!(self, world, "{event} {name}");
+        self.object(object, |object| object.script)
+    }
+
+    /// What the collector writes to standard error (`gc.set_debug`): its lines, with names for addresses and without times.
+    pub fn text(&self, text: &str) {
+        for line in text.lines() {
+            let line = line.rsplit_once(", ").filter(|(_, time)| time.ends_with("elapsed")).map_or(line, |(line, _)| line);
+            let named = line.rsplit_once(" 0x").and_then(|(line, rest)| {
+                let address = usize::from_str_radix(rest.strip_suffix('>')?, 16).ok()?;
+                Some(format!("{line} {}>", self.name(address)))
+            });
+            let state = &mut *self.state.borrow_mut();
+            state.log.push_str(named.as_deref().unwrap_or(line));
+            state.log.push('\n');
+        }
+    }
+
+    fn write(&self, world: &dyn World, line: &str) {
+        self.text(&world.take_text());
+        let state = &mut *self.state.borrow_mut();
+        state.log.push_str(line);
+        state.log.push('\n');
     }
 
     fn inside(&self, body: impl FnOnce()) {
@@ -310,16 +334,22 @@ impl Session {
         known.map(|address| self.name(*address)).collect::<Vec<_>>().join(" ")
     }
 
+    /// Calls `body` with what is known of an object.
+    fn object<R>(&self, address: usize, body: impl FnOnce(&mut Object) -> R) -> R {
+        let Some(Label::Object(id)) = self.label(address) else { panic!("{address:#x} is no object of the program") };
+        body(&mut self.state.borrow_mut().objects[id as usize])
+    }
+
     fn kind(&self, object: usize) -> &'static Kind {
-        let Some(Label::Object(id)) = self.label(object) else { panic!("{object:#x} is no object of the program") };
-        &KINDS[self.state.borrow().objects[id as usize].kind]
+        self.object(object, |object| &KINDS[object.kind])
     }
 
     /// Number of fields and items; a weak reference has none.
     fn slots(&self, address: usize) -> usize {
-        let Some(Label::Object(id)) = self.label(address) else { return 0 };
-        let object = &self.state.borrow().objects[id as usize];
-        KINDS[object.kind].fields + object.nitems
+        match self.label(address) {
+            Some(Label::Object(_)) => self.object(address, |object| KINDS[object.kind].fields + object.nitems),
+            _ => 0,
+        }
     }
 
     fn find(&self, world: &dyn World, place: Place, me: usize) -> Option<usize> {
@@ -387,14 +417,16 @@ impl Session {
         let nitems = if kind.items { usize::from(nitems) } else { 0 };
         let tracked = tracked || !kind.dealloc;
         let address = if tracked { world.alloc(index, nitems) } else { world.new_object(index, nitems) };
+        // Before the address gets a new name.
+        self.text(&world.take_text());
         let id = {
             let state = &mut *self.state.borrow_mut();
             let id = state.objects.len();
-            state.objects.push(Object { address, kind: index, nitems, script, alive: true, callbacks: 0 });
+            state.objects.push(Object { address, kind: index, nitems, script, alive: true, immortal: false, callbacks: 0 });
             state.labels.insert(address, Label::Object(id as u32));
             id
         };
-        log!(self, "new {id} {}", kind.name);
+        log!(self, world, "new {id} {}", kind.name);
         address
     }
 
@@ -403,6 +435,7 @@ impl Session {
             return;
         }
         let reference = world.new_weakref(object, callback);
+        self.text(&world.take_text());
         // Without a callback the object's first weak reference serves all.
         if world.refcount(reference) == 1 {
             let state = &mut *self.state.borrow_mut();
@@ -410,16 +443,16 @@ impl Session {
             state.weakrefs += 1;
         }
         let (name, referent) = (self.name(reference), self.name(object));
-        log!(self, "{name} to {referent}");
+        log!(self, world, "{name} to {referent}");
         self.settle(world);
         self.store_weak(world, weak, reference);
     }
 
     fn count_callback(&self, object: usize) -> bool {
-        let Some(Label::Object(id)) = self.label(object) else { return false };
-        let callbacks = &mut self.state.borrow_mut().objects[id as usize].callbacks;
-        *callbacks += 1;
-        *callbacks <= CALLBACKS
+        self.object(object, |object| {
+            object.callbacks += 1;
+            object.callbacks <= CALLBACKS
+        })
     }
 
     fn step(&self, world: &dyn World, op: Op, me: usize) {
@@ -460,9 +493,9 @@ impl Session {
                     let referent = world.deref(reference);
                     let (name, found) = (self.name(reference), self.name(referent));
                     if referent == 0 {
-                        log!(self, "{name} is dead");
+                        log!(self, world, "{name} is dead");
                     } else {
-                        log!(self, "{name} is {found}");
+                        log!(self, world, "{name} is {found}");
                         world.incref(referent);
                         self.store(world, root(at), referent);
                     }
@@ -485,7 +518,7 @@ impl Session {
             Op::Collect(generation) => {
                 let generation = usize::from(generation) % 3;
                 let found = world.collect(generation);
-                log!(self, "collect({generation}) = {found}");
+                log!(self, world, "collect({generation}) = {found}");
                 self.settle(world);
             }
             Op::Freeze => world.freeze(),
@@ -493,38 +526,45 @@ impl Session {
             Op::Thresholds(t0, t1, t2) => world.set_threshold([t0, t1, t2].map(i32::from)),
             Op::Enable => world.enable(),
             Op::Disable => world.disable(),
-            Op::SaveAll(on) => world.set_debug(if on { DEBUG_SAVEALL } else { 0 }),
+            Op::Debug(flags) => world.set_debug(flags.into()),
+            Op::Immortal(place) => self.with(world, place, me, |object| {
+                if self.kind(object).dealloc && world.set_immortal(object) {
+                    let name = self.name(object);
+                    log!(self, world, "immortal {name}");
+                    self.object(object, |object| object.immortal = true);
+                }
+            }),
             Op::Garbage => {
                 let garbage = world.take_garbage();
-                log!(self, "garbage {}", self.names(&garbage));
+                log!(self, world, "garbage {}", self.names(&garbage));
                 for object in garbage {
                     self.release(world, object);
                 }
             }
-            Op::Count => log!(self, "count {:?}", world.count()),
+            Op::Count => log!(self, world, "count {:?}", world.count()),
             Op::Stats => {
                 let (now, before) = (world.stats(), self.state.borrow().stats);
                 let since = |generation: usize| [0, 1, 2].map(|number| now[generation][number] - before[generation][number]);
-                log!(self, "stats {:?}", [since(0), since(1), since(2)]);
+                log!(self, world, "stats {:?}", [since(0), since(1), since(2)]);
             }
             Op::Objects(generation) => {
                 let objects = world.objects(Some(usize::from(generation)).filter(|generation| *generation < 3));
                 let frozen = world.freeze_count();
                 let names = self.names(&objects);
-                log!(self, "objects({generation}) {names}, frozen {frozen}");
+                log!(self, world, "objects({generation}) {names}, frozen {frozen}");
             }
             Op::Look(place) => self.with(world, place, me, |object| {
                 let (name, count, gc) = (self.name(object), world.refcount(object), self.kind(object).gc);
                 let (tracked, finalized) = (gc && world.is_tracked(object), gc && world.is_finalized(object));
-                log!(self, "look {name}, refcount {count}, tracked {tracked}, finalized {finalized}");
+                log!(self, world, "look {name}, refcount {count}, tracked {tracked}, finalized {finalized}");
             }),
             Op::Referrers(place) => self.with(world, place, me, |object| {
                 let (name, names) = (self.name(object), self.names(&world.referrers(object)));
-                log!(self, "referrers of {name}: {names}");
+                log!(self, world, "referrers of {name}: {names}");
             }),
             Op::Referents(place) => self.with(world, place, me, |object| {
                 let (name, names) = (self.name(object), self.names(&world.referents(object)));
-                log!(self, "referents of {name}: {names}");
+                log!(self, world, "referents of {name}: {names}");
             }),
         }
     }

@@ -60,6 +60,8 @@ unsafe extern "C" {
     pub fn PyObject_GetAttrString(object: Pointer, name: *const c_char) -> Pointer;
     pub fn PyObject_Call(function: Pointer, arguments: Pointer, named: Pointer) -> Pointer;
     pub fn PyObject_CallFunctionObjArgs(function: Pointer, ...) -> Pointer;
+    pub fn PySys_GetObject(name: *const c_char) -> Pointer;
+    pub fn PySys_SetObject(name: *const c_char, value: Pointer) -> c_int;
     pub fn PyTuple_New(size: isize) -> Pointer;
     pub fn PyTuple_SetItem(tuple: Pointer, index: isize, item: Pointer) -> c_int;
     pub fn PyTuple_GetItem(tuple: Pointer, index: isize) -> Pointer;

@@ -3,6 +3,7 @@
 mod ffi;
 mod python;
 mod state;
+mod text;
 mod types;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

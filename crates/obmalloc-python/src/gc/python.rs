@@ -13,6 +13,7 @@ use obmalloc_proof::{KINDS, Program, SCRIPTS, Session, World};
 
 use super::ffi::{self, MethodDef, Pointer};
 use super::state::{Quiet, State};
+use super::text::Text;
 use super::types::{self, Instance};
 
 /// Python's `gc` module.
@@ -55,7 +56,14 @@ pub struct Python {
     untracked: Pointer,
     was_enabled: bool,
     thresholds: [i32; 3],
+    /// Standard error, from the first `set_debug` that asks for text to the end of the program.
+    text: RefCell<Option<Text>>,
+    /// The count of immortal objects, where the release has them.
+    immortal: Option<u32>,
 }
+
+/// `gc.DEBUG_STATS`, `gc.DEBUG_COLLECTABLE` and `gc.DEBUG_UNCOLLECTABLE`
+const DEBUG_TEXT: u32 = 7;
 
 const STEP: &str = "a step of the driver";
 
@@ -123,7 +131,7 @@ impl Python {
         }
         let attic = RefCell::new(vec![defaults]);
         let mut this =
-            Self { gc, state, types: made, weakref_callbacks, gc_callback, numbers, attic, clearing: Cell::new(None), untracked, was_enabled, thresholds };
+            Self { gc, state, types: made, weakref_callbacks, gc_callback, numbers, attic, clearing: Cell::new(None), untracked, was_enabled, thresholds, text: RefCell::new(None), immortal: immortal_count() };
         this.check_state();
         this
     }
@@ -167,6 +175,7 @@ impl Python {
         let session = Session::new(program);
         types::with_session(self, &session, || session.run(self));
         empty(self.gc.callbacks);
+        self.text.take();
         session.into_log()
     }
 
@@ -295,6 +304,17 @@ impl Drop for Python {
         if self.was_enabled {
             self.enable();
         }
+    }
+}
+
+/// `_Py_IMMORTAL_REFCNT`, or what an object gets that becomes immortal.
+fn immortal_count() -> Option<u32> {
+    // SAFETY: `Py_Version` is a number, and there since 3.11.
+    let version = ffi::symbol(c"Py_Version").map_or(0, |version| unsafe { *version.cast::<std::ffi::c_ulong>() });
+    match version >> 16 {
+        0..0x30c => None,
+        0x30c..0x30e => Some(u32::MAX),
+        _ => Some(3 << 30),
     }
 }
 
@@ -555,6 +575,9 @@ impl World for Python {
     }
 
     fn set_debug(&self, flags: u32) {
+        if flags & DEBUG_TEXT != 0 {
+            self.text.borrow_mut().get_or_insert_with(Text::catch);
+        }
         // SAFETY: the GIL is held.
         let flags = unsafe { ffi::PyLong_FromLong(flags.into()) };
         self.quietly(self.gc.set_debug, &[flags]);
@@ -572,6 +595,17 @@ impl World for Python {
         }
         empty(garbage);
         items.into_iter().map(|item| item as usize).collect()
+    }
+
+    fn set_immortal(&self, object: usize) -> bool {
+        let Some(count) = self.immortal else { return false };
+        // SAFETY: the session gives live instances.
+        unsafe { Instance::of(at(object)) }.set_refcount(count);
+        true
+    }
+
+    fn take_text(&self) -> String {
+        self.text.borrow_mut().as_mut().map(Text::take).unwrap_or_default()
     }
 
     fn run_scheduled(&self) {

@@ -66,6 +66,11 @@ impl Instance {
         KINDS[self.kind].fields + self.nitems as usize
     }
 
+    /// Sets the count, which makes it immortal if it is large enough for that.
+    pub fn set_refcount(&mut self, count: u32) {
+        self.refcount = count;
+    }
+
     /// Number of weak references with callbacks to it.
     pub fn callbacks(&self) -> usize {
         let (mut count, mut weakref) = (0, self.weakrefs.cast::<ffi::Weakref>());
@@ -163,7 +168,10 @@ unsafe extern "C" fn del(object: Pointer) {
     unsafe {
         Instance::of(object).refcount = 1;
         current(|python, session| session.del(python, object as usize));
-        Instance::of(object).refcount -= 1;
+        let count = &mut Instance::of(object).refcount;
+        if (*count as i32) > 0 {
+            *count -= 1;
+        }
     }
 }
 
@@ -207,7 +215,7 @@ unsafe extern "C" fn dealloc(object: Pointer) {
             }
         }
         if kind.dealloc {
-            current(|_, session| session.dealloc(object as usize));
+            current(|python, session| session.dealloc(python, object as usize));
         }
         clear_slots(object);
         if kind.gc { ffi::PyObject_GC_Del(object) } else { ffi::PyObject_Free(object) }
