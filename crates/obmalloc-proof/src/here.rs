@@ -140,7 +140,7 @@ impl Hooks for Calls {
     }
 
     fn dealloc(&self, heap: &ObjectHeap, _: TypeId, object: usize) {
-        self.call(heap, |session, world| session.dealloc(world, object));
+        self.call(heap, |session, _| session.dealloc(object));
     }
 
     fn weakref_callback(&self, heap: &ObjectHeap, callback: u64, reference: usize) {
@@ -302,10 +302,6 @@ impl World for Side<'_> {
 
     fn set_immortal(&self, object: usize) -> bool {
         done(self.heap.set_immortal(object))
-    }
-
-    fn take_text(&self) -> String {
-        String::new()
     }
 
     fn run_scheduled(&self) {

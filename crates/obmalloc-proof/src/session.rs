@@ -66,8 +66,6 @@ pub trait World {
     fn take_garbage(&self) -> Vec<usize>;
     /// Makes an object immortal; false where there are no such objects.
     fn set_immortal(&self, object: usize) -> bool;
-    /// What the collector has written to standard error since this was last called, unless [`Session::text`] was given it.
-    fn take_text(&self) -> String;
     /// From 3.12: runs the automatic collection that an allocation scheduled.
     fn run_scheduled(&self);
 }
@@ -118,9 +116,10 @@ pub struct Session {
 }
 
 macro_rules! log {
-    ($session:expr, $world:expr, $($format:tt)*) => {{
+    ($session:expr, $($format:tt)*) => {{
+        // What is written may look at the state.
         let line = format!($($format)*);
-        $session.write($world, &line);
+        $session.write(&line);
     }};
 }
 
@@ -161,7 +160,7 @@ impl Session {
     }
 
     fn close(&self, world: &dyn World) {
-        log!(self, world, "close");
+        log!(self, "close");
         self.closing.set(true);
         world.disable();
         world.set_debug(0);
@@ -202,26 +201,26 @@ impl Session {
             let alive = |(id, object): (usize, &Object)| (object.alive && object.loggable() && !object.immortal).then_some(id);
             state.objects.iter().enumerate().filter_map(alive).collect()
         };
-        log!(self, world, "left {left:?}");
+        log!(self, "left {left:?}");
     }
 
     // What types call back.
 
     /// `tp_finalize`.
     pub fn finalize(&self, world: &dyn World, object: usize) {
-        let script = self.hook(world, "finalize", object);
+        let script = self.hook("finalize", object);
         self.run_script(world, script, object);
     }
 
     /// `tp_del`.
     pub fn del(&self, world: &dyn World, object: usize) {
-        let script = self.hook(world, "del", object);
+        let script = self.hook("del", object);
         self.run_script(world, script.wrapping_add(1), object);
     }
 
     /// `tp_dealloc`, after finalizers and weak references and before references are dropped.
-    pub fn dealloc(&self, world: &dyn World, object: usize) {
-        self.hook(world, "dealloc", object);
+    pub fn dealloc(&self, object: usize) {
+        self.hook("dealloc", object);
         let state = &mut *self.state.borrow_mut();
         if let Some(Label::Object(id)) = state.labels.remove(&object) {
             state.objects[id as usize].alive = false;
@@ -230,7 +229,7 @@ impl Session {
 
     /// `tp_clear` of kinds whose clear the program makes.
     pub fn clear(&self, world: &dyn World, object: usize) {
-        self.hook(world, "clear", object);
+        self.hook("clear", object);
         let slots = self.slots(object);
         let cleared = match self.kind(object).clear {
             Slot::Native | Slot::All => slots,
@@ -243,14 +242,14 @@ impl Session {
     /// A weak reference's callback.
     pub fn weakref_callback(&self, world: &dyn World, script: u8, reference: usize) {
         let name = self.name(reference);
-        log!(self, world, "callback of {name}");
+        log!(self, "callback of {name}");
         self.run_script(world, script, 0);
     }
 
     /// An entry of `gc.callbacks`.
     pub fn gc_callback(&self, world: &dyn World, phase: &str, generation: usize, collected: usize, uncollectable: usize) {
         let Some(script) = self.state.borrow().program.callbacks.filter(|_| !self.closing.get()) else { return };
-        log!(self, world, "{phase} generation {generation}, collected {collected}, uncollectable {uncollectable}");
+        log!(self, "{phase} generation {generation}, collected {collected}, uncollectable {uncollectable}");
         self.run_script(world, script, 0);
     }
 
@@ -264,9 +263,9 @@ impl Session {
         }
     }
 
-    fn hook(&self, world: &dyn World, event: &str, object: usize) -> u8 {
+    fn hook(&self, event: &str, object: usize) -> u8 {
         let name = self.name(object);
-        log!(self, world, "{event} {name}");
+        log!(self, "{event} {name}");
         self.object(object, |object| object.script)
     }
 
@@ -278,14 +277,11 @@ impl Session {
                 let address = usize::from_str_radix(rest.strip_suffix('>')?, 16).ok()?;
                 Some(format!("{line} {}>", self.name(address)))
             });
-            let state = &mut *self.state.borrow_mut();
-            state.log.push_str(named.as_deref().unwrap_or(line));
-            state.log.push('\n');
+            self.write(named.as_deref().unwrap_or(line));
         }
     }
 
-    fn write(&self, world: &dyn World, line: &str) {
-        self.text(&world.take_text());
+    fn write(&self, line: &str) {
         let state = &mut *self.state.borrow_mut();
         state.log.push_str(line);
         state.log.push('\n');
@@ -417,8 +413,6 @@ impl Session {
         let nitems = if kind.items { usize::from(nitems) } else { 0 };
         let tracked = tracked || !kind.dealloc;
         let address = if tracked { world.alloc(index, nitems) } else { world.new_object(index, nitems) };
-        // Before the address gets a new name.
-        self.text(&world.take_text());
         let id = {
             let state = &mut *self.state.borrow_mut();
             let id = state.objects.len();
@@ -426,7 +420,7 @@ impl Session {
             state.labels.insert(address, Label::Object(id as u32));
             id
         };
-        log!(self, world, "new {id} {}", kind.name);
+        log!(self, "new {id} {}", kind.name);
         address
     }
 
@@ -435,7 +429,6 @@ impl Session {
             return;
         }
         let reference = world.new_weakref(object, callback);
-        self.text(&world.take_text());
         // Without a callback the object's first weak reference serves all.
         if world.refcount(reference) == 1 {
             let state = &mut *self.state.borrow_mut();
@@ -443,7 +436,7 @@ impl Session {
             state.weakrefs += 1;
         }
         let (name, referent) = (self.name(reference), self.name(object));
-        log!(self, world, "{name} to {referent}");
+        log!(self, "{name} to {referent}");
         self.settle(world);
         self.store_weak(world, weak, reference);
     }
@@ -493,9 +486,9 @@ impl Session {
                     let referent = world.deref(reference);
                     let (name, found) = (self.name(reference), self.name(referent));
                     if referent == 0 {
-                        log!(self, world, "{name} is dead");
+                        log!(self, "{name} is dead");
                     } else {
-                        log!(self, world, "{name} is {found}");
+                        log!(self, "{name} is {found}");
                         world.incref(referent);
                         self.store(world, root(at), referent);
                     }
@@ -518,7 +511,7 @@ impl Session {
             Op::Collect(generation) => {
                 let generation = usize::from(generation) % 3;
                 let found = world.collect(generation);
-                log!(self, world, "collect({generation}) = {found}");
+                log!(self, "collect({generation}) = {found}");
                 self.settle(world);
             }
             Op::Freeze => world.freeze(),
@@ -530,41 +523,41 @@ impl Session {
             Op::Immortal(place) => self.with(world, place, me, |object| {
                 if self.kind(object).dealloc && world.set_immortal(object) {
                     let name = self.name(object);
-                    log!(self, world, "immortal {name}");
+                    log!(self, "immortal {name}");
                     self.object(object, |object| object.immortal = true);
                 }
             }),
             Op::Garbage => {
                 let garbage = world.take_garbage();
-                log!(self, world, "garbage {}", self.names(&garbage));
+                log!(self, "garbage {}", self.names(&garbage));
                 for object in garbage {
                     self.release(world, object);
                 }
             }
-            Op::Count => log!(self, world, "count {:?}", world.count()),
+            Op::Count => log!(self, "count {:?}", world.count()),
             Op::Stats => {
                 let (now, before) = (world.stats(), self.state.borrow().stats);
                 let since = |generation: usize| [0, 1, 2].map(|number| now[generation][number] - before[generation][number]);
-                log!(self, world, "stats {:?}", [since(0), since(1), since(2)]);
+                log!(self, "stats {:?}", [since(0), since(1), since(2)]);
             }
             Op::Objects(generation) => {
                 let objects = world.objects(Some(usize::from(generation)).filter(|generation| *generation < 3));
                 let frozen = world.freeze_count();
                 let names = self.names(&objects);
-                log!(self, world, "objects({generation}) {names}, frozen {frozen}");
+                log!(self, "objects({generation}) {names}, frozen {frozen}");
             }
             Op::Look(place) => self.with(world, place, me, |object| {
                 let (name, count, gc) = (self.name(object), world.refcount(object), self.kind(object).gc);
                 let (tracked, finalized) = (gc && world.is_tracked(object), gc && world.is_finalized(object));
-                log!(self, world, "look {name}, refcount {count}, tracked {tracked}, finalized {finalized}");
+                log!(self, "look {name}, refcount {count}, tracked {tracked}, finalized {finalized}");
             }),
             Op::Referrers(place) => self.with(world, place, me, |object| {
                 let (name, names) = (self.name(object), self.names(&world.referrers(object)));
-                log!(self, world, "referrers of {name}: {names}");
+                log!(self, "referrers of {name}: {names}");
             }),
             Op::Referents(place) => self.with(world, place, me, |object| {
                 let (name, names) = (self.name(object), self.names(&world.referents(object)));
-                log!(self, world, "referents of {name}: {names}");
+                log!(self, "referents of {name}: {names}");
             }),
         }
     }

@@ -46,6 +46,7 @@ pub const TPFLAGS_HAVE_GC: c_uint = 1 << 14;
 pub const TPFLAGS_HAVE_VERSION_TAG: c_uint = 1 << 18;
 pub const TP_CLEAR: c_int = 51;
 pub const TP_DEALLOC: c_int = 52;
+pub const TP_GETATTRO: c_int = 58;
 pub const TP_TRAVERSE: c_int = 71;
 pub const TP_FINALIZE: c_int = 80;
 
@@ -72,6 +73,7 @@ unsafe extern "C" {
     pub fn PyDict_GetItemString(dict: Pointer, key: *const c_char) -> Pointer;
     pub fn PyLong_FromLong(value: i64) -> Pointer;
     pub fn PyLong_AsSsize_t(object: Pointer) -> isize;
+    pub fn PyUnicode_AsUTF8AndSize(text: Pointer, size: *mut isize) -> *const c_char;
     pub fn PyUnicode_CompareWithASCIIString(text: Pointer, ascii: *const c_char) -> c_int;
     pub fn PyCFunction_NewEx(method: *mut MethodDef, this: Pointer, module: Pointer) -> Pointer;
     pub fn PyType_FromSpec(spec: *mut TypeSpec) -> Pointer;
@@ -95,6 +97,13 @@ unsafe extern "C" {
 
 pub fn none() -> Pointer {
     (&raw mut _Py_NoneStruct).cast()
+}
+
+/// A new reference to None.
+pub fn returned_none() -> Pointer {
+    // SAFETY: None is always there.
+    unsafe { Py_IncRef(none()) };
+    none()
 }
 
 /// A function or variable that not every release has.

@@ -13,7 +13,7 @@ use obmalloc_proof::{KINDS, Program, SCRIPTS, Session, World};
 
 use super::ffi::{self, MethodDef, Pointer};
 use super::state::{Quiet, State};
-use super::text::Text;
+use super::text::Stderr;
 use super::types::{self, Instance};
 
 /// Python's `gc` module.
@@ -56,14 +56,10 @@ pub struct Python {
     untracked: Pointer,
     was_enabled: bool,
     thresholds: [i32; 3],
-    /// Standard error, from the first `set_debug` that asks for text to the end of the program.
-    text: RefCell<Option<Text>>,
+    stderr: Stderr,
     /// The count of immortal objects, where the release has them.
     immortal: Option<u32>,
 }
-
-/// `gc.DEBUG_STATS`, `gc.DEBUG_COLLECTABLE` and `gc.DEBUG_UNCOLLECTABLE`
-const DEBUG_TEXT: u32 = 7;
 
 const STEP: &str = "a step of the driver";
 
@@ -117,6 +113,7 @@ impl Python {
             (0..SCRIPTS).map(|script| unsafe { callable(&raw mut WEAKREF_CALLBACK, ffi::PyLong_FromLong(script as i64)) }).collect();
         // SAFETY: as above.
         let gc_callback = unsafe { callable(&raw mut GC_CALLBACK, ptr::null_mut()) };
+        let stderr = Stderr::replace();
         // 3.12 and 3.13 keep immortal objects in the permanent generation.
         invoke(gc.collect);
         invoke(gc.unfreeze);
@@ -131,7 +128,7 @@ impl Python {
         }
         let attic = RefCell::new(vec![defaults]);
         let mut this =
-            Self { gc, state, types: made, weakref_callbacks, gc_callback, numbers, attic, clearing: Cell::new(None), untracked, was_enabled, thresholds, text: RefCell::new(None), immortal: immortal_count() };
+            Self { gc, state, types: made, weakref_callbacks, gc_callback, numbers, attic, clearing: Cell::new(None), untracked, was_enabled, thresholds, stderr, immortal: immortal_count() };
         this.check_state();
         this
     }
@@ -175,7 +172,6 @@ impl Python {
         let session = Session::new(program);
         types::with_session(self, &session, || session.run(self));
         empty(self.gc.callbacks);
-        self.text.take();
         session.into_log()
     }
 
@@ -300,6 +296,7 @@ impl Drop for Python {
                 }
             }
         }
+        self.stderr.restore();
         self.state.end();
         if self.was_enabled {
             self.enable();
@@ -363,12 +360,6 @@ static mut WEAKREF_CALLBACK: MethodDef = MethodDef {
 static mut GC_CALLBACK: MethodDef =
     MethodDef { name: c"gc_callback".as_ptr(), function: gc_callback as *const std::ffi::c_void, flags: ffi::METH_FASTCALL, doc: ptr::null() };
 
-fn returned_none() -> Pointer {
-    // SAFETY: None is always there.
-    unsafe { ffi::Py_IncRef(ffi::none()) };
-    ffi::none()
-}
-
 unsafe extern "C" fn weakref_callback(script: Pointer, reference: Pointer) -> Pointer {
     // SAFETY: `callable` was given a number.
     let script = unsafe { ffi::PyLong_AsSsize_t(script) } as u8;
@@ -376,7 +367,7 @@ unsafe extern "C" fn weakref_callback(script: Pointer, reference: Pointer) -> Po
         python.begin_callback();
         session.weakref_callback(python, script, reference as usize);
     });
-    returned_none()
+    ffi::returned_none()
 }
 
 unsafe extern "C" fn gc_callback(_: Pointer, arguments: *const Pointer, _: isize) -> Pointer {
@@ -394,7 +385,7 @@ unsafe extern "C" fn gc_callback(_: Pointer, arguments: *const Pointer, _: isize
             session.gc_callback(python, if start { "start" } else { "stop" }, counts[0], counts[1], counts[2]);
         });
     }
-    returned_none()
+    ffi::returned_none()
 }
 
 fn at(address: usize) -> Pointer {
@@ -575,9 +566,6 @@ impl World for Python {
     }
 
     fn set_debug(&self, flags: u32) {
-        if flags & DEBUG_TEXT != 0 {
-            self.text.borrow_mut().get_or_insert_with(Text::catch);
-        }
         // SAFETY: the GIL is held.
         let flags = unsafe { ffi::PyLong_FromLong(flags.into()) };
         self.quietly(self.gc.set_debug, &[flags]);
@@ -602,10 +590,6 @@ impl World for Python {
         // SAFETY: the session gives live instances.
         unsafe { Instance::of(at(object)) }.set_refcount(count);
         true
-    }
-
-    fn take_text(&self) -> String {
-        self.text.borrow_mut().as_mut().map(Text::take).unwrap_or_default()
     }
 
     fn run_scheduled(&self) {

@@ -1,57 +1,71 @@
 //! What the collector writes to standard error (`gc.set_debug`).
-//!
-//! Without `sys.stderr` CPython writes straight to the file, where no call of Python's gets in the way; meanwhile the file is one in
-//! memory.
 
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
+use std::ffi::CStr;
+use std::ptr;
 
-use super::ffi::{self, Pointer};
+use super::ffi::{self, MethodDef, Pointer, TypeSlot, TypeSpec};
+use super::types;
 
-const STDERR: i32 = 2;
-
-/// Standard error, caught until this is dropped.
-pub struct Text {
-    caught: File,
-    read: u64,
-    before: File,
-    python: Pointer,
+/// `sys.stderr`, replaced by an object that hands the text on. Nothing is allocated in writing to it.
+pub struct Stderr {
+    before: Pointer,
 }
 
-impl Text {
-    /// Begins to catch.
-    pub fn catch() -> Self {
-        // SAFETY: file descriptors that are made here, and an object of the interpreter's.
-        unsafe {
-            let caught = File::from_raw_fd(libc::memfd_create(c"stderr".as_ptr(), 0));
-            let before = File::from_raw_fd(libc::dup(STDERR));
-            assert!(caught.as_raw_fd() >= 0 && before.as_raw_fd() >= 0, "file descriptors can be had");
-            libc::dup2(caught.as_raw_fd(), STDERR);
-            let python = ffi::PySys_GetObject(c"stderr".as_ptr());
-            ffi::Py_IncRef(python);
-            ffi::PySys_SetObject(c"stderr".as_ptr(), std::ptr::null_mut());
-            Self { caught, read: 0, before, python }
-        }
-    }
+static mut WRITE: MethodDef =
+    MethodDef { name: c"write".as_ptr(), function: write as *const std::ffi::c_void, flags: ffi::METH_O, doc: ptr::null() };
 
-    /// What has come since this was last called.
-    pub fn take(&mut self) -> String {
-        let length = self.caught.metadata().expect("a file in memory").len() - self.read;
-        let mut bytes = vec![0; length as usize];
-        self.caught.read_exact_at(&mut bytes, self.read).expect("a file in memory");
-        self.read += length;
-        String::from_utf8_lossy(&bytes).into_owned()
+/// The bound method that every look-up gives.
+static mut WRITE_METHOD: Pointer = ptr::null_mut();
+
+unsafe extern "C" fn write(_: Pointer, text: Pointer) -> Pointer {
+    let mut size = 0;
+    // SAFETY: CPython gives a str.
+    let text = unsafe {
+        let bytes = ffi::checked(ffi::PyUnicode_AsUTF8AndSize(text, &mut size).cast_mut().cast(), "a text");
+        std::slice::from_raw_parts(bytes.cast::<u8>(), size as usize)
+    };
+    types::current(|_, session| session.text(&String::from_utf8_lossy(text)));
+    ffi::returned_none()
+}
+
+unsafe extern "C" fn get_attribute(_: Pointer, _: Pointer) -> Pointer {
+    // SAFETY: set before the object was made.
+    unsafe {
+        ffi::Py_IncRef(WRITE_METHOD);
+        WRITE_METHOD
     }
 }
 
-impl Drop for Text {
-    fn drop(&mut self) {
-        // SAFETY: as in `catch`.
+const NAME: &CStr = c"stderr";
+
+impl Stderr {
+    /// Replaces it.
+    pub fn replace() -> Self {
+        let slots = [
+            TypeSlot { slot: ffi::TP_GETATTRO, function: get_attribute as *const std::ffi::c_void },
+            TypeSlot { slot: 0, function: ptr::null() },
+        ];
+        let mut spec = TypeSpec {
+            name: c"proof.stderr".as_ptr(),
+            basicsize: 16,
+            itemsize: 0,
+            flags: ffi::TPFLAGS_HAVE_VERSION_TAG,
+            slots: slots.as_ptr(),
+        };
+        // SAFETY: the GIL is held, and the definitions stay.
         unsafe {
-            libc::dup2(self.before.as_raw_fd(), STDERR);
-            ffi::PySys_SetObject(c"stderr".as_ptr(), self.python);
-            ffi::Py_DecRef(self.python);
+            WRITE_METHOD = ffi::checked(ffi::PyCFunction_NewEx(&raw mut WRITE, ptr::null_mut(), ptr::null_mut()), "write");
+            let kind = ffi::checked(ffi::PyType_FromSpec(&mut spec), "PyType_FromSpec");
+            let before = ffi::PySys_GetObject(NAME.as_ptr());
+            ffi::Py_IncRef(before);
+            ffi::PySys_SetObject(NAME.as_ptr(), ffi::checked(ffi::PyType_GenericAlloc(kind, 0), "an object"));
+            Self { before }
         }
+    }
+
+    /// Puts the old one back.
+    pub fn restore(&self) {
+        // SAFETY: the GIL is held.
+        unsafe { ffi::PySys_SetObject(NAME.as_ptr(), self.before) };
     }
 }

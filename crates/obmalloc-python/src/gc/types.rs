@@ -215,7 +215,7 @@ unsafe extern "C" fn dealloc(object: Pointer) {
             }
         }
         if kind.dealloc {
-            current(|python, session| session.dealloc(python, object as usize));
+            current(|_, session| session.dealloc(object as usize));
         }
         clear_slots(object);
         if kind.gc { ffi::PyObject_GC_Del(object) } else { ffi::PyObject_Free(object) }

@@ -47,8 +47,19 @@ impl ObjectHeap {
         self.state().gc.collecting = true;
         let mut info = Info { generation, ..Info::default() };
         self.in_hook(|| self.hooks.gc_callback(self, Phase::Start, &info));
+        let began = os::seconds();
         let result = self.collect_main(generation);
         let found = result.unwrap_or_default();
+        let done = || {
+            if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
+                let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
+                self.hooks
+                    .write(&format!("gc: done, {all} unreachable, {} uncollectable, {elapsed:.4}s elapsed\n", found.uncollectable));
+            }
+        };
+        if self.rules.algorithm == Algorithm::Generational {
+            done();
+        }
         (info.collected, info.uncollectable) = (found.collected, found.uncollectable);
         let stats = &mut self.state().gc.stats[generation];
         stats.collections += usize::from(!found.idle);
@@ -56,26 +67,21 @@ impl ObjectHeap {
         stats.uncollectable += found.uncollectable;
         self.in_hook(|| self.hooks.gc_callback(self, Phase::Stop, &info));
         self.state().gc.collecting = false;
+        if self.rules.algorithm == Algorithm::Incremental {
+            done();
+        }
         result.map(|found| found.collected + found.uncollectable)
     }
 
     /// `gc_collect_main`
     fn collect_main(&self, generation: usize) -> Result<Found, ObjectError> {
-        let began = os::seconds();
-        let stats = self.state().gc.debug & DEBUG_STATS != 0;
-        if stats {
+        if self.state().gc.debug & DEBUG_STATS != 0 {
             self.show_stats_each_generations(generation);
         }
-        let result = match self.rules.algorithm {
+        match self.rules.algorithm {
             Algorithm::Generational => self.collect_generation(generation),
             Algorithm::Incremental => self.collect_incrementally(generation),
-        };
-        if stats && let Ok(found) = &result {
-            let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
-            self.hooks
-                .write(&format!("gc: done, {all} unreachable, {} uncollectable, {elapsed:.4}s elapsed\n", found.uncollectable));
         }
-        result
     }
 
     fn show_stats_each_generations(&self, generation: usize) {

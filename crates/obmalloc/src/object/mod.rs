@@ -205,7 +205,7 @@ impl ObjectHeap {
         if self.state().types.is_empty() {
             let alignment = self.geometry().alignment;
             self.state().table = ObjectTable::new(self.region(), alignment).ok_or(ObjectError::NoMemory)?;
-            let weakref = TypeSpec { name: "weakref".into(), gc: true, ..TypeSpec::default() };
+            let weakref = TypeSpec { name: self.rules.weakref_name.into(), gc: true, ..TypeSpec::default() };
             self.add_type(Type::weakref(Type::new(TypeId(0), weakref, &self.rules)?, &self.rules))?;
         }
         if spec.free_list != 0 && spec.items.is_some() {

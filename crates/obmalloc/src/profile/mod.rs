@@ -226,6 +226,8 @@ pub struct ObjectRules {
     pub weaklist: Storage,
     /// Which types have inline values.
     pub inline_values: InlineValues,
+    /// `tp_name` of weak references.
+    pub weakref_name: &'static str,
     /// Bytes of a weak reference (`PyWeakReference`).
     pub weakref_basicsize: usize,
     /// How objects are immortal.
@@ -276,6 +278,7 @@ pub const V3_8: Profile = Profile {
         dict: Storage::Slot,
         weaklist: Storage::Slot,
         inline_values: InlineValues::Never,
+        weakref_name: "weakref",
         weakref_basicsize: 56,
         immortality: Immortality::None,
         immortal_met: ImmortalMet::Untracked,
@@ -296,7 +299,13 @@ pub const V3_9: Profile = Profile {
     ..V3_8
 };
 /// CPython 3.10.
-pub const V3_10: Profile = Profile { release: "3.10", geometry: Geometry::LARGE, range_check: RADIX_48, ..V3_9 };
+pub const V3_10: Profile = Profile {
+    release: "3.10",
+    geometry: Geometry::LARGE,
+    range_check: RADIX_48,
+    objects: ObjectRules { weakref_name: "weakref.ReferenceType", ..V3_9.objects },
+    ..V3_9
+};
 /// CPython 3.11.
 pub const V3_11: Profile = Profile {
     release: "3.11",
