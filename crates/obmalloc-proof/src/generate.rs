@@ -107,7 +107,8 @@ impl Mood {
     fn graph(&self, random: &mut Random, ops: &mut Vec<Op>) {
         let count = 1 + random.below(self.roots);
         ops.extend((0..count).map(|root| self.new_object(random, root as u8)));
-        let (any, slot) = (|random: &mut Random| Place::Root(random.below(count) as u8), |random: &mut Random| random.below(4) as u8);
+        let (any, slot) =
+            (|random: &mut Random| Place::Root(random.below(count) as u8), |random: &mut Random| random.below(4) as u8);
         if !random.once_in(3) {
             // One ring, or several side by side.
             let length = 1 + random.below(count);

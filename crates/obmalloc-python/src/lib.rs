@@ -60,7 +60,8 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
         "gc_digests" => {
             let (seed, count, each): (u64, u64, u64) = serde_json::from_str(arguments).map_err(wrong)?;
             let python = gc::Python::new();
-            let digests = (0..count).map(|group| obmalloc_proof::digest(seed + group * each, each, &mut |program| python.run(program)));
+            let digests =
+                (0..count).map(|group| obmalloc_proof::digest(seed + group * each, each, &mut |program| python.run(program)));
             Ok(json!(digests.map(|digest| format!("{digest:016x}")).collect::<Vec<_>>()))
         }
         _ => Err(format!("unknown function {function:?}: expected random, bench, gc_bench, gc, gc_log, gc_digests or peak")),

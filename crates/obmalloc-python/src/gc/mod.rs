@@ -26,7 +26,8 @@ pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, Stri
         // A panic is an answer too, and one that cannot be equal.
         catch_unwind(AssertUnwindSafe(|| here.run(program))).unwrap_or_else(|panic| {
             here = Here::new(profile);
-            let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).into()));
+            let said =
+                panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).into()));
             format!("panic: {}", said.unwrap_or_default())
         })
     };

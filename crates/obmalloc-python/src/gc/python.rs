@@ -105,12 +105,16 @@ impl Python {
             });
             let null = ptr::null_mut::<std::ffi::c_void>();
             // SAFETY: as above; null ends the arguments.
-            ffi::checked(unsafe { ffi::PyObject_CallFunctionObjArgs(gc.set_threshold, values[0], values[1], values[2], null) }, STEP);
+            ffi::checked(
+                unsafe { ffi::PyObject_CallFunctionObjArgs(gc.set_threshold, values[0], values[1], values[2], null) },
+                STEP,
+            );
         });
         let made = KINDS.iter().map(types::make).collect();
         // SAFETY: as above; the definitions are static.
-        let weakref_callbacks =
-            (0..SCRIPTS).map(|script| unsafe { callable(&raw mut WEAKREF_CALLBACK, ffi::PyLong_FromLong(script as i64)) }).collect();
+        let weakref_callbacks = (0..SCRIPTS)
+            .map(|script| unsafe { callable(&raw mut WEAKREF_CALLBACK, ffi::PyLong_FromLong(script as i64)) })
+            .collect();
         // SAFETY: as above.
         let gc_callback = unsafe { callable(&raw mut GC_CALLBACK, ptr::null_mut()) };
         let stderr = Stderr::replace();
@@ -127,8 +131,21 @@ impl Python {
             }
         }
         let attic = RefCell::new(vec![defaults]);
-        let mut this =
-            Self { gc, state, types: made, weakref_callbacks, gc_callback, numbers, attic, clearing: Cell::new(None), untracked, was_enabled, thresholds, stderr, immortal: immortal_count() };
+        let mut this = Self {
+            gc,
+            state,
+            types: made,
+            weakref_callbacks,
+            gc_callback,
+            numbers,
+            attic,
+            clearing: Cell::new(None),
+            untracked,
+            was_enabled,
+            thresholds,
+            stderr,
+            immortal: immortal_count(),
+        };
         this.check_state();
         this
     }
@@ -357,8 +374,12 @@ static mut WEAKREF_CALLBACK: MethodDef = MethodDef {
     doc: ptr::null(),
 };
 
-static mut GC_CALLBACK: MethodDef =
-    MethodDef { name: c"gc_callback".as_ptr(), function: gc_callback as *const std::ffi::c_void, flags: ffi::METH_FASTCALL, doc: ptr::null() };
+static mut GC_CALLBACK: MethodDef = MethodDef {
+    name: c"gc_callback".as_ptr(),
+    function: gc_callback as *const std::ffi::c_void,
+    flags: ffi::METH_FASTCALL,
+    doc: ptr::null(),
+};
 
 unsafe extern "C" fn weakref_callback(script: Pointer, reference: Pointer) -> Pointer {
     // SAFETY: `callable` was given a number.
@@ -374,7 +395,9 @@ unsafe extern "C" fn gc_callback(_: Pointer, arguments: *const Pointer, _: isize
     // SAFETY: CPython gives the phase and a dict.
     unsafe {
         let (phase, info) = (*arguments, *arguments.add(1));
-        let of = |name: &CStr| usize::try_from(ffi::PyLong_AsSsize_t(ffi::PyDict_GetItemString(info, name.as_ptr()))).expect("a count");
+        let of = |name: &CStr| {
+            usize::try_from(ffi::PyLong_AsSsize_t(ffi::PyDict_GetItemString(info, name.as_ptr()))).expect("a count")
+        };
         let start = ffi::PyUnicode_CompareWithASCIIString(phase, c"start".as_ptr()) == 0;
         let counts = [of(c"generation"), of(c"collected"), of(c"uncollectable")];
         types::current(|python, session| {

@@ -218,7 +218,11 @@ unsafe extern "C" fn dealloc(object: Pointer) {
             current(|_, session| session.dealloc(object as usize));
         }
         clear_slots(object);
-        if kind.gc { ffi::PyObject_GC_Del(object) } else { ffi::PyObject_Free(object) }
+        if kind.gc {
+            ffi::PyObject_GC_Del(object)
+        } else {
+            ffi::PyObject_Free(object)
+        }
         ffi::Py_DecRef(kind_object);
     }
 }

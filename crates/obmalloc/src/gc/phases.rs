@@ -53,8 +53,10 @@ impl ObjectHeap {
         let done = || {
             if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
                 let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
-                self.hooks
-                    .write(&format!("gc: done, {all} unreachable, {} uncollectable, {elapsed:.4}s elapsed\n", found.uncollectable));
+                self.hooks.write(&format!(
+                    "gc: done, {all} unreachable, {} uncollectable, {elapsed:.4}s elapsed\n",
+                    found.uncollectable
+                ));
             }
         };
         if self.rules.algorithm == Algorithm::Generational {
@@ -134,8 +136,8 @@ impl ObjectHeap {
         let gc = &mut self.state().gc;
         let all = gc.tracked();
         // An object may join a generation twice: with the survivors, and after its weak reference's callback.
-        let generations = [Young, Middle, Old, Survivors].into_iter().all(|id| gc.list(id).reserve(2 * all));
-        let others = [Permanent, Finalizers, WrcbToCall, Increment].into_iter().all(|id| gc.list(id).reserve(all));
+        let generations = [Young, Middle, Old, Increment, Survivors].into_iter().all(|id| gc.list(id).reserve(2 * all));
+        let others = [Permanent, Finalizers, WrcbToCall].into_iter().all(|id| gc.list(id).reserve(all));
         let scratch = gc.scratch.unreachable.try_reserve(all).is_ok();
         if generations && others && scratch { Ok(()) } else { Err(ObjectError::NoMemory) }
     }
