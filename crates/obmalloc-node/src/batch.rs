@@ -92,8 +92,14 @@ fn run_all(
     index: &Cell<usize>,
 ) -> Result<(), Failure> {
     let count = operations.length / OPERATION;
-    let mut disturbances = core.disturbances.get();
-    for number in 0..count {
+    let mut number = 0;
+    loop {
+        if !core.needs_attention() {
+            number = run_plainly(heap, &operations, results.as_ref(), slots, number);
+        }
+        if number >= count {
+            return Ok(());
+        }
         index.set(number);
         let Some([verb, domain, slot, size]) = operations.get::<OPERATION>(number * OPERATION) else {
             return Err(Failure::new(
@@ -102,7 +108,7 @@ fn run_all(
             ));
         };
         let (slot, size) = (slot as usize, size as usize);
-        let Some(&domain) = Domain::ALL.get(domain as usize) else {
+        let Some(domain) = domain_of(domain) else {
             return Err(out_of_range(env, "domain", "0 (raw), 1 (mem) or 2 (obj)", domain));
         };
         if slot >= slots.len() {
@@ -113,6 +119,9 @@ fn run_all(
         {
             return Err(out_of_range(env, "slot", "a number below addresses.length", slot as u32));
         }
+        // JavaScript runs and buffers are detached during an operation only if this was so before it.
+        let attentive = core.needs_attention();
+        let disturbances = core.disturbances.get();
         let block = match verb {
             0 => heap.malloc(domain, size),
             1 => heap.calloc(domain, 1, size),
@@ -121,19 +130,18 @@ fn run_all(
                 if slots[slot] != 0 {
                     core.free(env, heap, domain, slots[slot])?;
                 }
-                if core.disturbances.get() != disturbances {
-                    disturbances = core.disturbances.get();
-                    look_again(env, &mut operations, &mut results);
-                }
-                continue;
+                None
             }
             _ => return Err(out_of_range(env, "verb", "0 (malloc), 1 (calloc), 2 (realloc) or 3 (free)", verb)),
         };
-        if core.disturbances.get() != disturbances {
-            disturbances = core.disturbances.get();
+        if attentive && core.disturbances.get() != disturbances {
             look_again(env, &mut operations, &mut results);
         }
-        if core.needs_attention() && verb != 2 {
+        number += 1;
+        if verb == 3 {
+            continue;
+        }
+        if attentive && verb != 2 {
             core.settle(env, heap, domain, block)?;
         }
         let address = block.map_or(0, |block| block.as_ptr() as usize);
@@ -144,11 +152,52 @@ fn run_all(
         if let Some(results) = &results {
             results.set(slot, address as i64 as f64);
         }
-        if core.needs_attention() && verb == 2 {
+        if attentive && verb == 2 {
             core.settle_realloc(heap, domain, block)?;
         }
     }
-    Ok(())
+}
+
+/// The operations from number `number` on that need no more than a look at their address; gives the number of the first that does.
+fn run_plainly(
+    heap: &CheckedHeap,
+    operations: &Numbers<u32>,
+    results: Option<&Numbers<f64>>,
+    slots: &mut [usize],
+    mut number: usize,
+) -> usize {
+    let slots = match results {
+        Some(results) if results.length < slots.len() => &mut slots[..results.length],
+        _ => slots,
+    };
+    while let Some([verb, domain, slot, size]) = operations.get::<OPERATION>(number * OPERATION) {
+        let (Some(domain), Some(place)) = (domain_of(domain), slots.get_mut(slot as usize)) else { break };
+        let size = size as usize;
+        let block = match verb {
+            0 => heap.malloc(domain, size),
+            3 if *place == 0 || heap.free(domain, *place).is_ok() => {
+                number += 1;
+                continue;
+            }
+            _ => break,
+        };
+        *place = block.map_or(0, |block| block.as_ptr() as usize);
+        if let Some(results) = results {
+            results.set(slot as usize, *place as i64 as f64);
+        }
+        number += 1;
+    }
+    number
+}
+
+#[inline(always)]
+fn domain_of(number: u32) -> Option<Domain> {
+    match number {
+        0 => Some(Domain::Raw),
+        1 => Some(Domain::Mem),
+        2 => Some(Domain::Obj),
+        _ => None,
+    }
 }
 
 #[cold]

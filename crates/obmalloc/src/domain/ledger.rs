@@ -145,8 +145,10 @@ struct Entry {
 pub(crate) struct Ledger {
     base: usize,
     len: usize,
+    alignment_mask: usize,
     alignment_shift: u32,
-    bits: Option<NonNull<u8>>,
+    /// Dangling where `len` is 0.
+    bits: NonNull<u8>,
     bits_size: usize,
     elsewhere: AddressMap<Entry>,
     freed: VecDeque<usize>,
@@ -158,12 +160,13 @@ impl Ledger {
         let (base, len) = pymalloc.region();
         let alignment = pymalloc.geometry().alignment;
         let bits_size = len / alignment / 4;
-        let bits = if bits_size == 0 { None } else { Some(os::map(bits_size)?) };
+        let bits = if bits_size == 0 { NonNull::dangling() } else { os::map(bits_size)? };
         let mut freed = VecDeque::new();
         freed.try_reserve_exact(16).ok()?;
         Some(Self {
             base,
             len,
+            alignment_mask: alignment - 1,
             alignment_shift: alignment.trailing_zeros(),
             bits,
             bits_size,
@@ -176,13 +179,12 @@ impl Ledger {
     #[inline(always)]
     fn place(&self, address: usize) -> Option<(*mut u8, u32)> {
         let offset = address.wrapping_sub(self.base);
-        if offset >= self.len || offset & ((1 << self.alignment_shift) - 1) != 0 {
+        if offset >= self.len || offset & self.alignment_mask != 0 {
             return None;
         }
         let index = offset >> self.alignment_shift;
-        let bits = self.bits?;
         // SAFETY: the table has two bits for every unit of the region.
-        Some((unsafe { bits.as_ptr().add(index >> 2) }, (index as u32 & 3) * 2))
+        Some((unsafe { self.bits.as_ptr().add(index >> 2) }, (index as u32 & 3) * 2))
     }
 
     /// Makes sure that [`insert`](Self::insert) has room for a block outside the region.
@@ -208,6 +210,25 @@ impl Ledger {
         self.reserve() && {
             self.elsewhere.insert(address, Entry { size, domain, live: true });
             true
+        }
+    }
+
+    /// Strikes out a live block of `domain` in the region; false, with nothing changed, when there is none at `address`.
+    #[inline(always)]
+    pub fn strike_out(&mut self, domain: Domain, address: usize) -> bool {
+        let state = match domain {
+            Domain::Raw => return false,
+            Domain::Mem => MEM,
+            Domain::Obj => OBJ,
+        };
+        let Some((byte, shift)) = self.place(address) else { return false };
+        // SAFETY: as in `insert`.
+        unsafe {
+            let found = *byte >> shift & 3 == state;
+            if found {
+                *byte ^= (state ^ FREED) << shift;
+            }
+            found
         }
     }
 
@@ -329,9 +350,9 @@ impl Ledger {
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        if let Some(bits) = self.bits {
+        if self.bits_size != 0 {
             // SAFETY: mapped by `new` with this size; the ledger is gone.
-            unsafe { os::unmap(bits, self.bits_size) };
+            unsafe { os::unmap(self.bits, self.bits_size) };
         }
     }
 }

@@ -126,9 +126,12 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        self.check(domain, address, Purpose::Free)?;
-        // SAFETY: checked just above.
-        unsafe { self.free_unchecked(domain, address) };
+        if !self.ledger().strike_out(domain, address) {
+            self.check(domain, address, Purpose::Free)?;
+            self.ledger().remove(address);
+        }
+        // SAFETY: seen just above to have been a live block of this domain.
+        unsafe { self.heap.free(domain, NonNull::new(ptr::with_exposed_provenance_mut(address))) };
         Ok(())
     }
 
