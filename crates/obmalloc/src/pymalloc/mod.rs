@@ -201,6 +201,8 @@ impl Pymalloc {
             (*pool).count += 1;
             if next.is_null() {
                 Self::pymalloc_pool_extend::<S>(this, pool, block.as_ptr(), class);
+            } else {
+                prefetch(next);
             }
             Some(block)
         }
@@ -511,6 +513,18 @@ pub(crate) enum Location {
         /// The block's size in bytes.
         size: usize,
     },
+}
+
+/// Begins to fetch the cache line at `address`, where there is an instruction for it: the next request of a class reads its block.
+#[inline(always)]
+fn prefetch(address: *mut u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing that could be seen.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Turns a C result into an option.
