@@ -9,7 +9,7 @@
 //! | `random` | seed, count | the number of calls made on the mem and obj domains |
 //! | `bench` | release, rounds, traces, whether to run the loops too | loop → \[nanoseconds a call in CPython, here, median ratio\] |
 //! | `gc_bench` | release, objects, rounds | shape of the objects → \[nanoseconds an object in CPython, here, median ratio\] |
-//! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes held here\] |
+//! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes that a heap here holds\] |
 
 mod cpython;
 mod gc;

@@ -30,12 +30,18 @@ pub fn run(release: &str, rounds: usize, traces: &[PathBuf], loops: bool) -> Res
     all.into_iter().map(timed).collect()
 }
 
-/// Runs a trace once, in CPython or here, touching every byte. Gives by how many bytes the process's peak resident memory rose, and how
-/// many bytes of arenas the heap here held at most.
+/// Runs a trace, touching every byte, in CPython or here: gives by how many bytes the process's peak resident memory rose. Also gives how
+/// many bytes of arenas a fresh heap here holds at most.
 pub fn peak(release: &str, trace: &Path, here: bool) -> Result<(u64, u64), String> {
     let profile = profile(release)?;
     let program = Program::load(trace, profile)?;
-    let heap = Heap::new(profile).map_err(|error| error.to_string())?;
+    let fresh = || Heap::new(profile).map_err(|error| error.to_string());
+    let arenas = {
+        let heap = fresh()?;
+        program.run(&Side::of(&heap));
+        heap.stats().arenas_highwater * profile.geometry.arena_size
+    };
+    let heap = fresh()?;
     let rise = obmalloc_loops::peak(&program, &if here { Side::of(&heap) } else { cpython() })?;
-    Ok((rise, (heap.stats().arenas_highwater * profile.geometry.arena_size) as u64))
+    Ok((rise, arenas as u64))
 }
