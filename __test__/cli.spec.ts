@@ -98,7 +98,7 @@ test('without a CPython compare uses the golden traces and says so', (t) => {
   const { status, stdout, stderr } = obmalloc(['compare', '--all'], NOWHERE)
   t.is(status, 0)
   t.regex(stderr, /no CPython was found that can be used: comparing with the golden traces/)
-  t.is(stdout.match(/ equal /g)?.length, 8)
+  t.is(stdout.match(/ equal /g)?.length, 9)
   t.is(obmalloc(['compare', '--', 'script.py'], NOWHERE).status, 2)
 })
 

@@ -16,21 +16,9 @@ fn replay(bytes: Vec<u8>, profile: &Profile) -> Report {
     replay.run().expect("a readable trace").clone()
 }
 
-/// Every release that there is a golden trace of: all but the incremental 3.14.0, whose pymalloc is that of 3.13.
-const RELEASES: [&Profile; 8] = [
-    &profile::V3_8,
-    &profile::V3_9,
-    &profile::V3_10,
-    &profile::V3_11,
-    &profile::V3_12,
-    &profile::V3_13,
-    &profile::V3_14,
-    &profile::V3_15,
-];
-
 #[test]
 fn every_golden_trace_comes_out_the_same() {
-    for profile in RELEASES {
+    for profile in profile::ALL {
         let report = replay(golden(profile.release), profile);
         assert_eq!(report.mismatch, None, "{}", profile.release);
         assert!(report.is_exact(), "{}: {report:?}", profile.release);
