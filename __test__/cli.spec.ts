@@ -1,6 +1,7 @@
 /** The command line, as a person or a program uses it: what it prints where, and its exit codes. */
 
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -167,6 +168,16 @@ withPython('record writes a trace and passes on what the program says and how it
   t.is(stdout, 'hello\n')
   t.regex(stderr, /recorded CPython/)
   t.is(obmalloc(['replay', file]).status, 0)
+})
+
+test('when nobody reads the output any more, the end is quiet', async (t) => {
+  const child = spawn(process.execPath, [join(root, 'dist', 'cli.js'), 'compare'], { env: { ...process.env, ...NOWHERE } })
+  child.stdout.destroy()
+  let said = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
+  const [code] = (await once(child, 'close')) as [number]
+  t.is(code, 141)
+  t.notRegex(said, /EPIPE/)
 })
 
 test('nothing is coloured without a terminal', (t) => {

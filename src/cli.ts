@@ -2,6 +2,7 @@
 /** The command line. Exit codes: 0 all matched, 4 something did not, 2 usage, 3 an unreadable trace, 1 anything else. */
 
 import { readFileSync } from 'node:fs'
+import { constants } from 'node:os'
 import { join } from 'node:path'
 
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
@@ -77,6 +78,12 @@ function fail(error: unknown, code: number): number {
   say(`obmalloc: ${error instanceof Error ? error.message : String(error)}`)
   return code
 }
+
+// Whoever read the output has gone, as `head` does: end as programs do that are told so by a signal.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error
+  process.exit(128 + constants.signals.SIGPIPE)
+})
 
 void main().then((code) => {
   process.exitCode = code
