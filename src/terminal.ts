@@ -8,24 +8,38 @@ export function paint(style: 'bold' | 'green' | 'red', text: string, stream: Nod
   return colour && stream.isTTY ? `\u001b[${code}m${text}\u001b[0m` : text
 }
 
-/** A line on stderr that says what is being done. On a terminal it is rewritten in place, and only after a second. */
+/**
+ * A line on stderr that says what is being done. On a terminal it is rewritten in place, and only after a second; it comes by itself, while
+ * whatever is waited for has nothing new to say.
+ */
 export class Progress {
+  readonly #stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>
   readonly #started = Date.now()
-  #shown = false
-  #last = 0
+  #timer: NodeJS.Timeout | undefined
+  #text = ''
+  #shown = ''
+
+  constructor(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'> = process.stderr) {
+    this.#stream = stream
+  }
 
   update(text: string): void {
-    const now = Date.now()
-    if (!process.stderr.isTTY || now - this.#started < 1000 || now - this.#last < 100) return
-    this.#last = now
-    this.#shown = true
-    process.stderr.write(`\r\u001b[K${text}`)
+    this.#text = text
+    if (this.#stream.isTTY) this.#timer ??= setInterval(() => this.#show(), 100).unref()
+  }
+
+  #show(): void {
+    if (Date.now() - this.#started < 1000 || this.#text === this.#shown) return
+    this.#shown = this.#text
+    this.#stream.write(`\r\u001b[K${this.#text}`)
   }
 
   /** Takes the line away. */
   done(): void {
-    if (this.#shown) process.stderr.write('\r\u001b[K')
-    this.#shown = false
+    clearInterval(this.#timer)
+    this.#timer = undefined
+    if (this.#shown) this.#stream.write('\r\u001b[K')
+    this.#shown = ''
   }
 }
 

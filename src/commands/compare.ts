@@ -100,27 +100,25 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
     program: bundled ? [workload('mixed')] : program,
     trace,
     stdout: bundled ? 'ignore' : 'stderr',
-  })
+  }).finally(() => progress.done())
   const replayed = (path: string, release: Release) =>
     replay({
       release,
       segments: segments(path),
       onProgress: (done, total) => progress.update(`CPython ${version}: replaying, ${percent(done, total)}`),
-    })
+    }).finally(() => progress.done())
   const report = await replayed(trace, release)
   let timing: Timing | null = null
   if (report.exact) {
     progress.update(`CPython ${version}: timing`)
-    const timings = await drive<Record<string, Timing>>(interpreter, 'bench', [release, ROUNDS, [trace], false])
-    timing = Object.values(timings)[0] ?? null
+    const timed = drive<Record<string, Timing>>(interpreter, 'bench', [release, ROUNDS, [trace], false])
+    timing = Object.values(await timed.finally(() => progress.done()))[0] ?? null
   }
-  progress.done()
   yield { version, release, from, trace, report, timing, ended }
   for (const [index, path] of children.entries()) {
     const header = readHeader(path)
     const childRelease = releaseOf(header)
     const childReport = await replayed(path, childRelease)
-    progress.done()
     yield {
       version: header.python,
       release: childRelease,

@@ -25,8 +25,7 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
       segments: segments(path),
       ...(stopAt === undefined ? {} : { stopAt }),
       onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
-    })
-    progress.done()
+    }).finally(() => progress.done())
     exact &&= report.exact
     if (options.json) process.stdout.write(`${JSON.stringify({ path, python: header.python, release, ...report })}\n`)
     else show(path, header.python, report, options.stats ?? options.operation !== undefined)
