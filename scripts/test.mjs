@@ -1,11 +1,18 @@
 /** The whole test suite: Rust, then TypeScript. The last line on stdout is `N passed, N failed`. */
 
 import { spawn } from 'node:child_process'
+import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const total = { passed: 0, failed: 0 }
+
+const { findInterpreters } = createRequire(import.meta.url)('../dist/interpreters.js')
+if (findInterpreters([]).usable.length === 0)
+  process.stderr.write(
+    'no CPython was found that can be used: what is compared are the golden traces, which real CPythons left\n',
+  )
 
 /** Runs a command, showing what it prints; gives its output and exit code. */
 function run(command, args, env = {}) {
