@@ -274,7 +274,7 @@ fn misuse_is_a_fault() {
     s.heap.untrack(object).unwrap();
     assert_eq!(kind(s.heap.new_weakref(object, None)), FaultKind::WrongType);
     assert_eq!(s.heap.free(Domain::Obj, object - 16).unwrap_err().kind, FaultKind::WrongType);
-    assert_eq!(s.heap.free(Domain::Obj, object).unwrap_err().kind, FaultKind::InteriorPointer);
+    assert_eq!(s.heap.free(Domain::Obj, object).unwrap_err().kind, FaultKind::WrongType);
     assert_eq!(s.heap.realloc(Domain::Obj, Some(object - 16), 8).unwrap_err().kind, FaultKind::WrongType);
     assert_eq!(s.heap.incref(object + 8).unwrap_err().kind, FaultKind::InteriorPointer);
     assert_eq!(s.heap.incref(0xdead_beef0).unwrap_err().kind, FaultKind::ForeignPointer);
@@ -284,4 +284,63 @@ fn misuse_is_a_fault() {
     assert_eq!(s.heap.decref(object).unwrap_err().kind, FaultKind::RefcountUnderflow);
     assert_eq!(s.heap.incref(object).unwrap_err().kind, FaultKind::UseAfterFree);
     assert_eq!(s.heap.collect(3), Err(ObjectError::Argument("a generation: 0, 1 or 2")));
+}
+
+#[test]
+fn what_a_type_keeps_for_its_next_object_is_nobody_elses() {
+    for gc in [false, true] {
+        let s = scene_with(&profile::V3_13, |spec| (spec.free_list, spec.gc) = (1, gc));
+        let object = s.node(1);
+        s.heap.decref(object).unwrap();
+        let presize = s.heap.type_info(s.node).presize();
+        for domain in Domain::ALL {
+            for address in [object, object - presize] {
+                assert_eq!(s.heap.free(domain, address).unwrap_err().kind, FaultKind::WrongType);
+                assert_eq!(s.heap.realloc(domain, Some(address), 8).unwrap_err().kind, FaultKind::WrongType);
+                assert_eq!(s.heap.usable_size(domain, address).unwrap_err().kind, FaultKind::WrongType);
+            }
+        }
+        assert_eq!(s.heap.incref(object).unwrap_err().kind, FaultKind::UseAfterFree);
+        assert_eq!(s.heap.decref(object).unwrap_err().kind, FaultKind::RefcountUnderflow);
+        assert_eq!(s.node(2), object);
+        s.heap.decref(object).unwrap();
+        s.heap.collect(2).unwrap();
+        assert_eq!(s.heap.incref(object).unwrap_err().kind, FaultKind::UseAfterFree);
+        assert_eq!(s.heap.allocated_blocks(), 0);
+        s.heap.verify().unwrap();
+    }
+}
+
+/// Does in its `dealloc` what C does: gives the references back.
+#[derive(Clone, Default)]
+struct Clearing(Rc<RefCell<Vec<Result<(), ObjectError>>>>);
+
+impl Hooks for Clearing {
+    fn dealloc(&self, heap: &ObjectHeap, _: TypeId, object: usize) {
+        for value in [Value::Null, Value::Object(object)] {
+            let done = heap.set(object, Field::Member(0), value);
+            self.0.borrow_mut().push(done);
+        }
+    }
+}
+
+#[test]
+fn a_dealloc_may_give_the_references_back_itself_but_take_none() {
+    let hooks = Clearing::default();
+    let heap = ObjectHeap::new(HeapOptions::new(&profile::V3_13), Box::new(hooks.clone())).unwrap();
+    let mut spec = TypeSpec { name: "node".into(), gc: true, ..TypeSpec::default() };
+    spec.fields.push(("next".to_owned(), FieldKind::Object));
+    spec.hooks.dealloc = true;
+    let node = heap.define_type(spec).unwrap();
+    let (first, second) = (heap.alloc(node, 0).unwrap(), heap.alloc(node, 0).unwrap());
+    heap.set(first, Field::Member(0), Value::Object(second)).unwrap();
+    heap.decref(second).unwrap();
+    heap.decref(first).unwrap();
+    let results = hooks.0.take();
+    assert_eq!(results.len(), 4);
+    let refused = |result: &Result<(), ObjectError>| matches!(result, Err(ObjectError::Fault(fault)) if fault.kind == FaultKind::UseAfterFree);
+    assert!(results.iter().all(|result| result.is_ok() || refused(result)));
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
+    assert_eq!(heap.allocated_blocks(), 0);
+    heap.verify().unwrap();
 }

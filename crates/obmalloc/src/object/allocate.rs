@@ -24,8 +24,13 @@ impl ObjectHeap {
     pub fn alloc(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
         let kind = self.type_info(kind);
+        if kind.gc && !self.reserve_track() {
+            return Err(ObjectError::NoMemory);
+        }
         if let Some(object) = self.reuse(kind) {
-            self.track_object(object)?;
+            if kind.gc {
+                self.track_object(object)?;
+            }
             return Ok(object);
         }
         // One item more than asked for.
@@ -76,9 +81,16 @@ impl ObjectHeap {
         self.init_block(kind, memory, nitems)
     }
 
-    fn init_block(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
-        self.begin()?;
-        let kind = self.type_info(kind);
+    /// Whether [`init_var`](Self::init_var) would do it.
+    ///
+    /// # Errors
+    /// As for `init`.
+    pub fn check_init(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<(), ObjectError> {
+        self.size_to_init(self.type_info(kind), memory, nitems).map(drop)
+    }
+
+    /// Bytes of an object that `memory` is to become.
+    fn size_to_init(&self, kind: &Type, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
         if kind.presize != 0 {
             return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
         }
@@ -86,9 +98,13 @@ impl ObjectHeap {
         if self.usable_size(Domain::Obj, memory)? < size {
             return Err(ObjectError::Argument("a block that is large enough for an object of the type"));
         }
-        if !self.table().reserve() {
-            return Err(ObjectError::NoMemory);
-        }
+        if self.table().reserve() { Ok(size) } else { Err(ObjectError::NoMemory) }
+    }
+
+    fn init_block(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
+        self.begin()?;
+        let kind = self.type_info(kind);
+        let size = self.size_to_init(kind, memory, nitems)?;
         // SAFETY: a live block of that size at least, which is no object's.
         unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) };
         Ok(memory)
@@ -181,6 +197,7 @@ impl ObjectHeap {
                 if kind.gc {
                     self.gc_unlink();
                 }
+                self.table().bury(object);
                 self.free_block(object - kind.presize);
             }
         }

@@ -268,7 +268,7 @@ impl ObjectHeap {
         if kind.gc {
             self.untrack_object(object);
         }
-        self.table().set(object, table::DEAD);
+        self.table().set(object, table::KEPT);
         free.push(object);
         true
     }

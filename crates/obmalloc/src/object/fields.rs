@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header};
+use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, table};
 use crate::domain::Fault;
 
 /// Which field of an object, or which item.
@@ -90,9 +90,12 @@ impl ObjectHeap {
     /// (`Py_XSETREF`).
     ///
     /// # Errors
-    /// When `object` or the value is none, or the object has no such field for such a value.
+    /// When `object` or the value is none, or the object has no such field for such a value. An object that is being destroyed takes no
+    /// new reference.
     pub fn set(&self, object: usize, field: Field<'_>, value: Value) -> Result<(), ObjectError> {
-        let kind = self.change(object)?;
+        // A `tp_dealloc` may give the object's references back itself.
+        let gives_back = !matches!(value, Value::Object(_)) && self.table().state(object) == table::DYING;
+        let kind = if gives_back { self.begin().and_then(|()| self.look(object))? } else { self.change(object)? };
         let place = self.place(kind, object, field)?;
         let new = match value {
             Value::Object(reference) => self.change(reference).map(|_| reference)?,

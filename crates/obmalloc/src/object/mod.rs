@@ -348,7 +348,7 @@ impl ObjectHeap {
     #[inline]
     pub(crate) fn look(&self, object: usize) -> Result<&Type, Fault> {
         match self.table().state(object) {
-            table::NOTHING | table::DEAD => Err(self.no_object(object)),
+            table::NOTHING | table::DEAD | table::KEPT => Err(self.no_object(object)),
             // SAFETY: it is an object.
             _ => Ok(unsafe { header::kind(object) }),
         }
@@ -357,6 +357,9 @@ impl ObjectHeap {
     /// Why something is not the address of an object.
     #[cold]
     fn no_object(&self, address: usize) -> Fault {
+        if self.table().state(address) == table::KEPT {
+            return object_fault(FaultKind::UseAfterFree, address);
+        }
         match self.heap.check_use(Domain::Obj, address) {
             // A block, but no object.
             Ok(()) => object_fault(FaultKind::WrongType, address),
@@ -391,12 +394,11 @@ impl ObjectHeap {
         self.heap.free_blocks_outside();
     }
 
-    /// An object's memory is the object's: only its type gives it back.
-    fn refuse_object(&self, domain: Domain, block: usize) -> Result<(), Fault> {
-        match self.object_of_block(block) {
-            Some(_) => Err(Fault { used: domain, ..object_fault(FaultKind::WrongType, block) }),
-            None => Ok(()),
-        }
+    /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.
+    fn refuse_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        let refused = !self.state().types.is_empty()
+            && (!matches!(self.table().state(address), table::NOTHING | table::DEAD) || self.object_of_block(address).is_some());
+        if refused { Err(Fault { used: domain, ..object_fault(FaultKind::WrongType, address) }) } else { Ok(()) }
     }
 
     /// As [`CheckedHeap::free`].

@@ -14,10 +14,12 @@ use crate::os;
 pub(crate) const NOTHING: u8 = 0;
 /// There was one.
 pub(crate) const DEAD: u8 = 1;
+/// There was one, and its memory is kept for the next one of its type.
+pub(crate) const KEPT: u8 = 2;
 /// There is one, but it is being destroyed.
-pub(crate) const DYING: u8 = 2;
+pub(crate) const DYING: u8 = 3;
 /// There is one, in the set that a collection takes for unreachable.
-pub(crate) const UNREACHABLE: u8 = 3;
+pub(crate) const UNREACHABLE: u8 = 4;
 /// Smallest `gc_refs` of an object in a collection that a byte holds.
 pub(crate) const LEAST_REFS: u8 = 8;
 /// `gc_refs` 0.

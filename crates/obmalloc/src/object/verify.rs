@@ -46,7 +46,11 @@ impl ObjectHeap {
 
     fn verify_tracked(&self, object: usize, id: ListId, place: usize) -> Result<(), Corruption> {
         let state = self.table().state(object);
-        ensure!(!matches!(state, table::NOTHING | table::DEAD), object, "the list {id:?} has something that is no object");
+        ensure!(
+            !matches!(state, table::NOTHING | table::DEAD | table::KEPT),
+            object,
+            "the list {id:?} has something that is no object"
+        );
         ensure!(state == table::LIVE || self.state().gc.collecting, object, "an object is in state {state} outside a collection");
         // SAFETY: the table says that it is an object.
         let (kind, next, refcnt) = unsafe { (header::kind(object), header::gc_next(object), header::refcnt(object)) };
