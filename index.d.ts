@@ -1,9 +1,14 @@
 /**
  * obmalloc: the public contract. What is declared here is there.
  *
- * No argument is ever converted: no `valueOf` is called. Missing arguments are `undefined`; further ones are ignored. Calls that
- * come from inside one of a heap's own callbacks throw `ERR_REENTRANT`, except those of its own arena allocator. A heap or a domain
- * cannot be posted to another thread: that throws a `DataCloneError`.
+ * No argument is ever converted: no `valueOf` is called. Missing arguments are `undefined`; further ones are ignored. A heap or
+ * anything of it cannot be posted to another thread: that throws a `DataCloneError`.
+ *
+ * Callbacks may use their heap, with these exceptions. From inside an arena allocator, only the heap's own arena allocator may be
+ * called, and from inside a type's `traverse` everything that only looks; other calls throw `ERR_REENTRANT` or `ERR_GC_IN_PROGRESS`.
+ * No callback may close its heap, nor run calls that may call back inside more than 50 callbacks one inside another
+ * (`ERR_REENTRANT`). What a callback throws that no call can throw on goes to {@link HeapOptions.onUnraisable}. A callback that gives
+ * a promise or a generator has failed with `ERR_CALLBACK_RESULT`, because nobody would wait for it.
  */
 
 /** The CPython release whose behaviour a heap takes on. `'3.14.0'` is the incremental collector of 3.14.0 to 3.14.4; `'3.14'` is 3.14.5 and later. */
@@ -40,6 +45,26 @@ export interface HeapOptions {
   geometry?: Partial<Geometry>
   /** Bytes the heap may hold in arenas and raw blocks; past it requests fail as if the system had none. */
   memoryLimit?: Size
+  /**
+   * Is told of every exception that no call can throw (`sys.unraisablehook`): those of a type's `clear`, `finalize`, `del` and `dealloc`,
+   * of the callbacks of weak references and of `gc.callbacks`, and those for which an automatic collection was given up. The call in
+   * which it came up goes on. Left out, each becomes a warning of the process (`process.emitWarning`, of the type
+   * `'UnraisableException'`), and so do exceptions of this function.
+   */
+  onUnraisable?(error: unknown, context: UnraisableContext): void
+}
+
+/** Where an exception came up that no call can throw. */
+export interface UnraisableContext {
+  /**
+   * Which callback: a type's, `'weakref'`, one of `gc.callbacks`, `onUnraisable` itself; `'collect'` for a collection that was given up,
+   * and `'callback'` for one of these that could not even be called, most often because the stack was full.
+   */
+  readonly hook: 'clear' | 'finalize' | 'del' | 'dealloc' | 'weakref' | 'callbacks' | 'onUnraisable' | 'collect' | 'callback'
+  /** The object, or the weak reference. */
+  readonly object?: Address
+  /** The type whose function it was. */
+  readonly type?: ObjectType
 }
 
 /** `PyMemAllocatorEx`: what a domain does. */
@@ -72,7 +97,8 @@ export interface ArenaAllocator {
  * One of the three domains.
  *
  * Wrong kinds of argument throw `TypeError` (`ERR_INVALID_ARG_TYPE`), numbers that are no size throw `RangeError`
- * (`ERR_OUT_OF_RANGE`), misused addresses throw {@link MemoryFault}. Memory that cannot be had is `null`, as in C.
+ * (`ERR_OUT_OF_RANGE`), misused addresses throw {@link MemoryFault}. Memory that cannot be had is `null`, as in C. The memory of an
+ * object is its type's: here it throws `ERR_WRONG_TYPE`.
  */
 export interface Domain extends Allocator {
   readonly name: DomainName
@@ -96,11 +122,31 @@ export class Heap {
   readonly raw: Domain
   readonly mem: Domain
   readonly obj: Domain
+  readonly gc: Collector
 
   /** `PyObject_GetArenaAllocator`. The one in place, and always the same object for the same one. */
   getArenaAllocator(): ArenaAllocator
   /** `PyObject_SetArenaAllocator`. */
   setArenaAllocator(allocator: ArenaAllocator): void
+
+  /**
+   * A new type, for as long as the heap lives. What in the spec is not what it has to be is named in the error. The spec's functions are
+   * read now, and called with it as `this`.
+   */
+  defineType(spec: TypeSpec): ObjectType
+  /** `Py_TYPE`: always the same object for the same type. Weak references have a type too, which makes no objects. */
+  typeOf(object: Address): ObjectType
+  /** `Py_INCREF` */
+  incref(object: Address): void
+  /**
+   * `Py_DECREF`: the last one destroys the object, and with it everything whose last reference it held, in CPython's order. An object
+   * that is gone, or on its way, has no reference to give back: `ERR_REFCOUNT_UNDERFLOW`.
+   */
+  decref(object: Address): void
+  /** `Py_REFCNT` */
+  refcount(object: Address): number
+  /** `PyUnstable_SetImmortal`: the object is never destroyed, whatever becomes of its references. False before 3.12, which has no such objects. */
+  setImmortal(object: Address): boolean
 
   /**
    * Many operations in one call. Every operation is four numbers in `ops`: verb (0 malloc, 1 calloc, 2 realloc, 3 free),
@@ -132,6 +178,154 @@ export interface ArenaInfo {
   readonly totalPools: number
 }
 
+/** A member of an object, laid out in the order given, each aligned to its own size, after the header. */
+export type FieldKind = 'object' | 'u8' | 'i32' | 'u32' | 'i64' | 'f64'
+
+/**
+ * What a type is to be.
+ *
+ * `traverse` and `clear` matter for GC types only. Leaving a function out costs nothing; one that is there is called for each object.
+ */
+export interface TypeSpec {
+  /** `tp_name`, e.g. `'tree.TreeNode'`. */ name: string
+  /** By name, in JavaScript's order of an object's keys. */ fields?: Record<string, FieldKind>
+  /** What the variable part holds, if there is one: `'object'` is 8 bytes an item, `'byte'` 1. */ items?: 'object' | 'byte'
+  /** `Py_TPFLAGS_HAVE_GC`. @defaultValue `false` */ gc?: boolean
+  /** Whether weak references to its objects can be made. @defaultValue `false` */ weakrefs?: boolean
+  /** Whether instances carry a dict, as those of a Python class do: the pre-header words, and from 3.13 the inline values, of the release. @defaultValue `false` */ managedDict?: boolean
+  /**
+   * Type-specific allocation: how many destroyed instances are kept for the next `alloc`, last in first out, until a full collection.
+   * Only for types without items. @defaultValue `0`
+   */
+  freeList?: Size
+  /**
+   * `tp_traverse`. Left out: visits every `'object'` field and item natively. It must only look (`ERR_GC_IN_PROGRESS`). A collection
+   * throws, with nothing destroyed, when it throws (`ERR_CALLBACK_THREW`, `cause` is what was thrown), visits something that is no object
+   * of this heap, or visits one more often than the fields and items of `self` refer to it (`ERR_GC_OVER_VISIT`). What it leaves out is
+   * taken for referred to from elsewhere; {@link Collector.check} finds that.
+   */
+  traverse?(self: Address, visit: (object: Address) => void): void
+  /** `tp_clear`. Left out: sets every `'object'` field and item to null, in order, natively. */
+  clear?(self: Address): void
+  /** `tp_finalize` (PEP 442): at most once per object; it may resurrect. */
+  finalize?(self: Address): void
+  /** `tp_del`, the legacy finalizer: such objects in cycles end up in `gc.garbage`. */
+  del?(self: Address): void
+  /** Called while the object is being destroyed: after its finalizer, before its references are dropped. It can still be looked at, but not be referred to again. */
+  dealloc?(self: Address): void
+}
+
+/** A type, made by {@link Heap.defineType} only. Objects of other types throw `ERR_WRONG_TYPE`. */
+export class ObjectType {
+  private constructor()
+  readonly name: string
+  /** `tp_basicsize`, bytes. */ readonly basicsize: number
+  /** `tp_itemsize`, bytes. */ readonly itemsize: number
+  /**
+   * `PyType_GenericAlloc`: zeroed, refcount 1, tracked if it is a GC type. Throws {@link MemoryError}. Up to 3.11 it may run an automatic
+   * collection; from 3.12 on that is scheduled, and runs at the start of the next call of the heap's that does not come from a callback.
+   */
+  alloc(nitems?: Size): Address
+  /** `PyObject_New`, or `PyObject_GC_New` for a GC type: fields null, refcount 1, not tracked. Numbers and bytes are unspecified. Throws {@link MemoryError}. */
+  new(): Address
+  /** `PyObject_NewVar` or `PyObject_GC_NewVar`. Throws {@link MemoryError}. */
+  newVar(nitems: Size): Address
+  /**
+   * `PyObject_Init` on memory from `heap.obj.malloc`, which is the object's from then on; a view of it is detached first. Object fields
+   * become null, the others stay as they are. Not for GC types, whose objects begin inside their blocks, nor for a block that is too
+   * small (`ERR_OUT_OF_RANGE`), nor for one that a buffer in JavaScript can still reach under another name (`ERR_REENTRANT`).
+   */
+  init(memory: Address): Address
+  /** `PyObject_InitVar` */
+  initVar(memory: Address, nitems: Size): Address
+  /** A field by name, or an item by number: an address or null, a number, or for `'i64'` a BigInt. No reference is made. */
+  get(object: Address, field: string | number): Address | number | bigint | null
+  /** For an `'object'` field: takes a new reference to `value` and drops the one to the old value (`Py_XSETREF`). An `'i64'` takes safe integers too. */
+  set(object: Address, field: string | number, value: Address | number | bigint | null): void
+  /** `Py_SIZE`: how many items an object has. */
+  nitems(object: Address): number
+}
+
+export interface GenerationStats { collections: number; collected: number; uncollectable: number }
+
+/** One of `gc.callbacks`. All of them get the same `info`. */
+export type CollectorCallback = (
+  phase: 'start' | 'stop',
+  info: { generation: number; collected: number; uncollectable: number },
+) => void
+
+/** References that an object holds, but its type's `traverse` does not visit. */
+export interface TraverseMismatch {
+  readonly object: Address
+  readonly referent: Address
+  /** How many fields and items of `object` hold `referent`. */
+  readonly held: number
+  /** How many of them were visited. */
+  readonly visited: number
+}
+
+/** The cyclic collector: `PyObject_GC_*` and Python's `gc` module under their own names, in camelCase. Made by a heap. */
+export interface Collector {
+  /** `gc.DEBUG_STATS`, and so on: flags for {@link setDebug}. */
+  readonly DEBUG_STATS: 1
+  readonly DEBUG_COLLECTABLE: 2
+  readonly DEBUG_UNCOLLECTABLE: 4
+  readonly DEBUG_SAVEALL: 32
+  readonly DEBUG_LEAK: 38
+  /** `PyObject_GC_Track`. Tracking twice throws `ERR_GC_ALREADY_TRACKED`. */
+  track(object: Address): void
+  /** `PyObject_GC_UnTrack`. What is not tracked stays as it is. */
+  untrack(object: Address): void
+  isTracked(object: Address): boolean
+  isFinalized(object: Address): boolean
+  /**
+   * `PyObject_GC_Del`: gives an object's memory back without destroying it, for whoever has made one and cannot finish it. Nothing else
+   * may refer to it. One that is still tracked is untracked first, and a `ResourceWarning` of the process says so.
+   */
+  del(object: Address): void
+  /** `PyObject_GC_Resize`, of an object that is not tracked and that nothing else refers to. Throws {@link MemoryError}, with the object as it was. */
+  resize(object: Address, nitems: Size): Address
+  /** Unreachable objects found, as `gc.collect()` counts them. From inside a collection: 0, and nothing happens. @param generation 2 if left out */
+  collect(generation?: 0 | 1 | 2): number
+  enable(): void
+  disable(): void
+  isEnabled(): boolean
+  getThreshold(): [number, number, number]
+  /** C ints. With 0 first no collection is automatic; what is left out stays. */
+  setThreshold(threshold0: number, threshold1?: number, threshold2?: number): void
+  getCount(): [number, number, number]
+  getStats(): GenerationStats[]
+  /** The tracked objects that are not frozen, in the collector's order; no reference is made. So with the next two. */
+  getObjects(generation?: 0 | 1 | 2): Address[]
+  getReferrers(...objects: Address[]): Address[]
+  getReferents(...objects: Address[]): Address[]
+  freeze(): void
+  unfreeze(): void
+  getFreezeCount(): number
+  /** What collections write to `process.stderr`, and with `DEBUG_SAVEALL`, that they keep all they find in {@link garbage}. */
+  setDebug(flags: number): void
+  getDebug(): number
+  /**
+   * What collections found and could not destroy, appended by each. Every entry holds a reference, which is the taker's:
+   * `for (const object of heap.gc.garbage.splice(0)) heap.decref(object)`.
+   */
+  readonly garbage: Address[]
+  /** Called at the start and at the end of every collection, in order. While there are none, a collection calls no JavaScript for them. */
+  readonly callbacks: CollectorCallback[]
+  /**
+   * A new reference to a weak reference, itself an object. `callback` is called with it once, when the referent is gone and the weak
+   * reference is not. Without one, it may be a weak reference that exists already.
+   */
+  newWeakref(object: Address, callback?: (ref: Address) => void): Address
+  /** The referent, or null once it is gone. No reference is made. */
+  deref(ref: Address): Address | null
+  /**
+   * Calls every `traverse` of the tracked objects, and gives what they leave out: such objects are never found unreachable. Throws what a
+   * collection would throw.
+   */
+  check(): TraverseMismatch[]
+}
+
 /** What CPython's debug hooks would abort the process for, and what it would not notice at all, as an error that can be caught. */
 export class MemoryFault extends Error {
   constructor(code: FaultCode, message: string, fields?: object)
@@ -144,6 +338,9 @@ export class MemoryFault extends Error {
   readonly used?: DomainName
   /** With `ERR_INTERIOR_POINTER`: the block that the address lies in. */
   readonly base?: Address
+  /** With `ERR_GC_OVER_VISIT`: the object whose `traverse` it was, and the one that it visited too often. */
+  readonly object?: Address
+  readonly referent?: Address
   /** From {@link Heap.run}: the number of the operation. */
   readonly index?: number
   /** With `ERR_CALLBACK_THREW`: what was thrown. */
@@ -153,10 +350,11 @@ export class MemoryFault extends Error {
 /** Every code that a {@link MemoryFault} may have. */
 export type FaultCode =
   | 'ERR_WRONG_DOMAIN' | 'ERR_DOUBLE_FREE' | 'ERR_USE_AFTER_FREE' | 'ERR_INTERIOR_POINTER' | 'ERR_FOREIGN_POINTER' | 'ERR_WRONG_HEAP'
-  | 'ERR_HEAP_CORRUPTED' | 'ERR_HEAP_CLOSED' | 'ERR_CALLBACK_THREW' | 'ERR_CALLBACK_RESULT' | 'ERR_REENTRANT'
+  | 'ERR_HEAP_CORRUPTED' | 'ERR_HEAP_CLOSED' | 'ERR_WRONG_TYPE' | 'ERR_GC_ALREADY_TRACKED' | 'ERR_GC_OVER_VISIT' | 'ERR_GC_IN_PROGRESS'
+  | 'ERR_REFCOUNT_UNDERFLOW' | 'ERR_CALLBACK_THREW' | 'ERR_CALLBACK_RESULT' | 'ERR_REENTRANT'
   | 'ERR_EXTERNAL_BUFFERS_UNSUPPORTED' | 'ERR_INTERNAL'
 
-/** `PyErr_NoMemory()`. `code` is `'ERR_NO_MEMORY'`. */
+/** `PyErr_NoMemory()`: no memory for an object. `code` is `'ERR_NO_MEMORY'`. */
 export class MemoryError extends Error {
   constructor(message: string, fields?: object)
   readonly code: 'ERR_NO_MEMORY'

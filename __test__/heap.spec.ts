@@ -5,15 +5,14 @@ import test from 'ava'
 import * as esm from 'obmalloc'
 import { Heap, type Release } from 'obmalloc'
 
-import { some } from './tools.ts'
-
-const releases: Release[] = ['3.8', '3.9', '3.10', '3.11', '3.12', '3.13', '3.14.0', '3.14', '3.15']
+import { releases, some } from './tools.ts'
 
 test('ES modules and CommonJS have the same classes', (t) => {
   const cjs = createRequire(import.meta.url)('obmalloc') as typeof esm
   t.is(cjs.Heap, esm.Heap)
   t.is(cjs.MemoryFault, esm.MemoryFault)
   t.is(cjs.MemoryError, esm.MemoryError)
+  t.is(cjs.ObjectType, esm.ObjectType)
   t.deepEqual(Object.keys(esm).sort(), Object.keys(cjs).sort())
 })
 

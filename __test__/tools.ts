@@ -4,7 +4,9 @@ import { setFlagsFromString } from 'node:v8'
 import { setImmediate as turn } from 'node:timers/promises'
 import { runInNewContext } from 'node:vm'
 
-import type { Address, ArenaAllocator, Heap } from 'obmalloc'
+import type { Address, ArenaAllocator, Heap, Release } from 'obmalloc'
+
+export const releases: Release[] = ['3.8', '3.9', '3.10', '3.11', '3.12', '3.13', '3.14.0', '3.14', '3.15']
 
 /** A block that must be there. */
 export function some(address: Address | null): Address {

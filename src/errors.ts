@@ -16,6 +16,8 @@ export class MemoryFault extends Error {
   declare readonly used?: DomainName
   declare readonly allocated?: DomainName
   declare readonly base?: Address
+  declare readonly object?: Address
+  declare readonly referent?: Address
   declare readonly index?: number
 
   constructor(code: FaultCode, message: string, fields: object = {}) {

@@ -1,9 +1,13 @@
 /** A heap's face. */
 
-import type { Address, ArenaAllocator, ArenaInfo, Geometry, HeapOptions, Release } from '../index.js'
+import type { Address, ArenaAllocator, ArenaInfo, Geometry, HeapOptions, Release, TypeSpec } from '../index.js'
+import { Collector } from './collector.js'
 import { Domain } from './domain.js'
 import { badArgument, makeError } from './errors.js'
+import { checkFunction } from './functions.js'
 import { native, type Handle } from './native.js'
+import { serve } from './scripts.js'
+import { Types, type ObjectType } from './type.js'
 
 const allocators = ['default', 'malloc', 'pymalloc']
 
@@ -15,9 +19,17 @@ function isCallable(value: unknown): boolean {
   return typeof value === 'function'
 }
 
-function open(options: HeapOptions): { handle: Handle; release: Release; pymalloc: boolean } {
+interface Opened {
+  readonly handle: Handle
+  readonly release: Release
+  readonly pymalloc: boolean
+  readonly types: Types
+}
+
+function open(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
-  const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit } = options
+  const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit, onUnraisable } = options
+  checkFunction('onUnraisable', onUnraisable)
   if (typeof allocator !== 'string' || !allocators.includes(allocator)) {
     const code = typeof allocator === 'string' ? 'ERR_OUT_OF_RANGE' : 'ERR_INVALID_ARG_TYPE'
     throw badArgument(code, 'allocator', `one of '${allocators.join("', '")}'`, allocator)
@@ -27,7 +39,9 @@ function open(options: HeapOptions): { handle: Handle; release: Release; pymallo
   const pymalloc = allocator !== 'malloc'
   const malloc = pymalloc ? undefined : true
   const handle = native.open(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, malloc)
-  return { handle, release, pymalloc }
+  const types = new Types(handle)
+  serve(handle, types, onUnraisable)
+  return { handle, release, pymalloc, types }
 }
 
 export class Heap {
@@ -36,17 +50,20 @@ export class Heap {
   readonly raw: Domain
   readonly mem: Domain
   readonly obj: Domain
+  readonly gc: Collector
   /** Keeps a heap from being posted to another thread as if it were a plain object. */
   private readonly native: object
   readonly #handle: Handle
   readonly #pymalloc: boolean
+  readonly #types: Types
   readonly #ownArenas: ArenaAllocator
   #arenaAllocator: ArenaAllocator
 
   constructor(options: HeapOptions = {}) {
-    const { handle, release, pymalloc } = open(options)
+    const { handle, release, pymalloc, types } = open(options)
     this.#handle = handle
     this.#pymalloc = pymalloc
+    this.#types = types
     this.#ownArenas = Object.freeze({
       alloc: (size: number): Address | null => handle.takeArena(size),
       free: (address: Address, size: number): void => handle.giveArena(address, size),
@@ -57,6 +74,7 @@ export class Heap {
     this.raw = new Domain('raw', handle)
     this.mem = new Domain('mem', handle)
     this.obj = new Domain('obj', handle)
+    this.gc = new Collector(handle, types)
     this.native = handle.external
   }
 
@@ -80,6 +98,30 @@ export class Heap {
       handle.arenaFree = (address, size) => allocator.free(address, size)
     }
     this.#arenaAllocator = allocator
+  }
+
+  defineType(spec: TypeSpec): ObjectType {
+    return this.#types.define(spec)
+  }
+
+  typeOf(object: Address): ObjectType {
+    return this.#types.of(object)
+  }
+
+  incref(object: Address): void {
+    this.#handle.incref(object)
+  }
+
+  decref(object: Address): void {
+    this.#handle.decref(object)
+  }
+
+  refcount(object: Address): number {
+    return this.#handle.refcount(object)
+  }
+
+  setImmortal(object: Address): boolean {
+    return this.#handle.setImmortal(object)
   }
 
   run(ops: Uint32Array, addresses?: Float64Array): void {

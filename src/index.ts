@@ -2,3 +2,4 @@
 
 export { MemoryError, MemoryFault } from './errors.js'
 export { Heap } from './heap.js'
+export { ObjectType } from './type.js'

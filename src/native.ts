@@ -1,6 +1,6 @@
 /** The native binding: what it has, and where it is found. */
 
-import type { Address, ArenaInfo, Geometry } from '../index.js'
+import type { Address, ArenaInfo, CollectorCallback, Geometry } from '../index.js'
 import { platform } from './platform.js'
 
 /** A call as the binding takes it: everything is checked there. */
@@ -36,6 +36,72 @@ export interface Handle {
   readonly giveArena: Call<void>
   readonly askScript: Call<void>
   readonly askOwn: Call<void>
+  /** Number, basic size and item size. */
+  readonly defineType: Call<[number: number, basicsize: number, itemsize: number]>
+  readonly describeType: Call<[name: string, basicsize: number, itemsize: number]>
+  readonly typeOf: Call<number>
+  readonly alloc: Call<Address>
+  readonly new: Call<Address>
+  readonly newVar: Call<Address>
+  readonly init: Call<Address>
+  readonly initVar: Call<Address>
+  readonly getField: Call<Address | number | bigint | null>
+  readonly getItem: Call<Address | number | bigint | null>
+  readonly setField: Call<void>
+  readonly setItem: Call<void>
+  readonly nitems: Call<number>
+  readonly incref: Call<void>
+  readonly decref: Call<void>
+  readonly refcount: Call<number>
+  readonly setImmortal: Call<boolean>
+  /** From inside `onTraverse`. */
+  readonly visit: Call<void>
+  readonly track: Call<void>
+  readonly untrack: Call<void>
+  readonly isTracked: Call<boolean>
+  readonly isFinalized: Call<boolean>
+  /** Whether the object was still tracked. */
+  readonly gcDel: Call<boolean>
+  readonly gcResize: Call<Address>
+  readonly collect: Call<number>
+  readonly enable: Call<void>
+  readonly disable: Call<void>
+  readonly isEnabled: Call<boolean>
+  readonly getThreshold: Call<[number, number, number]>
+  readonly setThreshold: Call<void>
+  readonly getCount: Call<[number, number, number]>
+  /** Collections, collected and uncollectable of each generation, in a row. */
+  readonly getStats: Call<number[]>
+  /** Addresses as the bytes of doubles; so do the next two. */
+  readonly getObjects: Call<Uint8Array<ArrayBuffer>>
+  readonly getReferrers: Call<Uint8Array<ArrayBuffer>>
+  readonly getReferents: Call<Uint8Array<ArrayBuffer>>
+  readonly freeze: Call<void>
+  readonly unfreeze: Call<void>
+  readonly getFreezeCount: Call<number>
+  readonly setDebug: Call<void>
+  readonly getDebug: Call<number>
+  readonly newWeakref: Call<Address>
+  readonly deref: Call<Address | null>
+  /** What collections appended to `gc.garbage`. */
+  readonly garbage: Address[]
+  /** `gc.callbacks` */
+  readonly callbacks: CollectorCallback[]
+  /** The callbacks of weak references, each as long as it may be called. */
+  readonly weakrefCallbacks: Array<(ref: Address) => void>
+  /** What was thrown where it could not be caught, until `onEscaped` is called. */
+  readonly escaped: unknown[]
+  /** What a call throws whose `onTraverse` failed. */
+  failure?: unknown
+  /** What the binding calls for the types' functions and callbacks; only `onTraverse` has an answer. */
+  onTraverse?: (type: number, object: Address) => boolean
+  onHook?: (hook: number, type: number, object: Address) => void
+  onWeakref?: (index: number, ref: Address) => void
+  onCollection?: (stopped: number, generation: number, collected: number, uncollectable: number) => void
+  onText?: (text: string) => void
+  /** A collection that nobody asked for was given up. */
+  onFailure?: (error: unknown) => void
+  onEscaped?: () => void
   /** What the binding asks for arenas after `askScript`. */
   arenaAlloc?: (size: number) => unknown
   arenaFree?: (address: Address, size: number) => void

@@ -12,7 +12,7 @@ use std::ptr;
 use std::rc::Rc;
 
 use napi_sys as sys;
-use obmalloc::{ArenaAllocator, CheckedHeap, Domain};
+use obmalloc::{ArenaAllocator, Domain, ObjectHeap};
 
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, State, live_heaps};
@@ -84,7 +84,7 @@ impl Arenas {
     }
 
     /// What went wrong in a callback since the last time, and lets the heap have memory again.
-    pub fn take_failure(&self, heap: &CheckedHeap) -> Option<Failure> {
+    pub fn take_failure(&self, heap: &ObjectHeap) -> Option<Failure> {
         let failure = self.failure.borrow_mut().take()?;
         heap.set_refusing(false);
         Some(failure)
@@ -125,7 +125,7 @@ fn ask_own(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     Ok(UNDEFINED)
 }
 
-fn set_source(core: &Core, heap: &CheckedHeap, source: Source) {
+fn set_source(core: &Core, heap: &ObjectHeap, source: Source) {
     core.arenas.source.set(source);
     core.update_attention();
     let allocator = if source == Source::Own {
@@ -268,8 +268,8 @@ fn claim(core: &Core, env: Env, address: usize, size: usize) -> Result<Lent, &'s
         }
     }
     for owner in live_heaps() {
-        // One that is in the middle of a call, as this one is, may be about to free what it still has.
-        let Ok(heap) = owner.heap() else { continue };
+        // One that is in the middle of a call of a domain's, as this one is, may be about to free what it still has.
+        let Some(heap) = owner.heap_between_calls() else { continue };
         if ptr::eq(&raw const *owner, core) {
             continue;
         }
@@ -285,11 +285,16 @@ fn claim(core: &Core, env: Env, address: usize, size: usize) -> Result<Lent, &'s
     Err("memory of another heap's live block, or of an arena allocator that was taken out")
 }
 
-/// The live block that holds so many bytes at `address`.
-fn block_around(heap: &CheckedHeap, address: usize, size: usize) -> Option<usize> {
+/// The live block, without an object in it, that holds so many bytes at `address`.
+fn block_around(heap: &ObjectHeap, address: usize, size: usize) -> Option<usize> {
     let begins = Domain::ALL.into_iter().any(|domain| heap.usable_size(domain, address).is_ok_and(|usable| usable >= size));
     let holds = |&(base, length, _): &(usize, usize, Domain)| base <= address && address + size <= base + length;
-    if begins { Some(address) } else { heap.blocks_elsewhere().iter().find(|block| holds(block)).map(|block| block.0) }
+    if begins {
+        return Some(address);
+    }
+    let (base, _, domain) = *heap.blocks_elsewhere().iter().find(|block| holds(block))?;
+    // A block with an object in it is nobody's to lend.
+    heap.usable_size(domain, base).is_ok().then_some(base)
 }
 
 fn pin_grant(owner: &Core, base: usize) {
@@ -373,7 +378,7 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
 
 /// Takes a heap down: its blocks, its arenas, what a script did not give back, and its tables. The first thing that a script did
 /// wrong on the way comes back, unless no script may be called.
-pub(crate) fn release(core: &Core, mut heap: CheckedHeap, may_call: bool) -> Option<Failure> {
+pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Option<Failure> {
     // While everything is still there, because finding out what is not in an arena reads the arenas.
     heap.free_blocks_outside();
     let mut failure = None;

@@ -6,7 +6,7 @@ use crate::failure::{Failure, code};
 use crate::js::{Env, Value};
 
 /// Largest integer that a JavaScript number holds exactly.
-const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
+pub(crate) const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
 const SIZE: &str = "an integer from 0 to 2**53 - 1, or a BigInt from 0n to 2n**63n - 1n";
 const ADDRESS: &str = "the address of a block, a safe integer";

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use napi_sys as sys;
-use obmalloc::{CheckedHeap, Domain};
+use obmalloc::{Domain, ObjectHeap};
 
 use crate::failure::{Failure, code};
 use crate::heap::Core;
@@ -58,6 +58,8 @@ impl<T: Copy> Numbers<T> {
 /// `(ops: Uint32Array, addresses?: Float64Array)`
 pub(crate) fn run(core: &Core, env: Env, [ops, addresses]: [Value; 2]) -> Outcome {
     let invalid = |name, expected: &'static str, value| Failure::argument(code::INVALID_ARG_TYPE, name, expected, value);
+    // First, because JavaScript may run here.
+    let heap = core.heap()?;
     let operations =
         Numbers::<u32>::new(env, ops, sys::TypedarrayType::uint32_array).ok_or_else(|| invalid("ops", "a Uint32Array", ops))?;
     let results = match env.type_of(addresses) {
@@ -71,8 +73,7 @@ pub(crate) fn run(core: &Core, env: Env, [ops, addresses]: [Value; 2]) -> Outcom
         let expected = "four numbers for every operation";
         return Err(Failure::argument(code::OUT_OF_RANGE, "ops.length", expected, env.integer(operations.length)?));
     }
-    let heap = core.heap()?;
-    // Taken out for the time of the call; a call from inside a callback is refused anyway.
+    // Taken out for the time of the call; a call from inside a callback of an arena allocator is refused anyway.
     let mut slots = core.slots.take();
     let index = Cell::new(0);
     let result = run_all(core, env, heap, operations, results, &mut slots, &index);
@@ -85,7 +86,7 @@ pub(crate) fn run(core: &Core, env: Env, [ops, addresses]: [Value; 2]) -> Outcom
 fn run_all(
     core: &Core,
     env: Env,
-    heap: &CheckedHeap,
+    heap: &ObjectHeap,
     mut operations: Numbers<u32>,
     mut results: Option<Numbers<f64>>,
     slots: &mut Vec<usize>,

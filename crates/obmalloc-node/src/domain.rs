@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::ptr::NonNull;
 
 use napi_sys as sys;
-use obmalloc::{CheckedHeap, Domain, Fault, FaultKind};
+use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
 
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark};
@@ -69,7 +69,7 @@ fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
 
 fn usable_size<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
     let address = args::address(env, address)?;
-    env.integer(core.usable_size(core.heap()?, domain::<D>(), address)?)
+    env.integer(core.usable_size(core.heap_to_look()?, domain::<D>(), address)?)
 }
 
 fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
@@ -81,7 +81,7 @@ fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
 fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3]) -> Outcome {
     let (at, from) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
     let wanted = args::optional_size(env, "length", length)?;
-    let usable = core.bytes_of(core.heap()?, domain::<D>(), at)?;
+    let usable = core.bytes_of(core.heap_to_look()?, domain::<D>(), at)?;
     let rest = part(usable, from, 0, offset)?;
     let count = wanted.unwrap_or(rest);
     part(usable, from, count, length)?;
@@ -96,11 +96,13 @@ fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3
 /// `(address, bytes, offset = 0)`: copies bytes, which may be of the same block, into a block.
 fn write<const D: u8>(core: &Core, env: Env, [address, bytes, offset]: [Value; 3]) -> Outcome {
     let (at, to) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
+    // First, because JavaScript may run here.
+    let heap = core.heap()?;
     let source = env
         .typed_array(bytes)
         .filter(|source| source.kind == sys::TypedarrayType::uint8_array)
         .ok_or_else(|| Failure::argument(code::INVALID_ARG_TYPE, "bytes", "a Uint8Array", bytes))?;
-    let usable = core.bytes_of(core.heap()?, domain::<D>(), at)?;
+    let usable = core.bytes_of(heap, domain::<D>(), at)?;
     part(usable, to, source.length, offset)?;
     if source.length != 0 {
         // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
@@ -118,7 +120,7 @@ fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<u
 }
 
 #[inline(always)]
-fn give(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
+fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
     if core.needs_attention() {
         core.settle(env, heap, domain, block)?;
     }
@@ -133,7 +135,7 @@ fn give(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain, block: Option
 impl Core {
     /// After a call that may have asked a script for an arena: if that failed, so has the call.
     #[cold]
-    pub fn settle(&self, env: Env, heap: &CheckedHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+    pub fn settle(&self, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         if let Some(block) = block {
             self.free(env, heap, domain, block.as_ptr() as usize)?;
@@ -145,7 +147,7 @@ impl Core {
     pub fn realloc(
         &self,
         env: Env,
-        heap: &CheckedHeap,
+        heap: &ObjectHeap,
         domain: Domain,
         address: Option<usize>,
         size: usize,
@@ -160,7 +162,7 @@ impl Core {
     fn realloc_attentively(
         &self,
         env: Env,
-        heap: &CheckedHeap,
+        heap: &ObjectHeap,
         domain: Domain,
         address: Option<usize>,
         size: usize,
@@ -207,7 +209,7 @@ impl Core {
 
     /// After a `realloc`: whether a script failed on the way. The block may have moved before it did; where it is then is in the error.
     #[cold]
-    pub fn settle_realloc(&self, heap: &CheckedHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+    pub fn settle_realloc(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         let failure = failure.in_domain(domain);
         Err(match block {
@@ -217,7 +219,7 @@ impl Core {
     }
 
     #[inline(always)]
-    pub fn free(&self, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<(), Failure> {
+    pub fn free(&self, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<(), Failure> {
         if self.needs_attention() {
             return self.free_attentively(env, heap, domain, address);
         }
@@ -225,7 +227,7 @@ impl Core {
     }
 
     #[cold]
-    fn free_attentively(&self, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<(), Failure> {
+    fn free_attentively(&self, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<(), Failure> {
         view::sweep(self, heap);
         let view = match self.marks.borrow().get(&address) {
             Some(Mark::Retired(..)) => return Err(retired(FaultKind::DoubleFree, domain, address).into()),
@@ -244,7 +246,7 @@ impl Core {
         self.arenas.take_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain).at(address)))
     }
 
-    pub fn usable_size(&self, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
+    pub fn usable_size(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
         if self.needs_attention() && matches!(self.marks.borrow().get(&address), Some(Mark::Retired(..))) {
             return Err(retired(FaultKind::UseAfterFree, domain, address).into());
         }
@@ -252,7 +254,7 @@ impl Core {
     }
 
     /// Bytes of a block that may be looked into.
-    pub fn bytes_of(&self, heap: &CheckedHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
+    pub fn bytes_of(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
         let usable = self.usable_size(heap, domain, address)?;
         self.refuse_pinned(address, domain)?;
         Ok(usable)

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::CString;
 
 use napi_sys as sys;
-use obmalloc::{Corruption, Domain, Fault};
+use obmalloc::{Corruption, Domain, Fault, FaultKind};
 
 use crate::js::{Env, UNDEFINED, Value};
 
@@ -14,6 +14,8 @@ pub(crate) mod code {
     pub const OUT_OF_RANGE: &str = "ERR_OUT_OF_RANGE";
     pub const HEAP_CLOSED: &str = "ERR_HEAP_CLOSED";
     pub const HEAP_CORRUPTED: &str = "ERR_HEAP_CORRUPTED";
+    pub const GC_IN_PROGRESS: &str = "ERR_GC_IN_PROGRESS";
+    pub const WRONG_TYPE: &str = "ERR_WRONG_TYPE";
     pub const REENTRANT: &str = "ERR_REENTRANT";
     pub const CALLBACK_THREW: &str = "ERR_CALLBACK_THREW";
     pub const CALLBACK_RESULT: &str = "ERR_CALLBACK_RESULT";
@@ -38,8 +40,13 @@ struct Details {
     domain: Option<Domain>,
     allocated: Option<Domain>,
     base: Option<usize>,
+    /// The object that visited `referent` too often.
+    object: Option<usize>,
+    referent: Option<usize>,
     /// Number of the operation in a batch.
     index: Option<usize>,
+    /// What is thrown as it is.
+    made: Option<Value>,
 }
 
 impl Failure {
@@ -54,6 +61,16 @@ impl Failure {
         let mut failure = Self::new(code, expected);
         if let Some(details) = &mut failure.0 {
             (details.name, details.received) = (Some(name), Some(received));
+        }
+        failure
+    }
+
+    /// What JavaScript has made already.
+    #[cold]
+    pub fn made(error: Value) -> Self {
+        let mut failure = Self::new(code::INTERNAL, "");
+        if let Some(details) = &mut failure.0 {
+            details.made = Some(error);
         }
         failure
     }
@@ -75,6 +92,15 @@ impl Failure {
     #[cold]
     pub fn corrupted(corruption: &Corruption) -> Self {
         Self::new(code::HEAP_CORRUPTED, corruption.to_string()).at(corruption.address)
+    }
+
+    /// The same about an argument of another name.
+    #[cold]
+    pub fn named(mut self, name: &'static str) -> Self {
+        if let Some(details) = &mut self.0 {
+            details.name = Some(name);
+        }
+        self
     }
 
     #[cold]
@@ -109,6 +135,13 @@ impl Failure {
         self
     }
 
+    /// The error that `maker` (a function of JavaScript's) makes of it, or, when that fails, an exception instead, if there is one.
+    #[cold]
+    pub fn error(self, env: Env, maker: Option<Value>) -> Result<Value, Option<Value>> {
+        let details = self.0.ok_or(None)?;
+        maker.ok_or(None).and_then(|maker| details.make(env, maker))
+    }
+
     /// Throws it, as the error that `maker` (a function of JavaScript's) makes of it.
     #[cold]
     pub fn throw(self, env: Env, maker: Option<Value>) -> Value {
@@ -132,6 +165,9 @@ impl Failure {
 
 impl Details {
     fn make(&self, env: Env, maker: Value) -> Result<Value, Option<Value>> {
+        if let Some(error) = self.made {
+            return Ok(error);
+        }
         let none = |_: Failure| None;
         let fields = env.object().map_err(none)?;
         let number = |value: Option<usize>| value.map(|value| env.integer(value)).transpose();
@@ -145,6 +181,8 @@ impl Details {
             (c"used", text(self.allocated.and(self.domain).map(Domain::name))),
             (c"allocated", text(self.allocated.map(Domain::name))),
             (c"base", number(self.base)),
+            (c"object", number(self.object)),
+            (c"referent", number(self.referent)),
             (c"index", number(self.index)),
         ] {
             if let Some(value) = value.map_err(none)? {
@@ -159,13 +197,16 @@ impl Details {
 impl From<Fault> for Failure {
     #[cold]
     fn from(fault: Fault) -> Self {
+        let over_visit = fault.kind == FaultKind::GcOverVisit;
         Self(Some(Box::new(Details {
             code: fault.kind.code(),
             message: fault.to_string().into(),
             address: Some(fault.address),
             domain: Some(fault.used),
             allocated: fault.allocated,
-            base: fault.base,
+            base: fault.base.filter(|_| !over_visit),
+            object: fault.base.filter(|_| over_visit),
+            referent: over_visit.then_some(fault.address),
             ..Details::default()
         })))
     }

@@ -8,14 +8,15 @@ use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{CheckedHeap, Domain, Fault, FaultKind, HeapOptions};
+use obmalloc::{Domain, Fault, FaultKind, HeapOptions, ObjectHeap, TypeId};
 
 use crate::arena::Arenas;
 use crate::failure::{Failure, code};
+use crate::hooks::{Host, Scripts};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::method;
 use crate::view::Views;
-use crate::{arena, args, batch, domain, view};
+use crate::{arena, args, batch, collector, domain, objects, view};
 
 /// Bytes by which what V8 was told of a heap may be wrong.
 const REPORT_STEP: i64 = 1 << 20;
@@ -30,7 +31,11 @@ const SMALL_REQUEST_THRESHOLD: &str = "geometry.smallRequestThreshold";
 pub(crate) enum State {
     /// Anything.
     Open,
-    /// Nothing: one of its callbacks is running.
+    /// Anything, but the collection that an allocation scheduled comes first.
+    Due,
+    /// It may be looked at: a type's `traverse` is running.
+    Traversing,
+    /// Nothing: a callback of its arena allocator is running.
     Busy,
     /// Nothing more.
     Closed,
@@ -41,15 +46,15 @@ pub(crate) enum State {
 /// A heap. It lives as long as the handle in JavaScript, any view of its blocks, and any other heap that has arenas in its memory.
 ///
 /// Invariants:
-/// 1. `heap` holds a heap while the state is open or busy; it is taken out only by [`close`] and by dropping, when no call is on its way.
-/// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, so that whoever has a reference to the heap at that
-///    time keeps it.
+/// 1. `heap` holds a heap until the state is closed; it is taken out only by [`close`] and by dropping, when no call is on its way.
+/// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, and from [`Scripts`](crate::hooks), which count it:
+///    in both cases closing is refused, so that whoever has a reference to the heap at that time keeps it.
 /// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty or arenas come
 ///    from a script.
 pub(crate) struct Core {
     state: Cell<State>,
     attention: Cell<bool>,
-    heap: UnsafeCell<Option<CheckedHeap>>,
+    heap: UnsafeCell<Option<ObjectHeap>>,
     env: Env,
     handle: Cell<sys::napi_ref>,
     reported: Cell<i64>,
@@ -61,6 +66,9 @@ pub(crate) struct Core {
     pub views: Views,
     pub arenas: Arenas,
     pub slots: RefCell<Vec<usize>>,
+    pub scripts: Scripts,
+    /// The types that JavaScript has defined, in order.
+    pub types: RefCell<Vec<TypeId>>,
 }
 
 /// What more is known of a live block.
@@ -82,39 +90,88 @@ thread_local! {
 static REGIONS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
 
 impl Core {
-    /// The heap, if it may be used now.
+    /// The heap, if it may be used now. A collection that is due runs first, and with it JavaScript.
     #[inline(always)]
-    pub fn heap(&self) -> Result<&CheckedHeap, Failure> {
-        if self.state.get() == State::Open {
-            // SAFETY: invariants 1 and 2.
-            if let Some(heap) = unsafe { &*self.heap.get() } {
-                return Ok(heap);
-            }
+    pub fn heap(&self) -> Result<&ObjectHeap, Failure> {
+        if self.state.get() == State::Open
+            && let Some(heap) = self.heap_in_use()
+        {
+            return Ok(heap);
         }
-        Err(self.unusable())
+        self.heap_when_due()
     }
 
     #[cold]
-    fn unusable(&self) -> Failure {
+    #[inline(never)]
+    fn heap_when_due(&self) -> Result<&ObjectHeap, Failure> {
+        let Some(heap) = self.heap_in_use().filter(|_| self.state.get() == State::Due) else { return Err(self.unusable()) };
+        if !self.scripts.are_running() {
+            self.scripts.enter();
+            self.state.set(State::Open);
+            heap.run_scheduled();
+            if let Some(failure) = self.arenas.take_failure(heap) {
+                self.tell(failure);
+            }
+        }
+        Ok(heap)
+    }
+
+    /// The heap, if it may be looked at now: also from inside a `traverse`.
+    pub fn heap_to_look(&self) -> Result<&ObjectHeap, Failure> {
+        match self.heap_in_use() {
+            Some(heap) if self.state.get() == State::Traversing => Ok(heap),
+            _ => self.heap(),
+        }
+    }
+
+    /// The heap, if no call of a domain is on its way; for other heaps.
+    pub fn heap_between_calls(&self) -> Option<&ObjectHeap> {
+        self.heap_in_use().filter(|_| matches!(self.state.get(), State::Open | State::Due))
+    }
+
+    /// A call has made objects, and with it perhaps a collection due.
+    pub fn note_scheduled(&self, heap: &ObjectHeap) {
+        if self.state.get() == State::Open && heap.is_scheduled() {
+            self.state.set(State::Due);
+        }
+    }
+
+    #[cold]
+    pub fn unusable(&self) -> Failure {
         match self.state.get() {
+            State::Traversing => {
+                Failure::new(code::GC_IN_PROGRESS, "expected a heap that may be changed, but a type's traverse is running")
+            }
             State::Busy => {
                 Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running")
             }
             State::Poisoned => {
                 Failure::new(code::INTERNAL, "the heap broke an invariant of its own earlier; it can only be closed")
             }
-            State::Open | State::Closed => Failure::new(code::HEAP_CLOSED, "expected an open heap, but this one has been closed"),
+            State::Open | State::Due | State::Closed => {
+                Failure::new(code::HEAP_CLOSED, "expected an open heap, but this one has been closed")
+            }
         }
     }
 
     /// The heap, from inside one of its calls; nothing once it has been taken out.
-    pub fn heap_in_use(&self) -> Option<&CheckedHeap> {
+    pub fn heap_in_use(&self) -> Option<&ObjectHeap> {
         // SAFETY: invariants 1 and 2.
         unsafe { (*self.heap.get()).as_ref() }
     }
 
     pub fn env(&self) -> Env {
         self.env
+    }
+
+    /// Sets the state for the length of a callback; what it was comes back, unless something broke meanwhile.
+    pub fn in_state<T>(&self, state: State, run: impl FnOnce() -> T) -> T {
+        let before = self.state.replace(state);
+        let result = run();
+        if self.state.get() != State::Poisoned {
+            self.state.set(before);
+        }
+        result
     }
 
     pub fn state(&self) -> State {
@@ -124,10 +181,7 @@ impl Core {
     /// Runs something that may call JavaScript.
     pub fn while_busy<T>(&self, run: impl FnOnce() -> T) -> T {
         self.disturbances.set(self.disturbances.get() + 1);
-        let before = self.state.replace(State::Busy);
-        let result = run();
-        self.state.set(before);
-        result
+        self.in_state(State::Busy, run)
     }
 
     pub fn poison(&self) {
@@ -156,7 +210,7 @@ impl Core {
 
     /// Tells V8 how much memory the heap holds, now and then.
     #[inline(always)]
-    pub fn report(&self, env: Env, heap: &CheckedHeap) {
+    pub fn report(&self, env: Env, heap: &ObjectHeap) {
         let change = heap.held() as i64 - self.reported.get();
         if change.abs() > REPORT_STEP {
             self.report_change(env, change);
@@ -183,19 +237,20 @@ impl Core {
         REGIONS.lock().unwrap_or_else(PoisonError::into_inner).iter().any(inside)
             || live_heaps().iter().any(|other| {
                 !std::ptr::eq(&raw const **other, self)
-                    && other.state() == State::Open
+                    && other.state() != State::Poisoned
                     && other.heap_in_use().is_some_and(|heap| heap.owns(address))
             })
     }
 
     /// Gives everything back that can be given back now.
     fn close(&self, env: Env) -> Result<(), Failure> {
-        let poisoned = match self.state.get() {
-            State::Closed => return Ok(()),
-            State::Busy => return Err(self.unusable()),
-            State::Poisoned => true,
-            State::Open => false,
-        };
+        if self.state.get() == State::Closed {
+            return Ok(());
+        }
+        if self.scripts.are_running() || self.state.get() == State::Busy {
+            return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
+        }
+        let poisoned = self.state.get() == State::Poisoned;
         view::detach_all(self, env);
         // Where something still lies in its memory, the heap goes when that goes.
         let failure = if poisoned {
@@ -307,7 +362,9 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
     }
     let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
     let options = HeapOptions { geometry: Some(geometry), memory_limit, ..HeapOptions::new(profile) };
-    let heap = CheckedHeap::new(options).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
+    let host = Host::default();
+    let heap =
+        ObjectHeap::new(options, Box::new(host.clone())).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
     if env.type_of(malloc) != sys::ValueType::napi_undefined {
         heap.use_malloc();
     }
@@ -325,8 +382,11 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
         views: Views::default(),
         arenas: Arenas::new(heap.arena_allocator()),
         slots: RefCell::default(),
+        scripts: Scripts::default(),
+        types: RefCell::default(),
         heap: UnsafeCell::new(Some(heap)),
     });
+    host.serve(&core);
     REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
     // At the end of a thread the list may be gone already; then the heap is merely not found by others.
     let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
@@ -343,7 +403,9 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
     }
     core.handle.set(wrapped?);
     env.set(handle, c"makeError", make_error)?;
-    env.set(handle, c"views", env.array()?)?;
+    for name in [c"views", c"weakrefCallbacks", c"callbacks", c"garbage", c"escaped"] {
+        env.set(handle, name, env.array()?)?;
+    }
     // An object that refers to this cannot be posted to another thread.
     env.set(handle, c"external", env.external()?)?;
     let of = (handle, Rc::as_ptr(core));
@@ -351,6 +413,8 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
     domain::methods::<{ Domain::Mem as u8 }>(env, of, c"mem")?;
     domain::methods::<{ Domain::Obj as u8 }>(env, of, c"obj")?;
     arena::methods(env, of)?;
+    objects::methods(env, of)?;
+    collector::methods(env, of)?;
     method(env, of, handle, c"run", batch::run)?;
     method(env, of, handle, c"geometry", geometry)?;
     method(env, of, handle, c"allocatedBlocks", allocated_blocks)?;
@@ -362,7 +426,7 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
 }
 
 fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    let (geometry, object) = (core.heap()?.geometry(), env.object()?);
+    let (geometry, object) = (core.heap_to_look()?.geometry(), env.object()?);
     env.set(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
     env.set(object, c"poolSize", env.integer(geometry.pool_size)?)?;
     env.set(object, c"alignment", env.integer(geometry.alignment)?)?;
@@ -372,11 +436,11 @@ fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 
 fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     let retired = core.marks.borrow().values().filter(|mark| matches!(mark, Mark::Retired(Domain::Mem | Domain::Obj, _))).count();
-    env.integer(core.heap()?.allocated_blocks() - retired)
+    env.integer(core.heap_to_look()?.allocated_blocks() - retired)
 }
 
 fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    let (held, array) = (core.heap()?.arenas(), env.array()?);
+    let (held, array) = (core.heap_to_look()?.arenas(), env.array()?);
     for (index, arena) in held.iter().enumerate() {
         let scope = env.open_scope();
         let object = env.object()?;
@@ -391,7 +455,7 @@ fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 }
 
 fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    env.string(&core.heap()?.stats().to_string())
+    env.string(&core.heap_to_look()?.stats().to_string())
 }
 
 fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {

@@ -92,17 +92,42 @@ impl Env {
         (status == sys::Status::napi_ok).then(|| String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
-    /// The text of a string.
+    /// The text of a string; nothing also when there is no memory for it.
     pub fn text(self, value: Value) -> Option<String> {
         let mut length = 0;
         let status = napi!(self, napi_get_value_string_utf8, value, ptr::null_mut(), 0, &mut length);
         if status != sys::Status::napi_ok {
             return None;
         }
-        let mut bytes = vec![0u8; length + 1];
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length + 1).ok()?;
+        bytes.resize(length + 1, 0u8);
         let status = napi!(self, napi_get_value_string_utf8, value, bytes.as_mut_ptr().cast(), bytes.len(), &mut length);
         bytes.truncate(length);
-        (status == sys::Status::napi_ok).then(|| String::from_utf8_lossy(&bytes).into_owned())
+        // What Node.js gives is UTF-8: lone surrogates have been replaced.
+        if status == sys::Status::napi_ok { String::from_utf8(bytes).ok() } else { None }
+    }
+
+    /// A BigInt that fits 64 bits with a sign.
+    pub fn signed_bigint(self, value: Value) -> Option<i64> {
+        let (mut number, mut lossless) = (0, false);
+        let status = napi!(self, napi_get_value_bigint_int64, value, &mut number, &mut lossless);
+        (status == sys::Status::napi_ok && lossless).then_some(number)
+    }
+
+    pub fn new_bigint(self, number: i64) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_create_bigint_int64, number, &mut value), value)
+    }
+
+    pub fn boolean(self, is: bool) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_get_boolean, is, &mut value), value)
+    }
+
+    pub fn is_true(self, value: Value) -> bool {
+        let mut is = false;
+        napi!(self, napi_get_value_bool, value, &mut is) == sys::Status::napi_ok && is
     }
 
     pub fn object(self) -> Outcome {
@@ -146,6 +171,12 @@ impl Env {
     pub fn element(self, array: Value, index: u32) -> Outcome {
         let mut value = ptr::null_mut();
         Self::done(napi!(self, napi_get_element, array, index, &mut value), value)
+    }
+
+    /// How many elements an array has.
+    pub fn length(self, array: Value) -> Option<u32> {
+        let mut length = 0;
+        (napi!(self, napi_get_array_length, array, &mut length) == sys::Status::napi_ok).then_some(length)
     }
 
     /// Calls a function of JavaScript's; on an exception, gives that, if there is one to be had.

@@ -6,10 +6,14 @@
 mod arena;
 mod args;
 mod batch;
+mod collector;
 mod domain;
 mod failure;
 mod heap;
+mod hooks;
 mod js;
+mod objects;
+mod places;
 mod replay;
 mod shell;
 mod view;

@@ -5,17 +5,18 @@
 //! somebody else has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
 //! memory is used again when the last buffer over it is gone.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use napi_sys as sys;
-use obmalloc::{CheckedHeap, Domain};
+use obmalloc::{Domain, ObjectHeap};
 
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, TypedArray, Value};
+use crate::places::Places;
 
 /// What is known of the view of a block.
 pub(crate) struct View {
@@ -37,8 +38,7 @@ impl View {
 /// Places in the handle's `views`.
 #[derive(Default)]
 pub(crate) struct Views {
-    used: Cell<u32>,
-    free: RefCell<Vec<u32>>,
+    places: Places,
     /// Blocks that are retired.
     retired: Cell<usize>,
 }
@@ -67,7 +67,7 @@ fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
 }
 
 /// The view of a live block.
-pub(crate) fn of_block(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain, address: usize) -> Outcome {
+pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Outcome {
     sweep(core, heap);
     let length = core.bytes_of(heap, domain, address)?;
     let known = match core.marks.borrow().get(&address) {
@@ -84,10 +84,8 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain
     }
     let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
     let views = env.get(handle, c"views")?;
-    let view = known.unwrap_or_else(|| {
-        let index = core.views.free.borrow_mut().pop().unwrap_or_else(|| core.views.used.replace(core.views.used.get() + 1));
-        Rc::new(View { index, buffers: Cell::new(0), escaped: Cell::new(false) })
-    });
+    let view = known
+        .unwrap_or_else(|| Rc::new(View { index: core.views.places.take(), buffers: Cell::new(0), escaped: Cell::new(false) }));
     let made = if length == 0 { env.own_bytes(0).map(|(array, _)| array) } else { outside(core, env, &view, address, length) };
     let entered = made.and_then(|array| env.set_element(views, view.index, array).map(|()| array));
     match entered {
@@ -98,7 +96,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &CheckedHeap, domain: Domain
         }
         Err(failure) => {
             if !core.marks.borrow().contains_key(&address) {
-                core.views.free.borrow_mut().push(view.index);
+                core.views.places.give(view.index);
             }
             Err(failure)
         }
@@ -164,7 +162,7 @@ fn forget(core: &Core, env: Env, address: usize, view: &View) {
     // Where JavaScript cannot run any more, the array goes with the handle.
     let _ = core.handle().map(|handle| env.get(handle, c"views").and_then(|views| env.delete_element(views, view.index)));
     env.close_scope(scope);
-    core.views.free.borrow_mut().push(view.index);
+    core.views.places.give(view.index);
 }
 
 /// The block is freed for its user, but its memory waits for the last buffer over it.
@@ -176,7 +174,7 @@ pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view
 }
 
 /// Gives back the retired blocks that nothing can reach any more.
-pub(crate) fn sweep(core: &Core, heap: &CheckedHeap) {
+pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
     while core.views.retired.get() != 0 {
         let found = core.marks.borrow().iter().find_map(|(&address, mark)| match mark {
             Mark::Retired(domain, view) if view.buffers.get() == 0 => Some((address, *domain)),

@@ -1,0 +1,250 @@
+//! The collector's functions: `PyObject_GC_*` and Python's module `gc`.
+
+use crate::args;
+use crate::failure::{Failure, code};
+use crate::heap::{Core, State};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::method;
+use napi_sys as sys;
+
+/// Adds the collector's functions to the handle.
+pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
+    method(env, of, of.0, c"track", track)?;
+    method(env, of, of.0, c"untrack", untrack)?;
+    method(env, of, of.0, c"isTracked", is_tracked)?;
+    method(env, of, of.0, c"isFinalized", is_finalized)?;
+    method(env, of, of.0, c"gcDel", gc_del)?;
+    method(env, of, of.0, c"gcResize", gc_resize)?;
+    method(env, of, of.0, c"collect", collect)?;
+    method(env, of, of.0, c"enable", enable)?;
+    method(env, of, of.0, c"disable", disable)?;
+    method(env, of, of.0, c"isEnabled", is_enabled)?;
+    method(env, of, of.0, c"getThreshold", get_threshold)?;
+    method(env, of, of.0, c"setThreshold", set_threshold)?;
+    method(env, of, of.0, c"getCount", get_count)?;
+    method(env, of, of.0, c"getStats", get_stats)?;
+    method(env, of, of.0, c"getObjects", get_objects)?;
+    method(env, of, of.0, c"getReferrers", get_referrers)?;
+    method(env, of, of.0, c"getReferents", get_referents)?;
+    method(env, of, of.0, c"freeze", freeze)?;
+    method(env, of, of.0, c"unfreeze", unfreeze)?;
+    method(env, of, of.0, c"getFreezeCount", get_freeze_count)?;
+    method(env, of, of.0, c"setDebug", set_debug)?;
+    method(env, of, of.0, c"getDebug", get_debug)?;
+    method(env, of, of.0, c"newWeakref", new_weakref)?;
+    method(env, of, of.0, c"deref", deref)
+}
+
+fn track(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    let heap = core.objects()?;
+    let tracked = heap.track(address);
+    core.settle_objects(env, heap, None)?;
+    tracked.map_err(|error| core.object_failure(error, "object", object))?;
+    Ok(UNDEFINED)
+}
+
+fn untrack(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    core.objects()?.untrack(address).map_err(|fault| core.fault(fault))?;
+    Ok(UNDEFINED)
+}
+
+fn is_tracked(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    env.boolean(core.heap_to_look()?.is_tracked(address).map_err(|fault| core.fault(fault))?)
+}
+
+fn is_finalized(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    env.boolean(core.heap_to_look()?.is_finalized(address).map_err(|fault| core.fault(fault))?)
+}
+
+/// `(object)`: whether it was still tracked.
+fn gc_del(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    let heap = core.objects()?;
+    let tracked = heap.is_tracked(address);
+    let deleted = heap.gc_del(address);
+    core.settle_objects(env, heap, None)?;
+    deleted.map_err(|error| core.object_failure(error, "object", object))?;
+    env.boolean(tracked == Ok(true))
+}
+
+/// `(object, nitems)`
+fn gc_resize(core: &Core, env: Env, [object, count]: [Value; 2]) -> Outcome {
+    let (address, nitems) = (args::address(env, object)?, args::size(env, "nitems", count)?);
+    let heap = core.objects()?;
+    let resized = heap.gc_resize(address, nitems);
+    core.settle_objects(env, heap, resized.ok())?;
+    env.integer(resized.map_err(|error| core.object_failure(error, "nitems", count))?)
+}
+
+/// The number of a generation, where one is given.
+fn generation(env: Env, value: Value) -> Result<Option<usize>, Failure> {
+    let code = match env.double(value) {
+        _ if env.type_of(value) == sys::ValueType::napi_undefined => return Ok(None),
+        Some(number) if [0.0, 1.0, 2.0].contains(&number) => return Ok(Some(number as usize)),
+        Some(_) => code::OUT_OF_RANGE,
+        None => code::INVALID_ARG_TYPE,
+    };
+    Err(Failure::argument(code, "generation", "0, 1 or 2", value))
+}
+
+/// `(generation = 2)`
+fn collect(core: &Core, env: Env, [which]: [Value; 1]) -> Outcome {
+    let which = generation(env, which)?.unwrap_or(2);
+    // As from inside any other part of a collection.
+    if core.state() == State::Traversing {
+        return env.integer(0);
+    }
+    let heap = core.objects()?;
+    let collected = heap.collect(which);
+    core.settle_objects(env, heap, None)?;
+    env.integer(collected.map_err(|error| core.object_failure(error, "generation", UNDEFINED))?)
+}
+
+fn enable(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    core.objects()?.enable_gc();
+    Ok(UNDEFINED)
+}
+
+fn disable(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    core.objects()?.disable_gc();
+    Ok(UNDEFINED)
+}
+
+fn is_enabled(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    env.boolean(core.heap_to_look()?.gc_is_enabled())
+}
+
+fn numbers<const N: usize>(env: Env, numbers: [f64; N]) -> Outcome {
+    let array = env.array()?;
+    for (index, number) in numbers.into_iter().enumerate() {
+        env.set_element(array, index as u32, env.number(number)?)?;
+    }
+    Ok(array)
+}
+
+fn get_threshold(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    numbers(env, core.heap_to_look()?.threshold().map(f64::from))
+}
+
+/// A C int.
+fn int(env: Env, name: &'static str, value: Value) -> Result<i32, Failure> {
+    let code = match env.double(value) {
+        Some(number) if f64::from(number as i32) == number => return Ok(number as i32),
+        Some(_) => code::OUT_OF_RANGE,
+        None => code::INVALID_ARG_TYPE,
+    };
+    Err(Failure::argument(code, name, "an integer from -2**31 to 2**31 - 1", value))
+}
+
+fn optional_int(env: Env, name: &'static str, value: Value) -> Result<Option<i32>, Failure> {
+    if env.type_of(value) == sys::ValueType::napi_undefined { Ok(None) } else { int(env, name, value).map(Some) }
+}
+
+/// `(threshold0, threshold1?, threshold2?)`
+fn set_threshold(core: &Core, env: Env, [t0, t1, t2]: [Value; 3]) -> Outcome {
+    let t0 = int(env, "threshold0", t0)?;
+    let (t1, t2) = (optional_int(env, "threshold1", t1)?, optional_int(env, "threshold2", t2)?);
+    core.objects()?.set_threshold(t0, t1, t2);
+    Ok(UNDEFINED)
+}
+
+fn get_count(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    numbers(env, core.heap_to_look()?.count().map(f64::from))
+}
+
+/// Collections, collected and uncollectable of each generation, in a row.
+fn get_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let [a, b, c] = core.heap_to_look()?.gc_stats();
+    let row = [a, b, c].map(|stats| [stats.collections as f64, stats.collected as f64, stats.uncollectable as f64]);
+    numbers::<9>(env, std::array::from_fn(|index| row[index / 3][index % 3]))
+}
+
+/// Addresses as the bytes of doubles, which the face makes an array of.
+fn addresses(env: Env, addresses: &[usize]) -> Outcome {
+    let (bytes, data) = env.own_bytes(size_of_val(addresses))?;
+    for (index, &address) in addresses.iter().enumerate() {
+        // SAFETY: within the bytes that were made just above, which need not be aligned.
+        unsafe { data.cast::<f64>().add(index).write_unaligned(address as i64 as f64) };
+    }
+    Ok(bytes)
+}
+
+/// `(generation?)`
+fn get_objects(core: &Core, env: Env, [which]: [Value; 1]) -> Outcome {
+    let which = generation(env, which)?;
+    let objects = core.objects()?.objects(which).map_err(|error| core.object_failure(error, "generation", UNDEFINED))?;
+    addresses(env, &objects)
+}
+
+/// The addresses in an array of the face's.
+fn given(env: Env, objects: Value) -> Result<Vec<usize>, Failure> {
+    let length = env.length(objects).unwrap_or(0);
+    let mut given = Vec::new();
+    given.try_reserve_exact(length as usize).map_err(|_| Failure::no_memory("no memory for the arguments"))?;
+    for index in 0..length {
+        given.push(args::address(env, env.element(objects, index)?)?);
+    }
+    Ok(given)
+}
+
+fn get_referrers(core: &Core, env: Env, [objects]: [Value; 1]) -> Outcome {
+    let given = given(env, objects)?;
+    let found = core.objects()?.referrers(&given).map_err(|error| core.object_failure(error, "objects", UNDEFINED))?;
+    addresses(env, &found)
+}
+
+fn get_referents(core: &Core, env: Env, [objects]: [Value; 1]) -> Outcome {
+    let given = given(env, objects)?;
+    let found = core.objects()?.referents(&given).map_err(|error| core.object_failure(error, "objects", UNDEFINED))?;
+    addresses(env, &found)
+}
+
+fn freeze(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    core.objects()?.freeze().map_err(|error| core.object_failure(error, "freeze", UNDEFINED))?;
+    Ok(UNDEFINED)
+}
+
+fn unfreeze(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    core.objects()?.unfreeze().map_err(|error| core.object_failure(error, "unfreeze", UNDEFINED))?;
+    Ok(UNDEFINED)
+}
+
+fn get_freeze_count(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    env.integer(core.heap_to_look()?.freeze_count())
+}
+
+fn set_debug(core: &Core, env: Env, [flags]: [Value; 1]) -> Outcome {
+    let flags = int(env, "flags", flags)?;
+    core.objects()?.set_debug(flags as u32);
+    Ok(UNDEFINED)
+}
+
+fn get_debug(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    env.number(f64::from(core.heap_to_look()?.debug() as i32))
+}
+
+/// `(object, callback or undefined)`
+fn new_weakref(core: &Core, env: Env, [object, callback]: [Value; 2]) -> Outcome {
+    let address = args::address(env, object)?;
+    let heap = core.objects()?;
+    let place = match env.type_of(callback) {
+        sys::ValueType::napi_undefined => None,
+        _ => Some(core.keep_callback(env, callback)?),
+    };
+    let made = heap.new_weakref(address, place.map(crate::hooks::number_of));
+    if let (Err(_), Some(place)) = (&made, place) {
+        core.drop_callback(place);
+    }
+    core.settle_objects(env, heap, made.ok())?;
+    env.integer(made.map_err(|error| core.object_failure(error, "object", object))?)
+}
+
+fn deref(core: &Core, env: Env, [reference]: [Value; 1]) -> Outcome {
+    let address = args::address(env, reference)?;
+    let referent = core.heap_to_look()?.deref_weakref(address).map_err(|fault| core.fault(fault))?;
+    referent.map_or_else(|| env.null(), |referent| env.integer(referent))
+}

@@ -1,0 +1,341 @@
+//! What JavaScript does for types and the collector: the engine's [`Hooks`], as calls of functions that the face keeps on the handle.
+//!
+//! The face finds the script's own function, catches what it throws, and tells of it. What gets past the face all the same (there was no
+//! stack left to call it) waits in the handle's `escaped`, and is told when the outermost callback has returned. A thread that is being
+//! terminated runs no JavaScript any more: then hooks do nothing, and a traversal fails.
+
+use std::cell::{Cell, OnceCell};
+use std::ffi::CStr;
+use std::num::NonZeroU64;
+use std::panic::resume_unwind;
+use std::ptr::NonNull;
+use std::rc::{Rc, Weak};
+
+use obmalloc::{Failed, Fault, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId};
+
+use crate::failure::{Failure, code};
+use crate::heap::{Core, State};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::places::Places;
+
+/// Callbacks that may run inside one another.
+const NESTED_MAX: u32 = 50;
+
+type Visit<'call> = dyn FnMut(usize) -> Result<(), Fault> + 'call;
+
+/// A heap's callbacks.
+#[derive(Default)]
+pub(crate) struct Scripts {
+    /// How many are running, each inside the one before.
+    running: Cell<u32>,
+    /// Whether the outermost call from JavaScript holds a value for the handle, which keeps it.
+    keeps_handle: Cell<bool>,
+    /// What a reference is given to, while a `traverse` is running.
+    visit: Cell<Option<NonNull<Visit<'static>>>>,
+    /// Exceptions in the handle's `escaped`.
+    escaped: Cell<u32>,
+    /// Places in the handle's `weakrefCallbacks`.
+    weakrefs: Places,
+}
+
+impl Scripts {
+    pub fn are_running(&self) -> bool {
+        self.running.get() != 0
+    }
+
+    /// A call from JavaScript begins that may call back.
+    pub fn enter(&self) {
+        if !self.are_running() {
+            self.keeps_handle.set(false);
+        }
+    }
+}
+
+/// What the face's `hook` is to do.
+#[derive(Clone, Copy)]
+enum Hook {
+    Clear,
+    Finalize,
+    Del,
+    Dealloc,
+}
+
+impl Core {
+    /// The heap, for a call that may call back.
+    pub fn objects(&self) -> Result<&ObjectHeap, Failure> {
+        self.scripts.enter();
+        if self.scripts.running.get() >= NESTED_MAX {
+            let message = format!("expected at most {NESTED_MAX} callbacks inside one another");
+            return Err(Failure::new(code::REENTRANT, message));
+        }
+        self.heap()
+    }
+
+    /// After such a call: what it has made due, and what an arena allocator did wrong meanwhile; an object is in the error then.
+    pub fn settle_objects(&self, env: Env, heap: &ObjectHeap, object: Option<usize>) -> Result<(), Failure> {
+        self.note_scheduled(heap);
+        self.report(env, heap);
+        if !self.needs_attention() {
+            return Ok(());
+        }
+        let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
+        Err(match object {
+            Some(object) => failure.at(object),
+            None => failure,
+        })
+    }
+
+    /// An error of the engine's about the argument `name`.
+    #[cold]
+    pub fn object_failure(&self, error: ObjectError, name: &'static str, received: Value) -> Failure {
+        match error {
+            ObjectError::Fault(fault) => self.fault(fault),
+            ObjectError::NoMemory => Failure::no_memory("no memory for an object"),
+            ObjectError::Argument(expected) => Failure::argument(code::OUT_OF_RANGE, name, expected, received),
+            ObjectError::Aborted => self.aborted(),
+        }
+    }
+
+    /// Why a `traverse` failed: the face has left the error in the handle's `failure`.
+    fn aborted(&self) -> Failure {
+        let env = self.env();
+        let error = self.handle().ok_or(()).and_then(|handle| {
+            let error = env.get(handle, c"failure").map_err(drop)?;
+            env.set(handle, c"failure", UNDEFINED).map_err(drop)?;
+            Ok(error)
+        });
+        error.map_or_else(|()| Failure::of_status(napi_sys::Status::napi_cannot_run_js), Failure::made)
+    }
+
+    /// Calls a function of the handle's, with JavaScript's values living no longer than the call. Nothing comes back when it threw or
+    /// could not be called.
+    fn call_face<const N: usize>(
+        &self,
+        name: &CStr,
+        arguments: impl FnOnce(Env) -> Result<[Value; N], Failure>,
+        escaped: impl FnOnce(Value, Value),
+    ) -> Option<bool> {
+        let env = self.env();
+        if !self.scripts.keeps_handle.replace(true) {
+            self.handle();
+        }
+        let scope = env.open_scope();
+        self.disturbances.set(self.disturbances.get() + 1);
+        self.scripts.running.set(self.scripts.running.get() + 1);
+        let ready = self.handle().and_then(|handle| {
+            let function = env.get(handle, name).ok()?;
+            Some((handle, function, arguments(env).ok()?))
+        });
+        let answer = ready.and_then(|(handle, function, values)| match env.call(function, &values) {
+            Ok(value) => Some(env.is_true(value)),
+            Err(exception) => {
+                if let Some(exception) = exception {
+                    escaped(handle, exception);
+                }
+                None
+            }
+        });
+        self.scripts.running.set(self.scripts.running.get() - 1);
+        env.close_scope(scope);
+        if self.state() == State::Poisoned {
+            // A call from inside the callback broke an invariant: the calls around it cannot go on.
+            resume_unwind(Box::new("poisoned"));
+        }
+        answer
+    }
+
+    /// Calls a function of the face's that has no answer.
+    fn notify<const N: usize>(&self, name: &CStr, arguments: impl FnOnce(Env) -> Result<[Value; N], Failure>) {
+        let env = self.env();
+        self.call_face(name, arguments, |handle, exception| {
+            let place = self.scripts.escaped.get();
+            if env.get(handle, c"escaped").and_then(|array| env.set_element(array, place, exception)).is_ok() {
+                self.scripts.escaped.set(place + 1);
+            }
+        });
+        if !self.scripts.are_running() && self.scripts.escaped.replace(0) != 0 {
+            self.call_face(c"onEscaped", |_| Ok([]), |_, _| {});
+        }
+    }
+
+    /// Tells of what no call can throw.
+    #[cold]
+    pub fn tell(&self, failure: Failure) {
+        self.notify(c"onFailure", |env| {
+            let error = failure.error(env, self.error_maker(env));
+            error
+                .or_else(|exception| exception.ok_or_else(|| Failure::of_status(napi_sys::Status::napi_cannot_run_js)))
+                .map(|error| [error])
+        });
+    }
+
+    /// Keeps a callback for a weak reference: its number.
+    pub fn keep_callback(&self, env: Env, callback: Value) -> Result<u32, Failure> {
+        let handle = self.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
+        let callbacks = env.get(handle, c"weakrefCallbacks")?;
+        let place = self.scripts.weakrefs.take();
+        match env.set_element(callbacks, place, callback) {
+            Ok(()) => Ok(place),
+            Err(failure) => {
+                self.scripts.weakrefs.give(place);
+                Err(failure)
+            }
+        }
+    }
+
+    pub fn drop_callback(&self, place: u32) {
+        let env = self.env();
+        let scope = env.open_scope();
+        // Where JavaScript cannot run any more, the callback goes with the handle.
+        let _ =
+            self.handle().map(|handle| env.get(handle, c"weakrefCallbacks").and_then(|array| env.delete_element(array, place)));
+        env.close_scope(scope);
+        self.scripts.weakrefs.give(place);
+    }
+
+    fn run_hook(&self, hook: Hook, kind: TypeId, object: usize) {
+        self.notify(c"onHook", |env| Ok([env.integer(hook as usize)?, env.integer(kind.index())?, env.integer(object)?]));
+    }
+
+    /// Moves what a collection could not collect to the end of the handle's `garbage`.
+    fn give_garbage(&self, objects: &[usize]) {
+        let env = self.env();
+        for &object in objects {
+            let scope = env.open_scope();
+            // Where JavaScript cannot run any more, nobody can ask for it.
+            let _ = self.handle().map(|handle| -> Result<(), Failure> {
+                let garbage = env.get(handle, c"garbage")?;
+                env.set_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?)
+            });
+            env.close_scope(scope);
+        }
+    }
+
+    fn has_callbacks(&self) -> bool {
+        let env = self.env();
+        let scope = env.open_scope();
+        let callbacks = self.handle().and_then(|handle| env.get(handle, c"callbacks").ok());
+        let length = callbacks.and_then(|callbacks| env.length(callbacks));
+        env.close_scope(scope);
+        length.is_some_and(|length| length != 0)
+    }
+}
+
+/// A callback's number for the engine, from its place.
+pub(crate) fn number_of(place: u32) -> NonZeroU64 {
+    NonZeroU64::MIN.saturating_add(place.into())
+}
+
+/// `(referent)`: what a script's `traverse` says that the object refers to.
+pub(crate) fn visit(core: &Core, env: Env, [referent]: [Value; 1]) -> Outcome {
+    let referent = crate::args::address_or_null(env, referent)?.unwrap_or(0);
+    // Taken out for the time of the visit, so that there is no second one inside it.
+    let Some(mut visit) = core.scripts.visit.take() else {
+        return Err(Failure::new(code::REENTRANT, "expected a visit from inside traverse").at(referent));
+    };
+    // SAFETY: put in by `traverse` below for as long as it runs, and taken out just above.
+    let visited = unsafe { visit.as_mut()(referent) };
+    core.scripts.visit.set(Some(visit));
+    visited.map_err(|fault| core.fault(fault))?;
+    Ok(UNDEFINED)
+}
+
+/// The hooks of one heap's engine; the heap that they serve comes once there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Host(Rc<OnceCell<Weak<Core>>>);
+
+impl Host {
+    pub fn serve(&self, core: &Rc<Core>) {
+        let served = self.0.set(Rc::downgrade(core));
+        debug_assert!(served.is_ok(), "a host serves one heap");
+    }
+
+    /// The heap, held so that it cannot go before the callback has returned; none once it is being dropped.
+    fn core(&self) -> Option<Rc<Core>> {
+        self.0.get().and_then(Weak::upgrade)
+    }
+
+    fn run(&self, hook: Hook, kind: TypeId, object: usize) {
+        if let Some(core) = self.core() {
+            core.run_hook(hook, kind, object);
+        }
+    }
+}
+
+impl Hooks for Host {
+    fn traverse(
+        &self,
+        _: &ObjectHeap,
+        kind: TypeId,
+        object: usize,
+        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
+    ) -> Result<(), Failed> {
+        let core = self.core().ok_or(Failed)?;
+        let visit = NonNull::from(visit);
+        // SAFETY: only the lifetime changes; it is taken out again below, before what it points to goes.
+        let visit: NonNull<Visit<'static>> = unsafe { std::mem::transmute::<NonNull<Visit<'_>>, _>(visit) };
+        let before = core.scripts.visit.replace(Some(visit));
+        let answer = core.in_state(State::Traversing, || {
+            let arguments = |env: Env| Ok([env.integer(kind.index())?, env.integer(object)?]);
+            core.call_face(c"onTraverse", arguments, |handle, exception| {
+                let _ = core.env().set(handle, c"failure", exception);
+            })
+        });
+        core.scripts.visit.set(before);
+        if answer == Some(true) { Ok(()) } else { Err(Failed) }
+    }
+
+    fn clear(&self, _: &ObjectHeap, kind: TypeId, object: usize) {
+        self.run(Hook::Clear, kind, object);
+    }
+
+    fn finalize(&self, _: &ObjectHeap, kind: TypeId, object: usize) {
+        self.run(Hook::Finalize, kind, object);
+    }
+
+    fn del(&self, _: &ObjectHeap, kind: TypeId, object: usize) {
+        self.run(Hook::Del, kind, object);
+    }
+
+    fn dealloc(&self, _: &ObjectHeap, kind: TypeId, object: usize) {
+        self.run(Hook::Dealloc, kind, object);
+    }
+
+    fn weakref_callback(&self, _: &ObjectHeap, callback: u64, reference: usize) {
+        if let Some(core) = self.core() {
+            core.notify(c"onWeakref", |env| Ok([env.integer(callback as usize - 1)?, env.integer(reference)?]));
+        }
+    }
+
+    fn weakref_dropped(&self, callback: u64) {
+        if let Some(core) = self.core() {
+            core.drop_callback((callback - 1) as u32);
+        }
+    }
+
+    fn gc_callback(&self, heap: &ObjectHeap, phase: Phase, info: &Info) {
+        let Some(core) = self.core() else { return };
+        if phase == Phase::Stop {
+            core.give_garbage(&heap.take_garbage());
+        }
+        if core.has_callbacks() {
+            core.notify(c"onCollection", |env| {
+                let [stopped, generation] =
+                    [usize::from(phase == Phase::Stop), info.generation].map(|number| env.integer(number));
+                Ok([stopped?, generation?, env.integer(info.collected)?, env.integer(info.uncollectable)?])
+            });
+        }
+    }
+
+    fn write(&self, text: &str) {
+        if let Some(core) = self.core() {
+            core.notify(c"onText", |env| Ok([env.string(text)?]));
+        }
+    }
+
+    fn collection_failed(&self, _: &ObjectHeap, error: ObjectError) {
+        if let Some(core) = self.core() {
+            core.tell(core.object_failure(error, "object", UNDEFINED));
+        }
+    }
+}

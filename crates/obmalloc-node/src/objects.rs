@@ -1,0 +1,324 @@
+//! Types and objects: a type is a number here, a field the number of a field.
+
+use napi_sys as sys;
+use obmalloc::{Domain, Field, FieldKind, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value as FieldValue};
+
+use crate::failure::{Failure, code};
+use crate::heap::{Core, Mark};
+use crate::hooks::visit;
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::method;
+use crate::{args, view};
+
+/// Adds the functions of types and objects to the handle.
+pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
+    method(env, of, of.0, c"defineType", define_type)?;
+    method(env, of, of.0, c"describeType", describe_type)?;
+    method(env, of, of.0, c"typeOf", type_of)?;
+    method(env, of, of.0, c"alloc", alloc)?;
+    method(env, of, of.0, c"new", new)?;
+    method(env, of, of.0, c"newVar", new_var)?;
+    method(env, of, of.0, c"init", init)?;
+    method(env, of, of.0, c"initVar", init_var)?;
+    method(env, of, of.0, c"getField", get_field)?;
+    method(env, of, of.0, c"getItem", get_item)?;
+    method(env, of, of.0, c"setField", set_field)?;
+    method(env, of, of.0, c"setItem", set_item)?;
+    method(env, of, of.0, c"nitems", nitems)?;
+    method(env, of, of.0, c"incref", incref)?;
+    method(env, of, of.0, c"decref", decref)?;
+    method(env, of, of.0, c"refcount", refcount)?;
+    method(env, of, of.0, c"setImmortal", set_immortal)?;
+    method(env, of, of.0, c"visit", visit)
+}
+
+fn internal() -> Failure {
+    Failure::new(code::INTERNAL, "what the face of obmalloc gave its binding is not what it has to be")
+}
+
+/// `(name, field names, field kinds, items, flags, free list)`: the number, basic size and item size of a new type. Kinds are letters: o(bject), b (u8), i(32),
+/// u(32), l (i64), f(64); items are `o`, `b` or nothing; flags are letters too.
+fn define_type(core: &Core, env: Env, [name, names, kinds, items, flags, free_list]: [Value; 6]) -> Outcome {
+    let text = |value| env.text(value).ok_or_else(|| Failure::no_memory("no memory for a type"));
+    let (name, kinds, flags) = (text(name)?, text(kinds)?, text(flags)?);
+    let mut fields = Vec::new();
+    fields.try_reserve_exact(kinds.len()).map_err(|_| Failure::no_memory("no memory for a type"))?;
+    for (index, kind) in kinds.bytes().enumerate() {
+        let scope = env.open_scope();
+        let name = env.element(names, index as u32).and_then(text);
+        env.close_scope(scope);
+        let kind = match kind {
+            b'o' => FieldKind::Object,
+            b'b' => FieldKind::U8,
+            b'i' => FieldKind::I32,
+            b'u' => FieldKind::U32,
+            b'l' => FieldKind::I64,
+            b'f' => FieldKind::F64,
+            _ => return Err(internal()),
+        };
+        fields.push((name?, kind));
+    }
+    let items = match text(items)?.as_str() {
+        "" => None,
+        "o" => Some(ItemKind::Object),
+        "b" => Some(ItemKind::Byte),
+        _ => return Err(internal()),
+    };
+    let has = |flag| flags.contains(flag);
+    let hooks = HookSet { traverse: has('t'), clear: has('c'), finalize: has('f'), del: has('d'), dealloc: has('x') };
+    let spec = TypeSpec {
+        name,
+        fields,
+        items,
+        gc: has('g'),
+        weakrefs: has('w'),
+        managed_dict: has('m'),
+        free_list: args::size(env, "spec.freeList", free_list)?,
+        hooks,
+    };
+    let heap = core.objects()?;
+    core.types.borrow_mut().try_reserve(1).map_err(|_| Failure::no_memory("no memory for a type"))?;
+    let kind = heap.define_type(spec).map_err(|error| core.object_failure(error, "spec", UNDEFINED))?;
+    core.types.borrow_mut().push(kind);
+    let (info, array) = (heap.type_info(kind), env.array()?);
+    for (index, number) in [kind.index(), info.basicsize(), info.itemsize()].into_iter().enumerate() {
+        env.set_element(array, index as u32, env.integer(number)?)?;
+    }
+    Ok(array)
+}
+
+/// `(object)`: name, basic size and item size of its type.
+fn describe_type(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let object = args::address(env, object)?;
+    let heap = core.heap_to_look()?;
+    let kind = heap.type_info(heap.type_of(object).map_err(|fault| core.fault(fault))?);
+    let array = env.array()?;
+    env.set_element(array, 0, env.string(kind.name())?)?;
+    env.set_element(array, 1, env.integer(kind.basicsize())?)?;
+    env.set_element(array, 2, env.integer(kind.itemsize())?)?;
+    Ok(array)
+}
+
+/// `(object)`: the number of its type, 0 for a weak reference.
+fn type_of(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let object = args::address(env, object)?;
+    env.integer(core.heap_to_look()?.type_of(object).map_err(|fault| core.fault(fault))?.index())
+}
+
+impl Core {
+    /// The type that JavaScript has defined under a number.
+    fn kind(&self, env: Env, number: Value) -> Result<TypeId, Failure> {
+        let index = env.double(number).ok_or_else(internal)? as usize;
+        // Number 0 is the weak reference, which is not defined by JavaScript.
+        index.checked_sub(1).and_then(|index| self.types.borrow().get(index).copied()).ok_or_else(|| {
+            Failure::new(code::WRONG_TYPE, "expected a type from defineType; weak references are made by gc.newWeakref")
+        })
+    }
+
+    /// The object at `address`, which has to be of the type with that number.
+    fn object_of(&self, env: Env, heap: &ObjectHeap, number: Value, address: usize) -> Result<(), Failure> {
+        let found = heap.type_of(address).map_err(|fault| self.fault(fault))?;
+        if env.double(number).is_some_and(|number| number as usize == found.index()) {
+            return Ok(());
+        }
+        let message = format!("{address:#x} is an object of {}, not of the type that was used", heap.type_info(found).name());
+        Err(Failure::new(code::WRONG_TYPE, message).at(address))
+    }
+
+    /// Gives a new object, or says why there is none.
+    fn give_object(
+        &self,
+        env: Env,
+        heap: &ObjectHeap,
+        made: Result<usize, ObjectError>,
+        (name, value): (&'static str, Value),
+    ) -> Outcome {
+        self.settle_objects(env, heap, made.ok())?;
+        env.integer(made.map_err(|error| self.object_failure(error, name, value))?)
+    }
+}
+
+/// `(type, nitems = 0)`
+fn alloc(core: &Core, env: Env, [number, count]: [Value; 2]) -> Outcome {
+    let nitems = args::optional_size(env, "nitems", count)?.unwrap_or(0);
+    let heap = core.objects()?;
+    let made = heap.alloc(core.kind(env, number)?, nitems);
+    core.give_object(env, heap, made, ("nitems", count))
+}
+
+/// `(type)`
+fn new(core: &Core, env: Env, [number]: [Value; 1]) -> Outcome {
+    let heap = core.objects()?;
+    let made = heap.new_object(core.kind(env, number)?);
+    core.give_object(env, heap, made, ("type", number))
+}
+
+/// `(type, nitems)`
+fn new_var(core: &Core, env: Env, [number, count]: [Value; 2]) -> Outcome {
+    let nitems = args::size(env, "nitems", count)?;
+    let heap = core.objects()?;
+    let made = heap.new_var(core.kind(env, number)?, nitems);
+    core.give_object(env, heap, made, ("nitems", count))
+}
+
+/// `(type, memory)`
+fn init(core: &Core, env: Env, [number, memory]: [Value; 2]) -> Outcome {
+    let address = args::address(env, memory)?;
+    let heap = core.objects()?;
+    let kind = core.kind(env, number)?;
+    make_room(core, env, heap, kind, address, 0)?;
+    let made = heap.init(kind, address);
+    core.give_object(env, heap, made, ("memory", memory))
+}
+
+/// `(type, memory, nitems)`
+fn init_var(core: &Core, env: Env, [number, memory, count]: [Value; 3]) -> Outcome {
+    let (address, nitems) = (args::address(env, memory)?, args::size(env, "nitems", count)?);
+    let heap = core.objects()?;
+    let kind = core.kind(env, number)?;
+    make_room(core, env, heap, kind, address, nitems)?;
+    let made = heap.init_var(kind, address, nitems);
+    core.give_object(env, heap, made, ("nitems", count))
+}
+
+/// Before a block becomes an object: nothing in JavaScript may reach into it any more.
+fn make_room(core: &Core, env: Env, heap: &ObjectHeap, kind: TypeId, block: usize, nitems: usize) -> Result<(), Failure> {
+    if !core.needs_attention() {
+        return Ok(());
+    }
+    core.bytes_of(heap, Domain::Obj, block)?;
+    // What would be refused is refused with the view in place.
+    heap.check_init(kind, block, nitems).map_err(|error| core.object_failure(error, "memory", UNDEFINED))?;
+    let view = match core.marks.borrow().get(&block) {
+        Some(Mark::Viewed(view)) => view.clone(),
+        _ => return Ok(()),
+    };
+    if view::detach(core, env, block, &view) {
+        let message = "expected memory that no buffer in JavaScript can reach";
+        return Err(Failure::new(code::REENTRANT, message).at(block).in_domain(Domain::Obj));
+    }
+    Ok(())
+}
+
+fn get_field(core: &Core, env: Env, [number, object, field]: [Value; 3]) -> Outcome {
+    let address = args::address(env, object)?;
+    get(core, env, number, address, Field::Member(args::size(env, "field", field)?), field)
+}
+
+fn get_item(core: &Core, env: Env, [number, object, index]: [Value; 3]) -> Outcome {
+    let address = args::address(env, object)?;
+    get(core, env, number, address, Field::Item(args::size(env, "field", index)?), index)
+}
+
+fn get(core: &Core, env: Env, number: Value, address: usize, field: Field<'_>, received: Value) -> Outcome {
+    let heap = core.heap_to_look()?;
+    core.object_of(env, heap, number, address)?;
+    match heap.get(address, field).map_err(|error| core.object_failure(error, "field", received))? {
+        FieldValue::Null => env.null(),
+        FieldValue::Object(address) => env.integer(address),
+        FieldValue::Number(number) => env.number(number),
+        FieldValue::Integer(number) => env.new_bigint(number),
+    }
+}
+
+fn set_field(core: &Core, env: Env, [number, object, field, value]: [Value; 4]) -> Outcome {
+    let (address, index) = (args::address(env, object)?, args::size(env, "field", field)?);
+    let heap = core.objects()?;
+    core.object_of(env, heap, number, address)?;
+    let kind = heap.type_info(core.kind(env, number)?).fields().get(index).ok_or_else(internal)?.kind;
+    set(core, env, heap, address, Field::Member(index), convert(env, kind, value)?, ("value", value))
+}
+
+fn set_item(core: &Core, env: Env, [number, object, index, value]: [Value; 4]) -> Outcome {
+    let (address, place) = (args::address(env, object)?, args::size(env, "field", index)?);
+    let heap = core.objects()?;
+    core.object_of(env, heap, number, address)?;
+    let kind = match heap.type_info(core.kind(env, number)?).items() {
+        Some(ItemKind::Object) => FieldKind::Object,
+        Some(ItemKind::Byte) => FieldKind::U8,
+        None => return Err(Failure::argument(code::OUT_OF_RANGE, "field", "a field: the type has no items", index)),
+    };
+    set(core, env, heap, address, Field::Item(place), convert(env, kind, value)?, ("field", index))
+}
+
+fn set(
+    core: &Core,
+    env: Env,
+    heap: &ObjectHeap,
+    address: usize,
+    field: Field<'_>,
+    value: FieldValue,
+    (name, received): (&'static str, Value),
+) -> Outcome {
+    let done = heap.set(address, field, value);
+    core.settle_objects(env, heap, None)?;
+    done.map_err(|error| core.object_failure(error, name, received))?;
+    Ok(UNDEFINED)
+}
+
+/// What a field is to hold.
+fn convert(env: Env, kind: FieldKind, value: Value) -> Result<FieldValue, Failure> {
+    let (converted, expected) = match kind {
+        FieldKind::Object => {
+            let address = args::address_or_null(env, value).map_err(|failure| failure.named("value"))?;
+            return Ok(address.map_or(FieldValue::Null, FieldValue::Object));
+        }
+        FieldKind::U8 => (whole(env, value, 0.0, f64::from(u8::MAX)), "an integer from 0 to 255"),
+        FieldKind::I32 => (whole(env, value, f64::from(i32::MIN), f64::from(i32::MAX)), "an integer from -2**31 to 2**31 - 1"),
+        FieldKind::U32 => (whole(env, value, 0.0, f64::from(u32::MAX)), "an integer from 0 to 2**32 - 1"),
+        FieldKind::F64 => (env.double(value).map(FieldValue::Number), "a number"),
+        FieldKind::I64 => {
+            let number = whole(env, value, -args::MAX_SAFE_INTEGER, args::MAX_SAFE_INTEGER);
+            let number = match number {
+                Some(FieldValue::Number(number)) => Some(number as i64),
+                _ => env.signed_bigint(value),
+            };
+            (number.map(FieldValue::Integer), "a BigInt from -2n**63n to 2n**63n - 1n, or an integer that is safe")
+        }
+    };
+    converted.ok_or_else(|| {
+        let is_number = match env.type_of(value) {
+            sys::ValueType::napi_number => true,
+            sys::ValueType::napi_bigint => kind == FieldKind::I64,
+            _ => false,
+        };
+        Failure::argument(if is_number { code::OUT_OF_RANGE } else { code::INVALID_ARG_TYPE }, "value", expected, value)
+    })
+}
+
+/// An integer in a range.
+fn whole(env: Env, value: Value, least: f64, most: f64) -> Option<FieldValue> {
+    env.double(value).filter(|number| (least..=most).contains(number) && number.trunc() == *number).map(FieldValue::Number)
+}
+
+/// `(type, object)`
+fn nitems(core: &Core, env: Env, [number, object]: [Value; 2]) -> Outcome {
+    let address = args::address(env, object)?;
+    let heap = core.heap_to_look()?;
+    core.object_of(env, heap, number, address)?;
+    env.integer(heap.nitems(address).map_err(|fault| core.fault(fault))?)
+}
+
+fn incref(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    core.objects()?.incref(address).map_err(|fault| core.fault(fault))?;
+    Ok(UNDEFINED)
+}
+
+fn decref(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    let heap = core.objects()?;
+    heap.decref(address).map_err(|fault| core.fault(fault))?;
+    core.settle_objects(env, heap, None)?;
+    Ok(UNDEFINED)
+}
+
+fn refcount(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    env.integer(core.heap_to_look()?.refcount(address).map_err(|fault| core.fault(fault))?)
+}
+
+fn set_immortal(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
+    let address = args::address(env, object)?;
+    env.boolean(core.objects()?.set_immortal(address).map_err(|fault| core.fault(fault))?)
+}

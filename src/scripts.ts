@@ -1,0 +1,111 @@
+/** A heap's callbacks: what the binding calls, and what becomes of what they throw. */
+
+import { inspect } from 'node:util'
+
+import type { Address, HeapOptions, UnraisableContext } from '../index.js'
+import { badArgument, makeError } from './errors.js'
+import { checkResult, isFunction } from './functions.js'
+import type { Handle } from './native.js'
+import type { Types } from './type.js'
+
+/** The hooks that `onHook` is told of, by number. */
+const hookNames = ['clear', 'finalize', 'del', 'dealloc'] as const
+
+const hex = (address: Address): string => `0x${address.toString(16)}`
+
+/** What a warning says before the error. */
+function describe({ hook, object, type }: UnraisableContext): string {
+  const where = object === undefined ? '' : ` of ${type ? `${type.name} at ` : ''}${hex(object)}`
+  return `Exception ignored in ${hook}${where}`
+}
+
+function warn(error: unknown, context: UnraisableContext): void {
+  const detail = error instanceof Error ? error.stack : undefined
+  const text = error instanceof Error ? `${error.name}: ${error.message}` : inspect(error, { customInspect: false, depth: 0 })
+  process.emitWarning(`${describe(context)}: ${text}`, { type: 'UnraisableException', detail })
+}
+
+/** Lets the binding call the functions of types and all other callbacks of a heap. */
+export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['onUnraisable']): void {
+  /** What no call can throw. */
+  const tell = (error: unknown, context: UnraisableContext): void => {
+    if (!onUnraisable) {
+      warn(error, context)
+      return
+    }
+    try {
+      checkResult(Reflect.apply(onUnraisable, undefined, [error, context]), 'onUnraisable')
+    } catch (second) {
+      warn(error, context)
+      warn(second, { hook: 'onUnraisable' })
+    }
+  }
+
+  /** Whether all went well; if not, `failure` says what did not. */
+  handle.onTraverse = (number, object) => {
+    let failure: unknown
+    let over = false
+    const visit = (referent: Address): void => {
+      if (over) throw makeError('ERR_REENTRANT', 'expected a visit from inside the traverse that it was given to', {})
+      try {
+        handle.visit(referent)
+      } catch (error) {
+        // Also where the script catches it: a collection must not go on with half an answer.
+        failure ??= error
+        throw error
+      }
+    }
+    try {
+      checkResult(types.call(number, 'traverse', [object, visit]), 'traverse', object)
+    } catch (cause) {
+      const message = `traverse of ${types.numbered(number).name} threw`
+      failure ??= isResultError(cause) ? cause : makeError('ERR_CALLBACK_THREW', message, { cause, address: object })
+    }
+    over = true
+    if (failure === undefined) return true
+    handle.failure = failure
+    return false
+  }
+
+  handle.onHook = (index, number, object) => {
+    const hook = hookNames[index]!
+    try {
+      checkResult(types.call(number, hook, [object]), hook, object)
+    } catch (error) {
+      tell(error, { hook, object, type: types.numbered(number) })
+    }
+  }
+
+  handle.onWeakref = (index, ref) => {
+    try {
+      checkResult(Reflect.apply(handle.weakrefCallbacks[index]!, undefined, [ref]), 'the callback of a weak reference', ref)
+    } catch (error) {
+      tell(error, { hook: 'weakref', object: ref })
+    }
+  }
+
+  handle.onCollection = (stopped, generation, collected, uncollectable) => {
+    const { callbacks } = handle
+    const info = { generation, collected, uncollectable }
+    // As CPython does: the same info for all, and a callback that one of them adds is called too.
+    for (let index = 0; index < callbacks.length; index++) {
+      const callback: unknown = callbacks[index]
+      try {
+        if (!isFunction(callback)) throw badArgument('ERR_INVALID_ARG_TYPE', `gc.callbacks[${index}]`, 'a function', callback)
+        checkResult(Reflect.apply(callback, undefined, [stopped ? 'stop' : 'start', info]), 'a callback of the collector')
+      } catch (error) {
+        tell(error, { hook: 'callbacks' })
+      }
+    }
+  }
+
+  handle.onText = (text) => void process.stderr.write(text)
+  handle.onFailure = (error) => tell(error, { hook: 'collect' })
+  handle.onEscaped = () => {
+    for (const error of handle.escaped.splice(0)) tell(error, { hook: 'callback' })
+  }
+}
+
+function isResultError(error: unknown): boolean {
+  return error instanceof Error && (error as { code?: unknown }).code === 'ERR_CALLBACK_RESULT'
+}
