@@ -3,7 +3,7 @@
 import { inspect } from 'node:util'
 
 import type { Address, HeapOptions, UnraisableContext } from '../index.js'
-import { badArgument, makeError } from './errors.js'
+import { MemoryFault, badArgument, makeError } from './errors.js'
 import { checkResult, isFunction } from './functions.js'
 import type { Handle } from './native.js'
 import type { Types } from './type.js'
@@ -45,21 +45,22 @@ export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['o
   handle.onTraverse = (number, object) => {
     let failure: unknown
     let over = false
+    const threw = (cause: unknown): Error =>
+      makeError('ERR_CALLBACK_THREW', `traverse of ${types.numbered(number).name} threw`, { cause, address: object })
     const visit = (referent: Address): void => {
       if (over) throw makeError('ERR_REENTRANT', 'expected a visit from inside the traverse that it was given to', {})
       try {
         handle.visit(referent)
       } catch (error) {
         // Also where the script catches it: a collection must not go on with half an answer.
-        failure ??= error
+        failure ??= error instanceof MemoryFault ? error : threw(error)
         throw error
       }
     }
     try {
       checkResult(types.call(number, 'traverse', [object, visit]), 'traverse', object)
-    } catch (cause) {
-      const message = `traverse of ${types.numbered(number).name} threw`
-      failure ??= isResultError(cause) ? cause : makeError('ERR_CALLBACK_THREW', message, { cause, address: object })
+    } catch (error) {
+      failure ??= isResultError(error) ? error : threw(error)
     }
     over = true
     if (failure === undefined) return true
@@ -107,5 +108,5 @@ export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['o
 }
 
 function isResultError(error: unknown): boolean {
-  return error instanceof Error && (error as { code?: unknown }).code === 'ERR_CALLBACK_RESULT'
+  return error instanceof MemoryFault && error.code === 'ERR_CALLBACK_RESULT'
 }

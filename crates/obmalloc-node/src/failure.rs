@@ -174,7 +174,7 @@ impl Details {
         let text = |value: Option<&str>| value.map(|value| env.string(value)).transpose();
         for (name, value) in [
             (c"name", text(self.name)),
-            (c"received", Ok(self.received)),
+            (c"received", self.received.map(|value| if value == UNDEFINED { env.undefined() } else { Ok(value) }).transpose()),
             (c"cause", Ok(self.cause)),
             (c"address", number(self.address)),
             (c"domain", text(self.domain.map(Domain::name))),

@@ -101,7 +101,7 @@ impl Core {
         let env = self.env();
         let error = self.handle().ok_or(()).and_then(|handle| {
             let error = env.get(handle, c"failure").map_err(drop)?;
-            env.set(handle, c"failure", UNDEFINED).map_err(drop)?;
+            env.set(handle, c"failure", env.undefined().map_err(drop)?).map_err(drop)?;
             Ok(error)
         });
         error.map_or_else(|()| Failure::of_status(napi_sys::Status::napi_cannot_run_js), Failure::made)

@@ -75,6 +75,11 @@ impl Env {
         Self::done(napi!(self, napi_create_double, number, &mut value), value)
     }
 
+    pub fn undefined(self) -> Outcome {
+        let mut value = ptr::null_mut();
+        Self::done(napi!(self, napi_get_undefined, &mut value), value)
+    }
+
     pub fn null(self) -> Outcome {
         let mut value = ptr::null_mut();
         Self::done(napi!(self, napi_get_null, &mut value), value)
