@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -139,4 +140,45 @@ test.serial('a heap of another worker is told from a stranger', async (t) => {
   worker.postMessage('done')
   await once(worker, 'exit')
   t.throws(() => heap.obj.free(address as never), { code: 'ERR_FOREIGN_POINTER' })
+})
+
+test.serial('a worker that runs out of its own memory takes its heap with it', async (t) => {
+  const space = mapped()
+  const worker = new Worker(
+    `const { Heap } = require('obmalloc')
+     const heap = globalThis.heap = new Heap()
+     const type = heap.defineType({ name: 'node', gc: true, finalize() {} })
+     for (let n = 0; n < 1000; n++) type.alloc()
+     const all = globalThis.all = []
+     for (;;) all.push(new Array(1000).fill(all.length))`,
+    { eval: true, resourceLimits: { maxOldGenerationSizeMb: 16, maxYoungGenerationSizeMb: 4 } },
+  )
+  const exit = new Promise((done) => worker.once('exit', done))
+  const [error] = (await once(worker, 'error')) as [Error & { code: string }]
+  t.is(error.code, 'ERR_WORKER_OUT_OF_MEMORY')
+  await exit
+  t.true(mapped() - space < 16 * KiB * MiB)
+})
+
+test.serial('memory that the operating system refuses is null, and what was there stays', (t) => {
+  const program = `
+    const { Heap } = require('obmalloc')
+    const heap = new Heap()
+    const type = heap.defineType({ name: 'node', gc: true, fields: { next: 'object' }, items: 'byte' })
+    // Less address space than a heap reserves: its arenas and objects lie wherever there is room.
+    const objects = Array.from({ length: 1000 }, () => type.alloc(100))
+    for (let n = 0; n < 3; n++) {
+      console.log(['raw', 'mem', 'obj'].map((name) => heap[name].malloc(2 ** 33)))
+      try { type.alloc(2 ** 33) } catch (error) { console.log(error.code) }
+      heap.verify()
+    }
+    objects.forEach((object, index) => type.set(object, 'next', objects[(index + 1) % 1000]))
+    for (const object of objects) heap.decref(object)
+    console.log(heap.gc.collect(), heap.allocatedBlocks())
+    heap.verify()
+    heap.close()`
+  const limited = ['-c', 'ulimit -v 8000000 && exec "$0" -e "$1"', process.execPath, program]
+  const { stdout, status, stderr } = spawnSync('sh', limited, { encoding: 'utf8', cwd: new URL('..', import.meta.url) })
+  t.is(stdout, `${'[ null, null, null ]\nERR_NO_MEMORY\n'.repeat(3)}1000 0\n`, stderr)
+  t.is(status, 0)
 })

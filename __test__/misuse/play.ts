@@ -16,8 +16,7 @@ export function play(number: number): Played {
   const scene = new Scene()
   try {
     row.play(scene)
-    scene.check()
-    scene.heap.close()
+    scene.finish()
     return { number }
   } catch (error) {
     return { number, failure: error instanceof Error ? (error.stack ?? error.message) : String(error) }

@@ -1,15 +1,19 @@
-/** The misuse catalogue, sections A, B and C: what each row does, or why it is not played yet. */
+/** The misuse catalogue, sections A to F: what each row does, where else it is played, or why it is not played yet. */
 
 import assert from 'node:assert/strict'
 
 import { Heap, MemoryFault, type Address, type ArenaAllocator, type Domain } from 'obmalloc'
 
+import { exhaustion } from './exhaustion.ts'
+import { objects } from './objects.ts'
 import { Scene, at, domains, notSize, some } from './scene.ts'
 
 export interface Row {
   number: number
   what: string
   play?: (scene: Scene) => void
+  /** The test that plays it: file and title. */
+  elsewhere?: readonly [file: string, title: string]
   /** Why it is not played: which later part of the library it needs. */
   later?: string
 }
@@ -102,7 +106,7 @@ function wrongDomains(
   }
 }
 
-export const rows: Row[] = [
+const blocks: Row[] = [
   {
     number: 1,
     what: 'malloc(0)',
@@ -655,7 +659,26 @@ export const rows: Row[] = [
   { number: 43, what: 'writes after free by a native peer', later: 'the debug hooks' },
   { number: 44, what: 'a corrupted free-list link', later: 'the debug hooks; from JavaScript no free block can be written to' },
   { number: 45, what: 'uninitialised reads', later: 'the debug hooks; until then a fresh block holds what was there, as in C' },
-  { number: 46, what: 'the wrong type', later: 'types' },
+  {
+    number: 46,
+    what: 'the wrong type',
+    play: (scene) => {
+      const { heap } = scene
+      const [a, b] = ['a', 'b'].map((name) => heap.defineType({ name, fields: { next: 'object', n: 'u32' }, freeList: 4 }))
+      const [object, dead] = [a!.alloc(), a!.alloc()]
+      heap.decref(dead)
+      for (const misuse of [() => b!.get(object, 'n'), () => b!.set(object, 'next', null), () => b!.nitems(object)]) {
+        scene.throws(misuse, { code: 'ERR_WRONG_TYPE', address: object })
+      }
+      // What one type keeps for its next object is never another's.
+      const other = b!.alloc()
+      assert.notEqual(other, dead)
+      for (const name of domains) scene.throws(() => heap[name].free(dead), 'ERR_WRONG_TYPE')
+      assert.equal(a!.alloc(), dead)
+      for (const name of domains) scene.throws(() => heap[name].free(object), 'ERR_WRONG_TYPE')
+      for (const address of [object, other, dead]) heap.decref(address)
+    },
+  },
   {
     number: 47,
     what: 'what is no address',
@@ -702,6 +725,12 @@ export const rows: Row[] = [
         'close',
         'getArenaAllocator',
         'setArenaAllocator',
+        'defineType',
+        'typeOf',
+        'incref',
+        'decref',
+        'refcount',
+        'setImmortal',
       ] as const) {
         for (const receiver of forged) assert.throws(() => (heap[name] as () => void).call(receiver), TypeError)
       }
@@ -978,3 +1007,5 @@ export const rows: Row[] = [
     },
   },
 ]
+
+export const rows: Row[] = [...blocks, ...exhaustion, ...objects]

@@ -81,6 +81,23 @@ export class Scene {
     assert.equal(heap.allocatedBlocks(), before)
     heap.verify()
   }
+
+  /** The heap is whole, goes on, and collects. */
+  finish(): void {
+    const { heap } = this
+    this.check()
+    const type = heap.defineType({ name: 'scene', gc: true, fields: { next: 'object' } })
+    const before = heap.gc.getObjects().length
+    const [a, b] = [type.alloc(), type.alloc()]
+    type.set(a, 'next', b)
+    type.set(b, 'next', a)
+    heap.decref(a)
+    heap.decref(b)
+    assert.equal(heap.gc.getObjects().length, before + 2)
+    assert.ok(heap.gc.collect() >= 2)
+    this.check()
+    heap.close()
+  }
 }
 
 function nameOf(code: string): string {
