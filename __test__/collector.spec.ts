@@ -3,7 +3,15 @@ import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
 
-import { Heap, type Address, type CollectorCallback, type ObjectType, type Release, type TypeSpec, type UnraisableContext } from 'obmalloc'
+import {
+  Heap,
+  type Address,
+  type CollectorCallback,
+  type ObjectType,
+  type Release,
+  type TypeSpec,
+  type UnraisableContext,
+} from 'obmalloc'
 
 import { collectUntil, releases } from './tools.ts'
 
@@ -60,7 +68,8 @@ test('thresholds are C ints, and what is left out stays', (t) => {
     t.throws(() => gc.setThreshold(1, value), { code: 'ERR_OUT_OF_RANGE', message: /^threshold1/ })
     t.throws(() => gc.setThreshold(1, 1, value), { code: 'ERR_OUT_OF_RANGE', message: /^threshold2/ })
   }
-  for (const value of [undefined, null, '1', 1n, {}]) t.throws(() => gc.setThreshold(value as never), { code: 'ERR_INVALID_ARG_TYPE' })
+  for (const value of [undefined, null, '1', 1n, {}])
+    t.throws(() => gc.setThreshold(value as never), { code: 'ERR_INVALID_ARG_TYPE' })
   t.deepEqual(gc.getThreshold(), [0, 3, 2 ** 31 - 1])
 })
 
@@ -80,7 +89,10 @@ test('an automatic collection runs inside the allocation up to 3.11, and before 
     t.is(heap.typeOf(type.alloc()), type)
     t.deepEqual(seen, one, release)
     for (let count = 0; count < 30; count++) type.alloc()
-    t.true(seen.some((line) => line.endsWith(' 2 0')), release)
+    t.true(
+      seen.some((line) => line.endsWith(' 2 0')),
+      release,
+    )
     heap.verify()
   }
 })
@@ -161,8 +173,15 @@ test('older generations are collected when their counts say so', (t) => {
     heap.gc.setThreshold(1, 1, 1)
     for (let count = 0; count < 40; count++) type.alloc()
     heap.gc.getCount()
-    t.deepEqual(seen.slice(0, 8).map((line) => line[0]), ['0', '0', '1', '0', '0', '1', '2', '0'], release)
-    t.is(heap.gc.getStats().reduce((sum, { collections }) => sum + collections, 0), seen.length)
+    t.deepEqual(
+      seen.slice(0, 8).map((line) => line[0]),
+      ['0', '0', '1', '0', '0', '1', '2', '0'],
+      release,
+    )
+    t.is(
+      heap.gc.getStats().reduce((sum, { collections }) => sum + collections, 0),
+      seen.length,
+    )
   }
 })
 
@@ -188,12 +207,16 @@ test('collect gives what it found, by generation, and survivors grow old', (t) =
     const stats = heap.gc.getStats()
     t.is(stats.length, 3)
     t.is(stats[0]!.collected, 5)
-    t.is(stats.reduce((sum, { uncollectable }) => sum + uncollectable, 0), 0)
+    t.is(
+      stats.reduce((sum, { uncollectable }) => sum + uncollectable, 0),
+      0,
+    )
     for (const generation of [-1, 3, 0.5, Number.NaN]) {
       t.throws(() => heap.gc.collect(generation as 0), { code: 'ERR_OUT_OF_RANGE', message: /^generation: expected 0, 1 or 2/ })
       t.throws(() => heap.gc.getObjects(generation as 0), { code: 'ERR_OUT_OF_RANGE' })
     }
-    for (const generation of [null, '1', 1n, {}]) t.throws(() => heap.gc.collect(generation as never), { code: 'ERR_INVALID_ARG_TYPE' })
+    for (const generation of [null, '1', 1n, {}])
+      t.throws(() => heap.gc.collect(generation as never), { code: 'ERR_INVALID_ARG_TYPE' })
   }
 })
 
@@ -387,7 +410,7 @@ test('a clear that fails is told, and the others are cleared all the same', (t) 
   heap.verify()
 })
 
-test('a type\'s own traverse and clear find and clear what the native ones do', (t) => {
+test("a type's own traverse and clear find and clear what the native ones do", (t) => {
   for (const release of releases) {
     using heap = new Heap({ release })
     const type: ObjectType = heap.defineType({
@@ -431,7 +454,10 @@ function ring2(heap: Heap, type: ObjectType, root: Address): Address {
 }
 
 /** A heap with one ring whose objects are traversed by a script. */
-function lying(release: Release, lie: (self: Address, visit: (object: Address) => void, type: ObjectType, heap: Heap) => unknown) {
+function lying(
+  release: Release,
+  lie: (self: Address, visit: (object: Address) => void, type: ObjectType, heap: Heap) => unknown,
+) {
   const heap = new Heap({ release })
   const cleared: Address[] = []
   const type: ObjectType = heap.defineType({
@@ -655,7 +681,10 @@ test.serial('del gives memory back as it is, and warns of what is still tracked'
   t.true(heap.gc.isTracked(held))
   await new Promise(setImmediate)
   process.off('warning', listen)
-  t.deepEqual(warnings.map(({ message }) => message), ['gc: Object of type node is not untracked before destruction'])
+  t.deepEqual(
+    warnings.map(({ message }) => message),
+    ['gc: Object of type node is not untracked before destruction'],
+  )
 })
 
 test('resize changes the number of items, and the address if it has to', (t) => {
@@ -671,7 +700,10 @@ test('resize changes the number of items, and the address if it has to', (t) => 
       heap.decref(value)
     }
     object = heap.gc.resize(object, 1000)
-    t.deepEqual([0, 1, 2, 999].map((index) => list.get(object, index)), [a, b, null, null])
+    t.deepEqual(
+      [0, 1, 2, 999].map((index) => list.get(object, index)),
+      [a, b, null, null],
+    )
     t.throws(() => heap.gc.resize(object, 2n ** 60n), { code: 'ERR_NO_MEMORY' })
     t.throws(() => heap.gc.resize(object, 2 ** 20), { code: 'ERR_NO_MEMORY' })
     t.is(list.nitems(object), 1000)
@@ -771,7 +803,7 @@ test('process.exit in a finalizer keeps its code', async (t) => {
   t.is(exit, 7)
 })
 
-test('a million objects are collected through callbacks without holding on to JavaScript\'s memory', (t) => {
+test("a million objects are collected through callbacks without holding on to JavaScript's memory", (t) => {
   using heap = new Heap()
   let count = 0
   const type = heap.defineType({ ...spec, finalize: () => void count++ })

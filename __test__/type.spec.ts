@@ -3,7 +3,16 @@ import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
 
-import { Heap, MemoryError, MemoryFault, ObjectType, type Address, type FieldKind, type TypeSpec, type UnraisableContext } from 'obmalloc'
+import {
+  Heap,
+  MemoryError,
+  MemoryFault,
+  ObjectType,
+  type Address,
+  type FieldKind,
+  type TypeSpec,
+  type UnraisableContext,
+} from 'obmalloc'
 
 import { releases, some } from './tools.ts'
 
@@ -55,8 +64,14 @@ test('alloc gives a zeroed object that is tracked, new one with null fields that
     [null, 0, 0n, 0, 0],
   )
   t.is(type.get(fresh, 'next'), null)
-  t.deepEqual([made, fresh].map((object) => heap.refcount(object)), [1, 1])
-  t.deepEqual([made, fresh].map((object) => heap.gc.isTracked(object)), [true, false])
+  t.deepEqual(
+    [made, fresh].map((object) => heap.refcount(object)),
+    [1, 1],
+  )
+  t.deepEqual(
+    [made, fresh].map((object) => heap.gc.isTracked(object)),
+    [true, false],
+  )
   heap.decref(made)
   heap.decref(fresh)
   t.is(heap.allocatedBlocks(), 0)
@@ -134,7 +149,10 @@ test('items are counted, and as many as asked for', (t) => {
   }
   const text = bytes.alloc(3)
   for (const [index, byte] of [1, 2, 255].entries()) bytes.set(text, index, byte)
-  t.deepEqual([0, 1, 2].map((index) => bytes.get(text, index)), [1, 2, 255])
+  t.deepEqual(
+    [0, 1, 2].map((index) => bytes.get(text, index)),
+    [1, 2, 255],
+  )
   t.throws(() => bytes.set(text, 0, 256), { code: 'ERR_OUT_OF_RANGE' })
   t.throws(() => bytes.set(text, 0, null), { code: 'ERR_INVALID_ARG_TYPE' })
   t.throws(() => bytes.set(text, 3, 1), { code: 'ERR_OUT_OF_RANGE' })
@@ -143,7 +161,7 @@ test('items are counted, and as many as asked for', (t) => {
   t.is(heap.allocatedBlocks(), 0)
 })
 
-test('memory from obj becomes an object, and is the object\'s from then on', (t) => {
+test("memory from obj becomes an object, and is the object's from then on", (t) => {
   using heap = new Heap()
   const plain = heap.defineType({ name: 'plain', fields: { ref: 'object', count: 'u32' } })
   const list = heap.defineType({ name: 'list', items: 'object' })
@@ -351,7 +369,9 @@ test('typeOf gives the type that was defined; weak references have one too', (t)
 test('types are made by defineType only', (t) => {
   const Forged = ObjectType as unknown as new (...args: unknown[]) => ObjectType
   t.throws(() => new Forged(), { code: 'ERR_INVALID_ARG_TYPE', message: /heap\.defineType/ })
-  t.throws(() => new Forged(Symbol('key'), {}, 1, ['x', 16, 0], []), { code: 'ERR_INVALID_ARG_TYPE' })
+  t.throws(() => new Forged({ key: Symbol('key'), handle: {}, number: 1, shape: ['x', 16, 0], fields: [] }), {
+    code: 'ERR_INVALID_ARG_TYPE',
+  })
   using heap = new Heap()
   const type = heap.defineType(node)
   for (const value of [type, heap.gc]) {
@@ -370,13 +390,18 @@ test('what is wrong in a spec is named', (t) => {
   for (const name of [undefined, null, 5, {}]) refused({ name }, 'ERR_INVALID_ARG_TYPE', /^spec\.name: expected a string/)
   refused({ name: '\ud800' }, 'ERR_OUT_OF_RANGE', /^spec\.name/)
   for (const fields of [null, 5, 'x', []]) refused({ name: 't', fields }, 'ERR_INVALID_ARG_TYPE', /^spec\.fields: expected/)
-  refused({ name: 't', fields: { a: 'u8', b: 'u16' } }, 'ERR_OUT_OF_RANGE', /^spec\.fields\.b: expected one of 'object', 'u8'.*got "u16"$/)
+  refused(
+    { name: 't', fields: { a: 'u8', b: 'u16' } },
+    'ERR_OUT_OF_RANGE',
+    /^spec\.fields\.b: expected one of 'object', 'u8'.*got "u16"$/,
+  )
   refused({ name: 't', fields: { a: 'toString' } }, 'ERR_OUT_OF_RANGE', /^spec\.fields\.a/)
   refused({ name: 't', fields: { a: 8 } }, 'ERR_INVALID_ARG_TYPE', /^spec\.fields\.a/)
   refused({ name: 't', items: 'word' }, 'ERR_OUT_OF_RANGE', /^spec\.items: expected one of 'object', 'byte'/)
   refused({ name: 't', items: null }, 'ERR_INVALID_ARG_TYPE', /^spec\.items/)
   for (const flag of ['gc', 'weakrefs', 'managedDict']) {
-    for (const value of [null, 1, 'yes']) refused({ name: 't', [flag]: value }, 'ERR_INVALID_ARG_TYPE', new RegExp(`^spec\\.${flag}: expected a boolean`))
+    for (const value of [null, 1, 'yes'])
+      refused({ name: 't', [flag]: value }, 'ERR_INVALID_ARG_TYPE', new RegExp(`^spec\\.${flag}: expected a boolean`))
   }
   for (const value of [-1, 0.5, Number.NaN]) refused({ name: 't', freeList: value }, 'ERR_OUT_OF_RANGE', /^spec\.freeList/)
   refused({ name: 't', freeList: '2' }, 'ERR_INVALID_ARG_TYPE', /^spec\.freeList/)
@@ -509,16 +534,22 @@ test('callbacks inside one another end at 50, with an error, not with the stack'
   })
   heap.decref(type.alloc())
   t.is(deepest, 50)
-  t.deepEqual(told.map(([error]) => (error as { code: string }).code), ['ERR_REENTRANT'])
+  t.deepEqual(
+    told.map(([error]) => (error as { code: string }).code),
+    ['ERR_REENTRANT'],
+  )
   heap.verify()
   heap.close()
 })
 
 const inSmallWorker = async (code: string): Promise<unknown> => {
-  const worker = new Worker(`const { Heap } = require('obmalloc'); const { parentPort } = require('node:worker_threads'); ${code}`, {
-    eval: true,
-    resourceLimits: { stackSizeMb: 1 },
-  })
+  const worker = new Worker(
+    `const { Heap } = require('obmalloc'); const { parentPort } = require('node:worker_threads'); ${code}`,
+    {
+      eval: true,
+      resourceLimits: { stackSizeMb: 1 },
+    },
+  )
   const [[message], [exit]] = await Promise.all([once(worker, 'message'), once(worker, 'exit')])
   if (exit !== 0) throw new Error(`the worker ended with ${exit}`)
   return message

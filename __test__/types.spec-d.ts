@@ -8,8 +8,16 @@ import {
   type Allocator,
   type ArenaAllocator,
   type ArenaInfo,
+  type Collector,
+  type CollectorCallback,
   type Domain,
+  type FieldKind,
+  type GenerationStats,
   type Geometry,
+  type ObjectType,
+  type TraverseMismatch,
+  type TypeSpec,
+  type UnraisableContext,
 } from 'obmalloc'
 
 import type * as implementation from '../src/index.ts'
@@ -39,6 +47,42 @@ if (block !== null) {
   is<Equal<ReturnType<typeof heap.obj.view>['length'], number>>()
   heap.obj.write(block, heap.obj.read(block, 1, 2))
 }
+
+const spec: TypeSpec = {
+  name: 'tree.TreeNode',
+  fields: { children: 'object', depth: 'u32' },
+  gc: true,
+  traverse(self, visit) {
+    is<Equal<typeof self, Address>>()
+    visit(self)
+  },
+  finalize(self) {
+    heap.incref(self)
+  },
+}
+const node: ObjectType = heap.defineType(spec)
+const object = node.alloc()
+is<Equal<typeof object, Address>>()
+is<Equal<ReturnType<ObjectType['get']>, Address | number | bigint | null>>()
+is<Equal<typeof heap.gc, Collector>>()
+is<Equal<ReturnType<Collector['getThreshold']>, [number, number, number]>>()
+is<Equal<ReturnType<Collector['getStats']>, GenerationStats[]>>()
+is<Equal<ReturnType<Collector['check']>, TraverseMismatch[]>>()
+is<Equal<typeof heap.gc.garbage, Address[]>>()
+is<Equal<FieldKind, 'object' | 'u8' | 'i32' | 'u32' | 'i64' | 'f64'>>()
+node.set(object, 'children', node.new())
+node.set(object, 0, null)
+node.set(object, 'depth', 3)
+heap.gc.collect()
+heap.gc.collect(0)
+heap.gc.setDebug(heap.gc.DEBUG_STATS | heap.gc.DEBUG_LEAK)
+heap.gc.newWeakref(object, (ref) => is<Equal<typeof ref, Address>>())
+const callback: CollectorCallback = (phase, info) =>
+  is<Equal<[typeof phase, typeof info.collected], ['start' | 'stop', number]>>()
+heap.gc.callbacks.push(callback)
+new Heap({ onUnraisable: (_error, context: UnraisableContext) => context.type?.name })
+export const same: boolean = heap.typeOf(object) === node
+
 export const fault = (error: MemoryFault): 'ERR_DOUBLE_FREE' | undefined =>
   error.code === 'ERR_DOUBLE_FREE' ? error.code : undefined
 is<Equal<MemoryError['code'], 'ERR_NO_MEMORY'>>()
@@ -61,3 +105,17 @@ heap.run(new Int32Array(4))
 heap.setArenaAllocator({ alloc: () => null })
 // @ts-expect-error no such code
 export const never = (error: MemoryFault): boolean => error.code === 'ERR_WHATEVER'
+// @ts-expect-error types are made by defineType
+new (null as unknown as typeof ObjectType)()
+// @ts-expect-error no such kind of field
+heap.defineType({ name: 't', fields: { a: 'u16' } })
+// @ts-expect-error a type has a name
+heap.defineType({ gc: true })
+// @ts-expect-error there are three generations
+heap.gc.collect(3)
+// @ts-expect-error the list stays, its entries come and go
+heap.gc.callbacks = []
+// @ts-expect-error the address of an object is no plain number
+heap.decref(12345)
+// @ts-expect-error NULL is no object
+heap.incref(null)

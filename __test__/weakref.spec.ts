@@ -139,7 +139,10 @@ test('what weak references are refused for', (t) => {
   t.throws(() => heap.gc.deref(object), { code: 'ERR_WRONG_TYPE' })
   t.throws(() => heap.gc.deref(heap.obj.malloc(8)!), { code: 'ERR_WRONG_TYPE' })
   for (const callback of [null, 5, {}, class {}]) {
-    t.throws(() => heap.gc.newWeakref(type.alloc(), callback as never), { code: 'ERR_INVALID_ARG_TYPE', message: /^callback: expected a function/ })
+    t.throws(() => heap.gc.newWeakref(type.alloc(), callback as never), {
+      code: 'ERR_INVALID_ARG_TYPE',
+      message: /^callback: expected a function/,
+    })
   }
 })
 

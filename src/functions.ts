@@ -31,4 +31,3 @@ export function checkResult(result: unknown, what: string, address?: Address): v
     address,
   })
 }
-

@@ -59,7 +59,8 @@ function read(spec: TypeSpec): Reading {
   let chosen = ''
   for (const [flag, letter] of Object.entries(flags)) {
     const value = spec[flag as keyof typeof flags] as unknown
-    if (value !== undefined && typeof value !== 'boolean') throw badArgument('ERR_INVALID_ARG_TYPE', `spec.${flag}`, 'a boolean', value)
+    if (value !== undefined && typeof value !== 'boolean')
+      throw badArgument('ERR_INVALID_ARG_TYPE', `spec.${flag}`, 'a boolean', value)
     if (value) chosen += letter
   }
   const functions: Hooks = {}
@@ -74,7 +75,14 @@ function read(spec: TypeSpec): Reading {
   return { name, fields: names, kinds: letters, items: itemKind, flags: chosen, hooks: functions, freeList }
 }
 
-type Shape = readonly [name: string, basicsize: number, itemsize: number]
+/** What a type is made of. */
+interface Made {
+  readonly key: typeof key
+  readonly handle: Handle
+  readonly number: number
+  readonly shape: readonly [name: string, basicsize: number, itemsize: number]
+  readonly fields: readonly string[]
+}
 
 export class ObjectType implements Contract {
   readonly name: string
@@ -86,8 +94,9 @@ export class ObjectType implements Contract {
   readonly #number: number
   readonly #fields: ReadonlyMap<string, number>
 
-  constructor(secret: typeof key, handle: Handle, number: number, shape: Shape, fields: readonly string[]) {
-    if (secret !== key) throw badArgument('ERR_INVALID_ARG_TYPE', 'ObjectType', 'a call of heap.defineType instead', secret)
+  constructor(made?: Made) {
+    if (made?.key !== key) throw badArgument('ERR_INVALID_ARG_TYPE', 'ObjectType', 'a call of heap.defineType instead', made)
+    const { handle, number, shape, fields } = made
     ;[this.name, this.basicsize, this.itemsize] = shape
     this.native = handle.external
     this.#handle = handle
@@ -160,7 +169,7 @@ export class Types {
   define(spec: TypeSpec): ObjectType {
     const { name, fields, kinds, items, flags, hooks, freeList } = read(spec)
     const [number, basicsize, itemsize] = this.#handle.defineType(name, fields, kinds, items, flags, freeList)
-    const type = new ObjectType(key, this.#handle, number, [name, basicsize, itemsize], fields)
+    const type = new ObjectType({ key, handle: this.#handle, number, shape: [name, basicsize, itemsize], fields })
     const references = fields.filter((_, index) => kinds[index] === 'o')
     this.#entries[number] = { type, hooks, spec, references, items: items === itemKinds.object }
     return type
@@ -174,7 +183,7 @@ export class Types {
   }
 
   #foreign(number: number, object: Address): Entry {
-    const type = new ObjectType(key, this.#handle, number, this.#handle.describeType(object), [])
+    const type = new ObjectType({ key, handle: this.#handle, number, shape: this.#handle.describeType(object), fields: [] })
     return { type, hooks: {}, references: [], items: false }
   }
 

@@ -23,7 +23,10 @@ interface Told {
 function each(play: (scene: Scene, told: Told[], release: Release) => void): void {
   for (const release of releases) {
     const told: Told[] = []
-    const heap = new Heap({ release, onUnraisable: (error, context) => void told.push({ error: error as Told['error'], context }) })
+    const heap = new Heap({
+      release,
+      onUnraisable: (error, context) => void told.push({ error: error as Told['error'], context }),
+    })
     const scene = new Scene(heap)
     play(scene, told, release)
     scene.finish()
@@ -68,8 +71,14 @@ function refusesLie(
     for (let times = 0; times < 2; times++) {
       assert.throws(() => heap.gc.collect(), { code, ...fields })
       assert.deepEqual(destroyed, [])
-      assert.deepEqual(live.map((object) => heap.refcount(object)), [2, 2])
-      assert.deepEqual(garbage.map((object) => heap.refcount(object)), [1, 1, 1])
+      assert.deepEqual(
+        live.map((object) => heap.refcount(object)),
+        [2, 2],
+      )
+      assert.deepEqual(
+        garbage.map((object) => heap.refcount(object)),
+        [1, 1, 1],
+      )
       assert.equal(heap.gc.getObjects().length, 5)
       heap.verify()
     }
@@ -193,7 +202,10 @@ export const objects: Row[] = [
             } else {
               heap.decref(type.alloc())
             }
-            assert.deepEqual(told.map(({ error, context }) => [error.code, context.hook, context.type]), [['ERR_CALLBACK_RESULT', hook, type]])
+            assert.deepEqual(
+              told.map(({ error, context }) => [error.code, context.hook, context.type]),
+              [['ERR_CALLBACK_RESULT', hook, type]],
+            )
           }
           told.length = 0
           heap.gc.callbacks.push(give as () => void)
@@ -203,11 +215,14 @@ export const objects: Row[] = [
           heap.decref(ref)
           heap.gc.collect()
           heap.gc.callbacks.length = 0
-          assert.deepEqual(told.map(({ error, context }) => [error.code, context.hook]), [
-            ['ERR_CALLBACK_RESULT', 'weakref'],
-            ['ERR_CALLBACK_RESULT', 'callbacks'],
-            ['ERR_CALLBACK_RESULT', 'callbacks'],
-          ])
+          assert.deepEqual(
+            told.map(({ error, context }) => [error.code, context.hook]),
+            [
+              ['ERR_CALLBACK_RESULT', 'weakref'],
+              ['ERR_CALLBACK_RESULT', 'callbacks'],
+              ['ERR_CALLBACK_RESULT', 'callbacks'],
+            ],
+          )
         })
       }
     },
@@ -237,7 +252,10 @@ export const objects: Row[] = [
       const type = heap.defineType({ ...node, fields: { next: 'object', n: 'i32', big: 'i64' } })
       const object = type.alloc()
       const never = () => assert.fail('called')
-      const trapped = new Proxy({}, { get: never, has: never, ownKeys: never, getPrototypeOf: never, getOwnPropertyDescriptor: never })
+      const trapped = new Proxy(
+        {},
+        { get: never, has: never, ownKeys: never, getPrototypeOf: never, getOwnPropertyDescriptor: never },
+      )
       for (const value of [{ valueOf: never, toString: never, [Symbol.toPrimitive]: never }, trapped]) {
         const bad = at(value)
         for (const misuse of [
@@ -293,7 +311,8 @@ export const objects: Row[] = [
     play: () => {
       for (const [file, text] of sources()) {
         const functions = text.split(/(?=extern "C" fn )/).slice(1)
-        for (const body of functions) assert.match(body.slice(0, body.indexOf('\n}\n')), /catch_unwind/, `${file}: ${body.slice(0, 60)}`)
+        for (const body of functions)
+          assert.match(body.slice(0, body.indexOf('\n}\n')), /catch_unwind/, `${file}: ${body.slice(0, 60)}`)
         if (file !== 'js.rs' && file !== 'shell.rs') assert.doesNotMatch(text, /napi_create_function|\.function\(/, file)
       }
     },
@@ -304,7 +323,10 @@ export const objects: Row[] = [
     play: () => {
       const bodies = sources().flatMap(([, text]) => text.split(/(?=extern "C" fn )/).slice(1))
       for (const name of ['finalize', 'finalize_handle', 'arena_alloc', 'arena_free']) {
-        assert.ok(bodies.some((body) => body.startsWith(`extern "C" fn ${name}(`)), `${name} is looked at by row 88`)
+        assert.ok(
+          bodies.some((body) => body.startsWith(`extern "C" fn ${name}(`)),
+          `${name} is looked at by row 88`,
+        )
       }
     },
   },
@@ -335,7 +357,10 @@ export const objects: Row[] = [
           told.length = deepest = 0
           begin()
           assert.equal(deepest, 50)
-          assert.deepEqual(told.map(({ error }) => error.code), ['ERR_REENTRANT'])
+          assert.deepEqual(
+            told.map(({ error }) => error.code),
+            ['ERR_REENTRANT'],
+          )
         }
         for (const ref of refs) heap.decref(ref)
       })
@@ -378,7 +403,10 @@ export const objects: Row[] = [
         heap.decref(liar)
         assert.throws(() => heap.gc.collect(), { code: 'ERR_GC_OVER_VISIT', object: liar, referent: victim })
         assert.deepEqual(destroyed, [])
-        assert.deepEqual([liar, victim].map((object) => heap.refcount(object)), [1, 2])
+        assert.deepEqual(
+          [liar, victim].map((object) => heap.refcount(object)),
+          [1, 2],
+        )
         lies = false
         assert.equal(heap.gc.collect(), 0)
         type.set(victim, 'next', null)
@@ -633,7 +661,10 @@ export const objects: Row[] = [
         })
         ring(heap, noisy, 3)
         assert.equal(heap.gc.collect(), 3)
-        assert.deepEqual(told.map(({ error }) => error), [boom])
+        assert.deepEqual(
+          told.map(({ error }) => error),
+          [boom],
+        )
         const [loose] = ring(heap, heap.defineType({ ...node, finalize: (self) => heap.gc.untrack(self) }), 1)
         heap.gc.collect()
         heap.verify()
@@ -702,7 +733,10 @@ export const objects: Row[] = [
         ring(heap, heap.defineType(node), 2)
         assert.equal(heap.gc.collect(), 2)
         assert.equal(calls, 2)
-        assert.deepEqual(told, [1, 2].map(() => ({ error: boom, context: { hook: 'callbacks' } })))
+        assert.deepEqual(
+          told,
+          [1, 2].map(() => ({ error: boom, context: { hook: 'callbacks' } })),
+        )
         heap.gc.callbacks.pop()
       })
     },
@@ -765,7 +799,12 @@ export const objects: Row[] = [
           assert.equal(heap.refcount(object), 1)
         }
         const block = some(heap.obj.malloc(64))
-        for (const misuse of [() => heap.decref(block), () => heap.typeOf(block), () => heap.gc.del(block), () => gc.get(block, 'next')]) {
+        for (const misuse of [
+          () => heap.decref(block),
+          () => heap.typeOf(block),
+          () => heap.gc.del(block),
+          () => gc.get(block, 'next'),
+        ]) {
           scene.throws(misuse, 'ERR_WRONG_TYPE')
         }
         scene.throws(() => heap.gc.resize(objects[0]!, 1), 'ERR_WRONG_TYPE')
@@ -830,7 +869,8 @@ export const objects: Row[] = [
         scene.throws(() => gc.collect(generation as 0), 'ERR_OUT_OF_RANGE')
         scene.throws(() => gc.getObjects(generation as 0), 'ERR_OUT_OF_RANGE')
       }
-      for (const generation of [null, '1', 1n, true, {}]) scene.throws(() => gc.collect(generation as never), 'ERR_INVALID_ARG_TYPE')
+      for (const generation of [null, '1', 1n, true, {}])
+        scene.throws(() => gc.collect(generation as never), 'ERR_INVALID_ARG_TYPE')
     },
   },
   {
