@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
-import test from 'ava'
+import test, { type ExecutionContext } from 'ava'
 
 import { findInterpreters } from '../dist/interpreters.js'
 import { golden } from '../dist/tools.js'
@@ -193,22 +193,34 @@ test('building without a Rust toolchain says what is missing', (t) => {
   t.regex(stderr, /Rust toolchain/)
 })
 
+/** Runs a TypeScript program from the root; what it printed must be what its comments say. */
+function prints(t: ExecutionContext, file: string, program: string): void {
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', '@oxc-node/core/register', file], {
+    encoding: 'utf8',
+    cwd: root,
+  })
+  t.is(status, 0, stderr)
+  t.deepEqual(
+    stdout.trim().split('\n'),
+    [...program.matchAll(/console\.log\(.*\) \/\/ (.*)/g)].map((line) => line[1]),
+  )
+}
+
+const examples = [...readFileSync(join(root, 'README.md'), 'utf8').matchAll(/```ts\n(.*?)```/gs)].map((block) => block[1]!)
+
 test("the README's TypeScript example runs as it stands, and prints what it says", (t) => {
-  const example = readFileSync(join(root, 'README.md'), 'utf8').match(/```ts\n(.*?)```/s)?.[1]
-  t.truthy(example)
   const file = join(root, '__test__', 'readme-example.tmp.ts')
-  writeFileSync(file, example!)
+  writeFileSync(file, examples[0]!)
   try {
-    const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', '@oxc-node/core/register', file], {
-      encoding: 'utf8',
-      cwd: root,
-    })
-    t.is(status, 0, stderr)
-    t.deepEqual(
-      stdout.trim().split('\n'),
-      [...example!.matchAll(/console\.log\(.*\) \/\/ (.*)/g)].map((line) => line[1]),
-    )
+    prints(t, file, examples[0]!)
   } finally {
     rmSync(file)
   }
+})
+
+test("the specification's example runs as the README shows it", (t) => {
+  const file = join(root, 'examples', 'tree-node.ts')
+  const program = readFileSync(file, 'utf8')
+  t.is(examples[1], program.replace(/^\/\*\*.*\n\n/, ''))
+  prints(t, file, program)
 })

@@ -1,13 +1,12 @@
-/** The specification's example: `tree.TreeNode`, whose children may form cycles, in the steps of its C. */
+/** The specification's `tree.TreeNode`, whose children may form cycles, in the steps of its C. */
 
 import { Heap, type Address, type ObjectType } from 'obmalloc'
 
 const heap = new Heap({ release: '3.13' })
 const { gc } = heap
+let deallocated = 0
 
-// What PyList_New makes: a type with a variable part.
 const List = heap.defineType({ name: 'list', items: 'object', gc: true })
-
 const TreeNode: ObjectType = heap.defineType({
   name: 'tree.TreeNode',
   fields: { children: 'object' }, // may create cycles
@@ -20,36 +19,32 @@ const TreeNode: ObjectType = heap.defineType({
     TreeNode.set(self, 'children', null) // Py_CLEAR(self->children)
   },
   dealloc(self) {
-    gc.untrack(self) // then the fields are cleared and the memory is given back: tp_free
-    console.log('dealloc', TreeNode.name)
+    gc.untrack(self)
+    TreeNode.set(self, 'children', null) // then tp_free gives the memory back
+    deallocated++
   },
 })
 
 function newTreeNode(room: number): Address {
-  const self = TreeNode.new() // PyObject_GC_New
+  const self = TreeNode.new() // PyObject_GC_New; a MemoryError is PyErr_NoMemory
   try {
-    const children = List.newVar(room)
-    gc.track(children)
+    const children = List.alloc(room) // PyList_New
     TreeNode.set(self, 'children', children)
     heap.decref(children) // the node has it now
   } catch (error) {
     heap.decref(self)
-    throw error // a MemoryError is PyErr_NoMemory
+    throw error
   }
   gc.track(self) // after initialisation
   return self
 }
 
-function adopt(parent: Address, index: number, child: Address): void {
-  List.set(TreeNode.get(parent, 'children') as Address, index, child)
-}
-
 const [root, leaf] = [newTreeNode(1), newTreeNode(1)]
-adopt(root, 0, leaf)
-adopt(leaf, 0, root) // a cycle
+List.set(TreeNode.get(root, 'children') as Address, 0, leaf)
+List.set(TreeNode.get(leaf, 'children') as Address, 0, root) // a cycle
 heap.decref(root)
 heap.decref(leaf)
-console.log('tracked', gc.getObjects().length) // 4: two nodes and their lists
-console.log('collected', gc.collect()) // 4
-console.log('blocks left', heap.allocatedBlocks()) // 0
+console.log(gc.getObjects().length, deallocated) // 4 0
+console.log(gc.collect(), deallocated) // 4 2
+console.log(heap.allocatedBlocks()) // 0
 heap.close()
