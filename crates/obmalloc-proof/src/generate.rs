@@ -73,6 +73,7 @@ impl Mood {
                 Op::Weak(self.weak(random), self.place(random, in_script), callback)
             }
             15 => Op::Deref(self.root(random), self.weak(random)),
+            16 if in_script => Op::Deref(self.root(random), self.weak(random)),
             16 => Op::DropWeak(self.weak(random)),
             17 => Op::LinkWeak(self.place(random, in_script), slot, self.weak(random)),
             18 if random.once_in(3) => Op::Collect(random.below(3) as u8),

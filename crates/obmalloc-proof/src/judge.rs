@@ -118,13 +118,14 @@ impl fmt::Display for Divergence {
     }
 }
 
-/// FNV-1a of 64 bits, over the logs of the programs of `count` seeds.
-pub fn digest(first_seed: u64, count: u64, side: Side<'_>) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+/// FNV-1a of 64 bits over the logs of the programs of `count` seeds, and how many lines these have.
+pub fn digest(first_seed: u64, count: u64, side: Side<'_>) -> (u64, u64) {
+    let (mut hash, mut events) = (0xcbf2_9ce4_8422_2325_u64, 0);
     for seed in first_seed..first_seed + count {
         for byte in side(&generate(seed)).bytes() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            events += u64::from(byte == b'\n');
         }
     }
-    hash
+    (hash, events)
 }

@@ -3,15 +3,19 @@
 //! `obmalloc`.
 
 mod generate;
+mod golden;
 mod here;
 mod judge;
 mod program;
 mod random;
 mod session;
+mod sizes;
 
 pub use generate::generate;
+pub use golden::{Golden, Plan};
 pub use here::Here;
-pub use judge::{Divergence, Side, Totals, compare, digest};
+pub use judge::{Divergence, Side, Totals, compare};
 pub use program::{KINDS, Kind, Op, Place, Program, ROOTS, SCRIPTS, Slot, WEAK};
 pub use random::Random;
 pub use session::{Session, World};
+pub use sizes::{CLASSES, Class, Size, requested_here};

@@ -14,6 +14,7 @@ unsafe extern "C" {
     pub fn PyObject_Calloc(count: usize, size: usize) -> *mut c_void;
     pub fn PyObject_Realloc(address: *mut c_void, size: usize) -> *mut c_void;
     pub fn PyObject_Free(address: *mut c_void);
+    pub fn PyMem_SetAllocator(domain: i32, allocator: *mut Allocator);
     fn PyMem_GetAllocator(domain: i32, allocator: *mut Allocator);
 }
 

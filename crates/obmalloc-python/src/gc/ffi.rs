@@ -57,6 +57,7 @@ unsafe extern "C" {
     pub fn Py_DecRef(object: Pointer);
     pub fn PyErr_CheckSignals() -> c_int;
     pub fn PyErr_Print();
+    pub fn PyRun_SimpleStringFlags(code: *const c_char, flags: Pointer) -> c_int;
     pub fn PyImport_ImportModule(name: *const c_char) -> Pointer;
     pub fn PyObject_GetAttrString(object: Pointer, name: *const c_char) -> Pointer;
     pub fn PyObject_Call(function: Pointer, arguments: Pointer, named: Pointer) -> Pointer;

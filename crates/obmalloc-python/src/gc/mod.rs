@@ -2,6 +2,7 @@
 
 mod ffi;
 mod python;
+mod sizes;
 mod state;
 mod text;
 mod types;
@@ -9,13 +10,31 @@ mod types;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use obmalloc::profile::Profile;
-use obmalloc_proof::Here;
+use obmalloc_proof::{Golden, Here, Plan};
 pub use python::Python;
 use serde_json::{Value, json};
 
-/// Runs the programs of `count` seeds here and on a heap of the release, and compares.
+/// The program of a seed, and its log.
+pub fn log(seed: u64) -> Value {
+    let program = obmalloc_proof::generate(seed);
+    json!({ "program": program.to_string(), "log": Python::new().run(&program) })
+}
+
+/// What this CPython answers.
+pub fn golden(version: &str, plan: &Plan) -> Golden {
+    let sizes = sizes::requested();
+    let python = Python::new();
+    Golden::record(version, python.default_thresholds(), sizes, plan, &mut |program| python.run(program))
+}
+
+/// Runs the programs of `count` seeds here and on a heap of the release, and compares; so too the sizes that are requested for objects,
+/// and the thresholds.
 pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, String> {
     let profile = Profile::of_version(version).ok_or_else(|| format!("no release for {version}"))?;
+    let (there, here) = (sizes::requested(), obmalloc_proof::requested_here(profile));
+    if there != here {
+        return Err(format!("requested sizes: {there:?} there, {here:?} here"));
+    }
     let python = Python::new();
     let defaults = Here::new(profile).thresholds();
     if python.default_thresholds() != defaults {
