@@ -185,7 +185,14 @@ impl Type {
         }
         end = align(end, REFERENCE);
         // Words before the collector's are found from the object's address, across the collector's.
-        let managed = |wanted: bool, storage: Storage| wanted && storage == Storage::PreHeader && spec.gc;
+        let managed = |wanted: bool, storage: Storage| {
+            let has_words = match storage {
+                Storage::Slot => false,
+                Storage::PreHeader => true,
+                Storage::PreHeaderOfFixedSize => spec.items.is_none(),
+            };
+            wanted && has_words && spec.gc
+        };
         let (managed_dict, managed_weaklist) = (managed(spec.managed_dict, rules.dict), managed(spec.weakrefs, rules.weaklist));
         let dict_slot = spec.managed_dict && !managed_dict;
         if dict_slot && spec.items.is_none() {

@@ -133,6 +133,8 @@ pub enum Storage {
     Slot,
     /// In two words before the collector's (`Py_TPFLAGS_MANAGED_DICT`, `Py_TPFLAGS_MANAGED_WEAKREF`).
     PreHeader,
+    /// In two words before the collector's, unless the object has a variable part.
+    PreHeaderOfFixedSize,
 }
 
 /// Which types with a managed dict keep its values behind the object (`Py_TPFLAGS_INLINE_VALUES`).
@@ -310,13 +312,14 @@ pub const V3_10: Profile = Profile {
 pub const V3_11: Profile = Profile {
     release: "3.11",
     range_check: RADIX_64,
-    objects: ObjectRules { dict: Storage::PreHeader, weakref_basicsize: 64, ..V3_10.objects },
+    objects: ObjectRules { dict: Storage::PreHeaderOfFixedSize, weakref_basicsize: 64, ..V3_10.objects },
     ..V3_10
 };
 /// CPython 3.12.
 pub const V3_12: Profile = Profile {
     release: "3.12",
     objects: ObjectRules {
+        dict: Storage::PreHeader,
         weaklist: Storage::PreHeader,
         immortality: Immortality::AllOnes,
         immortal_met: ImmortalMet::Frozen,
