@@ -9,14 +9,10 @@
 //! | `random` | seed, count | the number of calls made on the mem and obj domains |
 //! | `bench` | release, rounds, traces, whether to run the loops too | loop → \[nanoseconds a call in CPython, here, median ratio\] |
 //! | `gc_bench` | release, objects, rounds | shape of the objects → \[nanoseconds an object in CPython, here, median ratio\] |
-<<<<<<< HEAD
-//! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes that a heap here holds\] |
-=======
 //! | `gc` | version, first seed, count | programs for the collector run on both sides: how many, how many events, and the divergence if any |
 //! | `gc_log` | seed | the program of the seed and its log |
 //! | `gc_golden` | version, plan | what this CPython answers to the programs of the plan |
-//! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes held here\] |
->>>>>>> a488326 (Record golden logs of real CPythons; measure what they request for objects)
+//! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes that a heap here holds\] |
 
 mod cpython;
 mod gc;
@@ -64,18 +60,9 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
             let (seed,) = serde_json::from_str(arguments).map_err(wrong)?;
             Ok(gc::log(seed))
         }
-<<<<<<< HEAD
-        "gc_digests" => {
-            let (seed, count, each): (u64, u64, u64) = serde_json::from_str(arguments).map_err(wrong)?;
-            let python = gc::Python::new();
-            let digests =
-                (0..count).map(|group| obmalloc_proof::digest(seed + group * each, each, &mut |program| python.run(program)));
-            Ok(json!(digests.map(|digest| format!("{digest:016x}")).collect::<Vec<_>>()))
-=======
         "gc_golden" => {
             let (version, plan): (String, _) = serde_json::from_str(arguments).map_err(wrong)?;
             serde_json::to_value(gc::golden(&version, &plan)).map_err(|error| error.to_string())
->>>>>>> a488326 (Record golden logs of real CPythons; measure what they request for objects)
         }
         _ => Err(format!("unknown function {function:?}: expected random, bench, gc_bench, peak, gc, gc_log or gc_golden")),
     }
