@@ -161,7 +161,7 @@ fn run_all(
 
 /// The operations from number `number` on that need no more than a look at their address; gives the number of the first that does.
 fn run_plainly(
-    heap: &CheckedHeap,
+    heap: &ObjectHeap,
     operations: &Numbers<u32>,
     results: Option<&Numbers<f64>>,
     slots: &mut [usize],

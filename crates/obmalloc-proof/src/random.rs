@@ -10,7 +10,7 @@ impl Random {
     }
 
     /// The next 48 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -19,7 +19,7 @@ impl Random {
 
     /// A number below `limit`, which is at least 1.
     pub fn below(&mut self, limit: usize) -> usize {
-        self.next() as usize % limit
+        self.bits() as usize % limit
     }
 
     /// True once in `times`.

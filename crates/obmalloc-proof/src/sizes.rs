@@ -90,7 +90,10 @@ pub fn requested_here(profile: &Profile) -> BTreeMap<String, Size> {
         let before = heap.blocks_elsewhere();
         let object = heap.alloc(kind, nitems).expect("memory for an object");
         let made = heap.blocks_elsewhere().into_iter().filter(|block| !before.contains(block));
-        let (address, size, _) = made.into_iter().find(|(address, size, _)| (*address..*address + *size).contains(&object)).expect("the object's block");
+        let (address, size, _) = made
+            .into_iter()
+            .find(|(address, size, _)| (*address..*address + *size).contains(&object))
+            .expect("the object's block");
         (class.name.to_owned(), [size, object - address])
     };
     CLASSES.iter().map(of).collect()

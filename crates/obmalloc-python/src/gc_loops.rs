@@ -8,6 +8,7 @@ use obmalloc::profile::Profile;
 use obmalloc::{Field, FieldKind, HeapOptions, NoHooks, ObjectHeap, TypeId, TypeSpec, Value};
 use pyo3::ffi::{self, PyObject};
 
+use crate::gc::ffi::_PyObject_GC_New;
 use crate::random::Random;
 
 /// How objects refer to each other: two references each, by number.
@@ -149,10 +150,6 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     }
 }
 
-unsafe extern "C" {
-    fn _PyObject_GC_New(kind: *mut ffi::PyTypeObject) -> *mut PyObject;
-}
-
 struct CPython {
     kind: *mut ffi::PyTypeObject,
     reached: Vec<*mut PyObject>,
@@ -192,7 +189,7 @@ impl World for CPython {
                 .references
                 .iter()
                 .map(|_| {
-                    let object = _PyObject_GC_New(self.kind);
+                    let object = _PyObject_GC_New(self.kind.cast()).cast::<PyObject>();
                     (*object.cast::<Node>()).references = [ptr::null_mut(); 2];
                     ffi::PyObject_GC_Track(object.cast());
                     object

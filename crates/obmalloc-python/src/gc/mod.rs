@@ -1,6 +1,6 @@
 //! Random programs on the collector of the CPython around, and their logs. Leans on `obmalloc-proof`.
 
-mod ffi;
+pub(crate) mod ffi;
 mod python;
 mod sizes;
 mod state;

@@ -75,7 +75,8 @@ fn size_of_first(class: &Class) -> Size {
     // SAFETY: as every object of a class it is tracked, and must not be looked at.
     unsafe { ffi::PyObject_GC_UnTrack(object as *mut c_void) };
     let blocks = watched.blocks.borrow();
-    let (block, size) = blocks.iter().find(|(block, size)| (*block..*block + *size).contains(&object)).expect("the object's block");
+    let (block, size) =
+        blocks.iter().find(|(block, size)| (*block..*block + *size).contains(&object)).expect("the object's block");
     [*size, object - *block]
 }
 

@@ -99,6 +99,7 @@ impl State {
         self.heap_size = state.heap_size;
     }
 
+    #[allow(clippy::mut_from_ref, reason = "the state is CPython's, and no two of these live at once")]
     fn incremental(&self) -> &mut Incremental {
         // SAFETY: `locate` found it; nothing else refers to it while this is used.
         unsafe { &mut *self.generations.cast() }
