@@ -1,8 +1,11 @@
 //! Random programs on geometries so small that every edge is met, with the whole heap walked after each operation.
 
+#[path = "common/calls.rs"]
+mod calls;
 mod common;
 
-use common::{Op, Random, program, run, shrink};
+use calls::{Op, program, run};
+use common::{Random, seed, shrink};
 use obmalloc::profile::{self, Geometry, Profile};
 use obmalloc::{ArenaAllocator, CheckedHeap, HeapOptions};
 
@@ -13,14 +16,6 @@ const NARROW: Geometry = Geometry { arena_size: 64 << 10, pool_size: 4 << 10, al
 
 fn heap(profile: &'static Profile, geometry: Option<Geometry>) -> CheckedHeap {
     CheckedHeap::new(HeapOptions { geometry, ..HeapOptions::new(profile) }).expect("a heap")
-}
-
-/// The seed of this run: from `OBMALLOC_SEED`, or a new one; always printed.
-fn seed() -> u64 {
-    let seed = std::env::var("OBMALLOC_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64);
-    println!("OBMALLOC_SEED={seed}");
-    seed
 }
 
 fn hold(make: impl Fn() -> CheckedHeap, ops: Vec<Op>, seed: u64) {

@@ -143,11 +143,14 @@ impl GcList {
 
     /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them.
     pub fn merge(&mut self, from: &mut Self) {
-        if self.live == 0 {
-            // All keep their places.
+        if self.live == 0 && from.entries.capacity() - from.entries.len() >= self.entries.capacity().saturating_sub(from.live) {
+            // All keep their places, and there is as much room for others as there would be.
             self.clear();
             core::mem::swap(self, from);
             return;
+        }
+        if self.live == 0 {
+            self.clear();
         }
         for place in from.first..from.entries.len() {
             let object = from.entries[place];
