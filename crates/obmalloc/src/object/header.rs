@@ -204,7 +204,7 @@ pub(crate) unsafe fn each_slot(kind: &Type, object: usize, mut visit: impl FnMut
 unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(usize)) {
     // SAFETY: called by `each_slot`.
     unsafe {
-        for &run in &kind.more_refs {
+        for &run in kind.more_refs() {
             each_in_run(object, run, visit);
         }
         if kind.items == Some(ItemKind::Object) {
@@ -243,7 +243,7 @@ pub(crate) unsafe fn reference_at(kind: &Type, object: usize, index: usize) -> O
         return Some(word(object, (kind.refs.offset as usize + index * 8) as isize));
     }
     let mut index = index - first;
-    for run in &kind.more_refs {
+    for run in kind.more_refs() {
         let count = run.count as usize;
         if index < count {
             return Some(word(object, (run.offset as usize + index * 8) as isize));

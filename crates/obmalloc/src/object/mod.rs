@@ -12,7 +12,9 @@ pub(crate) mod table;
 mod types;
 mod verify;
 
+use alloc::alloc::{Layout, alloc};
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
@@ -205,7 +207,10 @@ impl ObjectHeap {
         if self.state().types.is_empty() {
             let alignment = self.geometry().alignment;
             self.state().table = ObjectTable::new(self.region(), alignment).ok_or(ObjectError::NoMemory)?;
-            let weakref = TypeSpec { name: self.rules.weakref_name.into(), gc: true, ..TypeSpec::default() };
+            let mut name = String::new();
+            name.try_reserve(self.rules.weakref_name.len()).map_err(|_| ObjectError::NoMemory)?;
+            name.push_str(self.rules.weakref_name);
+            let weakref = TypeSpec { name, gc: true, ..TypeSpec::default() };
             self.add_type(Type::weakref(Type::new(TypeId(0), weakref, &self.rules)?, &self.rules))?;
         }
         if spec.free_list != 0 && spec.items.is_some() {
@@ -220,7 +225,7 @@ impl ObjectHeap {
         kind.reserve_free_list()?;
         let types = &mut self.state().types;
         types.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
-        types.push(Box::new(kind));
+        types.push(boxed(kind).ok_or(ObjectError::NoMemory)?);
         Ok(id)
     }
 
@@ -435,6 +440,20 @@ impl ObjectHeap {
 const THREE_QUARTERS: usize = 3 << 30;
 /// The sign of the lower 32 bits.
 const IMMORTAL_BIT: usize = 1 << 31;
+
+/// A value in a box, or nothing when there is no memory for one.
+fn boxed<T>(value: T) -> Option<Box<T>> {
+    const { assert!(size_of::<T>() != 0, "memory is asked for") };
+    // SAFETY: the layout is that of a box for the value, and not empty.
+    unsafe {
+        let place = alloc(Layout::new::<T>()).cast::<T>();
+        if place.is_null() {
+            return None;
+        }
+        place.write(value);
+        Some(Box::from_raw(place))
+    }
+}
 
 /// A fault about an object.
 pub(crate) fn object_fault(kind: FaultKind, address: usize) -> Fault {

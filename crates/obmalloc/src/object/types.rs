@@ -1,6 +1,5 @@
 //! Types: what an object of each is made of, and where its parts lie.
 
-use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -140,8 +139,8 @@ pub struct Type {
     pub(crate) hooks: HookSet,
     pub(crate) items: Option<ItemKind>,
     pub(crate) items_offset: usize,
-    /// The other runs.
-    pub(crate) more_refs: Box<[Run]>,
+    /// All runs, the first one too.
+    runs: Vec<Run>,
     pub(crate) id: TypeId,
     /// Bytes before the object (`_PyType_PreHeaderSize`).
     pub(crate) presize: usize,
@@ -216,16 +215,15 @@ impl Type {
             };
         let presize = usize::from(spec.gc) * GC_HEAD + usize::from(managed_dict || managed_weaklist) * MANAGED_WORDS;
         let refs = runs.first().copied().unwrap_or_default();
-        let more_refs: Box<[Run]> = runs.iter().skip(1).copied().collect();
         Ok(Self {
             refs,
-            simple: more_refs.is_empty() && spec.items != Some(ItemKind::Object) && !spec.hooks.traverse,
+            simple: runs.len() <= 1 && spec.items != Some(ItemKind::Object) && !spec.hooks.traverse,
             gc: spec.gc,
             has_end: weaklist.is_some() || id == TypeId(0) || spec.hooks.finalize || spec.hooks.del || spec.hooks.dealloc,
             hooks: spec.hooks,
             items: spec.items,
             items_offset,
-            more_refs,
+            runs,
             id,
             presize,
             weaklist,
@@ -285,6 +283,12 @@ impl Type {
     /// Bytes before an object of this type: the collector's words, and those of a managed dict and weak references.
     pub fn presize(&self) -> usize {
         self.presize
+    }
+
+    /// The runs of references after the first.
+    #[inline]
+    pub(crate) fn more_refs(&self) -> &[Run] {
+        self.runs.get(1..).unwrap_or_default()
     }
 
     /// Bytes of an object with `nitems` items (`_PyObject_VAR_SIZE`), or nothing when there is no such number.
