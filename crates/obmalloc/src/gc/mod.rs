@@ -259,10 +259,17 @@ impl ObjectHeap {
             } else {
                 gc.remove(object);
             }
-            if self.rules.counted == Counted::Tracking {
-                gc.count[0] -= i32::from(gc.count[0] > 0);
-                gc.incremental.heap_size -= 1;
-            }
+            self.count_untracked();
+        }
+    }
+
+    /// Counts a tracked object less, where those are what counts.
+    #[inline]
+    pub(super) fn count_untracked(&self) {
+        let gc = &mut self.state().gc;
+        if self.rules.counted == Counted::Tracking {
+            gc.count[0] -= i32::from(gc.count[0] > 0);
+            gc.incremental.heap_size -= 1;
         }
     }
 

@@ -334,8 +334,11 @@ impl ObjectHeap {
         unsafe { header::set_gc_refs(object, 0) };
         match self.rules.immortal_met {
             ImmortalMet::Frozen => state.gc.list(ListId::Permanent).append(object),
-            // SAFETY: as above.
-            ImmortalMet::Untracked => unsafe { header::set_gc_next(object, 0) },
+            ImmortalMet::Untracked => {
+                // SAFETY: as above.
+                unsafe { header::set_gc_next(object, 0) };
+                self.count_untracked();
+            }
         }
     }
 
