@@ -36,6 +36,7 @@ function commandLine(done: (code: number) => void): Command {
     .description('record a program in real CPythons, replay it here, and compare every address, arena and statistic')
     .option('--python <path>', 'a CPython to compare with (may be repeated)', collect, [])
     .option('--all', 'all CPythons found: in OBMALLOC_PYTHON, on PATH, in the places of pyenv and uv')
+    .option('--gc', 'run random programs for the cyclic collector on both sides too, and compare every event')
     .option('--json', 'print the results as JSON')
     .option('--keep <folder>', 'keep the traces in an existing folder')
     .argument('[program...]', 'a script and its arguments, or -m and a module, behind --; the bundled workload if there is none')

@@ -132,6 +132,8 @@ interface Binding {
   /** What has been found so far, as JSON. */
   reportReplay(makeError: ErrorMaker, replay: number): string
   closeReplay(makeError: ErrorMaker, replay: number): void
+  /** Judges the collector by the answers, as JSON, of a real CPython; what came of it is JSON too. */
+  checkGolden(makeError: ErrorMaker, golden: string): string
 }
 
 function load(): Binding {

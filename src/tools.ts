@@ -32,5 +32,5 @@ export const driver = (): string => ofPlatform('obmalloc_python.abi3.so')
 /** A bundled Python program. */
 export const workload = (name: string): string => join(root, 'workload', `${name}.py`)
 
-/** Where the golden traces lie. */
+/** Where the golden traces lie, and in `gc` the golden answers of collectors. */
 export const golden = (): string => join(root, '__test__', 'golden')

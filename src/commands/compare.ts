@@ -1,12 +1,16 @@
-/** `obmalloc compare`: the main job. Records a program in real CPythons, replays it here, and compares everything. */
+/**
+ * `obmalloc compare`: the main job. Records a program in real CPythons, replays it here, and compares everything; and runs random programs
+ * for the collector on both sides, if asked to.
+ */
 
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 
 import type { Release } from '../../index.js'
 import { drive, type Timing } from '../driving.js'
 import { findInterpreters, type Interpreter, type Unusable } from '../interpreters.js'
+import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
 import { replay, type Report } from '../replaying.js'
 import { grouped, paint, Progress, say } from '../terminal.js'
@@ -20,6 +24,7 @@ export interface CompareOptions {
   readonly all?: boolean
   readonly json?: boolean
   readonly keep?: string
+  readonly gc?: boolean
 }
 
 /** One line of the table. */
@@ -37,14 +42,23 @@ interface Row {
   readonly ended: number | NodeJS.Signals
 }
 
+/** One line of the collector's table. */
+interface CollectorRow extends Proof {
+  readonly version: string
+  /** The executable, or the golden answers. */
+  readonly from: string
+}
+
+/** Random programs for the collector of each CPython. */
+const PROGRAMS = 20_000
 /** How often each side runs the recorded calls for the timing. */
 const ROUNDS = 5
 
 export async function compareCommand(program: string[], options: CompareOptions): Promise<number> {
   const folder = options.keep ?? mkdtempSync(join(tmpdir(), 'obmalloc-'))
   try {
-    const { rows, unusable } = await compare(program, options, folder)
-    if (options.json) process.stdout.write(`${JSON.stringify({ rows, unusable })}\n`)
+    const { rows, collector, unusable } = await compare(program, options, folder)
+    if (options.json) process.stdout.write(`${JSON.stringify({ rows, ...(options.gc ? { collector } : {}), unusable })}\n`)
     for (const { path, reason } of unusable) say(`left out: ${path}: ${reason}`)
     for (const row of rows) {
       for (const problem of problems(row.report)) say(`${name(row)}: ${problem}`)
@@ -55,7 +69,9 @@ export async function compareCommand(program: string[], options: CompareOptions)
       if (options.keep) say(`to see it again: obmalloc replay --operation ${row.report.mismatch!.operation} ${row.trace}`)
       else say('to see it again, run with --keep FOLDER, then: obmalloc replay --operation NUMBER TRACE')
     }
-    return failed.length === 0 ? 0 : 4
+    const diverged = collector.filter((row) => row.divergence !== null)
+    for (const { version, from, divergence } of diverged) say(`CPython ${version} (${from}): ${divergence}`)
+    return failed.length + diverged.length === 0 ? 0 : 4
   } finally {
     if (!options.keep) rmSync(folder, { recursive: true, force: true })
   }
@@ -65,13 +81,13 @@ async function compare(
   program: string[],
   options: CompareOptions,
   folder: string,
-): Promise<{ rows: Row[]; unusable: Unusable[] }> {
+): Promise<{ rows: Row[]; collector: CollectorRow[]; unusable: Unusable[] }> {
   const { usable, unusable } = findInterpreters(options.python)
   if (options.python.length > 0 && unusable.length > 0) {
     throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
   }
   const chosen = options.all || options.python.length > 0 ? usable : preferred(usable)
-  const table = new Table(options.json ?? false)
+  const table = new TraceTable(options.json ?? false)
   const rows: Row[] = []
   if (chosen.length === 0) {
     if (program.length > 0) throw new UsageError('expected a CPython to run the program, but found none that can be used')
@@ -81,7 +97,29 @@ async function compare(
   for (const interpreter of chosen) {
     for await (const row of rowsOf(interpreter, program, folder)) rows.push(table.add(row))
   }
-  return { rows, unusable: options.all ? unusable : [] }
+  const collector: CollectorRow[] = []
+  if (options.gc) {
+    const collectorTable = new CollectorTable(options.json ?? false)
+    for await (const row of collectorRows(chosen)) collector.push(collectorTable.add(row))
+  }
+  return { rows, collector, unusable: options.all ? unusable : [] }
+}
+
+/** What the collectors of these CPythons do with random programs, others every time; or without any what some left. */
+async function* collectorRows(interpreters: Interpreter[]): AsyncGenerator<CollectorRow> {
+  if (interpreters.length === 0) {
+    for (const path of goldenAnswers()) {
+      const { version, proof } = proveGolden(path)
+      yield { version, from: basename(path), ...proof }
+    }
+  }
+  for (const interpreter of interpreters) {
+    const progress = new Progress()
+    const { version, path: from } = interpreter
+    const told = (done: number) => progress.update(`CPython ${version}: collector, ${percent(done, PROGRAMS)}`)
+    const proof = await prove(interpreter, Date.now(), PROGRAMS, told).finally(() => progress.done())
+    yield { version, from, ...proof }
+  }
 }
 
 /** Without `--all`: the `python3` of the search path, or else the newest. */
@@ -151,53 +189,87 @@ function name({ version, from, child }: Row): string {
   return child === undefined ? `CPython ${version} (${from})` : `CPython ${version} (${from}), process ${child} that it started`
 }
 
-/** The table, printed line by line as the rows come. */
+/** A table, printed line by line as the rows come. */
 class Table {
-  static readonly #WIDTHS = [9, 11, 13, 23, 10, 8, 9, 9, 5]
   readonly #silent: boolean
+  readonly #headings: readonly (readonly [heading: string, width: number])[]
   #begun = false
 
-  constructor(silent: boolean) {
+  constructor(silent: boolean, headings: readonly (readonly [heading: string, width: number])[]) {
     this.#silent = silent
+    this.#headings = headings
   }
 
-  add(row: Row): Row {
-    if (this.#silent) return row
+  protected print(cells: string[], good: boolean, from: string): void {
+    if (this.#silent) return
     if (!this.#begun) {
-      this.#line(
-        ['CPython', 'events', 'arenas', 'addresses matched', 'statistics', 'Mevent/s', 'ns there', 'ns here', 'ratio'],
-        'bold',
-      )
+      const headings = this.#headings.map(([heading]) => heading)
+      this.#line(headings, 'bold')
       this.#begun = true
     }
-    const { report, timing, child } = row
-    this.#line(
-      [
-        child === undefined ? row.version : ` +${child}`,
-        grouped(report.events),
-        `${report.arenasTaken} / -${report.arenasReleased}`,
-        `${grouped(report.matched)} of ${grouped(report.addresses)}`,
-        report.stats
-          ? report.stats[0] === report.stats[1] && report.blocks?.[0] === report.blocks?.[1]
-            ? 'equal'
-            : 'NOT EQUAL'
-          : '-',
-        (report.events / report.seconds / 1e6).toFixed(1),
-        timing ? timing[0].toFixed(2) : '-',
-        timing ? timing[1].toFixed(2) : '-',
-        timing ? timing[2].toFixed(2) : '-',
-      ],
-      report.exact ? null : 'red',
-      `  ${row.from}`,
-    )
-    return row
+    this.#line(cells, good ? null : 'red', `  ${from}`)
   }
 
   #line(cells: string[], style: 'bold' | 'red' | null, tail = ''): void {
-    const padded = cells.map((cell, index) =>
-      index === 0 ? cell.padEnd(Table.#WIDTHS[0]!) : cell.padStart(Table.#WIDTHS[index]!),
-    )
+    const padded = cells.map((cell, index) => {
+      const [, width] = this.#headings[index]!
+      return index === 0 ? cell.padEnd(width) : cell.padStart(width)
+    })
     const line = padded.join('  ')
     process.stdout.write(`${style ? paint(style, line, process.stdout) : line}${tail}\n`)
+  }
+}
+
+class TraceTable extends Table {
+  constructor(silent: boolean) {
+    super(silent, [
+      ['CPython', 9],
+      ['events', 11],
+      ['arenas', 13],
+      ['addresses matched', 23],
+      ['statistics', 10],
+      ['Mevent/s', 8],
+      ['ns there', 9],
+      ['ns here', 9],
+      ['ratio', 5],
+    ])
+  }
+
+  add(row: Row): Row {
+    const { report, timing, child } = row
+    const cells = [
+      child === undefined ? row.version : ` +${child}`,
+      grouped(report.events),
+      `${report.arenasTaken} / -${report.arenasReleased}`,
+      `${grouped(report.matched)} of ${grouped(report.addresses)}`,
+      report.stats
+        ? report.stats[0] === report.stats[1] && report.blocks?.[0] === report.blocks?.[1]
+          ? 'equal'
+          : 'NOT EQUAL'
+        : '-',
+      (report.events / report.seconds / 1e6).toFixed(1),
+      timing ? timing[0].toFixed(2) : '-',
+      timing ? timing[1].toFixed(2) : '-',
+      timing ? timing[2].toFixed(2) : '-',
+    ]
+    this.print(cells, report.exact, row.from)
+    return row
+  }
+}
+
+class CollectorTable extends Table {
+  constructor(silent: boolean) {
+    super(silent, [
+      ['CPython', 9],
+      ['object graphs', 13],
+      ['collector events', 16],
+      ['logs', 9],
+    ])
+  }
+
+  add(row: CollectorRow): CollectorRow {
+    const logs = row.divergence === null ? 'equal' : 'NOT EQUAL'
+    this.print([row.version, grouped(row.programs), grouped(row.events), logs], row.divergence === null, row.from)
+    return row
   }
 }
