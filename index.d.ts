@@ -5,7 +5,8 @@
  * anything of it cannot be posted to another thread: that throws a `DataCloneError`.
  *
  * Callbacks may use their heap, with these exceptions. From inside an arena allocator, only the heap's own arena allocator may be
- * called, and from inside a type's `traverse` everything that only looks; other calls throw `ERR_REENTRANT` or `ERR_GC_IN_PROGRESS`.
+ * called (`ERR_REENTRANT`). From inside a type's `traverse`, only what looks at one thing may be called; what changes something, makes a
+ * view, or goes through the heap (`verify`, `gc.getObjects` and its like) throws `ERR_GC_IN_PROGRESS`, and `gc.collect` gives 0.
  * No callback may close its heap, nor run calls that may call back inside more than 50 callbacks one inside another
  * (`ERR_REENTRANT`). What a callback throws that no call can throw on goes to {@link HeapOptions.onUnraisable}. A callback that gives
  * a promise or a generator has failed with `ERR_CALLBACK_RESULT`, because nobody would wait for it.

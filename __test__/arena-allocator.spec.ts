@@ -2,7 +2,7 @@ import test from 'ava'
 
 import { Heap, MemoryFault, type Address, type ArenaAllocator } from 'obmalloc'
 
-import { arenasFrom, collectUntil, KiB, some } from './tools.ts'
+import { arenasFrom, collectUntil, KiB, releases, some } from './tools.ts'
 
 const ARENA = KiB * KiB
 
@@ -324,4 +324,43 @@ test('what is no allocator is refused', (t) => {
     t.throws(() => heap.setArenaAllocator(value as never), { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' })
   }
   some(heap.obj.malloc(8))
+})
+
+test('objects whose arena cannot be had, or is given back badly, leave the heap whole', (t) => {
+  for (const release of releases) {
+    using provider = new Heap()
+    using heap = new Heap({ release })
+    const boom = new Error('boom')
+    let fails = true
+    const arenas = arenasFrom(provider)
+    heap.setArenaAllocator({
+      alloc(size) {
+        if (fails) throw boom
+        return arenas.alloc(size)
+      },
+      free(address, size) {
+        arenas.free(address, size)
+        if (fails) throw boom
+      },
+    })
+    const type = heap.defineType({ name: 'node', gc: true, fields: { next: 'object' } })
+    const failed = t.throws(() => type.alloc(), { code: 'ERR_CALLBACK_THREW' })
+    t.is(failed?.cause, boom)
+    t.deepEqual(heap.gc.getObjects(), [])
+    fails = false
+    const objects = Array.from({ length: 50_000 }, () => type.alloc())
+    for (const [index, object] of objects.entries()) type.set(object, 'next', objects[(index + 1) % objects.length]!)
+    for (const object of objects) heap.decref(object)
+    fails = true
+    const held = arenas.held.size
+    t.true(held > 1)
+    const told = t.throws(() => heap.gc.collect(), { code: 'ERR_CALLBACK_THREW' })
+    t.is(told?.cause, boom)
+    t.deepEqual(heap.gc.getObjects(), [], 'it is done all the same')
+    t.true(arenas.held.size < held)
+    fails = false
+    heap.verify()
+    heap.decref(type.alloc())
+    heap.verify()
+  }
 })

@@ -598,3 +598,73 @@ test('callbacks inside one another end at 50 in a worker with a small stack too'
     parentPort.postMessage([deepest, codes])`)
   t.deepEqual(message, [50, ['ERR_REENTRANT']])
 })
+
+test('what is thrown where the stack is full is told once there is room', (t) => {
+  let [finalized, destroyed, tries] = [0, 0, 0]
+  const { heap, told } = listening()
+  const type = heap.defineType({ ...node, finalize: () => void finalized++ })
+  const objects = Array.from({ length: 3000 }, () => type.alloc())
+  const dive = (): void => {
+    try {
+      dive()
+    } catch {}
+    if (++tries > 3000) return
+    try {
+      heap.decref(objects[destroyed]!)
+      destroyed++
+    } catch (error) {
+      t.true(error instanceof RangeError)
+      // The call may have gone through, and its face not have returned.
+      if (heap.gc.getObjects().length < 3000 - destroyed) destroyed++
+    }
+  }
+  dive()
+  t.true(destroyed > 100)
+  heap.decref(type.alloc())
+  t.is(finalized + told.length, destroyed + 1)
+  t.true(told.length > 0)
+  for (const [error] of told) t.true(error instanceof RangeError)
+  heap.verify()
+  heap.close()
+})
+
+test('types and objects work with malloc for all domains, and with any geometry', (t) => {
+  for (const options of [
+    { allocator: 'malloc' },
+    { geometry: { alignment: 8 } },
+    { geometry: { alignment: 8, arenaSize: 64 << 10, poolSize: 4096, smallRequestThreshold: 1024 } },
+  ] as const) {
+    using heap = new Heap(options)
+    const destroyed: Address[] = []
+    const type = heap.defineType({
+      ...node,
+      weakrefs: true,
+      managedDict: true,
+      freeList: 3,
+      dealloc: (self) => void destroyed.push(self),
+    })
+    const plain = heap.defineType({ name: 'plain', items: 'object' })
+    const kept = type.alloc()
+    for (let round = 0; round < 3; round++) {
+      const objects = Array.from({ length: 1000 }, () => type.alloc())
+      for (const [index, object] of objects.entries()) type.set(object, 'next', objects[(index + 1) % 1000]!)
+      const ref = heap.gc.newWeakref(objects[5]!)
+      const list = plain.alloc(2000)
+      for (const [index, object] of objects.entries()) plain.set(list, index, object)
+      for (const object of objects) heap.decref(object)
+      t.is(heap.gc.collect(), 0)
+      heap.decref(list)
+      heap.verify()
+      t.is(heap.gc.collect(), 1000)
+      t.is(heap.gc.deref(ref), null)
+      heap.decref(ref)
+      heap.verify()
+    }
+    t.is(destroyed.length, 3000)
+    t.is(heap.refcount(kept), 1)
+    t.throws(() => heap.refcount(destroyed[0]!), { instanceOf: MemoryFault })
+    heap.decref(kept)
+    heap.gc.collect()
+    t.is(heap.allocatedBlocks(), 0)
+  }
+})

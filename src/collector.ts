@@ -143,8 +143,12 @@ export class Collector implements Contract {
 }
 
 function mismatches(object: Address, held: Address[], visited: Address[]): TraverseMismatch[] {
-  const times = (all: Address[], one: Address): number => all.filter((other) => other === one).length
-  return [...new Set(held)]
-    .map((referent) => ({ object, referent, held: times(held, referent), visited: times(visited, referent) }))
+  const [holds, visits] = [held, visited].map((all) => {
+    const times = new Map<Address, number>()
+    for (const one of all) times.set(one, (times.get(one) ?? 0) + 1)
+    return times
+  }) as [Map<Address, number>, Map<Address, number>]
+  return [...holds]
+    .map(([referent, times]) => ({ object, referent, held: times, visited: visits.get(referent) ?? 0 }))
     .filter((mismatch) => mismatch.visited < mismatch.held)
 }

@@ -103,7 +103,8 @@ export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['o
   handle.onText = (text) => void process.stderr.write(text)
   handle.onFailure = (error) => tell(error, { hook: 'collect' })
   handle.onEscaped = () => {
-    for (const error of handle.escaped.splice(0)) tell(error, { hook: 'callback' })
+    // Taken out when it has been told, because that may fail too.
+    for (; handle.escaped.length > 0; handle.escaped.shift()) tell(handle.escaped[0], { hook: 'callback' })
   }
 }
 

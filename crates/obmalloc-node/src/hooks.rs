@@ -1,7 +1,7 @@
 //! What JavaScript does for types and the collector: the engine's [`Hooks`], as calls of functions that the face keeps on the handle.
 //!
 //! The face finds the script's own function, catches what it throws, and tells of it. What gets past the face all the same (there was no
-//! stack left to call it) waits in the handle's `escaped`, and is told when the outermost callback has returned. A thread that is being
+//! stack left to call it) waits in the handle's `escaped`, and is told as soon as there is room for that. A thread that is being
 //! terminated runs no JavaScript any more: then hooks do nothing, and a traversal fails.
 
 use std::cell::{Cell, OnceCell};
@@ -32,8 +32,8 @@ pub(crate) struct Scripts {
     keeps_handle: Cell<bool>,
     /// What a reference is given to, while a `traverse` is running.
     visit: Cell<Option<NonNull<Visit<'static>>>>,
-    /// Exceptions in the handle's `escaped`.
-    escaped: Cell<u32>,
+    /// Whether there is something in the handle's `escaped`.
+    escaped: Cell<bool>,
     /// Places in the handle's `weakrefCallbacks`.
     weakrefs: Places,
 }
@@ -75,6 +75,9 @@ impl Core {
     pub fn settle_objects(&self, env: Env, heap: &ObjectHeap, object: Option<usize>) -> Result<(), Failure> {
         self.note_scheduled(heap);
         self.report(env, heap);
+        if self.scripts.escaped.get() {
+            self.tell_escaped();
+        }
         if !self.needs_attention() {
             return Ok(());
         }
@@ -148,14 +151,28 @@ impl Core {
     fn notify<const N: usize>(&self, name: &CStr, arguments: impl FnOnce(Env) -> Result<[Value; N], Failure>) {
         let env = self.env();
         self.call_face(name, arguments, |handle, exception| {
-            let place = self.scripts.escaped.get();
-            if env.get(handle, c"escaped").and_then(|array| env.set_element(array, place, exception)).is_ok() {
-                self.scripts.escaped.set(place + 1);
+            if self.append(env, handle, c"escaped", exception).is_ok() {
+                self.scripts.escaped.set(true);
             }
         });
-        if !self.scripts.are_running() && self.scripts.escaped.replace(0) != 0 {
-            self.call_face(c"onEscaped", |_| Ok([]), |_, _| {});
+    }
+
+    /// Tells of exceptions that could not be caught, once no callback is running.
+    #[cold]
+    fn tell_escaped(&self) {
+        if !self.scripts.are_running() && self.call_face(c"onEscaped", |_| Ok([]), |_, _| {}).is_some() {
+            self.scripts.escaped.set(false);
         }
+    }
+
+    /// Appends to an array of the handle's. Scripts may have made that impossible; then it is not done.
+    fn append(&self, env: Env, handle: Value, name: &CStr, value: Value) -> Result<(), Failure> {
+        let array = env.get(handle, name)?;
+        let appended = env.set_element(array, env.length(array).unwrap_or(0), value);
+        if appended.is_err() {
+            env.clear_exception();
+        }
+        appended
     }
 
     /// Tells of what no call can throw.
@@ -203,10 +220,7 @@ impl Core {
         for &object in objects {
             let scope = env.open_scope();
             // Where JavaScript cannot run any more, nobody can ask for it.
-            let _ = self.handle().map(|handle| -> Result<(), Failure> {
-                let garbage = env.get(handle, c"garbage")?;
-                env.set_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?)
-            });
+            let _ = self.handle().map(|handle| self.append(env, handle, c"garbage", env.integer(object)?));
             env.close_scope(scope);
         }
     }
@@ -229,11 +243,13 @@ pub(crate) fn number_of(place: u32) -> NonZeroU64 {
 /// `(referent)`: what a script's `traverse` says that the object refers to.
 pub(crate) fn visit(core: &Core, env: Env, [referent]: [Value; 1]) -> Outcome {
     let referent = crate::args::address_or_null(env, referent)?.unwrap_or(0);
+    let outside = || Failure::new(code::REENTRANT, "expected a visit from inside traverse").at(referent);
+    if core.state() != State::Traversing {
+        return Err(outside());
+    }
     // Taken out for the time of the visit, so that there is no second one inside it.
-    let Some(mut visit) = core.scripts.visit.take() else {
-        return Err(Failure::new(code::REENTRANT, "expected a visit from inside traverse").at(referent));
-    };
-    // SAFETY: put in by `traverse` below for as long as it runs, and taken out just above.
+    let mut visit = core.scripts.visit.take().ok_or_else(outside)?;
+    // SAFETY: put in by `traverse` below for as long as it runs, during which the state is this, and taken out just above.
     let visited = unsafe { visit.as_mut()(referent) };
     core.scripts.visit.set(Some(visit));
     visited.map_err(|fault| core.fault(fault))?;
