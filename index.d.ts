@@ -41,7 +41,7 @@ export interface HeapOptions {
   allocator?: AllocatorName
   /**
    * Departures from the release's own geometry, for asking "what if": an arena of 64 KiB to 64 MiB and a pool of 4 KiB to 256 KiB, at
-   * most a quarter of the arena, both powers of two; alignment 8 or 16; a threshold up to a quarter of the pool.
+   * most half of the arena, both powers of two; alignment 8 or 16; a threshold up to a quarter of the pool.
    */
   geometry?: Partial<Geometry>
   /** Bytes the heap may hold in arenas and raw blocks; past it requests fail as if the system had none. */

@@ -9,9 +9,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import test from 'ava'
+import { Heap } from 'obmalloc'
 
 import { problems } from '../dist/commands/replay.js'
-import { driverProgram } from '../dist/driving.js'
+import { drive, driverProgram } from '../dist/driving.js'
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
 import { record } from '../dist/recording.js'
 import { replay } from '../dist/replaying.js'
@@ -69,6 +70,23 @@ for (const interpreter of usable) {
       await randomCalls(interpreter, seed, count, offset, (wrong) => t.deepEqual(wrong, [], `seed ${seed}`))
       done += count
     }
+  })
+}
+
+for (const interpreter of usable) {
+  const { version, path, release } = interpreter
+  test.serial(`the driver tells the statistics of CPython ${version} (${path}), which add up`, async (t) => {
+    const text = await drive<string>(interpreter, 'stats', [])
+    const own = new Heap({ release }).debugMallocStats()
+    // The same lines, apart from numbers and size classes in use; type free lists come after.
+    const shape = (lines: string) =>
+      lines
+        .replace(/^ *\d+ +\d+ +\d+ +\d+ +\d+\n/gm, '')
+        .replace(/ *= *[\d,]+\n/g, ' =\n')
+        .replace(/\d+/g, '0')
+    t.true(shape(text).startsWith(shape(own)), text)
+    const number = (name: RegExp) => Number(name.exec(text)![1]!.replaceAll(',', ''))
+    t.is(number(/bytes\/arena +=\s*([\d,]+)/), number(/\nTotal +=\s*([\d,]+)/))
   })
 }
 

@@ -35,6 +35,19 @@ const TARGETS = {
   recording: [1.3, 1.3],
 }
 
+/** Full collections of a million objects: at most so much of what CPython 3.13 or later takes. The last is the geometric mean. */
+const COLLECTIONS = {
+  'live, in allocation order': 0.35,
+  'live, shuffled references': 0.45,
+  'live, random graph': 0.3,
+  'one long chain, in order': 0.45,
+  'one long chain, shuffled': 0.25,
+  'all garbage, in pairs': 0.45,
+  'all garbage, in one group': 0.4,
+  'geometric mean': 0.38,
+}
+const OBJECTS = 1_000_000
+
 /** From TypeScript: a single call over the cheapest native one at most, and nanoseconds of an operation of `run` at most. */
 const [SINGLE_CALL, BATCHED] = [1.15, 12]
 
@@ -112,6 +125,15 @@ async function measureInterpreter(interpreter, trace) {
   return rows
 }
 
+/** What the collector takes, beside that of a CPython 3.13 or later: shape → [nanoseconds an object there, here, ratio]. */
+async function measureCollector(interpreter) {
+  if (minor(interpreter.version) < 13) return null
+  const rows = await drive(interpreter, 'gc_bench', [interpreter.release, OBJECTS, Math.max(3, Math.round(rounds / 2))])
+  const ratios = Object.values(rows).map(([, , ratio]) => ratio)
+  rows['geometric mean'] = [NaN, NaN, Math.exp(ratios.reduce((sum, ratio) => sum + Math.log(ratio), 0) / ratios.length)]
+  return rows
+}
+
 /** loop → allocator → [there, here, ratio]; nothing when the other allocators cannot be built. */
 function measureAllocators(release, trace) {
   const folder = join(root, 'benchmark', 'allocators')
@@ -142,7 +164,8 @@ try {
     const { version, shared, path } = interpreter
     say(`CPython ${version} (${path})`)
     last = join(folder, `${interpreters.length}.trace`)
-    interpreters.push({ version, shared, path, rows: await measureInterpreter(interpreter, last) })
+    const rows = await measureInterpreter(interpreter, last)
+    interpreters.push({ version, shared, path, rows, collector: await measureCollector(interpreter) })
   }
   say('the other allocators: building, then timing')
   allocators = measureAllocators('3.14', last)
@@ -183,6 +206,24 @@ function print() {
       ...interpreters.map(({ version, shared, rows }) => [
         `${version} ${shared ? 'shared' : 'executable'}`,
         ...timed.map((name) => `${rows[name][1].toFixed(2)} / ${rows[name][0].toFixed(2)}`),
+      ]),
+    ])
+  }
+  const collectors = interpreters.filter(({ collector }) => collector)
+  if (collectors.length > 0) {
+    const shapes = Object.keys(COLLECTIONS)
+    out([
+      ['full collection, here / CPython', ...shapes],
+      ['at most', ...shapes.map((name) => `${COLLECTIONS[name].toFixed(2)} `)],
+      ...collectors.map(({ version, collector }) => [
+        version,
+        ...shapes.map((name) => cell(collector[name][2], COLLECTIONS[name])),
+      ]),
+      ...collectors.map(({ version, collector }) => [
+        `${version}, ns an object`,
+        ...shapes.map((name) =>
+          name === 'geometric mean' ? '-' : `${collector[name][1].toFixed(1)} / ${collector[name][0].toFixed(1)}`,
+        ),
       ]),
     ])
   }

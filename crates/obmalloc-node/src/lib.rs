@@ -36,7 +36,7 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
         let _ = shell::export(env, exports, c"open", heap::open);
         let _ = shell::export(env, exports, c"identity", identity);
         replay::exports(env, exports);
-    golden::exports(env, exports);
+        golden::exports(env, exports);
         let _ = shell::export(env, exports, c"externalMemory", external_memory);
     });
     exports

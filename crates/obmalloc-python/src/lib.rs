@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `random` | seed, count | the number of calls made on the mem and obj domains |
 //! | `bench` | release, rounds, traces, whether to run the loops too | loop → \[nanoseconds a call in CPython, here, median ratio\] |
+//! | `stats` | - | the text of `sys._debugmallocstats()` |
 //! | `gc_bench` | release, objects, rounds | shape of the objects → \[nanoseconds an object in CPython, here, median ratio\] |
 //! | `gc` | version, first seed, count | programs for the collector run on both sides: how many, how many events, and the divergence if any |
 //! | `gc_log` | seed | the program of the seed and its log |
@@ -19,6 +20,7 @@ mod gc;
 mod gc_loops;
 mod loops;
 mod random;
+mod stats;
 
 use std::ffi::{CStr, c_char};
 use std::panic::catch_unwind;
@@ -43,6 +45,7 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
                 rows.into_iter().map(|(name, row)| (name, json!([row.there, row.here, row.ratio]))).collect::<Map<_, _>>(),
             ))
         }
+        "stats" => Ok(json!(stats::debug_malloc_stats()?)),
         "gc_bench" => {
             let (release, count, rounds): (String, usize, usize) = serde_json::from_str(arguments).map_err(wrong)?;
             let rows = gc_loops::run(&release, count, rounds)?;
@@ -64,7 +67,9 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
             let (version, plan): (String, _) = serde_json::from_str(arguments).map_err(wrong)?;
             serde_json::to_value(gc::golden(&version, &plan)).map_err(|error| error.to_string())
         }
-        _ => Err(format!("unknown function {function:?}: expected random, bench, gc_bench, peak, gc, gc_log or gc_golden")),
+        _ => {
+            Err(format!("unknown function {function:?}: expected random, bench, stats, gc_bench, peak, gc, gc_log or gc_golden"))
+        }
     }
 }
 

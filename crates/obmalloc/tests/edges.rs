@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
-use obmalloc::profile::{self, Profile};
-use obmalloc::{Allocator, ArenaAllocator, Domain, Heap, PY_SSIZE_T_MAX};
+use obmalloc::profile::{self, Geometry, Profile};
+use obmalloc::{Allocator, ArenaAllocator, Domain, Heap, HeapOptions, PY_SSIZE_T_MAX};
 
 fn heap() -> Heap {
     Heap::new(&profile::V3_14).expect("a heap")
@@ -284,4 +284,20 @@ fn an_allocator_taken_out_can_be_called_and_put_back() {
     }
     assert_eq!(heap.allocator(Domain::Obj), obj);
     assert_eq!(heap.allocated_blocks(), 0);
+}
+
+#[test]
+fn two_pools_make_an_arena_and_one_does_not() {
+    let geometry = Geometry { arena_size: 64 << 10, pool_size: 32 << 10, alignment: 16, small_request_threshold: 4096 };
+    for profile in [&profile::V3_8, &profile::V3_14] {
+        let heap = Heap::with_options(HeapOptions { geometry: Some(geometry), ..HeapOptions::new(profile) }).expect("a heap");
+        let blocks: Vec<_> = (0..100).map(|_| heap.malloc(Domain::Obj, 4096).expect("memory")).collect();
+        assert_eq!(heap.arenas().len(), 100_usize.div_ceil(2 * 7));
+        for block in blocks {
+            // SAFETY: each is freed once.
+            unsafe { heap.free(Domain::Obj, Some(block)) };
+            heap.verify().expect("holds");
+        }
+        assert!(heap.arenas().len() <= 1);
+    }
 }

@@ -9,7 +9,7 @@ use core::fmt;
 pub struct Geometry {
     /// Bytes in an arena (`ARENA_SIZE`): a power of two from 64 KiB to 64 MiB.
     pub arena_size: usize,
-    /// Bytes in a pool (`POOL_SIZE`): a power of two from 4 KiB to 256 KiB, at least four to an arena.
+    /// Bytes in a pool (`POOL_SIZE`): a power of two from 4 KiB to 256 KiB, at least two to an arena.
     pub pool_size: usize,
     /// Bytes (`ALIGNMENT`): 8 or 16. Size classes are this far apart.
     pub alignment: usize,
@@ -58,7 +58,7 @@ impl Geometry {
         if !self.pool_size.is_power_of_two() || self.pool_size < 4 << 10 || self.pool_size > 256 << 10 {
             return Err(GeometryError::PoolSize);
         }
-        if self.pool_size * 4 > self.arena_size {
+        if self.pool_size * 2 > self.arena_size {
             return Err(GeometryError::PoolsPerArena);
         }
         if self.alignment != 8 && self.alignment != 16 {
@@ -91,7 +91,7 @@ impl fmt::Display for GeometryError {
         f.write_str(match self {
             Self::ArenaSize => "arena size: expected a power of two from 65536 to 67108864",
             Self::PoolSize => "pool size: expected a power of two from 4096 to 262144",
-            Self::PoolsPerArena => "pool size: expected at most a quarter of the arena size",
+            Self::PoolsPerArena => "pool size: expected at most half of the arena size",
             Self::Alignment => "alignment: expected 8 or 16",
             Self::SmallRequestThreshold => {
                 "small request threshold: expected a multiple of the alignment, above 0 and at most a quarter of the pool size"
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(of(|g| g.arena_size = 96 << 10), Err(GeometryError::ArenaSize));
         assert_eq!(of(|g| g.arena_size = 128 << 20), Err(GeometryError::ArenaSize));
         assert_eq!(of(|g| g.pool_size = 2048), Err(GeometryError::PoolSize));
-        assert_eq!(of(|g| (g.arena_size, g.pool_size) = (64 << 10, 32 << 10)), Err(GeometryError::PoolsPerArena));
+        assert_eq!(of(|g| (g.arena_size, g.pool_size) = (64 << 10, 64 << 10)), Err(GeometryError::PoolsPerArena));
         assert_eq!(of(|g| g.alignment = 32), Err(GeometryError::Alignment));
         assert_eq!(of(|g| g.small_request_threshold = 0), Err(GeometryError::SmallRequestThreshold));
         assert_eq!(of(|g| g.small_request_threshold = 520), Err(GeometryError::SmallRequestThreshold));

@@ -162,7 +162,10 @@ impl Pymalloc {
             if arena.is_null() {
                 return None;
             }
-            if !Self::mark_used(this, arena.expose_provenance(), index) {
+            // The order of the usable arenas is not made for arenas of a single pool.
+            let base = arena.expose_provenance();
+            let pools = (*this).geometry.pools_per_arena() - usize::from(!base.is_multiple_of((*this).geometry.pool_size));
+            if pools < 2 || !Self::mark_used(this, base, index) {
                 (arena_allocator.free)(arena_allocator.ctx, arena, size);
                 return None;
             }
