@@ -91,10 +91,10 @@ export interface Handle {
   readonly weakrefCallbacks: Array<(ref: Address) => void>
   /** What was thrown where it could not be caught, until `onEscaped` is called. */
   readonly escaped: unknown[]
-  /** What a call throws whose `onTraverse` failed. */
-  failure?: unknown
+  /** What a call throws whose `onTraverse` failed, at the number of callbacks that the call is inside of. */
+  readonly failures: unknown[]
   /** What the binding calls for the types' functions and callbacks; only `onTraverse` has an answer. */
-  onTraverse?: (type: number, object: Address) => boolean
+  onTraverse?: (type: number, object: Address, around: number) => boolean
   onHook?: (hook: number, type: number, object: Address) => void
   onWeakref?: (index: number, ref: Address) => void
   onCollection?: (stopped: number, generation: number, collected: number, uncollectable: number) => void

@@ -41,8 +41,8 @@ export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['o
     }
   }
 
-  /** Whether all went well; if not, `failure` says what did not. */
-  handle.onTraverse = (number, object) => {
+  /** Whether all went well; if not, `failures` says what did not. */
+  handle.onTraverse = (number, object, around) => {
     let failure: unknown
     let over = false
     const threw = (cause: unknown): Error =>
@@ -64,7 +64,7 @@ export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['o
     }
     over = true
     if (failure === undefined) return true
-    handle.failure = failure
+    handle.failures[around] = failure
     return false
   }
 

@@ -403,7 +403,7 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
     }
     core.handle.set(wrapped?);
     env.set(handle, c"makeError", make_error)?;
-    for name in [c"views", c"weakrefCallbacks", c"callbacks", c"garbage", c"escaped"] {
+    for name in [c"views", c"weakrefCallbacks", c"callbacks", c"garbage", c"failures", c"escaped"] {
         env.set(handle, name, env.array()?)?;
     }
     // An object that refers to this cannot be posted to another thread.

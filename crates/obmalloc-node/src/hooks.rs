@@ -99,12 +99,14 @@ impl Core {
         }
     }
 
-    /// Why a `traverse` failed: the face has left the error in the handle's `failure`.
+    /// Why a `traverse` failed that the present call from JavaScript called: the error is in the handle's `failures`, at the number of
+    /// callbacks around the call, because callbacks may fail in ways of their own before the call ends.
     fn aborted(&self) -> Failure {
         let env = self.env();
         let error = self.handle().ok_or(()).and_then(|handle| {
-            let error = env.get(handle, c"failure").map_err(drop)?;
-            env.set(handle, c"failure", env.undefined().map_err(drop)?).map_err(drop)?;
+            let failures = env.get(handle, c"failures").map_err(drop)?;
+            let error = env.element(failures, self.scripts.running.get()).map_err(drop)?;
+            env.delete_element(failures, self.scripts.running.get()).map_err(drop)?;
             Ok(error)
         });
         error.map_or_else(|()| Failure::of_status(napi_sys::Status::napi_cannot_run_js), Failure::made)
@@ -291,10 +293,12 @@ impl Hooks for Host {
         // SAFETY: only the lifetime changes; it is taken out again below, before what it points to goes.
         let visit: NonNull<Visit<'static>> = unsafe { std::mem::transmute::<NonNull<Visit<'_>>, _>(visit) };
         let before = core.scripts.visit.replace(Some(visit));
+        let around = core.scripts.running.get();
         let answer = core.in_state(State::Traversing, || {
-            let arguments = |env: Env| Ok([env.integer(kind.index())?, env.integer(object)?]);
+            let arguments = |env: Env| Ok([env.integer(kind.index())?, env.integer(object)?, env.integer(around as usize)?]);
             core.call_face(c"onTraverse", arguments, |handle, exception| {
-                let _ = core.env().set(handle, c"failure", exception);
+                let env = core.env();
+                let _ = env.get(handle, c"failures").and_then(|failures| env.set_element(failures, around, exception));
             })
         });
         core.scripts.visit.set(before);

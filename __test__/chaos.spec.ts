@@ -1,0 +1,49 @@
+/** Heaps that anything happens to, from inside their callbacks too. A failure is shown with its seed, and the shortest program found. */
+
+import { spawn } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+
+import test from 'ava'
+
+import type { Release } from 'obmalloc'
+
+import { releases } from './tools.ts'
+
+const program = fileURLToPath(new URL('chaos/run.ts', import.meta.url))
+const OPERATIONS = 3000
+const SEED = Number(process.env['OBMALLOC_SEED'] ?? Date.now() % 2 ** 32)
+
+/** What went wrong, or nothing: in a process of its own, because a crash is what is looked for. */
+async function run(release: Release, seeds: number[]): Promise<string | undefined> {
+  const args = ['--import', '@oxc-node/core/register', program, release, JSON.stringify(seeds)]
+  const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+  const errors: string[] = []
+  child.stderr.setEncoding('utf8').on('data', (text: string) => errors.push(text))
+  const ended = await new Promise((done) => child.on('close', (code, signal) => done(code ?? signal)))
+  return ended === 0 ? undefined : `ended with ${String(ended)}: ${errors.join('').slice(-2000)}`
+}
+
+/** Leaves out what can be left out, in ever smaller pieces. */
+async function shrink(release: Release, seeds: number[]): Promise<number[]> {
+  let left = seeds
+  for (let size = Math.ceil(left.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
+    for (let first = 0; first < left.length; ) {
+      const shorter = [...left.slice(0, first), ...left.slice(first + size)]
+      if (await run(release, shorter)) left = shorter
+      else first += size
+    }
+  }
+  return left
+}
+
+for (const release of releases) {
+  test(`a heap of ${release} stands whatever its callbacks do`, async (t) => {
+    t.timeout(600_000)
+    const seeds = Array.from({ length: OPERATIONS }, (_, index) => (Math.imul(SEED, 0x9e3779b1) + Math.imul(index, 0x85ebca6b)) >>> 0)
+    const wrong = await run(release, seeds)
+    if (wrong === undefined) return t.pass()
+    t.log(`seed ${SEED}: ${wrong}`)
+    t.log(`run.ts ${release} '${JSON.stringify(await shrink(release, seeds))}'`)
+    return t.fail(wrong)
+  })
+}
