@@ -27,7 +27,7 @@ async function run(release: Release, seeds: number[]): Promise<string | undefine
 async function shrink(release: Release, seeds: number[]): Promise<number[]> {
   let left = seeds
   for (let size = Math.ceil(left.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
-    for (let first = 0; first < left.length; ) {
+    for (let first = 0; first < left.length;) {
       const shorter = [...left.slice(0, first), ...left.slice(first + size)]
       if (await run(release, shorter)) left = shorter
       else first += size
@@ -39,7 +39,10 @@ async function shrink(release: Release, seeds: number[]): Promise<number[]> {
 for (const release of releases) {
   test(`a heap of ${release} stands whatever its callbacks do`, async (t) => {
     t.timeout(600_000)
-    const seeds = Array.from({ length: OPERATIONS }, (_, index) => (Math.imul(SEED, 0x9e3779b1) + Math.imul(index, 0x85ebca6b)) >>> 0)
+    const seeds = Array.from(
+      { length: OPERATIONS },
+      (_, index) => (Math.imul(SEED, 0x9e3779b1) + Math.imul(index, 0x85ebca6b)) >>> 0,
+    )
     const wrong = await run(release, seeds)
     if (wrong === undefined) return t.pass()
     t.log(`seed ${SEED}: ${wrong}`)

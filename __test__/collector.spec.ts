@@ -554,6 +554,31 @@ test('an automatic collection that is given up is told, and the allocation goes 
   }
 })
 
+test('collections that are given up now and then leave every list whole', (t) => {
+  for (const release of releases) {
+    const told: unknown[] = []
+    using heap = new Heap({ release, onUnraisable: (error) => void told.push(error) })
+    let calls = 0
+    const type: ObjectType = heap.defineType({
+      ...spec,
+      traverse(self, visit) {
+        if (++calls % 7 === 0) throw new Error('now and then')
+        const next = type.get(self, 'next') as Address | null
+        if (next !== null) visit(next)
+      },
+    })
+    heap.gc.setThreshold(3, 2, 2)
+    const live: Address[] = []
+    for (let count = 0; count < 300; count++) {
+      live.push(type.alloc())
+      type.set(live[count]!, 'next', live[count >> 1]!)
+      heap.verify()
+    }
+    t.true(told.length > 10, release)
+    t.deepEqual([...heap.gc.getObjects()].sort(), [...live].sort())
+  }
+})
+
 test('in a traverse the heap can be looked at, but not changed', (t) => {
   const seen: unknown[] = []
   let tried = 0

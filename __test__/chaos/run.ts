@@ -41,7 +41,10 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     if (error === chosen) return
     const { code } = error as { code?: string }
     const fine =
-      error instanceof MemoryFault || error instanceof MemoryError || code === 'ERR_OUT_OF_RANGE' || code === 'ERR_INVALID_ARG_TYPE'
+      error instanceof MemoryFault ||
+      error instanceof MemoryError ||
+      code === 'ERR_OUT_OF_RANGE' ||
+      code === 'ERR_INVALID_ARG_TYPE'
     if (!fine || code === 'ERR_INTERNAL' || code === 'ERR_HEAP_CORRUPTED') throw new Broken(error)
   }
 

@@ -110,7 +110,10 @@ impl ObjectHeap {
             let Some(object) = gc.list(pending).first() else { break };
             let place = gc.list(ListId::Increment).entries().len();
             gc.move_to(object, ListId::Increment);
-            size += 1 + self.expand_region_transitively_reachable(place, pending)?;
+            size += 1 + self.expand_region_transitively_reachable(place, pending).inspect_err(|_| {
+                // They are looked at again, as if nothing had been begun.
+                self.state().gc.merge(ListId::Increment, pending);
+            })?;
         }
         let found = self.collect_region_apart(ListId::Increment)?;
         let gc = &mut self.state().gc;
