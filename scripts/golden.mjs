@@ -43,6 +43,6 @@ const PLAN = { firstSeed: 0, programs: 32, digests: 400, logs: [134, 192, 641] }
 mkdirSync(join(golden(), 'gc'), { recursive: true })
 for (const [version, interpreter] of new Map(usable.map((interpreter) => [interpreter.version, interpreter]))) {
   const answers = await drive(interpreter, 'gc_golden', [version, PLAN])
-  writeFileSync(join(golden(), 'gc', `${version}.json`), `${JSON.stringify(answers, null, 1)}\n`)
+  writeFileSync(join(golden(), 'gc', `${version}.json`), `${JSON.stringify({ version, ...answers }, null, 1)}\n`)
   process.stderr.write(`collector: CPython ${version}\n`)
 }

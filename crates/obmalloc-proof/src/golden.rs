@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use obmalloc::profile::Profile;
 use serde::{Deserialize, Serialize};
 
+use crate::found::found;
 use crate::generate::generate;
 use crate::here::Here;
 use crate::judge::{Side, Totals, digest};
+use crate::program::Program;
 use crate::sizes::{Size, requested_here};
 
 /// The answers of one CPython.
@@ -26,8 +28,8 @@ pub struct Golden {
     pub programs: u64,
     /// Digests of the logs of so many programs each.
     pub digests: Vec<String>,
-    /// Whole logs, by seed.
-    pub logs: BTreeMap<u64, Vec<String>>,
+    /// Whole logs, of programs of some seeds and of those that have found something.
+    pub logs: BTreeMap<String, Vec<String>>,
 }
 
 impl Golden {
@@ -35,7 +37,7 @@ impl Golden {
     pub fn record(version: &str, thresholds: [i32; 3], sizes: BTreeMap<String, Size>, plan: &Plan, side: Side<'_>) -> Self {
         let &Plan { first_seed, programs, digests, ref logs } = plan;
         let digests = (0..digests).map(|group| text(digest(first_seed + group * programs, programs, side).0)).collect();
-        let logs = logs.iter().map(|&seed| (seed, side(&generate(seed)).lines().map(str::to_owned).collect())).collect();
+        let logs = named(logs.iter().copied()).into_iter().map(|(name, program)| (name, lines(&side(&program)))).collect();
         Self { version: version.to_owned(), thresholds, sizes, first_seed, programs, digests, logs }
     }
 
@@ -53,13 +55,15 @@ impl Golden {
         if sizes != self.sizes {
             return Err(format!("requested sizes: {:?} there, {sizes:?} here", self.sizes));
         }
-        for (seed, there) in &self.logs {
-            let here = here.run(&generate(*seed));
-            let differing = there.iter().map(String::as_str).zip(here.lines()).position(|(there, here)| there != here);
-            if differing.is_some() || there.len() != here.lines().count() {
-                let line = differing.unwrap_or(there.len().min(here.lines().count()));
-                let (there, here) = (there.get(line), here.lines().nth(line));
-                return Err(format!("seed {seed}, line {}: {there:?} there, {here:?} here", line + 1));
+        let programs = named(self.logs.keys().filter_map(|name| name.strip_prefix(SEED)?.parse().ok()));
+        if !programs.keys().eq(self.logs.keys()) {
+            return Err("there are logs of other programs than there are here: record them anew".to_owned());
+        }
+        for (name, program) in programs {
+            let (there, here) = (&self.logs[&name], lines(&here.run(&program)));
+            if *there != here {
+                let equal = there.iter().zip(&here).take_while(|(there, here)| there == here).count();
+                return Err(format!("{name}: line {}: {:?} there, {:?} here", equal + 1, there.get(equal), here.get(equal)));
             }
         }
         let mut totals = Totals::default();
@@ -84,6 +88,19 @@ pub struct Plan {
     programs: u64,
     digests: u64,
     logs: Vec<u64>,
+}
+
+/// Before the seed in the name of its program.
+const SEED: &str = "seed ";
+
+/// The programs of some seeds and those that have found something, by name.
+fn named(seeds: impl Iterator<Item = u64>) -> BTreeMap<String, Program> {
+    let found = found().into_iter().map(|(name, program)| (name.to_owned(), program));
+    seeds.map(|seed| (format!("{SEED}{seed}"), generate(seed))).chain(found).collect()
+}
+
+fn lines(log: &str) -> Vec<String> {
+    log.lines().map(str::to_owned).collect()
 }
 
 fn text(digest: u64) -> String {

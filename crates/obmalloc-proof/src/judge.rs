@@ -1,7 +1,8 @@
-//! Comparing two sides, and shrinking a program on which they differ. Leans on `program` and `generate`.
+//! Comparing two sides, and shrinking a program on which they differ. Leans on `program`, `generate` and `found`.
 
 use std::fmt;
 
+use crate::found::found;
 use crate::generate::generate;
 use crate::program::{Op, Program};
 
@@ -20,8 +21,8 @@ pub struct Totals {
 /// The shortest program found on which the two sides differ.
 #[derive(Debug)]
 pub struct Divergence {
-    /// The seed of the program that it was made of.
-    pub seed: u64,
+    /// What the program was shrunk from: that of a seed, or one that had found something before.
+    pub from: String,
     /// The program.
     pub program: Program,
     /// Its log on the first side.
@@ -30,17 +31,18 @@ pub struct Divergence {
     pub here: String,
 }
 
-/// Runs the programs of `count` seeds on both sides.
+/// Runs programs on both sides: those that have found something, and those of `count` seeds.
 ///
 /// # Errors
 /// The first divergence, shrunk.
 pub fn compare(first_seed: u64, count: u64, there: Side<'_>, here: Side<'_>) -> Result<Totals, Box<Divergence>> {
     let mut totals = Totals::default();
-    for seed in first_seed..first_seed + count {
-        let program = generate(seed);
+    let found = found().into_iter().map(|(name, program)| (name.to_owned(), program));
+    let random = (first_seed..first_seed + count).map(|seed| (format!("seed {seed}"), generate(seed)));
+    for (name, program) in found.chain(random) {
         let log = there(&program);
         if log != here(&program) {
-            return Err(Box::new(shrink(seed, program, there, here)));
+            return Err(Box::new(shrink(name, program, there, here)));
         }
         totals.programs += 1;
         totals.events += log.lines().count() as u64;
@@ -48,7 +50,7 @@ pub fn compare(first_seed: u64, count: u64, there: Side<'_>, here: Side<'_>) -> 
     Ok(totals)
 }
 
-fn shrink(seed: u64, mut program: Program, there: Side<'_>, here: Side<'_>) -> Divergence {
+fn shrink(from: String, mut program: Program, there: Side<'_>, here: Side<'_>) -> Divergence {
     let differs = |program: &Program, there: Side<'_>, here: Side<'_>| there(program) != here(program);
     loop {
         let before = program.size();
@@ -77,7 +79,7 @@ fn shrink(seed: u64, mut program: Program, there: Side<'_>, here: Side<'_>) -> D
         }
         if program.size() == before {
             let (there, here) = (there(&program), here(&program));
-            return Divergence { seed, program, there, here };
+            return Divergence { from, program, there, here };
         }
     }
 }
@@ -91,7 +93,7 @@ fn list_of(program: &mut Program, list: usize) -> &mut Vec<Op> {
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}, shrunk to {} steps:\n{}", self.seed, self.program.size(), self.program)?;
+        writeln!(f, "{}, shrunk to {} steps:\n{}", self.from, self.program.size(), self.program)?;
         writeln!(f, "the logs (< there only, > here only):")?;
         let (there, here): (Vec<_>, Vec<_>) = (self.there.lines().collect(), self.here.lines().collect());
         // Longest common subsequences of what is left of both.

@@ -2,6 +2,7 @@
 //! runs over any [`World`], here or inside a real CPython, and leaves a log: a line for every event, with numbers for objects. Leans on
 //! `obmalloc`.
 
+mod found;
 mod generate;
 mod golden;
 mod here;
@@ -11,6 +12,7 @@ mod random;
 mod session;
 mod sizes;
 
+pub use found::found;
 pub use generate::generate;
 pub use golden::{Golden, Plan};
 pub use here::Here;

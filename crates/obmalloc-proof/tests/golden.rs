@@ -1,0 +1,59 @@
+//! What real CPythons answered is what this engine answers; and a judge that finds no fault would find one if there was one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use obmalloc::profile::{self, Profile};
+use obmalloc_proof::{Golden, Here, compare, found};
+
+fn answers() -> Vec<Golden> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden/gc");
+    let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|path| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn golden_answers_are_given_here_too() {
+    let mut releases = BTreeSet::new();
+    for mut golden in answers() {
+        releases.insert(Profile::of_version(&golden.version).unwrap().release);
+        // The whole of it is checked from TypeScript, where the engine is built to be fast.
+        golden.digests.truncate(40);
+        let totals = golden.check().unwrap_or_else(|different| panic!("CPython {}: {different}", golden.version));
+        assert_eq!(totals.programs, 40 * golden.programs);
+        assert!(totals.events > 100_000);
+    }
+    assert_eq!(releases, profile::ALL.iter().map(|profile| profile.release).collect(), "there are answers of every release");
+}
+
+#[test]
+fn another_answer_is_found() {
+    let spoiled = |spoil: fn(&mut Golden)| {
+        let mut golden = answers().into_iter().find(|golden| golden.version.starts_with("3.13")).unwrap();
+        golden.digests.truncate(2);
+        spoil(&mut golden);
+        golden.check().unwrap_err()
+    };
+    assert!(spoiled(|golden| golden.thresholds[1] += 1).contains("thresholds"));
+    assert!(spoiled(|golden| golden.sizes.values_mut().next().unwrap()[0] += 8).contains("requested sizes"));
+    assert!(spoiled(|golden| golden.digests[1] = golden.digests[0].clone()).contains("seed 32 on"));
+    assert!(spoiled(|golden| golden.logs.get_mut("seed 192").unwrap()[3].push('!')).contains("seed 192: line 4:"));
+    assert!(spoiled(|golden| drop(golden.logs.get_mut("seed 192").unwrap().pop())).contains("None there"));
+    assert!(spoiled(|golden| drop(golden.logs.pop_last())).contains("record them anew"));
+    assert!(spoiled(|golden| golden.version = "3.8.0".into()).contains("thresholds"));
+}
+
+#[test]
+fn a_divergence_is_shrunk_to_what_it_takes() {
+    let (mut right, mut wrong) = (Here::new(&profile::V3_13), Here::new(&profile::V3_13));
+    let equal = compare(7, 50, &mut |program| right.run(program), &mut |program| wrong.run(program));
+    assert_eq!(equal.unwrap().programs, 50 + found().len() as u64);
+    let mut forgetful = |program: &_| wrong.run(program).replace("callback of", "call of");
+    let found = compare(0, 0, &mut |program| right.run(program), &mut forgetful).unwrap_err();
+    // It takes an object, a weak reference with a callback, and the object's death; little else is left.
+    assert!(found.program.size() <= 6, "{found}");
+    assert_ne!(found.there, found.here);
+    let shown = found.to_string();
+    assert!(shown.contains(&found.from) && shown.contains("< callback of w") && shown.contains("> call of w"));
+}
