@@ -41,6 +41,16 @@ pub fn found() -> Vec<(&'static str, Program)> {
         }
         ops
     };
+    let reached_immortal = {
+        let mut ops: Vec<_> = (0..40).map(|root| new(root, "plain", 0, QUIET)).collect();
+        // 0 refers to 7, and that to 3.
+        ops.extend([Op::Link(ROOT, 0, Place::Root(7)), Op::Link(Place::Root(7), 0, Place::Root(3)), Op::Collect(2)]);
+        ops.push(Op::Immortal(Place::Root(7)));
+        for root in 20..32 {
+            ops.extend([new(root, "plain", 0, QUIET), Op::Collect(1), Op::Objects(3)]);
+        }
+        ops
+    };
     let held_by_callback: [(usize, &[Op]); 1] = [(0, &[Op::DropWeak(0), Op::DropWeak(1), Op::Objects(3), Op::Count])];
     vec![
         (
@@ -147,6 +157,7 @@ pub fn found() -> Vec<(&'static str, Program)> {
             "debug flags count when the text is written",
             with_callbacks(0, program(&[(0, &[Op::Debug(1)])], &[Op::Collect(0), Op::Debug(0), Op::Collect(1)])),
         ),
+        ("an increment does not reach through an immortal object", program(&[], &reached_immortal)),
         ("immortal objects leave the heap that increments are sized by", program(&[], &immortals)),
     ]
 }

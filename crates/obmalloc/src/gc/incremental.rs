@@ -137,7 +137,10 @@ impl ObjectHeap {
                 continue;
             }
             for reference in self.references(kind, object)? {
-                if self.is_alive(reference) && self.is_in(reference, pending) {
+                // SAFETY: an object, alive.
+                let immortal = |reference| self.is_immortal(unsafe { header::refcnt(reference) });
+                // An immortal one waits for its own turn.
+                if self.is_alive(reference) && !immortal(reference) && self.is_in(reference, pending) {
                     self.state().gc.move_to(reference, ListId::Increment);
                     size += 1;
                 }
