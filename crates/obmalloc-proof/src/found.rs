@@ -42,11 +42,12 @@ pub fn found() -> Vec<(&'static str, Program)> {
         ops
     };
     let reached_immortal = {
-        let mut ops: Vec<_> = (0..40).map(|root| new(root, "plain", 0, QUIET)).collect();
+        let mut ops: Vec<_> = (0..28).map(|root| new(root, "plain", 0, QUIET)).collect();
         // 0 refers to 7, and that to 3.
         ops.extend([Op::Link(ROOT, 0, Place::Root(7)), Op::Link(Place::Root(7), 0, Place::Root(3)), Op::Collect(2)]);
-        ops.push(Op::Immortal(Place::Root(7)));
-        for root in 20..32 {
+        // A low second threshold makes increments large.
+        ops.extend([Op::Immortal(Place::Root(7)), Op::Thresholds(200, 1, 1)]);
+        for root in 28..40 {
             ops.extend([new(root, "plain", 0, QUIET), Op::Collect(1), Op::Objects(3)]);
         }
         ops
