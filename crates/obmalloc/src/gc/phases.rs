@@ -554,6 +554,9 @@ impl ObjectHeap {
     /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them.
     fn delete_garbage(&self, garbage: &[usize], old: ListId) {
         let table = self.table();
+        // What lives on joins the old objects, for it may die later. Most does soon, so where no hook can see it, that waits.
+        let watched = self.state().types.iter().any(|kind| kind.has_end && !kind.is_weakref() || kind.hooks.clear);
+        let mut waiting = false;
         for (index, &object) in garbage.iter().enumerate() {
             if table.state(object) != UNREACHABLE {
                 continue;
@@ -566,15 +569,18 @@ impl ObjectHeap {
                 } else {
                     self.incref_object(object);
                     self.tp_clear(header::kind(object), object);
-                    self.decref_object(object);
-                }
-                let at = table.place(object);
-                if *at == UNREACHABLE {
-                    // It lives on; it may die later.
-                    *at = LIVE;
-                    self.state().gc.list(old).append(object);
+                    if self.decref_object(object) {
+                        continue;
+                    }
                 }
             }
+            waiting = true;
+            if watched && table.state(object) == UNREACHABLE {
+                self.rejoin(object, old);
+            }
+        }
+        if waiting && !watched {
+            self.each_unreachable(garbage, |object| self.rejoin(object, old));
         }
     }
 

@@ -13,16 +13,18 @@ pub(crate) struct Dying {
 }
 
 impl ObjectHeap {
-    /// `Py_DECREF`
+    /// `Py_DECREF`; whether the reference was the last, after which a finalizer may have brought the object back.
     ///
     /// # Safety
     /// `object` is one, its end has not begun, and it has a reference to give back.
     #[inline]
-    pub(crate) unsafe fn decref_object(&self, object: usize) {
+    pub(crate) unsafe fn decref_object(&self, object: usize) -> bool {
         // SAFETY: the caller's promise.
-        if unsafe { self.drop_reference(object) } {
+        let last = unsafe { self.drop_reference(object) };
+        if last {
             self.destroy(object);
         }
+        last
     }
 
     /// Counts one reference less; whether it was the last.
