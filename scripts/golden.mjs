@@ -39,7 +39,7 @@ for (const [release, interpreter] of process.argv.includes('--gc') ? [] : newest
 rmSync(folder, { recursive: true })
 
 /** Digests are over so many programs' logs each; the whole logs are of programs with many kinds of events. */
-const PLAN = { firstSeed: 0, programs: 32, digests: 400, logs: [134, 192, 641] }
+const PLAN = { firstSeed: 0, programs: 64, digests: 200, logs: [134, 192, 641] }
 mkdirSync(join(golden(), 'gc'), { recursive: true })
 for (const [version, interpreter] of new Map(usable.map((interpreter) => [interpreter.version, interpreter]))) {
   const answers = await drive(interpreter, 'gc_golden', [version, PLAN])

@@ -19,9 +19,9 @@ fn golden_answers_are_given_here_too() {
     for mut golden in answers() {
         releases.insert(Profile::of_version(&golden.version).unwrap().release);
         // The whole of it is checked from TypeScript, where the engine is built to be fast.
-        golden.digests.truncate(40);
+        golden.digests.truncate(20);
         let totals = golden.check().unwrap_or_else(|different| panic!("CPython {}: {different}", golden.version));
-        assert_eq!(totals.programs, 40 * golden.programs);
+        assert_eq!(totals.programs, 20 * golden.programs);
         assert!(totals.events > 100_000);
     }
     assert_eq!(releases, profile::ALL.iter().map(|profile| profile.release).collect(), "there are answers of every release");
@@ -37,7 +37,7 @@ fn another_answer_is_found() {
     };
     assert!(spoiled(|golden| golden.thresholds[1] += 1).contains("thresholds"));
     assert!(spoiled(|golden| golden.sizes.values_mut().next().unwrap()[0] += 8).contains("requested sizes"));
-    assert!(spoiled(|golden| golden.digests[1] = golden.digests[0].clone()).contains("seed 32 on"));
+    assert!(spoiled(|golden| golden.digests[1] = golden.digests[0].clone()).contains("seed 64 on"));
     assert!(spoiled(|golden| golden.logs.get_mut("seed 192").unwrap()[3].push('!')).contains("seed 192: line 4:"));
     assert!(spoiled(|golden| drop(golden.logs.get_mut("seed 192").unwrap().pop())).contains("None there"));
     assert!(spoiled(|golden| drop(golden.logs.pop_last())).contains("record them anew"));
