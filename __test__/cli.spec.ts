@@ -103,6 +103,25 @@ test('without a CPython compare uses the golden traces and says so', (t) => {
   t.is(obmalloc(['compare', '--', 'script.py'], NOWHERE).status, 2)
 })
 
+test('without a CPython compare --gc uses the golden answers too', (t) => {
+  const { status, stdout } = obmalloc(['compare', '--gc', '--json'], NOWHERE)
+  t.is(status, 0)
+  const { collector } = JSON.parse(stdout) as { collector: { from: string; programs: number; divergence: string | null }[] }
+  t.true(collector.length >= 9)
+  for (const { from, programs, divergence } of collector) {
+    t.regex(from, /^3\.\d+\.\d+\.json$/)
+    t.is(divergence, null)
+    t.is(programs, 12_800)
+  }
+})
+
+withPython('compare --gc adds a table for the collector', (t) => {
+  const { status, stdout, stderr } = obmalloc(['compare', '--gc', '--python', python!.path, '--', '-c', 'pass'])
+  t.is(status, 0, stderr)
+  t.regex(stdout, /^CPython +object graphs +collector events +logs$/m)
+  t.regex(stdout, new RegExp(`^${python!.version} +2\\d 0\\d\\d +\\d \\d{3} \\d{3} +equal +${python!.path}$`, 'm'))
+})
+
 test('an interpreter that cannot be used is named with the reason', (t) => {
   const missing = obmalloc(['compare', '--python', join(folder, 'python9')])
   t.is(missing.status, 2)

@@ -192,17 +192,21 @@ function name({ version, from, child }: Row): string {
 /** A table, printed line by line as the rows come. */
 class Table {
   readonly #silent: boolean
+  readonly #after: boolean
   readonly #headings: readonly (readonly [heading: string, width: number])[]
   #begun = false
 
-  constructor(silent: boolean, headings: readonly (readonly [heading: string, width: number])[]) {
+  /** `after` is whether another table stands above. */
+  constructor(silent: boolean, after: boolean, headings: readonly (readonly [heading: string, width: number])[]) {
     this.#silent = silent
+    this.#after = after
     this.#headings = headings
   }
 
   protected print(cells: string[], good: boolean, from: string): void {
     if (this.#silent) return
     if (!this.#begun) {
+      if (this.#after) process.stdout.write('\n')
       const headings = this.#headings.map(([heading]) => heading)
       this.#line(headings, 'bold')
       this.#begun = true
@@ -222,7 +226,7 @@ class Table {
 
 class TraceTable extends Table {
   constructor(silent: boolean) {
-    super(silent, [
+    super(silent, false, [
       ['CPython', 9],
       ['events', 11],
       ['arenas', 13],
@@ -259,7 +263,7 @@ class TraceTable extends Table {
 
 class CollectorTable extends Table {
   constructor(silent: boolean) {
-    super(silent, [
+    super(silent, true, [
       ['CPython', 9],
       ['object graphs', 13],
       ['collector events', 16],

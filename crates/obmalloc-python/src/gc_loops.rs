@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use obmalloc::profile::Profile;
 use obmalloc::{Field, FieldKind, HeapOptions, NoHooks, ObjectHeap, TypeId, TypeSpec, Value};
+use obmalloc_proof::Random;
 use pyo3::ffi::{self, PyObject};
 
 use crate::gc::ffi::_PyObject_GC_New;
-use crate::random::Random;
 
 /// How objects refer to each other: two references each, by number.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -3,32 +3,14 @@
 use std::ffi::c_void;
 use std::ptr;
 
+use obmalloc_proof::Random;
+
 use crate::cpython;
 
 /// Most blocks live at one time: some fifty to two hundred arenas.
 const SLOTS: usize = 200_000;
 /// Calls from one change of mood (how many blocks are wanted, how large) to the next.
 const MOOD: u64 = 50_000;
-
-/// xorshift64*
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.next() as usize % limit
-    }
-}
 
 /// What the sequence is up to at present.
 struct Mood {
