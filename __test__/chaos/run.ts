@@ -146,6 +146,10 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     () => {
       if (random(50) === 0) heap.setImmortal(some())
     },
+    // References that are not the script's to give back.
+    () => {
+      if (inside > 0 && random(3) === 0) heap.decref(pick(known))
+    },
     () => {
       if (inside === 0) return
       heap.close()
@@ -235,4 +239,4 @@ class Broken extends Error {
 }
 
 const [release, seeds] = process.argv.slice(2)
-if (seeds !== undefined) chaos(release as Release, JSON.parse(seeds) as number[])
+if (seeds?.startsWith('[')) chaos(release as Release, JSON.parse(seeds) as number[])

@@ -839,6 +839,33 @@ export const objects: Row[] = [
         })
         heap.decref(dying.alloc())
         assert.equal(checked, 1)
+        // While a callback runs the heap has a reference of its own, which is not to be given back either.
+        let given = 0
+        const give = (self: Address): void => {
+          given++
+          assert.throws(() => heap.gc.del(self), { code: 'ERR_OUT_OF_RANGE' })
+          for (;;) {
+            try {
+              heap.decref(self)
+            } catch (error) {
+              assert.equal((error as { code?: string }).code, 'ERR_REFCOUNT_UNDERFLOW')
+              break
+            }
+          }
+          assert.equal(heap.refcount(self), 1)
+        }
+        for (const hook of ['finalize', 'del', 'clear'] as const) {
+          const type = heap.defineType({ ...node, [hook]: give })
+          if (hook !== 'clear') heap.decref(type.alloc())
+          if (hook !== 'del') ring(heap, type, 1)
+          heap.gc.collect()
+          heap.verify()
+        }
+        assert.equal(given, 4)
+        const object = heap.defineType(node).alloc()
+        for (let count = 0; count < 3; count++) heap.gc.newWeakref(object, give)
+        heap.decref(object)
+        assert.equal(given, 7)
       })
     },
   },

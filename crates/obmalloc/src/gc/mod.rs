@@ -337,12 +337,12 @@ impl ObjectHeap {
             return Err(object_fault(FaultKind::WrongType, object).into());
         }
         // SAFETY: looked up just above.
-        if unsafe { header::refcnt(object) } != 1 {
+        if unsafe { header::refcnt(object) } != 1 || self.is_held(object) {
             return Err(ObjectError::Argument("an object that nothing else refers to"));
         }
         self.untrack_object(object);
         // SAFETY: as above; the caller's reference keeps it.
-        unsafe { self.clear_references(kind, object) };
+        self.holding(object, || unsafe { self.clear_references(kind, object) });
         if let Some(offset) = kind.weaklist {
             self.clear_weakrefs_silently(object, offset);
         }

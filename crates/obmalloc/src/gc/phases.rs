@@ -506,7 +506,7 @@ impl ObjectHeap {
                     header::set_finalized(object);
                     self.incref_object(object);
                     let id = header::kind(object).id();
-                    self.in_hook(|| self.hooks.finalize(self, id, object));
+                    self.holding(object, || self.in_hook(|| self.hooks.finalize(self, id, object)));
                     self.decref_object(object);
                 }
             }
@@ -568,7 +568,7 @@ impl ObjectHeap {
                     self.append_to_garbage(object);
                 } else {
                     self.incref_object(object);
-                    self.tp_clear(header::kind(object), object);
+                    self.holding(object, || self.tp_clear(header::kind(object), object));
                     if self.decref_object(object) {
                         continue;
                     }

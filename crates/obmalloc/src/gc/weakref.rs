@@ -178,12 +178,14 @@ impl ObjectHeap {
                 last = reference;
                 reference = header::wr_next(reference);
             }
-            reference = head;
-            while reference != 0 {
-                let callback = header::wr_callback(reference);
-                self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
-                reference = header::wr_next(reference);
-            }
+            self.holding_weakrefs(head, || {
+                let mut reference = head;
+                while reference != 0 {
+                    let callback = header::wr_callback(reference);
+                    self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                    reference = header::wr_next(reference);
+                }
+            });
             while last != 0 {
                 let (reference, callback) = (last, self.take_callback(last));
                 last = header::wr_prev(reference);
@@ -237,6 +239,13 @@ impl ObjectHeap {
         self.call_weakref_callbacks(old)
     }
 
+    /// Whether an object is a weak reference that a collection has yet to call back for, and keeps until then.
+    pub(crate) fn is_to_be_called(&self, object: usize) -> bool {
+        // SAFETY: the caller gives an object; weak references have the collector's words.
+        let next = unsafe { if header::kind(object).is_weakref() { header::gc_next(object) } else { 0 } };
+        next != 0 && self.state().gc.list(ListId::WrcbToCall).has(object, super::list::place(next))
+    }
+
     fn call_weakref_callbacks(&self, old: ListId) -> (usize, bool) {
         let (mut freed, mut called) = (0, false);
         while let Some(reference) = self.state().gc.list(ListId::WrcbToCall).first() {
@@ -244,7 +253,9 @@ impl ObjectHeap {
             // SAFETY: a weak reference, kept by the reference that it was given.
             unsafe {
                 let callback = header::wr_callback(reference);
-                self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                self.holding(reference, || {
+                    self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                });
                 self.decref_object(reference);
             }
             let gc = &mut self.state().gc;

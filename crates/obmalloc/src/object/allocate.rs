@@ -220,23 +220,20 @@ impl ObjectHeap {
         if !kind.gc || kind.items.is_none() {
             return Err(object_fault(FaultKind::WrongType, object).into());
         }
-        // SAFETY: a GC object, looked up just above.
-        let (tracked, old, refcount) = unsafe { (header::gc_next(object) != 0, header::size(object), header::refcnt(object)) };
-        if tracked {
-            return Err(object_fault(FaultKind::GcAlreadyTracked, object).into());
-        }
-        // SAFETY: as above.
-        let referenced = kind.weaklist.is_some_and(|offset| unsafe { *header::weaklist(object, offset) } != 0);
-        if refcount != 1 || referenced {
-            return Err(ObjectError::Argument("an object that nothing else refers to"));
-        }
+        self.refuse_to_move(kind, object)?;
+        // SAFETY: looked up just above.
+        let old = unsafe { header::size(object) };
         let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
         let whole = size.checked_add(kind.presize).filter(|&whole| whole <= PY_SSIZE_T_MAX).ok_or(ObjectError::NoMemory)?;
         if !self.table().reserve() {
             return Err(ObjectError::NoMemory);
         }
         if nitems < old {
-            self.drop_items(kind, object, nitems);
+            self.holding(object, || self.drop_items(kind, object, nitems));
+            // SAFETY: held meanwhile.
+            unsafe { header::set_size(object, nitems) };
+            // What went with the items may have made a reference to the object.
+            self.refuse_to_move(kind, object)?;
         }
         self.table().bury(object);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole)?;
@@ -255,6 +252,21 @@ impl ObjectHeap {
             }
         }
         Ok(resized)
+    }
+
+    /// An object can move only while nobody but the caller knows where it is.
+    fn refuse_to_move(&self, kind: &Type, object: usize) -> Result<(), ObjectError> {
+        // SAFETY: the caller has looked the GC object up.
+        let (tracked, refcount) = unsafe { (header::gc_next(object) != 0, header::refcnt(object)) };
+        if tracked {
+            return Err(object_fault(FaultKind::GcAlreadyTracked, object).into());
+        }
+        // SAFETY: as above.
+        let referenced = kind.weaklist.is_some_and(|offset| unsafe { *header::weaklist(object, offset) } != 0);
+        if refcount != 1 || referenced || self.is_held(object) {
+            return Err(ObjectError::Argument("an object that nothing else refers to"));
+        }
+        Ok(())
     }
 
     /// Whether an address is an object whose end has not begun.

@@ -40,6 +40,9 @@ impl ObjectHeap {
                 return false;
             }
             debug_assert!(count > 0, "an object without references has been destroyed");
+            if count == 1 && self.is_held(object) {
+                return false;
+            }
             header::set_refcnt(object, count - 1);
             count == 1
         }
@@ -227,7 +230,7 @@ impl ObjectHeap {
                 // Without memory for it the object is not tracked meanwhile.
                 let _ = self.track_object(object);
             }
-            self.in_hook(call);
+            self.holding(object, || self.in_hook(call));
             let count = header::refcnt(object);
             if self.is_immortal(count) {
                 return false;

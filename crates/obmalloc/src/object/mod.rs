@@ -124,7 +124,17 @@ pub struct ObjectHeap {
     pub(crate) depth: Cell<u32>,
     /// Whether one of them is a `traverse`.
     pub(crate) traversing: Cell<bool>,
+    /// What the heap itself has references to, the latest first; null when that is nothing.
+    held: Cell<*const Held>,
     heap: CheckedHeap,
+}
+
+/// Objects that the heap itself has a reference to while hooks run. However often a hook gives references back, these stay.
+struct Held {
+    object: usize,
+    /// Whether it is a weak reference, and those behind it are held too.
+    and_next: bool,
+    before: *const Held,
 }
 
 /// What an [`ObjectHeap`] keeps beside its memory.
@@ -171,6 +181,7 @@ impl ObjectHeap {
             immortal_bit,
             depth: Cell::new(0),
             traversing: Cell::new(false),
+            held: Cell::new(core::ptr::null()),
             heap,
         })
     }
@@ -188,6 +199,49 @@ impl ObjectHeap {
     pub(crate) fn table(&self) -> &ObjectTable {
         // SAFETY: nothing makes a unique reference to it, except where there are no objects yet.
         unsafe { &(*self.state.get()).table }
+    }
+
+    /// Runs something that may call hooks, with an object to which it has a reference.
+    pub(crate) fn holding<T>(&self, object: usize, run: impl FnOnce() -> T) -> T {
+        self.hold(Held { object, and_next: false, before: self.held.get() }, run)
+    }
+
+    /// Runs something that may call hooks, with a weak reference and those behind it, to each of which it has a reference.
+    pub(crate) fn holding_weakrefs<T>(&self, first: usize, run: impl FnOnce() -> T) -> T {
+        self.hold(Held { object: first, and_next: true, before: self.held.get() }, run)
+    }
+
+    #[inline]
+    fn hold<T>(&self, held: Held, run: impl FnOnce() -> T) -> T {
+        self.held.set(&raw const held);
+        let result = run();
+        self.held.set(held.before);
+        result
+    }
+
+    /// Whether the last reference to an object is the heap's own.
+    #[inline(always)]
+    pub(crate) fn is_held(&self, object: usize) -> bool {
+        !self.held.get().is_null() && self.find_held(object)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_held(&self, object: usize) -> bool {
+        let mut next = self.held.get();
+        // SAFETY: each lives in a call of `hold` that has not returned, and so do the weak references that it leads to.
+        while let Some(held) = unsafe { next.as_ref() } {
+            let mut other = held.object;
+            while other != 0 {
+                if other == object {
+                    return true;
+                }
+                // SAFETY: as above.
+                other = if held.and_next { unsafe { header::wr_next(other) } } else { 0 };
+            }
+            next = held.before;
+        }
+        self.is_to_be_called(object)
     }
 
     /// Runs a hook.
@@ -287,7 +341,12 @@ impl ObjectHeap {
             _ => fault,
         })?;
         // SAFETY: looked up just above.
-        unsafe { self.decref_object(object) };
+        unsafe {
+            if header::refcnt(object) == 1 && self.is_held(object) {
+                return Err(object_fault(FaultKind::RefcountUnderflow, object));
+            }
+            self.decref_object(object);
+        }
         Ok(())
     }
 
