@@ -568,7 +568,12 @@ impl ObjectHeap {
                     self.append_to_garbage(object);
                 } else {
                     self.incref_object(object);
-                    self.holding(object, || self.tp_clear(header::kind(object), object));
+                    let clear = || self.tp_clear(header::kind(object), object);
+                    if watched {
+                        self.holding(object, clear)
+                    } else {
+                        clear()
+                    }
                     if self.decref_object(object) {
                         continue;
                     }
