@@ -551,12 +551,22 @@ impl ObjectHeap {
         Ok(all)
     }
 
-    /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them.
+    /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them. What lives on
+    /// joins the old objects, for it may die later.
     fn delete_garbage(&self, garbage: &[usize], old: ListId) {
-        let table = self.table();
-        // What lives on joins the old objects, for it may die later. Most does soon, so where no hook can see it, that waits.
         let watched = self.state().types.iter().any(|kind| kind.has_end && !kind.is_weakref() || kind.hooks.clear);
-        let mut waiting = false;
+        if watched {
+            self.clear_each::<true>(garbage, old);
+        } else if self.clear_each::<false>(garbage, old) {
+            self.each_unreachable(garbage, |object| self.rejoin(object, old));
+        }
+    }
+
+    /// Calls `tp_clear` of unreachable objects; whether any has lived on. Most of those die soon, so where no hook can see it they are not
+    /// moved to `old` yet.
+    fn clear_each<const WATCHED: bool>(&self, garbage: &[usize], old: ListId) -> bool {
+        let table = self.table();
+        let mut survived = false;
         for (index, &object) in garbage.iter().enumerate() {
             if table.state(object) != UNREACHABLE {
                 continue;
@@ -569,7 +579,7 @@ impl ObjectHeap {
                 } else {
                     self.incref_object(object);
                     let clear = || self.tp_clear(header::kind(object), object);
-                    if watched {
+                    if WATCHED {
                         self.holding(object, clear)
                     } else {
                         clear()
@@ -579,14 +589,12 @@ impl ObjectHeap {
                     }
                 }
             }
-            waiting = true;
-            if watched && table.state(object) == UNREACHABLE {
+            survived = true;
+            if WATCHED && table.state(object) == UNREACHABLE {
                 self.rejoin(object, old);
             }
         }
-        if waiting && !watched {
-            self.each_unreachable(garbage, |object| self.rejoin(object, old));
-        }
+        survived
     }
 
     /// # Safety
