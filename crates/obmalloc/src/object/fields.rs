@@ -1,9 +1,10 @@
 //! Reading and writing fields and items.
 
+use alloc::vec::Vec;
 use core::ptr;
 
-use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, table};
-use crate::domain::Fault;
+use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, object_fault, table};
+use crate::domain::{Fault, FaultKind};
 
 /// Which field of an object, or which item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,7 +133,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// `PyErr`-free `Py_XDECREF` of what a field held.
+    /// `Py_XDECREF` of what a field held.
     ///
     /// # Safety
     /// `reference` was taken out of a field.
@@ -148,11 +149,11 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When a hook fails, or there is no memory.
-    pub(crate) fn references(&self, kind: &Type, object: usize) -> Result<alloc::vec::Vec<usize>, ObjectError> {
+    pub(crate) fn references(&self, kind: &Type, object: usize) -> Result<Vec<usize>, ObjectError> {
         if kind.hooks.traverse {
             return self.visited(kind, object);
         }
-        let mut references = alloc::vec::Vec::new();
+        let mut references = Vec::new();
         let mut failed = false;
         // SAFETY: the caller has looked the object up; nothing changes it meanwhile.
         unsafe {
@@ -167,8 +168,8 @@ impl ObjectHeap {
     }
 
     /// What the type's hook visits, all of it held by the object.
-    pub(crate) fn visited(&self, kind: &Type, object: usize) -> Result<alloc::vec::Vec<usize>, ObjectError> {
-        let mut visited = alloc::vec::Vec::new();
+    pub(crate) fn visited(&self, kind: &Type, object: usize) -> Result<Vec<usize>, ObjectError> {
+        let mut visited = Vec::new();
         let mut fault: Option<Fault> = None;
         let mut no_memory = false;
         let mut visit = |reference: usize| {
@@ -194,13 +195,8 @@ impl ObjectHeap {
     }
 
     /// A reference that is visited more often than it is held would make something live look unreachable.
-    fn refuse_over_visit(
-        &self,
-        kind: &Type,
-        object: usize,
-        visited: alloc::vec::Vec<usize>,
-    ) -> Result<alloc::vec::Vec<usize>, ObjectError> {
-        let mut held = alloc::vec::Vec::new();
+    fn refuse_over_visit(&self, kind: &Type, object: usize, visited: Vec<usize>) -> Result<Vec<usize>, ObjectError> {
+        let mut held = Vec::new();
         let mut index = 0;
         // SAFETY: the caller has looked the object up.
         while let Some(slot) = unsafe { header::reference_at(kind, object, index) } {
@@ -210,14 +206,14 @@ impl ObjectHeap {
             index += 1;
         }
         held.sort_unstable();
-        let mut sorted = alloc::vec::Vec::new();
+        let mut sorted = Vec::new();
         sorted.try_reserve_exact(visited.len()).map_err(|_| ObjectError::NoMemory)?;
         sorted.extend_from_slice(&visited);
         sorted.sort_unstable();
         let mut held = held.into_iter();
         for reference in sorted {
             if !held.by_ref().any(|other| other == reference) {
-                let fault = Fault { base: Some(object), ..super::object_fault(crate::domain::FaultKind::GcOverVisit, reference) };
+                let fault = Fault { base: Some(object), ..object_fault(FaultKind::GcOverVisit, reference) };
                 return Err(fault.into());
             }
         }
