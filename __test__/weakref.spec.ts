@@ -161,3 +161,26 @@ test('weak references come and go by the thousand', (t) => {
   t.is(heap.allocatedBlocks(), 0)
   heap.verify()
 })
+
+test('a collection inside a finalizer lets go of the weak references that it called back for', (t) => {
+  for (const release of releases) {
+    using heap = new Heap({ release })
+    let calls = 0
+    const plain = heap.defineType(spec)
+    const type: ObjectType = heap.defineType({
+      ...spec,
+      finalize() {
+        const ref = heap.gc.newWeakref(loop(heap, plain), () => {
+          calls++
+          heap.decref(ref)
+        })
+        heap.gc.collect()
+        t.throws(() => heap.gc.deref(ref), { code: 'ERR_USE_AFTER_FREE' }, release)
+      },
+    })
+    heap.decref(type.alloc())
+    t.is(calls, 1)
+    t.is(heap.allocatedBlocks(), 0)
+    heap.verify()
+  }
+})

@@ -243,7 +243,9 @@ impl ObjectHeap {
     pub(crate) fn is_to_be_called(&self, object: usize) -> bool {
         // SAFETY: the caller gives an object; weak references have the collector's words.
         let next = unsafe { if header::kind(object).is_weakref() { header::gc_next(object) } else { 0 } };
-        next != 0 && self.state().gc.list(ListId::WrcbToCall).has(object, super::list::place(next))
+        // The first one has its turn: it is held as long as its callback runs, and then let go.
+        let list = self.state().gc.list(ListId::WrcbToCall);
+        next != 0 && list.has(object, super::list::place(next)) && list.first() != Some(object)
     }
 
     fn call_weakref_callbacks(&self, old: ListId) -> (usize, bool) {
