@@ -31,13 +31,12 @@ fn program(scripts: &[(usize, &[Op])], ops: &[Op]) -> Program {
 pub fn found() -> Vec<(&'static str, Program)> {
     let with_callbacks = |script, program| Program { callbacks: Some(script), ..program };
     let immortals = {
-        let mut ops = vec![Op::Thresholds(200, 1, 1)];
-        for root in 0..30 {
-            ops.extend([new(root, "plain", 0, QUIET), Op::Immortal(Place::Root(root))]);
-        }
-        ops.extend([new(0, "plain", 0, QUIET), Op::Collect(0), Op::Count, Op::Objects(3), Op::Thresholds(2, 2, 3), Op::Enable]);
-        for root in 1..12 {
-            ops.extend([new(root, "plain", 0, QUIET), Op::Count]);
+        let mut ops: Vec<_> = (0..40).map(|root| new(root, "plain", 0, QUIET)).collect();
+        ops.extend((12..40).map(|root| Op::Immortal(Place::Root(root))));
+        // A low second threshold makes increments large.
+        ops.extend([Op::Collect(2), Op::Objects(3), Op::Thresholds(200, 1, 1)]);
+        for root in 12..16 {
+            ops.extend([new(root, "plain", 0, QUIET), Op::Collect(1), Op::Objects(3)]);
         }
         ops
     };
@@ -152,6 +151,13 @@ pub fn found() -> Vec<(&'static str, Program)> {
                         Op::Collect(2),
                     ],
                 ),
+            ),
+        ),
+        (
+            "a collection is scheduled, and then collections are disabled",
+            program(
+                &[(0, &[new(1, "plain", 0, QUIET), new(2, "plain", 0, QUIET), new(3, "plain", 0, QUIET), Op::Disable])],
+                &[Op::Thresholds(1, 1, 1), Op::Enable, new(0, "final", 0, 0), Op::Drop(0), Op::Stats],
             ),
         ),
         (

@@ -100,6 +100,7 @@ impl Mood {
             12 => Op::Referrers(self.place(random, in_script)),
             13 => Op::Referents(self.place(random, in_script)),
             14 => Op::Collect(random.below(3) as u8),
+            _ if random.once_in(3) => Op::Thresholds(random.below(6) as u8, random.below(4) as u8, random.below(4) as u8),
             _ => random.of(&[Op::Enable, Op::Disable]),
         }
     }
