@@ -5,6 +5,55 @@ use core::ffi::c_void;
 /// Largest request in bytes that any allocator is asked for (`PY_SSIZE_T_MAX`).
 pub const PY_SSIZE_T_MAX: usize = isize::MAX as usize;
 
+/// What `PYTHONMALLOC` may say (`PyMemAllocatorName`), but for the allocator that none of these heaps has, mimalloc.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AllocatorName {
+    /// pymalloc for mem and obj, as in a release build.
+    Default,
+    /// The same, with debug hooks.
+    Debug,
+    /// The C library's malloc for all domains.
+    Malloc,
+    /// The same, with debug hooks.
+    MallocDebug,
+    /// pymalloc for mem and obj.
+    Pymalloc,
+    /// The same, with debug hooks.
+    PymallocDebug,
+}
+
+impl AllocatorName {
+    /// All of them, in CPython's order.
+    pub const ALL: [Self; 6] = [Self::Default, Self::Debug, Self::Malloc, Self::MallocDebug, Self::Pymalloc, Self::PymallocDebug];
+
+    /// As `PYTHONMALLOC` says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Debug => "debug",
+            Self::Malloc => "malloc",
+            Self::MallocDebug => "malloc_debug",
+            Self::Pymalloc => "pymalloc",
+            Self::PymallocDebug => "pymalloc_debug",
+        }
+    }
+
+    /// The allocators called `name`, if that is one of these.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|allocator| allocator.name() == name)
+    }
+
+    /// Whether mem and obj have pymalloc.
+    pub const fn has_pymalloc(self) -> bool {
+        !matches!(self, Self::Malloc | Self::MallocDebug)
+    }
+
+    /// Whether debug hooks are around the allocators.
+    pub const fn has_debug_hooks(self) -> bool {
+        matches!(self, Self::Debug | Self::MallocDebug | Self::PymallocDebug)
+    }
+}
+
 /// Four functions and the context they are called with (`PyMemAllocatorEx`).
 ///
 /// The layout and calling convention are C's, so that one can be put into a real CPython and compared side by side.

@@ -36,8 +36,8 @@ mod os;
 pub mod profile;
 mod pymalloc;
 
-pub use allocator::{Allocator, ArenaAllocator, PY_SSIZE_T_MAX};
-pub use domain::{Domain, Fault, FaultKind};
+pub use allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
+pub use domain::{Domain, Fault, FaultKind, Report};
 pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
 pub use global::GlobalHeap;
 pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};

@@ -8,9 +8,10 @@ use core::ptr::NonNull;
 
 use alloc::collections::VecDeque;
 
-use super::Domain;
+use super::{Domain, Report};
 use crate::address_hash::AddressMap;
 use crate::os;
+use super::debug::HEAD as HOOKED_BEGIN;
 use crate::pymalloc::{Location, Pymalloc};
 
 /// Freed blocks outside the region that are remembered, so that freeing one again can be told from freeing a stranger.
@@ -31,6 +32,12 @@ pub enum FaultKind {
     ForeignPointer,
     /// The block belongs to another heap.
     WrongHeap,
+    /// Somebody wrote behind the block's end: its guard bytes are damaged.
+    BufferOverflow,
+    /// Somebody wrote before the block's begin: its guard bytes are damaged.
+    BufferUnderflow,
+    /// Somebody wrote to a block that had been freed.
+    WriteAfterFree,
     /// A structure of the heap does not hold.
     HeapCorrupted,
     /// The object is of another type than this needs, or there is no object, but a plain block; or a block is an object's.
@@ -55,6 +62,9 @@ impl FaultKind {
             Self::InteriorPointer => "ERR_INTERIOR_POINTER",
             Self::ForeignPointer => "ERR_FOREIGN_POINTER",
             Self::WrongHeap => "ERR_WRONG_HEAP",
+            Self::BufferOverflow => "ERR_BUFFER_OVERFLOW",
+            Self::BufferUnderflow => "ERR_BUFFER_UNDERFLOW",
+            Self::WriteAfterFree => "ERR_WRITE_AFTER_FREE",
             Self::HeapCorrupted => "ERR_HEAP_CORRUPTED",
             Self::WrongType => "ERR_WRONG_TYPE",
             Self::GcAlreadyTracked => "ERR_GC_ALREADY_TRACKED",
@@ -79,6 +89,16 @@ pub struct Fault {
     /// The address of the block that it lies in, for [`FaultKind::InteriorPointer`]; for [`FaultKind::GcOverVisit`] the object that
     /// visited it.
     pub base: Option<usize>,
+    /// How far from `address` the first byte is that somebody wrote to, for damaged blocks.
+    pub offset: Option<isize>,
+    /// What CPython prints, for what its debug hooks find.
+    pub report: Option<Report>,
+}
+
+impl Fault {
+    pub(crate) const fn new(kind: FaultKind, address: usize, used: Domain) -> Self {
+        Self { kind, address, used, allocated: None, base: None, offset: None, report: None }
+    }
 }
 
 impl fmt::Display for Fault {
@@ -101,6 +121,14 @@ impl fmt::Display for Fault {
             }
             FaultKind::ForeignPointer => write!(f, "expected a block of this heap, but {address:#x} is none and never was"),
             FaultKind::WrongHeap => write!(f, "expected a block of this heap, but {address:#x} belongs to another heap"),
+            FaultKind::BufferOverflow | FaultKind::BufferUnderflow => {
+                let offset = self.offset.unwrap_or_default();
+                write!(f, "expected sound guard bytes, but somebody wrote to the byte at {offset} of the block at {address:#x}")
+            }
+            FaultKind::WriteAfterFree => {
+                let offset = self.offset.unwrap_or_default();
+                write!(f, "somebody wrote to the byte at {offset} of the block at {address:#x} after it had been freed")
+            }
             FaultKind::HeapCorrupted => write!(f, "a structure of the heap does not hold at {address:#x}"),
             FaultKind::WrongType => write!(f, "expected something of another type than what is at {address:#x}"),
             FaultKind::GcAlreadyTracked => write!(f, "expected an object that is not tracked, but {address:#x} is"),
@@ -299,7 +327,7 @@ impl Ledger {
 
     #[cold]
     fn check_slowly(&self, pymalloc: &Pymalloc, used: Domain, address: usize, purpose: Purpose) -> Result<(), Fault> {
-        let fault = |kind, allocated, base| Err(Fault { kind, address, used, allocated, base });
+        let fault = |kind, allocated, base| Err(Fault { allocated, base, ..Fault::new(kind, address, used) });
         if let Some(domain) = self.domain_of(address) {
             return if domain == used { Ok(()) } else { fault(FaultKind::WrongDomain, Some(domain), None) };
         }
@@ -316,7 +344,11 @@ impl Ledger {
     /// The live block that `address` lies inside of.
     fn block_around(&self, pymalloc: &Pymalloc, address: usize) -> Option<(usize, Domain)> {
         match pymalloc.locate(address) {
-            Location::Block { begin, .. } => self.domain_of(begin).map(|domain| (begin, domain)),
+            Location::Block { begin, size } => {
+                let hooked = begin + HOOKED_BEGIN;
+                let around = |base: usize| self.domain_of(base).map(|domain| (base, domain));
+                around(begin).or_else(|| if size > HOOKED_BEGIN && address >= hooked { around(hooked) } else { None })
+            }
             Location::NoBlock => None,
             Location::Outside => self
                 .elsewhere
@@ -342,9 +374,19 @@ impl Ledger {
         self.freed = VecDeque::new();
     }
 
-    /// Number of live blocks among those of `size` bytes that begin at `first` and end before `end`.
-    pub fn live_between(&self, first: usize, end: usize, size: usize) -> usize {
-        (first..end).step_by(size).filter(|&address| self.domain_of(address).is_some()).count()
+    /// A block that [`remove`](Self::remove) has just struck out is live all the same.
+    pub fn revive(&mut self, address: usize, size: usize, domain: Domain) {
+        if let Some(entry) = self.elsewhere.get_mut(&address) {
+            entry.live = true;
+        } else {
+            let entered = self.insert(address, size, domain);
+            debug_assert!(entered, "what was just struck out has left room");
+        }
+    }
+
+    /// Whether a pymalloc block of `size` bytes is a live block, or holds one behind the header of the debug hooks.
+    pub fn is_live(&self, begin: usize, size: usize) -> bool {
+        self.domain_of(begin).is_some() || (size > HOOKED_BEGIN && self.domain_of(begin + HOOKED_BEGIN).is_some())
     }
 }
 

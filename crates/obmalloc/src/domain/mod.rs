@@ -3,18 +3,25 @@
 //! A call goes through the domain's present allocator. pymalloc's functions serve what is small and pass the rest on to the raw
 //! domain's present allocator, so that whoever wraps raw sees those requests too.
 
+mod debug;
 mod ledger;
 mod raw;
+mod report;
 
+use alloc::boxed::Box;
 use core::ffi::c_void;
 use core::ptr;
 
 pub use ledger::{Fault, FaultKind};
+pub(crate) use debug::{DebugHooks, write_after_free};
 pub(crate) use ledger::{Ledger, Purpose};
+pub use report::Report;
+pub(crate) use report::Function;
 
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools};
+use debug::Refused;
+use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
 
 /// `PyMemAllocatorDomain`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -53,6 +60,8 @@ impl core::fmt::Display for Domain {
 pub(crate) struct Domains {
     pub pymalloc: Pymalloc,
     pub allocators: [Allocator; 3],
+    /// Once the debug hooks have been set up.
+    pub debug: Option<Box<DebugHooks>>,
 }
 
 impl Domains {
@@ -68,6 +77,7 @@ impl Domains {
             (&raw mut (*place).pymalloc).write(pymalloc);
             let pymalloc = Self::pymalloc_allocator(place);
             (&raw mut (*place).allocators).write([raw::ALLOCATOR, pymalloc, pymalloc]);
+            (&raw mut (*place).debug).write(None);
             true
         }
     }
@@ -77,22 +87,18 @@ impl Domains {
     /// # Safety
     /// `this` points to domains whose pymalloc is initialised.
     unsafe fn pymalloc_allocator(this: *mut Self) -> Allocator {
-        fn functions<S: Shape>(ctx: *mut c_void) -> Allocator {
-            Allocator {
-                ctx,
-                malloc: object_malloc::<S>,
-                calloc: object_calloc::<S>,
-                realloc: object_realloc::<S>,
-                free: object_free::<S>,
-            }
-        }
         // SAFETY: the caller's promise.
         let geometry = unsafe { *(*this).pymalloc.geometry() };
         match geometry {
-            Geometry::SMALL => functions::<SmallPools>(this.cast()),
-            Geometry::LARGE => functions::<LargePools>(this.cast()),
-            _ => functions::<AnyPools>(this.cast()),
+            Geometry::SMALL => functions::<SmallPools>(this),
+            Geometry::LARGE => functions::<LargePools>(this),
+            _ => functions::<AnyPools>(this),
         }
+    }
+
+    /// As [`pymalloc_allocator`](Self::pymalloc_allocator), looking at free blocks before it hands them out.
+    pub fn watched_allocator(this: *mut Self) -> Allocator {
+        functions::<WatchedPools>(this)
     }
 
     /// `PyMem_RawMalloc`, `PyMem_Malloc`, `PyObject_Malloc`: NULL for sizes above [`PY_SSIZE_T_MAX`].
@@ -155,11 +161,24 @@ impl Domains {
     }
 }
 
+fn functions<S: Shape>(this: *mut Domains) -> Allocator {
+    Allocator {
+        ctx: this.cast(),
+        malloc: object_malloc::<S>,
+        calloc: object_calloc::<S>,
+        realloc: object_realloc::<S>,
+        free: object_free::<S>,
+    }
+}
+
 /// `_PyObject_Malloc`. Nothing in it calls anything but in tail position, so that the hot path needs no stack.
 unsafe extern "C" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: `ctx` is the domains that made this allocator.
     unsafe {
         let this = ctx.cast::<Domains>();
+        if S::WATCHED {
+            return debug::watched_malloc(this, size);
+        }
         match Pymalloc::alloc_from_used_pool::<S>(&raw mut (*this).pymalloc, size) {
             Some(block) => block.as_ptr().cast(),
             None => object_malloc_slow::<S>(ctx, size),
@@ -195,9 +214,16 @@ unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, siz
         // The domain has checked that the product fits; whoever calls an allocator taken out may not have.
         let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
         let pymalloc = &raw mut (*this).pymalloc;
-        let block = match Pymalloc::alloc_from_used_pool::<S>(pymalloc, total) {
-            Some(block) => block.as_ptr(),
-            None => Pymalloc::alloc_from_new_pool::<S>(pymalloc, total),
+        let block = if S::WATCHED {
+            match debug::watched_block(this, total) {
+                Ok(block) => block,
+                Err(Refused) => return ptr::null_mut(),
+            }
+        } else {
+            match Pymalloc::alloc_from_used_pool::<S>(pymalloc, total) {
+                Some(block) => block.as_ptr(),
+                None => Pymalloc::alloc_from_new_pool::<S>(pymalloc, total),
+            }
         };
         if !block.is_null() {
             block.write_bytes(0, total);

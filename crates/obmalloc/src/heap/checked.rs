@@ -8,8 +8,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::{Heap, HeapError, HeapOptions};
-use crate::allocator::{Allocator, ArenaAllocator};
-use crate::domain::{Domain, Fault, Ledger, Purpose};
+use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
+use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, write_after_free};
 use crate::profile::Geometry;
 use crate::pymalloc::{ArenaInfo, Corruption, Location, Stats};
 
@@ -21,6 +21,8 @@ pub struct CheckedHeap {
     heap: Heap,
     ledger: UnsafeCell<Ledger>,
     account: Box<Account>,
+    /// Whether debug hooks have been set up.
+    hooked: Cell<bool>,
 }
 
 /// What the heap holds, and may hold; its allocators are the lowest ones of a checked heap.
@@ -52,7 +54,7 @@ impl CheckedHeap {
             );
             heap.set_arena_allocator(ArenaAllocator { ctx, alloc: account_arena_alloc, free: account_arena_free });
         }
-        Ok(Self { heap, ledger: UnsafeCell::new(ledger), account })
+        Ok(Self { heap, ledger: UnsafeCell::new(ledger), account, hooked: Cell::new(false) })
     }
 
     /// The ledger, for the length of one step that calls no allocator.
@@ -90,12 +92,130 @@ impl CheckedHeap {
 
     #[inline]
     fn enter(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Option<NonNull<u8>> {
+        if self.hooked.get() {
+            self.forget_dead(block.as_ptr() as usize);
+        }
         if self.ledger().insert(block.as_ptr() as usize, size, domain) {
             return Some(block);
         }
         // SAFETY: the block was given just now and nobody else knows it.
         unsafe { self.heap.free(domain, Some(block)) };
         None
+    }
+
+    /// The debug hooks, for one step that calls no allocator.
+    #[allow(clippy::mut_from_ref, reason = "as for the ledger")]
+    fn hooks(&self) -> Option<&mut DebugHooks> {
+        // SAFETY: the heap is used by one thread; each caller lets go before it calls an allocator or takes them again.
+        unsafe { (*self.heap.domains()).debug.as_deref_mut() }
+    }
+
+    /// A block is handed out, perhaps past the hooks: what they know of the memory holds no longer.
+    #[cold]
+    fn forget_dead(&self, address: usize) {
+        if let Location::Block { begin, size } = self.heap.pymalloc().locate(address) {
+            // SAFETY: nothing else uses pymalloc now.
+            unsafe { (*self.heap.domains()).pymalloc.forget_dead(begin, size) };
+        }
+    }
+
+    /// `PyMem_SetupDebugHooks`: puts debug hooks around the allocators that are in; a domain that has one already keeps it.
+    ///
+    /// From then on blocks have guard bytes, fresh memory is filled with `CD` and freed memory with `DD`, and what CPython would abort for
+    /// is a fault of [`free`](Self::free) and [`realloc`](Self::realloc) with CPython's [report](Fault::report). Blocks that are older are
+    /// freed and resized without being looked at.
+    ///
+    /// Besides, a write to a small block after it was freed is found when the block is to be used again: that request fails, gives
+    /// [`WriteAfterFree`](crate::FaultKind::WriteAfterFree) to [`take_fault`](Self::take_fault), and the block is not used any more. It is
+    /// found for pymalloc's own blocks, as long as nothing but the hooks is around pymalloc.
+    ///
+    /// # Errors
+    /// When there is no memory for them; those that are in then stay.
+    pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
+        let text = self.profile().debug_text;
+        // SAFETY: the domains are initialised, and no call of theirs is on its way.
+        let done = unsafe { Domains::setup_debug_hooks(self.heap.domains(), text) };
+        self.hooked.set(self.hooks().is_some());
+        if done { Ok(()) } else { Err(HeapError::NoMemory) }
+    }
+
+    /// Whether debug hooks have been set up.
+    #[inline]
+    pub fn has_debug_hooks(&self) -> bool {
+        self.hooked.get()
+    }
+
+    /// What the debug hooks found during a call that could not say so: why a request failed, or which guard bytes of an object were
+    /// damaged when it was destroyed. Each fault is given once; of several, the first.
+    pub fn take_fault(&self) -> Option<Fault> {
+        self.hooks()?.take_fault()
+    }
+
+    /// Looks at the guard bytes of every block and at all free memory that the debug hooks have filled. What it finds is found once: the
+    /// block is not used again as long as it is damaged.
+    ///
+    /// # Errors
+    /// The first block that somebody wrote to where it had no business.
+    pub fn verify_guards(&self) -> Result<(), Fault> {
+        let Some(hooks) = self.hooks() else { return Ok(()) };
+        if let Some(fault) = hooks.find_damaged() {
+            return Err(fault);
+        }
+        if let Some((begin, size, byte)) = self.heap.pymalloc().damaged_block() {
+            // Without memory to remember it, it is found again.
+            // SAFETY: nothing else uses pymalloc now.
+            unsafe { (*self.heap.domains()).pymalloc.tell_dead(begin, size) };
+            return Err(write_after_free(begin, byte, Domain::Obj));
+        }
+        Ok(())
+    }
+
+    /// A fault with what CPython prints for it, where `function` of its hooks finds it.
+    #[cold]
+    fn with_report(&self, fault: Fault, function: Function) -> Fault {
+        let verifies = Domains::is_hook(&self.heap.allocator(fault.used));
+        match self.hooks() {
+            Some(hooks) if fault.kind == FaultKind::WrongDomain && verifies => {
+                Fault { report: hooks.wrong_domain(function, fault.used, fault.address), ..fault }
+            }
+            _ => fault,
+        }
+    }
+
+    /// Runs a call and gives what the hooks found during it.
+    fn watching<T>(&self, call: impl FnOnce() -> T) -> (T, Option<Fault>) {
+        let before = self.take_fault();
+        let result = call();
+        let found = self.take_fault();
+        if let (Some(before), Some(hooks)) = (before, self.hooks()) {
+            hooks.keep_fault(before);
+        }
+        (result, found)
+    }
+
+    #[cold]
+    fn free_hooked(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.check(domain, address, Purpose::Free).map_err(|fault| self.with_report(fault, Function::Free))?;
+        self.ledger().remove(address);
+        let block = NonNull::new(ptr::with_exposed_provenance_mut(address));
+        // SAFETY: a live block of this domain.
+        let ((), found) = self.watching(|| unsafe { self.heap.free(domain, block) });
+        let Some(fault) = found else { return Ok(()) };
+        if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
+            self.ledger().revive(address, size, domain);
+        }
+        Err(Fault { address, used: domain, ..fault })
+    }
+
+    #[cold]
+    fn realloc_hooked(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
+        self.check(domain, address, Purpose::Use).map_err(|fault| self.with_report(fault, Function::Realloc))?;
+        let (moved, found) = self.watching(|| self.realloc_checked(domain, address, size));
+        match found {
+            Some(fault) if fault.kind != FaultKind::WriteAfterFree => Err(Fault { address, used: domain, ..fault }),
+            Some(fault) => Err(Fault { used: domain, ..fault }),
+            None => Ok(moved),
+        }
     }
 
     /// As [`Heap::realloc`]; a block is given as its address.
@@ -105,19 +225,27 @@ impl CheckedHeap {
     #[inline]
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else { return Ok(self.malloc(domain, size)) };
+        if self.hooked.get() {
+            return self.realloc_hooked(domain, address, size);
+        }
         self.check(domain, address, Purpose::Use)?;
+        Ok(self.realloc_checked(domain, address, size))
+    }
+
+    #[inline(always)]
+    fn realloc_checked(&self, domain: Domain, address: usize, size: usize) -> Option<NonNull<u8>> {
         // Room first: once the block has moved, there is no way back.
         if !self.ledger().reserve() {
-            return Ok(None);
+            return None;
         }
         let old = NonNull::new(ptr::with_exposed_provenance_mut(address));
-        // SAFETY: checked just above to be a live block of this domain.
-        let Some(block) = (unsafe { self.heap.realloc(domain, old, size) }) else { return Ok(None) };
+        // SAFETY: the caller has checked that it is a live block of this domain.
+        let block = unsafe { self.heap.realloc(domain, old, size) }?;
         let ledger = self.ledger();
         ledger.remove(address);
         let entered = ledger.insert(block.as_ptr().expose_provenance(), size, domain);
         debug_assert!(entered, "room for the entry was made before");
-        Ok(Some(block))
+        Some(block)
     }
 
     /// As [`Heap::free`]; a block is given as its address.
@@ -126,6 +254,9 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        if self.hooked.get() {
+            return self.free_hooked(domain, address);
+        }
         if !self.ledger().strike_out(domain, address) {
             self.check(domain, address, Purpose::Free)?;
             self.ledger().remove(address);
@@ -160,12 +291,15 @@ impl CheckedHeap {
         self.check(domain, address, Purpose::Use)
     }
 
-    /// Bytes that may be used at `address`: the block's size class, or for a raw block what was requested.
+    /// Bytes that may be used at `address`: the block's size class, or for a raw block, and between guard bytes, what was requested.
     ///
     /// # Errors
     /// When `address` is no live block of this heap and domain.
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         self.check(domain, address, Purpose::Use)?;
+        if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
+            return Ok(size);
+        }
         match self.heap.pymalloc().locate(address) {
             Location::Block { size, .. } => Ok(size),
             _ => Ok(self.ledger().size_elsewhere(address).expect("a live block that lies in no pool has an entry")),
@@ -193,16 +327,22 @@ impl CheckedHeap {
         self.account.held
     }
 
-    /// From now on mem and obj ask the raw domain's allocator for every block (`PYTHONMALLOC=malloc`).
+    /// Puts the allocators in that a value of `PYTHONMALLOC` names (`_PyMem_SetupAllocators`).
     ///
     /// Blocks that pymalloc has given must not go back to another allocator, so this is for a heap without any.
-    pub fn use_malloc(&self) {
+    ///
+    /// # Errors
+    /// When there is no memory for debug hooks.
+    pub fn use_allocator(&self, name: AllocatorName) -> Result<(), HeapError> {
         debug_assert!(self.heap.arenas().is_empty(), "no block has been given yet");
-        let raw = self.heap.allocator(Domain::Raw);
-        for domain in [Domain::Mem, Domain::Obj] {
-            // SAFETY: the raw domain's own allocator, and there are no blocks to take back.
-            unsafe { self.heap.set_allocator(domain, raw) };
+        if !name.has_pymalloc() {
+            let raw = self.heap.allocator(Domain::Raw);
+            for domain in [Domain::Mem, Domain::Obj] {
+                // SAFETY: the raw domain's own allocator, and there are no blocks to take back.
+                unsafe { self.heap.set_allocator(domain, raw) };
+            }
         }
+        if name.has_debug_hooks() { self.setup_debug_hooks() } else { Ok(()) }
     }
 
     /// While set, the heap gets no more memory, from the arena allocator or the C library, as if the system had none.
@@ -212,15 +352,21 @@ impl CheckedHeap {
 
     /// Gives back every block that lies outside the arenas. The heap is only fit to be dropped then.
     pub fn free_blocks_outside(&mut self) {
-        let pymalloc = self.heap.pymalloc();
-        let raw = self.account.raw;
-        for (address, _, _) in self.ledger().elsewhere() {
+        let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
+        // SAFETY: as in `hooks`.
+        let hooks = unsafe { (*self.heap.domains()).debug.as_deref() };
+        let free = |address: usize| {
+            let address = hooks.map_or(address, |hooks| hooks.innermost(address));
             if pymalloc.locate(address) == Location::Outside {
-                // SAFETY: a live block outside all arenas came from the raw allocator, and nobody can use it any more.
+                // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
                 unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
             }
+        };
+        ledger.elsewhere().for_each(|(address, _, _)| free(address));
+        if let Some(hooks) = hooks {
+            hooks.lost(|address| ledger.domain_of(address).is_some()).for_each(free);
         }
-        self.ledger().forget_elsewhere();
+        ledger.forget_elsewhere();
     }
 
     /// As [`Heap::arena_allocator`].
@@ -239,7 +385,7 @@ impl CheckedHeap {
 
     /// As [`Heap::allocated_blocks`].
     pub fn allocated_blocks(&self) -> usize {
-        self.heap.allocated_blocks()
+        self.heap.allocated_blocks() - self.hooks().map_or(0, |hooks| hooks.parked())
     }
 
     /// As [`Heap::arenas`].
@@ -259,16 +405,17 @@ impl CheckedHeap {
     pub fn verify(&self) -> Result<(), Corruption> {
         self.heap.verify()?;
         let pymalloc = self.heap.pymalloc();
-        let ledger = self.ledger();
+        let (ledger, hooks) = (self.ledger(), self.hooks());
         let mut found = Ok(());
         pymalloc.each_live_pool(|first, end, size, count| {
-            let live = ledger.live_between(first, end, size);
+            let in_use = |&begin: &usize| ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin));
+            let live = (first..end).step_by(size).filter(in_use).count();
             if live != count && found.is_ok() {
                 found = Err((first, count, live));
             }
         });
         found.map_err(|(address, count, live)| {
-            let what = alloc::format!("a pool counts {count} blocks in use, but the ledger has {live}");
+            let what = alloc::format!("a pool counts {count} blocks in use, but {live} are known");
             Corruption { what, address }
         })
     }

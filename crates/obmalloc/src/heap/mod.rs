@@ -111,6 +111,10 @@ impl Heap {
         Ok(Self { domains: place, profile: options.profile, not_sync: PhantomData })
     }
 
+    fn domains(&self) -> *mut Domains {
+        self.domains.as_ptr()
+    }
+
     #[inline(always)]
     fn pymalloc(&self) -> &Pymalloc {
         // SAFETY: initialised, and the reference does not live past a call that could change the state: no method that returns it or

@@ -117,7 +117,7 @@ impl ObjectHeap {
         if !self.table().reserve() || (kind.gc && !self.reserve_track()) {
             return Err(ObjectError::NoMemory);
         }
-        let block = self.heap.malloc(Domain::Obj, whole).ok_or(ObjectError::NoMemory)?.as_ptr().expose_provenance();
+        let block = self.heap.malloc(Domain::Obj, whole).ok_or_else(|| self.why_none())?.as_ptr().expose_provenance();
         if kind.gc {
             // The collection that this may start does not see the object yet.
             self.gc_link();
@@ -141,6 +141,12 @@ impl ObjectHeap {
         }
         kind.use_inline_values();
         Ok(object)
+    }
+
+    /// Why there is no block for an object.
+    #[cold]
+    fn why_none(&self) -> ObjectError {
+        self.heap.take_fault().map_or(ObjectError::NoMemory, ObjectError::Fault)
     }
 
     /// Writes an object's header (`PyObject_InitVar`), and what it contains.
@@ -236,9 +242,10 @@ impl ObjectHeap {
             self.refuse_to_move(kind, object)?;
         }
         self.table().bury(object);
-        let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole)?;
-        let resized = moved.map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
+        let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
+        let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
         self.table().enter(resized);
+        let moved = moved?;
         if moved.is_none() {
             return Err(ObjectError::NoMemory);
         }

@@ -347,7 +347,8 @@ impl ObjectHeap {
             }
             self.decref_object(object);
         }
-        Ok(())
+        // What was destroyed with it may have had damaged guard bytes.
+        if self.heap.has_debug_hooks() { self.heap.take_fault().map_or(Ok(()), Err) } else { Ok(()) }
     }
 
     /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the
@@ -516,5 +517,5 @@ fn boxed<T>(value: T) -> Option<Box<T>> {
 
 /// A fault about an object.
 pub(crate) fn object_fault(kind: FaultKind, address: usize) -> Fault {
-    Fault { kind, address, used: Domain::Obj, allocated: None, base: None }
+    Fault::new(kind, address, Domain::Obj)
 }

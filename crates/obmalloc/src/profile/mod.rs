@@ -219,6 +219,19 @@ pub enum WeakrefsCleared {
     CallbacksBeforeOthersAfter,
 }
 
+/// How the debug hooks word what they find.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DebugText {
+    /// Whether the function that found it is named before the message.
+    pub names_function: bool,
+    /// Whether the message ends at a zero byte that it would quote.
+    pub message_ends_at_nul: bool,
+    /// Whether the thread is named behind its number.
+    pub names_thread: bool,
+    /// What stands for the stack where no Python function is running.
+    pub no_frame: &'static str,
+}
+
 /// What a release's type allocators and collector do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ObjectRules {
@@ -263,6 +276,8 @@ pub struct Profile {
     pub empty_arena: EmptyArena,
     /// How addresses are told apart.
     pub range_check: RangeCheck,
+    /// What the debug hooks print.
+    pub debug_text: DebugText,
     /// Type allocators and the collector.
     pub objects: ObjectRules,
 }
@@ -276,6 +291,12 @@ pub const V3_8: Profile = Profile {
     geometry: Geometry::SMALL,
     empty_arena: EmptyArena::Release,
     range_check: RangeCheck::ArenaIndex,
+    debug_text: DebugText {
+        names_function: false,
+        message_ends_at_nul: true,
+        names_thread: false,
+        no_frame: "<no Python frame>\n",
+    },
     objects: ObjectRules {
         dict: Storage::Slot,
         weaklist: Storage::Slot,
@@ -297,6 +318,7 @@ pub const V3_8: Profile = Profile {
 pub const V3_9: Profile = Profile {
     release: "3.9",
     empty_arena: EmptyArena::KeepRightmost,
+    debug_text: DebugText { names_function: true, message_ends_at_nul: false, ..V3_8.debug_text },
     objects: ObjectRules { resurrection: Resurrection::KeepsReachable, ..V3_8.objects },
     ..V3_8
 };
@@ -305,6 +327,7 @@ pub const V3_10: Profile = Profile {
     release: "3.10",
     geometry: Geometry::LARGE,
     range_check: RADIX_48,
+    debug_text: DebugText { no_frame: "  <no Python frame>\n", ..V3_9.debug_text },
     objects: ObjectRules { weakref_name: "weakref.ReferenceType", ..V3_9.objects },
     ..V3_9
 };
@@ -350,6 +373,7 @@ pub const V3_13: Profile = Profile {
 /// CPython 3.14.0 to 3.14.3.
 pub const V3_14_0: Profile = Profile {
     release: "3.14.0",
+    debug_text: DebugText { names_thread: true, ..V3_13_0.debug_text },
     objects: ObjectRules {
         inline_values: InlineValues::FixedSizeTypes,
         immortality: Immortality::ThreeQuarters,
@@ -380,6 +404,7 @@ pub const V3_14: Profile = Profile {
 /// CPython 3.15.
 pub const V3_15: Profile = Profile {
     release: "3.15",
+    debug_text: DebugText { no_frame: "", ..V3_14.debug_text },
     objects: ObjectRules { weakrefs_cleared: WeakrefsCleared::CallbacksBeforeOthersAfter, ..V3_14.objects },
     ..V3_14
 };

@@ -239,6 +239,7 @@ impl Pymalloc {
             prevarena: NO_ARENA,
             serial: self.arena_serial,
         };
+        self.forget_dead(address.next_multiple_of(geometry.pool_size), pools * geometry.pool_size);
         self.usable_arenas = index;
         self.nfp2lasta[pools] = index;
         self.narenas_currently_allocated += 1;

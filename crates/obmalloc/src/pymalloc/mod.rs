@@ -6,6 +6,7 @@
 
 mod arena;
 mod arena_map;
+mod dead;
 mod pool;
 mod region;
 mod stats;
@@ -22,6 +23,7 @@ use crate::profile::{EmptyArena, Geometry, POOL_OVERHEAD, Profile};
 pub use arena::ArenaInfo;
 use arena::{ArenaObject, NO_ARENA};
 use arena_map::ArenaMap;
+use dead::DeadWords;
 pub use arena_map::{ArenaMapCounts, ArenaMapStats};
 use pool::{NO_CLASS, PoolHeader};
 use region::Region;
@@ -70,6 +72,8 @@ pub(crate) struct Pymalloc {
     /// What stands in the raw domain for the array of arena objects.
     arena_table: *mut c_void,
     arena_allocator: ArenaAllocator,
+    /// What the debug hooks know of free blocks.
+    dead: Option<DeadWords>,
     /// The raw domain's present allocator.
     raw: *const Allocator,
     region: Box<Region>,
@@ -78,6 +82,8 @@ pub(crate) struct Pymalloc {
 /// How a geometry is known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
 pub(crate) trait Shape {
     const FIXED: Option<Geometry>;
+    /// Whether free blocks are looked at before they are handed out.
+    const WATCHED: bool = false;
 }
 
 /// [`Geometry::SMALL`]
@@ -95,6 +101,14 @@ impl Shape for LargePools {
 }
 impl Shape for AnyPools {
     const FIXED: Option<Geometry> = None;
+}
+
+/// Any geometry, with debug hooks around it.
+pub(crate) struct WatchedPools;
+
+impl Shape for WatchedPools {
+    const FIXED: Option<Geometry> = None;
+    const WATCHED: bool = true;
 }
 
 impl Pymalloc {
@@ -146,6 +160,7 @@ impl Pymalloc {
             taking_arena: false,
             arena_table: ptr::null_mut(),
             arena_allocator,
+            dead: None,
             raw,
             region,
         })
@@ -255,6 +270,9 @@ impl Pymalloc {
             let first = address.add(POOL_OVERHEAD);
             let second = first.add(size);
             second.cast::<*mut u8>().write(ptr::null_mut());
+            if (*this).dead.is_some() {
+                (*this).forget_dead(address as usize, (*this).geometry.pool_size);
+            }
             (*pool).szidx = class as u16;
             (*pool).freeblock = second;
             (*pool).nextoffset = ((POOL_OVERHEAD + 2 * size) >> alignment_shift) as u16;
@@ -364,6 +382,86 @@ impl Pymalloc {
             let (_, alignment_shift, _) = (*this).shape::<S>();
             Some((usize::from((*pool).szidx) + 1) << alignment_shift)
         }
+    }
+
+    /// From now on free blocks can be [noted](Self::note_dead), those of arenas of a caller's arena allocator excepted. False when there is
+    /// no address space for what is noted.
+    pub fn watch(&mut self) -> bool {
+        if self.dead.is_none() && self.len != 0 {
+            self.dead = DeadWords::new(self.base, self.len);
+        }
+        self.dead.is_some() || self.len == 0
+    }
+
+    /// The debug hooks have filled the `size` bytes of a block and freed it.
+    pub fn note_dead(&mut self, block: usize, size: usize) {
+        if block.wrapping_sub(self.base) < self.len
+            && let Some(dead) = &mut self.dead
+        {
+            dead.note(block, block + size);
+        }
+    }
+
+    /// Memory is used for something else.
+    pub fn forget_dead(&mut self, address: usize, size: usize) {
+        if address.wrapping_sub(self.base) < self.len
+            && let Some(dead) = &mut self.dead
+        {
+            dead.forget(address, address + size);
+        }
+    }
+
+    /// A block that is not handed out to anybody but those who ask next.
+    pub fn state_of_dead(&mut self, block: usize, size: usize) -> Dead {
+        if block.wrapping_sub(self.base) >= self.len {
+            return Dead::Sound;
+        }
+        let Some(dead) = &mut self.dead else { return Dead::Sound };
+        if dead.was_told(block) {
+            return Dead::Told;
+        }
+        dead.damaged(block, block + size).map_or(Dead::Sound, Dead::Damaged)
+    }
+
+    /// Of a free block it is being said that it is damaged; false when there is no memory to remember that.
+    pub fn tell_dead(&mut self, block: usize, size: usize) -> bool {
+        self.dead.as_mut().is_some_and(|dead| dead.tell(block, block + size))
+    }
+
+    /// The first free block that somebody wrote to and of which that has not been said: its address and size, and that of the byte.
+    pub fn damaged_block(&self) -> Option<(usize, usize, usize)> {
+        let dead = self.dead.as_ref()?;
+        let mut found = None;
+        self.each_live_pool(|first, end, size, _| {
+            if found.is_none() && first.wrapping_sub(self.base) < self.len {
+                found = dead.damaged(first, end).map(|byte| (first + (byte - first) / size * size, size, byte));
+            }
+        });
+        found
+    }
+
+    /// The block that is handed out next for a request, if it or the one that it leads to is none.
+    pub fn damaged_link(&self, size: usize, is_live: impl Fn(usize) -> bool) -> Option<usize> {
+        let class = size.wrapping_sub(1);
+        if class >= self.threshold {
+            return None;
+        }
+        // SAFETY: invariant 1.
+        let block = unsafe { (*(*self.usedpools.add(class >> self.alignment_shift)).nextpool).freeblock };
+        let pool_mask = !(self.geometry.pool_size - 1);
+        let is_free = |address: usize| {
+            matches!(self.locate(address), Location::Block { begin, .. } if begin == address) && !is_live(address)
+        };
+        if block.is_null() {
+            return None;
+        }
+        if !is_free(block as usize) {
+            return Some(block as usize);
+        }
+        // SAFETY: a block of a pool.
+        let next = unsafe { block.cast::<usize>().read() };
+        let sound = next == 0 || (next & pool_mask == block as usize & pool_mask && is_free(next));
+        (!sound).then_some(block as usize)
     }
 
     /// What is known of an address that may be anything; reads nothing through it.
@@ -497,6 +595,17 @@ pub(crate) enum Freed {
     OutsideRegion,
     /// It is not: it is none of pymalloc's.
     NotOurs,
+}
+
+/// What the debug hooks know of a free block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dead {
+    /// Nothing against it.
+    Sound,
+    /// Somebody wrote to it, to the byte at this address first.
+    Damaged(usize),
+    /// Somebody wrote to it, and that has been said.
+    Told,
 }
 
 /// Where an address lies.

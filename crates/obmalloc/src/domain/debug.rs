@@ -1,0 +1,528 @@
+//! The debug hooks (`PyMem_SetupDebugHooks`): allocators that wrap whatever is in, put guard bytes around every block, and look at them when
+//! the block is freed or resized.
+//!
+//! A block of `n` bytes lies behind a header in one of `n + 24`: `n` as eight bytes, the most significant one first; the API id; seven
+//! guard bytes; the data; eight guard bytes. Sizes and states of blocks are known from a table beside them too, so that whatever became of
+//! a header, nothing outside the block is read or written.
+//!
+//! Where CPython aborts, the hook does nothing but keep the [`Fault`] for whoever made the call; the block stays as it is.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ffi::c_void;
+use core::ptr;
+
+use super::report::{Function, Problem, Report, read_size};
+use super::{Domain, Domains, Fault, FaultKind, count_raw};
+use crate::address_hash::{AddressMap, AddressSet};
+use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::profile::DebugText;
+use crate::pymalloc::{AnyPools, Dead, Pymalloc};
+
+/// Bytes of a size, and of a row of guard bytes with what stands in front of it.
+pub(super) const SST: usize = 8;
+/// Bytes before the data.
+pub(super) const HEAD: usize = 2 * SST;
+/// Bytes around the data (`PYMEM_DEBUG_EXTRA_BYTES`).
+const EXTRA: usize = HEAD + SST;
+/// What fresh memory is filled with (`PYMEM_CLEANBYTE`).
+const CLEAN: u8 = 0xcd;
+/// What freed memory is filled with (`PYMEM_DEADBYTE`).
+const DEAD: u8 = 0xdd;
+/// What stands around the data (`PYMEM_FORBIDDENBYTE`).
+pub(super) const FORBIDDEN: u8 = 0xfd;
+/// Bytes at each end of a block's data that a realloc puts aside and fills (`ERASED_SIZE`).
+const ERASED: usize = 64;
+
+/// A free block is not handed out, because something is wrong with it: there is a fault, or no memory to remember one.
+pub(super) struct Refused;
+
+/// A block that a hook has given.
+#[derive(Clone, Copy)]
+struct Block {
+    size: usize,
+    domain: Domain,
+    /// Whether it has been said that its guard bytes are damaged.
+    told: bool,
+}
+
+/// A hook in one domain (`debug_alloc_api_t`).
+struct Api {
+    domain: Domain,
+    inner: Allocator,
+    /// Whether the inner allocator is pymalloc, and knows what the hook has filled.
+    watched: bool,
+    domains: *mut Domains,
+}
+
+/// What the hooks of one heap know.
+pub(crate) struct DebugHooks {
+    text: DebugText,
+    #[allow(clippy::vec_box, reason = "allocators point to them, which may have been taken out")]
+    apis: Vec<Box<Api>>,
+    /// By the address of their data.
+    blocks: AddressMap<Block>,
+    /// Room in `blocks` that is kept for blocks that are being moved.
+    moving: usize,
+    /// Blocks of pymalloc that nobody has, and nobody gets, because somebody wrote to them after they had been freed.
+    parked: AddressSet,
+    /// The domain that pymalloc is being asked through.
+    asking: Domain,
+    fault: Option<Fault>,
+}
+
+const fn api_id(domain: Domain) -> u8 {
+    match domain {
+        Domain::Raw => b'r',
+        Domain::Mem => b'm',
+        Domain::Obj => b'o',
+    }
+}
+
+impl Domains {
+    /// Whether an allocator is a debug hook.
+    pub fn is_hook(allocator: &Allocator) -> bool {
+        ptr::fn_addr_eq(allocator.malloc, debug_malloc as unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void)
+    }
+
+    /// `PyMem_SetupDebugHooks`: puts hooks around the allocators that are in, except around hooks. False when there is no memory for them.
+    ///
+    /// # Safety
+    /// `this` is initialised, and no call of it is on its way.
+    pub unsafe fn setup_debug_hooks(this: *mut Self, text: DebugText) -> bool {
+        // SAFETY: the caller's promise; no reference to a field is held across the steps.
+        unsafe {
+            if (*this).debug.is_none() {
+                let hooks = DebugHooks {
+                    text,
+                    apis: Vec::new(),
+                    blocks: AddressMap::default(),
+                    moving: 0,
+                    parked: AddressSet::default(),
+                    asking: Domain::Obj,
+                    fault: None,
+                };
+                (*this).debug = Some(Box::new(hooks));
+            }
+            if !(*this).pymalloc.watch() {
+                return false;
+            }
+            let own = Self::pymalloc_allocator(this);
+            for domain in Domain::ALL {
+                let present = (*this).allocators[domain as usize];
+                if Self::is_hook(&present) {
+                    continue;
+                }
+                let watched = present == own;
+                let inner = if watched { Self::watched_allocator(this) } else { present };
+                let Some(hooks) = &mut (*this).debug else { return false };
+                if hooks.apis.try_reserve(1).is_err() {
+                    return false;
+                }
+                hooks.apis.push(Box::new(Api { domain, inner, watched, domains: this }));
+                let ctx = hooks.apis.last().map_or(ptr::null_mut(), |api| ptr::from_ref::<Api>(api).cast_mut().cast());
+                (*this).allocators[domain as usize] =
+                    Allocator { ctx, malloc: debug_malloc, calloc: debug_calloc, realloc: debug_realloc, free: debug_free };
+            }
+            true
+        }
+    }
+}
+
+impl DebugHooks {
+    /// The fault that a hook met since this was asked last.
+    pub fn take_fault(&mut self) -> Option<Fault> {
+        self.fault.take()
+    }
+
+    /// A fault waits: the first one does, for what comes after it may be its consequence.
+    pub fn keep_fault(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// Bytes of data at an address, if a hook gave it.
+    pub fn size_of(&self, address: usize) -> Option<usize> {
+        self.blocks.get(&address).map(|block| block.size)
+    }
+
+    /// The address at which the innermost allocator knows a block.
+    pub fn innermost(&self, mut address: usize) -> usize {
+        while self.blocks.contains_key(&address) {
+            address -= HEAD;
+        }
+        address
+    }
+
+    /// Blocks that nobody has, but that were not given back because of what is wrong with them, and that no other lies in; `is_live` says of
+    /// which blocks somebody has them.
+    pub fn lost(&self, is_live: impl Fn(usize) -> bool) -> impl Iterator<Item = usize> {
+        let outermost = |address: usize| !self.blocks.contains_key(&(address + HEAD));
+        self.blocks
+            .iter()
+            .filter(move |&(&address, block)| block.told && outermost(address) && !is_live(address))
+            .map(|(&address, _)| address)
+    }
+
+    /// Whether a block of pymalloc is in use only because it is not to be used again.
+    pub fn withholds(&self, begin: usize) -> bool {
+        self.parked.contains(&begin) || self.blocks.get(&(begin + HEAD)).is_some_and(|block| block.told)
+    }
+
+    /// How many blocks of pymalloc are [withheld](Self::withholds) from everybody.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    fn reserve(&mut self) -> bool {
+        self.blocks.try_reserve(1 + self.moving).is_ok()
+    }
+
+    /// What CPython prints when `function` of the hook of `verifying` meets an address that a hook of another domain gave.
+    pub fn wrong_domain(&self, function: Function, verifying: Domain, address: usize) -> Option<Report> {
+        let block = self.blocks.get(&address)?;
+        // SAFETY: a block of ours.
+        unsafe { self.report(function, Problem::BadId(api_id(verifying)), address, *block) }
+    }
+
+    /// The text; nothing where a damaged size leads CPython out of the block, to where it may crash, or to bytes that satisfy it.
+    ///
+    /// # Safety
+    /// The block is at `address`.
+    unsafe fn report(&self, function: Function, problem: Problem, address: usize, block: Block) -> Option<Report> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = ptr::with_exposed_provenance::<u8>(address);
+            let tail = at.wrapping_add(read_size(at.sub(HEAD)));
+            if tail < at.sub(HEAD) || tail > at.add(block.size) {
+                return None;
+            }
+            let report = Report::read(self.text, function, problem, at);
+            Some(report).filter(Report::says_something)
+        }
+    }
+
+    /// `_PyMem_DebugCheckAddress`: what is wrong with a block, if anything.
+    ///
+    /// # Safety
+    /// The block is at `address`.
+    unsafe fn check(&self, function: Function, verifying: Domain, address: usize, block: Block) -> Option<Fault> {
+        // SAFETY: the caller's promise: header, data and guard bytes are where they were put.
+        unsafe {
+            let at = ptr::with_exposed_provenance::<u8>(address);
+            let damaged = |from: isize, to: isize, sound: &dyn Fn(isize) -> u8| {
+                (from..to).find(|&offset| *at.offset(offset) != sound(offset))
+            };
+            let size = block.size as isize;
+            let written = |offset: isize| block.size.to_be_bytes()[(offset + HEAD as isize) as usize];
+            let id = *at.sub(SST);
+            let leading = damaged(-(SST as isize) + 1, 0, &|_| FORBIDDEN);
+            let (kind, problem, offset) = if id != api_id(verifying) {
+                let kind =
+                    if block.domain == verifying { FaultKind::BufferUnderflow } else { FaultKind::WrongDomain };
+                (kind, Problem::BadId(api_id(verifying)), -(SST as isize))
+            } else if let Some(offset) = leading {
+                (FaultKind::BufferUnderflow, Problem::BadLeading, offset)
+            } else if let Some(offset) = damaged(-(HEAD as isize), -(SST as isize), &written) {
+                // What CPython takes for guard bytes lies somewhere else then.
+                (FaultKind::BufferUnderflow, Problem::BadTrailing, offset)
+            } else if let Some(offset) = damaged(size, size + SST as isize, &|_| FORBIDDEN) {
+                (FaultKind::BufferOverflow, Problem::BadTrailing, offset)
+            } else {
+                return None;
+            };
+            let report = self.report(function, problem, address, block);
+            let offset = (kind != FaultKind::WrongDomain).then_some(offset);
+            Some(Fault { allocated: Some(block.domain), offset, report, ..Fault::new(kind, address, verifying) })
+        }
+    }
+
+    /// The first block with damaged guard bytes of which that has not been said yet.
+    pub fn find_damaged(&mut self) -> Option<Fault> {
+        let found = self.blocks.iter().find_map(|(&address, &block)| {
+            // SAFETY: the table has the blocks that are there.
+            if block.told { None } else { unsafe { self.check(Function::Free, block.domain, address, block) } }
+        });
+        self.tell(found)
+    }
+
+    fn tell(&mut self, found: Option<Fault>) -> Option<Fault> {
+        let fault = found?;
+        if fault.kind != FaultKind::WrongDomain
+            && let Some(block) = self.blocks.get_mut(&fault.address)
+        {
+            block.told = true;
+        }
+        Some(fault)
+    }
+
+    /// Looks at the block that a hook is called with; false when the call is to do nothing.
+    fn is_sound(&mut self, function: Function, verifying: Domain, address: usize, block: Block) -> bool {
+        // SAFETY: the caller has found it in the table.
+        let found = unsafe { self.check(function, verifying, address, block) };
+        match self.tell(found) {
+            Some(fault) => {
+                self.keep_fault(fault);
+                false
+            }
+            None => true,
+        }
+    }
+}
+
+/// The hooks, for one step that calls no allocator.
+///
+/// # Safety
+/// `ctx` is the API of a hook, and the reference is gone when an allocator is called.
+unsafe fn hooks<'a>(ctx: *mut c_void) -> (&'a Api, &'a mut DebugHooks) {
+    // SAFETY: the caller's promise; hooks stay as long as the domains.
+    unsafe {
+        let api = &*ctx.cast::<Api>();
+        let hooks = (*api.domains).debug.as_mut().expect("a hook belongs to hooks that have been set up");
+        hooks.asking = api.domain;
+        (api, hooks)
+    }
+}
+
+/// Writes header and trailer of a block whose data begins at `data`.
+///
+/// # Safety
+/// The block is there.
+unsafe fn write_guards(data: *mut u8, size: usize, domain: Domain) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        data.sub(HEAD).cast::<[u8; SST]>().write(size.to_be_bytes());
+        data.sub(SST).write(api_id(domain));
+        data.sub(SST - 1).write_bytes(FORBIDDEN, SST - 1);
+        data.add(size).write_bytes(FORBIDDEN, SST);
+    }
+}
+
+/// `_PyMem_DebugRawAlloc`
+unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_void {
+    if size > PY_SSIZE_T_MAX - EXTRA {
+        return ptr::null_mut();
+    }
+    // SAFETY: `ctx` is the API of the hook; no reference to the hooks is held while the inner allocator runs.
+    unsafe {
+        let (api, known) = hooks(ctx);
+        if !known.reserve() {
+            return ptr::null_mut();
+        }
+        let inner = api.inner;
+        let block = if zeroed { (inner.calloc)(inner.ctx, 1, size + EXTRA) } else { (inner.malloc)(inner.ctx, size + EXTRA) };
+        if block.is_null() {
+            return block;
+        }
+        let data = block.cast::<u8>().add(HEAD);
+        let (api, known) = hooks(ctx);
+        let address = data.expose_provenance();
+        if known.blocks.contains_key(&address) {
+            // Given twice: to whom it belongs cannot be told any more.
+            known.keep_fault(Fault::new(FaultKind::HeapCorrupted, address, api.domain));
+            return ptr::null_mut();
+        }
+        if !known.reserve() {
+            (inner.free)(inner.ctx, block);
+            return ptr::null_mut();
+        }
+        known.blocks.insert(address, Block { size, domain: api.domain, told: false });
+        write_guards(data, size, api.domain);
+        if !zeroed {
+            data.write_bytes(CLEAN, size);
+        }
+        data.cast()
+    }
+}
+
+/// `_PyMem_DebugRawMalloc`, `_PyMem_DebugMalloc`
+unsafe extern "C" fn debug_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as there.
+    unsafe { debug_alloc(ctx, false, size) }
+}
+
+/// `_PyMem_DebugRawCalloc`, `_PyMem_DebugCalloc`
+unsafe extern "C" fn debug_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: as there.
+    count.checked_mul(size).map_or(ptr::null_mut(), |size| unsafe { debug_alloc(ctx, true, size) })
+}
+
+/// `_PyMem_DebugRawFree`, `_PyMem_DebugFree`
+unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
+    if address.is_null() {
+        return;
+    }
+    // SAFETY: as in `debug_alloc`; the caller gives a block of this domain.
+    unsafe {
+        let (api, known) = hooks(ctx);
+        let (inner, watched, domains) = (api.inner, api.watched, api.domains);
+        let Some(&block) = known.blocks.get(&address.expose_provenance()) else {
+            // Older than the hooks.
+            (inner.free)(inner.ctx, address);
+            return;
+        };
+        if !known.is_sound(Function::Free, api.domain, address as usize, block) {
+            return;
+        }
+        known.blocks.remove(&(address as usize));
+        let begin = address.cast::<u8>().sub(HEAD);
+        begin.write_bytes(DEAD, block.size + EXTRA);
+        (inner.free)(inner.ctx, begin.cast());
+        if watched {
+            (*domains).pymalloc.note_dead(begin as usize, block.size + EXTRA);
+        }
+    }
+}
+
+/// `_PyMem_DebugRawRealloc`, `_PyMem_DebugRealloc`
+unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as in `debug_free`.
+    unsafe {
+        if address.is_null() {
+            return debug_alloc(ctx, false, size);
+        }
+        let (api, known) = hooks(ctx);
+        let (inner, domain) = (api.inner, api.domain);
+        let Some(&block) = known.blocks.get(&address.expose_provenance()) else {
+            // Older than the hooks.
+            return (inner.realloc)(inner.ctx, address, size);
+        };
+        if !known.is_sound(Function::Realloc, domain, address as usize, block) || size > PY_SSIZE_T_MAX - EXTRA {
+            return ptr::null_mut();
+        }
+        // The block is nobody's while it moves, and has room in the table for when it has moved.
+        known.blocks.remove(&(address as usize));
+        known.moving += 1;
+        if !known.reserve() {
+            known.moving -= 1;
+            known.blocks.insert(address as usize, block);
+            return ptr::null_mut();
+        }
+
+        let erased = Erased::new(address.cast(), block.size);
+        let moved = (inner.realloc)(inner.ctx, address.cast::<u8>().sub(HEAD).cast(), size + EXTRA);
+        let (data, now) = if moved.is_null() { (address.cast(), block.size) } else { (moved.cast::<u8>().add(HEAD), size) };
+        write_guards(data, now, domain);
+        erased.restore(data, now);
+        if now > block.size {
+            data.add(block.size).write_bytes(CLEAN, now - block.size);
+        }
+
+        let (_, known) = hooks(ctx);
+        known.moving -= 1;
+        known.blocks.insert(data.expose_provenance(), Block { size: now, domain, told: false });
+        if moved.is_null() { moved } else { data.cast() }
+    }
+}
+
+/// What a realloc has put aside of a block while the inner allocator moves it: all of it, or both ends.
+struct Erased {
+    begin: [u8; ERASED],
+    end: [u8; ERASED],
+    size: usize,
+}
+
+impl Erased {
+    /// Puts the bytes aside and fills them, and with them header and trailer.
+    ///
+    /// # Safety
+    /// A block with `size` bytes of data begins its data at `data`.
+    unsafe fn new(data: *mut u8, size: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut erased = Self { begin: [0; ERASED], end: [0; ERASED], size };
+            let (begin, end) = erased.lengths();
+            data.copy_to_nonoverlapping(erased.begin.as_mut_ptr(), begin);
+            data.add(size - end).copy_to_nonoverlapping(erased.end.as_mut_ptr(), end);
+            data.sub(HEAD).write_bytes(DEAD, HEAD + begin);
+            data.add(size - end).write_bytes(DEAD, end + SST);
+            erased
+        }
+    }
+
+    /// Bytes at the begin and at the end.
+    fn lengths(&self) -> (usize, usize) {
+        let begin = self.size.min(ERASED);
+        (begin, (self.size - begin).min(ERASED))
+    }
+
+    /// Puts them back, as far as they fit into `now` bytes.
+    ///
+    /// # Safety
+    /// There are `now` bytes at `data`.
+    unsafe fn restore(&self, data: *mut u8, now: usize) {
+        let (begin, end) = self.lengths();
+        // SAFETY: the caller's promise.
+        unsafe {
+            data.copy_from_nonoverlapping(self.begin.as_ptr(), begin.min(now));
+            let from = self.size - end;
+            if now > from {
+                data.add(from).copy_from_nonoverlapping(self.end.as_ptr(), end.min(now - from));
+            }
+        }
+    }
+}
+
+/// A small block of pymalloc to which nobody wrote since it was freed; NULL when the request is not small or no arena can be had.
+///
+/// # Safety
+/// As for [`Pymalloc::alloc_from_used_pool`], of the domains' pymalloc; hooks have been set up.
+pub(super) unsafe fn watched_block(this: *mut Domains, size: usize) -> Result<*mut u8, Refused> {
+    // SAFETY: the caller's promise; references to the hooks and to pymalloc are gone when it takes a pool.
+    unsafe {
+        let pymalloc = &raw mut (*this).pymalloc;
+        loop {
+            let Some(known) = (*this).debug.as_mut() else { return Err(Refused) };
+            let is_live = |address: usize| known.blocks.contains_key(&(address + HEAD));
+            if let Some(block) = (*pymalloc).damaged_link(size, is_live) {
+                known.keep_fault(Fault::new(FaultKind::HeapCorrupted, block, known.asking));
+                return Err(Refused);
+            }
+            let block = match Pymalloc::alloc_from_used_pool::<AnyPools>(pymalloc, size) {
+                Some(block) => block.as_ptr(),
+                None => Pymalloc::alloc_from_new_pool::<AnyPools>(pymalloc, size),
+            };
+            let Some(whole) = Pymalloc::block_size::<AnyPools>(pymalloc, block).filter(|_| !block.is_null()) else {
+                return Ok(ptr::null_mut());
+            };
+            let begin = block.expose_provenance();
+            let state = (*pymalloc).state_of_dead(begin, whole);
+            if state == Dead::Sound {
+                (*pymalloc).forget_dead(begin, whole);
+                return Ok(block);
+            }
+            let Some(known) = (*this).debug.as_mut() else { return Err(Refused) };
+            if known.parked.try_reserve(1).is_err() {
+                // Nothing can be remembered about it: it stays free.
+                super::object_free::<AnyPools>(this.cast(), block.cast());
+                return Err(Refused);
+            }
+            known.parked.insert(begin);
+            (*pymalloc).forget_dead(begin, whole);
+            if let Dead::Damaged(byte) = state {
+                known.keep_fault(write_after_free(begin, byte, known.asking));
+                return Err(Refused);
+            }
+        }
+    }
+}
+
+/// Somebody wrote to a byte of a free block of pymalloc.
+pub(crate) fn write_after_free(begin: usize, byte: usize, used: Domain) -> Fault {
+    let data = begin + HEAD;
+    Fault { offset: Some(byte as isize - data as isize), ..Fault::new(FaultKind::WriteAfterFree, data, used) }
+}
+
+/// As `object_malloc`, from a [`watched_block`].
+///
+/// # Safety
+/// As for `watched_block`.
+pub(super) unsafe fn watched_malloc(this: *mut Domains, size: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match watched_block(this, size) {
+            Ok(block) if block.is_null() => count_raw(this, Domains::malloc(this, Domain::Raw, size)),
+            Ok(block) => block.cast(),
+            Err(Refused) => ptr::null_mut(),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What CPython prints about a block whose guard bytes are damaged, before it aborts (`_PyObject_DebugDumpAddress`, `Py_FatalError`).
+
+use core::fmt::{self, Write as _};
+
+use super::debug::{FORBIDDEN, SST};
+use crate::profile::DebugText;
+
+/// The hook that found it, as the text names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Function {
+    Free,
+    Realloc,
+}
+
+/// What it found, as the text says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Problem {
+    /// The API id is another than this one.
+    BadId(u8),
+    BadLeading,
+    BadTrailing,
+}
+
+/// The text that CPython prints for a fault that its debug hooks find, with the addresses that it has here.
+///
+/// [`Display`](fmt::Display) gives it. CPython writes bytes; each is the character with its number here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Report {
+    text: DebugText,
+    function: Function,
+    problem: Problem,
+    address: usize,
+    id: u8,
+    requested: usize,
+    leading: [u8; SST - 1],
+    trailing: [u8; SST],
+    /// The first 16 bytes of the data, and the last 8, as far as there are any.
+    first: [u8; 16],
+    last: [u8; 8],
+    thread: usize,
+    thread_name: [u8; 16],
+}
+
+impl Report {
+    /// Reads what the text needs.
+    ///
+    /// # Safety
+    /// The bytes from 16 before `address` to 8 behind the data, as long as the header says, can be read.
+    pub(crate) unsafe fn read(text: DebugText, function: Function, problem: Problem, address: *const u8) -> Self {
+        // SAFETY: the caller's promise. The name is written as far as there is room.
+        unsafe {
+            let requested = read_size(address.wrapping_sub(2 * SST));
+            let tail = address.wrapping_add(requested);
+            let (mut first, mut last) = ([0; 16], [0; 8]);
+            if tail >= address {
+                address.copy_to_nonoverlapping(first.as_mut_ptr(), requested.min(16));
+                let end = requested.min(8);
+                tail.wrapping_sub(end).copy_to_nonoverlapping(last.as_mut_ptr(), end);
+            }
+            let thread = libc::pthread_self();
+            let mut thread_name = [0; 16];
+            libc::pthread_getname_np(thread, thread_name.as_mut_ptr().cast(), thread_name.len());
+            Self {
+                text,
+                function,
+                problem,
+                address: address as usize,
+                id: *address.wrapping_sub(SST),
+                requested,
+                leading: address.wrapping_sub(SST - 1).cast::<[u8; SST - 1]>().read(),
+                trailing: tail.cast::<[u8; SST]>().read(),
+                first,
+                last,
+                thread: thread as usize,
+                thread_name,
+            }
+        }
+    }
+
+    /// Whether CPython has any reason to print it.
+    pub(crate) fn says_something(&self) -> bool {
+        self.problem != Problem::BadTrailing || self.trailing != [FORBIDDEN; SST]
+    }
+
+    fn pads(f: &mut fmt::Formatter<'_>, bytes: &[u8], name: impl Fn(usize) -> (&'static str, usize)) -> fmt::Result {
+        if bytes.iter().all(|&byte| byte == FORBIDDEN) {
+            return f.write_str("FORBIDDENBYTE, as expected.\n");
+        }
+        writeln!(f, "not all FORBIDDENBYTE (0x{FORBIDDEN:02x}):")?;
+        for (index, &byte) in bytes.iter().enumerate() {
+            let (from, distance) = name(index);
+            let ouch = if byte == FORBIDDEN { "" } else { " *** OUCH" };
+            writeln!(f, "        at {from}{distance}: 0x{byte:02x}{ouch}")?;
+        }
+        Ok(())
+    }
+
+    fn data(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.requested == 0 {
+            return Ok(());
+        }
+        f.write_str("    Data at p:")?;
+        // A size that leads around the end of memory leaves nothing between begin and end.
+        let wraps = self.address.checked_add(self.requested).is_none();
+        if !wraps {
+            let shown = self.requested.min(16);
+            let (begin, dots) = if self.requested > 16 { (8, true) } else { (shown, false) };
+            for byte in &self.first[..begin] {
+                write!(f, " {byte:02x}")?;
+            }
+            if dots {
+                f.write_str(" ...")?;
+                for byte in self.last {
+                    write!(f, " {byte:02x}")?;
+                }
+            }
+        }
+        f.write_char('\n')
+    }
+
+    fn message(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problem {
+            Problem::BadId(verified) => {
+                f.write_str("bad ID: Allocated using API '")?;
+                if self.id == 0 && self.text.message_ends_at_nul {
+                    return Ok(());
+                }
+                write!(f, "{}', verified using API '{}'", char::from(self.id), char::from(verified))
+            }
+            Problem::BadLeading => f.write_str("bad leading pad byte"),
+            Problem::BadTrailing => f.write_str("bad trailing pad byte"),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Debug memory block at address p={:#x}: API '{}'", self.address, char::from(self.id))?;
+        writeln!(f, "    {} bytes originally requested", self.requested)?;
+        f.write_str("    The 7 pad bytes at p-7 are ")?;
+        Self::pads(f, &self.leading, |index| ("p-", SST - 1 - index))?;
+        if self.leading != [FORBIDDEN; SST - 1] {
+            f.write_str(
+                "    Because memory is corrupted at the start, the count of bytes requested\n       \
+                 may be bogus, and checking the trailing pad bytes may segfault.\n",
+            )?;
+        }
+        write!(f, "    The 8 pad bytes at tail={:#x} are ", self.address.wrapping_add(self.requested))?;
+        Self::pads(f, &self.trailing, |index| ("tail+", index))?;
+        self.data(f)?;
+        f.write_str("\nEnable tracemalloc to get the memory block allocation traceback\n\nFatal Python error: ")?;
+        if self.text.names_function {
+            f.write_str(match self.function {
+                Function::Free => "_PyMem_DebugRawFree: ",
+                Function::Realloc => "_PyMem_DebugRawRealloc: ",
+            })?;
+        }
+        self.message(f)?;
+        write!(f, "\nPython runtime state: initialized\n\nCurrent thread 0x{:016x}", self.thread)?;
+        let name = self.thread_name.split(|&byte| byte == 0).next().unwrap_or_default();
+        if self.text.names_thread && !name.is_empty() {
+            f.write_str(" [")?;
+            name.iter().try_for_each(|&byte| f.write_char(char::from(byte)))?;
+            f.write_char(']')?;
+        }
+        writeln!(f, " (most recent call first):")?;
+        f.write_str(self.text.no_frame)
+    }
+}
+
+/// `read_size_t`: eight bytes, the most significant one first.
+///
+/// # Safety
+/// They can be read.
+pub(super) unsafe fn read_size(at: *const u8) -> usize {
+    // SAFETY: the caller's promise.
+    usize::from_be_bytes(unsafe { at.cast::<[u8; SST]>().read() })
+}

@@ -1,0 +1,107 @@
+//! Which words of free blocks are known to hold the fill of the debug hooks, so that a write to one is found.
+
+use core::ptr::{self, NonNull};
+
+use crate::address_hash::AddressSet;
+use crate::os;
+
+/// The fill of memory that has been freed (`PYMEM_DEADBYTE`), as a word.
+const DEAD_WORD: u64 = 0xdddd_dddd_dddd_dddd;
+const WORD: usize = 8;
+/// Bytes of memory for a byte of bits.
+const BYTE_COVERS: usize = WORD * 8;
+
+/// A bit for every word of the region: set where a free block has [`DEAD_WORD`], and only there. The link of a free block is in a word that
+/// has no bit.
+pub(crate) struct DeadWords {
+    base: usize,
+    len: usize,
+    bits: NonNull<u8>,
+    /// Free blocks that somebody wrote to, of which that has been said.
+    told: AddressSet,
+}
+
+impl DeadWords {
+    /// For a region that is not empty; nothing when there is no address space for it.
+    pub fn new(base: usize, len: usize) -> Option<Self> {
+        Some(Self { base, len, bits: os::map(len / WORD / 8)?, told: AddressSet::default() })
+    }
+
+    /// Calls `visit` with every word of a range in the region and the byte and the mask of its bit.
+    fn each(&self, begin: usize, end: usize, mut visit: impl FnMut(*mut u64, &mut u8, u8) -> bool) {
+        debug_assert!(begin >= self.base && end <= self.base + self.len, "the range lies in the region");
+        let mut address = begin.next_multiple_of(WORD);
+        while address + WORD <= end {
+            let index = (address - self.base) / WORD;
+            // SAFETY: the table has a bit for every word of the region.
+            let byte = unsafe { &mut *self.bits.as_ptr().add(index / 8) };
+            if !visit(ptr::with_exposed_provenance_mut(address), byte, 1 << (index % 8)) {
+                return;
+            }
+            address += WORD;
+        }
+    }
+
+    /// A block has been freed: its words that hold the fill now are to keep it.
+    pub fn note(&mut self, begin: usize, end: usize) {
+        self.each(begin, end, |word, byte, bit| {
+            // SAFETY: the region is mapped, whoever has it.
+            if unsafe { word.read() } == DEAD_WORD {
+                *byte |= bit;
+            }
+            true
+        });
+    }
+
+    /// Nothing is known of a range any more.
+    pub fn forget(&mut self, begin: usize, end: usize) {
+        if (begin | end) & (BYTE_COVERS - 1) == 0 {
+            let first = (begin - self.base) / BYTE_COVERS;
+            // SAFETY: the table has a bit for every word of the region.
+            unsafe { self.bits.as_ptr().add(first).write_bytes(0, (end - begin) / BYTE_COVERS) };
+        } else {
+            self.each(begin, end, |_, byte, bit| {
+                *byte &= !bit;
+                true
+            });
+        }
+        if !self.told.is_empty() {
+            self.told.retain(|&block| block < begin || block >= end);
+        }
+    }
+
+    /// Address of the first byte in a range that was to keep the fill, and has not.
+    pub fn damaged(&self, begin: usize, end: usize) -> Option<usize> {
+        let mut found = None;
+        self.each(begin, end, |word, byte, bit| {
+            // SAFETY: as in `note`.
+            if *byte & bit != 0 && unsafe { word.read() } != DEAD_WORD {
+                found = Some(word.expose_provenance());
+            }
+            found.is_none()
+        });
+        // SAFETY: as above.
+        found.map(|word| (word..).find(|&at| unsafe { *ptr::with_exposed_provenance::<u8>(at) } != 0xdd).unwrap_or(word))
+    }
+
+    /// Of a free block it has been said that somebody wrote to it; false when there is no memory to remember that.
+    pub fn tell(&mut self, block: usize, end: usize) -> bool {
+        if self.told.try_reserve(1).is_err() {
+            return false;
+        }
+        self.forget(block, end);
+        self.told.insert(block)
+    }
+
+    /// Whether it has been said of a block.
+    pub fn was_told(&self, block: usize) -> bool {
+        self.told.contains(&block)
+    }
+}
+
+impl Drop for DeadWords {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size; the table is gone.
+        unsafe { os::unmap(self.bits, self.len / WORD / 8) };
+    }
+}
