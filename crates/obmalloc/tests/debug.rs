@@ -89,7 +89,11 @@ fn shown(output: &str, end: &str) -> String {
 type Outputs = BTreeMap<String, BTreeMap<String, String>>;
 
 fn parse_oracle(text: &str) -> BTreeMap<String, String> {
-    text.split("== ").skip(1).filter_map(|part| part.split_once('\n')).map(|(name, output)| (name.into(), output.into())).collect()
+    text.split("== ")
+        .skip(1)
+        .filter_map(|part| part.split_once('\n'))
+        .map(|(name, output)| (name.into(), output.into()))
+        .collect()
 }
 
 /// What comes after the line in which a release says what is wrong: the same for every fault.
@@ -201,7 +205,8 @@ fn the_golden_copies_are_what_real_cpythons_give() {
         // What was found may be a script that starts a python.
         let tell = "import sys, os; print('%d.%d.%d' % sys.version_info[:3], sys.base_prefix, os.path.realpath(sys.executable), sep=':')";
         let told = Command::new(&python).args(["-c", tell]).output();
-        let Some(told) = told.ok().filter(|told| told.status.success()).and_then(|told| String::from_utf8(told.stdout).ok()) else {
+        let Some(told) = told.ok().filter(|told| told.status.success()).and_then(|told| String::from_utf8(told.stdout).ok())
+        else {
             continue;
         };
         let [version, prefix, executable] = told.trim().split(':').collect::<Vec<_>>()[..] else { continue };
@@ -233,4 +238,351 @@ fn the_golden_copies_are_what_real_cpythons_give() {
     if all.is_empty() {
         println!("no CPython found: the golden copies were not compared with one");
     }
+}
+
+fn live(heap: &CheckedHeap, domain: Domain, size: usize) -> usize {
+    at(heap.malloc(domain, size))
+}
+
+/// Asks for blocks until each that is free now has been given, and gives them back: none of them is `withheld`.
+fn is_never_given(heap: &CheckedHeap, domain: Domain, size: usize, withheld: usize) {
+    let blocks: Vec<_> = (0..2000).map(|_| live(heap, domain, size)).collect();
+    assert!(!blocks.contains(&withheld), "{withheld:#x} was given again");
+    blocks.into_iter().for_each(|block| heap.free(domain, block).expect("live"));
+}
+
+#[test]
+fn each_damage_has_its_kind_and_the_block_stays_what_it_was() {
+    let heap = heap(&profile::V3_13);
+    for domain in Domain::ALL {
+        for size in [0usize, 1, 8, 17, 100, 300, 488, 489, 600, 5000] {
+            for (offset, kind) in [
+                (size as isize, FaultKind::BufferOverflow),
+                (size as isize + 7, FaultKind::BufferOverflow),
+                (-1, FaultKind::BufferUnderflow),
+                (-7, FaultKind::BufferUnderflow),
+                (-8, FaultKind::BufferUnderflow),
+                (-9, FaultKind::BufferUnderflow),
+                (-16, FaultKind::BufferUnderflow),
+            ] {
+                let block = live(&heap, domain, size);
+                write(block, &vec![1; size]);
+                let damaged = block.wrapping_add_signed(offset);
+                let before = bytes(damaged, 1);
+                let blocks = heap.allocated_blocks();
+                write(damaged, &[!before[0]]);
+                let found = heap.verify_guards().expect_err("damaged");
+                assert_eq!((found.kind, found.address, found.offset), (kind, block, Some(offset)), "{domain} {size}");
+                for _ in 0..2 {
+                    let on_free = heap.free(domain, block).expect_err("damaged");
+                    let on_realloc = heap.realloc(domain, Some(block), size + 30).expect_err("damaged");
+                    for fault in [on_free, on_realloc] {
+                        assert_eq!((fault.kind, fault.address, fault.offset), (kind, block, Some(offset)));
+                        assert_eq!((fault.used, fault.allocated), (domain, Some(domain)));
+                    }
+                }
+                // Said once, it is not said by a walk again; and nothing has happened to the block.
+                assert_eq!(heap.verify_guards(), Ok(()));
+                assert_eq!(heap.usable_size(domain, block), Ok(size));
+                assert_eq!(bytes(block, size), vec![1; size]);
+                assert_eq!(heap.allocated_blocks(), blocks);
+                heap.verify().expect("holds");
+                // Whoever puts the byte back has a sound block again.
+                write(damaged, &before);
+                heap.free(domain, block).expect("sound");
+            }
+        }
+    }
+    assert_eq!(heap.allocated_blocks(), 0);
+}
+
+#[test]
+fn a_damaged_block_is_not_given_again() {
+    let heap = heap(&profile::V3_13);
+    let block = live(&heap, Domain::Obj, 40);
+    write(block + 40, b"x");
+    heap.free(Domain::Obj, block).expect_err("damaged");
+    is_never_given(&heap, Domain::Obj, 40, block);
+    heap.verify().expect("holds");
+}
+
+#[test]
+fn a_bogus_size_is_not_followed_out_of_the_block() {
+    let heap = heap(&profile::V3_13);
+    for domain in Domain::ALL {
+        for size in [u64::MAX / 2, 1 << 40, 101, 100 + 8] {
+            let block = live(&heap, domain, 100);
+            write(block - 16, &size.to_be_bytes());
+            let fault = heap.free(domain, block).expect_err("damaged");
+            assert_eq!(fault.kind, FaultKind::BufferUnderflow);
+            assert_eq!(fault.report, None, "what CPython reads there is not known");
+            assert_eq!(heap.usable_size(domain, block), Ok(100));
+        }
+    }
+}
+
+#[test]
+fn a_wrong_domain_is_told_as_cpython_tells_it_and_changes_nothing() {
+    let heap = heap(&profile::V3_12);
+    let block = live(&heap, Domain::Mem, 16);
+    let fault = heap.free(Domain::Obj, block).expect_err("mem");
+    assert_eq!((fault.kind, fault.allocated, fault.used), (FaultKind::WrongDomain, Some(Domain::Mem), Domain::Obj));
+    let report = fault.report.expect("a report").to_string();
+    assert!(report.contains("bad ID: Allocated using API 'm', verified using API 'o'"), "{report}");
+    assert!(report.starts_with(&format!("Debug memory block at address p={block:#x}: API 'm'\n")), "{report}");
+    // What CPython has no hook for has no text of CPython's.
+    assert_eq!(heap.usable_size(Domain::Obj, block).expect_err("mem").report, None);
+    heap.verify_guards().expect("nothing is damaged");
+    heap.free(Domain::Mem, block).expect("live");
+}
+
+#[test]
+fn what_crashes_cpythons_hooks_is_a_fault() {
+    let heap = heap(&profile::V3_14);
+    for domain in Domain::ALL {
+        for size in [0, 40, 600, 300_000] {
+            let block = live(&heap, domain, size);
+            for (address, kind) in [
+                (block + 1, if size > 1 { FaultKind::InteriorPointer } else { FaultKind::ForeignPointer }),
+                (block - 16, FaultKind::ForeignPointer),
+                (block - 1, FaultKind::ForeignPointer),
+            ] {
+                let fault = heap.free(domain, address).expect_err("no block");
+                assert!(
+                    fault.kind == kind || (size == 0 && fault.kind == FaultKind::InteriorPointer),
+                    "{domain} {size} {address:#x} in {block:#x}: {fault}"
+                );
+            }
+            heap.free(domain, block).expect("live");
+            assert_eq!(heap.free(domain, block).expect_err("freed").kind, FaultKind::DoubleFree);
+            assert_eq!(heap.realloc(domain, Some(block), 9).expect_err("freed").kind, FaultKind::UseAfterFree);
+            heap.verify().expect("holds");
+            heap.verify_guards().expect("holds");
+        }
+    }
+}
+
+#[test]
+fn a_write_after_free_is_found_when_the_block_is_to_be_used_again() {
+    for (profile, domain) in [(&profile::V3_8, Domain::Obj), (&profile::V3_13, Domain::Mem)] {
+        for offset in [-8, -1, 0, 13, 14, 39, 40, 47] {
+            let heap = heap(profile);
+            let anchor = live(&heap, domain, 40);
+            let block = live(&heap, domain, 40);
+            let blocks = heap.allocated_blocks();
+            heap.free(domain, block).expect("live");
+            write(block.wrapping_add_signed(offset), b"!");
+            assert_eq!(heap.malloc(domain, 33), None);
+            let fault = heap.take_fault().expect("a fault");
+            assert_eq!((fault.kind, fault.address, fault.used), (FaultKind::WriteAfterFree, block, domain));
+            assert_eq!(fault.offset, Some(offset));
+            assert_eq!(heap.take_fault(), None);
+            heap.verify().expect("holds");
+            heap.verify_guards().expect("said already");
+            is_never_given(&heap, domain, 40, block);
+            assert_eq!(heap.allocated_blocks(), blocks - 1);
+            heap.free(domain, anchor).expect("live");
+        }
+    }
+}
+
+#[test]
+fn a_write_after_free_is_found_by_a_walk_and_the_block_is_left_out_then() {
+    let heap = heap(&profile::V3_13);
+    let blocks: Vec<_> = (0..8).map(|_| live(&heap, Domain::Obj, 100)).collect();
+    heap.free(Domain::Obj, blocks[3]).expect("live");
+    heap.free(Domain::Obj, blocks[5]).expect("live");
+    write(blocks[3] + 99, b"!");
+    let fault = heap.verify_guards().expect_err("damaged");
+    assert_eq!((fault.kind, fault.address, fault.offset), (FaultKind::WriteAfterFree, blocks[3], Some(99)));
+    heap.verify_guards().expect("said already");
+    is_never_given(&heap, Domain::Obj, 100, blocks[3]);
+    assert_eq!(heap.take_fault(), None);
+    heap.verify().expect("holds");
+    assert_eq!(heap.allocated_blocks(), 6);
+}
+
+#[test]
+fn memory_that_is_given_for_something_else_was_not_written_to_after_free() {
+    let heap = heap(&profile::V3_9);
+    for sizes in [[40, 200], [200, 40], [8, 480]] {
+        // Whole pools change their size class, and arenas come and go.
+        for size in sizes {
+            let blocks: Vec<_> = (0..9000).map(|_| live(&heap, Domain::Obj, size)).collect();
+            for &block in &blocks {
+                write(block, &vec![0x77; size]);
+            }
+            let (kept, freed): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(index, _)| index % 3 == 0);
+            freed.into_iter().for_each(|(_, block)| heap.free(Domain::Obj, block).expect("live"));
+            heap.verify_guards().expect("nobody wrote");
+            for (_, block) in kept {
+                let moved = at(heap.realloc(Domain::Obj, Some(block), size / 2).expect("live"));
+                heap.free(Domain::Obj, moved).expect("live");
+            }
+            heap.verify_guards().expect("nobody wrote");
+        }
+    }
+    assert_eq!(heap.take_fault(), None);
+    heap.verify().expect("holds");
+}
+
+#[test]
+fn a_link_that_somebody_wrote_over_is_not_followed() {
+    for link in [0x10usize, usize::MAX, 1 << 46, 0xdddd_dddd_dddd_dddd] {
+        let heap = heap(&profile::V3_13);
+        let blocks: Vec<_> = (0..4).map(|_| live(&heap, Domain::Obj, 40)).collect();
+        heap.free(Domain::Obj, blocks[1]).expect("live");
+        heap.free(Domain::Obj, blocks[2]).expect("live");
+        write(blocks[2] - 16, &link.to_ne_bytes());
+        for _ in 0..2 {
+            assert_eq!(heap.malloc(Domain::Obj, 40), None);
+            let fault = heap.take_fault().expect("a fault");
+            assert_eq!((fault.kind, fault.address), (FaultKind::HeapCorrupted, blocks[2] - 16));
+        }
+        heap.verify().expect_err("corrupted");
+        // Other classes go on.
+        live(&heap, Domain::Obj, 100);
+    }
+    // A link to a block that somebody has would give that to somebody else.
+    let heap = heap(&profile::V3_13);
+    let blocks: Vec<_> = (0..4).map(|_| live(&heap, Domain::Obj, 40)).collect();
+    heap.free(Domain::Obj, blocks[2]).expect("live");
+    write(blocks[2] - 16, &(blocks[1] - 16).to_ne_bytes());
+    assert_eq!(heap.malloc(Domain::Obj, 40), None);
+    assert_eq!(heap.take_fault().expect("a fault").kind, FaultKind::HeapCorrupted);
+}
+
+#[test]
+fn blocks_older_than_the_hooks_are_freed_without_a_look() {
+    let heap = CheckedHeap::new(HeapOptions::new(&profile::V3_11)).expect("a heap");
+    let sizes = [1, 16, 500, 600, 70_000];
+    let old: Vec<_> = Domain::ALL.into_iter().flat_map(|domain| sizes.map(|size| (domain, live(&heap, domain, size)))).collect();
+    heap.setup_debug_hooks().expect("memory");
+    heap.setup_debug_hooks().expect("nothing to do");
+    for (index, &(domain, block)) in old.iter().enumerate() {
+        if index % 2 == 0 {
+            heap.free(domain, block).expect("live");
+            assert_eq!(heap.free(domain, block).expect_err("freed").kind, FaultKind::DoubleFree);
+        } else {
+            let moved = at(heap.realloc(domain, Some(block), 333).expect("live"));
+            heap.free(domain, moved).expect("live");
+        }
+        heap.verify().expect("holds");
+    }
+    assert_eq!(heap.allocated_blocks(), 0);
+    // Twice set up, a hook is around the allocator once.
+    let block = live(&heap, Domain::Obj, 5);
+    assert_eq!(bytes(block - 16, 8), 5u64.to_be_bytes());
+    assert_eq!(bytes(block + 5, 8), [0xfd; 8]);
+    assert_eq!(heap.usable_size(Domain::Obj, block), Ok(5));
+}
+
+#[test]
+fn names_of_pythonmalloc_choose_the_allocators() {
+    for name in AllocatorName::ALL {
+        assert_eq!(AllocatorName::named(name.name()), Some(name));
+        let heap = CheckedHeap::new(HeapOptions::new(&profile::V3_13)).expect("a heap");
+        heap.use_allocator(name).expect("memory");
+        let allocators = Domain::ALL.map(|domain| live(&heap, domain, 40));
+        let (pymalloc, debug) = match name.name() {
+            "default" | "pymalloc" => (true, false),
+            "debug" | "pymalloc_debug" => (true, true),
+            "malloc" => (false, false),
+            "malloc_debug" => (false, true),
+            other => panic!("{other}"),
+        };
+        assert_eq!(heap.arenas().len(), usize::from(pymalloc), "{}", name.name());
+        for (domain, block) in Domain::ALL.into_iter().zip(allocators) {
+            let guarded = bytes(block + 40, if debug { 8 } else { 0 }).iter().all(|&byte| byte == 0xfd);
+            assert!(guarded, "{}: {domain}", name.name());
+            if debug {
+                assert_eq!(bytes(block - 8, 1)[0], [b'r', b'm', b'o'][domain as usize]);
+                write(block + 40, &[0]);
+                assert_eq!(heap.free(domain, block).expect_err("damaged").kind, FaultKind::BufferOverflow);
+                write(block + 40, &[0xfd]);
+            }
+            heap.free(domain, block).expect("live");
+        }
+        heap.verify().expect("holds");
+    }
+    for unknown in ["", "Default", "mimalloc", "debug ", "malloc_"] {
+        assert_eq!(AllocatorName::named(unknown), None);
+    }
+}
+
+#[test]
+fn objects_lie_between_guard_bytes() {
+    for profile in profile::ALL {
+        let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).expect("a heap");
+        heap.use_allocator(AllocatorName::Debug).expect("memory");
+        let fields = vec![("next".to_owned(), obmalloc::FieldKind::Object), ("n".to_owned(), obmalloc::FieldKind::I64)];
+        let spec = TypeSpec { name: "node".into(), fields, gc: true, weakrefs: true, managed_dict: true, ..TypeSpec::default() };
+        let node = heap.define_type(spec).expect("a type");
+        let objects: Vec<_> = (0..300).map(|_| heap.alloc(node, 0).expect("memory")).collect();
+        for (index, &object) in objects.iter().enumerate() {
+            let next = objects[(index + 1) % objects.len()];
+            heap.set(object, obmalloc::Field::Name("next"), obmalloc::Value::Object(next)).expect("an object");
+        }
+        heap.verify().expect("holds");
+        heap.verify_guards().expect("holds");
+        for &object in &objects {
+            assert_eq!(heap.free(Domain::Obj, object).expect_err("an object").kind, FaultKind::WrongType);
+            heap.decref(object).expect("an object");
+        }
+        assert_eq!(heap.collect(2), Ok(300));
+        assert_eq!(heap.take_fault(), None);
+        assert_eq!(heap.allocated_blocks(), 0);
+        assert_eq!(heap.decref(objects[0]).expect_err("gone").kind, FaultKind::RefcountUnderflow);
+        heap.verify().expect("holds");
+        heap.verify_guards().expect("holds");
+    }
+}
+
+#[test]
+fn an_object_with_damaged_guard_bytes_is_told_of_when_it_is_destroyed() {
+    let heap = ObjectHeap::new(HeapOptions::new(&profile::V3_13), Box::new(NoHooks)).expect("a heap");
+    heap.use_allocator(AllocatorName::Debug).expect("memory");
+    let plain = heap.define_type(TypeSpec { name: "plain".into(), ..TypeSpec::default() }).expect("a type");
+    let [other, object, third] = [0; 3].map(|_| heap.alloc(plain, 0).expect("memory"));
+    assert_eq!(bytes(object - 16, 8), 16u64.to_be_bytes());
+    write(object + 16, &[0]);
+    let fault = heap.decref(object).expect_err("damaged");
+    assert_eq!((fault.kind, fault.address, fault.offset), (FaultKind::BufferOverflow, object, Some(16)));
+    assert!(fault.report.expect("a report").to_string().contains("bad trailing pad byte"));
+    assert_eq!(heap.refcount(object).expect_err("gone").kind, FaultKind::UseAfterFree);
+    heap.verify().expect("holds");
+    heap.verify_guards().expect("said already");
+    is_never_given(&heap, Domain::Obj, 16, object);
+    // A request for an object fails with the fault, and the next one does not.
+    heap.decref(other).expect("an object");
+    write(other + 3, b"late");
+    let refused = heap.alloc(plain, 0).expect_err("written to");
+    assert!(matches!(refused, obmalloc::ObjectError::Fault(fault) if fault.kind == FaultKind::WriteAfterFree), "{refused}");
+    let next = heap.alloc(plain, 0).expect("memory");
+    assert_ne!(next, other);
+    heap.decref(next).expect("an object");
+    heap.decref(third).expect("an object");
+}
+
+#[test]
+fn a_heap_gives_back_what_it_withheld() {
+    // What is left over shows under LeakSanitizer.
+    let heap = heap(&profile::V3_13);
+    for domain in Domain::ALL {
+        for size in [20, 700] {
+            let kept = live(&heap, domain, size);
+            let damaged = live(&heap, domain, size);
+            write(damaged + size, &[0]);
+            heap.free(domain, damaged).expect_err("damaged");
+            // Of large blocks of mem and obj, the inner one.
+            let inner = live(&heap, domain, size + 1);
+            write(inner + size + 1 + 8, &[0]);
+            if domain != Domain::Raw && size == 700 {
+                assert_eq!(heap.free(domain, inner).expect_err("damaged").kind, FaultKind::BufferOverflow);
+                assert_eq!(heap.free(domain, inner).expect_err("gone").kind, FaultKind::DoubleFree);
+            }
+            assert_eq!(heap.usable_size(domain, kept), Ok(size));
+        }
+    }
+    heap.verify().expect("holds");
 }

@@ -7,7 +7,7 @@ mod common;
 use calls::{Op, program, run};
 use common::{Random, seed, shrink};
 use obmalloc::profile::{self, Geometry, Profile};
-use obmalloc::{ArenaAllocator, CheckedHeap, HeapOptions};
+use obmalloc::{AllocatorName, ArenaAllocator, CheckedHeap, HeapOptions};
 
 /// Four pools an arena: arenas come and go all the time.
 const TINY: Geometry = Geometry { arena_size: 64 << 10, pool_size: 16 << 10, alignment: 16, small_request_threshold: 4096 };
@@ -19,7 +19,11 @@ fn heap(profile: &'static Profile, geometry: Option<Geometry>) -> CheckedHeap {
 }
 
 fn hold(make: impl Fn() -> CheckedHeap, ops: Vec<Op>, seed: u64) {
-    let attempt = |ops: &[Op]| run(&make(), ops, |heap| heap.verify().map_err(|corruption| corruption.to_string()));
+    let holds = |heap: &CheckedHeap| {
+        heap.verify().map_err(|corruption| corruption.to_string())?;
+        heap.verify_guards().map_err(|fault| fault.to_string())
+    };
+    let attempt = |ops: &[Op]| run(&make(), ops, holds);
     if let Err(error) = attempt(&ops) {
         let shortest = shrink(ops, |ops| attempt(ops).is_err());
         panic!("seed {seed}: {error}\nshortest: {shortest:#?}\n{:?}", attempt(&shortest));
@@ -48,6 +52,52 @@ fn every_structure_holds_in_arenas_of_a_foreign_allocator() {
             heap
         };
         hold(make, program(seed, 2000, 4200), seed);
+    }
+}
+
+#[test]
+fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
+    let seed = seed();
+    for (index, profile) in [&profile::V3_8, &profile::V3_9, &profile::V3_14].into_iter().enumerate() {
+        for (geometry, largest) in [(Some(TINY), 4200), (Some(NARROW), 600), (None, 600)] {
+            for name in [AllocatorName::Debug, AllocatorName::MallocDebug] {
+                let make = || {
+                    let heap = heap(profile, geometry);
+                    heap.use_allocator(name).expect("memory");
+                    heap
+                };
+                hold(make, program(seed + index as u64, 700, largest), seed + index as u64);
+            }
+        }
+    }
+    let make = || {
+        let heap = heap(&profile::V3_14, Some(TINY));
+        // SAFETY: as above.
+        unsafe { heap.set_arena_allocator(misaligned(0x2010)) };
+        heap.setup_debug_hooks().expect("memory");
+        heap
+    };
+    hold(make, program(seed, 1000, 4200), seed);
+}
+
+#[test]
+fn hooks_that_come_in_the_middle_leave_older_blocks_whole() {
+    let seed = seed();
+    let make = || heap(&profile::V3_13, Some(TINY));
+    let attempt = |ops: &[Op]| {
+        let mut left = 500;
+        run(&make(), ops, |heap| {
+            left -= 1;
+            if left == 0 {
+                heap.setup_debug_hooks().map_err(|error| error.to_string())?;
+            }
+            heap.verify().map_err(|corruption| corruption.to_string())?;
+            heap.verify_guards().map_err(|fault| fault.to_string())
+        })
+    };
+    let ops = program(seed, 1500, 4200);
+    if let Err(error) = attempt(&ops) {
+        panic!("seed {seed}: {error}\nshortest: {:#?}", shrink(ops, |ops| attempt(ops).is_err()));
     }
 }
 

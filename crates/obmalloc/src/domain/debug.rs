@@ -181,7 +181,7 @@ impl DebugHooks {
     pub fn wrong_domain(&self, function: Function, verifying: Domain, address: usize) -> Option<Report> {
         let block = self.blocks.get(&address)?;
         // SAFETY: a block of ours.
-        unsafe { self.report(function, Problem::BadId(api_id(verifying)), address, *block) }
+        unsafe { self.report(function, Problem::Id(api_id(verifying)), address, *block) }
     }
 
     /// The text; nothing where a damaged size leads CPython out of the block, to where it may crash, or to bytes that satisfy it.
@@ -217,16 +217,15 @@ impl DebugHooks {
             let id = *at.sub(SST);
             let leading = damaged(-(SST as isize) + 1, 0, &|_| FORBIDDEN);
             let (kind, problem, offset) = if id != api_id(verifying) {
-                let kind =
-                    if block.domain == verifying { FaultKind::BufferUnderflow } else { FaultKind::WrongDomain };
-                (kind, Problem::BadId(api_id(verifying)), -(SST as isize))
+                let kind = if block.domain == verifying { FaultKind::BufferUnderflow } else { FaultKind::WrongDomain };
+                (kind, Problem::Id(api_id(verifying)), -(SST as isize))
             } else if let Some(offset) = leading {
-                (FaultKind::BufferUnderflow, Problem::BadLeading, offset)
+                (FaultKind::BufferUnderflow, Problem::Leading, offset)
             } else if let Some(offset) = damaged(-(HEAD as isize), -(SST as isize), &written) {
                 // What CPython takes for guard bytes lies somewhere else then.
-                (FaultKind::BufferUnderflow, Problem::BadTrailing, offset)
+                (FaultKind::BufferUnderflow, Problem::Trailing, offset)
             } else if let Some(offset) = damaged(size, size + SST as isize, &|_| FORBIDDEN) {
-                (FaultKind::BufferOverflow, Problem::BadTrailing, offset)
+                (FaultKind::BufferOverflow, Problem::Trailing, offset)
             } else {
                 return None;
             };

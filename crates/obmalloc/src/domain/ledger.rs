@@ -8,10 +8,10 @@ use core::ptr::NonNull;
 
 use alloc::collections::VecDeque;
 
+use super::debug::HEAD as HOOKED_BEGIN;
 use super::{Domain, Report};
 use crate::address_hash::AddressMap;
 use crate::os;
-use super::debug::HEAD as HOOKED_BEGIN;
 use crate::pymalloc::{Location, Pymalloc};
 
 /// Freed blocks outside the region that are remembered, so that freeing one again can be told from freeing a stranger.

@@ -12,16 +12,16 @@ use alloc::boxed::Box;
 use core::ffi::c_void;
 use core::ptr;
 
-pub use ledger::{Fault, FaultKind};
 pub(crate) use debug::{DebugHooks, write_after_free};
+pub use ledger::{Fault, FaultKind};
 pub(crate) use ledger::{Ledger, Purpose};
-pub use report::Report;
 pub(crate) use report::Function;
+pub use report::Report;
 
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::profile::{Geometry, Profile};
-use debug::Refused;
 use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
+use debug::Refused;
 
 /// `PyMemAllocatorDomain`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

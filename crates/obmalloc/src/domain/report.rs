@@ -3,7 +3,7 @@
 use core::fmt::{self, Write as _};
 
 use super::debug::{FORBIDDEN, SST};
-use crate::profile::DebugText;
+use crate::profile::{DebugText, NoFrame};
 
 /// The hook that found it, as the text names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,14 +16,17 @@ pub(crate) enum Function {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Problem {
     /// The API id is another than this one.
-    BadId(u8),
-    BadLeading,
-    BadTrailing,
+    Id(u8),
+    /// Bytes before the data.
+    Leading,
+    /// Bytes behind the data.
+    Trailing,
 }
 
 /// The text that CPython prints for a fault that its debug hooks find, with the addresses that it has here.
 ///
-/// [`Display`](fmt::Display) gives it. CPython writes bytes; each is the character with its number here.
+/// [`Display`](fmt::Display) gives it, as it is for the thread that asks and for one in which no Python function is running. CPython writes
+/// bytes; each is the character with its number here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Report {
     text: DebugText,
@@ -37,8 +40,6 @@ pub struct Report {
     /// The first 16 bytes of the data, and the last 8, as far as there are any.
     first: [u8; 16],
     last: [u8; 8],
-    thread: usize,
-    thread_name: [u8; 16],
 }
 
 impl Report {
@@ -47,7 +48,7 @@ impl Report {
     /// # Safety
     /// The bytes from 16 before `address` to 8 behind the data, as long as the header says, can be read.
     pub(crate) unsafe fn read(text: DebugText, function: Function, problem: Problem, address: *const u8) -> Self {
-        // SAFETY: the caller's promise. The name is written as far as there is room.
+        // SAFETY: the caller's promise.
         unsafe {
             let requested = read_size(address.wrapping_sub(2 * SST));
             let tail = address.wrapping_add(requested);
@@ -57,9 +58,6 @@ impl Report {
                 let end = requested.min(8);
                 tail.wrapping_sub(end).copy_to_nonoverlapping(last.as_mut_ptr(), end);
             }
-            let thread = libc::pthread_self();
-            let mut thread_name = [0; 16];
-            libc::pthread_getname_np(thread, thread_name.as_mut_ptr().cast(), thread_name.len());
             Self {
                 text,
                 function,
@@ -71,15 +69,13 @@ impl Report {
                 trailing: tail.cast::<[u8; SST]>().read(),
                 first,
                 last,
-                thread: thread as usize,
-                thread_name,
             }
         }
     }
 
     /// Whether CPython has any reason to print it.
     pub(crate) fn says_something(&self) -> bool {
-        self.problem != Problem::BadTrailing || self.trailing != [FORBIDDEN; SST]
+        self.problem != Problem::Trailing || self.trailing != [FORBIDDEN; SST]
     }
 
     fn pads(f: &mut fmt::Formatter<'_>, bytes: &[u8], name: impl Fn(usize) -> (&'static str, usize)) -> fmt::Result {
@@ -120,15 +116,15 @@ impl Report {
 
     fn message(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.problem {
-            Problem::BadId(verified) => {
+            Problem::Id(verified) => {
                 f.write_str("bad ID: Allocated using API '")?;
                 if self.id == 0 && self.text.message_ends_at_nul {
                     return Ok(());
                 }
                 write!(f, "{}', verified using API '{}'", char::from(self.id), char::from(verified))
             }
-            Problem::BadLeading => f.write_str("bad leading pad byte"),
-            Problem::BadTrailing => f.write_str("bad trailing pad byte"),
+            Problem::Leading => f.write_str("bad leading pad byte"),
+            Problem::Trailing => f.write_str("bad trailing pad byte"),
         }
     }
 }
@@ -156,15 +152,26 @@ impl fmt::Display for Report {
             })?;
         }
         self.message(f)?;
-        write!(f, "\nPython runtime state: initialized\n\nCurrent thread 0x{:016x}", self.thread)?;
-        let name = self.thread_name.split(|&byte| byte == 0).next().unwrap_or_default();
-        if self.text.names_thread && !name.is_empty() {
-            f.write_str(" [")?;
-            name.iter().try_for_each(|&byte| f.write_char(char::from(byte)))?;
-            f.write_char(']')?;
+        // SAFETY: the thread is this one.
+        let thread = unsafe { libc::pthread_self() };
+        write!(f, "\nPython runtime state: initialized\n\nCurrent thread 0x{thread:016x}")?;
+        if self.text.names_thread {
+            let mut name = [0u8; 16];
+            // SAFETY: the name is written as far as there is room.
+            unsafe { libc::pthread_getname_np(thread, name.as_mut_ptr().cast(), name.len()) };
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+            if !name.is_empty() {
+                f.write_str(" [")?;
+                name.iter().try_for_each(|&byte| f.write_char(char::from(byte)))?;
+                f.write_char(']')?;
+            }
         }
-        writeln!(f, " (most recent call first):")?;
-        f.write_str(self.text.no_frame)
+        f.write_str(" (most recent call first):\n")?;
+        f.write_str(match self.text.no_frame {
+            NoFrame::Unindented => "<no Python frame>\n",
+            NoFrame::Indented => "  <no Python frame>\n",
+            NoFrame::Nothing => "",
+        })
     }
 }
 

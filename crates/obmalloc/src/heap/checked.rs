@@ -408,7 +408,8 @@ impl CheckedHeap {
         let (ledger, hooks) = (self.ledger(), self.hooks());
         let mut found = Ok(());
         pymalloc.each_live_pool(|first, end, size, count| {
-            let in_use = |&begin: &usize| ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin));
+            let in_use =
+                |&begin: &usize| ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin));
             let live = (first..end).step_by(size).filter(in_use).count();
             if live != count && found.is_ok() {
                 found = Err((first, count, live));

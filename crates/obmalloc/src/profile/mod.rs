@@ -229,7 +229,18 @@ pub struct DebugText {
     /// Whether the thread is named behind its number.
     pub names_thread: bool,
     /// What stands for the stack where no Python function is running.
-    pub no_frame: &'static str,
+    pub no_frame: NoFrame,
+}
+
+/// How a stack without a Python function is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoFrame {
+    /// As `<no Python frame>`.
+    Unindented,
+    /// As `<no Python frame>`, after two blanks.
+    Indented,
+    /// Not at all.
+    Nothing,
 }
 
 /// What a release's type allocators and collector do.
@@ -295,7 +306,7 @@ pub const V3_8: Profile = Profile {
         names_function: false,
         message_ends_at_nul: true,
         names_thread: false,
-        no_frame: "<no Python frame>\n",
+        no_frame: NoFrame::Unindented,
     },
     objects: ObjectRules {
         dict: Storage::Slot,
@@ -327,7 +338,7 @@ pub const V3_10: Profile = Profile {
     release: "3.10",
     geometry: Geometry::LARGE,
     range_check: RADIX_48,
-    debug_text: DebugText { no_frame: "  <no Python frame>\n", ..V3_9.debug_text },
+    debug_text: DebugText { no_frame: NoFrame::Indented, ..V3_9.debug_text },
     objects: ObjectRules { weakref_name: "weakref.ReferenceType", ..V3_9.objects },
     ..V3_9
 };
@@ -404,7 +415,7 @@ pub const V3_14: Profile = Profile {
 /// CPython 3.15.
 pub const V3_15: Profile = Profile {
     release: "3.15",
-    debug_text: DebugText { no_frame: "", ..V3_14.debug_text },
+    debug_text: DebugText { no_frame: NoFrame::Nothing, ..V3_14.debug_text },
     objects: ObjectRules { weakrefs_cleared: WeakrefsCleared::CallbacksBeforeOthersAfter, ..V3_14.objects },
     ..V3_14
 };

@@ -94,14 +94,18 @@ pub fn cases() -> Vec<Case> {
             add(format!("malloc {api} {size}"), &[Op::Malloc(api, size), Op::Show]);
             add(format!("calloc {api} {size}"), &[Op::Calloc(api, size), Op::Show]);
             for to in [0, 1, 40, 64, 65, 100, 127, 128, 129, 140, 200, 299, 301, 700] {
-                add(
-                    format!("realloc {api} {size} to {to}"),
-                    &[Op::Malloc(api, size), Op::Fill, Op::Realloc(api, to), Op::Show],
-                );
+                add(format!("realloc {api} {size} to {to}"), &[Op::Malloc(api, size), Op::Fill, Op::Realloc(api, to), Op::Show]);
             }
             add(
                 format!("realloc {api} {size} that fails"),
-                &[Op::Malloc(api, size), Op::Fill, Op::Realloc(api, TOO_LARGE), Op::Show, Op::Realloc(api, TOO_LARGE + 1), Op::Show],
+                &[
+                    Op::Malloc(api, size),
+                    Op::Fill,
+                    Op::Realloc(api, TOO_LARGE),
+                    Op::Show,
+                    Op::Realloc(api, TOO_LARGE + 1),
+                    Op::Show,
+                ],
             );
         }
     }
