@@ -18,8 +18,11 @@ export type Release = '3.8' | '3.9' | '3.10' | '3.11' | '3.12' | '3.13' | '3.14.
 /** `PYMEM_DOMAIN_RAW`, `PYMEM_DOMAIN_MEM`, `PYMEM_DOMAIN_OBJ`. */
 export type DomainName = 'raw' | 'mem' | 'obj'
 
-/** What `PYTHONMALLOC` may say. `'default'` is `'pymalloc'`. */
-export type AllocatorName = 'default' | 'malloc' | 'pymalloc'
+/**
+ * What `PYTHONMALLOC` may say: pymalloc or the C library's malloc for the mem and obj domains, without or with debug hooks around all
+ * three. As in a release build, `'default'` is `'pymalloc'` and `'debug'` is `'pymalloc_debug'`.
+ */
+export type AllocatorName = 'default' | 'debug' | 'malloc' | 'malloc_debug' | 'pymalloc' | 'pymalloc_debug'
 
 /** Bytes, or a count of things: an integer from 0 to 2**53 - 1, or a BigInt from 0n to 2n**63n - 1n. */
 export type Size = number | bigint
@@ -103,7 +106,7 @@ export interface ArenaAllocator {
  */
 export interface Domain extends Allocator {
   readonly name: DomainName
-  /** Bytes that may be used at `address`: the size class's for a small block, what was requested for another. */
+  /** Bytes that may be used at `address`: the size class's for a small block, what was requested for another, or for any with debug hooks. */
   usableSize(address: Address): number
   /**
    * The block's own bytes, no copy. One view per block, for as long as it lives; freeing or moving the block detaches it (length 0).
@@ -124,6 +127,22 @@ export class Heap {
   readonly mem: Domain
   readonly obj: Domain
   readonly gc: Collector
+
+  /**
+   * `PyMem_SetupDebugHooks`: puts debug hooks around the allocators of all domains; a domain that has them keeps them. From then on a block
+   * has 16 bytes before it (its size, `r`, `m` or `o` for its domain, guard bytes `FD`) and 8 guard bytes behind it, fresh memory is filled
+   * with `CD` and freed memory with `DD`, and memory that was written to where it must not be is found:
+   *
+   * - `free` and `realloc` throw `ERR_BUFFER_OVERFLOW` or `ERR_BUFFER_UNDERFLOW` when guard bytes are damaged, with CPython's text as
+   *   {@link MemoryFault.report}. The block stays as it is, and as long as it is damaged its memory is not used again. The same of an object
+   *   is thrown by the call that destroys it, after everything else has been done.
+   * - A small block that was written to after it was freed is not handed out any more: the request that would have got it throws
+   *   `ERR_WRITE_AFTER_FREE`, and the next one gets another. This is found for pymalloc's own arenas.
+   * - {@link Heap.verify} throws the same, once for each block.
+   *
+   * Blocks that are older than the hooks are freed and resized unlooked at. Throws {@link MemoryError} when there is no memory for the hooks.
+   */
+  setupDebugHooks(): void
 
   /** `PyObject_GetArenaAllocator`. The one in place, and always the same object for the same one. */
   getArenaAllocator(): ArenaAllocator
@@ -165,7 +184,10 @@ export class Heap {
   arenas(): ArenaInfo[]
   /** The text of `sys._debugmallocstats()` for this release, up to its type free lists. */
   debugMallocStats(): string
-  /** Walks every structure of the heap; throws {@link MemoryFault} (`ERR_HEAP_CORRUPTED`) at the first that does not hold. */
+  /**
+   * Walks every structure of the heap; throws {@link MemoryFault} (`ERR_HEAP_CORRUPTED`) at the first that does not hold. With debug hooks it
+   * looks at all guard bytes and all freed memory too, and throws at the first that is damaged and was not told of yet.
+   */
   verify(): void
   /** Gives all memory back; every later call throws `ERR_HEAP_CLOSED`. Closing twice is fine. */
   close(): void
@@ -339,6 +361,14 @@ export class MemoryFault extends Error {
   readonly used?: DomainName
   /** With `ERR_INTERIOR_POINTER`: the block that the address lies in. */
   readonly base?: Address
+  /** With damaged guard bytes and writes after free: the byte that somebody wrote to, counted from `address`; below 0 it lies before the block. */
+  readonly offset?: number
+  /**
+   * With debug hooks: the text that CPython of this release prints on its standard error before it aborts, as it would in the calling thread
+   * if no Python function were running in it. Bytes above 127 are the characters with their numbers. Undefined for what CPython's hooks do
+   * not notice or crash at.
+   */
+  readonly report?: string
   /** With `ERR_GC_OVER_VISIT`: the object whose `traverse` it was, and the one that it visited too often. */
   readonly object?: Address
   readonly referent?: Address
@@ -351,6 +381,7 @@ export class MemoryFault extends Error {
 /** Every code that a {@link MemoryFault} may have. */
 export type FaultCode =
   | 'ERR_WRONG_DOMAIN' | 'ERR_DOUBLE_FREE' | 'ERR_USE_AFTER_FREE' | 'ERR_INTERIOR_POINTER' | 'ERR_FOREIGN_POINTER' | 'ERR_WRONG_HEAP'
+  | 'ERR_BUFFER_OVERFLOW' | 'ERR_BUFFER_UNDERFLOW' | 'ERR_WRITE_AFTER_FREE'
   | 'ERR_HEAP_CORRUPTED' | 'ERR_HEAP_CLOSED' | 'ERR_WRONG_TYPE' | 'ERR_GC_ALREADY_TRACKED' | 'ERR_GC_OVER_VISIT' | 'ERR_GC_IN_PROGRESS'
   | 'ERR_REFCOUNT_UNDERFLOW' | 'ERR_CALLBACK_THREW' | 'ERR_CALLBACK_RESULT' | 'ERR_REENTRANT'
   | 'ERR_EXTERNAL_BUFFERS_UNSUPPORTED' | 'ERR_INTERNAL'

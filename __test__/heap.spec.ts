@@ -51,9 +51,11 @@ test('a refused option is named with what was expected and what came', (t) => {
     message: 'geometry.arenaSize: expected a power of two from 65536 to 67108864, got 1000',
   })
   t.throws(() => new Heap({ release: '2.7' as Release }), { message: /^release: expected one of '3\.8', .*'3\.15', got "2\.7"$/ })
-  t.throws(() => new Heap({ allocator: 'debug' as 'default' }), {
-    message: `allocator: expected one of 'default', 'malloc', 'pymalloc', got "debug"`,
+  t.throws(() => new Heap({ allocator: 'mimalloc' as 'default' }), {
+    name: 'RangeError',
+    message: `allocator: expected one of 'default', 'debug', 'malloc', 'malloc_debug', 'pymalloc', 'pymalloc_debug', got "mimalloc"`,
   })
+  t.throws(() => new Heap({ allocator: 7 as unknown as 'default' }), { name: 'TypeError', message: /^allocator: expected one of .*got 7$/ })
 })
 
 test('with malloc for all domains there is no arena and nothing to tell', (t) => {

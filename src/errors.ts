@@ -18,6 +18,8 @@ export class MemoryFault extends Error {
   declare readonly base?: Address
   declare readonly object?: Address
   declare readonly referent?: Address
+  declare readonly offset?: number
+  declare readonly report?: string
   declare readonly index?: number
 
   constructor(code: FaultCode, message: string, fields: object = {}) {

@@ -9,8 +9,6 @@ import { native, type Handle } from './native.js'
 import { serve } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
 
-const allocators = ['default', 'malloc', 'pymalloc']
-
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null
 }
@@ -30,15 +28,10 @@ function open(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
   const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit, onUnraisable } = options
   checkFunction('onUnraisable', onUnraisable)
-  if (typeof allocator !== 'string' || !allocators.includes(allocator)) {
-    const code = typeof allocator === 'string' ? 'ERR_OUT_OF_RANGE' : 'ERR_INVALID_ARG_TYPE'
-    throw badArgument(code, 'allocator', `one of '${allocators.join("', '")}'`, allocator)
-  }
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
-  const pymalloc = allocator !== 'malloc'
-  const malloc = pymalloc ? undefined : true
-  const handle = native.open(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, malloc)
+  const handle = native.open(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, allocator)
+  const pymalloc = !allocator.startsWith('malloc')
   const types = new Types(handle)
   serve(handle, types, onUnraisable)
   return { handle, release, pymalloc, types }
@@ -76,6 +69,10 @@ export class Heap {
     this.obj = new Domain('obj', handle)
     this.gc = new Collector(handle, types)
     this.native = handle.external
+  }
+
+  setupDebugHooks(): void {
+    this.#handle.setupDebugHooks()
   }
 
   getArenaAllocator(): ArenaAllocator {

@@ -31,6 +31,7 @@ export interface Handle {
   readonly arenas: Call<ArenaInfo[]>
   readonly debugMallocStats: Call<string>
   readonly verify: Call<void>
+  readonly setupDebugHooks: Call<void>
   readonly close: Call<void>
   readonly takeArena: Call<Address | null>
   readonly giveArena: Call<void>
@@ -119,7 +120,7 @@ interface Binding {
     alignment: unknown,
     smallRequestThreshold: unknown,
     memoryLimit: unknown,
-    malloc: true | undefined,
+    allocator: unknown,
   ): Handle
   /** The cheapest native call there is; for the benchmark. */
   identity(value: number): number

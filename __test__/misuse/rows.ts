@@ -4,6 +4,7 @@ import assert from 'node:assert/strict'
 
 import { Heap, MemoryFault, type Address, type ArenaAllocator, type Domain } from 'obmalloc'
 
+import { peek, poke } from '../peer.ts'
 import { exhaustion } from './exhaustion.ts'
 import { objects } from './objects.ts'
 import { Scene, at, domains, notSize, some } from './scene.ts'
@@ -103,6 +104,31 @@ function wrongDomains(
     })
     assert.deepEqual(scene.heap[allocated].read(block, 0, size), bytes)
     scene.heap[allocated].free(block)
+  }
+}
+
+/** Under debug hooks, lets a native peer damage blocks; says where, and what that is called. */
+function peered(scene: Scene, damage: (block: Address, size: number) => [code: string, offset: number], far = false): void {
+  const { heap } = scene
+  heap.setupDebugHooks()
+  for (const name of domains) {
+    const domain = heap[name]
+    // A peer that goes far stays in the block of pymalloc all the same; it would destroy what the C library keeps beside its blocks.
+    for (const size of far ? (name === 'raw' ? [] : [9, 57, 458]) : [0, 1, 16, 100, 470, 5000]) {
+      const block = some(domain.malloc(size))
+      const bytes = filled(size)
+      domain.write(block, bytes)
+      const guards = peek(block - 16, size + 16 + (far ? 20 : 8))
+      const [code, offset] = damage(block, size)
+      scene.throws(() => domain.free(block), { code, offset, address: block })
+      scene.throws(() => domain.realloc(block, 7), { code, offset, address: block })
+      assert.deepEqual(domain.read(block), bytes)
+      const others = Array.from({ length: 100 }, () => some(domain.malloc(size)))
+      assert.ok(!others.includes(block))
+      for (const other of others) domain.free(other)
+      poke(block - 16, guards)
+      domain.free(block)
+    }
   }
 }
 
@@ -654,11 +680,102 @@ const blocks: Row[] = [
       obj.free(block)
     },
   },
-  { number: 41, what: 'writes past the end by a native peer', later: 'the debug hooks' },
-  { number: 42, what: 'writes before the start by a native peer', later: 'the debug hooks' },
-  { number: 43, what: 'writes after free by a native peer', later: 'the debug hooks' },
-  { number: 44, what: 'a corrupted free-list link', later: 'the debug hooks; from JavaScript no free block can be written to' },
-  { number: 45, what: 'uninitialised reads', later: 'the debug hooks; until then a fresh block holds what was there, as in C' },
+  {
+    number: 41,
+    what: 'writes past the end by a native peer',
+    play: (scene) => {
+      for (const [length, byte] of [
+        [1, 0],
+        [7, 0x41],
+        [8, 0xff],
+        [20, 1],
+      ] as const) {
+        const overflow = (block: Address, size: number): [string, number] => {
+          poke(block + size, new Uint8Array(length).fill(byte))
+          return ['ERR_BUFFER_OVERFLOW', size]
+        }
+        peered(scene, overflow, length > 8)
+      }
+    },
+  },
+  {
+    number: 42,
+    what: 'writes before the start by a native peer',
+    play: (scene) => {
+      for (const [length, byte] of [
+        [1, 0],
+        [7, 0x41],
+        [8, 0xff],
+        [16, 0],
+      ] as const) {
+        peered(scene, (block) => {
+          poke(block - length, new Uint8Array(length).fill(byte))
+          return ['ERR_BUFFER_UNDERFLOW', length < 8 ? -length : -8]
+        })
+      }
+    },
+  },
+  {
+    number: 43,
+    what: 'writes after free by a native peer',
+    play: ({ heap }) => {
+      heap.setupDebugHooks()
+      for (const name of ['mem', 'obj'] as const) {
+        for (const size of [1, 40, 300, 488]) {
+          const domain = heap[name]
+          const block = some(domain.malloc(size))
+          domain.free(block)
+          const before = heap.allocatedBlocks()
+          poke(block + size - 1, Uint8Array.of(0))
+          assert.throws(() => domain.malloc(size), { code: 'ERR_WRITE_AFTER_FREE', address: block, offset: size - 1 })
+          // Said, and left out from then on.
+          heap.verify()
+          assert.equal(heap.allocatedBlocks(), before)
+          const others = Array.from({ length: 300 }, () => some(domain.malloc(size)))
+          assert.ok(!others.includes(block))
+          for (const other of others) domain.free(other)
+        }
+      }
+    },
+  },
+  {
+    number: 44,
+    what: 'a corrupted free-list link',
+    play: (scene) => {
+      // In a heap of its own, which is lost.
+      for (const link of [0x10, 2 ** 46, (some(scene.heap.obj.malloc(48)) as number) + 8]) {
+        using heap = new Heap({ allocator: 'debug' })
+        const [a, b] = [some(heap.obj.malloc(48)), some(heap.obj.malloc(48))]
+        heap.obj.free(a)
+        const bytes = new Uint8Array(8)
+        new DataView(bytes.buffer).setBigUint64(0, BigInt(link), true)
+        poke(a - 16, bytes)
+        for (let i = 0; i < 3; i++) assert.throws(() => heap.obj.malloc(48), { code: 'ERR_HEAP_CORRUPTED', address: a - 16 })
+        assert.throws(() => heap.verify(), { code: 'ERR_HEAP_CORRUPTED' })
+        assert.equal(heap.obj.usableSize(b), 48)
+        heap.obj.free(some(heap.obj.malloc(200)))
+      }
+    },
+  },
+  {
+    number: 45,
+    what: 'uninitialised reads',
+    play: ({ heap }) => {
+      heap.setupDebugHooks()
+      for (const name of domains) {
+        for (const size of [1, 64, 600]) {
+          const used = some(heap[name].malloc(size))
+          heap[name].write(used, new Uint8Array(size).fill(0x77))
+          heap[name].free(used)
+          const fresh = some(heap[name].malloc(size))
+          assert.deepEqual(heap[name].read(fresh), new Uint8Array(size).fill(0xcd))
+          const grown = some(heap[name].realloc(fresh, size + 100))
+          assert.deepEqual(heap[name].read(grown), new Uint8Array(size + 100).fill(0xcd))
+          heap[name].free(grown)
+        }
+      }
+    },
+  },
   {
     number: 46,
     what: 'the wrong type',

@@ -133,9 +133,14 @@ fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<
 
 /// The domains' calls as both single calls and batches make them.
 impl Core {
-    /// After a call that may have asked a script for an arena: if that failed, so has the call.
+    /// After a request that may have asked a script for an arena, or that the debug hooks may have refused: if that failed, so has the call.
     #[cold]
     pub fn settle(&self, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+        if block.is_none()
+            && let Some(fault) = heap.take_fault()
+        {
+            return Err(self.fault(fault));
+        }
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         if let Some(block) = block {
             self.free(env, heap, domain, block.as_ptr() as usize)?;
@@ -173,12 +178,16 @@ impl Core {
             self.settle(env, heap, domain, block)?;
             return Ok(block);
         };
-        let usable = self.usable_size(heap, domain, old)?;
+        self.refuse_retired(domain, old)?;
+        let usable = heap.usable_size(domain, old).map_err(|fault| self.fault(as_told(fault, heap.check_realloc(domain, old))))?;
         self.refuse_pinned(old, domain)?;
         let view = match self.marks.borrow().get(&old) {
             Some(Mark::Viewed(view)) => Some(view.clone()),
             _ => None,
         };
+        if view.is_some() {
+            heap.check_realloc(domain, old).map_err(|fault| self.fault(fault))?;
+        }
         // While a script gives the arenas, JavaScript may run between the freeing of the old block and the end of the call.
         let mut escaped = false;
         if let Some(view) = view.as_ref().filter(|_| self.arenas.need_attention()) {
@@ -235,7 +244,8 @@ impl Core {
             _ => None,
         };
         if let Some(view) = view {
-            heap.usable_size(domain, address).map_err(|fault| self.fault(fault))?;
+            heap.usable_size(domain, address).map_err(|fault| self.fault(as_told(fault, heap.check_free(domain, address))))?;
+            heap.check_free(domain, address).map_err(|fault| self.fault(fault))?;
             if view::detach(self, env, address, &view) {
                 view::retire(self, env, address, domain, &view);
                 return Ok(());
@@ -247,10 +257,15 @@ impl Core {
     }
 
     pub fn usable_size(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
+        self.refuse_retired(domain, address)?;
+        heap.usable_size(domain, address).map_err(|fault| self.fault(fault))
+    }
+
+    fn refuse_retired(&self, domain: Domain, address: usize) -> Result<(), Failure> {
         if self.needs_attention() && matches!(self.marks.borrow().get(&address), Some(Mark::Retired(..))) {
             return Err(retired(FaultKind::UseAfterFree, domain, address).into());
         }
-        heap.usable_size(domain, address).map_err(|fault| self.fault(fault))
+        Ok(())
     }
 
     /// Bytes of a block that may be looked into.
@@ -271,6 +286,11 @@ impl Core {
     }
 }
 
+/// A fault as a call that frees or resizes finds it, which may know CPython's text for it.
+fn as_told(fault: Fault, found: Result<(), Fault>) -> Fault {
+    found.err().filter(|found| found.kind == fault.kind).unwrap_or(fault)
+}
+
 fn retired(kind: FaultKind, used: Domain, address: usize) -> Fault {
-    Fault { kind, address, used, allocated: None, base: None }
+    Fault::new(kind, address, used)
 }

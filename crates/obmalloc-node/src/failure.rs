@@ -43,6 +43,10 @@ struct Details {
     /// The object that visited `referent` too often.
     object: Option<usize>,
     referent: Option<usize>,
+    /// Where in a block somebody wrote.
+    offset: Option<isize>,
+    /// What CPython prints.
+    report: Option<String>,
     /// Number of the operation in a batch.
     index: Option<usize>,
     /// What is thrown as it is.
@@ -183,6 +187,8 @@ impl Details {
             (c"base", number(self.base)),
             (c"object", number(self.object)),
             (c"referent", number(self.referent)),
+            (c"offset", self.offset.map(|offset| env.number(offset as f64)).transpose()),
+            (c"report", text(self.report.as_deref())),
             (c"index", number(self.index)),
         ] {
             if let Some(value) = value.map_err(none)? {
@@ -207,6 +213,8 @@ impl From<Fault> for Failure {
             base: fault.base.filter(|_| !over_visit),
             object: fault.base.filter(|_| over_visit),
             referent: over_visit.then_some(fault.address),
+            offset: fault.offset,
+            report: fault.report.map(|report| report.to_string()),
             ..Details::default()
         })))
     }

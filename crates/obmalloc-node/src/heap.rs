@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{Domain, Fault, FaultKind, HeapOptions, ObjectHeap, TypeId};
+use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TypeId};
 
 use crate::arena::Arenas;
 use crate::failure::{Failure, code};
@@ -49,8 +49,8 @@ pub(crate) enum State {
 /// 1. `heap` holds a heap until the state is closed; it is taken out only by [`close`] and by dropping, when no call is on its way.
 /// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, and from [`Scripts`](crate::hooks), which count it:
 ///    in both cases closing is refused, so that whoever has a reference to the heap at that time keeps it.
-/// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty or arenas come
-///    from a script.
+/// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty, arenas come from a
+///    script, or there are debug hooks.
 pub(crate) struct Core {
     state: Cell<State>,
     attention: Cell<bool>,
@@ -195,7 +195,8 @@ impl Core {
     }
 
     pub fn update_attention(&self) {
-        self.attention.set(!self.marks.borrow().is_empty() || self.arenas.need_attention());
+        let hooked = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks());
+        self.attention.set(hooked || !self.marks.borrow().is_empty() || self.arenas.need_attention());
     }
 
     /// The object in JavaScript that has this heap's functions.
@@ -230,6 +231,21 @@ impl Core {
             fault.kind = FaultKind::WrongHeap;
         }
         fault.into()
+    }
+
+    /// What the debug hooks found during a call that could not say so. Inside a callback it waits for the end of the call outside.
+    #[inline(always)]
+    pub fn take_fault(&self) -> Option<Failure> {
+        if self.needs_attention() { self.take_fault_slowly() } else { None }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_fault_slowly(&self) -> Option<Failure> {
+        if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Closed | State::Poisoned) {
+            return None;
+        }
+        self.heap_in_use()?.take_fault().map(|fault| self.fault(fault))
     }
 
     fn is_another_heaps(&self, address: usize) -> bool {
@@ -325,21 +341,34 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(core)));
 }
 
-fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
-    let expected = || {
-        let names: Vec<_> = ALL.iter().map(|profile| format!("'{}'", profile.release)).collect();
-        format!("one of {}", names.join(", "))
-    };
+/// What is called by the name in `value`, of the things with these names.
+fn one_of<T, const N: usize>(
+    env: Env,
+    argument: &'static str,
+    value: Value,
+    names: [&str; N],
+    named: impl Fn(&str) -> Option<T>,
+) -> Result<T, Failure> {
+    let expected = || format!("one of {}", names.map(|name| format!("'{name}'")).join(", "));
     let Some(name) = env.short_text(value) else {
-        return Err(Failure::argument(code::INVALID_ARG_TYPE, "release", expected(), value));
+        return Err(Failure::argument(code::INVALID_ARG_TYPE, argument, expected(), value));
     };
-    Profile::named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, "release", expected(), value))
+    named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, argument, expected(), value))
 }
 
-/// Makes a heap: `(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, malloc)`, where sizes that
-/// are undefined are the release's own, and `malloc` says that mem and obj do without pymalloc.
-pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, threshold, limit, malloc]: [Value; 8]) -> Outcome {
+fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
+    one_of(env, "release", value, ALL.map(|profile| profile.release), Profile::named)
+}
+
+fn no_heap(error: HeapError) -> Failure {
+    Failure::new(code::NO_MEMORY, error.to_string())
+}
+
+/// Makes a heap: `(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, allocator)`, where sizes that
+/// are undefined are the release's own.
+pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, threshold, limit, allocator]: [Value; 8]) -> Outcome {
     let profile = profile(env, release)?;
+    let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
     let mut geometry = profile.geometry;
     for (name, value, size) in [
         (ARENA_SIZE, arena, &mut geometry.arena_size),
@@ -363,11 +392,8 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
     let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
     let options = HeapOptions { geometry: Some(geometry), memory_limit, ..HeapOptions::new(profile) };
     let host = Host::default();
-    let heap =
-        ObjectHeap::new(options, Box::new(host.clone())).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
-    if env.type_of(malloc) != sys::ValueType::napi_undefined {
-        heap.use_malloc();
-    }
+    let heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
+    heap.use_allocator(allocator).map_err(no_heap)?;
     let region = heap.region();
     let core = Rc::new_cyclic(|this| Core {
         this: this.clone(),
@@ -386,6 +412,7 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
         types: RefCell::default(),
         heap: UnsafeCell::new(Some(heap)),
     });
+    core.update_attention();
     host.serve(&core);
     REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
     // At the end of a thread the list may be gone already; then the heap is merely not found by others.
@@ -421,6 +448,7 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
     method(env, of, handle, c"arenas", arenas)?;
     method(env, of, handle, c"debugMallocStats", debug_malloc_stats)?;
     method(env, of, handle, c"verify", verify)?;
+    method(env, of, handle, c"setupDebugHooks", setup_debug_hooks)?;
     method(env, of, handle, c"close", close)?;
     Ok(handle)
 }
@@ -459,7 +487,16 @@ fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 }
 
 fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
-    core.heap()?.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
+    let heap = core.heap()?;
+    heap.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
+    heap.verify_guards().map_err(|fault| core.fault(fault))?;
+    Ok(UNDEFINED)
+}
+
+fn setup_debug_hooks(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    let done = core.heap()?.setup_debug_hooks();
+    core.update_attention();
+    done.map_err(no_heap)?;
     Ok(UNDEFINED)
 }
 

@@ -39,8 +39,14 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
     // SAFETY: this is the environment's thread; the data is the heap, kept by the handle that every function of it refers to.
     let (env, core) = unsafe { (Env::new(env), &*data.cast::<Core>()) };
     match catch_unwind(AssertUnwindSafe(|| item::<F>()(core, env, values))) {
-        Ok(Ok(value)) => value,
-        Ok(Err(failure)) => failure.throw(env, core.error_maker(env)),
+        Ok(result) => match (result, core.take_fault()) {
+            (Ok(value), None) => value,
+            (Ok(_), Some(failure)) | (Err(failure), None) => failure.throw(env, core.error_maker(env)),
+            (Err(failure), Some(found)) => {
+                core.tell(found);
+                failure.throw(env, core.error_maker(env))
+            }
+        },
         Err(_) => {
             core.poison();
             internal().throw(env, core.error_maker(env))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use obmalloc::profile::{self, Profile};
-use obmalloc::{FieldKind, HeapOptions, ItemKind, NoHooks, ObjectHeap, TypeSpec};
+use obmalloc::{AllocatorName, FieldKind, HeapOptions, ItemKind, NoHooks, ObjectHeap, TypeSpec};
 
 /// Bytes requested for an object, and how many of them lie before it.
 pub type Size = [usize; 2];
@@ -84,7 +84,7 @@ pub fn requested_here(profile: &Profile) -> BTreeMap<String, Size> {
     let of = |class: &Class| {
         let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).expect("memory for a heap");
         // Then the heap knows of each block what was requested.
-        heap.use_malloc();
+        heap.use_allocator(AllocatorName::Malloc).expect("no hooks are wanted");
         let (spec, nitems) = twin(class, profile);
         let kind = heap.define_type(spec).expect("a type");
         let before = heap.blocks_elsewhere();

@@ -42,8 +42,18 @@ pub(super) struct Refused;
 struct Block {
     size: usize,
     domain: Domain,
-    /// Whether it has been said that its guard bytes are damaged.
-    told: bool,
+    state: State,
+}
+
+/// What has become of a block.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    /// Nothing is known against it.
+    Sound,
+    /// It has been said that its guard bytes are damaged.
+    Told,
+    /// So it has, when somebody freed it; it was not given back.
+    Refused,
 }
 
 /// A hook in one domain (`debug_alloc_api_t`).
@@ -153,19 +163,24 @@ impl DebugHooks {
         address
     }
 
-    /// Blocks that nobody has, but that were not given back because of what is wrong with them, and that no other lies in; `is_live` says of
-    /// which blocks somebody has them.
+    /// Blocks that were freed, but not given back because of what is wrong with them, and that no other lies in; `is_live` says which
+    /// blocks somebody has all the same.
     pub fn lost(&self, is_live: impl Fn(usize) -> bool) -> impl Iterator<Item = usize> {
         let outermost = |address: usize| !self.blocks.contains_key(&(address + HEAD));
         self.blocks
             .iter()
-            .filter(move |&(&address, block)| block.told && outermost(address) && !is_live(address))
+            .filter(move |&(&address, block)| block.state == State::Refused && outermost(address) && !is_live(address))
             .map(|(&address, _)| address)
+    }
+
+    /// They have been given back.
+    pub fn forget_lost(&mut self) {
+        self.blocks.values_mut().for_each(|block| block.state = State::Sound);
     }
 
     /// Whether a block of pymalloc is in use only because it is not to be used again.
     pub fn withholds(&self, begin: usize) -> bool {
-        self.parked.contains(&begin) || self.blocks.get(&(begin + HEAD)).is_some_and(|block| block.told)
+        self.parked.contains(&begin) || self.blocks.get(&(begin + HEAD)).is_some_and(|block| block.state == State::Refused)
     }
 
     /// How many blocks of pymalloc are [withheld](Self::withholds) from everybody.
@@ -239,7 +254,7 @@ impl DebugHooks {
     pub fn find_damaged(&mut self) -> Option<Fault> {
         let found = self.blocks.iter().find_map(|(&address, &block)| {
             // SAFETY: the table has the blocks that are there.
-            if block.told { None } else { unsafe { self.check(Function::Free, block.domain, address, block) } }
+            if block.state != State::Sound { None } else { unsafe { self.check(Function::Free, block.domain, address, block) } }
         });
         self.tell(found)
     }
@@ -249,16 +264,22 @@ impl DebugHooks {
         if fault.kind != FaultKind::WrongDomain
             && let Some(block) = self.blocks.get_mut(&fault.address)
         {
-            block.told = true;
+            block.state = block.state.max(State::Told);
         }
         Some(fault)
     }
 
-    /// Looks at the block that a hook is called with; false when the call is to do nothing.
-    fn is_sound(&mut self, function: Function, verifying: Domain, address: usize, block: Block) -> bool {
-        // SAFETY: the caller has found it in the table.
+    /// What the hook of a domain finds wrong with an address, if it is a block of a hook.
+    pub fn examine(&mut self, function: Function, verifying: Domain, address: usize) -> Option<Fault> {
+        let block = *self.blocks.get(&address)?;
+        // SAFETY: the table has the blocks that are there.
         let found = unsafe { self.check(function, verifying, address, block) };
-        match self.tell(found) {
+        self.tell(found)
+    }
+
+    /// Looks at the block that a hook is called with; false when the call is to do nothing.
+    fn is_sound(&mut self, function: Function, verifying: Domain, address: usize) -> bool {
+        match self.examine(function, verifying, address) {
             Some(fault) => {
                 self.keep_fault(fault);
                 false
@@ -324,7 +345,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
             (inner.free)(inner.ctx, block);
             return ptr::null_mut();
         }
-        known.blocks.insert(address, Block { size, domain: api.domain, told: false });
+        known.blocks.insert(address, Block { size, domain: api.domain, state: State::Sound });
         write_guards(data, size, api.domain);
         if !zeroed {
             data.write_bytes(CLEAN, size);
@@ -359,7 +380,10 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
             (inner.free)(inner.ctx, address);
             return;
         };
-        if !known.is_sound(Function::Free, api.domain, address as usize, block) {
+        if !known.is_sound(Function::Free, api.domain, address as usize) {
+            if let Some(block) = known.blocks.get_mut(&(address as usize)) {
+                block.state = State::Refused;
+            }
             return;
         }
         known.blocks.remove(&(address as usize));
@@ -385,7 +409,7 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
             // Older than the hooks.
             return (inner.realloc)(inner.ctx, address, size);
         };
-        if !known.is_sound(Function::Realloc, domain, address as usize, block) || size > PY_SSIZE_T_MAX - EXTRA {
+        if !known.is_sound(Function::Realloc, domain, address as usize) || size > PY_SSIZE_T_MAX - EXTRA {
             return ptr::null_mut();
         }
         // The block is nobody's while it moves, and has room in the table for when it has moved.
@@ -408,7 +432,7 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
 
         let (_, known) = hooks(ctx);
         known.moving -= 1;
-        known.blocks.insert(data.expose_provenance(), Block { size: now, domain, told: false });
+        known.blocks.insert(data.expose_provenance(), Block { size: now, domain, state: State::Sound });
         if moved.is_null() { moved } else { data.cast() }
     }
 }

@@ -96,7 +96,8 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub(crate) const fn new(kind: FaultKind, address: usize, used: Domain) -> Self {
+    /// A fault about which nothing else is known.
+    pub const fn new(kind: FaultKind, address: usize, used: Domain) -> Self {
         Self { kind, address, used, allocated: None, base: None, offset: None, report: None }
     }
 }

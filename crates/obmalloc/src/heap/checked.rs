@@ -182,13 +182,42 @@ impl CheckedHeap {
         }
     }
 
+    /// What [`free`](Self::free) would find, without freeing anything.
+    ///
+    /// # Errors
+    /// As for `free`.
+    pub fn check_free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.check_guards(domain, address, Purpose::Free, Function::Free)
+    }
+
+    /// What [`realloc`](Self::realloc) would find, without resizing anything.
+    ///
+    /// # Errors
+    /// As for `realloc`.
+    pub fn check_realloc(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.check_guards(domain, address, Purpose::Use, Function::Realloc)
+    }
+
+    fn check_guards(&self, domain: Domain, address: usize, purpose: Purpose, function: Function) -> Result<(), Fault> {
+        self.check(domain, address, purpose).map_err(|fault| self.with_report(fault, function))?;
+        let damaged = self.hooks().and_then(|hooks| hooks.examine(function, domain, address));
+        damaged.map_or(Ok(()), Err)
+    }
+
+    /// Keeps a fault for [`take_fault`](Self::take_fault), for whoever cannot give it to the caller. Without debug hooks it is lost.
+    pub fn keep_fault(&self, fault: Fault) {
+        if let Some(hooks) = self.hooks() {
+            hooks.keep_fault(fault);
+        }
+    }
+
     /// Runs a call and gives what the hooks found during it.
     fn watching<T>(&self, call: impl FnOnce() -> T) -> (T, Option<Fault>) {
         let before = self.take_fault();
         let result = call();
         let found = self.take_fault();
-        if let (Some(before), Some(hooks)) = (before, self.hooks()) {
-            hooks.keep_fault(before);
+        if let Some(before) = before {
+            self.keep_fault(before);
         }
         (result, found)
     }
@@ -224,7 +253,11 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain.
     #[inline]
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
-        let Some(address) = address else { return Ok(self.malloc(domain, size)) };
+        let Some(address) = address else {
+            let block = self.malloc(domain, size);
+            // A request that the hooks have refused has a reason.
+            return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
+        };
         if self.hooked.get() {
             return self.realloc_hooked(domain, address, size);
         }
@@ -353,18 +386,20 @@ impl CheckedHeap {
     /// Gives back every block that lies outside the arenas. The heap is only fit to be dropped then.
     pub fn free_blocks_outside(&mut self) {
         let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
-        // SAFETY: as in `hooks`.
-        let hooks = unsafe { (*self.heap.domains()).debug.as_deref() };
+        let mut hooks = self.hooks();
         let free = |address: usize| {
-            let address = hooks.map_or(address, |hooks| hooks.innermost(address));
+            let address = hooks.as_ref().map_or(address, |hooks| hooks.innermost(address));
             if pymalloc.locate(address) == Location::Outside {
                 // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
                 unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
             }
         };
         ledger.elsewhere().for_each(|(address, _, _)| free(address));
-        if let Some(hooks) = hooks {
+        if let Some(hooks) = &hooks {
             hooks.lost(|address| ledger.domain_of(address).is_some()).for_each(free);
+        }
+        if let Some(hooks) = &mut hooks {
+            hooks.forget_lost();
         }
         ledger.forget_elsewhere();
     }
