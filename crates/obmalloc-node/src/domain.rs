@@ -179,7 +179,8 @@ impl Core {
             return Ok(block);
         };
         self.refuse_retired(domain, old)?;
-        let usable = heap.usable_size(domain, old).map_err(|fault| self.fault(as_told(fault, heap.check_realloc(domain, old))))?;
+        let usable =
+            heap.usable_size(domain, old).map_err(|fault| self.fault(as_told(fault, heap.check_realloc(domain, old))))?;
         self.refuse_pinned(old, domain)?;
         let view = match self.marks.borrow().get(&old) {
             Some(Mark::Viewed(view)) => Some(view.clone()),

@@ -1,6 +1,6 @@
 //! What real CPythons do with blocks under debug hooks: loaded with `LD_PRELOAD` into a python with `PYTHONMALLOC=debug`, it takes the place
 //! of `main`, starts the interpreter, and plays every case in a child process, where no Python function is running. What came of each goes
-//! to the standard output, after a line with the case's name.
+//! to the standard output, after a line with the case's name. `OBMALLOC_DEBUG_CASES` says how many cases, if not all.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::transmute_copy;
@@ -84,7 +84,8 @@ unsafe extern "C" fn main(_: c_int, _: *mut *mut c_char, _: *mut *mut c_char) ->
     unsafe {
         function::<unsafe extern "C" fn(c_int)>(libc::RTLD_DEFAULT, c"Py_InitializeEx")(0);
         let python = Python::new();
-        for case in cases::cases() {
+        let count = std::env::var("OBMALLOC_DEBUG_CASES").map_or(usize::MAX, |count| count.parse().expect("a number of cases"));
+        for case in cases::cases().into_iter().take(count) {
             let mut pipe = [0; 2];
             assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0, "no pipe");
             let child = libc::fork();

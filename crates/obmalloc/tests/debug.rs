@@ -181,47 +181,90 @@ fn every_release_leaves_and_says_what_cpython_does() {
     assert_eq!(compared, 9 * cases::cases().len());
 }
 
+/// A CPython of this machine.
+struct Python {
+    version: String,
+    profile: &'static Profile,
+    prefix: String,
+    executable: String,
+}
+
+impl Python {
+    /// The CPython that `path` starts, if it is one of a release here.
+    fn at(path: &Path) -> Option<Self> {
+        // What was found may be a script that starts a python.
+        let tell = "import sys, os; print('%d.%d.%d' % sys.version_info[:3], sys.base_prefix, os.path.realpath(sys.executable), sep=':')";
+        let told = Command::new(path).args(["-c", tell]).output().ok().filter(|told| told.status.success())?;
+        let told = String::from_utf8(told.stdout).ok()?;
+        let [version, prefix, executable] = told.trim().split(':').collect::<Vec<_>>()[..] else { return None };
+        let profile = Profile::of_version(version)?;
+        Some(Self { version: version.into(), profile, prefix: prefix.into(), executable: executable.into() })
+    }
+
+    /// What it gives with an allocator of `PYTHONMALLOC` for the first `count` cases, or what it says instead.
+    fn play(&self, allocator: &str, count: usize) -> Result<BTreeMap<String, String>, String> {
+        let oracle = std::env::current_exe().expect("a test").parent().and_then(Path::parent).expect("target").join("examples");
+        let oracle = oracle.join("libdebug_oracle.so");
+        assert!(oracle.is_file(), "{} is missing: cargo test -p obmalloc builds it, and rebuilds it", oracle.display());
+        let played = Command::new(&self.executable)
+            .env("LD_PRELOAD", &oracle)
+            .env("OBMALLOC_DEBUG_CASES", count.to_string())
+            .env("PYTHONMALLOC", allocator)
+            .env("PYTHONHOME", &self.prefix)
+            .output()
+            .expect("a python");
+        let outputs = parse_oracle(&String::from_utf8(played.stdout).expect("text"));
+        if outputs.len() == count { Ok(outputs) } else { Err(String::from_utf8_lossy(&played.stderr).into_owned()) }
+    }
+}
+
 /// The CPythons of this machine.
-fn pythons() -> Vec<PathBuf> {
+fn pythons() -> Vec<Python> {
     let mut found: Vec<PathBuf> = std::env::var_os("OBMALLOC_PYTHON").iter().flat_map(std::env::split_paths).collect();
     if let Some(home) = std::env::var_os("HOME") {
         let versions = std::fs::read_dir(Path::new(&home).join(".pyenv/versions")).into_iter().flatten().flatten();
         found.extend(versions.map(|version| version.path().join("bin/python3")));
     }
     found.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths).map(|folder| folder.join("python3")));
-    found.retain(|path| path.is_file());
-    found.sort();
-    found.dedup();
-    found
+    let mut seen = BTreeSet::new();
+    let pythons: Vec<_> =
+        found.iter().filter_map(|path| Python::at(path)).filter(|python| seen.insert(python.executable.clone())).collect();
+    if pythons.is_empty() {
+        println!("no CPython found: nothing was compared with one");
+    }
+    pythons
+}
+
+#[test]
+fn real_cpythons_choose_the_same_allocators_by_name() {
+    // Of every domain one.
+    let count = 6;
+    for python in pythons() {
+        for name in AllocatorName::ALL {
+            let outputs = python.play(name.name(), count).expect("a known name");
+            let aborted = outputs.values().filter(|output| output.ends_with("signal 6\n")).count();
+            assert_eq!(aborted, if name.has_debug_hooks() { count } else { 0 }, "{}: {}", python.version, name.name());
+            let stats = Command::new(&python.executable)
+                .args(["-c", "import sys; sys._debugmallocstats()"])
+                .env("PYTHONMALLOC", name.name())
+                .output();
+            let stats = String::from_utf8(stats.expect("a python").stderr).expect("text");
+            assert_eq!(stats.contains("size classes"), name.has_pymalloc(), "{}: {}", python.version, name.name());
+        }
+        let refused = python.play("malloc_", count).expect_err("an unknown name");
+        assert!(refused.contains("unknown allocator"), "{}: {refused}", python.version);
+    }
 }
 
 #[test]
 fn the_golden_copies_are_what_real_cpythons_give() {
-    let oracle = std::env::current_exe().expect("a test").parent().and_then(Path::parent).expect("target").join("examples");
-    let oracle = oracle.join("libdebug_oracle.so");
-    assert!(oracle.is_file(), "{} is missing: cargo test -p obmalloc builds it, and rebuilds it", oracle.display());
-    let (mut all, mut seen) = (Outputs::new(), BTreeSet::new());
+    let mut all = Outputs::new();
     for python in pythons() {
-        // What was found may be a script that starts a python.
-        let tell = "import sys, os; print('%d.%d.%d' % sys.version_info[:3], sys.base_prefix, os.path.realpath(sys.executable), sep=':')";
-        let told = Command::new(&python).args(["-c", tell]).output();
-        let Some(told) = told.ok().filter(|told| told.status.success()).and_then(|told| String::from_utf8(told.stdout).ok())
-        else {
-            continue;
-        };
-        let [version, prefix, executable] = told.trim().split(':').collect::<Vec<_>>()[..] else { continue };
-        let Some(profile) = Profile::of_version(version).filter(|_| seen.insert(executable.to_owned())) else { continue };
-        let played = Command::new(executable)
-            .env("LD_PRELOAD", &oracle)
-            .env("PYTHONMALLOC", "debug")
-            .env("PYTHONHOME", prefix)
-            .output()
-            .expect("a python");
-        let outputs = parse_oracle(&String::from_utf8(played.stdout).expect("text"));
-        assert_eq!(outputs.len(), cases::cases().len(), "{executable}: {}", String::from_utf8_lossy(&played.stderr));
-        println!("{version}: {} cases, {executable}", outputs.len());
-        let known = all.entry(profile.release.into()).or_insert_with(|| outputs.clone());
-        assert!(*known == outputs, "{version} differs from another of release {}", profile.release);
+        let outputs = python.play("debug", cases::cases().len()).unwrap_or_else(|said| panic!("{}: {said}", python.executable));
+        println!("{}: {} cases, {}", python.version, outputs.len(), python.executable);
+        let release = python.profile.release;
+        let known = all.entry(release.into()).or_insert_with(|| outputs.clone());
+        assert!(*known == outputs, "{} differs from another of release {release}", python.version);
     }
     if std::env::var_os("OBMALLOC_GOLDEN").is_some() {
         assert_eq!(all.len(), profile::ALL.len(), "a CPython of every release is needed for new golden copies");
@@ -234,9 +277,6 @@ fn the_golden_copies_are_what_real_cpythons_give() {
         for (name, output) in outputs {
             assert_eq!(output, &golden[release][name], "{release}: {name}");
         }
-    }
-    if all.is_empty() {
-        println!("no CPython found: the golden copies were not compared with one");
     }
 }
 
