@@ -10,8 +10,10 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `arena_offset` | arenas off their natural boundary, for tests |
+//! | `check` | the other thing that the library can do: look whether blocks come back to the domain that gave them out |
 //! | `hooks` | the wrapped allocators: what runs on every call |
 //! | `inside` | whether this thread is inside a mem or obj call |
+//! | `lock` | a spin lock that can be held across a fork |
 //! | `sink` | the one block being written, its lock, and the trace file |
 //! | `header` | the trace's header: who is recorded |
 //! | `python` | CPython's C interface, looked up by name |
@@ -29,9 +31,11 @@
 #![cfg(target_os = "linux")]
 
 mod arena_offset;
+mod check;
 mod header;
 mod hooks;
 mod inside;
+mod lock;
 mod process;
 mod python;
 mod say;
@@ -52,45 +56,61 @@ static CONSTRUCTOR: extern "C" fn() = constructor;
 #[unsafe(link_section = ".fini_array")]
 static DESTRUCTOR: extern "C" fn() = process::leave;
 
-/// Sets up the recorder if a trace is wanted and this process is a CPython.
+/// Sets up the recorder if a trace is wanted, or the checker if a report is, and this process is a CPython.
 extern "C" fn constructor() {
-    let Some(path) = std::env::var_os("OBMALLOC_TRACE").filter(|path| !path.is_empty()) else { return };
+    let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
+    let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
     let Some(api) = python::Api::find() else { return };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
-    let first = claim(&path);
+    let first = claim(variable, &path);
     let header = Header::of_this_process(&api);
+    let doing = if variable == VARIABLE { "recorded" } else { "checked" };
     if !header.supported() {
-        say(&format!("this is CPython {}: 3.8 is the oldest that can be recorded, nothing is recorded", header.python));
+        say(&format!("this is CPython {}: 3.8 is the oldest that can be {doing}, nothing is {doing}", header.python));
         return;
     }
     let free_threaded = header.free_threaded;
-    if !sink::set_up(path, first, header) {
+    let set_up = if variable == VARIABLE { sink::set_up(path, first, header) } else { check::set_up(path, first, header) };
+    if !set_up {
         return;
     }
     if free_threaded {
-        say("this CPython is a free-threaded build: it has no pymalloc, nothing is recorded");
-        sink::write_header_only();
+        say(&format!("this CPython is a free-threaded build: it has no pymalloc, nothing is {doing}"));
+        if variable == VARIABLE {
+            sink::write_header_only();
+        }
         return;
     }
     python::set(api);
-    process::watch_forks();
-    arena_offset::set_up();
-    hooks::install();
+    if variable == VARIABLE {
+        process::watch_forks();
+        arena_offset::set_up();
+        hooks::install();
+    } else {
+        check::install();
+    }
 }
 
-/// Whether this process is the first of its family to record, and so writes to the path itself. Tells its children.
-fn claim(path: &std::path::Path) -> bool {
-    const CLAIMED: &std::ffi::CStr = c"OBMALLOC_TRACE_PID";
-    let first = std::env::var_os("OBMALLOC_TRACE_PID").is_none();
-    let (Ok(path), Ok(pid)) = (CString::new(path.as_os_str().as_bytes()), CString::new(std::process::id().to_string())) else {
+/// Names the file that the trace goes to.
+const VARIABLE: &str = "OBMALLOC_TRACE";
+
+/// Whether this process is the first of its family, and so writes to the path itself. Tells its children.
+fn claim(variable: &str, path: &std::path::Path) -> bool {
+    let claimed = format!("{variable}_PID");
+    let first = std::env::var_os(&claimed).is_none();
+    let pid = std::process::id().to_string();
+    let text = |bytes: &[u8]| CString::new(bytes);
+    let (Ok(variable), Ok(claimed), Ok(path), Ok(pid)) =
+        (text(variable.as_bytes()), text(claimed.as_bytes()), text(path.as_os_str().as_bytes()), text(pid.as_bytes()))
+    else {
         return first;
     };
     // SAFETY: the strings are NUL-terminated and copied, and a process that is being loaded has one thread only.
     unsafe {
-        libc::setenv(c"OBMALLOC_TRACE".as_ptr(), path.as_ptr(), 1);
+        libc::setenv(variable.as_ptr(), path.as_ptr(), 1);
         if first {
-            libc::setenv(CLAIMED.as_ptr(), pid.as_ptr(), 1);
+            libc::setenv(claimed.as_ptr(), pid.as_ptr(), 1);
         }
     }
     first

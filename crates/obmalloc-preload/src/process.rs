@@ -1,6 +1,6 @@
 //! What happens to the process: fork, exec and the ways to leave that run no destructor.
 
-use crate::{sink, snapshot};
+use crate::{check, sink, snapshot};
 
 /// Has forked children recorded as processes of their own.
 pub fn watch_forks() {
@@ -24,12 +24,13 @@ pub extern "C" fn leave() {
         snapshot::look_for_lost_hooks_at_the_end();
         sink::end();
     }
+    check::leave();
 }
 
 /// Functions of the C library that the program calls and the recorder answers. Not in unit tests, which are programs themselves.
 #[cfg(not(test))]
 mod interposed {
-    use super::{leave, sink};
+    use super::{check, leave, sink};
     use std::ffi::{c_char, c_int};
 
     /// `_exit`, which is what `os._exit` calls: no destructor runs, so the trace is brought to its end here.
@@ -61,6 +62,7 @@ mod interposed {
         if sink::is_recorded() {
             sink::flush();
         }
+        check::leave();
         // SAFETY: passes the caller's arguments on; sets errno as the C library's function does.
         unsafe { libc::syscall(libc::SYS_execve, path, argv, envp) as c_int }
     }

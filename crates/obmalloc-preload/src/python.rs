@@ -129,9 +129,7 @@ impl Api {
 
     /// Whether CPython lives in a shared library rather than in the executable.
     pub fn is_shared(&self) -> bool {
-        // SAFETY: reads the process's own auxiliary vector.
-        let program_headers = unsafe { libc::getauxval(libc::AT_PHDR) } as *const c_void;
-        object_base(self.set_allocator as *const c_void) != object_base(program_headers)
+        object_base(self.set_allocator as *const c_void) != executable_base()
     }
 
     /// `PyMem_GetAllocator`
@@ -155,6 +153,12 @@ impl Api {
     }
 }
 
+/// Where the executable begins.
+pub fn executable_base() -> *mut c_void {
+    // SAFETY: reads the process's own auxiliary vector.
+    object_base(unsafe { libc::getauxval(libc::AT_PHDR) } as *const c_void)
+}
+
 /// Where the executable or library that holds `address` begins; null when nothing does.
 fn object_base(address: *const c_void) -> *mut c_void {
     let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
@@ -162,6 +166,20 @@ fn object_base(address: *const c_void) -> *mut c_void {
     unsafe {
         libc::dladdr(address, info.as_mut_ptr());
         info.assume_init().dli_fbase
+    }
+}
+
+/// Who replaced the allocators, as far as the environment tells.
+pub fn culprit() -> String {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let Some(value) = set("PYTHONMALLOC") {
+        format!("PYTHONMALLOC={value} (or -X dev)")
+    } else if set("PYTHONDEVMODE").is_some() {
+        "PYTHONDEVMODE".to_owned()
+    } else if std::env::args().any(|argument| argument == "dev" || argument == "-Xdev") {
+        "-X dev".to_owned()
+    } else {
+        "the program (PyMem_SetAllocator or PyPreConfig.allocator)".to_owned()
     }
 }
 

@@ -10,6 +10,7 @@
 //! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
 
 use crate::header::{Header, Parent, text_of};
+use crate::lock::{Errno, SpinLock};
 use crate::say::say;
 use obmalloc_trace::format::{BlockWriter, PatchToken, file_head};
 use std::cell::UnsafeCell;
@@ -19,7 +20,7 @@ use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
 const BLOCK_SIZE: usize = 64 << 10;
@@ -60,14 +61,14 @@ enum File {
 type Identity = (libc::dev_t, libc::ino_t);
 
 struct Sink {
-    locked: AtomicBool,
+    lock: SpinLock,
     state: UnsafeCell<MaybeUninit<State>>,
 }
 
 // SAFETY: (1) the state is touched only under the lock.
 unsafe impl Sync for Sink {}
 
-static SINK: Sink = Sink { locked: AtomicBool::new(false), state: UnsafeCell::new(MaybeUninit::uninit()) };
+static SINK: Sink = Sink { lock: SpinLock::new(), state: UnsafeCell::new(MaybeUninit::uninit()) };
 
 /// The process that the state belongs to, 0 when nothing is recorded. A child made by `vfork` has the parent's memory and another
 /// id, and must leave the state alone.
@@ -96,35 +97,14 @@ impl DerefMut for Locked {
 impl Drop for Locked {
     #[inline(always)]
     fn drop(&mut self) {
-        SINK.locked.store(false, Ordering::Release);
+        SINK.lock.release();
     }
 }
 
 #[inline(always)]
 fn lock() -> Locked {
-    if SINK.locked.swap(true, Ordering::Acquire) {
-        wait_for_lock(u32::MAX);
-    }
+    SINK.lock.take();
     Locked(())
-}
-
-/// Waits for the lock and takes it. Gives up and says `false` after `turns` looks, unless that is `u32::MAX`.
-#[cold]
-fn wait_for_lock(turns: u32) -> bool {
-    let mut turn = 0;
-    while turn < turns || turns == u32::MAX {
-        if !SINK.locked.load(Ordering::Relaxed) && !SINK.locked.swap(true, Ordering::Acquire) {
-            return true;
-        }
-        if turn < 100 {
-            std::hint::spin_loop();
-        } else {
-            // SAFETY: takes nothing and always succeeds.
-            unsafe { libc::sched_yield() };
-        }
-        turn = turn.saturating_add(1);
-    }
-    false
 }
 
 /// Writes one event. Says whether a checkpoint was passed, to be looked at now that nothing is locked.
@@ -256,7 +236,7 @@ pub fn fill_in(reservation: Reservation, count: u64) {
 /// Writes the `End` note, empties the block and records nothing more.
 pub fn end() {
     // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a trace without its end is the lesser evil.
-    if SINK.locked.swap(true, Ordering::Acquire) && !wait_for_lock(10_000) {
+    if !SINK.lock.take_within(10_000) {
         return;
     }
     let mut state = Locked(());
@@ -507,19 +487,4 @@ fn write_at(descriptor: c_int, mut bytes: &[u8], mut offset: u64) -> Result<(), 
         }
     }
     Ok(())
-}
-
-/// The caller's `errno`: programs expect it to survive a `free`.
-struct Errno(c_int);
-
-impl Errno {
-    fn save() -> Self {
-        // SAFETY: the location is this thread's own.
-        Self(unsafe { *libc::__errno_location() })
-    }
-
-    fn restore(self) {
-        // SAFETY: as in `save`.
-        unsafe { *libc::__errno_location() = self.0 };
-    }
 }

@@ -6,7 +6,7 @@
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMemAllocatorEx, PyMethodDef, SetOnce, api, symbol};
 use crate::say::say;
-use crate::{hooks, inside, sink};
+use crate::{hooks, inside, python, sink};
 use obmalloc_trace::format::Domain;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
@@ -394,21 +394,7 @@ fn report_lost_hooks(lost: u8) {
     let names: Vec<&str> = (0..3).filter(|bit| news >> bit & 1 != 0).map(|bit| ["raw", "mem", "obj"][bit]).collect();
     let (last, others) = names.split_last().expect("there is news");
     let domains = if others.is_empty() { (*last).to_owned() } else { format!("{} and {last}", others.join(", ")) };
-    say(&format!("{} replaced the recorder's allocators: {domains} calls are not recorded", culprit()));
-}
-
-/// Who replaced the allocators, as far as the environment tells.
-fn culprit() -> String {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if let Some(value) = set("PYTHONMALLOC") {
-        format!("PYTHONMALLOC={value} (or -X dev)")
-    } else if set("PYTHONDEVMODE").is_some() {
-        "PYTHONDEVMODE".to_owned()
-    } else if std::env::args().any(|argument| argument == "dev" || argument == "-Xdev") {
-        "-X dev".to_owned()
-    } else {
-        "the program (PyMem_SetAllocator or PyPreConfig.allocator)".to_owned()
-    }
+    say(&format!("{} replaced the recorder's allocators: {domains} calls are not recorded", python::culprit()));
 }
 
 #[cfg(test)]

@@ -1,0 +1,407 @@
+//! Every live block by address: its domain, its size, and the call that asked for it. Lies beside the memory that it describes, as a
+//! word for every place where a block can begin.
+//!
+//! A radix tree of three levels, like pymalloc's own arena map: 2 × 32 768 roots, 8 192 mebibytes under each, 65 536 words for a
+//! mebibyte. Levels are made when they are needed and never go. There are no locks: a word belongs to who owns the block, and that is
+//! one thread at a time.
+//!
+//! Blocks begin at multiples of 16, which have one half of the roots. The other half is for the odd multiples of 8: there are
+//! allocators, not CPython's, that give those out for the smallest requests.
+//!
+//! The word, from the lowest bit:
+//! | bits | |
+//! |---|---|
+//! | 32 | the lower half of the return address of the call that gave the block out, or else gave it back |
+//! | 2 | the domain and one; 0 when no block begins here |
+//! | 1 | whether the block has been freed |
+//! | 29 | the size, bytes; all ones when that is not enough: then the size is in the next word, which can belong to no other block |
+
+use obmalloc_trace::format::Domain;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+
+const FREED: u64 = 1 << 34;
+const SIZE_SHIFT: u32 = 35;
+/// The size that says that the size is in the next word.
+const ELSEWHERE: usize = (1 << (64 - SIZE_SHIFT)) - 1;
+
+/// Bytes from one word's place to the next one's.
+const GRANULE: usize = 16;
+/// Bytes that a leaf describes.
+const LEAF_SPAN: usize = 1 << 20;
+const WORDS: usize = LEAF_SPAN / GRANULE;
+const MIDDLE_BITS: u32 = 13;
+const ROOT_BITS: u32 = 15;
+/// Addresses of programs are below this on all 64-bit systems of today, unless a program asks for more itself.
+const ADDRESS_LIMIT: usize = 1 << (20 + MIDDLE_BITS + ROOT_BITS);
+/// How far below an address [`Blocks::around`] looks for the block that it lies in, bytes.
+const REACH: usize = 1 << 30;
+
+type Leaf = [AtomicU64; WORDS];
+type Middle = [AtomicPtr<Leaf>; 1 << MIDDLE_BITS];
+
+/// A block, live or freed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Block {
+    pub domain: Domain,
+    /// What was asked for, bytes.
+    pub size: usize,
+    /// The lower half of the return address of the call that gave the block out; of the one that freed it, if it is freed.
+    pub site: u32,
+    pub freed: bool,
+}
+
+/// The table.
+pub struct Blocks {
+    roots: [AtomicPtr<Middle>; 2 << ROOT_BITS],
+    /// Whether there was no memory for a level: then blocks are missing here that are there.
+    incomplete: AtomicBool,
+}
+
+const fn tag(domain: Domain) -> u64 {
+    (domain as u64 + 1) << 32
+}
+
+const fn low(address: usize) -> u64 {
+    address as u64 & 0xffff_ffff
+}
+
+/// The level that `slot` holds; null when it has not been made.
+fn existing<T>(slot: &AtomicPtr<T>) -> *mut T {
+    // Acquire: the zeros of a level are seen before the level is.
+    slot.load(Ordering::Acquire)
+}
+
+impl Blocks {
+    /// A table without blocks.
+    pub const fn new() -> Self {
+        Self { roots: [const { AtomicPtr::new(null_mut()) }; 2 << ROOT_BITS], incomplete: AtomicBool::new(false) }
+    }
+
+    /// Notes a block that was given out: `site` is the return address of the call that asked for it.
+    #[inline(always)]
+    pub fn put(&self, address: usize, domain: Domain, size: usize, site: usize) {
+        let Some(word) = self.word(address).or_else(|| self.make_word(address)) else { return };
+        let short = if size < ELSEWHERE { size } else { self.put_size(address, size) };
+        word.store(low(site) | tag(domain) | (short as u64) << SIZE_SHIFT, Ordering::Relaxed);
+    }
+
+    /// Marks the block at `address` as freed by `site`. Says `false`, with nothing done, unless it is live and of this domain.
+    #[inline(always)]
+    pub fn free(&self, address: usize, domain: Domain, site: usize) -> bool {
+        let Some(word) = self.word(address) else { return false };
+        let before = word.load(Ordering::Relaxed);
+        if before & (FREED | 3 << 32) != tag(domain) {
+            return false;
+        }
+        // No exchange: of two threads that free one block at the same moment one can be missed, but nothing else goes wrong.
+        word.store(before & !low(usize::MAX) | low(site) | FREED, Ordering::Relaxed);
+        true
+    }
+
+    /// Marks the block as live again, as it was given out by `site`: a realloc that took it could not be done.
+    pub fn revive(&self, address: usize, site: u32) {
+        if let Some(word) = self.word(address) {
+            word.store(word.load(Ordering::Relaxed) & !(low(usize::MAX) | FREED) | u64::from(site), Ordering::Relaxed);
+        }
+    }
+
+    /// The block that begins at `address` or, freed, last did.
+    pub fn at(&self, address: usize) -> Option<Block> {
+        let word = self.word(address)?.load(Ordering::Relaxed);
+        let domain = match word >> 32 & 3 {
+            0 => return None,
+            1 => Domain::Raw,
+            2 => Domain::Mem,
+            _ => Domain::Obj,
+        };
+        let size = match (word >> SIZE_SHIFT) as usize {
+            ELSEWHERE => self.size_after(address),
+            size => size,
+        };
+        Some(Block { domain, size, site: word as u32, freed: word & FREED != 0 })
+    }
+
+    /// The live block that `address` lies in, and where it begins. Not found when it begins more than a gibibyte before.
+    pub fn around(&self, address: usize) -> Option<(usize, Block)> {
+        let lowest = address.saturating_sub(REACH);
+        let mut start = address & !(GRANULE / 2 - 1);
+        while start > lowest && start < ADDRESS_LIMIT {
+            if self.leaf(start).is_none() && self.leaf(start ^ GRANULE / 2).is_none() {
+                start = (start & !(LEAF_SPAN - 1)).saturating_sub(GRANULE / 2);
+                continue;
+            }
+            if let Some(block) = self.at(start).filter(|block| !block.freed) {
+                // Blocks do not overlap: the first one below is the only one that can reach up here.
+                return (address - start < block.size.max(1)).then_some((start, block));
+            }
+            start -= GRANULE / 2;
+        }
+        None
+    }
+
+    /// Whether every block that was put is here, as far as memory goes.
+    pub fn is_complete(&self) -> bool {
+        !self.incomplete.load(Ordering::Relaxed)
+    }
+
+    fn root(&self, address: usize) -> Option<&AtomicPtr<Middle>> {
+        // Multiples of 8 only: what is no multiple is where no block begins.
+        if address >= ADDRESS_LIMIT || address % (GRANULE / 2) != 0 {
+            return None;
+        }
+        self.roots.get((address & GRANULE / 2) >> 3 << ROOT_BITS | address >> (20 + MIDDLE_BITS))
+    }
+
+    #[inline(always)]
+    fn leaf(&self, address: usize) -> Option<&Leaf> {
+        // SAFETY: levels are made whole, zeroed, and never go.
+        let middle = unsafe { existing(self.root(address)?).as_ref() }?;
+        // SAFETY: as above.
+        unsafe { existing(&middle[address / LEAF_SPAN % middle.len()]).as_ref() }
+    }
+
+    #[inline(always)]
+    fn word(&self, address: usize) -> Option<&AtomicU64> {
+        Some(&self.leaf(address)?[address / GRANULE % WORDS])
+    }
+
+    #[cold]
+    fn make_word(&self, address: usize) -> Option<&AtomicU64> {
+        let made = self.root(address).and_then(|root| {
+            let middle = made(root)?;
+            made(&middle[address / LEAF_SPAN % middle.len()])?;
+            self.word(address)
+        });
+        if made.is_none() {
+            self.incomplete.store(true, Ordering::Relaxed);
+        }
+        made
+    }
+
+    /// Keeps a size that does not fit beside the rest, in the next word; as that of no domain, so that no block begins there.
+    #[cold]
+    fn put_size(&self, address: usize, size: usize) -> usize {
+        let next = address + GRANULE;
+        if let Some(word) = self.word(next).or_else(|| self.make_word(next)) {
+            word.store(low(size) | (size as u64 >> 32) << SIZE_SHIFT, Ordering::Relaxed);
+        }
+        ELSEWHERE
+    }
+
+    fn size_after(&self, address: usize) -> usize {
+        let word = self.word(address + GRANULE).map_or(0, |word| word.load(Ordering::Relaxed));
+        low(word as usize) as usize | (word >> SIZE_SHIFT << 32) as usize
+    }
+}
+
+/// The level that `slot` holds, made if it was not there. `None` when there is no memory for it.
+fn made<T>(slot: &AtomicPtr<T>) -> Option<&T> {
+    let mut level = existing(slot);
+    if level.is_null() {
+        // SAFETY: asks for fresh memory.
+        let memory = unsafe {
+            libc::mmap(
+                null_mut(),
+                size_of::<T>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return None;
+        }
+        let fresh = memory.cast::<T>();
+        level = match slot.compare_exchange(null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => fresh,
+            Err(other) => {
+                // SAFETY: nobody else knows this memory.
+                unsafe { libc::munmap(memory, size_of::<T>()) };
+                other
+            }
+        };
+    }
+    // SAFETY: a level is an array of atomics, for which zeros are values; it never goes.
+    unsafe { level.as_ref() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::ops::Bound::{Excluded, Included};
+
+    static DOMAINS: [Domain; 3] = [Domain::Raw, Domain::Mem, Domain::Obj];
+
+    fn table() -> Box<Blocks> {
+        // SAFETY: a table without blocks is all zeros; made in place, because it is larger than a test's stack likes.
+        unsafe { Box::<Blocks>::new_zeroed().assume_init() }
+    }
+
+    fn block(domain: Domain, size: usize, site: u32, freed: bool) -> Option<Block> {
+        Some(Block { domain, size, site, freed })
+    }
+
+    #[test]
+    fn block_is_kept_with_domain_size_and_site_until_it_is_freed() {
+        let blocks = table();
+        for (number, domain) in DOMAINS.into_iter().enumerate() {
+            for (step, size) in [0, 1, 512, 1 << 20, ELSEWHERE - 1, ELSEWHERE, 1 << 31, (1 << 46) + 12_345].into_iter().enumerate() {
+                let address = 0x7f12_3400_0000 + (number << 32) + (step << 24);
+                assert_eq!(blocks.at(address), None);
+                blocks.put(address, domain, size, 0x5555_1234_5678);
+                assert_eq!(blocks.at(address), block(domain, size, 0x1234_5678, false));
+                for other in DOMAINS.into_iter().filter(|&other| other != domain) {
+                    assert!(!blocks.free(address, other, 1));
+                }
+                assert!(blocks.free(address, domain, 0x5555_0000_0077));
+                assert_eq!(blocks.at(address), block(domain, size, 0x77, true));
+                assert!(!blocks.free(address, domain, 1), "twice");
+                blocks.revive(address, 9);
+                assert_eq!(blocks.at(address), block(domain, size, 9, false));
+            }
+        }
+        assert!(blocks.is_complete());
+    }
+
+    #[test]
+    fn neighbours_8_bytes_apart_are_two_blocks() {
+        let blocks = table();
+        blocks.put(0x1000, Domain::Raw, 8, 1);
+        blocks.put(0x1008, Domain::Mem, 8, 2);
+        assert_eq!(blocks.at(0x1000), block(Domain::Raw, 8, 1, false));
+        assert_eq!(blocks.at(0x1008), block(Domain::Mem, 8, 2, false));
+        assert_eq!(blocks.around(0x100f).map(|found| found.0), Some(0x1008));
+        assert_eq!(blocks.around(0x1007).map(|found| found.0), Some(0x1000));
+    }
+
+    #[test]
+    fn addresses_at_the_edges_of_levels_are_told_apart() {
+        let blocks = table();
+        let edges = [LEAF_SPAN, LEAF_SPAN << MIDDLE_BITS, ADDRESS_LIMIT - LEAF_SPAN];
+        let places: Vec<usize> = edges.iter().flat_map(|edge| [edge - 16, edge - 8, *edge, edge + 8]).collect();
+        for (number, &place) in places.iter().enumerate() {
+            blocks.put(place, Domain::Obj, 8, number);
+        }
+        for (number, &place) in places.iter().enumerate() {
+            assert_eq!(blocks.at(place), block(Domain::Obj, 8, number as u32, false));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_makes_the_table_incomplete_and_nothing_else() {
+        let blocks = table();
+        blocks.put(ADDRESS_LIMIT, Domain::Raw, 8, 1);
+        assert_eq!(blocks.at(ADDRESS_LIMIT), None);
+        assert!(!blocks.free(ADDRESS_LIMIT, Domain::Raw, 1));
+        assert_eq!(blocks.around(ADDRESS_LIMIT + 4), None);
+        assert!(!blocks.is_complete());
+    }
+
+    #[test]
+    fn address_inside_a_huge_block_is_found_across_leaves_that_were_never_made() {
+        let blocks = table();
+        let start = 0x7f00_0000_0010;
+        blocks.put(start, Domain::Mem, 900 << 20, 1);
+        for inside in [1, 8, 16, 17, LEAF_SPAN, 600 << 20, (900 << 20) - 1] {
+            assert_eq!(blocks.around(start + inside).map(|found| found.0), Some(start), "{inside}");
+        }
+        assert_eq!(blocks.around(start + (900 << 20)), None);
+        assert!(blocks.free(start, Domain::Mem, 1));
+        assert_eq!(blocks.around(start + 8), None);
+    }
+
+    /// What a random program does; all of it in a few kibibytes across the edge of two leaves, so that it meets itself.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Put { slot: usize, size: usize, domain: usize },
+        Free { slot: usize, domain: usize },
+        Look { slot: usize, by: usize },
+    }
+
+    const BASE: usize = (5 << 30) - 2048;
+
+    /// Runs the steps on the table and on a model that is plainly right. Gives the first step after which they differ.
+    fn differs(steps: &[Step]) -> Option<usize> {
+        let blocks = table();
+        let mut model = BTreeMap::<usize, Block>::new();
+        for (number, &step) in steps.iter().enumerate() {
+            let site = number as u32;
+            let equal = match step {
+                Step::Put { slot, size, domain } => {
+                    let start = BASE + slot * 8;
+                    // As an allocator: never over a live block.
+                    let before = model.range(..start).rev().find(|(_, block)| !block.freed);
+                    let taken = before.is_some_and(|(&at, block)| at + block.size.max(1) > start)
+                        || model.range(start..start + size.max(1)).any(|(_, block)| !block.freed);
+                    if !taken {
+                        blocks.put(start, DOMAINS[domain], size, number);
+                        model.insert(start, Block { domain: DOMAINS[domain], size, site, freed: false });
+                    }
+                    blocks.at(start) == model.get(&start).copied()
+                }
+                Step::Free { slot, domain } => {
+                    let start = BASE + slot * 8;
+                    let wanted = model.get_mut(&start).filter(|block| !block.freed && block.domain == DOMAINS[domain]);
+                    let freed = wanted.is_some();
+                    if let Some(block) = wanted {
+                        (block.freed, block.site) = (true, site);
+                    }
+                    blocks.free(start, DOMAINS[domain], number) == freed && blocks.at(start) == model.get(&start).copied()
+                }
+                Step::Look { slot, by } => {
+                    let address = BASE + slot * 8 + by;
+                    let around = model
+                        .range((Excluded(address - REACH), Included(address)))
+                        .rev()
+                        .find(|(_, block)| !block.freed)
+                        .filter(|(at, block)| address - **at < block.size.max(1))
+                        .map(|(&at, &block)| (at, block));
+                    blocks.around(address) == around
+                }
+            };
+            if !equal {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn random_programs_leave_what_a_plain_map_leaves() {
+        let seed = std::env::var("OBMALLOC_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_261_124_u64);
+        let mut state = seed;
+        let mut random = |limit: usize| {
+            // xorshift64*
+            state ^= state >> 12;
+            state ^= state << 25;
+            state ^= state >> 27;
+            (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
+        };
+        for _ in 0..60 {
+            let mut steps: Vec<Step> = (0..600)
+                .map(|_| match random(3) {
+                    0 => Step::Put { slot: random(512), size: random(100), domain: random(3) },
+                    1 => Step::Free { slot: random(512), domain: random(3) },
+                    _ => Step::Look { slot: random(512), by: random(8) },
+                })
+                .collect();
+            if let Some(number) = differs(&steps) {
+                steps.truncate(number + 1);
+                let mut at = 0;
+                while at < steps.len() {
+                    let mut shorter = steps.clone();
+                    shorter.remove(at);
+                    if differs(&shorter).is_some() {
+                        steps = shorter;
+                    } else {
+                        at += 1;
+                    }
+                }
+                panic!("OBMALLOC_SEED={seed}: {steps:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What was found, added up by kind, domains and site, and the report that it is written into.
+//!
+//! The report is lines of JSON: the header of the process, findings, and at the end a line that says so. A finding is written when it
+//! is new and whenever its count has doubled, so that a process that is killed leaves a report too; the last line of a number counts.
+
+use super::blocks::Block;
+use super::site::{Site, caller};
+use crate::header::{Header, Parent, quoted, text_of};
+use crate::lock::SpinLock;
+use crate::python::PyMemAllocatorEx;
+use crate::say::say;
+use obmalloc_trace::format::Domain;
+use std::cell::UnsafeCell;
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+use std::fs::OpenOptions;
+use std::io::{Error, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+/// What is wrong with an address that was given to `free` or `realloc`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Fault {
+    /// A live block, but of another domain.
+    WrongDomain(Block),
+    /// It lies inside a live block.
+    Interior(Block),
+    /// A block began there, was freed, and no domain has given the address out since.
+    FreedBefore(Block),
+    /// No domain ever gave it out.
+    Foreign,
+}
+
+impl Fault {
+    fn block(&self) -> Option<&Block> {
+        match self {
+            Self::WrongDomain(block) | Self::Interior(block) | Self::FreedBefore(block) => Some(block),
+            Self::Foreign => None,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::WrongDomain(_) => "wrong-domain",
+            Self::Interior(_) => "interior",
+            Self::FreedBefore(_) => "freed-before",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+/// `free` or `realloc`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    Free,
+    Realloc,
+}
+
+/// What makes two occurrences one finding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    fault: &'static str,
+    call: Call,
+    allocated: Option<u8>,
+    used: u8,
+    /// The return address of who called.
+    site: usize,
+}
+
+struct Finding {
+    number: usize,
+    count: u64,
+    site: Site,
+    /// How many of which size, bytes.
+    sizes: BTreeMap<usize, u64>,
+    /// How many of what was given out, or freed before, by whom: lower halves of return addresses.
+    origins: BTreeMap<u32, (Option<Site>, u64)>,
+}
+
+/// Where the report goes and what is in it. One for the process.
+pub struct Report {
+    base: PathBuf,
+    path: PathBuf,
+    header: Header,
+    findings: BTreeMap<Key, Finding>,
+    failed: bool,
+}
+
+struct Shared {
+    lock: SpinLock,
+    report: UnsafeCell<Option<Report>>,
+}
+
+// SAFETY: the report is touched only by who holds the lock.
+unsafe impl Sync for Shared {}
+
+static SHARED: Shared = Shared { lock: SpinLock::new(), report: UnsafeCell::new(None) };
+
+/// Does something with the report, if there is one.
+fn with<T>(act: impl FnOnce(&mut Report) -> T) -> Option<T> {
+    SHARED.lock.take();
+    let result = held(act);
+    SHARED.lock.release();
+    result
+}
+
+/// As [`with`], for who holds the lock.
+fn held<T>(act: impl FnOnce(&mut Report) -> T) -> Option<T> {
+    // SAFETY: the caller holds the lock.
+    unsafe { &mut *SHARED.report.get() }.as_mut().map(act)
+}
+
+/// Makes the report: `base` if this process is the `first` of its family. Says `false`, with a message, when that cannot be done.
+pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
+    let mut report = Report { path: base.clone(), base, header, findings: BTreeMap::new(), failed: false };
+    let made = report.open(first, None);
+    SHARED.lock.take();
+    // SAFETY: the lock is held.
+    unsafe { *SHARED.report.get() = Some(report) };
+    SHARED.lock.release();
+    made
+}
+
+/// Notes one occurrence. `table` is the domain's allocator at the moment, which may not be the checker's.
+pub fn note(fault: &Fault, call: Call, used: Domain, return_address: usize, table: &PyMemAllocatorEx, is_ours: bool) {
+    let site = caller(return_address, table, is_ours);
+    let allocated = fault.block().map(|block| block.domain as u8);
+    let key = Key { fault: fault.name(), call, allocated, used: used as u8, site };
+    let origin = fault.block().map(|block| block.site);
+    let known = with(|report| report.known(&key, origin)).unwrap_or((false, false));
+    // Resolved without the lock: the linker has locks of its own, and calls code that can come here with those taken.
+    let site = (!known.0).then(|| Site::of(key.site));
+    let origin = origin.filter(|_| !known.1).and_then(Site::of_low);
+    with(|report| report.add(key, fault.block(), site, origin));
+}
+
+/// Writes every finding as it stands, and that this is the end. More can come after it, and another end.
+pub fn end(lost: &[&str]) {
+    // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a report without its end is the lesser evil.
+    if SHARED.lock.take_within(10_000) {
+        held(|report| {
+            let lost: Vec<String> = lost.iter().map(|domain| quoted(domain)).collect();
+            let mut lines: String = report.findings.iter().map(|(key, finding)| finding.line(key)).collect();
+            writeln!(lines, "{{\"end\": true, \"lost\": [{}]}}", lost.join(", ")).expect("a String takes everything");
+            report.write(&lines);
+        });
+        SHARED.lock.release();
+    }
+}
+
+/// Before a fork: keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
+pub fn before_fork() {
+    SHARED.lock.take();
+}
+
+/// After a fork, in the parent: goes on.
+pub fn fork_in_parent() {
+    SHARED.lock.release();
+}
+
+/// After a fork, in the child: begins a report of its own, in which nothing has been found yet.
+pub fn fork_in_child() {
+    held(|report| {
+        let parent = Parent { path: text_of(&report.path), bytes: 0 };
+        report.findings.clear();
+        report.open(false, Some(&parent));
+    });
+    SHARED.lock.release();
+}
+
+impl Report {
+    /// Makes the file, with the header in it.
+    fn open(&mut self, first: bool, parent: Option<&Parent>) -> bool {
+        let pid = std::process::id();
+        let mut attempt = u32::from(!first);
+        loop {
+            let mut path = self.base.clone().into_os_string();
+            match attempt {
+                0 => {}
+                1 => path.push(format!(".{pid}")),
+                _ => path.push(format!(".{pid}.{attempt}")),
+            }
+            self.path = path.into();
+            match OpenOptions::new().write(true).create_new(true).open(&self.path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 10_000 => attempt += 1,
+                Err(error) => return self.fail(&error),
+                Ok(_) => break,
+            }
+        }
+        self.failed = false;
+        let header = self.header.json(pid.cast_signed(), parent);
+        self.write(&format!("{header}\n"))
+    }
+
+    /// Whether there is such a finding, and whether one has this origin.
+    fn known(&self, key: &Key, origin: Option<u32>) -> (bool, bool) {
+        let finding = self.findings.get(key);
+        let has_origin = |finding: &Finding| origin.is_none_or(|origin| finding.origins.contains_key(&origin));
+        (finding.is_some(), finding.is_some_and(has_origin))
+    }
+
+    /// Adds one occurrence. What is known of the finding already needs no `site` and no `origin`.
+    fn add(&mut self, key: Key, block: Option<&Block>, site: Option<Site>, origin: Option<Site>) {
+        let number = self.findings.len();
+        let finding = self.findings.entry(key).or_insert_with(|| Finding {
+            number,
+            count: 0,
+            site: site.unwrap_or_else(|| Site::of(key.site)),
+            sizes: BTreeMap::new(),
+            origins: BTreeMap::new(),
+        });
+        finding.count += 1;
+        if let Some(block) = block {
+            *finding.sizes.entry(block.size).or_insert(0) += 1;
+            finding.origins.entry(block.site).or_insert((origin, 0)).1 += 1;
+        }
+        if finding.count.is_power_of_two() {
+            let line = finding.line(&key);
+            self.write(&line);
+        }
+    }
+
+    /// Adds to the file. It is opened anew each time: programs close descriptors that are not theirs.
+    fn write(&mut self, lines: &str) -> bool {
+        if self.failed {
+            return false;
+        }
+        let written = OpenOptions::new().append(true).open(&self.path).and_then(|mut file| file.write_all(lines.as_bytes()));
+        written.map_or_else(|error| self.fail(&error), |()| true)
+    }
+
+    #[cold]
+    fn fail(&mut self, error: &Error) -> bool {
+        let found: u64 = self.findings.values().map(|finding| finding.count).sum();
+        say(&format!("cannot write {}: {error}; what is found is not reported ({found} so far)", self.path.display()));
+        self.failed = true;
+        false
+    }
+}
+
+impl Finding {
+    fn line(&self, key: &Key) -> String {
+        const NAMES: [&str; 3] = ["raw", "mem", "obj"];
+        let sizes: Vec<String> = self.sizes.iter().map(|(size, count)| format!("[{size}, {count}]")).collect();
+        let origins: Vec<String> = self.origins.values().map(|(site, count)| format!("{{{}, \"count\": {count}}}", Place(site.as_ref()))).collect();
+        format!(
+            "{{\"finding\": {}, \"kind\": \"{}\", \"call\": \"{}\", \"allocated\": {}, \"used\": \"{}\", \"count\": {}, \"sizes\": [{}], {}, \
+             \"origins\": [{}]}}\n",
+            self.number,
+            key.fault,
+            if key.call == Call::Free { "free" } else { "realloc" },
+            key.allocated.map_or_else(|| "null".to_owned(), |domain| quoted(NAMES[usize::from(domain)])),
+            NAMES[usize::from(key.used)],
+            self.count,
+            sizes.join(", "),
+            Place(Some(&self.site)),
+            origins.join(", "),
+        )
+    }
+}
+
+/// A site as members of a JSON object; nulls when it is not known.
+struct Place<'a>(Option<&'a Site>);
+
+impl Display for Place<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let or_null = |text: Option<String>| text.map_or_else(|| "null".to_owned(), |text| quoted(&text));
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        write!(
+            out,
+            "\"function\": {}, \"module\": {}, \"offset\": {}",
+            or_null(self.0.and_then(|site| site.function.clone())),
+            or_null(self.0.and_then(|site| site.module.as_deref().map(path))),
+            self.0.map_or_else(|| "null".to_owned(), |site| site.offset.to_string()),
+        )
+    }
+}

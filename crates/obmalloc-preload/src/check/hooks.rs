@@ -1,0 +1,259 @@
+//! The wrapped allocators: what runs on every call, and what becomes of a call that is wrong.
+//!
+//! A block is marked as freed before it is: another thread, needing no GIL for raw, could be given the address before this one gets to
+//! write. mem and obj pass requests above 512 bytes on to raw, so one address is noted twice: by raw, and then by the domain that the
+//! program called, which wins. What raw is called for inside another call is noted, because some of it (the arena map) is freed
+//! outside; but it is never wrong there.
+
+use super::blocks::{Block, Blocks};
+use super::findings::{self, Call, Fault};
+use super::site;
+use crate::inside;
+use crate::lock::Errno;
+use crate::python::{self, PyMemAllocatorEx, SetOnce};
+use obmalloc_trace::format::Domain;
+use std::arch::naked_asm;
+use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::ptr::null_mut;
+
+const RAW: u8 = Domain::Raw as u8;
+const MEM: u8 = Domain::Mem as u8;
+const OBJ: u8 = Domain::Obj as u8;
+
+const fn domain(number: u8) -> Domain {
+    match number {
+        RAW => Domain::Raw,
+        MEM => Domain::Mem,
+        _ => Domain::Obj,
+    }
+}
+
+static BLOCKS: Blocks = Blocks::new();
+static ORIGINAL: SetOnce<[PyMemAllocatorEx; 3]> = SetOnce::new();
+
+/// The allocator that a domain had before the checker came.
+#[inline(always)]
+fn original(domain: Domain) -> &'static PyMemAllocatorEx {
+    // SAFETY: hooks run only once `install` has set the originals.
+    unsafe { &ORIGINAL.get()[domain as usize] }
+}
+
+/// Calls `call` as a call of `domain`: raw calls that it makes are part of it.
+#[inline(always)]
+fn within<T>(domain: Domain, call: impl FnOnce() -> T) -> T {
+    if domain == Domain::Raw {
+        return call();
+    }
+    let before = inside::enter();
+    let result = call();
+    inside::leave(before);
+    result
+}
+
+/// Whether a raw call is part of a mem or obj call.
+#[inline(always)]
+fn is_nested<const D: u8>() -> bool {
+    D == RAW && inside::is_inside()
+}
+
+/// Declares what CPython calls: it passes the arguments on, and behind them the address that the call returns to. That is the
+/// caller's of `PyMem_Malloc` and its like, because those end in a jump.
+macro_rules! entry {
+    ($(#[$doc:meta])* $name:ident => $target:ident($($argument:ty),*) -> $result:ty, $x86_64:literal, $aarch64:literal) => {
+        $(#[$doc])*
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name<const D: u8>($(_: $argument),*) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            naked_asm!(concat!("mov ", $x86_64, ", qword ptr [rsp]"), "jmp {}", sym $target::<D>);
+            #[cfg(target_arch = "aarch64")]
+            naked_asm!(concat!("mov ", $aarch64, ", x30"), "b {}", sym $target::<D>);
+        }
+    };
+}
+
+entry!(malloc => malloc_from(*mut c_void, usize) -> *mut c_void, "rdx", "x2");
+entry!(calloc => calloc_from(*mut c_void, usize, usize) -> *mut c_void, "rcx", "x3");
+entry!(realloc => realloc_from(*mut c_void, *mut c_void, usize) -> *mut c_void, "rcx", "x3");
+entry!(free => free_from(*mut c_void, *mut c_void) -> (), "rdx", "x2");
+
+unsafe extern "C" fn malloc_from<const D: u8>(_: *mut c_void, size: usize, caller: usize) -> *mut c_void {
+    let inner = original(domain(D));
+    // SAFETY: passes the caller's request on to the allocator that the caller would have had.
+    let result = within(domain(D), || unsafe { (inner.malloc)(inner.ctx, size) });
+    if !result.is_null() {
+        BLOCKS.put(result as usize, domain(D), size, caller);
+    }
+    result
+}
+
+unsafe extern "C" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size: usize, caller: usize) -> *mut c_void {
+    let inner = original(domain(D));
+    // SAFETY: as in `malloc_from`.
+    let result = within(domain(D), || unsafe { (inner.calloc)(inner.ctx, count, size) });
+    if !result.is_null() {
+        BLOCKS.put(result as usize, domain(D), count * size, caller);
+    }
+    result
+}
+
+unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize, caller: usize) -> *mut c_void {
+    let before = BLOCKS.at(address as usize);
+    let taken = BLOCKS.free(address as usize, domain(D), caller);
+    if !taken && !address.is_null() && !is_nested::<D>() && let Some(fault) = fault_of(address as usize) {
+        // SAFETY: the caller's call, which was found to be wrong.
+        return unsafe { wrong_realloc(domain(D), address, size, caller, &fault) };
+    }
+    let inner = original(domain(D));
+    // SAFETY: as in `malloc_from`.
+    let result = within(domain(D), || unsafe { (inner.realloc)(inner.ctx, address, size) });
+    if !result.is_null() {
+        BLOCKS.put(result as usize, domain(D), size, caller);
+    } else if taken && let Some(block) = before {
+        BLOCKS.revive(address as usize, block.site);
+    }
+    result
+}
+
+unsafe extern "C" fn free_from<const D: u8>(_: *mut c_void, address: *mut c_void, caller: usize) {
+    let taken = BLOCKS.free(address as usize, domain(D), caller);
+    if !taken && !address.is_null() && !is_nested::<D>() && let Some(fault) = fault_of(address as usize) {
+        // SAFETY: the caller's call, which was found to be wrong.
+        return unsafe { wrong_free(domain(D), address, caller, &fault) };
+    }
+    let inner = original(domain(D));
+    // SAFETY: as in `malloc_from`.
+    within(domain(D), || unsafe { (inner.free)(inner.ctx, address) });
+}
+
+/// What is wrong with giving `address` to a domain that has no such block. `None` when that cannot be said, because there was no
+/// memory to note all blocks.
+#[cold]
+fn fault_of(address: usize) -> Option<Fault> {
+    match BLOCKS.at(address) {
+        Some(block) if !block.freed => Some(Fault::WrongDomain(block)),
+        before => match (BLOCKS.around(address), before) {
+            (Some((_, block)), _) => Some(Fault::Interior(block)),
+            (None, Some(block)) => Some(Fault::FreedBefore(block)),
+            (None, None) => BLOCKS.is_complete().then_some(Fault::Foreign),
+        },
+    }
+}
+
+/// # Safety
+/// The caller may call `used`, and may free `address` if it is a block of another domain.
+#[cold]
+#[inline(never)]
+unsafe fn wrong_free(used: Domain, address: *mut c_void, caller: usize, fault: &Fault) {
+    let errno = Errno::save();
+    note(fault, Call::Free, used, caller);
+    if let Fault::WrongDomain(block) = fault {
+        // SAFETY: the caller's promise; a live block.
+        unsafe { give_back(used, address, block, caller) };
+    }
+    errno.restore();
+}
+
+/// # Safety
+/// As of [`wrong_free`].
+#[cold]
+#[inline(never)]
+unsafe fn wrong_realloc(used: Domain, address: *mut c_void, size: usize, caller: usize, fault: &Fault) -> *mut c_void {
+    let errno = Errno::save();
+    note(fault, Call::Realloc, used, caller);
+    let inner = original(used);
+    // SAFETY: the caller's promise.
+    let result = within(used, || unsafe { (inner.malloc)(inner.ctx, size) });
+    if !result.is_null() {
+        BLOCKS.put(result as usize, used, size, caller);
+        if let Fault::WrongDomain(block) = fault {
+            // SAFETY: two blocks of at least this many bytes each; then the caller's promise.
+            unsafe {
+                result.cast::<u8>().copy_from_nonoverlapping(address.cast(), size.min(block.size));
+                give_back(used, address, block, caller);
+            }
+        } else {
+            // SAFETY: a new block of this size, which may hold anything.
+            copy_what_is_readable(address as u64, unsafe { std::slice::from_raw_parts_mut(result.cast(), size) });
+        }
+    }
+    errno.restore();
+    result
+}
+
+/// Gives a block back to its own domain. Not when that wants the GIL and the call that was made does not: then the block stays.
+///
+/// # Safety
+/// A live block that the caller may free.
+unsafe fn give_back(used: Domain, address: *mut c_void, block: &Block, caller: usize) {
+    BLOCKS.free(address as usize, block.domain, caller);
+    if used != Domain::Raw || site::has_gil() {
+        let inner = original(block.domain);
+        // SAFETY: the block's own domain, called as it wants.
+        within(block.domain, || unsafe { (inner.free)(inner.ctx, address) });
+    }
+}
+
+/// Fills `into` with the bytes at `address`, as many as there are before the end of what can be read.
+fn copy_what_is_readable(address: u64, into: &mut [u8]) {
+    let Ok(memory) = File::open("/proc/self/mem") else { return };
+    let mut done = 0;
+    while let Ok(count @ 1..) = memory.read_at(&mut into[done..], address + done as u64) {
+        done += count;
+    }
+}
+
+fn note(fault: &Fault, call: Call, used: Domain, caller: usize) {
+    let table = python::api().allocator(used as c_int);
+    findings::note(fault, call, used, caller, &table, is_ours(&table));
+}
+
+const fn table<const D: u8>() -> PyMemAllocatorEx {
+    PyMemAllocatorEx { ctx: null_mut(), malloc: malloc::<D>, calloc: calloc::<D>, realloc: realloc::<D>, free: free::<D> }
+}
+
+/// The checker's allocators. In one place, because a function may have several addresses, and they are compared.
+static OURS: [PyMemAllocatorEx; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
+
+fn is_ours(allocator: &PyMemAllocatorEx) -> bool {
+    OURS.iter().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
+}
+
+/// Whether the domain's allocator is the checker's.
+pub fn is_in_place(number: c_int) -> bool {
+    is_ours(&python::api().allocator(number))
+}
+
+/// Whether these functions come to the checker's hooks, though others may stand in between.
+///
+/// # Safety
+/// They may be called, and are of the domain with this number.
+pub unsafe fn reached_by(
+    number: c_int,
+    malloc: unsafe extern "C" fn(usize) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut c_void),
+) -> bool {
+    /// Unlikely to be left from another block that was at the same address.
+    const SIZE: usize = 31;
+    // SAFETY: as the caller promises.
+    unsafe {
+        let address = malloc(SIZE);
+        let block = BLOCKS.at(address as usize);
+        free(address);
+        block.is_some_and(|block| block.domain as c_int == number && block.size == SIZE && !block.freed)
+    }
+}
+
+/// Wraps the three domains.
+pub fn install() {
+    let api = python::api();
+    // SAFETY: the process is being loaded: one thread, and no call has been made yet that could come to a hook. CPython copies the
+    // tables; allocators may be replaced before it is initialised.
+    unsafe {
+        ORIGINAL.set([RAW, MEM, OBJ].map(|number| api.allocator(c_int::from(number))));
+        for (number, ours) in OURS.iter().enumerate() {
+            (api.set_allocator)(number as c_int, ours);
+        }
+    }
+}

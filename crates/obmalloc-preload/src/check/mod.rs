@@ -1,0 +1,95 @@
+//! The checker: looks whether every block comes back to the domain that gave it out, while a real program runs.
+//!
+//! ```sh
+//! OBMALLOC_CHECK=report LD_PRELOAD=libobmalloc_preload.so python3 program.py
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `blocks` | every live block by address |
+//! | `hooks` | the wrapped allocators, and what becomes of a call that is wrong |
+//! | `findings` | what was found, and the report |
+//! | `site` | the function and module of an address |
+//!
+//! # What becomes of a wrong call
+//! The program lives on, so that all that is wrong with it can be seen:
+//! - A block of another domain is given back to its own domain. A realloc moves it into the domain that was asked.
+//! - Nothing else is given back: an address inside a block, one that was freed before, one that no domain gave out. It may be of
+//!   `malloc`, which CPython would have let pass; then that memory stays taken. A realloc gives a new block with what can be read there.
+//!
+//! # What can be missing
+//! Blocks that are freed past the domains, as by C's `free`. Calls of whoever replaces the allocators, which is reported. A process that
+//! is killed has no end in its report, and counts are then up to twice as high as it says.
+//!
+//! The report of a forked or executed process is `<path>.<pid>`, as with traces.
+
+mod blocks;
+mod findings;
+mod hooks;
+mod site;
+
+use crate::header::Header;
+use crate::python::{self, Objects};
+use crate::say::say;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Names the file that the report goes to.
+pub const VARIABLE: &str = "OBMALLOC_CHECK";
+
+/// The process that is checked, 0 when none is. A child made by `vfork` has the parent's memory and another id.
+static CHECKED: AtomicU32 = AtomicU32::new(0);
+
+/// Makes the report: at `path` if this process is the `first` of its family. Says `false`, with a message, when that cannot be done.
+pub fn set_up(path: PathBuf, first: bool, header: Header) -> bool {
+    findings::set_up(path, first, header)
+}
+
+/// Begins to look.
+pub fn install() {
+    extern "C" fn in_child() {
+        CHECKED.store(std::process::id(), Ordering::Relaxed);
+        findings::fork_in_child();
+    }
+    extern "C" fn before() {
+        findings::before_fork();
+    }
+    extern "C" fn in_parent() {
+        findings::fork_in_parent();
+    }
+    CHECKED.store(std::process::id(), Ordering::Relaxed);
+    // SAFETY: the handlers are there for as long as the process; this library is never unloaded.
+    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+    hooks::install();
+}
+
+/// The end of the process, or of this program in it: the report says all that was found.
+pub fn leave() {
+    if CHECKED.load(Ordering::Relaxed) == std::process::id() {
+        let lost = lost();
+        if !lost.is_empty() {
+            say(&format!("{} replaced the checker's allocators: not all {} calls were seen", python::culprit(), lost.join(" and ")));
+        }
+        findings::end(&lost);
+    }
+}
+
+/// Domains whose calls do not come here, at least now. Calls that can be tried are.
+fn lost() -> Vec<&'static str> {
+    let api = python::api();
+    let mut lost = Vec::new();
+    // SAFETY: raw may be called at any time; the others with the GIL. What is asked for is given back.
+    unsafe {
+        if !hooks::is_in_place(0) && !hooks::reached_by(0, api.raw_malloc, api.raw_free) {
+            lost.push("raw");
+        }
+        let objects = Objects::find().filter(|_| site::has_gil());
+        let tries = [("mem", objects.map(|of| (of.mem_malloc, of.mem_free))), ("obj", objects.map(|of| (of.obj_malloc, of.obj_free)))];
+        for (number, (name, functions)) in (1..).zip(tries) {
+            if !hooks::is_in_place(number) && !functions.is_some_and(|(malloc, free)| hooks::reached_by(number, malloc, free)) {
+                lost.push(name);
+            }
+        }
+    }
+    lost
+}

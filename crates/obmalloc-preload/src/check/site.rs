@@ -1,0 +1,269 @@
+//! Whose code an address is: the function and the module, from the dynamic linker or else from the module's own symbol table; and who
+//! called an allocator, where others stand in between.
+
+use crate::python::{self, PyMemAllocatorEx, symbol};
+use std::ffi::{CStr, OsStr, c_int, c_void};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// A place in the code.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// The C function. `None` where the module names none.
+    pub function: Option<String>,
+    /// The executable or library, as a path. `None` for code that is in none, made at run time.
+    pub module: Option<PathBuf>,
+    /// Bytes from the module's beginning; the address itself where there is no module.
+    pub offset: usize,
+}
+
+/// What a function that hands a call to the domains' allocators can be named: between a hook and the caller it stands only in builds
+/// that do not turn its last call into a jump.
+const API: [&str; 12] = [
+    "PyMem_RawMalloc",
+    "PyMem_RawCalloc",
+    "PyMem_RawRealloc",
+    "PyMem_RawFree",
+    "PyMem_Malloc",
+    "PyMem_Calloc",
+    "PyMem_Realloc",
+    "PyMem_Free",
+    "PyObject_Malloc",
+    "PyObject_Calloc",
+    "PyObject_Realloc",
+    "PyObject_Free",
+];
+
+impl Site {
+    /// The place that a call returns to. What is named is the call.
+    pub fn of(return_address: usize) -> Self {
+        // A call can be the last thing in a function; then the return address is behind it.
+        let address = return_address.wrapping_sub(1);
+        let Some(info) = dl_info(address) else { return Self { function: None, module: None, offset: return_address } };
+        let base = info.dli_fbase as usize;
+        let module = if base == python::executable_base() as usize {
+            // The linker knows it by what the user typed.
+            std::fs::read_link("/proc/self/exe").ok()
+        } else {
+            None
+        };
+        let module = module.unwrap_or_else(|| Path::new(OsStr::from_bytes(text(info.dli_fname))).to_owned());
+        let function = if info.dli_sname.is_null() {
+            std::fs::read(&module).ok().and_then(|file| elf_function(&file, base, address))
+        } else {
+            Some(String::from_utf8_lossy(text(info.dli_sname)).into_owned())
+        };
+        Self { function, module: Some(module), offset: return_address - base }
+    }
+
+    /// As [`Site::of`], for a call of which the lower half of the return address is left. `None` when that is not enough, or when the
+    /// call is one of CPython's own allocator functions and so tells nothing.
+    pub fn of_low(low: u32) -> Option<Self> {
+        whole(low).filter(|&address| !is_api(address)).map(Self::of)
+    }
+}
+
+/// Whether a call that returns here is in one of CPython's own allocator functions. All of them are exported.
+fn is_api(return_address: usize) -> bool {
+    dl_info(return_address - 1).is_some_and(|info| API.iter().any(|function| function.as_bytes() == text(info.dli_sname)))
+}
+
+fn text<'a>(text: *const std::ffi::c_char) -> &'a [u8] {
+    // SAFETY: names that the dynamic linker gives are NUL-terminated, and stay for as long as the module.
+    if text.is_null() { &[] } else { unsafe { CStr::from_ptr(text) }.to_bytes() }
+}
+
+fn dl_info(address: usize) -> Option<libc::Dl_info> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: dladdr takes any address, and fills the structure when it finds something.
+    unsafe { (libc::dladdr(address as *const c_void, info.as_mut_ptr()) != 0).then(|| info.assume_init()) }
+}
+
+/// The return address of who called the allocator, given the one that the hook had: the same, unless something stands in between,
+/// such as a wrapper that was put over the hook (tracemalloc is one).
+pub fn caller(return_address: usize, table: &PyMemAllocatorEx, is_ours: bool) -> usize {
+    if is_ours && !is_api(return_address) {
+        return return_address;
+    }
+    let (frames, count) = frames();
+    let Some(first) = frames[..count].iter().position(|&frame| frame == return_address) else { return return_address };
+    let wrapper = [table.malloc as usize, table.calloc as usize, table.realloc as usize, table.free as usize];
+    let mut next = first;
+    if !is_ours {
+        // The wrapper may have functions of its own between; one of the table's is the outermost.
+        let is_wrapper = |&frame: &usize| wrapper.contains(&function_start(frame));
+        next += frames[first..count].iter().position(is_wrapper).map_or(0, |found| found + 1);
+    }
+    frames[next..count].iter().copied().find(|&frame| !is_api(frame)).unwrap_or(return_address)
+}
+
+/// More frames than stand between a hook and its caller, ours included.
+const FRAMES: usize = 32;
+
+/// The return addresses on this thread's stack, innermost first, as far as they can be told.
+fn frames() -> ([usize; FRAMES], usize) {
+    unsafe extern "C" fn note(context: *mut c_void, into: *mut c_void) -> c_int {
+        // SAFETY: what `frames` passes, used by nobody else meanwhile.
+        let (frames, count) = unsafe { &mut *into.cast::<([usize; FRAMES], usize)>() };
+        if *count == FRAMES {
+            return STOP;
+        }
+        // SAFETY: the context is the unwinder's own.
+        frames[*count] = unsafe { _Unwind_GetIP(context) };
+        *count += 1;
+        CONTINUE
+    }
+    let mut into = ([0; FRAMES], 0);
+    // SAFETY: the callback gets the pair and keeps nothing.
+    unsafe { _Unwind_Backtrace(note, (&raw mut into).cast()) };
+    into
+}
+
+/// Where the function begins that a call in it returns to; 0 when that is not known.
+fn function_start(return_address: usize) -> usize {
+    // SAFETY: takes any address.
+    unsafe { _Unwind_FindEnclosingFunction((return_address - 1) as *mut c_void) as usize }
+}
+
+/// `_URC_NO_REASON` and `_URC_END_OF_STACK`
+const CONTINUE: c_int = 0;
+const STOP: c_int = 5;
+
+// The unwinder that Rust's panics use too, so it is always there.
+unsafe extern "C" {
+    fn _Unwind_Backtrace(callback: unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int, argument: *mut c_void) -> c_int;
+    fn _Unwind_GetIP(context: *mut c_void) -> usize;
+    fn _Unwind_FindEnclosingFunction(address: *mut c_void) -> *mut c_void;
+}
+
+/// The address in code whose lower half is `low`: there can be several, then it is `None`.
+fn whole(low: u32) -> Option<usize> {
+    struct Search {
+        low: usize,
+        found: Option<usize>,
+        count: usize,
+    }
+    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, search: *mut c_void) -> c_int {
+        // SAFETY: the linker's description of a module, and what `whole` passes.
+        let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
+        for number in 0..usize::from(info.dlpi_phnum) {
+            // SAFETY: the module has this many segments.
+            let segment = unsafe { &*info.dlpi_phdr.add(number) };
+            if segment.p_type != libc::PT_LOAD || segment.p_flags & libc::PF_X == 0 {
+                continue;
+            }
+            let start = info.dlpi_addr as usize + segment.p_vaddr as usize;
+            let mut address = start & !0xffff_ffff | search.low;
+            if address < start {
+                address += 1 << 32;
+            }
+            if address < start + segment.p_memsz as usize {
+                search.found = Some(address);
+                search.count += 1;
+            }
+        }
+        0
+    }
+    let mut search = Search { low: low as usize, found: None, count: 0 };
+    // SAFETY: the callback gets the search and keeps nothing.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
+    search.found.filter(|_| search.count == 1)
+}
+
+/// Asks `PyGILState_Check` whether this thread may call the mem and obj domains. `false` when CPython is not initialised.
+pub fn has_gil() -> bool {
+    let Some(check) = symbol(c"PyGILState_Check") else { return false };
+    // SAFETY: the function of that name has this signature; both may be called from any thread at any time.
+    unsafe {
+        (python::api().is_initialized)() != 0
+            && std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(check)() != 0
+    }
+}
+
+/// The function at `address` by the symbol table of a 64-bit ELF file that was loaded at `base`: functions that are not exported are
+/// found only there, and nowhere if the file was stripped.
+fn elf_function(file: &[u8], base: usize, address: usize) -> Option<String> {
+    const SYMBOL_TABLE: u64 = 2;
+    const FUNCTION: u64 = 2;
+    const LOAD: u64 = 1;
+    // Little-endian, as all machines are that this library is built for.
+    let number = |at: usize, size: usize| -> Option<u64> {
+        let bytes = file.get(at..at.checked_add(size)?)?;
+        Some(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    };
+    let place = |at: usize| number(at, 8).map(|place| place as usize);
+    if file.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let (segments, segment_size, segment_count) = (place(32)?, number(54, 2)? as usize, number(56, 2)? as usize);
+    let first = (0..segment_count).map(|index| segments + index * segment_size).find(|&at| number(at, 4) == Some(LOAD))?;
+    // The linker says where the first page is; the file says which address that page was meant to have.
+    let wanted = (address - base) as u64 + (number(first + 16, 8)? & !0xfff);
+
+    let (sections, section_size, section_count) = (place(40)?, number(58, 2)? as usize, number(60, 2)? as usize);
+    let section = |index: usize| sections.checked_add(index.checked_mul(section_size)?);
+    let table = (0..section_count).filter_map(section).find(|&at| number(at + 4, 4) == Some(SYMBOL_TABLE))?;
+    let (symbols, size, names) = (place(table + 24)?, place(table + 32)?, number(table + 40, 4)? as usize);
+    let (names, names_size) = (place(section(names)? + 24)?, place(section(names)? + 32)?);
+    let names = file.get(names..names.checked_add(names_size)?)?;
+    let found = (symbols..symbols.checked_add(size)?).step_by(24).find(|&at| {
+        let (kind, start, size) = (number(at + 4, 1), number(at + 8, 8), number(at + 16, 8));
+        let (Some(kind), Some(start), Some(size)) = (kind, start, size) else { return false };
+        kind & 15 == FUNCTION && start <= wanted && wanted - start < size
+    })?;
+    let name = CStr::from_bytes_until_nul(names.get(number(found, 4)? as usize..)?).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(never)]
+    fn not_exported() -> usize {
+        std::hint::black_box(1)
+    }
+
+    #[test]
+    fn function_that_is_not_exported_is_found_in_the_symbol_table() {
+        let site = Site::of(not_exported as fn() -> usize as usize + 1);
+        assert!(site.function.as_ref().is_some_and(|function| function.contains("not_exported")), "{site:?}");
+        assert_eq!(site.module, std::env::current_exe().ok());
+    }
+
+    #[test]
+    fn exported_function_and_its_library_are_named_by_the_linker() {
+        let address = symbol(c"getenv").expect("the C library has it") as usize;
+        let site = Site::of(address + 1);
+        assert!(site.function.is_some_and(|function| function.contains("getenv")));
+        assert!(site.module.is_some_and(|module| module.to_string_lossy().contains("libc")));
+    }
+
+    #[test]
+    fn address_in_no_module_is_left_as_it_is() {
+        assert_eq!(Site::of(4096), Site { function: None, module: None, offset: 4096 });
+    }
+
+    #[test]
+    fn lower_half_of_an_address_in_code_is_enough_and_of_another_is_not() {
+        let address = not_exported as fn() -> usize as usize;
+        assert_eq!(whole(address as u32), Some(address));
+        assert_eq!(whole(8), None);
+    }
+
+    #[test]
+    fn damaged_files_name_nothing_and_break_nothing() {
+        let file = std::fs::read(std::env::current_exe().expect("a test has a path")).expect("readable");
+        let base = dl_info(not_exported as fn() -> usize as usize).expect("in the executable").dli_fbase as usize;
+        let address = not_exported as fn() -> usize as usize;
+        assert!(elf_function(&file, base, address).is_some_and(|function| function.contains("not_exported")));
+        assert_eq!(elf_function(b"", base, address), None);
+        assert_eq!(elf_function(&file[..file.len() / 2], base, address), None, "the tables are at the end");
+        for at in 0..64 {
+            let mut damaged = file[..1 << 16].to_vec();
+            damaged[at] ^= 0xff;
+            assert_eq!(elf_function(&damaged, base, address), None);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! A spin lock that can be held across a fork, and the `errno` that is kept while something else is done.
+
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A lock without a guard: whoever forks with it taken gives it back twice, once in each process.
+pub struct SpinLock(AtomicBool);
+
+impl SpinLock {
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// Takes the lock, however long that takes.
+    #[inline(always)]
+    pub fn take(&self) {
+        if self.0.swap(true, Ordering::Acquire) {
+            self.wait(u32::MAX);
+        }
+    }
+
+    /// Takes the lock, but gives up and says `false` after `turns` looks.
+    pub fn take_within(&self, turns: u32) -> bool {
+        !self.0.swap(true, Ordering::Acquire) || self.wait(turns)
+    }
+
+    /// Gives the lock back. Only for who has it.
+    #[inline(always)]
+    pub fn release(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    #[cold]
+    fn wait(&self, turns: u32) -> bool {
+        let mut turn = 0;
+        while turn < turns || turns == u32::MAX {
+            if !self.0.load(Ordering::Relaxed) && !self.0.swap(true, Ordering::Acquire) {
+                return true;
+            }
+            if turn < 100 {
+                std::hint::spin_loop();
+            } else {
+                // SAFETY: takes nothing and always succeeds.
+                unsafe { libc::sched_yield() };
+            }
+            turn = turn.saturating_add(1);
+        }
+        false
+    }
+}
+
+/// The caller's `errno`: programs expect it to survive a `free`.
+pub struct Errno(c_int);
+
+impl Errno {
+    pub fn save() -> Self {
+        // SAFETY: the location is this thread's own.
+        Self(unsafe { *libc::__errno_location() })
+    }
+
+    pub fn restore(self) {
+        // SAFETY: as in `save`.
+        unsafe { *libc::__errno_location() = self.0 };
+    }
+}
