@@ -5,7 +5,7 @@
 //! program left it, and writes it down: a reader can hold its replay against that.
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMemAllocatorEx, PyMethodDef, SetOnce, api, symbol};
-use crate::say::say;
+use crate::say::{listed, say};
 use crate::{hooks, inside, python, sink};
 use obmalloc_trace::format::Domain;
 use std::ffi::{CStr, c_int, c_void};
@@ -392,9 +392,7 @@ fn report_lost_hooks(lost: u8) {
     }
     sink::note(0, |block| block.hooks_lost(news));
     let names: Vec<&str> = (0..3).filter(|bit| news >> bit & 1 != 0).map(|bit| ["raw", "mem", "obj"][bit]).collect();
-    let (last, others) = names.split_last().expect("there is news");
-    let domains = if others.is_empty() { (*last).to_owned() } else { format!("{} and {last}", others.join(", ")) };
-    say(&format!("{} replaced the recorder's allocators: {domains} calls are not recorded", python::culprit()));
+    say(&format!("{} replaced the recorder's allocators: {} calls are not recorded", python::culprit(), listed(&names)));
 }
 
 #[cfg(test)]

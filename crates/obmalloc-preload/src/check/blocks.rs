@@ -27,6 +27,8 @@ const ELSEWHERE: usize = (1 << (64 - SIZE_SHIFT)) - 1;
 
 /// Bytes from one word's place to the next one's.
 const GRANULE: usize = 16;
+/// Bytes from one place where a block can begin to the next one.
+const STEP: usize = 8;
 /// Bytes that a leaf describes.
 const LEAF_SPAN: usize = 1 << 20;
 const WORDS: usize = LEAF_SPAN / GRANULE;
@@ -125,17 +127,17 @@ impl Blocks {
     /// The live block that `address` lies in, and where it begins. Not found when it begins more than a gibibyte before.
     pub fn around(&self, address: usize) -> Option<(usize, Block)> {
         let lowest = address.saturating_sub(REACH);
-        let mut start = address & !(GRANULE / 2 - 1);
+        let mut start = address & !(STEP - 1);
         while start > lowest && start < ADDRESS_LIMIT {
-            if self.leaf(start).is_none() && self.leaf(start ^ GRANULE / 2).is_none() {
-                start = (start & !(LEAF_SPAN - 1)).saturating_sub(GRANULE / 2);
+            if self.leaf(start).is_none() && self.leaf(start ^ STEP).is_none() {
+                start = (start & !(LEAF_SPAN - 1)).saturating_sub(STEP);
                 continue;
             }
             if let Some(block) = self.at(start).filter(|block| !block.freed) {
                 // Blocks do not overlap: the first one below is the only one that can reach up here.
                 return (address - start < block.size.max(1)).then_some((start, block));
             }
-            start -= GRANULE / 2;
+            start -= STEP;
         }
         None
     }
@@ -147,10 +149,10 @@ impl Blocks {
 
     fn root(&self, address: usize) -> Option<&AtomicPtr<Middle>> {
         // Multiples of 8 only: what is no multiple is where no block begins.
-        if address >= ADDRESS_LIMIT || address % (GRANULE / 2) != 0 {
+        if address >= ADDRESS_LIMIT || !address.is_multiple_of(STEP) {
             return None;
         }
-        self.roots.get((address & GRANULE / 2) >> 3 << ROOT_BITS | address >> (20 + MIDDLE_BITS))
+        self.roots.get((address & STEP) / STEP << ROOT_BITS | address >> (20 + MIDDLE_BITS))
     }
 
     #[inline(always)]
@@ -248,7 +250,9 @@ mod tests {
     fn block_is_kept_with_domain_size_and_site_until_it_is_freed() {
         let blocks = table();
         for (number, domain) in DOMAINS.into_iter().enumerate() {
-            for (step, size) in [0, 1, 512, 1 << 20, ELSEWHERE - 1, ELSEWHERE, 1 << 31, (1 << 46) + 12_345].into_iter().enumerate() {
+            for (step, size) in
+                [0, 1, 512, 1 << 20, ELSEWHERE - 1, ELSEWHERE, 1 << 31, (1 << 46) + 12_345].into_iter().enumerate()
+            {
                 let address = 0x7f12_3400_0000 + (number << 32) + (step << 24);
                 assert_eq!(blocks.at(address), None);
                 blocks.put(address, domain, size, 0x5555_1234_5678);

@@ -4,10 +4,9 @@
 //! is new and whenever its count has doubled, so that a process that is killed leaves a report too; the last line of a number counts.
 
 use super::blocks::Block;
-use super::site::{Site, caller};
+use super::site::Site;
 use crate::header::{Header, Parent, quoted, text_of};
 use crate::lock::SpinLock;
-use crate::python::PyMemAllocatorEx;
 use crate::say::say;
 use obmalloc_trace::format::Domain;
 use std::cell::UnsafeCell;
@@ -120,9 +119,8 @@ pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
     made
 }
 
-/// Notes one occurrence. `table` is the domain's allocator at the moment, which may not be the checker's.
-pub fn note(fault: &Fault, call: Call, used: Domain, return_address: usize, table: &PyMemAllocatorEx, is_ours: bool) {
-    let site = caller(return_address, table, is_ours);
+/// Notes one occurrence: a call of `used` that returns to `site`.
+pub fn note(fault: &Fault, call: Call, used: Domain, site: usize) {
     let allocated = fault.block().map(|block| block.domain as u8);
     let key = Key { fault: fault.name(), call, allocated, used: used as u8, site };
     let origin = fault.block().map(|block| block.site);
@@ -241,7 +239,8 @@ impl Finding {
     fn line(&self, key: &Key) -> String {
         const NAMES: [&str; 3] = ["raw", "mem", "obj"];
         let sizes: Vec<String> = self.sizes.iter().map(|(size, count)| format!("[{size}, {count}]")).collect();
-        let origins: Vec<String> = self.origins.values().map(|(site, count)| format!("{{{}, \"count\": {count}}}", Place(site.as_ref()))).collect();
+        let origins: Vec<String> =
+            self.origins.values().map(|(site, count)| format!("{{{}, \"count\": {count}}}", Place(site.as_ref()))).collect();
         format!(
             "{{\"finding\": {}, \"kind\": \"{}\", \"call\": \"{}\", \"allocated\": {}, \"used\": \"{}\", \"count\": {}, \"sizes\": [{}], {}, \
              \"origins\": [{}]}}\n",

@@ -101,7 +101,11 @@ unsafe extern "C" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size
 unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize, caller: usize) -> *mut c_void {
     let before = BLOCKS.at(address as usize);
     let taken = BLOCKS.free(address as usize, domain(D), caller);
-    if !taken && !address.is_null() && !is_nested::<D>() && let Some(fault) = fault_of(address as usize) {
+    if !taken
+        && !address.is_null()
+        && !is_nested::<D>()
+        && let Some(fault) = fault_of(address as usize)
+    {
         // SAFETY: the caller's call, which was found to be wrong.
         return unsafe { wrong_realloc(domain(D), address, size, caller, &fault) };
     }
@@ -118,7 +122,11 @@ unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_v
 
 unsafe extern "C" fn free_from<const D: u8>(_: *mut c_void, address: *mut c_void, caller: usize) {
     let taken = BLOCKS.free(address as usize, domain(D), caller);
-    if !taken && !address.is_null() && !is_nested::<D>() && let Some(fault) = fault_of(address as usize) {
+    if !taken
+        && !address.is_null()
+        && !is_nested::<D>()
+        && let Some(fault) = fault_of(address as usize)
+    {
         // SAFETY: the caller's call, which was found to be wrong.
         return unsafe { wrong_free(domain(D), address, caller, &fault) };
     }
@@ -147,7 +155,15 @@ fn fault_of(address: usize) -> Option<Fault> {
 #[inline(never)]
 unsafe fn wrong_free(used: Domain, address: *mut c_void, caller: usize, fault: &Fault) {
     let errno = Errno::save();
-    note(fault, Call::Free, used, caller);
+    let site = called_from(used, caller);
+    let inner = original(used);
+    match fault {
+        // SAFETY: the caller's promise; what CPython got from the same allocator, as it was before the checker came.
+        Fault::FreedBefore(_) | Fault::Foreign if used == Domain::Raw && site::frees_past_the_hooks(site) => unsafe {
+            (inner.free)(inner.ctx, address);
+        },
+        _ => findings::note(fault, Call::Free, used, site),
+    }
     if let Fault::WrongDomain(block) = fault {
         // SAFETY: the caller's promise; a live block.
         unsafe { give_back(used, address, block, caller) };
@@ -161,7 +177,7 @@ unsafe fn wrong_free(used: Domain, address: *mut c_void, caller: usize, fault: &
 #[inline(never)]
 unsafe fn wrong_realloc(used: Domain, address: *mut c_void, size: usize, caller: usize, fault: &Fault) -> *mut c_void {
     let errno = Errno::save();
-    note(fault, Call::Realloc, used, caller);
+    findings::note(fault, Call::Realloc, used, called_from(used, caller));
     let inner = original(used);
     // SAFETY: the caller's promise.
     let result = within(used, || unsafe { (inner.malloc)(inner.ctx, size) });
@@ -204,9 +220,10 @@ fn copy_what_is_readable(address: u64, into: &mut [u8]) {
     }
 }
 
-fn note(fault: &Fault, call: Call, used: Domain, caller: usize) {
+/// Whose call came to a hook of `used` that returns to `caller`: the domain's allocator may be another one by now, which calls the hook.
+fn called_from(used: Domain, caller: usize) -> usize {
     let table = python::api().allocator(used as c_int);
-    findings::note(fault, call, used, caller, &table, is_ours(&table));
+    site::caller(caller, &table, is_ours(&table))
 }
 
 const fn table<const D: u8>() -> PyMemAllocatorEx {

@@ -17,6 +17,10 @@
 //! - Nothing else is given back: an address inside a block, one that was freed before, one that no domain gave out. It may be of
 //!   `malloc`, which CPython would have let pass; then that memory stays taken. A realloc gives a new block with what can be read there.
 //!
+//! # What is not said
+//! CPython sometimes puts plain `malloc` in raw's place for a moment, and mostly frees in such a moment too what it got there. Where it
+//! does not (see `site::MADE_PAST_THE_HOOKS`), that is no fault of the program's.
+//!
 //! # What can be missing
 //! Blocks that are freed past the domains, as by C's `free`. Calls of whoever replaces the allocators, which is reported. A process that
 //! is killed has no end in its report, and counts are then up to twice as high as it says.
@@ -30,7 +34,7 @@ mod site;
 
 use crate::header::Header;
 use crate::python::{self, Objects};
-use crate::say::say;
+use crate::say::{listed, say};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -68,7 +72,7 @@ pub fn leave() {
     if CHECKED.load(Ordering::Relaxed) == std::process::id() {
         let lost = lost();
         if !lost.is_empty() {
-            say(&format!("{} replaced the checker's allocators: not all {} calls were seen", python::culprit(), lost.join(" and ")));
+            say(&format!("{} replaced the checker's allocators: not all {} calls were seen", python::culprit(), listed(&lost)));
         }
         findings::end(&lost);
     }
@@ -84,7 +88,8 @@ fn lost() -> Vec<&'static str> {
             lost.push("raw");
         }
         let objects = Objects::find().filter(|_| site::has_gil());
-        let tries = [("mem", objects.map(|of| (of.mem_malloc, of.mem_free))), ("obj", objects.map(|of| (of.obj_malloc, of.obj_free)))];
+        let tries =
+            [("mem", objects.map(|of| (of.mem_malloc, of.mem_free))), ("obj", objects.map(|of| (of.obj_malloc, of.obj_free)))];
         for (number, (name, functions)) in (1..).zip(tries) {
             if !hooks::is_in_place(number) && !functions.is_some_and(|(malloc, free)| hooks::reached_by(number, malloc, free)) {
                 lost.push(name);

@@ -35,6 +35,10 @@ const API: [&str; 12] = [
     "PyObject_Free",
 ];
 
+/// CPython's functions that free what it got from plain `malloc` while it had put that in raw's place. 3.8, in a forked child, makes the
+/// main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
+const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
+
 impl Site {
     /// The place that a call returns to. What is named is the call.
     pub fn of(return_address: usize) -> Self {
@@ -64,9 +68,20 @@ impl Site {
     }
 }
 
-/// Whether a call that returns here is in one of CPython's own allocator functions. All of them are exported.
+/// Whether a call that returns here is in one of CPython's own allocator functions.
 fn is_api(return_address: usize) -> bool {
-    dl_info(return_address - 1).is_some_and(|info| API.iter().any(|function| function.as_bytes() == text(info.dli_sname)))
+    is_in(&API, return_address)
+}
+
+/// Whether a call of raw's `free` that returns here may free what no hook has seen.
+pub fn frees_past_the_hooks(return_address: usize) -> bool {
+    is_in(&MADE_PAST_THE_HOOKS, return_address)
+}
+
+/// Whether a call that returns here is in one of these functions, all of which are exported.
+fn is_in(functions: &[&str], return_address: usize) -> bool {
+    dl_info(return_address.wrapping_sub(1))
+        .is_some_and(|info| functions.iter().any(|name| name.as_bytes() == text(info.dli_sname)))
 }
 
 fn text<'a>(text: *const std::ffi::c_char) -> &'a [u8] {
@@ -176,8 +191,7 @@ pub fn has_gil() -> bool {
     let Some(check) = symbol(c"PyGILState_Check") else { return false };
     // SAFETY: the function of that name has this signature; both may be called from any thread at any time.
     unsafe {
-        (python::api().is_initialized)() != 0
-            && std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(check)() != 0
+        (python::api().is_initialized)() != 0 && std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(check)() != 0
     }
 }
 
