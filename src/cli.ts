@@ -1,5 +1,8 @@
 #!/usr/bin/env node
-/** The command line. Exit codes: 0 all matched, 4 something did not, 2 usage, 3 an unreadable trace, 1 anything else. */
+/**
+ * The command line. Exit codes: 0 all matched, or nothing was found; 4 something did not match, or could not be looked at; 2 usage; 3 an
+ * unreadable trace; 1 `check` found something, and anything else.
+ */
 
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
@@ -7,6 +10,7 @@ import { join } from 'node:path'
 
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
+import { checkCommand, type CheckCommandOptions } from './commands/check.js'
 import { compareCommand, type CompareOptions } from './commands/compare.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
@@ -27,7 +31,7 @@ function count(value: string): number {
 
 function commandLine(done: (code: number) => void): Command {
   const program = new Command('obmalloc')
-    .description("CPython's memory system: compare it with this one, record it, replay it")
+    .description("CPython's memory system: compare it with this one, record it, replay it, check who uses it")
     .version(version)
     .exitOverride()
     .configureOutput({ writeErr: (text) => process.stderr.write(text) })
@@ -58,6 +62,13 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print the results as JSON')
     .argument('<trace...>', 'traces')
     .action(async (args: string[], options: ReplayCommandOptions) => done(await replayCommand(args, options)))
+  program
+    .command('check')
+    .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')
+    .option('--python <path>', 'the CPython (default: python3)')
+    .option('--json', 'print what was found as JSON')
+    .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
+    .action(async (args: string[], options: CheckCommandOptions) => done(await checkCommand(args, options)))
   return program
 }
 

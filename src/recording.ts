@@ -1,4 +1,4 @@
-/** Running a Python program under the recorder. */
+/** Running a Python program under the recorder, which is also the checker. */
 
 import { spawn } from 'node:child_process'
 import { readdirSync } from 'node:fs'
@@ -29,19 +29,32 @@ export interface RecordOptions {
 /** Records one run. */
 export async function record(interpreter: Pick<Interpreter, 'path'>, options: RecordOptions): Promise<Recording> {
   const trace = resolve(options.trace)
-  const preload = [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ')
-  const env: NodeJS.ProcessEnv = { ...process.env, ...options.env, LD_PRELOAD: preload, OBMALLOC_TRACE: trace }
-  delete env['OBMALLOC_TRACE_PID']
-  const stdout = options.stdout === 'stderr' ? 2 : options.stdout
-  const child = spawn(interpreter.path, options.program, { env, stdio: ['inherit', stdout, 'inherit'] })
-  const ended = await new Promise<number | NodeJS.Signals>((done, failed) => {
+  const ended = await run(interpreter, options, { ...options.env, OBMALLOC_TRACE: trace })
+  return { trace, children: children(trace), ended }
+}
+
+/** Runs a program with the recorder loaded, and waits for its end: an exit code, or the name of a signal. */
+export async function run(
+  interpreter: Pick<Interpreter, 'path'>,
+  { program, stdout }: Pick<RecordOptions, 'program' | 'stdout'>,
+  variables: Record<string, string>,
+): Promise<number | NodeJS.Signals> {
+  const env: NodeJS.ProcessEnv = { ...process.env }
+  // What an outer recorder or checker may have left.
+  for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID']) delete env[`OBMALLOC_${task}${rest}`]
+  Object.assign(env, variables, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
+  const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
+  return new Promise((done, failed) => {
     child.on('error', failed)
     child.on('exit', (code, signal) => done(code ?? signal ?? 1))
   })
-  const isChild = (name: string) => name.startsWith(`${basename(trace)}.`) && /\.\d+$/.test(name)
-  const children = readdirSync(dirname(trace))
+}
+
+/** What the processes wrote that the one which wrote `path` started. */
+export function children(path: string): string[] {
+  const isChild = (name: string) => name.startsWith(`${basename(path)}.`) && /\.\d+$/.test(name)
+  return readdirSync(dirname(path))
     .filter(isChild)
     .sort()
-    .map((name) => join(dirname(trace), name))
-  return { trace, children, ended }
+    .map((name) => join(dirname(path), name))
 }

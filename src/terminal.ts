@@ -43,12 +43,12 @@ export class Progress {
   }
 }
 
-/** Lines in columns, the first one left-aligned, the others right-aligned. */
-export function columns(rows: readonly (readonly string[])[]): string[] {
+/** Lines in columns, the first `left` of them left-aligned, the others right-aligned. */
+export function columns(rows: readonly (readonly string[])[], left = 1): string[] {
   const widths = rows.reduce<number[]>((most, row) => row.map((cell, index) => Math.max(cell.length, most[index] ?? 0)), [])
   return rows.map((row) =>
     row
-      .map((cell, index) => (index === 0 ? cell.padEnd(widths[index]!) : cell.padStart(widths[index]!)))
+      .map((cell, index) => (index < left ? cell.padEnd(widths[index]!) : cell.padStart(widths[index]!)))
       .join('  ')
       .trimEnd(),
   )

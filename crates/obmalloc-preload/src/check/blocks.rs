@@ -152,7 +152,7 @@ impl Blocks {
         if address >= ADDRESS_LIMIT || !address.is_multiple_of(STEP) {
             return None;
         }
-        self.roots.get((address & STEP) / STEP << ROOT_BITS | address >> (20 + MIDDLE_BITS))
+        self.roots.get(((address & STEP) / STEP) << ROOT_BITS | address >> (20 + MIDDLE_BITS))
     }
 
     #[inline(always)]

@@ -1,0 +1,93 @@
+/** `obmalloc check`: runs a program in a CPython and lists what is freed or reallocated in another domain than it was allocated in. */
+
+import { basename } from 'node:path'
+
+import { check, type Finding, type Place, type Process } from '../checking.js'
+import { findInterpreters } from '../interpreters.js'
+import { columns, grouped, paint, say } from '../terminal.js'
+import { UsageError } from '../usage.js'
+
+export interface CheckCommandOptions {
+  readonly python?: string
+  readonly json?: boolean
+}
+
+export async function checkCommand(program: string[], options: CheckCommandOptions): Promise<number> {
+  if (program.length === 0) throw new UsageError('expected a program to check: obmalloc check -- script.py, or -- -m module')
+  const { usable, unusable } = findInterpreters([options.python ?? 'python3'])
+  const [interpreter] = usable
+  if (!interpreter) throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
+  const result = await check(interpreter, program)
+  const { findings, processes, ended } = result
+  if (options.json) {
+    process.stdout.write(`${JSON.stringify({ version: interpreter.version, path: interpreter.path, ...result })}\n`)
+  } else if (findings.length > 0) {
+    const [head, ...lines] = columns([['what', 'by', 'from', 'count', 'sizes'], ...findings.map(cells)], 3)
+    process.stdout.write(`${paint('bold', head!, process.stdout)}\n${lines.map((line) => `${line}\n`).join('')}`)
+  }
+  const found = findings.reduce((all, { count }) => all + count, 0)
+  const kinds = found === 0 ? 'nothing' : `${counted(found, 'fault')} in ${counted(findings.length, 'row')},`
+  say(`CPython ${interpreter.version}: found ${kinds} in ${counted(processes.length, 'process', 'es')}; the program ended with ${ended}`)
+  const gaps = processes.flatMap(gapsOf)
+  if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
+  for (const gap of gaps) say(gap)
+  if (found > 0) return 1
+  // Programs end the processes that they started as they like; their own end they should see.
+  const seen = processes[0]?.complete && processes.every(({ lost }) => lost.length === 0)
+  return seen ? 0 : 4
+}
+
+/** What was not seen of a process. */
+function gapsOf({ pid, complete, lost }: Process): string[] {
+  const gaps = []
+  if (!complete) gaps.push(`process ${pid} was killed: what it did last may be missing`)
+  if (lost.length > 0) gaps.push(`process ${pid}: not all ${lost.join(', ')} calls were seen`)
+  return gaps
+}
+
+/** A row of the table. */
+function cells(finding: Finding): string[] {
+  const [origin, ...others] = finding.origins
+  const from = origin ? placed(origin) : '-'
+  return [
+    whatOf(finding),
+    placed(finding),
+    others.length > 0 ? `${from}, and ${others.length} more` : from,
+    grouped(finding.count),
+    sizesOf(finding),
+  ]
+}
+
+function whatOf({ kind, call, allocated, used }: Finding): string {
+  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used}`
+  switch (kind) {
+    case 'wrong-domain':
+      return `${allocated} block ${done}`
+    case 'interior':
+      return `address inside ${article(allocated)} block ${done}`
+    case 'freed-before':
+      return `${allocated} block, freed before, ${done}`
+    case 'foreign':
+      return `address of no domain ${done}`
+  }
+}
+
+function article(domain: string | null): string {
+  return domain === 'obj' ? 'an obj' : `a ${domain}`
+}
+
+function placed({ function: name, module, offset }: Place): string {
+  if (offset === null) return 'not known'
+  const where = module === null ? 'no module' : basename(module)
+  return `${name ?? `0x${offset.toString(16)}`} in ${where}`
+}
+
+/** The sizes, bytes: all of a few, the ends of many. */
+function sizesOf({ sizes }: Finding): string {
+  if (sizes.length > 4) return `${sizes[0]![0]} to ${sizes.at(-1)![0]}`
+  return sizes.map(([size]) => size).join(', ') || '-'
+}
+
+function counted(count: number, one: string, plural = 's'): string {
+  return `${grouped(count)} ${one}${count === 1 ? '' : plural}`
+}
