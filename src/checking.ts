@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import type { Interpreter } from './interpreters.js'
-import { children, run } from './recording.js'
+import { children, run, type RecordOptions } from './recording.js'
 
 export type DomainName = 'raw' | 'mem' | 'obj'
 
@@ -21,8 +21,8 @@ export interface Place {
 
 /**
  * What can be wrong with an address that is freed or reallocated. `wrong-domain`: a live block of another domain. `interior`: it lies inside a
- * live block. `freed-before`: a block began there, was freed, and no domain has given the address out since. `foreign`: no domain ever gave it
- * out.
+ * live block. `freed-before`: a block began there, was freed, and no domain has given the address out since; C's `malloc` may have, unless it
+ * was a block of mem or obj of 512 bytes or less. `foreign`: no domain ever gave it out.
  */
 export type Kind = 'wrong-domain' | 'interior' | 'freed-before' | 'foreign'
 
@@ -61,14 +61,18 @@ export interface Check {
   readonly ended: number | NodeJS.Signals
 }
 
-/** Runs a program and looks; what it prints goes to stderr. */
-export async function check(interpreter: Pick<Interpreter, 'path'>, program: readonly string[]): Promise<Check> {
+/** Runs a program and looks. */
+export async function check(
+  interpreter: Pick<Interpreter, 'path'>,
+  program: readonly string[],
+  stdout: RecordOptions['stdout'],
+): Promise<Check> {
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
   const report = join(folder, 'report')
   try {
-    const ended = await run(interpreter, { program, stdout: 'stderr' }, { OBMALLOC_CHECK: report })
+    const ended = await run(interpreter, { program, stdout }, { OBMALLOC_CHECK: report })
     const reports = existsSync(report) ? [report, ...children(report)].flatMap(readReport) : []
-    return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: reports.map(({ process }) => process), ended }
+    return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
@@ -97,6 +101,15 @@ function readReport(path: string): { process: Process; findings: Finding[] }[] {
   const { pid, argv, python: version, freeThreaded } = header
   const lost: DomainName[] = freeThreaded ? ['raw', 'mem', 'obj'] : (end?.lost ?? [])
   return [{ process: { pid, argv, version, complete: freeThreaded || end !== null, lost }, findings: [...findings.values()] }]
+}
+
+/** The processes of the reports. One that went on as another program has several: then it is what it was last. */
+function processesOf(reports: readonly { readonly process: Process }[]): Process[] {
+  return grouped(reports, ({ process: { pid } }) => [pid]).map((same) => ({
+    ...same.at(-1)!.process,
+    complete: same.every(({ process: { complete } }) => complete),
+    lost: [...new Set(same.flatMap(({ process: { lost } }) => lost))],
+  }))
 }
 
 /** Adds up what several processes found in the same place. */

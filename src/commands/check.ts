@@ -17,7 +17,7 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   const { usable, unusable } = findInterpreters([options.python ?? 'python3'])
   const [interpreter] = usable
   if (!interpreter) throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
-  const result = await check(interpreter, program)
+  const result = await check(interpreter, program, 'stderr')
   const { findings, processes, ended } = result
   if (options.json) {
     process.stdout.write(`${JSON.stringify({ version: interpreter.version, path: interpreter.path, ...result })}\n`)
@@ -27,7 +27,9 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   }
   const found = findings.reduce((all, { count }) => all + count, 0)
   const kinds = found === 0 ? 'nothing' : `${counted(found, 'fault')} in ${counted(findings.length, 'row')},`
-  say(`CPython ${interpreter.version}: found ${kinds} in ${counted(processes.length, 'process', 'es')}; the program ended with ${ended}`)
+  say(
+    `CPython ${interpreter.version}: found ${kinds} in ${counted(processes.length, 'process', 'es')}; the program ended with ${ended}`,
+  )
   const gaps = processes.flatMap(gapsOf)
   if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
   for (const gap of gaps) say(gap)
@@ -66,7 +68,7 @@ function whatOf({ kind, call, allocated, used }: Finding): string {
     case 'interior':
       return `address inside ${article(allocated)} block ${done}`
     case 'freed-before':
-      return `${allocated} block, freed before, ${done}`
+      return `address that was ${article(allocated)} block ${done}`
     case 'foreign':
       return `address of no domain ${done}`
   }

@@ -160,7 +160,7 @@ pub fn executable_base() -> *mut c_void {
 }
 
 /// Where the executable or library that holds `address` begins; null when nothing does.
-fn object_base(address: *const c_void) -> *mut c_void {
+pub fn object_base(address: *const c_void) -> *mut c_void {
     let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
     // SAFETY: dladdr takes any address and fills the structure, which may be all zeros otherwise.
     unsafe {

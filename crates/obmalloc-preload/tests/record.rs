@@ -524,29 +524,36 @@ int main(void) { return 0; }
 "#;
 
 #[test]
-fn what_cannot_be_recorded_is_said_and_left_alone() {
+fn what_cannot_be_recorded_or_checked_is_said_and_left_alone() {
     let directory = std::env::temp_dir().join(format!("obmalloc-record-stand-in-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a temporary directory");
     let (source, program, trace) = (directory.join("stand_in.c"), directory.join("stand_in"), directory.join("trace"));
     std::fs::write(&source, STAND_IN).expect("writable");
     match Command::new("cc").args(["-w", "-rdynamic", "-o"]).args([&program, &source]).status() {
         Ok(status) if status.success() => {
-            let run = |version: &str| {
+            let run = |variable: &str, version: &str| {
                 let mut command = Command::new(&program);
-                command.env("LD_PRELOAD", recorder()).env("OBMALLOC_TRACE", &trace).env_remove("OBMALLOC_TRACE_PID");
+                command.env("LD_PRELOAD", recorder()).env(variable, &trace).env_remove(format!("{variable}_PID"));
                 let output = command.env("STAND_IN_VERSION", version).output().expect("the program starts");
                 assert!(output.status.success());
                 String::from_utf8(output.stderr).expect("text")
             };
-            assert_eq!(
-                run("3.7.16 (default)"),
-                "obmalloc: this is CPython 3.7.16: 3.8 is the oldest that can be recorded, nothing is recorded\n"
-            );
-            assert!(!trace.exists());
-            assert_eq!(
-                run("3.14.0 free-threading build (main)"),
-                "obmalloc: this CPython is a free-threaded build: it has no pymalloc, nothing is recorded\n"
-            );
+            for (variable, done) in [("OBMALLOC_CHECK", "checked"), ("OBMALLOC_TRACE", "recorded")] {
+                let _ = std::fs::remove_file(&trace);
+                assert_eq!(
+                    run(variable, "3.7.16 (default)"),
+                    format!("obmalloc: this is CPython 3.7.16: 3.8 is the oldest that can be {done}, nothing is {done}\n")
+                );
+                assert!(!trace.exists());
+                assert_eq!(
+                    run(variable, "3.14.0 free-threading build (main)"),
+                    format!("obmalloc: this CPython is a free-threaded build: it has no pymalloc, nothing is {done}\n")
+                );
+                if variable == "OBMALLOC_CHECK" {
+                    let report = std::fs::read_to_string(&trace).expect("a report");
+                    assert!(report.contains("\"freeThreaded\": true") && report.lines().count() == 1, "{report}");
+                }
+            }
             let written = Trace::read(&trace);
             assert!(written.says("\"freeThreaded\": true") && written.events.is_empty(), "{}", written.header);
         }

@@ -7,6 +7,7 @@ use super::blocks::Block;
 use super::site::Site;
 use crate::header::{Header, Parent, quoted, text_of};
 use crate::lock::SpinLock;
+use crate::python;
 use crate::say::say;
 use obmalloc_trace::format::Domain;
 use std::cell::UnsafeCell;
@@ -127,7 +128,8 @@ pub fn note(fault: &Fault, call: Call, used: Domain, site: usize) {
     let known = with(|report| report.known(&key, origin)).unwrap_or((false, false));
     // Resolved without the lock: the linker has locks of its own, and calls code that can come here with those taken.
     let site = (!known.0).then(|| Site::of(key.site));
-    let origin = origin.filter(|_| !known.1).and_then(Site::of_low);
+    let tables = [0, 1, 2].map(|number| python::api().allocator(number));
+    let origin = origin.filter(|_| !known.1).and_then(|low| Site::of_low(low, &tables));
     with(|report| report.add(key, fault.block(), site, origin));
 }
 

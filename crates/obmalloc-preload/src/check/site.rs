@@ -62,9 +62,11 @@ impl Site {
     }
 
     /// As [`Site::of`], for a call of which the lower half of the return address is left. `None` when that is not enough, or when the
-    /// call is one of CPython's own allocator functions and so tells nothing.
-    pub fn of_low(low: u32) -> Option<Self> {
-        whole(low).filter(|&address| !is_api(address)).map(Self::of)
+    /// call is one of an allocator's own functions and so tells nothing: `tables` are those that the domains have at this moment.
+    pub fn of_low(low: u32, tables: &[PyMemAllocatorEx]) -> Option<Self> {
+        let address = whole(low)?;
+        let tells = !is_api(address) && !tables.iter().any(|table| is_of(table, address));
+        tells.then(|| Self::of(address))
     }
 }
 
@@ -96,21 +98,32 @@ fn dl_info(address: usize) -> Option<libc::Dl_info> {
 }
 
 /// The return address of who called the allocator, given the one that the hook had: the same, unless something stands in between,
-/// such as a wrapper that was put over the hook (tracemalloc is one).
+/// such as a wrapper that was put over the hook (tracemalloc is one). `table` is the allocator of the domain at this moment.
 pub fn caller(return_address: usize, table: &PyMemAllocatorEx, is_ours: bool) -> usize {
     if is_ours && !is_api(return_address) {
         return return_address;
     }
     let (frames, count) = frames();
-    let Some(first) = frames[..count].iter().position(|&frame| frame == return_address) else { return return_address };
-    let wrapper = [table.malloc as usize, table.calloc as usize, table.realloc as usize, table.free as usize];
-    let mut next = first;
+    let frames = frames[..count].iter().skip_while(|&&frame| frame != return_address);
+    let mut outside = frames.clone().copied();
     if !is_ours {
         // The wrapper may have functions of its own between; one of the table's is the outermost.
-        let is_wrapper = |&frame: &usize| wrapper.contains(&function_start(frame));
-        next += frames[first..count].iter().position(is_wrapper).map_or(0, |found| found + 1);
+        let found = outside.any(|frame| is_of(table, frame));
+        if !found {
+            // That one is compiled in pieces, and nothing says to which function a piece belongs: then everything of its module counts.
+            let module = python::object_base(table.malloc as *const c_void);
+            outside = frames.copied();
+            let first = outside.find(|&frame| python::object_base(frame as *const c_void) != module);
+            return first.unwrap_or(return_address);
+        }
     }
-    frames[next..count].iter().copied().find(|&frame| !is_api(frame)).unwrap_or(return_address)
+    outside.find(|&frame| !is_api(frame)).unwrap_or(return_address)
+}
+
+/// Whether a call that returns here is in one of the allocator's functions.
+fn is_of(table: &PyMemAllocatorEx, return_address: usize) -> bool {
+    let functions = [table.malloc as usize, table.calloc as usize, table.realloc as usize, table.free as usize];
+    functions.contains(&function_start(return_address))
 }
 
 /// More frames than stand between a hook and its caller, ours included.

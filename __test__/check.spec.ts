@@ -1,0 +1,297 @@
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { check as checkWith, type Finding } from '../dist/checking.js'
+import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
+import { recorder } from '../dist/tools.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const planted = join(root, '__test__', 'planted')
+const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-spec-'))
+test.after.always(() => rmSync(folder, { recursive: true, force: true }))
+
+const { usable } = findInterpreters([])
+const newest = usable.at(-1)!
+/** Whether the planted library can be had, and something to load it. */
+const canPlant = usable.length > 0 && compile('planted', [])
+const withPlants = canPlant ? test : test.skip
+const withPython = usable.length > 0 ? test : test.skip
+
+function libraryOf(name: string): string {
+  return join(folder, `lib${name}.so`)
+}
+
+function compile(name: string, options: string[]): boolean {
+  const source = join(planted, 'planted.c')
+  const fixed = ['-O0', '-g0', '-shared', '-fPIC', '-pthread', '-D_GNU_SOURCE']
+  return spawnSync('cc', [...fixed, ...options, '-o', libraryOf(name), source, '-ldl'], { stdio: 'inherit' }).status === 0
+}
+
+const check = (interpreter: Interpreter, program: readonly string[]) => checkWith(interpreter, program, 'ignore')
+
+/** A program that calls functions of the planted library. */
+function planting(plants: readonly string[], library = 'planted'): string[] {
+  return [join(planted, 'plant.py'), libraryOf(library), ...plants]
+}
+
+/** What is known of a finding beforehand: `function`, then what it does, then who allocated. */
+type Expected = [by: string, kind: string, call: string, allocated: string | null, used: string, sizes: string, from: string]
+
+function summary({ kind, call, allocated, used, count, sizes, origins, ...place }: Finding): [number, ...Expected] {
+  const from = origins.map(({ function: name, count: times }) => `${name}*${times}`).join(' ')
+  const all = sizes.map(([size, times]) => `${size}*${times}`).join(' ')
+  return [count, place.function ?? '', kind, call, allocated, used, all, from]
+}
+
+const byName = (a: readonly unknown[], b: readonly unknown[]) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1)
+
+/** All plants with what must be found. The counts differ from plant to plant. */
+function allPlants(): { plants: string[]; expected: [number, ...Expected][] } {
+  const plants: string[] = ['in_order:1,24,512,513,100000']
+  const expected: [number, ...Expected][] = []
+  const plant = (
+    name: string,
+    [kind, call, allocated, used]: [string, string, string | null, string],
+    { by = name, from = name }: { by?: string; from?: string } = {},
+  ) => {
+    const rounds = (plants.length % 3) + 1
+    plants.push(`${name}:${Array.from({ length: rounds }, () => '24,24,700,100000').join(',')}`)
+    const sizes = `24*${2 * rounds} 700*${rounds} 100000*${rounds}`
+    expected.push([4 * rounds, by, kind, call, allocated, used, sizes, `${from}*${4 * rounds}`])
+  }
+  // Larger than anything before it, so that C's malloc takes it from where nothing was.
+  for (const [name, call, used] of [
+    ['libc_freed_as_raw', 'free', 'raw'],
+    ['libc_reallocated_as_mem', 'realloc', 'mem'],
+  ] as const) {
+    plants.push(`${name}:${40 << 20}`)
+    expected.push([1, name, 'foreign', call, null, used, '', ''])
+  }
+  for (const allocated of ['raw', 'mem', 'obj'])
+    for (const used of ['raw', 'mem', 'obj'].filter((domain) => domain !== allocated)) {
+      plant(`${allocated}_freed_as_${used}`, ['wrong-domain', 'free', allocated, used])
+      plant(`${allocated}_reallocated_as_${used}`, ['wrong-domain', 'realloc', allocated, used])
+    }
+  plant('inside_obj_freed_as_obj', ['interior', 'free', 'obj', 'obj'])
+  plant('inside_raw_reallocated_as_mem', ['interior', 'realloc', 'raw', 'mem'])
+  plant('obj_freed_twice', ['freed-before', 'free', 'obj', 'obj'])
+  plant('raw_freed_twice', ['freed-before', 'free', 'raw', 'raw'])
+  plant('mem_reallocated_after_free', ['freed-before', 'realloc', 'mem', 'mem'])
+  plant('freed_by_a_hidden_function', ['wrong-domain', 'free', 'obj', 'mem'], { by: 'hidden_free', from: 'hidden_calloc' })
+  plant('obj_freed_as_raw_by_a_thread', ['wrong-domain', 'free', 'obj', 'raw'], { by: 'free_as_raw' })
+  return { plants, expected }
+}
+
+function isWhole(t: ExecutionContext, { processes, ended }: Awaited<ReturnType<typeof check>>, count: number): void {
+  t.is(ended, 0)
+  t.is(processes.length, count)
+  t.deepEqual(
+    processes.filter(({ complete, lost }) => !complete || lost.length > 0),
+    [],
+  )
+}
+
+const title = ({ version, path }: Interpreter) => `${version} (${path})`
+
+for (const interpreter of canPlant ? usable : []) {
+  test(`every planted fault is found and nothing else: ${title(interpreter)}`, async (t) => {
+    const { plants, expected } = allPlants()
+    const result = await check(interpreter, planting(plants))
+    isWhole(t, result, 1)
+    t.deepEqual(result.findings.map(summary).sort(byName), expected.sort(byName))
+    for (const { module, origins } of result.findings)
+      for (const path of [module, ...origins.map((origin) => origin.module)]) t.is(path, libraryOf('planted'))
+  })
+}
+
+for (const interpreter of usable) {
+  test.serial(`nothing is found over the bundled workload: ${title(interpreter)}`, async (t) => {
+    t.timeout(120_000)
+    for (const name of readdirSync(join(root, 'workload')).filter((file) => file.endsWith('.py'))) {
+      const { findings, processes, ended } = await check(interpreter, [join(root, 'workload', name)])
+      t.deepEqual(findings, [], name)
+      t.is(ended, 0, name)
+      t.true(processes.length > 0 && processes.every(({ complete, lost }) => complete && lost.length === 0), name)
+    }
+  })
+}
+
+withPlants('a function that no table names is told by its offset', async (t) => {
+  t.true(compile('stripped', ['-s']))
+  const { findings } = await check(newest, planting(['freed_by_a_hidden_function:24'], 'stripped'))
+  t.is(findings.length, 1)
+  const { function: name, module, offset } = findings[0]!
+  t.is(name, null)
+  t.is(module, libraryOf('stripped'))
+  const { stdout } = spawnSync('nm', [libraryOf('planted')], { encoding: 'utf8' })
+  const start = Number.parseInt(/^(\w+) t hidden_free$/m.exec(stdout)![1]!, 16)
+  t.true(offset! > start && offset! < start + 64, `${offset} after ${start}`)
+})
+
+withPlants("CPython's own function is not taken for the caller where it does not end in a jump", async (t) => {
+  t.true(compile('nojumps', ['-DNO_JUMPS', '-Wl,-Bsymbolic']))
+  const { findings } = await check(newest, planting(['mem_freed_as_obj:24'], 'nojumps'))
+  t.deepEqual(findings.map(summary), [
+    [1, 'mem_freed_as_obj', 'wrong-domain', 'free', 'mem', 'obj', '24*1', 'mem_freed_as_obj*1'],
+  ])
+})
+
+withPlants('the caller is told though tracemalloc lies in between', async (t) => {
+  for (const interpreter of usable) {
+    const plants = ['mem_freed_as_obj:24', 'mem_reallocated_as_raw:700', 'libc_freed_as_raw:99999999']
+    const result = await check(interpreter, ['-X', 'tracemalloc', ...planting(plants)])
+    isWhole(t, result, 1)
+    const found = result.findings.map(({ function: name, kind }) => `${name} ${kind}`).sort()
+    const expected = ['libc_freed_as_raw foreign', 'mem_freed_as_obj wrong-domain', 'mem_reallocated_as_raw wrong-domain']
+    t.deepEqual(found, expected, title(interpreter))
+  }
+})
+
+withPlants('forked and executed processes report too, and what they find is added up', async (t) => {
+  const script = join(folder, 'family.py')
+  const lines = [
+    'import ctypes, os, subprocess, sys',
+    `library = ctypes.PyDLL(${JSON.stringify(libraryOf('planted'))})`,
+    'library.mem_freed_as_obj(24)',
+    "if sys.argv[1:] == ['last']: sys.exit()",
+    'child = os.fork()',
+    'if child == 0: library.mem_freed_as_obj(24); library.raw_freed_as_mem(600); os._exit(0)',
+    'os.waitpid(child, 0)',
+    'child = os.fork()',
+    "if child == 0: os.execv(sys.executable, [sys.executable, sys.argv[0], 'last'])",
+    'os.waitpid(child, 0)',
+    "subprocess.run([sys.executable, sys.argv[0], 'last'], check=True)",
+  ]
+  writeFileSync(script, `${lines.join('\n')}\n`)
+  for (const interpreter of usable) {
+    const result = await check(interpreter, [script])
+    isWhole(t, result, 4)
+    const found = result.findings.map(summary).map(([count, by, , , , , sizes]) => [count, by, sizes])
+    t.deepEqual(
+      found,
+      [
+        [4, 'mem_freed_as_obj', '24*4'],
+        [1, 'raw_freed_as_mem', '600*1'],
+      ],
+      title(interpreter),
+    )
+  }
+})
+
+withPlants('a process that is killed leaves what it had found, and is called killed', async (t) => {
+  const end = 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)'
+  const load = `import ctypes; library = ctypes.PyDLL(${JSON.stringify(libraryOf('planted'))})`
+  const killed = await check(newest, ['-c', `${load}\nfor _ in range(6): library.mem_freed_as_obj(24)\n${end}`])
+  t.is(killed.ended, 'SIGKILL')
+  t.false(killed.processes[0]!.complete)
+  // What is known is at least half.
+  t.deepEqual(
+    killed.findings.map(({ function: name, count }) => [name, count]),
+    [['mem_freed_as_obj', 4]],
+  )
+})
+
+/** Runs the command line. */
+function obmalloc(args: string[], env: Record<string, string> = {}) {
+  const { PYTHONMALLOC: _, PYTHONDEVMODE: __, ...clean } = process.env
+  return spawnSync(process.execPath, [join(root, 'dist', 'cli.js'), 'check', ...args], {
+    encoding: 'utf8',
+    env: { ...clean, ...env },
+    cwd: folder,
+  })
+}
+
+withPlants('the command line shows a table, and ends with 1 whatever the program ends with', (t) => {
+  const program = [...planting(['mem_freed_as_obj:24,40', 'obj_freed_twice:24']), 'nothing:1']
+  const { status, stdout, stderr } = obmalloc(['--python', newest.path, '--', ...program])
+  t.is(status, 1)
+  const [head, first, second, ...rest] = stdout.split('\n')
+  t.regex(head!, /^what +by +from +count +sizes$/)
+  t.regex(first!, /^mem block freed as obj +mem_freed_as_obj in libplanted\.so +mem_freed_as_obj in libplanted\.so +2 +24, 40$/)
+  t.regex(
+    second!,
+    /^address that was an obj block freed as obj +obj_freed_twice in libplanted\.so +obj_freed_twice in libplanted\.so +1 +24$/,
+  )
+  t.deepEqual(rest, [''])
+  t.regex(stderr, /found 3 faults in 2 rows, in 1 process; the program ended with 1\n$/)
+  const json = JSON.parse(obmalloc(['--python', newest.path, '--json', '--', ...program]).stdout)
+  t.is(json.version, newest.version)
+  t.is(json.ended, 1)
+  t.deepEqual(
+    json.findings.map(({ count, sizes }: Finding) => [count, sizes]),
+    [
+      [
+        2,
+        [
+          [24, 1],
+          [40, 1],
+        ],
+      ],
+      [1, [[24, 1]]],
+    ],
+  )
+})
+
+withPython('with nothing found it ends with 0, and the program prints to stderr', (t) => {
+  const { status, stdout, stderr } = obmalloc(['--python', newest.path, '--', '-c', 'print("hello"); raise SystemExit(7)'])
+  t.is(status, 0)
+  t.is(stdout, '')
+  t.is(stderr, `hello\nCPython ${newest.version}: found nothing in 1 process; the program ended with 7\n`)
+})
+
+withPython('what cannot be looked at is said, and does not end with 0', (t) => {
+  for (const [options, env, culprit] of [
+    [[], { PYTHONMALLOC: 'debug' }, 'PYTHONMALLOC=debug (or -X dev)'],
+    [[], { PYTHONMALLOC: 'malloc' }, 'PYTHONMALLOC=malloc (or -X dev)'],
+    [['-X', 'dev'], {}, '-X dev'],
+  ] as const) {
+    const { status, stdout, stderr } = obmalloc(['--python', newest.path, '--', ...options, '-c', 'pass'], env)
+    t.is(status, 4)
+    t.is(stdout, '')
+    t.true(
+      stderr.includes(`obmalloc: ${culprit} replaced the checker's allocators: not all raw, mem and obj calls were seen\n`),
+      stderr,
+    )
+    t.regex(stderr, /process \d+: not all raw, mem, obj calls were seen\n$/)
+  }
+  const killed = obmalloc(['--python', newest.path, '--', '-c', 'import os; os.kill(os.getpid(), 9)'])
+  t.is(killed.status, 4)
+  t.regex(killed.stderr, /the program ended with SIGKILL\nprocess \d+ was killed: what it did last may be missing\n$/)
+})
+
+test('usage errors end with 2 and say what was expected', (t) => {
+  for (const args of [[], ['--frob'], ['--python', '/bin/true', '--', 'script.py']]) {
+    const { status, stdout, stderr } = obmalloc(args)
+    t.is(status, 2, args.join(' '))
+    t.is(stdout, '')
+    t.not(stderr, '')
+  }
+})
+
+withPython('looking costs at most half of what the program takes', (t) => {
+  // Processor time, in turn: what else the machine does counts less.
+  const script = [
+    'import os, resource, statistics, subprocess, sys',
+    'def seconds(more):',
+    '    before = resource.getrusage(resource.RUSAGE_CHILDREN)',
+    '    subprocess.run([sys.executable, sys.argv[1]], env=dict(os.environ, **more), stdout=subprocess.DEVNULL, check=True)',
+    '    after = resource.getrusage(resource.RUSAGE_CHILDREN)',
+    '    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime',
+    'def ratio(number):',
+    '    plain = seconds({})',
+    "    return seconds({'LD_PRELOAD': sys.argv[2], 'OBMALLOC_CHECK': '%s%d' % (sys.argv[3], number)}) / plain",
+    'print(statistics.median(ratio(number) for number in range(7)))',
+  ]
+  const args = ['-c', script.join('\n'), join(root, 'workload', 'mixed.py'), recorder(), join(folder, 'cost')]
+  const { status, stdout, stderr } = spawnSync(newest.path, args, { encoding: 'utf8' })
+  t.is(status, 0, stderr)
+  const reports = readdirSync(folder).filter((file) => basename(file).startsWith('cost'))
+  t.is(reports.length, 7)
+  t.log(`${newest.version}: ${Number(stdout).toFixed(2)} times`)
+  t.true(Number(stdout) <= 1.5, stdout)
+})

@@ -1,0 +1,137 @@
+/* Blocks given to the wrong domain, one way a function. A plain library for ctypes.PyDLL: it declares what it needs of CPython itself.
+   Compiled without optimisation, so that no function ends in a jump and each is seen as the caller. */
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern void *PyMem_RawMalloc(size_t), *PyMem_Malloc(size_t), *PyObject_Malloc(size_t);
+extern void *PyMem_RawCalloc(size_t, size_t), *PyMem_Calloc(size_t, size_t), *PyObject_Calloc(size_t, size_t);
+extern void *PyMem_RawRealloc(void *, size_t), *PyMem_Realloc(void *, size_t), *PyObject_Realloc(void *, size_t);
+extern void PyMem_RawFree(void *), PyMem_Free(void *), PyObject_Free(void *);
+
+#ifdef NO_JUMPS
+/* As CPython's own function is in a build that does not turn its last call into a jump. */
+#include <dlfcn.h>
+void PyObject_Free(void *block) {
+  void (*original)(void *) = (void (*)(void *))dlsym(dlopen(NULL, RTLD_LAZY), "PyObject_Free");
+  original(block);
+  __asm__ volatile("");
+}
+#endif
+
+/* raw_freed_as_mem(size) and so on. All functions give whether the program saw what it should. */
+#define FREED(from, to, malloc_, free_)                                                                                            \
+  int from##_freed_as_##to(size_t size) {                                                                                          \
+    free_(malloc_(size));                                                                                                          \
+    return 1;                                                                                                                      \
+  }
+
+/* raw_reallocated_as_mem(size) and so on: to twice the size and one; gives whether the bytes are still there. */
+#define REALLOCATED(from, to, malloc_, realloc_, free_)                                                                            \
+  int from##_reallocated_as_##to(size_t size) {                                                                                    \
+    unsigned char *block = malloc_(size);                                                                                          \
+    for (size_t at = 0; at < size; at++) block[at] = (unsigned char)(at * 7);                                                      \
+    block = realloc_(block, 2 * size + 1);                                                                                         \
+    int same = block != NULL;                                                                                                      \
+    for (size_t at = 0; same && at < size; at++) same = block[at] == (unsigned char)(at * 7);                                      \
+    free_(block);                                                                                                                  \
+    return same;                                                                                                                   \
+  }
+
+FREED(raw, mem, PyMem_RawMalloc, PyMem_Free)
+FREED(raw, obj, PyMem_RawMalloc, PyObject_Free)
+FREED(mem, raw, PyMem_Malloc, PyMem_RawFree)
+FREED(mem, obj, PyMem_Malloc, PyObject_Free)
+FREED(obj, raw, PyObject_Malloc, PyMem_RawFree)
+FREED(obj, mem, PyObject_Malloc, PyMem_Free)
+
+REALLOCATED(raw, mem, PyMem_RawMalloc, PyMem_Realloc, PyMem_Free)
+REALLOCATED(raw, obj, PyMem_RawMalloc, PyObject_Realloc, PyObject_Free)
+REALLOCATED(mem, raw, PyMem_Malloc, PyMem_RawRealloc, PyMem_RawFree)
+REALLOCATED(mem, obj, PyMem_Malloc, PyObject_Realloc, PyObject_Free)
+REALLOCATED(obj, raw, PyObject_Malloc, PyMem_RawRealloc, PyMem_RawFree)
+REALLOCATED(obj, mem, PyObject_Malloc, PyMem_Realloc, PyMem_Free)
+REALLOCATED(libc, mem, malloc, PyMem_Realloc, PyMem_Free)
+
+FREED(libc, raw, malloc, PyMem_RawFree)
+
+/* The address inside a block that is freed in good order afterwards: the refused call must have left it alone. */
+int inside_obj_freed_as_obj(size_t size) {
+  char *block = PyObject_Malloc(size);
+  memset(block, 42, size);
+  PyObject_Free(block + size / 2);
+  int same = block[size / 2] == 42;
+  PyObject_Free(block);
+  return same;
+}
+
+int inside_raw_reallocated_as_mem(size_t size) {
+  char *block = PyMem_RawMalloc(size);
+  memset(block, 42, size);
+  char *moved = PyMem_Realloc(block + 1, size - 1);
+  int same = moved != NULL && moved != block + 1 && moved[0] == 42 && moved[size - 2] == 42;
+  PyMem_Free(moved);
+  PyMem_RawFree(block);
+  return same;
+}
+
+int obj_freed_twice(size_t size) {
+  void *block = PyObject_Malloc(size);
+  PyObject_Free(block);
+  PyObject_Free(block);
+  return 1;
+}
+
+int raw_freed_twice(size_t size) {
+  void *block = PyMem_RawMalloc(size);
+  PyMem_RawFree(block);
+  PyMem_RawFree(block);
+  return 1;
+}
+
+int mem_reallocated_after_free(size_t size) {
+  void *block = PyMem_Malloc(size);
+  PyMem_Free(block);
+  block = PyMem_Realloc(block, size);
+  PyMem_Free(block);
+  return block != NULL;
+}
+
+/* Not exported, so that only the symbol table knows it. */
+static __attribute__((noinline)) void hidden_free(void *block) { PyMem_Free(block); }
+static __attribute__((noinline)) void *hidden_calloc(size_t size) { return PyObject_Calloc(1, size); }
+int freed_by_a_hidden_function(size_t size) {
+  hidden_free(hidden_calloc(size));
+  return 1;
+}
+
+/* Without the GIL: where the block would need it, it is left alone. */
+static void *free_as_raw(void *block) {
+  PyMem_RawFree(block);
+  return NULL;
+}
+int obj_freed_as_raw_by_a_thread(size_t size) {
+  pthread_t thread;
+  pthread_create(&thread, NULL, free_as_raw, PyObject_Malloc(size));
+  pthread_join(thread, NULL);
+  return 1;
+}
+
+/* Everything in good order: nothing of it is to be found. */
+int in_order(size_t size) {
+  PyMem_RawFree(PyMem_RawRealloc(PyMem_RawCalloc(1, size), 3 * size));
+  PyMem_Free(PyMem_Realloc(PyMem_Calloc(3, size), size));
+  PyObject_Free(PyObject_Realloc(PyObject_Malloc(size), 2 * size));
+  PyMem_RawFree(NULL);
+  PyMem_Free(PyMem_Realloc(NULL, size));
+  PyObject_Free(NULL);
+  /* Cannot be had; the block stays what it was. */
+  void *block = PyObject_Malloc(size);
+  if (PyObject_Realloc(block, (size_t)1 << 46) != NULL) abort();
+  PyObject_Free(block);
+  block = PyMem_RawMalloc(size);
+  if (PyMem_RawRealloc(block, (size_t)1 << 46) != NULL) abort();
+  PyMem_RawFree(block);
+  return 1;
+}
