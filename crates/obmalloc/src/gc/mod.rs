@@ -138,12 +138,14 @@ impl Gc {
 }
 
 impl ObjectHeap {
-    /// Counts the allocation of a GC object, which may start a collection (`_PyObject_GC_Link`).
-    pub(crate) fn gc_link(&self) {
-        if self.rules.counted == Counted::Allocations {
-            self.state().gc.count[0] += 1;
-            self.trigger();
+    /// Counts the allocation of a GC object, which may start a collection (`_PyObject_GC_Link`): whether that is to run at once.
+    #[inline]
+    pub(crate) fn gc_link(&self) -> bool {
+        if self.rules.counted != Counted::Allocations {
+            return false;
         }
+        self.state().gc.count[0] += 1;
+        self.is_triggered()
     }
 
     /// Counts the end of a GC object (`PyObject_GC_Del`).
@@ -155,14 +157,19 @@ impl ObjectHeap {
         }
     }
 
-    fn trigger(&self) {
+    /// Whether the count of the youngest generation asks for a collection, which is to run now; otherwise it is scheduled.
+    #[inline]
+    fn is_triggered(&self) -> bool {
         let gc = &mut self.state().gc;
         if gc.count[0] <= gc.threshold[0] || !gc.enabled || gc.threshold[0] == 0 || gc.collecting {
-            return;
+            return false;
         }
         match self.rules.automatic {
-            Automatic::InsideAllocation => self.collect_automatically(),
-            Automatic::Scheduled { .. } => gc.scheduled = true,
+            Automatic::InsideAllocation => true,
+            Automatic::Scheduled { .. } => {
+                gc.scheduled = true;
+                false
+            }
         }
     }
 
@@ -192,7 +199,7 @@ impl ObjectHeap {
     }
 
     /// `gc_collect_generations`; of the incremental collector, an increment.
-    fn collect_automatically(&self) {
+    pub(crate) fn collect_automatically(&self) {
         let generation = match self.rules.algorithm {
             Algorithm::Generational => self.select_generation(),
             Algorithm::Incremental => Some(1),
@@ -230,7 +237,8 @@ impl ObjectHeap {
         if self.rules.counted == Counted::Tracking {
             gc.count[0] += 1;
             gc.incremental.heap_size += 1;
-            self.trigger();
+            let now = self.is_triggered();
+            debug_assert!(!now, "where tracking is what counts, collections are scheduled");
         }
         Ok(())
     }
@@ -341,15 +349,16 @@ impl ObjectHeap {
             return Err(ObjectError::Argument("an object that nothing else refers to"));
         }
         self.untrack_object(object);
-        // SAFETY: as above; the caller's reference keeps it.
-        self.holding(object, || unsafe { self.clear_references(kind, object) });
         if let Some(offset) = kind.weaklist {
             self.clear_weakrefs_silently(object, offset);
         }
+        // From here on hooks can do nothing with it.
+        self.table().set(object, table::DYING);
+        // SAFETY: as above; nobody else gives its memory back.
+        unsafe { self.clear_references(kind, object) };
         if kind.is_weakref() {
             self.clear_weakref(object);
         }
-        self.untrack_object(object);
         self.gc_unlink();
         self.table().bury(object);
         self.free_block(object - kind.presize);

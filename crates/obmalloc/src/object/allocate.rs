@@ -118,17 +118,12 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         let block = self.heap.malloc(Domain::Obj, whole).ok_or_else(|| self.why_none())?.as_ptr().expose_provenance();
-        if kind.gc {
-            // The collection that this may start does not see the object yet.
-            self.gc_link();
-            // Its hooks may have used up the room.
-            if !self.table().reserve() || !self.reserve_track() {
-                self.gc_unlink();
-                self.free_block(block);
-                return Err(ObjectError::NoMemory);
-            }
-        }
         let object = block + kind.presize;
+        if kind.gc && self.gc_link() && !self.collect_before(kind, object) {
+            self.gc_unlink();
+            self.free_block(block);
+            return Err(ObjectError::NoMemory);
+        }
         // SAFETY: a block of that size with the type's bytes before the object.
         unsafe {
             if kind.presize > GC_HEAD {
@@ -147,6 +142,19 @@ impl ObjectHeap {
     #[cold]
     fn why_none(&self) -> ObjectError {
         self.heap.take_fault().map_or(ObjectError::NoMemory, ObjectError::Fault)
+    }
+
+    /// Runs the collection that an allocation starts, which does not see the object yet: it is in a block whose size is the object's, and
+    /// nobody's until then. False when hooks have used up the room that there was for it.
+    #[cold]
+    fn collect_before(&self, kind: &Type, object: usize) -> bool {
+        // SAFETY: the block is large enough for a header, and the caller's.
+        unsafe { header::set_kind(object, kind) };
+        self.table().enter(object);
+        self.table().set(object, table::KEPT);
+        self.collect_automatically();
+        self.table().bury(object);
+        self.table().reserve() && self.reserve_track()
     }
 
     /// Writes an object's header (`PyObject_InitVar`), and what it contains.
@@ -235,11 +243,9 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         if nitems < old {
-            self.holding(object, || self.drop_items(kind, object, nitems));
-            // SAFETY: held meanwhile.
-            unsafe { header::set_size(object, nitems) };
-            // What went with the items may have made a reference to the object.
-            self.refuse_to_move(kind, object)?;
+            // Hooks can do nothing with it meanwhile.
+            self.table().set(object, table::DYING);
+            self.drop_items(kind, object, nitems);
         }
         self.table().bury(object);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);

@@ -99,7 +99,7 @@ impl ObjectHeap {
         let kind = if gives_back { self.begin().and_then(|()| self.look(object))? } else { self.change(object)? };
         let place = self.place(kind, object, field)?;
         let new = match value {
-            Value::Object(reference) => self.change(reference).map(|_| reference)?,
+            Value::Object(reference) => self.look_alive(reference).map(|_| reference)?,
             _ => 0,
         };
         // SAFETY: fields and items lie within the object, aligned.

@@ -137,6 +137,15 @@ struct Held {
     before: *const Held,
 }
 
+/// Lets go of what was held, also where a hook unwinds.
+struct LetGo<'heap>(&'heap Cell<*const Held>, *const Held);
+
+impl Drop for LetGo<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.1);
+    }
+}
+
 /// What an [`ObjectHeap`] keeps beside its memory.
 pub(crate) struct State {
     pub table: ObjectTable,
@@ -213,10 +222,9 @@ impl ObjectHeap {
 
     #[inline]
     fn hold<T>(&self, held: Held, run: impl FnOnce() -> T) -> T {
+        let _until_then = LetGo(&self.held, held.before);
         self.held.set(&raw const held);
-        let result = run();
-        self.held.set(held.before);
-        result
+        run()
     }
 
     /// Whether the last reference to an object is the heap's own.
@@ -402,6 +410,12 @@ impl ObjectHeap {
             return Err(object_fault(FaultKind::GcInProgress, object));
         }
         self.run_scheduled();
+        self.look_alive(object)
+    }
+
+    /// As [`look`](Self::look), for an object whose end has not begun.
+    #[inline]
+    pub(crate) fn look_alive(&self, object: usize) -> Result<&Type, Fault> {
         let kind = self.look(object)?;
         if self.table().state(object) == table::DYING {
             return Err(object_fault(FaultKind::UseAfterFree, object));
