@@ -14,6 +14,7 @@ import { parseArgs } from 'node:util'
 import { measureCalls } from './calls.mjs'
 
 const require = createRequire(import.meta.url)
+const { check } = require('../dist/checking.js')
 const { drive } = require('../dist/driving.js')
 const { findInterpreters } = require('../dist/interpreters.js')
 const { record } = require('../dist/recording.js')
@@ -33,6 +34,7 @@ const TARGETS = {
   'arena bytes at peak': [1, 1],
   'resident memory at peak': [1.03, 1.03],
   recording: [1.3, 1.3],
+  checking: [1.5, 1.5],
 }
 
 /** Full collections of a million objects: at most so much of what CPython 3.13 or later takes. The last is the geometric mean. */
@@ -97,13 +99,16 @@ async function runTime(interpreter) {
 async function measureInterpreter(interpreter, trace) {
   const { release } = interpreter
   const program = { program: [workload('mixed')], trace, stdout: 'ignore' }
-  const recordTime = async () => {
+  const timeOf = async (run) => {
     const begin = performance.now()
-    const { ended } = await record(interpreter, program)
+    const { ended } = await run()
     if (ended !== 0) throw new Error(`${interpreter.path} ended with ${ended}`)
     return performance.now() - begin
   }
+  const recordTime = () => timeOf(() => record(interpreter, program))
+  const checkTime = () => timeOf(() => check(interpreter, program.program, program.stdout))
   const recording = await inTurn(() => runTime(interpreter), recordTime)
+  const checking = await inTurn(() => runTime(interpreter), checkTime)
   const report = await replay({ release, segments: [{ path: trace }] })
   if (!report.exact)
     throw new Error(`CPython ${interpreter.version}: a replay came out otherwise than recorded; see obmalloc compare`)
@@ -122,6 +127,7 @@ async function measureInterpreter(interpreter, trace) {
     async () => (await peak(true))[0],
   )
   rows['recording'] = recording
+  rows['checking'] = checking
   return rows
 }
 
