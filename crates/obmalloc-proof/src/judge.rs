@@ -31,18 +31,29 @@ pub struct Divergence {
     pub here: String,
 }
 
-/// Runs programs on both sides: those that have found something, and those of `count` seeds.
+/// Runs programs on both sides: those that have found something, and those of `count` seeds. `afresh` is this side too, with nothing left of
+/// the programs before: there a program is shrunk.
 ///
 /// # Errors
-/// The first divergence, shrunk.
-pub fn compare(first_seed: u64, count: u64, there: Side<'_>, here: Side<'_>) -> Result<Totals, Box<Divergence>> {
+/// The first divergence; shrunk, unless it takes the programs before.
+pub fn compare(
+    first_seed: u64,
+    count: u64,
+    there: Side<'_>,
+    here: Side<'_>,
+    afresh: Side<'_>,
+) -> Result<Totals, Box<Divergence>> {
     let mut totals = Totals::default();
     let found = found().into_iter().map(|(name, program)| (name.to_owned(), program));
     let random = (first_seed..first_seed + count).map(|seed| (format!("seed {seed}"), generate(seed)));
     for (name, program) in found.chain(random) {
-        let log = there(&program);
-        if log != here(&program) {
-            return Err(Box::new(shrink(name, program, there, here)));
+        let (log, answer) = (there(&program), here(&program));
+        if log != answer {
+            return Err(Box::new(if afresh(&program) == log {
+                Divergence { from: format!("{name}, after the programs before it"), program, there: log, here: answer }
+            } else {
+                shrink(name, program, there, afresh)
+            }));
         }
         totals.programs += 1;
         totals.events += log.lines().count() as u64;

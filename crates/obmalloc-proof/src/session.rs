@@ -195,6 +195,10 @@ impl Session {
         self.step(world, Op::Garbage, 0);
         self.step(world, Op::Stats, 0);
         self.step(world, Op::Count, 0);
+        // Nothing is in any list, whether that is looked at or counted.
+        world.freeze();
+        self.step(world, Op::Objects(3), 0);
+        world.unfreeze();
         self.step(world, Op::Objects(3), 0);
         let left: Vec<_> = {
             let state = self.state.borrow();

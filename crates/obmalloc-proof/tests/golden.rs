@@ -47,13 +47,27 @@ fn another_answer_is_found() {
 #[test]
 fn a_divergence_is_shrunk_to_what_it_takes() {
     let (mut right, mut wrong) = (Here::new(&profile::V3_13), Here::new(&profile::V3_13));
-    let equal = compare(7, 50, &mut |program| right.run(program), &mut |program| wrong.run(program));
+    let mut afresh = |program: &_| Here::new(&profile::V3_13).run(program).replace("callback of", "call of");
+    let equal = compare(7, 50, &mut |program| right.run(program), &mut |program| wrong.run(program), &mut afresh);
     assert_eq!(equal.unwrap().programs, 50 + found().len() as u64);
     let mut forgetful = |program: &_| wrong.run(program).replace("callback of", "call of");
-    let found = compare(0, 0, &mut |program| right.run(program), &mut forgetful).unwrap_err();
+    let found = compare(0, 0, &mut |program| right.run(program), &mut forgetful, &mut afresh).unwrap_err();
     // It takes an object, a weak reference with a callback, and the object's death; little else is left.
     assert!(found.program.size() <= 6, "{found}");
     assert_ne!(found.there, found.here);
     let shown = found.to_string();
     assert!(shown.contains(&found.from) && shown.contains("< callback of w") && shown.contains("> call of w"));
+}
+
+#[test]
+fn a_divergence_that_takes_the_programs_before_is_shown_as_it_is() {
+    let (mut right, mut runs) = (Here::new(&profile::V3_13), 0);
+    let mut late = |program: &_| {
+        runs += 1;
+        if runs > 5 { "another log".to_owned() } else { Here::new(&profile::V3_13).run(program) }
+    };
+    let mut afresh = |program: &_| Here::new(&profile::V3_13).run(program);
+    let found = compare(0, 0, &mut |program| right.run(program), &mut late, &mut afresh).unwrap_err();
+    assert!(found.from.ends_with("after the programs before it"));
+    assert_eq!(found.here, "another log");
 }

@@ -42,16 +42,23 @@ pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, Stri
     }
     let mut here = Here::new(profile);
     let mut run_here = |program: &_| {
-        // A panic is an answer too, and one that cannot be equal.
-        catch_unwind(AssertUnwindSafe(|| here.run(program))).unwrap_or_else(|panic| {
+        caught(|| here.run(program)).unwrap_or_else(|said| {
             here = Here::new(profile);
-            let said =
-                panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).into()));
-            format!("panic: {}", said.unwrap_or_default())
+            said
         })
     };
-    Ok(match obmalloc_proof::compare(first_seed, count, &mut |program| python.run(program), &mut run_here) {
+    let mut afresh = |program: &_| caught(|| Here::new(profile).run(program)).unwrap_or_else(|said| said);
+    let compared = obmalloc_proof::compare(first_seed, count, &mut |program| python.run(program), &mut run_here, &mut afresh);
+    Ok(match compared {
         Ok(totals) => json!({ "programs": totals.programs, "events": totals.events, "divergence": null }),
         Err(divergence) => json!({ "programs": 0, "events": 0, "divergence": divergence.to_string() }),
+    })
+}
+
+/// What a panic says, for that is an answer too, and one that cannot be equal.
+fn caught(run: impl FnOnce() -> String) -> Result<String, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).into()));
+        format!("panic: {}", said.unwrap_or_default())
     })
 }
