@@ -17,7 +17,7 @@ use obmalloc::{ArenaAllocator, Domain, ObjectHeap};
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, State, live_heaps};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::method;
+use crate::shell::{method, reached};
 use crate::{args, view};
 
 /// Bytes that an arena's address is a multiple of: blocks in it are aligned to it.
@@ -188,7 +188,10 @@ unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
         // SAFETY: the heap's own arena allocator, which takes any size.
         Source::Own | Source::OwnAgain => unsafe { (own.alloc)(own.ctx, size) },
         Source::Script => {
-            let asked = catch_unwind(AssertUnwindSafe(|| ask_for_arena(core, size)));
+            let asked = catch_unwind(AssertUnwindSafe(|| {
+                reached("arena::arena_alloc");
+                ask_for_arena(core, size)
+            }));
             match asked.unwrap_or_else(|_| Err(broken(core))) {
                 Ok(address) => ptr::with_exposed_provenance_mut(address),
                 Err(failure) => {
@@ -344,7 +347,10 @@ fn unpin(core: &Core, lent: &Lent) {
 unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: `ctx` is the core that put these functions in.
     let core = unsafe { &*ctx.cast_const().cast::<Core>() };
-    let freed = catch_unwind(AssertUnwindSafe(|| give_back(core, address as usize, size)));
+    let freed = catch_unwind(AssertUnwindSafe(|| {
+        reached("arena::arena_free");
+        give_back(core, address as usize, size)
+    }));
     match freed {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => fail(core, failure),

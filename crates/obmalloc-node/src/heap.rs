@@ -14,7 +14,7 @@ use crate::arena::Arenas;
 use crate::failure::{Failure, code};
 use crate::hooks::{Host, Scripts};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::method;
+use crate::shell::{method, reached};
 use crate::view::Views;
 use crate::{arena, args, batch, collector, domain, objects, view};
 
@@ -319,7 +319,11 @@ impl Drop for Core {
     /// The handle is gone, and with it every way to call this heap. Calls no JavaScript.
     fn drop(&mut self) {
         self.forget_region();
-        if let Some(heap) = self.heap.get_mut().take() {
+        let heap = self.heap.get_mut().take();
+        if self.state.get() == State::Poisoned {
+            // As in `close`.
+            std::mem::forget(heap);
+        } else if let Some(heap) = heap {
             arena::release(self, heap, false);
         }
         self.env.adjust_external_memory(-self.reported.get());
@@ -338,7 +342,10 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
     env.delete_reference(core.handle.replace(std::ptr::null_mut()));
     // Should giving back break an invariant, there is nobody left to tell.
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(core)));
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        reached("heap::finalize_handle");
+        drop(core);
+    }));
 }
 
 /// What is called by the name in `value`, of the things with these names.

@@ -17,6 +17,7 @@ use crate::failure::{Failure, code};
 use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::places::Places;
+use crate::shell::reached;
 
 /// Callbacks that may run inside one another.
 const NESTED_MAX: u32 = 50;
@@ -274,6 +275,7 @@ impl Host {
     }
 
     fn run(&self, hook: Hook, kind: TypeId, object: usize) {
+        reached("hooks::run");
         if let Some(core) = self.core() {
             core.run_hook(hook, kind, object);
         }
@@ -288,6 +290,7 @@ impl Hooks for Host {
         object: usize,
         visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
     ) -> Result<(), Failed> {
+        reached("hooks::traverse");
         let core = self.core().ok_or(Failed)?;
         let visit = NonNull::from(visit);
         // SAFETY: only the lifetime changes; it is taken out again below, before what it points to goes.
@@ -322,18 +325,21 @@ impl Hooks for Host {
     }
 
     fn weakref_callback(&self, _: &ObjectHeap, callback: u64, reference: usize) {
+        reached("hooks::weakref_callback");
         if let Some(core) = self.core() {
             core.notify(c"onWeakref", |env| Ok([env.integer(callback as usize - 1)?, env.integer(reference)?]));
         }
     }
 
     fn weakref_dropped(&self, callback: u64) {
+        reached("hooks::weakref_dropped");
         if let Some(core) = self.core() {
             core.drop_callback((callback - 1) as u32);
         }
     }
 
     fn gc_callback(&self, heap: &ObjectHeap, phase: Phase, info: &Info) {
+        reached("hooks::gc_callback");
         let Some(core) = self.core() else { return };
         if phase == Phase::Stop {
             core.give_garbage(&heap.take_garbage());
@@ -348,12 +354,14 @@ impl Hooks for Host {
     }
 
     fn write(&self, text: &str) {
+        reached("hooks::write");
         if let Some(core) = self.core() {
             core.notify(c"onText", |env| Ok([env.string(text)?]));
         }
     }
 
     fn collection_failed(&self, _: &ObjectHeap, error: ObjectError) {
+        reached("hooks::collection_failed");
         if let Some(core) = self.core() {
             core.tell(core.object_failure(error, "object", UNDEFINED));
         }

@@ -12,6 +12,8 @@ mod failure;
 mod golden;
 mod heap;
 mod hooks;
+#[cfg(feature = "panics")]
+mod injected;
 mod js;
 mod objects;
 mod places;
@@ -37,6 +39,8 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
         let _ = shell::export(env, exports, c"identity", identity);
         replay::exports(env, exports);
         golden::exports(env, exports);
+        #[cfg(feature = "panics")]
+        injected::exports(env, exports);
         let _ = shell::export(env, exports, c"externalMemory", external_memory);
     });
     exports

@@ -1,5 +1,6 @@
 //! What lies between JavaScript and a function of ours: fetches the arguments, catches panics, throws failures.
 
+use std::any::type_name;
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -38,7 +39,10 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
     let (values, data) = arguments::<N>(env, info);
     // SAFETY: this is the environment's thread; the data is the heap, kept by the handle that every function of it refers to.
     let (env, core) = unsafe { (Env::new(env), &*data.cast::<Core>()) };
-    match catch_unwind(AssertUnwindSafe(|| item::<F>()(core, env, values))) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        reached(type_name::<F>());
+        item::<F>()(core, env, values)
+    })) {
         Ok(result) => match (result, core.take_fault()) {
             (Ok(value), None) => value,
             (Ok(_), Some(failure)) | (Err(failure), None) => failure.throw(env, core.error_maker(env)),
@@ -60,11 +64,27 @@ unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_e
     let env = unsafe { Env::new(env) };
     // The first argument of such a function may be the one that makes errors.
     let error_maker = values.first().copied();
-    match catch_unwind(AssertUnwindSafe(|| item::<F>()(env, values))) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        reached(type_name::<F>());
+        item::<F>()(env, values)
+    })) {
         Ok(Ok(value)) => value,
         Ok(Err(failure)) => failure.throw(env, error_maker),
         Err(_) => internal().throw(env, error_maker),
     }
+}
+
+/// Where Node.js or the engine has come into our code; for the tests, which make each of these places panic.
+#[inline(always)]
+pub(crate) fn reached(_name: &'static str) {
+    #[cfg(feature = "panics")]
+    crate::injected::reached(_name);
+}
+
+/// As [`reached`], for what will be.
+fn known(_name: &'static str) {
+    #[cfg(feature = "panics")]
+    crate::injected::know(_name);
 }
 
 #[cold]
@@ -74,6 +94,7 @@ fn internal() -> Failure {
 
 /// Adds a function of the module to `exports`.
 pub(crate) fn export<const N: usize, F: Export<N>>(env: Env, exports: Value, name: &CStr, _: F) -> Result<(), Failure> {
+    known(type_name::<F>());
     let function = env.function(name, Some(export_shell::<N, F>), ptr::null_mut())?;
     env.set(exports, name, function)
 }
@@ -86,6 +107,7 @@ pub(crate) fn method<const N: usize, F: Method<N>>(
     name: &CStr,
     _: F,
 ) -> Result<(), Failure> {
+    known(type_name::<F>());
     let function = env.function(name, Some(method_shell::<N, F>), core.cast_mut().cast())?;
     env.set(function, c"heap", handle)?;
     env.set(target, name, function)

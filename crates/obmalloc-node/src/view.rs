@@ -17,6 +17,7 @@ use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, TypedArray, Value};
 use crate::places::Places;
+use crate::shell::reached;
 
 /// What is known of the view of a block.
 pub(crate) struct View {
@@ -55,6 +56,7 @@ unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_voi
     let hold = unsafe { Box::from_raw(hold.cast::<Hold>()) };
     // Dropping the hold may give a whole heap back; should that break an invariant, there is nobody left to tell.
     let _ = catch_unwind(AssertUnwindSafe(move || {
+        reached("view::finalize");
         hold.view.buffers.set(hold.view.buffers.get() - 1);
         hold.core.release_if_closed();
     }));

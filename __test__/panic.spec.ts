@@ -1,0 +1,199 @@
+/** A panic injected into every place where Node.js or the engine comes into the binding, one after the other, in one process. */
+
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { createRequire } from 'node:module'
+import { promisify } from 'node:util'
+
+import test from 'ava'
+
+import type * as obmalloc from 'obmalloc'
+
+import { collectUntil } from './tools.ts'
+
+interface Injected {
+  /** Names of entry points, each on a line. */
+  entryPoints(): string
+  panicIn(name?: unknown): void
+  [name: string]: (...values: unknown[]) => unknown
+}
+
+type Functions = Record<string, unknown>
+
+/** The binding with the feature `panics`, which is built for this test alone. */
+async function build(): Promise<Injected> {
+  const build = ['build', '--quiet', '-p', 'obmalloc-node', '--features', 'panics', '--message-format=json']
+  const { stdout } = await promisify(execFile)('cargo', build, { cwd: new URL('..', import.meta.url), maxBuffer: 1 << 28 })
+  const artifacts = stdout
+    .split('\n')
+    .filter((line) => line.includes('libobmalloc_node.so'))
+    .map((line) => JSON.parse(line) as { filenames: string[] })
+  const module = { exports: {} }
+  process.dlopen(module, artifacts.at(-1)!.filenames[0]!)
+  return module.exports as Injected
+}
+
+const makeError = (code: string, message: string): Error => Object.assign(new Error(message), { code })
+const open = (native: Injected): Functions => native['open']!(makeError, '3.13') as Functions
+
+const codeOf = (call: () => unknown): unknown => {
+  try {
+    call()
+    return undefined
+  } catch (error) {
+    return (error as { code?: unknown }).code
+  }
+}
+
+/** Whether the injected panic happens in a call. */
+const panics = (call: () => unknown): boolean => {
+  try {
+    call()
+    return false
+  } catch (error) {
+    return (error as Error).message.includes('a broken invariant of obmalloc itself')
+  }
+}
+
+/** All functions of a heap's handle, closing last. */
+function functions(handle: Functions): Array<() => unknown> {
+  return [handle, handle['raw'], handle['mem'], handle['obj']]
+    .flatMap((object) => Object.values(object as Functions))
+    .filter((value) => typeof value === 'function' && value !== makeError)
+    .toSorted((a, b) => Number(a === handle['close']) - Number(b === handle['close'])) as Array<() => unknown>
+}
+
+/** The package, over the binding with panics. */
+function face(native: Injected): typeof obmalloc {
+  const require = createRequire(import.meta.url)
+  const path = require.resolve('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node')
+  const loaded = require.cache[path]
+  for (const file of Object.keys(require.cache)) if (file.includes('/dist/')) delete require.cache[file]
+  require.cache[path] = Object.assign(Object.create(loaded ?? null), { id: path, filename: path, loaded: true, exports: native })
+  return require('../dist/index.js') as typeof obmalloc
+}
+
+/** Comes by every callback of a heap; what was thrown on the way. */
+function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: () => void } {
+  const told: unknown[] = []
+  // A release that gives an empty arena back at once.
+  const heap = new Heap({ release: '3.8', onUnraisable: (error) => void told.push((error as { code?: unknown }).code) })
+  const provider = new Heap()
+  const codes: unknown[] = []
+  const attempt = (call: () => unknown): void => void codes.push(codeOf(call))
+  let lies = false
+  attempt(() => {
+    heap.setArenaAllocator({
+      alloc: (size) => provider.raw.malloc(size),
+      free: (address) => provider.raw.free(address),
+    })
+    const block = heap.mem.malloc(400)!
+    heap.mem.free(block)
+  })
+  attempt(() => {
+    const type: obmalloc.ObjectType = heap.defineType({
+      name: 'node',
+      gc: true,
+      weakrefs: true,
+      fields: { next: 'object' },
+      traverse(self, visit) {
+        if (lies) throw new Error('no')
+        const next = type.get(self, 'next') as obmalloc.Address | null
+        if (next !== null) visit(next)
+      },
+      finalize() {},
+      dealloc() {},
+    })
+    heap.gc.callbacks.push(() => {})
+    heap.gc.setDebug(heap.gc.DEBUG_STATS)
+    const object = type.alloc()
+    type.set(object, 'next', object)
+    const kept = heap.gc.newWeakref(object, () => {})
+    heap.decref(object)
+    heap.gc.collect()
+    heap.decref(kept)
+    lies = true
+    heap.gc.setThreshold(1)
+    for (let count = 0; count < 4; count++) type.alloc()
+  })
+  return {
+    codes: [...codes, ...told],
+    close() {
+      heap.close()
+      provider.close()
+    },
+  }
+}
+
+test.serial('a panic in any entry point is an error, and only its heap is lost', async (t) => {
+  t.timeout(600_000)
+  const native = await build()
+  const bystander = open(native) as {
+    verify(): void
+    obj: { malloc(size: number): unknown; read: (...values: unknown[]) => Uint8Array; write: (...values: unknown[]) => void }
+  }
+  const block = bystander.obj.malloc(64)
+  bystander.obj.write(block, Uint8Array.of(1, 2, 3))
+  const intact = (): void => {
+    bystander.verify()
+    assert.deepEqual([...bystander.obj.read(block, 0, 3)], [1, 2, 3])
+  }
+  const points = native.entryPoints().split('\n')
+  t.true(points.length > 80, `${points.length} entry points`)
+  const exports = Object.entries(native).filter(([name]) => !['panicIn', 'entryPoints'].includes(name))
+  const spare = ['injected::entry_points', 'injected::panic_in'].map((name) => `obmalloc_node::${name}`)
+  for (const point of points.filter((point) => !spare.includes(point))) {
+    const handle = open(native)
+    native.panicIn(point)
+    const call = [
+      ...exports.map(
+        ([, call]) =>
+          () =>
+            call(makeError),
+      ),
+      ...functions(handle),
+    ].find(panics)
+    t.truthy(call, `nothing reaches ${point}`)
+    const [verify, close] = [handle['verify'], handle['close']] as Array<() => unknown>
+    if (functions(handle).includes(call!)) {
+      t.is(codeOf(verify!), 'ERR_INTERNAL', point)
+      t.is(codeOf(close!), undefined, point)
+      t.is(codeOf(verify!), 'ERR_HEAP_CLOSED', point)
+    }
+    intact()
+  }
+  native.panicIn()
+
+  const package_ = face(native)
+  const { codes, close } = everyCallback(package_)
+  t.false(codes.includes('ERR_INTERNAL'), codes.join())
+  close()
+  const callbacks = native
+    .entryPoints()
+    .split('\n')
+    .filter((point) => /^(hooks|arena)::/.test(point))
+  const hooks = ['traverse', 'run', 'weakref_callback', 'weakref_dropped', 'gc_callback', 'write', 'collection_failed']
+  const expected = [...hooks.map((name) => `hooks::${name}`), 'arena::arena_alloc', 'arena::arena_free']
+  t.deepEqual(callbacks.toSorted(), expected.toSorted())
+  for (const point of callbacks) {
+    native.panicIn(point)
+    const { codes, close } = everyCallback(package_)
+    t.true(codes.includes('ERR_INTERNAL'), `${point}: ${codes.join()}`)
+    close()
+    intact()
+  }
+
+  for (const point of ['heap::finalize_handle', 'view::finalize']) {
+    const drop = (): void => {
+      const heap = new package_.Heap()
+      heap.obj.view(heap.obj.malloc(100)!).fill(1)
+    }
+    drop()
+    const known = (): boolean => native.entryPoints().split('\n').includes(point)
+    t.true(await collectUntil(known), point)
+    native.panicIn(point)
+    for (let count = 0; count < 3; count++) drop()
+    await collectUntil(() => false)
+    intact()
+  }
+})
