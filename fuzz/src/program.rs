@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{
-    AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId,
-    TypeSpec, Value,
+    AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind, ObjectError,
+    ObjectHeap, TypeId, TypeSpec, Value,
 };
 
 use crate::bytes::Bytes;
