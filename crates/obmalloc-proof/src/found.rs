@@ -161,6 +161,21 @@ pub fn found() -> Vec<(&'static str, Program)> {
             ),
         ),
         (
+            "a collection in a finalizer lets go of weak references after their callbacks",
+            program(
+                &[(0, &[Op::Weak(0, Place::Me, Some(QUIET))]), (2, &[Op::Collect(1), new(3, "final.sequence", 3, 0)])],
+                &[
+                    new(1, "final.weak", 0, 2),
+                    Op::Link(Place::Root(1), 0, Place::Root(1)),
+                    Op::Weak(0, Place::Root(1), Some(2)),
+                    new(9, "final.sequence", 0, 2),
+                    new(3, "final", 0, 2),
+                    new(1, "final.weak", 0, QUIET),
+                    new(9, "final", 0, 2),
+                ],
+            ),
+        ),
+        (
             "debug flags count when the text is written",
             with_callbacks(0, program(&[(0, &[Op::Debug(1)])], &[Op::Collect(0), Op::Debug(0), Op::Collect(1)])),
         ),
