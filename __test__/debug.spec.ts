@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 
 import test from 'ava'
-import { Heap, MemoryFault, type Address, type AllocatorName, type Domain, type Release } from 'obmalloc'
+import { Heap, MemoryFault, type Address, type AllocatorName, type Domain, type FaultCode, type Release } from 'obmalloc'
 
 import { poke } from './peer.ts'
 import { releases, some } from './tools.ts'
@@ -16,13 +16,23 @@ function printed(release: Release, name: string): string {
   const part = (text: string): string[] =>
     text.split('-- ').flatMap((part, index) => {
       const end = part.indexOf('\n') + 1
-      return index === 0 ? [] : part.slice(0, end - 1).split(' ').includes(release) ? [part.slice(end)] : []
+      return index === 0
+        ? []
+        : part
+              .slice(0, end - 1)
+              .split(' ')
+              .includes(release)
+          ? [part.slice(end)]
+          : []
     })
   const found = cases.find((text) => text.startsWith(`${name}\n`))
   if (found === undefined) throw new Error(`no case ${name}`)
   const body = found.slice(name.length + 1)
   const text = body.split('-- ')[0] + part(body).join('') + part(head!).join('')
-  return text.replace(/signal 6\n$/, '').replaceAll("\\'", "'").replaceAll('\\0', '\0')
+  return text
+    .replace(/signal 6\n$/, '')
+    .replaceAll("\\'", "'")
+    .replaceAll('\\0', '\0')
 }
 
 function withoutAddresses(report: string): string {
@@ -52,7 +62,7 @@ const fill = (domain: Domain, block: Address, size: number): void =>
 for (const release of releases) {
   test(`hooks say what CPython says: ${release}`, (t) => {
     using heap = new Heap({ release, allocator: 'debug' })
-    const cases: Array<[name: string, code: string, offset: number | undefined, fault: () => MemoryFault]> = [
+    const cases: Array<[name: string, code: FaultCode, offset: number | undefined, fault: () => MemoryFault]> = [
       [
         'wrong domain m 17, free o',
         'ERR_WRONG_DOMAIN',
@@ -129,7 +139,9 @@ test('a report is of this block and this thread', (t) => {
   const block = some(heap.mem.malloc(20))
   const { report, address, allocated, used } = thrown(() => heap.obj.free(block))
   t.deepEqual([address, allocated, used], [block, 'mem', 'obj'])
-  t.true(report!.startsWith(`Debug memory block at address p=0x${block.toString(16)}: API 'm'\n    20 bytes originally requested\n`))
+  t.true(
+    report!.startsWith(`Debug memory block at address p=0x${block.toString(16)}: API 'm'\n    20 bytes originally requested\n`),
+  )
   t.regex(report!, /\nCurrent thread 0x[0-9a-f]{16} \[[^\]]+\] \(most recent call first\):\n {2}<no Python frame>\n$/)
   t.is(thrown(() => heap.mem.free((block + 1) as Address)).report, undefined)
   heap.mem.free(block)
@@ -189,7 +201,9 @@ test('blocks and objects that are older than the hooks go as they came', (t) => 
   const type = heap.defineType({ name: 'older', gc: true, fields: { next: 'object' } })
   const object = type.alloc()
   type.set(object, 'next', object)
-  const blocks = [heap.raw, heap.mem, heap.obj].flatMap((domain) => [20, 700].map((size) => [domain, some(domain.malloc(size))] as const))
+  const blocks = [heap.raw, heap.mem, heap.obj].flatMap((domain) =>
+    [20, 700].map((size) => [domain, some(domain.malloc(size))] as const),
+  )
   heap.setupDebugHooks()
   for (const [domain, block] of blocks) domain.free(some(domain.realloc(block, 50)))
   heap.decref(object)
@@ -283,10 +297,11 @@ test('verify tells of each damaged block once', (t) => {
   poke(second - 3, Uint8Array.of(1))
   poke(freed, Uint8Array.of(1))
   const faults = [0, 1, 2].map(() => thrown(() => heap.verify()))
-  t.deepEqual(
-    faults.map(({ address, code }) => `${code} ${address}`).toSorted(),
-    [`ERR_BUFFER_OVERFLOW ${first}`, `ERR_BUFFER_UNDERFLOW ${second}`, `ERR_WRITE_AFTER_FREE ${freed}`],
-  )
+  t.deepEqual(faults.map(({ address, code }) => `${code} ${address}`).toSorted(), [
+    `ERR_BUFFER_OVERFLOW ${first}`,
+    `ERR_BUFFER_UNDERFLOW ${second}`,
+    `ERR_WRITE_AFTER_FREE ${freed}`,
+  ])
   heap.verify()
   const blocks = Array.from({ length: 1000 }, () => some(heap.obj.malloc(50)))
   t.false(blocks.includes(freed))

@@ -55,7 +55,10 @@ test('a refused option is named with what was expected and what came', (t) => {
     name: 'RangeError',
     message: `allocator: expected one of 'default', 'debug', 'malloc', 'malloc_debug', 'pymalloc', 'pymalloc_debug', got "mimalloc"`,
   })
-  t.throws(() => new Heap({ allocator: 7 as unknown as 'default' }), { name: 'TypeError', message: /^allocator: expected one of .*got 7$/ })
+  t.throws(() => new Heap({ allocator: 7 as unknown as 'default' }), {
+    name: 'TypeError',
+    message: /^allocator: expected one of .*got 7$/,
+  })
 })
 
 test('with malloc for all domains there is no arena and nothing to tell', (t) => {
