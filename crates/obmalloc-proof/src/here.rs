@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use obmalloc::profile::{Algorithm, Profile};
 use obmalloc::{
-    Fault, Field, FieldKind, HeapOptions, HookSet, Hooks, Info, ItemKind, ObjectError, ObjectHeap, Phase, TypeId, TypeSpec, Value,
+    AllocatorName, Fault, Field, FieldKind, HeapOptions, HookSet, Hooks, Info, ItemKind, ObjectError, ObjectHeap, Phase, TypeId,
+    TypeSpec, Value,
 };
 
 use crate::program::{KINDS, Program, SCRIPTS, Slot};
@@ -20,6 +21,7 @@ const HEAP_PROGRAMS: u32 = 1000;
 /// Heaps with every kind, which run one program after the other.
 pub struct Here {
     profile: Profile,
+    allocator: AllocatorName,
     programs: u32,
     heap: ObjectHeap,
     types: Types,
@@ -41,9 +43,18 @@ impl Here {
     /// # Panics
     /// If there is no memory for it.
     pub fn new(profile: &Profile) -> Self {
+        Self::with(profile, AllocatorName::Default)
+    }
+
+    /// A heap of the release with other allocators than its own.
+    ///
+    /// # Panics
+    /// If there is no memory for it.
+    pub fn with(profile: &Profile, allocator: AllocatorName) -> Self {
         let (types, session) = (Types::default(), Current::default());
         let calls = Calls { types: types.clone(), session: session.clone() };
         let heap = done(ObjectHeap::new(HeapOptions::new(profile), Box::new(calls)));
+        done(heap.use_allocator(allocator));
         for kind in &KINDS {
             let spec = TypeSpec {
                 name: format!("proof.{}", kind.name),
@@ -62,7 +73,7 @@ impl Here {
             };
             types.borrow_mut().push(done(heap.define_type(spec)));
         }
-        Self { profile: *profile, programs: 0, heap, types, session }
+        Self { profile: *profile, allocator, programs: 0, heap, types, session }
     }
 
     /// The thresholds that the collector has at present.
@@ -77,7 +88,7 @@ impl Here {
     pub fn run(&mut self, program: &Program) -> String {
         self.programs += 1;
         if self.programs > if self.profile.objects.algorithm == Algorithm::Incremental { 1 } else { HEAP_PROGRAMS } {
-            *self = Self { programs: 1, ..Self::new(&self.profile) };
+            *self = Self { programs: 1, ..Self::with(&self.profile, self.allocator) };
         }
         let heap = &self.heap;
         heap.disable_gc();
@@ -89,6 +100,7 @@ impl Here {
         session.run(&Side { heap, types: &self.types });
         *self.session.borrow_mut() = None;
         done(heap.verify());
+        done(heap.verify_guards());
         Rc::into_inner(session).expect("no hook is under way").into_log()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use obmalloc::AllocatorName;
 use obmalloc::profile::{self, Profile};
 use obmalloc_proof::{Golden, Here, compare, found};
 
@@ -42,6 +43,17 @@ fn another_answer_is_found() {
     assert!(spoiled(|golden| drop(golden.logs.get_mut("seed 192").unwrap().pop())).contains("None there"));
     assert!(spoiled(|golden| drop(golden.logs.pop_last())).contains("record them anew"));
     assert!(spoiled(|golden| golden.version = "3.8.0".into()).contains("thresholds"));
+}
+
+#[test]
+fn collectors_do_the_same_between_guard_bytes() {
+    for profile in profile::ALL {
+        for allocator in [AllocatorName::Debug, AllocatorName::MallocDebug] {
+            let (mut plain, mut guarded) = (Here::new(profile), Here::with(profile, allocator));
+            let equal = compare(11, 150, &mut |program| plain.run(program), &mut |program| guarded.run(program));
+            equal.unwrap_or_else(|different| panic!("{}, {}: {different}", profile.release, allocator.name()));
+        }
+    }
 }
 
 #[test]
