@@ -58,7 +58,7 @@ test.serial('workers that are ended in the middle of something leave nothing beh
   const batch = async (from: number): Promise<void> => {
     await Promise.all(Array.from({ length: BATCH }, (_, index) => endOne(from + index)))
   }
-  for (let from = 0; from < 30; from += BATCH) await batch(from)
+  for (let from = 0; from < Math.max(30, count / 2); from += BATCH) await batch(from)
   const warm = resident()
   for (let from = 0; from < count; from += BATCH) await batch(from)
   const now = resident()
@@ -147,7 +147,7 @@ for (const [title, body, expected, signal] of [
 ] as Array<[string, string, number | string, NodeJS.Signals?]>) {
   test.serial(`a process that ends ${title}`, async (t) => {
     const { code, signal: by, after, stderr } = await end(body, signal)
-    t.is(code ?? by, expected, stderr)
+    t.is<unknown, unknown>(code ?? by, expected, stderr)
     t.true(after < 1000, `it took ${after} ms`)
   })
 }
