@@ -50,7 +50,8 @@ fn collectors_do_the_same_between_guard_bytes() {
     for profile in profile::ALL {
         for allocator in [AllocatorName::Debug, AllocatorName::MallocDebug] {
             let (mut plain, mut guarded) = (Here::new(profile), Here::with(profile, allocator));
-            let equal = compare(11, 150, &mut |program| plain.run(program), &mut |program| guarded.run(program));
+            let mut afresh = |program: &_| Here::with(profile, allocator).run(program);
+            let equal = compare(11, 150, &mut |program| plain.run(program), &mut |program| guarded.run(program), &mut afresh);
             equal.unwrap_or_else(|different| panic!("{}, {}: {different}", profile.release, allocator.name()));
         }
     }
