@@ -230,7 +230,10 @@ export interface TypeSpec {
   traverse?(self: Address, visit: (object: Address) => void): void
   /** `tp_clear`. Left out: sets every `'object'` field and item to null, in order, natively. */
   clear?(self: Address): void
-  /** `tp_finalize` (PEP 442): at most once per object; it may resurrect. */
+  /**
+   * `tp_finalize` (PEP 442): at most once per object; it may resurrect. What is no GC object has no place for the mark, so as in CPython a
+   * resurrected one is finalized again when it next loses its last reference.
+   */
   finalize?(self: Address): void
   /** `tp_del`, the legacy finalizer: such objects in cycles end up in `gc.garbage`. */
   del?(self: Address): void
