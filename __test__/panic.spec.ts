@@ -34,7 +34,9 @@ async function build(): Promise<Injected> {
 }
 
 const makeError = (code: string, message: string): Error => Object.assign(new Error(message), { code })
-const open = (native: Injected): Functions => native['open']!(makeError, '3.13') as Functions
+/** Sizes that are the release's own, and no limit. */
+const sizes = Array.from({ length: 5 })
+const open = (native: Injected): Functions => native['open']!(makeError, '3.13', ...sizes, 'default') as Functions
 
 const codeOf = (call: () => unknown): unknown => {
   try {
