@@ -56,7 +56,9 @@ test("wrapping the heap's own allocator changes no address", (t) => {
     const base = heap.arenas()[0]?.address ?? 0
     const offsets = blocks.filter((_, index) => (index * 37) % 513 !== 0).map((block) => block - base)
     for (const block of blocks) heap.obj.free(block)
-    return [offsets, heap.arenas().length, heap.debugMallocStats()] as const
+    // How many nodes the arena map needs depends on where in memory the arenas are.
+    const [statistics] = heap.debugMallocStats().split('arena map counts')
+    return [offsets, heap.arenas().length, statistics] as const
   }
   t.deepEqual(trail(wrapped), trail(plain))
   t.true(sizes.length > 1 && sizes.every((size) => size === ARENA))
