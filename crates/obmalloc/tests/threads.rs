@@ -46,7 +46,8 @@ fn heap_goes_from_thread_to_thread() {
     let mut heap = Heap::new(&profile::V3_13).expect("a heap");
     for round in 0..THREADS {
         heap = thread::spawn(move || {
-            for size in 0..600 {
+            // Small ones: those are the heap's, and go with it.
+            for size in 1..=500 {
                 heap.malloc(Domain::Mem, size + round).expect("memory");
             }
             heap.verify().expect("holds");
@@ -55,5 +56,5 @@ fn heap_goes_from_thread_to_thread() {
         .join()
         .expect("no panic");
     }
-    assert_eq!(heap.allocated_blocks(), 600 * THREADS);
+    assert_eq!(heap.allocated_blocks(), 500 * THREADS);
 }
