@@ -174,6 +174,8 @@ struct Entry {
 pub(crate) struct Ledger {
     base: usize,
     len: usize,
+    /// `len`, or 0 when every block is to take the long way, where more is known of it.
+    quick_len: usize,
     alignment_mask: usize,
     alignment_shift: u32,
     /// Dangling where `len` is 0.
@@ -195,6 +197,7 @@ impl Ledger {
         Some(Self {
             base,
             len,
+            quick_len: len,
             alignment_mask: alignment - 1,
             alignment_shift: alignment.trailing_zeros(),
             bits,
@@ -207,8 +210,13 @@ impl Ledger {
     /// The byte and the shift in it of an address in the region that is aligned as blocks are.
     #[inline(always)]
     fn place(&self, address: usize) -> Option<(*mut u8, u32)> {
+        self.place_within(self.len, address)
+    }
+
+    #[inline(always)]
+    fn place_within(&self, len: usize, address: usize) -> Option<(*mut u8, u32)> {
         let offset = address.wrapping_sub(self.base);
-        if offset >= self.len || offset & self.alignment_mask != 0 {
+        if offset >= len || offset & self.alignment_mask != 0 {
             return None;
         }
         let index = offset >> self.alignment_shift;
@@ -220,6 +228,21 @@ impl Ledger {
     #[inline]
     pub fn reserve(&mut self) -> bool {
         self.elsewhere.try_reserve(1).is_ok()
+    }
+
+    /// From now on [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way.
+    pub fn take_long_way(&mut self) {
+        self.quick_len = 0;
+    }
+
+    /// Enters a block in the region; false, with nothing changed, when it is to take the long way.
+    #[inline(always)]
+    pub fn insert_quickly(&mut self, address: usize, domain: Domain) -> bool {
+        let Some((byte, shift)) = self.place_within(self.quick_len, address) else { return false };
+        let state = if domain == Domain::Mem { MEM } else { OBJ };
+        // SAFETY: `place_within` gives a byte of the table.
+        unsafe { *byte = *byte & !(3 << shift) | state << shift };
+        true
     }
 
     /// Enters a block; false when there is no room for one outside the region (see [`reserve`](Self::reserve)).
@@ -242,7 +265,8 @@ impl Ledger {
         }
     }
 
-    /// Strikes out a live block of `domain` in the region; false, with nothing changed, when there is none at `address`.
+    /// Strikes out a live block of `domain` in the region; false, with nothing changed, when there is none at `address`, or it is to take the
+    /// long way.
     #[inline(always)]
     pub fn strike_out(&mut self, domain: Domain, address: usize) -> bool {
         let state = match domain {
@@ -250,7 +274,7 @@ impl Ledger {
             Domain::Mem => MEM,
             Domain::Obj => OBJ,
         };
-        let Some((byte, shift)) = self.place(address) else { return false };
+        let Some((byte, shift)) = self.place_within(self.quick_len, address) else { return false };
         // SAFETY: as in `insert`.
         unsafe {
             let found = *byte >> shift & 3 == state;

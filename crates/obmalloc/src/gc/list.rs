@@ -55,11 +55,13 @@ pub(crate) fn place(gc_next: usize) -> usize {
 /// Invariants:
 /// 1. An entry is 0 or a tracked object whose `_gc_next` says this place; an object is an entry of one list.
 /// 2. `live` entries are not 0; there are none before `first`.
+/// 3. There is capacity for `promised` entries: what was reserved, not what there happens to be.
 #[derive(Default)]
 pub(crate) struct GcList {
     entries: Vec<usize>,
     first: usize,
     live: usize,
+    promised: usize,
 }
 
 impl GcList {
@@ -91,13 +93,22 @@ impl GcList {
 
     /// Makes sure that so many objects can be appended; false when there is no memory.
     pub fn reserve(&mut self, more: usize) -> bool {
-        if self.entries.capacity() - self.entries.len() >= more {
-            return true;
+        if self.entries.capacity() - self.entries.len() < more {
+            if self.live < self.entries.len() / 2 {
+                self.close_gaps();
+            }
+            if self.entries.try_reserve(more).is_err() {
+                return false;
+            }
         }
-        if self.live < self.entries.len() / 2 {
-            self.close_gaps();
-        }
-        self.entries.try_reserve(more).is_ok()
+        self.promised = self.promised.max(self.entries.len() + more);
+        true
+    }
+
+    /// As [`reserve`](Self::reserve), when what was reserved before is not needed any more.
+    pub fn reserve_anew(&mut self, more: usize) -> bool {
+        self.promised = 0;
+        self.reserve(more)
     }
 
     #[cold]
@@ -143,10 +154,12 @@ impl GcList {
 
     /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them.
     pub fn merge(&mut self, from: &mut Self) {
-        if self.live == 0 && from.entries.capacity() - from.entries.len() >= self.entries.capacity().saturating_sub(from.live) {
+        let room = self.promised.saturating_sub(from.live);
+        if self.live == 0 && from.entries.capacity() - from.entries.len() >= room {
             // All keep their places, and there is as much room for others as there would be.
             self.clear();
             core::mem::swap(self, from);
+            self.promised = self.promised.max(self.entries.len() + room);
             return;
         }
         if self.live == 0 {

@@ -136,8 +136,8 @@ impl ObjectHeap {
         let gc = &mut self.state().gc;
         let all = gc.tracked();
         // An object may join a generation twice: with the survivors, and after its weak reference's callback.
-        let generations = [Young, Middle, Old, Increment, Survivors].into_iter().all(|id| gc.list(id).reserve(2 * all));
-        let others = [Permanent, Finalizers, WrcbToCall].into_iter().all(|id| gc.list(id).reserve(all));
+        let generations = [Young, Middle, Old, Increment, Survivors].into_iter().all(|id| gc.list(id).reserve_anew(2 * all));
+        let others = [Permanent, Finalizers, WrcbToCall].into_iter().all(|id| gc.list(id).reserve_anew(all));
         let scratch = gc.scratch.unreachable.try_reserve(all).is_ok();
         if generations && others && scratch { Ok(()) } else { Err(ObjectError::NoMemory) }
     }
@@ -564,6 +564,7 @@ impl ObjectHeap {
 
     /// Calls `tp_clear` of unreachable objects; whether any has lived on. Most of those die soon, so where no hook can see it they are not
     /// moved to `old` yet.
+    #[inline(never)]
     fn clear_each<const WATCHED: bool>(&self, garbage: &[usize], old: ListId) -> bool {
         let table = self.table();
         let mut survived = false;
@@ -599,7 +600,7 @@ impl ObjectHeap {
 
     /// # Safety
     /// `object` is one of the type, and has a reference that keeps it.
-    #[inline]
+    #[inline(always)]
     unsafe fn tp_clear(&self, kind: &Type, object: usize) {
         if kind.hooks.clear {
             self.in_hook(|| self.hooks.clear(self, kind.id(), object));
@@ -612,6 +613,7 @@ impl ObjectHeap {
     }
 
     /// Appends an object to `gc.garbage`, which takes a reference; without memory for it, it is left out.
+    #[cold]
     fn append_to_garbage(&self, object: usize) {
         let garbage = &mut self.state().gc.garbage;
         if garbage.try_reserve(1).is_ok() {

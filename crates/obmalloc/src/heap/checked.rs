@@ -92,6 +92,11 @@ impl CheckedHeap {
 
     #[inline]
     fn enter(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Option<NonNull<u8>> {
+        if self.ledger().insert_quickly(block.as_ptr() as usize, domain) { Some(block) } else { self.enter_slowly(domain, block, size) }
+    }
+
+    #[inline(never)]
+    fn enter_slowly(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Option<NonNull<u8>> {
         if self.hooked.get() {
             self.forget_dead(block.as_ptr() as usize);
         }
@@ -136,6 +141,9 @@ impl CheckedHeap {
         // SAFETY: the domains are initialised, and no call of theirs is on its way.
         let done = unsafe { Domains::setup_debug_hooks(self.heap.domains(), text) };
         self.hooked.set(self.hooks().is_some());
+        if self.hooked.get() {
+            self.ledger().take_long_way();
+        }
         if done { Ok(()) } else { Err(HeapError::NoMemory) }
     }
 
@@ -222,6 +230,18 @@ impl CheckedHeap {
         (result, found)
     }
 
+    #[inline(never)]
+    fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        if self.hooked.get() {
+            return self.free_hooked(domain, address);
+        }
+        self.check(domain, address, Purpose::Free)?;
+        self.ledger().remove(address);
+        // SAFETY: checked just above to be a live block of this domain.
+        unsafe { self.heap.free(domain, NonNull::new(ptr::with_exposed_provenance_mut(address))) };
+        Ok(())
+    }
+
     #[cold]
     fn free_hooked(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.check(domain, address, Purpose::Free).map_err(|fault| self.with_report(fault, Function::Free))?;
@@ -287,12 +307,8 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        if self.hooked.get() {
-            return self.free_hooked(domain, address);
-        }
         if !self.ledger().strike_out(domain, address) {
-            self.check(domain, address, Purpose::Free)?;
-            self.ledger().remove(address);
+            return self.free_slowly(domain, address);
         }
         // SAFETY: seen just above to have been a live block of this domain.
         unsafe { self.heap.free(domain, NonNull::new(ptr::with_exposed_provenance_mut(address))) };

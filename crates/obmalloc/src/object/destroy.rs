@@ -22,9 +22,27 @@ impl ObjectHeap {
         // SAFETY: the caller's promise.
         let last = unsafe { self.drop_reference(object) };
         if last {
-            self.destroy(object);
+            self.destroy(object, self.table().place(object));
         }
         last
+    }
+
+    /// Drops a reference that was in a field, and may be none.
+    ///
+    /// # Safety
+    /// It was in a field.
+    #[inline(always)]
+    pub(crate) unsafe fn xdecref(&self, reference: usize) {
+        if reference == 0 {
+            return;
+        }
+        let at = self.table().place(reference);
+        // SAFETY: looked up; what was an object when it was put there may have been freed against the rules (`gc_del`).
+        unsafe {
+            if table::is_alive(*at) && self.drop_reference(reference) {
+                self.destroy(reference, at);
+            }
+        }
     }
 
     /// Counts one reference less; whether it was the last.
@@ -48,10 +66,14 @@ impl ObjectHeap {
         }
     }
 
-    /// Destroys an object that has no references left, and every object whose last reference goes with it, depth first.
-    fn destroy(&self, object: usize) {
+    /// Destroys an object that has no references left, whose byte is at `at`, and every object whose last reference goes with it, depth
+    /// first.
+    ///
+    /// Never inlined: most references that are given back are not the last, and need none of its registers.
+    #[inline(never)]
+    fn destroy(&self, object: usize, at: *mut u8) {
         // SAFETY: the byte is the object's.
-        if !unsafe { self.begin_end(object, self.table().place(object)) } {
+        if !unsafe { self.begin_end(object, at) } {
             return;
         }
         let base = self.state().dying.len();
@@ -288,22 +310,30 @@ impl ObjectHeap {
     ///
     /// # Safety
     /// `object` is one of the type, and has a reference that keeps it.
+    #[inline(always)]
     pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) {
-        let (mut index, count) = (0, kind.refs.count as usize);
         // SAFETY: the caller's promise, also between the references.
         unsafe {
             let first = header::first_slot(kind, object).cast_mut();
-            while index < count {
-                let reference = core::mem::take(&mut *first.add(index));
-                self.xdecref(reference);
-                index += 1;
+            for index in 0..kind.refs.count as usize {
+                self.xdecref(core::mem::take(&mut *first.add(index)));
             }
-            if kind.simple {
-                return;
+            if !kind.simple {
+                self.clear_from(kind, object, kind.refs.count as usize);
             }
+        }
+    }
+
+    /// Sets the references from number `index` on to NULL.
+    ///
+    /// # Safety
+    /// As for [`clear_references`](Self::clear_references).
+    #[inline(never)]
+    unsafe fn clear_from(&self, kind: &Type, object: usize, mut index: usize) {
+        // SAFETY: the caller's promise, also between the references.
+        unsafe {
             while let Some(slot) = header::reference_at(kind, object, index) {
-                let reference = core::mem::take(&mut *slot);
-                self.xdecref(reference);
+                self.xdecref(core::mem::take(&mut *slot));
                 index += 1;
             }
         }
@@ -315,14 +345,7 @@ impl ObjectHeap {
             return;
         }
         let fields = kind.fields().iter().filter(|field| field.kind == super::FieldKind::Object).count();
-        let mut index = fields + nitems;
         // SAFETY: the caller has looked the object up, and the reference that it was given keeps it.
-        unsafe {
-            while let Some(slot) = header::reference_at(kind, object, index) {
-                let reference = core::mem::take(&mut *slot);
-                self.xdecref(reference);
-                index += 1;
-            }
-        }
+        unsafe { self.clear_from(kind, object, fields + nitems) };
     }
 }

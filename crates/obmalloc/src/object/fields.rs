@@ -133,18 +133,6 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// `Py_XDECREF` of what a field held.
-    ///
-    /// # Safety
-    /// `reference` was taken out of a field.
-    pub(crate) unsafe fn xdecref(&self, reference: usize) {
-        // What was an object when it was put there may have been freed against the rules (`gc_del`).
-        if reference != 0 && self.is_alive(reference) {
-            // SAFETY: checked just above.
-            unsafe { self.decref_object(reference) };
-        }
-    }
-
     /// The objects that an object holds references to, as its type's `tp_traverse` visits them.
     ///
     /// # Errors

@@ -342,7 +342,8 @@ impl ObjectHeap {
     /// `Py_DECREF`: the last reference destroys the object.
     ///
     /// # Errors
-    /// When `object` is none, or has no reference left to give back.
+    /// When `object` is none, or has no reference left to give back. With debug hooks also when guard bytes of what was destroyed were damaged;
+    /// everything else has been done then.
     pub fn decref(&self, object: usize) -> Result<(), Fault> {
         self.change(object).map_err(|fault| match fault.kind {
             FaultKind::UseAfterFree => Fault { kind: FaultKind::RefcountUnderflow, ..fault },
@@ -353,10 +354,18 @@ impl ObjectHeap {
             if header::refcnt(object) == 1 && self.is_held(object) {
                 return Err(object_fault(FaultKind::RefcountUnderflow, object));
             }
-            self.decref_object(object);
+            if self.decref_object(object) {
+                return self.result_for_hooks();
+            }
         }
-        // What was destroyed with it may have had damaged guard bytes.
-        if self.heap.has_debug_hooks() { self.heap.take_fault().map_or(Ok(()), Err) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// What was destroyed may have had damaged guard bytes.
+    #[cold]
+    #[inline(never)]
+    fn result_for_hooks(&self) -> Result<(), Fault> {
+        self.heap.take_fault().map_or(Ok(()), Err)
     }
 
     /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the

@@ -403,6 +403,7 @@ impl Pymalloc {
     }
 
     /// Memory is used for something else.
+    #[cold]
     pub fn forget_dead(&mut self, address: usize, size: usize) {
         if address.wrapping_sub(self.base) < self.len
             && let Some(dead) = &mut self.dead
