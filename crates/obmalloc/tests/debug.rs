@@ -504,12 +504,36 @@ fn blocks_older_than_the_hooks_are_freed_without_a_look() {
             heap.free(domain, block).expect("live");
             assert_eq!(heap.free(domain, block).expect_err("freed").kind, FaultKind::DoubleFree);
         } else {
-            let moved = at(heap.realloc(domain, Some(block), 333).expect("live"));
+            // A block of pymalloc that grows comes from the raw domain then, which has a hook.
+            let mut moved = block;
+            for size in [333, 5000, 9000, 20] {
+                moved = at(heap.realloc(domain, Some(moved), size).expect("live"));
+                assert!(heap.usable_size(domain, moved).expect("live") >= size);
+                heap.verify_guards().expect("holds");
+            }
             heap.free(domain, moved).expect("live");
         }
         heap.verify().expect("holds");
     }
     assert_eq!(heap.allocated_blocks(), 0);
+    for domain in [Domain::Mem, Domain::Obj] {
+        let heap = CheckedHeap::new(HeapOptions::new(&profile::V3_11)).expect("a heap");
+        let small = live(&heap, domain, 16);
+        heap.setup_debug_hooks().expect("memory");
+        let large = at(heap.realloc(domain, Some(small), 5000).expect("live"));
+        write(large + 5000, &[0]);
+        for _ in 0..2 {
+            let fault = heap.free(domain, large).expect_err("damaged");
+            assert_eq!((fault.kind, fault.address, fault.offset), (FaultKind::BufferOverflow, large, Some(5000)));
+            assert_eq!(heap.realloc(domain, Some(large), 9).expect_err("damaged").kind, FaultKind::BufferOverflow);
+            assert_eq!(heap.check_free(domain, large).expect_err("damaged").kind, FaultKind::BufferOverflow);
+        }
+        // It is of that domain all the same.
+        assert_eq!(heap.free(Domain::Raw, large).expect_err("not raw").kind, FaultKind::WrongDomain);
+        write(large + 5000, &[0xfd]);
+        heap.free(domain, large).expect("sound");
+        assert_eq!(heap.allocated_blocks(), 0);
+    }
     // Twice set up, a hook is around the allocator once.
     let block = live(&heap, Domain::Obj, 5);
     assert_eq!(bytes(block - 16, 8), 5u64.to_be_bytes());

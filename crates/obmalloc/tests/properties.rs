@@ -81,7 +81,6 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
 }
 
 #[test]
-#[ignore = "known to fail at times (seed 1795523388972501579, under AddressSanitizer): an obj block is taken for a raw one"]
 fn hooks_that_come_in_the_middle_leave_older_blocks_whole() {
     let seed = seed();
     let make = || heap(&profile::V3_13, Some(TINY));

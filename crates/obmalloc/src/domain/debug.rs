@@ -194,9 +194,15 @@ impl DebugHooks {
 
     /// What CPython prints when `function` of the hook of `verifying` meets an address that a hook of another domain gave.
     pub fn wrong_domain(&self, function: Function, verifying: Domain, address: usize) -> Option<Report> {
-        let block = self.blocks.get(&address)?;
+        let block = self.blocks.get(&address).filter(|block| block.domain != verifying)?;
         // SAFETY: a block of ours.
         unsafe { self.report(function, Problem::Id(api_id(verifying)), address, *block) }
+    }
+
+    /// The block at an address, for the hook of a domain. A block that is older than the hooks has none of that domain's; but once it has
+    /// grown, it may have the raw domain's, whose hook is asked in its turn.
+    fn block(&self, domain: Domain, address: usize) -> Option<Block> {
+        self.blocks.get(&address).filter(|block| block.domain != Domain::Raw || domain == Domain::Raw).copied()
     }
 
     /// The text; nothing where a damaged size leads CPython out of the block, to where it may crash, or to bytes that satisfy it.
@@ -272,6 +278,7 @@ impl DebugHooks {
     /// What the hook of a domain finds wrong with an address, if it is a block of a hook.
     pub fn examine(&mut self, function: Function, verifying: Domain, address: usize) -> Option<Fault> {
         let block = *self.blocks.get(&address)?;
+        let verifying = if block.domain == Domain::Raw { Domain::Raw } else { verifying };
         // SAFETY: the table has the blocks that are there.
         let found = unsafe { self.check(function, verifying, address, block) };
         self.tell(found)
@@ -375,7 +382,7 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
     unsafe {
         let (api, known) = hooks(ctx);
         let (inner, watched, domains) = (api.inner, api.watched, api.domains);
-        let Some(&block) = known.blocks.get(&address.expose_provenance()) else {
+        let Some(block) = known.block(api.domain, address.expose_provenance()) else {
             // Older than the hooks.
             (inner.free)(inner.ctx, address);
             return;
@@ -405,7 +412,7 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
         }
         let (api, known) = hooks(ctx);
         let (inner, domain) = (api.inner, api.domain);
-        let Some(&block) = known.blocks.get(&address.expose_provenance()) else {
+        let Some(block) = known.block(domain, address.expose_provenance()) else {
             // Older than the hooks.
             return (inner.realloc)(inner.ctx, address, size);
         };
