@@ -18,6 +18,7 @@ use crate::address_hash::{AddressMap, AddressSet};
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::profile::DebugText;
 use crate::pymalloc::{AnyPools, Dead, Pymalloc};
+use crate::try_box;
 
 /// Bytes of a size, and of a row of guard bytes with what stands in front of it.
 pub(super) const SST: usize = 8;
@@ -41,6 +42,7 @@ pub(super) struct Refused;
 #[derive(Clone, Copy)]
 struct Block {
     size: usize,
+    hook: *const Api,
     domain: Domain,
     state: State,
 }
@@ -89,6 +91,17 @@ const fn api_id(domain: Domain) -> u8 {
     }
 }
 
+/// A hook as an allocator.
+fn allocator(hook: *const Api) -> Allocator {
+    Allocator {
+        ctx: hook.cast_mut().cast(),
+        malloc: debug_malloc,
+        calloc: debug_calloc,
+        realloc: debug_realloc,
+        free: debug_free,
+    }
+}
+
 impl Domains {
     /// Whether an allocator is a debug hook.
     pub fn is_hook(allocator: &Allocator) -> bool {
@@ -112,7 +125,10 @@ impl Domains {
                     asking: Domain::Obj,
                     fault: None,
                 };
-                (*this).debug = Some(Box::new(hooks));
+                (*this).debug = try_box(hooks);
+                if (*this).debug.is_none() {
+                    return false;
+                }
             }
             if !(*this).pymalloc.watch() {
                 return false;
@@ -129,10 +145,9 @@ impl Domains {
                 if hooks.apis.try_reserve(1).is_err() {
                     return false;
                 }
-                hooks.apis.push(Box::new(Api { domain, inner, watched, domains: this }));
-                let ctx = hooks.apis.last().map_or(ptr::null_mut(), |api| ptr::from_ref::<Api>(api).cast_mut().cast());
-                (*this).allocators[domain as usize] =
-                    Allocator { ctx, malloc: debug_malloc, calloc: debug_calloc, realloc: debug_realloc, free: debug_free };
+                let Some(api) = try_box(Api { domain, inner, watched, domains: this }) else { return false };
+                (*this).allocators[domain as usize] = allocator(&raw const *api);
+                hooks.apis.push(api);
             }
             true
         }
@@ -199,10 +214,15 @@ impl DebugHooks {
         unsafe { self.report(function, Problem::Id(api_id(verifying)), address, *block) }
     }
 
-    /// The block at an address, for the hook of a domain. A block that is older than the hooks has none of that domain's; but once it has
-    /// grown, it may have the raw domain's, whose hook is asked in its turn.
-    fn block(&self, domain: Domain, address: usize) -> Option<Block> {
-        self.blocks.get(&address).filter(|block| block.domain != Domain::Raw || domain == Domain::Raw).copied()
+    /// The block at an address, if this hook gave it. One that is older may be another hook's, which is asked in its turn: once a block of
+    /// pymalloc's has grown, it is the raw domain's.
+    fn block(&self, hook: &Api, address: usize) -> Option<Block> {
+        self.blocks.get(&address).filter(|block| ptr::eq(block.hook, hook)).copied()
+    }
+
+    /// The hook that gave a block, as an allocator.
+    pub fn giver(&self, address: usize) -> Option<Allocator> {
+        self.blocks.get(&address).map(|block| allocator(block.hook))
     }
 
     /// The text; nothing where a damaged size leads CPython out of the block, to where it may crash, or to bytes that satisfy it.
@@ -352,7 +372,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
             (inner.free)(inner.ctx, block);
             return ptr::null_mut();
         }
-        known.blocks.insert(address, Block { size, domain: api.domain, state: State::Sound });
+        known.blocks.insert(address, Block { size, hook: api, domain: api.domain, state: State::Sound });
         write_guards(data, size, api.domain);
         if !zeroed {
             data.write_bytes(CLEAN, size);
@@ -382,7 +402,7 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
     unsafe {
         let (api, known) = hooks(ctx);
         let (inner, watched, domains) = (api.inner, api.watched, api.domains);
-        let Some(block) = known.block(api.domain, address.expose_provenance()) else {
+        let Some(block) = known.block(api, address.expose_provenance()) else {
             // Older than the hooks.
             (inner.free)(inner.ctx, address);
             return;
@@ -412,7 +432,7 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
         }
         let (api, known) = hooks(ctx);
         let (inner, domain) = (api.inner, api.domain);
-        let Some(block) = known.block(domain, address.expose_provenance()) else {
+        let Some(block) = known.block(api, address.expose_provenance()) else {
             // Older than the hooks.
             return (inner.realloc)(inner.ctx, address, size);
         };
@@ -437,9 +457,9 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
             data.add(block.size).write_bytes(CLEAN, now - block.size);
         }
 
-        let (_, known) = hooks(ctx);
+        let (api, known) = hooks(ctx);
         known.moving -= 1;
-        known.blocks.insert(data.expose_provenance(), Block { size: now, domain, state: State::Sound });
+        known.blocks.insert(data.expose_provenance(), Block { size: now, hook: api, domain, state: State::Sound });
         if moved.is_null() { moved } else { data.cast() }
     }
 }

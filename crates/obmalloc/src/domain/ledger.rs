@@ -1,14 +1,14 @@
 //! The ledger: which addresses are live blocks, of which domain, kept beside the blocks so that no misuse can reach it.
 //!
 //! Blocks in the heap's region have two bits per unit of alignment in a table that runs parallel to it. All other blocks (the C
-//! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size.
+//! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size. Another one has the sizes of blocks
+//! that an allocator gave that was put in: they may be parts of pymalloc's blocks.
 
 use core::fmt;
 use core::ptr::NonNull;
 
 use alloc::collections::VecDeque;
 
-use super::debug::HEAD as HOOKED_BEGIN;
 use super::{Domain, Report};
 use crate::address_hash::AddressMap;
 use crate::os;
@@ -182,6 +182,10 @@ pub(crate) struct Ledger {
     bits: NonNull<u8>,
     bits_size: usize,
     elsewhere: AddressMap<Entry>,
+    /// Bytes of the live blocks that another allocator than the heap's own gave.
+    parts: AddressMap<usize>,
+    /// Whether blocks take the long way whatever `parts` says.
+    long: bool,
     freed: VecDeque<usize>,
 }
 
@@ -203,6 +207,8 @@ impl Ledger {
             bits,
             bits_size,
             elsewhere: AddressMap::default(),
+            parts: AddressMap::default(),
+            long: false,
             freed,
         })
     }
@@ -230,9 +236,30 @@ impl Ledger {
         self.elsewhere.try_reserve(1).is_ok()
     }
 
-    /// From now on [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way.
-    pub fn take_long_way(&mut self) {
+    /// Whether [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way from now on.
+    /// They do anyway while there are blocks of which more is known.
+    pub fn take_long_way(&mut self, long: bool) {
+        self.long = long;
+        self.quick_len = if long || !self.parts.is_empty() { 0 } else { self.len };
+    }
+
+    /// Makes sure that [`insert_part`](Self::insert_part) has room.
+    pub fn reserve_part(&mut self) -> bool {
+        self.parts.try_reserve(1).is_ok() && self.reserve()
+    }
+
+    /// Enters a block that need not be one of pymalloc's, for which there is room.
+    pub fn insert_part(&mut self, address: usize, size: usize, domain: Domain) {
+        let entered = self.insert(address, size, domain);
+        debug_assert!(entered, "room has been made");
+        self.parts.insert(address, size);
         self.quick_len = 0;
+    }
+
+    /// Forgets the sizes of those blocks that are pymalloc's after all.
+    pub fn settle_parts(&mut self, is_block: impl Fn(usize) -> bool) {
+        self.parts.retain(|&address, _| !is_block(address));
+        self.take_long_way(self.long);
     }
 
     /// Enters a block in the region; false, with nothing changed, when it is to take the long way.
@@ -288,16 +315,24 @@ impl Ledger {
     /// Strikes a live block out.
     #[inline]
     pub fn remove(&mut self, address: usize) {
-        if let Some((byte, shift)) = self.place(address) {
+        match self.place_within(self.quick_len, address) {
             // SAFETY: as in `insert`.
-            unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
-        } else {
-            self.remove_elsewhere(address);
+            Some((byte, shift)) => unsafe { *byte = *byte & !(3 << shift) | FREED << shift },
+            None => self.remove_slowly(address),
         }
     }
 
     #[cold]
-    fn remove_elsewhere(&mut self, address: usize) {
+    #[inline(never)]
+    fn remove_slowly(&mut self, address: usize) {
+        if self.parts.remove(&address).is_some() {
+            self.take_long_way(self.long);
+        }
+        if let Some((byte, shift)) = self.place(address) {
+            // SAFETY: as in `insert`.
+            unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
+            return;
+        }
         let Some(entry) = self.elsewhere.get_mut(&address) else { return };
         entry.live = false;
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
@@ -337,6 +372,11 @@ impl Ledger {
         self.elsewhere.get(&address).filter(|entry| entry.live).map(|entry| entry.size)
     }
 
+    /// Bytes of the live block at `address`, if another allocator than the heap's own gave it.
+    pub fn size_of_part(&self, address: usize) -> Option<usize> {
+        if self.parts.is_empty() { None } else { self.parts.get(&address).copied() }
+    }
+
     /// Whether `address` is a live block of `domain`.
     ///
     /// # Errors
@@ -369,10 +409,10 @@ impl Ledger {
     /// The live block that `address` lies inside of.
     fn block_around(&self, pymalloc: &Pymalloc, address: usize) -> Option<(usize, Domain)> {
         match pymalloc.locate(address) {
-            Location::Block { begin, size } => {
-                let hooked = begin + HOOKED_BEGIN;
-                let around = |base: usize| self.domain_of(base).map(|domain| (base, domain));
-                around(begin).or_else(|| if size > HOOKED_BEGIN && address >= hooked { around(hooked) } else { None })
+            Location::Block { begin, .. } => {
+                // Behind the headers of debug hooks, or where another allocator has put it.
+                let bases = (begin..=address).rev().filter(|base| base & self.alignment_mask == 0);
+                bases.filter_map(|base| self.domain_of(base).map(|domain| (base, domain))).next()
             }
             Location::NoBlock => None,
             Location::Outside => self
@@ -409,9 +449,10 @@ impl Ledger {
         }
     }
 
-    /// Whether a pymalloc block of `size` bytes is a live block, or holds one behind the header of the debug hooks.
+    /// Whether a pymalloc block of `size` bytes is a live block, or holds one.
     pub fn is_live(&self, begin: usize, size: usize) -> bool {
-        self.domain_of(begin).is_some() || (size > HOOKED_BEGIN && self.domain_of(begin + HOOKED_BEGIN).is_some())
+        let holds = || (begin..begin + size).step_by(self.alignment_mask + 1).any(|base| self.domain_of(base).is_some());
+        self.domain_of(begin).is_some() || ((self.long || !self.parts.is_empty()) && holds())
     }
 }
 

@@ -5,10 +5,12 @@
 
 mod debug;
 mod ledger;
+mod nomemory;
 mod raw;
 mod report;
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr;
 
@@ -22,6 +24,7 @@ use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
 use debug::Refused;
+use nomemory::NoMemory;
 
 /// `PyMemAllocatorDomain`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -62,6 +65,10 @@ pub(crate) struct Domains {
     pub allocators: [Allocator; 3],
     /// Once the debug hooks have been set up.
     pub debug: Option<Box<DebugHooks>>,
+    /// The wrappers that let requests fail; the last ones are in while `is_short`.
+    #[allow(clippy::vec_box, reason = "allocators point to them, which may have been taken out")]
+    nomemory: Vec<Box<NoMemory>>,
+    is_short: bool,
 }
 
 impl Domains {
@@ -78,6 +85,8 @@ impl Domains {
             let pymalloc = Self::pymalloc_allocator(place);
             (&raw mut (*place).allocators).write([raw::ALLOCATOR, pymalloc, pymalloc]);
             (&raw mut (*place).debug).write(None);
+            (&raw mut (*place).nomemory).write(Vec::new());
+            (&raw mut (*place).is_short).write(false);
             true
         }
     }

@@ -23,6 +23,12 @@ pub struct CheckedHeap {
     account: Box<Account>,
     /// Whether debug hooks have been set up.
     hooked: Cell<bool>,
+    /// The allocators that the domains begin with.
+    own: Cell<[Allocator; 3]>,
+    /// The domains with an allocator that may give something else than whole blocks of their own.
+    replaced: Cell<[bool; 3]>,
+    /// Whether there ever were any.
+    was_replaced: Cell<bool>,
 }
 
 /// What the heap holds, and may hold; its allocators are the lowest ones of a checked heap.
@@ -54,7 +60,16 @@ impl CheckedHeap {
             );
             heap.set_arena_allocator(ArenaAllocator { ctx, alloc: account_arena_alloc, free: account_arena_free });
         }
-        Ok(Self { heap, ledger: UnsafeCell::new(ledger), account, hooked: Cell::new(false) })
+        let own = Cell::new(Domain::ALL.map(|domain| heap.allocator(domain)));
+        Ok(Self {
+            heap,
+            ledger: UnsafeCell::new(ledger),
+            account,
+            hooked: Cell::new(false),
+            own,
+            replaced: Cell::new([false; 3]),
+            was_replaced: Cell::new(false),
+        })
     }
 
     /// The ledger, for the length of one step that calls no allocator.
@@ -101,10 +116,17 @@ impl CheckedHeap {
 
     #[inline(never)]
     fn enter_slowly(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Option<NonNull<u8>> {
+        let address = block.as_ptr().expose_provenance();
         if self.hooked.get() {
-            self.forget_dead(block.as_ptr() as usize);
+            self.forget_dead(address);
         }
-        if self.ledger().insert(block.as_ptr() as usize, size, domain) {
+        let ledger = self.ledger();
+        if self.replaced.get()[domain as usize] {
+            if ledger.reserve_part() {
+                ledger.insert_part(address, size, domain);
+                return Some(block);
+            }
+        } else if ledger.insert(address, size, domain) {
             return Some(block);
         }
         // SAFETY: the block was given just now and nobody else knows it.
@@ -145,9 +167,7 @@ impl CheckedHeap {
         // SAFETY: the domains are initialised, and no call of theirs is on its way.
         let done = unsafe { Domains::setup_debug_hooks(self.heap.domains(), text) };
         self.hooked.set(self.hooks().is_some());
-        if self.hooked.get() {
-            self.ledger().take_long_way();
-        }
+        self.note_allocators();
         if done { Ok(()) } else { Err(HeapError::NoMemory) }
     }
 
@@ -291,8 +311,9 @@ impl CheckedHeap {
 
     #[inline(always)]
     fn realloc_checked(&self, domain: Domain, address: usize, size: usize) -> Option<NonNull<u8>> {
+        let replaced = self.replaced.get()[domain as usize];
         // Room first: once the block has moved, there is no way back.
-        if !self.ledger().reserve() {
+        if !(if replaced { self.ledger().reserve_part() } else { self.ledger().reserve() }) {
             return None;
         }
         let old = NonNull::new(ptr::with_exposed_provenance_mut(address));
@@ -300,8 +321,12 @@ impl CheckedHeap {
         let block = unsafe { self.heap.realloc(domain, old, size) }?;
         let ledger = self.ledger();
         ledger.remove(address);
-        let entered = ledger.insert(block.as_ptr().expose_provenance(), size, domain);
-        debug_assert!(entered, "room for the entry was made before");
+        if replaced {
+            ledger.insert_part(block.as_ptr().expose_provenance(), size, domain);
+        } else {
+            let entered = ledger.insert(block.as_ptr().expose_provenance(), size, domain);
+            debug_assert!(entered, "room for the entry was made before");
+        }
         Some(block)
     }
 
@@ -350,7 +375,8 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain.
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         self.check(domain, address, Purpose::Use)?;
-        if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
+        let known = self.hooks().and_then(|hooks| hooks.size_of(address)).or_else(|| self.ledger().size_of_part(address));
+        if let Some(size) = known {
             return Ok(size);
         }
         match self.heap.pymalloc().locate(address) {
@@ -394,8 +420,85 @@ impl CheckedHeap {
                 // SAFETY: the raw domain's own allocator, and there are no blocks to take back.
                 unsafe { self.heap.set_allocator(domain, raw) };
             }
+            self.own.set([raw; 3]);
         }
         if name.has_debug_hooks() { self.setup_debug_hooks() } else { Ok(()) }
+    }
+
+    /// `PyMem_GetAllocator`: what is in. It can be called, wrapped and put back; what it gives directly is no block of this heap, and is not
+    /// counted by [`verify`](Self::verify), but by [`verify_with`](Self::verify_with).
+    pub fn allocator(&self, domain: Domain) -> Allocator {
+        self.heap.allocator(domain)
+    }
+
+    /// `PyMem_SetAllocator`: from now on the domain's requests go to `allocator`. Putting back the one that a domain began with restores the
+    /// fast path, as soon as no block is left that is not wholly one of its own.
+    ///
+    /// # Safety
+    /// As for [`Heap::set_allocator`]. What an allocator of the raw domain gives lies in none of the heap's arenas. When the heap is dropped,
+    /// the allocators that are in then take back the blocks that are left outside its arenas.
+    pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
+        // SAFETY: the caller's promise.
+        unsafe { self.heap.set_allocator(domain, allocator) };
+        self.note_allocators();
+    }
+
+    /// Finds out which allocators may give something else than whole blocks.
+    fn note_allocators(&self) {
+        let own = self.own.get();
+        let is_own = |domain: Domain| {
+            let allocator = Domains::unwrapped(self.heap.allocator(domain));
+            allocator == own[domain as usize] || Domains::is_hook(&allocator)
+        };
+        let replaced = Domain::ALL.map(|domain| !is_own(domain));
+        let any = replaced != [false; 3];
+        self.replaced.set(replaced);
+        self.was_replaced.set(self.was_replaced.get() || any);
+        let (ledger, pymalloc) = (self.ledger(), self.heap.pymalloc());
+        if !any && !self.hooked.get() {
+            let whole = |address| !matches!(pymalloc.locate(address), Location::Block { begin, .. } if begin != address);
+            ledger.settle_parts(whole);
+        }
+        ledger.take_long_way(any || self.hooked.get());
+    }
+
+    /// The debug hook that gave a block, if one did.
+    pub fn hook_of(&self, address: usize) -> Option<Allocator> {
+        self.hooks()?.giver(address)
+    }
+
+    /// Whether an address lies in an arena.
+    pub fn is_in_arena(&self, address: usize) -> bool {
+        self.heap.pymalloc().locate(address) != Location::Outside
+    }
+
+    /// The address at which the allocator below all debug hooks knows a block.
+    pub fn innermost(&self, address: usize) -> usize {
+        self.hooks().map_or(address, |hooks| hooks.innermost(address))
+    }
+
+    /// `_testcapi.set_nomemory`: of the requests to the domains' allocators from now on, counted from 0, those from number `start` on fail, up
+    /// to and excluding number `stop`, or for ever. What pymalloc passes on to raw counts twice.
+    ///
+    /// # Errors
+    /// When there is no memory for that.
+    pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError> {
+        if stop == Some(0) {
+            // In CPython that is for ever too.
+            return self.set_nomemory(start, None);
+        }
+        // SAFETY: the domains are initialised, and no call of theirs is on its way.
+        let done = unsafe { Domains::set_nomemory(self.heap.domains(), start, stop.unwrap_or(0)) };
+        self.note_allocators();
+        if done { Ok(()) } else { Err(HeapError::NoMemory) }
+    }
+
+    /// `_testcapi.remove_mem_hooks`: requests succeed again. Puts back the allocators that were in when [`set_nomemory`](Self::set_nomemory)
+    /// was called first.
+    pub fn remove_nomemory(&self) {
+        // SAFETY: as above.
+        unsafe { Domains::remove_nomemory(self.heap.domains()) };
+        self.note_allocators();
     }
 
     /// While set, the heap gets no more memory, from the arena allocator or the C library, as if the system had none.
@@ -403,13 +506,14 @@ impl CheckedHeap {
         self.account.refusing.set(refusing);
     }
 
-    /// Gives back every block that lies outside the arenas. The heap is only fit to be dropped then.
-    pub fn free_blocks_outside(&mut self) {
+    /// Gives back every block that lies outside the arenas, but for those at addresses that are lent: somebody else's. The heap is only fit
+    /// to be dropped then.
+    pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
         let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
         let mut hooks = self.hooks();
         let free = |address: usize| {
             let address = hooks.as_ref().map_or(address, |hooks| hooks.innermost(address));
-            if pymalloc.locate(address) == Location::Outside {
+            if pymalloc.locate(address) == Location::Outside && !is_lent(address) {
                 // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
                 unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
             }
@@ -458,13 +562,23 @@ impl CheckedHeap {
     /// # Errors
     /// The first structure that does not hold.
     pub fn verify(&self) -> Result<(), Corruption> {
+        self.verify_with(|_, _| false)
+    }
+
+    /// As [`verify`](Self::verify), when blocks have been taken from an allocator directly: `is_taken` says whether that is so of any of
+    /// `size` bytes at an address.
+    ///
+    /// # Errors
+    /// As for `verify`.
+    pub fn verify_with(&self, is_taken: impl Fn(usize, usize) -> bool) -> Result<(), Corruption> {
         self.heap.verify()?;
         let pymalloc = self.heap.pymalloc();
         let (ledger, hooks) = (self.ledger(), self.hooks());
         let mut found = Ok(());
         pymalloc.each_live_pool(|first, end, size, count| {
-            let in_use =
-                |&begin: &usize| ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin));
+            let in_use = |&begin: &usize| {
+                ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin)) || is_taken(begin, size)
+            };
             let live = (first..end).step_by(size).filter(in_use).count();
             if live != count && found.is_ok() {
                 found = Err((first, count, live));
@@ -479,7 +593,15 @@ impl CheckedHeap {
 
 impl Drop for CheckedHeap {
     fn drop(&mut self) {
-        self.free_blocks_outside();
+        if self.was_replaced.get() {
+            for (address, _, domain) in self.blocks_elsewhere() {
+                let block = NonNull::new(ptr::with_exposed_provenance_mut(address));
+                // SAFETY: a live block; whoever put the allocator in has promised that it takes it back.
+                unsafe { self.heap.free(domain, block) };
+            }
+            self.ledger().forget_elsewhere();
+        }
+        self.free_blocks_outside(|_| false);
     }
 }
 

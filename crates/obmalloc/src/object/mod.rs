@@ -478,8 +478,8 @@ impl ObjectHeap {
     }
 
     /// As [`CheckedHeap::free_blocks_outside`].
-    pub fn free_blocks_outside(&mut self) {
-        self.heap.free_blocks_outside();
+    pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
+        self.heap.free_blocks_outside(is_lent);
     }
 
     /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.

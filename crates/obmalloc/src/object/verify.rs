@@ -21,7 +21,17 @@ impl ObjectHeap {
     /// # Errors
     /// The first structure that does not hold.
     pub fn verify(&self) -> Result<(), Corruption> {
-        self.heap.verify()?;
+        self.verify_with(|_, _| false)
+    }
+
+    /// As [`verify`](Self::verify), when blocks have been taken from an allocator directly (see [`CheckedHeap::verify_with`]).
+    ///
+    /// # Errors
+    /// As for `verify`.
+    ///
+    /// [`CheckedHeap::verify_with`]: crate::CheckedHeap::verify_with
+    pub fn verify_with(&self, is_taken: impl Fn(usize, usize) -> bool) -> Result<(), Corruption> {
+        self.heap.verify_with(is_taken)?;
         if self.traversing.get() {
             // A collection is in the middle of its lists.
             return Ok(());

@@ -1,0 +1,172 @@
+//! Requests that fail on purpose (`_testcapi.set_nomemory`): allocators that wrap whatever is in, and count requests.
+
+use core::cell::Cell;
+use core::ffi::c_void;
+use core::ptr;
+
+use super::{Domain, Domains};
+use crate::allocator::Allocator;
+use crate::try_box;
+
+/// Which requests fail, and how many there have been (`FmData`).
+#[derive(Default)]
+struct Counts {
+    start: Cell<usize>,
+    /// 0 for never.
+    stop: Cell<usize>,
+    count: Cell<usize>,
+    /// Whether requests are counted at all.
+    active: Cell<bool>,
+}
+
+impl Counts {
+    /// Counts a request; whether it is to fail (`fm_nomemory`).
+    fn fails(&self) -> bool {
+        if !self.active.get() {
+            return false;
+        }
+        self.count.set(self.count.get().saturating_add(1));
+        let (count, stop) = (self.count.get(), self.stop.get());
+        count > self.start.get() && (stop == 0 || count <= stop)
+    }
+}
+
+/// The wrapper of one domain.
+struct Wrapper {
+    inner: Allocator,
+    counts: *const Counts,
+}
+
+/// Wrappers around the allocators of all domains (`FmHook`). They stay where they are, because they may have been taken out.
+pub(crate) struct NoMemory {
+    counts: Counts,
+    wrappers: [Wrapper; 3],
+}
+
+impl Domains {
+    /// `_testcapi.set_nomemory`: of the requests from now on, counted from 0, those from number `start` on fail, up to and excluding number
+    /// `stop` where that is not 0. False when there is no memory for the wrappers.
+    ///
+    /// # Safety
+    /// `this` is initialised, and no call of it is on its way.
+    pub unsafe fn set_nomemory(this: *mut Self, start: usize, stop: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !(*this).is_short && !Self::wrap(this) {
+                return false;
+            }
+            let Some(last) = (*this).nomemory.last() else { return false };
+            let counts = &last.counts;
+            counts.start.set(start);
+            counts.stop.set(stop);
+            counts.count.set(0);
+            counts.active.set(true);
+            true
+        }
+    }
+
+    /// Puts wrappers around the allocators that are in: those that were around the same ones before, if there are any.
+    ///
+    /// # Safety
+    /// As for [`set_nomemory`](Self::set_nomemory).
+    unsafe fn wrap(this: *mut Self) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let present = (*this).allocators;
+            let known = &mut (*this).nomemory;
+            if known.last().is_none_or(|last| {
+                Domain::ALL.into_iter().any(|domain| last.wrappers[domain as usize].inner != present[domain as usize])
+            }) {
+                let wrappers = present.map(|inner| Wrapper { inner, counts: ptr::null() });
+                let Some(wrapped) = try_box(NoMemory { counts: Counts::default(), wrappers }) else { return false };
+                if known.try_reserve(1).is_err() {
+                    return false;
+                }
+                known.push(wrapped);
+            }
+            let Some(last) = known.last_mut() else { return false };
+            let counts = &raw const last.counts;
+            for domain in Domain::ALL {
+                let wrapper = &raw mut last.wrappers[domain as usize];
+                (*wrapper).counts = counts;
+                (*this).allocators[domain as usize] = Allocator {
+                    ctx: wrapper.cast(),
+                    malloc: failing_malloc,
+                    calloc: failing_calloc,
+                    realloc: failing_realloc,
+                    free: failing_free,
+                };
+            }
+            (*this).is_short = true;
+            true
+        }
+    }
+
+    /// `_testcapi.remove_mem_hooks`: puts back what was in when the wrappers came.
+    ///
+    /// # Safety
+    /// As for [`set_nomemory`](Self::set_nomemory).
+    pub unsafe fn remove_nomemory(this: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !core::mem::take(&mut (*this).is_short) {
+                return;
+            }
+            if let Some(last) = (*this).nomemory.last() {
+                last.counts.active.set(false);
+                for domain in Domain::ALL {
+                    (*this).allocators[domain as usize] = last.wrappers[domain as usize].inner;
+                }
+            }
+        }
+    }
+
+    /// The allocator that a wrapper is around; any other one as it is.
+    pub fn unwrapped(allocator: Allocator) -> Allocator {
+        let mut allocator = allocator;
+        while ptr::fn_addr_eq(allocator.malloc, failing_malloc as unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void) {
+            // SAFETY: such an allocator was made above, and its wrapper stays as long as the domains.
+            allocator = unsafe { (*allocator.ctx.cast::<Wrapper>()).inner };
+        }
+        allocator
+    }
+}
+
+/// The wrapped allocator, unless the request is to fail.
+///
+/// # Safety
+/// `ctx` is a wrapper.
+unsafe fn inner(ctx: *mut c_void) -> Option<Allocator> {
+    // SAFETY: the caller's promise; the wrappers stay as long as the domains.
+    unsafe {
+        let wrapper = ctx.cast::<Wrapper>();
+        if (*(*wrapper).counts).fails() { None } else { Some((*wrapper).inner) }
+    }
+}
+
+/// `hook_fmalloc`
+unsafe extern "C" fn failing_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: called as the wrapped allocator is.
+    unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.malloc)(inner.ctx, size)) }
+}
+
+/// `hook_fcalloc`
+unsafe extern "C" fn failing_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: as above.
+    unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.calloc)(inner.ctx, count, size)) }
+}
+
+/// `hook_frealloc`
+unsafe extern "C" fn failing_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as above.
+    unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.realloc)(inner.ctx, address, size)) }
+}
+
+/// `hook_ffree`
+unsafe extern "C" fn failing_free(ctx: *mut c_void, address: *mut c_void) {
+    // SAFETY: as above.
+    unsafe {
+        let inner = (*ctx.cast::<Wrapper>()).inner;
+        (inner.free)(inner.ctx, address);
+    }
+}
