@@ -71,7 +71,23 @@ export interface UnraisableContext {
   readonly type?: ObjectType
 }
 
-/** `PyMemAllocatorEx`: what a domain does. */
+/**
+ * `PyMemAllocatorEx`: what a domain does. Put one in with {@link Heap.setAllocator}, take the present one out with
+ * {@link Heap.getAllocator}.
+ *
+ * One of the heap's own, taken out, can be called directly. What it gives then is the caller's, until it is given back to the same
+ * allocator: no domain knows it, but {@link Domain.read} and {@link Domain.write} reach it. In a domain that the allocator is in, its
+ * blocks may be freed and resized through the one as well as through the other, as in C.
+ *
+ * One of a script's, put in, is called for every request. What it gives must lie in what the heap's own allocators gave to a script, or be a
+ * whole live block of another heap; be aligned as blocks are; hold no other block; for `calloc` be zeroed, and for the raw domain lie in no
+ * arena. Anything else but `null` fails the call with `ERR_CALLBACK_RESULT`, and an exception with `ERR_CALLBACK_THREW`, its `cause` the
+ * exception; the heap is as before then. When `free` throws, the call throws the same, but is done: the block is freed. In the middle of a
+ * `realloc` the old block may be given back; should the `realloc` fail then, the block is there all the same. Only what the heap's own
+ * allocator has resized by then stays so, and the error's `address` says where the block is. While a block lies in memory,
+ * that cannot be given back (`ERR_REENTRANT`). While a script's allocator runs, its heap cannot be used, but its own allocators can be called
+ * (`ERR_REENTRANT`), at most 50 scripts' allocators deep.
+ */
 export interface Allocator {
   /** A block of at least `size` bytes with unspecified contents; zero bytes give a block too. */
   malloc(size: Size): Address | null
@@ -86,8 +102,8 @@ export interface Allocator {
 /**
  * `PyObjectArenaAllocator`: where arenas come from.
  *
- * What `alloc` gives must be `size` bytes in a live block of another heap, or in what a heap's own arena allocator (the one that
- * {@link Heap.getArenaAllocator} gives at first) gave, at a multiple of 16 and clear of all other arenas; anything else fails the call
+ * What `alloc` gives must be `size` bytes in a live block of another heap, in what a heap's own arena allocator (the one that
+ * {@link Heap.getArenaAllocator} gives at first) gave, or in what this heap's own raw allocator gave to a script, at a multiple of 16 and clear of all other arenas; anything else fails the call
  * that needed it with `ERR_CALLBACK_RESULT`, and an exception with `ERR_CALLBACK_THREW`, its `cause` the exception. The heap is as
  * before then. While an arena lies in a block, the block cannot be freed, moved or viewed (`ERR_REENTRANT`). When `free` throws, the
  * call that gave the arena back throws `ERR_CALLBACK_THREW`, but is done: the block is freed, or moved to the error's `address`.
@@ -128,6 +144,17 @@ export class Heap {
   readonly obj: Domain
   readonly gc: Collector
 
+  /**
+   * `PyMem_GetAllocator`. The one that is in, and always the same object for the same one; in a domain that a script's is in, the script's.
+   * mem and obj begin with the same one, pymalloc's.
+   */
+  getAllocator(domain: DomainName): Allocator
+  /**
+   * `PyMem_SetAllocator`. Blocks that are there stay: the allocator is asked to free and resize them too, and if it is one of the heap's
+   * own that does not know them, whoever gave them is. What pymalloc passes on to raw goes to the raw domain's allocator. Putting one of
+   * the heap's own back brings its speed back, once no block is left that it cannot take.
+   */
+  setAllocator(domain: DomainName, allocator: Allocator): void
   /**
    * `PyMem_SetupDebugHooks`: puts debug hooks around the allocators of all domains; a domain that has them keeps them. From then on a block
    * has 16 bytes before it (its size, `r`, `m` or `o` for its domain, guard bytes `FD`) and 8 guard bytes behind it, fresh memory is filled
@@ -189,6 +216,14 @@ export class Heap {
    * looks at all guard bytes and all freed memory too, and throws at the first that is damaged and was not told of yet.
    */
   verify(): void
+  /**
+   * Makes requests fail on purpose, as `_testcapi.set_nomemory` does: of the requests to the domains' allocators from now on, counted from
+   * 0, number `start` and all after it, or up to and excluding number `stop`. As in CPython a `stop` of 0 is none, and what pymalloc passes
+   * on to raw counts in both domains. Frees never fail. Throws {@link MemoryError} when there is no memory for that.
+   */
+  setNomemory(start: Size, stop?: Size): void
+  /** `_testcapi.remove_mem_hooks`: puts back the allocators that were in when {@link Heap.setNomemory} was first called. */
+  removeNomemory(): void
   /** Gives all memory back; every later call throws `ERR_HEAP_CLOSED`. Closing twice is fine. */
   close(): void
   [Symbol.dispose](): void

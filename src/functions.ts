@@ -19,14 +19,16 @@ export function checkFunction(name: string, value: unknown): void {
   if (value !== undefined && !isFunction(value)) throw badArgument('ERR_INVALID_ARG_TYPE', name, 'a function', value)
 }
 
-/** Refuses what a callback gave where that is something to wait for, because nobody would. */
+/** Whether what a callback gave is something to wait for, because nobody would. */
+export function isAwaited(result: unknown): boolean {
+  // What becomes of it is nobody's any more; least of all is it an unhandled rejection.
+  if (types.isPromise(result)) Promise.prototype.then.call(result, undefined, () => {})
+  return types.isPromise(result) || types.isGeneratorObject(result)
+}
+
+/** Refuses what a callback gave where that is something to wait for. */
 export function checkResult(result: unknown, what: string, address?: Address): void {
-  if (types.isPromise(result)) {
-    // What becomes of it is nobody's any more; least of all is it an unhandled rejection.
-    Promise.prototype.then.call(result, undefined, () => {})
-  } else if (!types.isGeneratorObject(result)) {
-    return
-  }
+  if (!isAwaited(result)) return
   throw makeError('ERR_CALLBACK_RESULT', `expected ${what} to be done when it returns, but it gave something to wait for`, {
     address,
   })

@@ -1,6 +1,18 @@
 /** A heap's face. */
 
-import type { Address, ArenaAllocator, ArenaInfo, Geometry, HeapOptions, Release, TypeSpec } from '../index.js'
+import type {
+  Address,
+  Allocator,
+  ArenaAllocator,
+  ArenaInfo,
+  DomainName,
+  Geometry,
+  HeapOptions,
+  Release,
+  Size,
+  TypeSpec,
+} from '../index.js'
+import { Allocators } from './allocators.js'
 import { Collector } from './collector.js'
 import { Domain } from './domain.js'
 import { badArgument, makeError } from './errors.js'
@@ -49,6 +61,7 @@ export class Heap {
   readonly #handle: Handle
   readonly #pymalloc: boolean
   readonly #types: Types
+  readonly #allocators: Allocators
   readonly #ownArenas: ArenaAllocator
   #arenaAllocator: ArenaAllocator
 
@@ -57,6 +70,7 @@ export class Heap {
     this.#handle = handle
     this.#pymalloc = pymalloc
     this.#types = types
+    this.#allocators = new Allocators(handle)
     this.#ownArenas = Object.freeze({
       alloc: (size: number): Address | null => handle.takeArena(size),
       free: (address: Address, size: number): void => handle.giveArena(address, size),
@@ -69,6 +83,14 @@ export class Heap {
     this.obj = new Domain('obj', handle)
     this.gc = new Collector(handle, types)
     this.native = handle.external
+  }
+
+  getAllocator(domain: DomainName): Allocator {
+    return this.#allocators.get(domain)
+  }
+
+  setAllocator(domain: DomainName, allocator: Allocator): void {
+    this.#allocators.set(domain, allocator)
   }
 
   setupDebugHooks(): void {
@@ -141,6 +163,14 @@ export class Heap {
 
   verify(): void {
     this.#handle.verify()
+  }
+
+  setNomemory(start: Size, stop?: Size): void {
+    this.#handle.setNomemory(start, stop)
+  }
+
+  removeNomemory(): void {
+    this.#handle.removeNomemory()
   }
 
   close(): void {

@@ -32,6 +32,17 @@ export interface Handle {
   readonly debugMallocStats: Call<string>
   readonly verify: Call<void>
   readonly setupDebugHooks: Call<void>
+  readonly setNomemory: Call<void>
+  readonly removeNomemory: Call<void>
+  /** The number of the allocator that is in: of one of the heap's own from 0 up, of a script's from -1 down. */
+  readonly presentAllocator: Call<number>
+  /** Whether it is one for that domain. */
+  readonly setNative: Call<boolean>
+  readonly setScript: Call<void>
+  readonly nativeMalloc: Call<Address | null>
+  readonly nativeCalloc: Call<Address | null>
+  readonly nativeRealloc: Call<Address | null>
+  readonly nativeFree: Call<void>
   readonly close: Call<void>
   readonly takeArena: Call<Address | null>
   readonly giveArena: Call<void>
@@ -103,6 +114,8 @@ export interface Handle {
   /** A collection that nobody asked for was given up. */
   onFailure?: (error: unknown) => void
   onEscaped?: () => void
+  /** What the binding calls for a script's allocator: the number of the function, its arguments, and an address or what `free` gave. */
+  onAllocate?: (script: number, verb: number, first: number, second: number) => unknown
   /** What the binding asks for arenas after `askScript`. */
   arenaAlloc?: (size: number) => unknown
   arenaFree?: (address: Address, size: number) => void

@@ -1,7 +1,7 @@
 //! Arenas that a script gives (`PyObject_SetArenaAllocator`), and the heap's own arena allocator as a script may call it.
 //!
 //! A script's word is not taken for it: what it gives must lie in memory that this binding knows, a live block of another heap or
-//! what a heap's own arena allocator gave to a script, and no two arenas may overlap. While an arena lies in such memory, that
+//! what a heap's own allocators gave to a script, and no two arenas may overlap. While an arena lies in such memory, that
 //! memory can be neither freed nor looked into, and its heap lives.
 
 use std::cell::{Cell, RefCell};
@@ -18,7 +18,7 @@ use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, State, live_heaps};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{method, reached};
-use crate::{args, view};
+use crate::{allocators, args, view};
 
 /// Bytes that an arena's address is a multiple of: blocks in it are aligned to it.
 const ARENA_ALIGNMENT: usize = 16;
@@ -41,9 +41,20 @@ struct Lent {
     size: usize,
     /// The heap whose memory it is; none when it is this one's own.
     owner: Option<Rc<Core>>,
-    /// The block or grant that it lies in.
+    /// The memory that it lies in.
     base: usize,
-    is_grant: bool,
+    inside: Inside,
+}
+
+/// What kind of memory an arena lies in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    /// What an arena allocator gave to a script.
+    Grant,
+    /// What another allocator gave to a script.
+    Granted,
+    /// A block of a domain.
+    Block,
 }
 
 /// What the heap's own arena allocator gave to a script.
@@ -79,7 +90,7 @@ impl Arenas {
     /// Whether another heap has arenas in what this one's arena allocator gave.
     pub fn lends(&self) -> bool {
         let grants: usize = self.grants.borrow().values().map(|grant| grant.pins).sum();
-        let own = self.lent.borrow().values().filter(|lent| lent.is_grant && lent.owner.is_none()).count();
+        let own = self.lent.borrow().values().filter(|lent| lent.inside == Inside::Grant && lent.owner.is_none()).count();
         grants > own
     }
 
@@ -92,6 +103,14 @@ impl Arenas {
 
     fn overlaps(&self, address: usize, size: usize) -> bool {
         self.lent.borrow().iter().any(|(&base, lent)| base < address + size && address < base + lent.size)
+    }
+
+    /// Whether an arena lies in so many bytes at `address`, but for one that they, and the memory around them at `base`, lie in.
+    pub fn overlap_within(&self, base: usize, address: usize, size: usize) -> bool {
+        self.lent.borrow().iter().any(|(&arena, lent)| {
+            let around = arena <= base && base < arena + lent.size;
+            !around && arena < address + size && address < arena + lent.size
+        })
     }
 
     /// The grant that holds so many bytes at `address`.
@@ -204,13 +223,13 @@ unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
 }
 
 #[cold]
-fn broken(core: &Core) -> Failure {
+pub(crate) fn broken(core: &Core) -> Failure {
     core.poison();
     Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself; the heap cannot be used any more")
 }
 
 /// Remembers why the present call is to fail, and lets it have no memory from elsewhere.
-fn fail(core: &Core, failure: Failure) {
+pub(crate) fn fail(core: &Core, failure: Failure) {
     if let Some(heap) = core.heap_in_use() {
         heap.set_refusing(true);
     }
@@ -260,7 +279,10 @@ fn ask_for_arena(core: &Core, size: usize) -> Result<usize, Failure> {
 fn claim(core: &Core, env: Env, address: usize, size: usize) -> Result<Lent, &'static str> {
     if let Some(base) = core.arenas.grant_around(address, size) {
         pin_grant(core, base);
-        return Ok(Lent { size, owner: None, base, is_grant: true });
+        return Ok(Lent { size, owner: None, base, inside: Inside::Grant });
+    }
+    if let Some(base) = core.allocators.pin(address, size) {
+        return Ok(Lent { size, owner: None, base, inside: Inside::Granted });
     }
     for owner in live_heaps() {
         if ptr::eq(&raw const *owner, core) {
@@ -278,14 +300,14 @@ fn claim(core: &Core, env: Env, address: usize, size: usize) -> Result<Lent, &'s
         }
         if let Some(base) = owner.arenas.grant_around(address, size) {
             pin_grant(&owner, base);
-            return Ok(Lent { size, owner: Some(owner), base, is_grant: true });
+            return Ok(Lent { size, owner: Some(owner), base, inside: Inside::Grant });
         }
         if let Some(base) = block_around(heap, address, size) {
             pin_block(&owner, env, base)?;
-            return Ok(Lent { size, owner: Some(owner), base, is_grant: false });
+            return Ok(Lent { size, owner: Some(owner), base, inside: Inside::Block });
         }
     }
-    Err("memory of another heap's live block, or of an arena allocator that was taken out")
+    Err("memory of another heap's live block, or of an allocator that was taken out")
 }
 
 /// The live block, without an object in it, that holds so many bytes at `address`.
@@ -306,7 +328,7 @@ fn pin_grant(owner: &Core, base: usize) {
     }
 }
 
-fn pin_block(owner: &Core, env: Env, base: usize) -> Result<(), &'static str> {
+pub(crate) fn pin_block(owner: &Core, env: Env, base: usize) -> Result<(), &'static str> {
     let view = match owner.marks.borrow().get(&base) {
         Some(Mark::Retired(..)) => return Err("memory of a block that has not been freed"),
         Some(Mark::Viewed(view)) => Some(view.clone()),
@@ -325,18 +347,24 @@ fn pin_block(owner: &Core, env: Env, base: usize) -> Result<(), &'static str> {
 
 fn unpin(core: &Core, lent: &Lent) {
     let owner = lent.owner.as_deref().unwrap_or(core);
-    if lent.is_grant {
-        if let Some(grant) = owner.arenas.grants.borrow_mut().get_mut(&lent.base) {
-            grant.pins -= 1;
+    match lent.inside {
+        Inside::Grant => {
+            if let Some(grant) = owner.arenas.grants.borrow_mut().get_mut(&lent.base) {
+                grant.pins -= 1;
+            }
+            owner.release_if_closed();
         }
-        owner.release_if_closed();
-        return;
+        Inside::Granted => owner.allocators.unpin(lent.base),
+        Inside::Block => unpin_block(owner, lent.base),
     }
+}
+
+pub(crate) fn unpin_block(owner: &Core, base: usize) {
     let mut marks = owner.marks.borrow_mut();
-    if let Some(Mark::Pinned(arenas)) = marks.get_mut(&lent.base) {
+    if let Some(Mark::Pinned(arenas)) = marks.get_mut(&base) {
         *arenas -= 1;
         if *arenas == 0 {
-            marks.remove(&lent.base);
+            marks.remove(&base);
         }
     }
     drop(marks);
@@ -386,7 +414,8 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
 /// wrong on the way comes back, unless no script may be called.
 pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Option<Failure> {
     // While everything is still there, because finding out what is not in an arena reads the arenas.
-    heap.free_blocks_outside();
+    heap.free_blocks_outside(|address| allocators::is_lent(core, address));
+    allocators::release(core, &heap, false);
     let mut failure = None;
     if core.arenas.source.get() != Source::Own {
         if !may_call {
@@ -405,6 +434,7 @@ pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Opti
     if core.arenas.source.get() != Source::Own {
         core.arenas.source.set(Source::Nobody);
     }
+    allocators::release(core, &heap, true);
     drop(heap);
     failure
 }

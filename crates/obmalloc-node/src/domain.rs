@@ -81,7 +81,7 @@ fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
 fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3]) -> Outcome {
     let (at, from) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
     let wanted = args::optional_size(env, "length", length)?;
-    let usable = core.bytes_of(core.heap_to_look()?, domain::<D>(), at)?;
+    let usable = core.size_to_copy(core.heap_to_look()?, domain::<D>(), at)?;
     let rest = part(usable, from, 0, offset)?;
     let count = wanted.unwrap_or(rest);
     part(usable, from, count, length)?;
@@ -102,7 +102,7 @@ fn write<const D: u8>(core: &Core, env: Env, [address, bytes, offset]: [Value; 3
         .typed_array(bytes)
         .filter(|source| source.kind == sys::TypedarrayType::uint8_array)
         .ok_or_else(|| Failure::argument(code::INVALID_ARG_TYPE, "bytes", "a Uint8Array", bytes))?;
-    let usable = core.bytes_of(heap, domain::<D>(), at)?;
+    let usable = core.size_to_copy(heap, domain::<D>(), at)?;
     part(usable, to, source.length, offset)?;
     if source.length != 0 {
         // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
@@ -160,7 +160,17 @@ impl Core {
         if self.needs_attention() {
             return self.realloc_attentively(env, heap, domain, address, size);
         }
-        heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))
+        heap.realloc(domain, address, size).or_else(|fault| {
+            self.adopt(heap, domain, fault)?;
+            heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))
+        })
+    }
+
+    /// A block that is none of the domain's, but was given by the allocator that is in there, becomes one.
+    #[cold]
+    fn adopt(&self, heap: &ObjectHeap, domain: Domain, fault: Fault) -> Result<(), Failure> {
+        let Some(size) = self.allocators.take_grant(heap, domain, fault.address) else { return Err(self.fault(fault)) };
+        if heap.adopt(domain, fault.address, size) { Ok(()) } else { Err(Failure::no_memory("no memory to remember a block")) }
     }
 
     #[cold]
@@ -174,11 +184,15 @@ impl Core {
     ) -> Result<Option<NonNull<u8>>, Failure> {
         view::sweep(self, heap);
         let Some(old) = address else {
-            let block = heap.malloc(domain, size);
+            let block = heap.realloc(domain, None, size).map_err(|fault| self.fault(fault))?;
             self.settle(env, heap, domain, block)?;
             return Ok(block);
         };
         self.refuse_retired(domain, old)?;
+        if let Err(fault) = heap.usable_size(domain, old) {
+            // What is wrong with it otherwise is found below.
+            let _ = self.adopt(heap, domain, fault);
+        }
         let usable =
             heap.usable_size(domain, old).map_err(|fault| self.fault(as_told(fault, heap.check_realloc(domain, old))))?;
         self.refuse_pinned(old, domain)?;
@@ -189,9 +203,9 @@ impl Core {
         if view.is_some() {
             heap.check_realloc(domain, old).map_err(|fault| self.fault(fault))?;
         }
-        // While a script gives the arenas, JavaScript may run between the freeing of the old block and the end of the call.
+        // While a script gives arenas or blocks, JavaScript may run between the freeing of the old block and the end of the call.
         let mut escaped = false;
-        if let Some(view) = view.as_ref().filter(|_| self.arenas.need_attention()) {
+        if let Some(view) = view.as_ref().filter(|_| self.arenas.need_attention() || self.allocators.need_attention(heap)) {
             escaped = view::detach(self, env, old, view);
         }
         let reachable = view.as_ref().is_some_and(|view| escaped || view::has_escaped(self, env, view));
@@ -233,12 +247,19 @@ impl Core {
         if self.needs_attention() {
             return self.free_attentively(env, heap, domain, address);
         }
-        heap.free(domain, address).map_err(|fault| self.fault(fault))
+        heap.free(domain, address).or_else(|fault| {
+            self.adopt(heap, domain, fault)?;
+            heap.free(domain, address).map_err(|fault| self.fault(fault))
+        })
     }
 
     #[cold]
     fn free_attentively(&self, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<(), Failure> {
         view::sweep(self, heap);
+        if let Err(fault) = heap.usable_size(domain, address) {
+            // What is wrong with it otherwise is found below.
+            let _ = self.adopt(heap, domain, fault);
+        }
         let view = match self.marks.borrow().get(&address) {
             Some(Mark::Retired(..)) => return Err(retired(FaultKind::DoubleFree, domain, address).into()),
             Some(Mark::Viewed(view)) => Some(view.clone()),
@@ -260,6 +281,11 @@ impl Core {
     pub fn usable_size(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
         self.refuse_retired(domain, address)?;
         heap.usable_size(domain, address).map_err(|fault| self.fault(fault))
+    }
+
+    /// As [`usable_size`](Self::usable_size), also of what an allocator gave that was called directly.
+    fn size_to_copy(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
+        self.bytes_of(heap, domain, address).or_else(|failure| self.allocators.size_of_grant(address).ok_or(failure))
     }
 
     fn refuse_retired(&self, domain: Domain, address: usize) -> Result<(), Failure> {

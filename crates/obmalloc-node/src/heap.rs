@@ -10,13 +10,14 @@ use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
 use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TypeId};
 
+use crate::allocators::Allocators;
 use crate::arena::Arenas;
 use crate::failure::{Failure, code};
 use crate::hooks::{Host, Scripts};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{method, reached};
 use crate::view::Views;
-use crate::{arena, args, batch, collector, domain, objects, view};
+use crate::{allocators, arena, args, batch, collector, domain, objects, view};
 
 /// Bytes by which what V8 was told of a heap may be wrong.
 const REPORT_STEP: i64 = 1 << 20;
@@ -37,6 +38,8 @@ pub(crate) enum State {
     Traversing,
     /// Nothing: a callback of its arena allocator is running.
     Busy,
+    /// Nothing, but calls of its own allocators that were taken out: a callback of a domain's allocator is running.
+    Asking,
     /// Nothing more.
     Closed,
     /// Nothing but closing: it panicked.
@@ -47,10 +50,11 @@ pub(crate) enum State {
 ///
 /// Invariants:
 /// 1. `heap` holds a heap until the state is closed; it is taken out only by [`close`] and by dropping, when no call is on its way.
-/// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, and from [`Scripts`](crate::hooks), which count it:
-///    in both cases closing is refused, so that whoever has a reference to the heap at that time keeps it.
+/// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, from [`Allocators`](crate::allocators), with the state at
+///    asking, and from [`Scripts`](crate::hooks), which count it: in all cases closing is refused, so that whoever has a reference to the
+///    heap at that time keeps it.
 /// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty, arenas come from a
-///    script, or there are debug hooks.
+///    script, a domain's allocator is not its own, or there are debug hooks.
 pub(crate) struct Core {
     state: Cell<State>,
     attention: Cell<bool>,
@@ -65,6 +69,7 @@ pub(crate) struct Core {
     pub marks: RefCell<HashMap<usize, Mark>>,
     pub views: Views,
     pub arenas: Arenas,
+    pub allocators: Allocators,
     pub slots: RefCell<Vec<usize>>,
     pub scripts: Scripts,
     /// The types that JavaScript has defined, in order.
@@ -77,7 +82,7 @@ pub(crate) enum Mark {
     Viewed(Rc<view::View>),
     /// It was freed, but a buffer over it may still be reachable, so its memory is not used again yet.
     Retired(Domain, Rc<view::View>),
-    /// So many arenas lie in it.
+    /// So many arenas or blocks of another heap lie in it.
     Pinned(usize),
 }
 
@@ -142,7 +147,7 @@ impl Core {
             State::Traversing => {
                 Failure::new(code::GC_IN_PROGRESS, "expected a heap that may be changed, but a type's traverse is running")
             }
-            State::Busy => {
+            State::Busy | State::Asking => {
                 Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running")
             }
             State::Poisoned => {
@@ -184,6 +189,12 @@ impl Core {
         self.in_state(State::Busy, run)
     }
 
+    /// As [`while_busy`](Self::while_busy), for a callback of a domain's allocator.
+    pub fn while_asking<T>(&self, run: impl FnOnce() -> T) -> T {
+        self.disturbances.set(self.disturbances.get() + 1);
+        self.in_state(State::Asking, run)
+    }
+
     pub fn poison(&self) {
         self.state.set(State::Poisoned);
     }
@@ -195,8 +206,8 @@ impl Core {
     }
 
     pub fn update_attention(&self) {
-        let hooked = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks());
-        self.attention.set(hooked || !self.marks.borrow().is_empty() || self.arenas.need_attention());
+        let changed = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks() || self.allocators.need_attention(heap));
+        self.attention.set(changed || !self.marks.borrow().is_empty() || self.arenas.need_attention());
     }
 
     /// The object in JavaScript that has this heap's functions.
@@ -242,7 +253,8 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn take_fault_slowly(&self) -> Option<Failure> {
-        if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Closed | State::Poisoned) {
+        if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking | State::Closed | State::Poisoned)
+        {
             return None;
         }
         self.heap_in_use()?.take_fault().map(|fault| self.fault(fault))
@@ -263,7 +275,7 @@ impl Core {
         if self.state.get() == State::Closed {
             return Ok(());
         }
-        if self.scripts.are_running() || self.state.get() == State::Busy {
+        if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking) {
             return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
         }
         let poisoned = self.state.get() == State::Poisoned;
@@ -363,6 +375,12 @@ fn one_of<T, const N: usize>(
     named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, argument, expected(), value))
 }
 
+/// The domain that is called `value`.
+pub(crate) fn domain_named(env: Env, value: Value) -> Result<Domain, Failure> {
+    let named = |name: &str| Domain::ALL.into_iter().find(|domain| domain.name() == name);
+    one_of(env, "domain", value, Domain::ALL.map(Domain::name), named)
+}
+
 fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
     one_of(env, "release", value, ALL.map(|profile| profile.release), Profile::named)
 }
@@ -414,6 +432,7 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
         marks: RefCell::default(),
         views: Views::default(),
         arenas: Arenas::new(heap.arena_allocator()),
+        allocators: Allocators::new(&heap),
         slots: RefCell::default(),
         scripts: Scripts::default(),
         types: RefCell::default(),
@@ -446,6 +465,7 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
     domain::methods::<{ Domain::Raw as u8 }>(env, of, c"raw")?;
     domain::methods::<{ Domain::Mem as u8 }>(env, of, c"mem")?;
     domain::methods::<{ Domain::Obj as u8 }>(env, of, c"obj")?;
+    allocators::methods(env, of)?;
     arena::methods(env, of)?;
     objects::methods(env, of)?;
     collector::methods(env, of)?;
@@ -456,6 +476,8 @@ fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
     method(env, of, handle, c"debugMallocStats", debug_malloc_stats)?;
     method(env, of, handle, c"verify", verify)?;
     method(env, of, handle, c"setupDebugHooks", setup_debug_hooks)?;
+    method(env, of, handle, c"setNomemory", set_nomemory)?;
+    method(env, of, handle, c"removeNomemory", remove_nomemory)?;
     method(env, of, handle, c"close", close)?;
     Ok(handle)
 }
@@ -495,7 +517,8 @@ fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 
 fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     let heap = core.heap()?;
-    heap.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
+    heap.verify_with(|begin, size| core.allocators.have_granted(begin, size))
+        .map_err(|corruption| Failure::corrupted(&corruption))?;
     heap.verify_guards().map_err(|fault| core.fault(fault))?;
     Ok(UNDEFINED)
 }
@@ -504,6 +527,20 @@ fn setup_debug_hooks(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     let done = core.heap()?.setup_debug_hooks();
     core.update_attention();
     done.map_err(no_heap)?;
+    Ok(UNDEFINED)
+}
+
+/// `(start, stop = never)`
+fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
+    let (start, stop) = (args::size(env, "start", start)?, args::optional_size(env, "stop", stop)?);
+    core.heap()?.set_nomemory(start, stop).map_err(no_heap)?;
+    core.update_attention();
+    Ok(UNDEFINED)
+}
+
+fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    core.heap()?.remove_nomemory();
+    core.update_attention();
     Ok(UNDEFINED)
 }
 

@@ -256,6 +256,23 @@ impl Env {
         napi!(self, napi_close_handle_scope, scope);
     }
 
+    /// Runs something whose values live no longer than it takes, but for what it gives.
+    pub fn in_scope(self, run: impl FnOnce() -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
+        let mut scope = ptr::null_mut();
+        napi!(self, napi_open_escapable_handle_scope, &mut scope);
+        let escape = |value: Value| {
+            let mut escaped = ptr::null_mut();
+            let status = napi!(self, napi_escape_handle, scope, value, &mut escaped);
+            (status == sys::Status::napi_ok).then_some(escaped)
+        };
+        let result = match run() {
+            Ok(value) => escape(value).ok_or(None),
+            Err(exception) => Err(exception.and_then(escape)),
+        };
+        napi!(self, napi_close_escapable_handle_scope, scope);
+        result
+    }
+
     /// Kind, number of elements, first byte and buffer of a typed array.
     pub fn typed_array(self, value: Value) -> Option<TypedArray> {
         let mut is = false;

@@ -3,6 +3,7 @@
 //! It is written on Node-API itself (napi-rs' `napi-sys`): a call gets its heap from the function's own data pointer, so nothing is
 //! unwrapped or allocated on the way. Every function that JavaScript can call is made by [`shell`], which catches panics.
 
+mod allocators;
 mod arena;
 mod args;
 mod batch;

@@ -190,6 +190,10 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
             // Its guard bytes have been damaged since it was retired.
             heap.keep_fault(fault);
         }
+        if let Some(failure) = core.arenas.take_failure(heap) {
+            // Whoever freed it was told long ago that it was done.
+            core.tell(failure);
+        }
     }
 }
 

@@ -170,12 +170,9 @@ impl DebugHooks {
         self.blocks.get(&address).map(|block| block.size)
     }
 
-    /// The address at which the innermost allocator knows a block.
-    pub fn innermost(&self, mut address: usize) -> usize {
-        while self.blocks.contains_key(&address) {
-            address -= HEAD;
-        }
-        address
+    /// The addresses at which the allocators know a block, from the outermost hook to what is below all hooks.
+    pub fn layers(&self, address: usize) -> impl Iterator<Item = usize> {
+        core::iter::successors(Some(address), |address| self.blocks.contains_key(address).then(|| address - HEAD))
     }
 
     /// Blocks that were freed, but not given back because of what is wrong with them, and that no other lies in; `is_live` says which
@@ -218,6 +215,11 @@ impl DebugHooks {
     /// pymalloc's has grown, it is the raw domain's.
     fn block(&self, hook: &Api, address: usize) -> Option<Block> {
         self.blocks.get(&address).filter(|block| ptr::eq(block.hook, hook)).copied()
+    }
+
+    /// Whether an allocator is a hook, and there is no other in its domain.
+    pub fn is_only_hook(&self, domain: Domain, allocator: &Allocator) -> bool {
+        Domains::is_hook(allocator) && self.apis.iter().filter(|api| api.domain == domain).count() == 1
     }
 
     /// The hook that gave a block, as an allocator.

@@ -347,6 +347,17 @@ impl Ledger {
         }
     }
 
+    /// Remembers that there was a block at an address that was not entered, where there is memory for that.
+    pub fn note_freed(&mut self, address: usize) {
+        if self.place(address).is_none() {
+            if !self.reserve() {
+                return;
+            }
+            self.elsewhere.insert(address, Entry { size: 0, domain: Domain::Raw, live: true });
+        }
+        self.remove(address);
+    }
+
     /// The domain of the live block at `address`, if there is one.
     #[inline]
     pub fn domain_of(&self, address: usize) -> Option<Domain> {

@@ -298,7 +298,8 @@ impl CheckedHeap {
     #[inline]
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else {
-            let block = self.malloc(domain, size);
+            // SAFETY: no block.
+            let block = unsafe { self.heap.realloc(domain, None, size) }.and_then(|block| self.enter(domain, block, size));
             // A request that the hooks have refused has a reason.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };
@@ -467,14 +468,43 @@ impl CheckedHeap {
         self.hooks()?.giver(address)
     }
 
+    /// Whether an allocator of a domain takes back every block that the heap's own allocators gave in it.
+    pub fn takes_back(&self, domain: Domain, allocator: &Allocator) -> bool {
+        self.hooks().is_none_or(|hooks| hooks.is_only_hook(domain, &Domains::unwrapped(*allocator)))
+    }
+
+    /// Bytes that may be used of a block that the heap's own allocators gave.
+    pub fn size_given(&self, address: usize) -> usize {
+        if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
+            return size;
+        }
+        match self.heap.pymalloc().locate(address) {
+            Location::Block { size, .. } => size,
+            // SAFETY: the caller's block, which lies in no arena, and so comes from the C library.
+            _ => unsafe { block_bytes(ptr::with_exposed_provenance_mut(address)) },
+        }
+    }
+
+    /// A block of `size` bytes that was taken directly from the allocator that is in becomes one of the domain's. False when there is no
+    /// memory to remember it.
+    pub fn adopt(&self, domain: Domain, address: usize, size: usize) -> bool {
+        self.ledger().insert(address, size, domain)
+    }
+
+    /// A block that was taken from an allocator directly has been given back to it.
+    pub fn note_freed(&self, address: usize) {
+        self.ledger().note_freed(address);
+    }
+
     /// Whether an address lies in an arena.
     pub fn is_in_arena(&self, address: usize) -> bool {
         self.heap.pymalloc().locate(address) != Location::Outside
     }
 
-    /// The address at which the allocator below all debug hooks knows a block.
-    pub fn innermost(&self, address: usize) -> usize {
-        self.hooks().map_or(address, |hooks| hooks.innermost(address))
+    /// The addresses at which the heap's own allocators know a block: each debug hook, and what is below them.
+    pub fn layers(&self, address: usize) -> impl Iterator<Item = usize> {
+        let hooks = self.hooks();
+        core::iter::successors(Some(address), move |address| hooks.as_ref().and_then(|hooks| hooks.layers(*address).nth(1)))
     }
 
     /// `_testcapi.set_nomemory`: of the requests to the domains' allocators from now on, counted from 0, those from number `start` on fail, up
@@ -512,10 +542,11 @@ impl CheckedHeap {
         let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
         let mut hooks = self.hooks();
         let free = |address: usize| {
-            let address = hooks.as_ref().map_or(address, |hooks| hooks.innermost(address));
-            if pymalloc.locate(address) == Location::Outside && !is_lent(address) {
+            let lent = |address| hooks.as_ref().map_or_else(|| is_lent(address), |hooks| hooks.layers(address).any(&is_lent));
+            let below = hooks.as_ref().and_then(|hooks| hooks.layers(address).last()).unwrap_or(address);
+            if pymalloc.locate(below) == Location::Outside && !lent(address) {
                 // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
-                unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
+                unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
             }
         };
         ledger.elsewhere().for_each(|(address, _, _)| free(address));
