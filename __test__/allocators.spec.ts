@@ -72,21 +72,21 @@ function bump(inner: Allocator, bytes: number): Allocator & { readonly base: Add
 test('what is in is always the same object, and mem and obj have the same one', (t) => {
   for (const release of releases) {
     using heap = new Heap({ release })
-    const [raw, mem, obj] = domains.map((domain) => heap.getAllocator(domain))
+    const [raw, mem, obj] = domains.map((domain) => heap.getAllocator(domain)) as [Allocator, Allocator, Allocator]
     t.is(mem, obj)
     t.not(raw, obj)
     t.is(heap.getAllocator('raw'), raw)
-    const mine = logging(obj!, [])
+    const mine = logging(obj, [])
     heap.setAllocator('obj', mine)
     t.is(heap.getAllocator('obj'), mine)
     t.is(heap.getAllocator('mem'), mem)
-    heap.setAllocator('obj', obj!)
+    heap.setAllocator('obj', obj)
     t.is(heap.getAllocator('obj'), obj)
     heap.setupDebugHooks()
-    const hooks = domains.map((domain) => heap.getAllocator(domain))
+    const hooks = domains.map((domain) => heap.getAllocator(domain)) as [Allocator, Allocator, Allocator]
     t.is(new Set([raw, obj, ...hooks]).size, 5)
     heap.setAllocator('mem', mine)
-    heap.setAllocator('mem', hooks[1]!)
+    heap.setAllocator('mem', hooks[1])
     t.is(heap.getAllocator('mem'), hooks[1])
   }
   using malloc = new Heap({ allocator: 'malloc' })
@@ -209,7 +209,14 @@ test('what pymalloc passes on is seen by whatever is around raw', (t) => {
     heap.mem.free(heap.mem.realloc(grown, 2000))
     heap.obj.free(zero)
     const zeroByte = extra === 0 ? ['malloc 0'] : []
-    const expected = [`malloc ${513 + extra}`, `malloc ${1000 + extra}`, ...zeroByte, 'free', `realloc block ${2000 + extra}`, 'free']
+    const expected = [
+      `malloc ${513 + extra}`,
+      `malloc ${1000 + extra}`,
+      ...zeroByte,
+      'free',
+      `realloc block ${2000 + extra}`,
+      'free',
+    ]
     t.deepEqual(calls, extra === 0 ? [...expected, 'free'] : expected, allocator)
     heap.setAllocator('raw', raw)
     heap.verify()
@@ -228,7 +235,7 @@ test('blocks with a header of the script are blocks like others', (t) => {
       const block = some(heap[domain].malloc(40))
       t.is(heap[domain].usableSize(block), 40)
       heap[domain].view(block).fill(7)
-      t.throws(() => heap[domain].free((block + 16) as Address), { code: 'ERR_INTERIOR_POINTER', })
+      t.throws(() => heap[domain].free((block + 16) as Address), { code: 'ERR_INTERIOR_POINTER' })
       const moved = some(heap[domain].realloc(block, 900))
       t.deepEqual(heap[domain].read(moved, 0, 40), new Uint8Array(40).fill(7))
       heap.verify()

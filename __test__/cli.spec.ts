@@ -237,6 +237,11 @@ test("the README's TypeScript example runs as it stands, and prints what it says
   }
 })
 
+test('an allocator that wraps the one that is in runs as it stands', (t) => {
+  const file = join(root, 'examples', 'wrapping-allocator.ts')
+  prints(t, file, readFileSync(file, 'utf8'))
+})
+
 test("the specification's example runs as the README shows it", (t) => {
   const file = join(root, 'examples', 'tree-node.ts')
   const program = readFileSync(file, 'utf8')

@@ -93,6 +93,12 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
     heap.mem.free(block)
   })
   attempt(() => {
+    const { malloc, calloc, realloc, free } = heap.getAllocator('raw')
+    heap.setAllocator('raw', { malloc, calloc, realloc, free })
+    heap.raw.free(heap.raw.realloc(heap.raw.malloc(5), 50))
+    heap.raw.free(heap.raw.calloc(5, 5))
+  })
+  attempt(() => {
     const type: obmalloc.ObjectType = heap.defineType({
       name: 'node',
       gc: true,
@@ -173,9 +179,10 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
   const callbacks = native
     .entryPoints()
     .split('\n')
-    .filter((point) => /^(hooks|arena)::/.test(point))
+    .filter((point) => /^(hooks|arena|layers)::/.test(point))
   const hooks = ['traverse', 'run', 'weakref_callback', 'weakref_dropped', 'gc_callback', 'write', 'collection_failed']
   const expected = [...hooks.map((name) => `hooks::${name}`), 'arena::arena_alloc', 'arena::arena_free']
+  expected.push(...['malloc', 'calloc', 'realloc', 'free'].map((name) => `layers::layer_${name}`))
   t.deepEqual(callbacks.toSorted(), expected.toSorted())
   for (const point of callbacks) {
     native.panicIn(point)

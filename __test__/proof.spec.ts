@@ -47,6 +47,22 @@ async function judge(paths: string[]): Promise<{ wrong: string[]; matched: numbe
 const { usable } = findInterpreters([])
 
 for (const interpreter of usable) {
+  const { version, path, release } = interpreter
+  test.serial(`requests fail where _testcapi.set_nomemory makes them fail in CPython ${version} (${path})`, async (t) => {
+    t.log(`seed ${FIRST_SEED}`)
+    const counts = await drive<[requests: number, failures: number] | null>(interpreter, 'nomemory', [
+      release,
+      FIRST_SEED,
+      20_000,
+    ])
+    if (counts === null) return t.pass('this CPython came without _testcapi')
+    const [requests, failures] = counts
+    t.is(requests, 400_000)
+    return t.true(failures > 50_000, `${failures} failed`)
+  })
+}
+
+for (const interpreter of usable) {
   const { version, path } = interpreter
   for (const program of PROGRAMS) {
     test.serial(`${program} comes out the same in CPython ${version} (${path})`, async (t) => {

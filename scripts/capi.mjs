@@ -17,7 +17,6 @@ Made by \`node scripts/capi.mjs\` from [\`capi.json\`](capi.json), which also na
 
 - **exact**: does what the C function does, in that release, as far as it can be seen.
 - **adapted**: the same thing in another form; the note says which.
-- **planned**: not in TypeScript yet.
 
 ${sections
   .map(({ title, rows }) =>

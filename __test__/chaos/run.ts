@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict'
 
-import { Heap, MemoryError, MemoryFault, type Address, type ObjectType, type Release } from 'obmalloc'
+import { Heap, MemoryError, MemoryFault, type Address, type Allocator, type ObjectType, type Release } from 'obmalloc'
 
 /** A generator of its own for each operation. */
 function randomFrom(seed: number): (below: number) => number {
@@ -35,11 +35,18 @@ export function chaos(release: Release, seeds: readonly number[]): void {
   const refs: Address[] = []
   const blocks: Address[] = []
   const types: ObjectType[] = []
+  const domains = ['raw', 'mem', 'obj'] as const
+  const provider = new Heap({ memoryLimit: 64 << 20 })
+  /** The allocators that have been seen, the heap's own first. */
+  const allocators: Allocator[] = [...new Set(domains.map((domain) => heap.getAllocator(domain)))]
+  /** What they gave directly. */
+  const granted: Address[] = []
 
   /** An error that says what it should, and nothing broken. */
   function expected(error: unknown): void {
     if (error === chosen) return
-    const { code } = error as { code?: string }
+    const { code, cause } = error as { code?: string; cause?: unknown }
+    if (code === 'ERR_CALLBACK_THREW' && cause !== undefined) expected(cause)
     const fine =
       error instanceof MemoryFault ||
       error instanceof MemoryError ||
@@ -63,7 +70,74 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     if (owned.length > 0) heap.decref(owned.splice(random(owned.length), 1)[0]!)
   }
 
+  /** An allocator around another: with what `shift` bytes before each block, and in what mood. */
+  const wrapper = (inner: Allocator, shift: number, moody: boolean): Allocator => {
+    const given = (address: Address | null): Address | null => {
+      const mood = moody ? random(12) : 12
+      if (mood === 0) throw chosen
+      if (mood === 1) return null
+      if (mood === 2) return some()
+      if (mood === 3) return 'x' as never
+      if (mood === 4 && granted.length > 0) return pick(granted)
+      if (mood === 5) step()
+      return address === null ? null : ((address + shift) as Address)
+    }
+    const base = (address: Address | null): Address | null => (address === null ? null : ((address - shift) as Address))
+    return {
+      malloc: (size) => given(inner.malloc(Number(size) + shift)),
+      calloc: (count, size) => given(inner.calloc(1, Number(count) * Number(size) + shift)),
+      realloc: (address, size) => {
+        if (moody && random(8) === 0) inner.free(base(address))
+        return given(inner.realloc(base(address), Number(size) + shift))
+      },
+      free: (address) => {
+        if (moody && random(8) === 0) throw chosen
+        inner.free(base(address))
+        if (moody && random(8) === 0) inner.free(base(address))
+      },
+    }
+  }
+
   const operations: Array<() => void> = [
+    () => {
+      if (random(3) !== 0) return
+      const domain = pick(domains)
+      const present = heap.getAllocator(domain)
+      if (!allocators.includes(present) && allocators.length < 20) allocators.push(present)
+      const next = [
+        () => pick(allocators),
+        () => wrapper(present, pick([0, 0, 16, 48]), false),
+        () => wrapper(pick(allocators), pick([0, 0, 16]), true),
+        () => provider.raw,
+        () => heap.obj,
+      ]
+      heap.setAllocator(domain, pick(next)())
+    },
+    // Mostly back to what was there first: moody ones upset all the rest.
+    () => heap.setAllocator('raw', allocators[0]!),
+    () => heap.setAllocator('mem', allocators[1]!),
+    () => heap.setAllocator('obj', allocators[1]!),
+    () => {
+      const block = pick(allocators).malloc(random(3) === 0 ? random(9000) : random(600))
+      if (block !== null) granted.push(block)
+    },
+    () => {
+      if (granted.length > 0) pick(allocators).free(granted.splice(random(granted.length), 1)[0]!)
+    },
+    () => {
+      if (granted.length > 0) granted.push(pick(allocators).realloc(granted.splice(random(granted.length), 1)[0]!, random(900))!)
+    },
+    () => {
+      if (random(20) === 0) heap.setNomemory(random(20), random(3) === 0 ? undefined : random(40))
+      else heap.removeNomemory()
+    },
+    () => {
+      const domain = pick(domains)
+      const block = heap[domain].realloc(null, random(900))
+      if (block === null) return
+      const moved = heap[domain].realloc(block, random(2000))
+      heap[domain].free(moved ?? block)
+    },
     () => own(pick(types).alloc(random(4))),
     () => own(pick(types).alloc()),
     () => own(pick(types).new()),
@@ -222,6 +296,7 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     )
   }
   heap.gc.callbacks.push(() => callback(0 as Address))
+  if (seeds.length % 2 === 1) heap.setupDebugHooks()
   for (const seed of seeds) {
     random = randomFrom(seed)
     inside = callbacks = 0
@@ -230,6 +305,8 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     heap.verify()
   }
   heap.close()
+  provider.verify()
+  provider.close()
 }
 
 class Broken extends Error {

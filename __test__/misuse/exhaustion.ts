@@ -48,9 +48,21 @@ export const exhaustion: Row[] = [
       heap.close()
     },
   },
-  { number: 66, what: 'the k-th allocation fails, for every k', later: 'setNomemory' },
-  { number: 67, what: 'the k-th and all following allocations fail', later: 'setNomemory' },
-  { number: 68, what: 'failures inside the tables of the library itself', later: 'setNomemory' },
+  {
+    number: 66,
+    what: 'the k-th allocation fails, for every k',
+    elsewhere: ['exhaustion.spec.ts', "any request of any operation fails, ${forever ? 'and all after it' : 'once'}"],
+  },
+  {
+    number: 67,
+    what: 'the k-th and all following allocations fail',
+    elsewhere: ['exhaustion.spec.ts', "any request of any operation fails, ${forever ? 'and all after it' : 'once'}"],
+  },
+  {
+    number: 68,
+    what: 'failures inside the tables of the library itself',
+    elsewhere: ['../crates/obmalloc/tests/exhaustion.rs', 'whatever_request_is_refused_nothing_breaks'],
+  },
   {
     number: 69,
     what: 'the operating system refuses memory',
@@ -93,7 +105,11 @@ export const exhaustion: Row[] = [
       assert.ok(heap.arenas().length <= before + 2)
     },
   },
-  { number: 72, what: 'serial numbers that wrap', later: 'the debug hooks; the ledger numbers nothing' },
+  {
+    number: 72,
+    what: 'serial numbers that wrap',
+    later: 'nothing has a serial number: neither the ledger nor, from 3.8 on, the debug hooks of a release build',
+  },
   {
     number: 73,
     what: 'a worker past its own limits',

@@ -5,6 +5,7 @@ import { readFileSync, readdirSync } from 'node:fs'
 
 import { Heap, type Address, type ObjectType, type Release, type TypeSpec, type UnraisableContext } from 'obmalloc'
 
+import { allocators } from './allocators.ts'
 import type { Row } from './rows.ts'
 import { Scene, at, some } from './scene.ts'
 
@@ -90,8 +91,6 @@ function refusesLie(
   })
 }
 
-const setAllocator = 'setAllocator'
-
 /** Random graphs against a model that knows what can be reached. */
 function stress(seed: number, release: Release): void {
   let state = seed
@@ -146,13 +145,7 @@ function sources(): Array<[file: string, text: string]> {
 }
 
 export const objects: Row[] = [
-  { number: 75, what: 'an allocator that throws', later: setAllocator },
-  { number: 76, what: 'an allocator that gives what is no block', later: setAllocator },
-  { number: 77, what: 'an allocator that gives a block twice', later: setAllocator },
-  { number: 78, what: 'an allocator whose free throws', later: setAllocator },
-  { number: 79, what: 'an allocator that calls its own heap', later: setAllocator },
-  { number: 80, what: 'an allocator that is replaced while it runs', later: setAllocator },
-  { number: 81, what: 'an allocator that closes the heap, or frees the block at hand', later: setAllocator },
+  ...allocators,
   {
     number: 82,
     what: 'process.exit in a callback',
@@ -322,7 +315,8 @@ export const objects: Row[] = [
     what: 'finalizers and callbacks of the engine catch panics',
     play: () => {
       const bodies = sources().flatMap(([, text]) => text.split(/(?=extern "C" fn )/).slice(1))
-      for (const name of ['finalize', 'finalize_handle', 'arena_alloc', 'arena_free']) {
+      const layers = ['malloc', 'calloc', 'realloc', 'free'].map((name) => `layer_${name}`)
+      for (const name of ['finalize', 'finalize_handle', 'arena_alloc', 'arena_free', ...layers]) {
         assert.ok(
           bodies.some((body) => body.startsWith(`extern "C" fn ${name}(`)),
           `${name} is looked at by row 88`,

@@ -257,12 +257,22 @@ const blocks: Row[] = [
     number: 15,
     what: 'a size that a header would carry over the end',
     play: ({ heap }) => {
-      for (let less = 0n; less <= 64n; less++) {
-        for (const name of domains) {
-          assert.equal(heap[name].malloc(MAX - less), null)
-          assert.equal(heap[name].calloc(1, MAX - less), null)
+      const hooked = new Heap({ allocator: 'debug' })
+      for (const each of [heap, hooked]) {
+        const type = each.defineType({ name: 'bytes', gc: true, items: 'byte', managedDict: true })
+        for (let less = 0n; less <= 64n; less++) {
+          for (const name of domains) {
+            const block = each[name].malloc(8)
+            assert.equal(each[name].malloc(MAX - less), null)
+            assert.equal(each[name].calloc(1, MAX - less), null)
+            assert.equal(each[name].realloc(block, MAX - less), null)
+            each[name].free(block)
+          }
+          assert.throws(() => type.alloc(MAX - less), { code: 'ERR_NO_MEMORY' })
         }
+        each.verify()
       }
+      hooked.close()
     },
   },
   {
@@ -278,7 +288,25 @@ const blocks: Row[] = [
       }
     },
   },
-  { number: 17, what: 'overflow in GC_NewVar and NewVar', later: 'types and the collector' },
+  {
+    number: 17,
+    what: 'overflow in GC_NewVar and NewVar',
+    play: (scene) => {
+      for (const gc of [false, true]) {
+        for (const items of ['object', 'byte'] as const) {
+          const type = scene.heap.defineType({ name: 'var', gc, items, fields: { a: 'u8' } })
+          const width = BigInt(type.itemsize)
+          for (const nitems of [MAX, MAX / width, MAX / width - 1n, (MAX - BigInt(type.basicsize)) / width + 1n]) {
+            scene.throws(() => type.newVar(nitems), { code: 'ERR_NO_MEMORY', name: 'MemoryError' })
+            scene.throws(() => type.alloc(nitems), { code: 'ERR_NO_MEMORY', name: 'MemoryError' })
+          }
+          const object = type.newVar(3)
+          if (gc) scene.throws(() => scene.heap.gc.resize(object, MAX / width), 'ERR_NO_MEMORY')
+          scene.heap.decref(object)
+        }
+      }
+    },
+  },
   {
     number: 18,
     what: 'every size to 600, and around pages, pools, arenas and the threshold',

@@ -15,42 +15,21 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
 
-use napi_sys as sys;
-use obmalloc::{Allocator, Domain, Fault, FaultKind, ObjectHeap, PY_SSIZE_T_MAX};
+use obmalloc::{Allocator, CheckedHeap, Domain, Fault, FaultKind, ObjectHeap, PY_SSIZE_T_MAX};
 
-use crate::arena::{broken, fail};
+use crate::arena::{self, fail};
+use crate::args;
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark, State, domain_named, live_heaps};
+use crate::heap::{Core, State, domain_named};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{method, reached};
-use crate::{arena, args};
+use crate::layers::{Layer, Target};
+use crate::shell::method;
 
 /// Calls of scripts' allocators inside one another.
-const NESTED_MAX: u32 = 50;
-
-/// What an allocator does, by the number that the face knows.
-#[derive(Clone, Copy)]
-enum Verb {
-    Malloc,
-    Calloc,
-    Realloc,
-    Free,
-}
-
-impl Verb {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Malloc => "malloc",
-            Self::Calloc => "calloc",
-            Self::Realloc => "realloc",
-            Self::Free => "free",
-        }
-    }
-}
+pub(crate) const NESTED_MAX: u32 = 50;
 
 /// One of the heap's own allocators.
 struct Native {
@@ -64,15 +43,15 @@ struct Native {
 
 /// What one of them gave to a script.
 #[derive(Default)]
-struct Grant {
-    size: usize,
+pub(crate) struct Grant {
+    pub size: usize,
     /// The blocks lent in it: address and bytes, in order.
-    pieces: Vec<(usize, usize)>,
+    pub pieces: Vec<(usize, usize)>,
     /// Arenas in it.
     arenas: usize,
     /// The block in it that a script's `realloc` is about, which may still fail, and whether that has given the grant back.
-    moving: Option<usize>,
-    given_back: bool,
+    pub moving: Option<usize>,
+    pub given_back: bool,
 }
 
 impl Grant {
@@ -84,7 +63,7 @@ impl Grant {
 
     /// Where a block of `size` bytes at `address` belongs among the pieces; none when it would overlap one, but for the one that it takes the
     /// place of.
-    fn place(&self, address: usize, size: usize, instead: Option<usize>) -> Option<usize> {
+    pub fn place(&self, address: usize, size: usize, instead: Option<usize>) -> Option<usize> {
         let place = self.pieces.partition_point(|&(piece, _)| piece < address);
         let other = |&&(piece, _): &&(usize, usize)| Some(piece) != instead;
         let before = self.pieces[..place].iter().rev().find(other).is_none_or(|&(piece, length)| piece + length <= address);
@@ -97,66 +76,51 @@ impl Grant {
         self.arenas == 0 && self.pieces.iter().all(|&(piece, _)| Some(piece) == self.moving)
     }
 
-    fn remove(&mut self, address: usize) {
+    pub fn remove(&mut self, address: usize) {
         self.pieces.retain(|&(piece, _)| piece != address);
     }
 }
 
 /// Where the memory of a block comes from that a script's allocator gave.
-enum Source {
+pub(crate) enum Source {
     /// The grant at an address, of the native with a number.
     Grant(usize, usize),
     /// A block of another heap, at the same address.
     Other(Rc<Core>),
 }
 
-struct Lent {
-    size: usize,
-    source: Source,
+pub(crate) struct Lent {
+    pub size: usize,
+    pub source: Source,
     /// The script whose allocator gave it.
-    script: u32,
-}
-
-/// An allocator that has been put in, as the engine calls it. It stays where it is as long as the heap.
-struct Layer {
-    core: *const Core,
-    domain: Domain,
-    target: Target,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Target {
-    /// A script's.
-    Script(u32),
-    /// One of the heap's own, for blocks that are its own; for others whoever gave them.
-    Router(Allocator),
+    pub script: u32,
 }
 
 pub(crate) struct Allocators {
     /// What the domains began with.
-    own: [Allocator; 3],
+    pub own: [Allocator; 3],
     natives: RefCell<Vec<Native>>,
     #[allow(clippy::vec_box, reason = "allocators point to them")]
     layers: RefCell<Vec<Box<Layer>>>,
-    lent: [RefCell<HashMap<usize, Lent>>; 3],
+    pub lent: [RefCell<HashMap<usize, Lent>>; 3],
     /// The blocks that scripts are resizing, each inside the one before.
-    resizing: RefCell<Vec<Resizing>>,
-    nested: Cell<u32>,
+    pub resizing: RefCell<Vec<Resizing>>,
+    pub nested: Cell<u32>,
 }
 
 /// A block that a script is resizing.
 #[derive(Clone, Copy)]
-struct Resizing {
+pub(crate) struct Resizing {
     /// The native and the grant that it lies in.
-    number: usize,
-    base: usize,
-    address: usize,
+    pub number: usize,
+    pub base: usize,
+    pub address: usize,
     /// Bytes that it has.
-    size: usize,
+    pub size: usize,
     /// Bytes that it is to have.
-    wanted: usize,
+    pub wanted: usize,
     /// Whether the native has resized it.
-    done: bool,
+    pub done: bool,
 }
 
 impl Allocators {
@@ -201,7 +165,7 @@ impl Allocators {
     }
 
     /// The number of one of the heap's own allocators, which is known from now on, if there is memory for that.
-    fn number_of(&self, allocator: Allocator, domain: Domain) -> Option<usize> {
+    pub fn number_of(&self, allocator: Allocator, domain: Domain) -> Option<usize> {
         let mut natives = self.natives.borrow_mut();
         let number = natives.iter().position(|native| native.allocator == allocator);
         let number = match number {
@@ -216,19 +180,19 @@ impl Allocators {
         Some(number)
     }
 
-    fn forget(&self, number: usize, base: usize) {
+    pub fn forget(&self, number: usize, base: usize) {
         if let Some(native) = self.natives.borrow_mut().get_mut(number) {
             native.grants.remove(&base);
         }
     }
 
-    fn native(&self, number: usize) -> Option<Allocator> {
+    pub fn native(&self, number: usize) -> Option<Allocator> {
         self.natives.borrow().get(number).map(|native| native.allocator)
     }
 
     /// The number of the native whose grant holds so many bytes at `address`, clear of all blocks but the one that these take the place of,
     /// and the grant's address.
-    fn grant_for(&self, address: usize, size: usize, instead: Option<usize>) -> Option<(usize, usize)> {
+    pub fn grant_for(&self, address: usize, size: usize, instead: Option<usize>) -> Option<(usize, usize)> {
         let mut natives = self.natives.borrow_mut();
         let fits = |native: &Native, base: usize| {
             let grant = native.grants.get(&base)?;
@@ -246,7 +210,7 @@ impl Allocators {
     }
 
     /// Runs something with a grant.
-    fn with_grant<T>(&self, number: usize, base: usize, run: impl FnOnce(&mut Grant) -> T) -> Option<T> {
+    pub fn with_grant<T>(&self, number: usize, base: usize, run: impl FnOnce(&mut Grant) -> T) -> Option<T> {
         self.natives.borrow_mut().get_mut(number)?.grants.get_mut(&base).map(run)
     }
 
@@ -266,6 +230,11 @@ impl Allocators {
         }
     }
 
+    /// The script that gave a block of a domain, if one did.
+    pub fn giver(&self, domain: Domain, address: usize) -> Option<u32> {
+        self.lent[domain as usize].borrow().get(&address).map(|lent| lent.script)
+    }
+
     fn layer(&self, core: &Core, domain: Domain, target: Target) -> Option<Allocator> {
         let mut layers = self.layers.borrow_mut();
         let known = layers.iter().position(|layer| layer.domain == domain && layer.target == target);
@@ -277,8 +246,7 @@ impl Allocators {
                 layers.len() - 1
             }
         };
-        let ctx = ptr::from_ref::<Layer>(&layers[number]).cast_mut().cast();
-        Some(Allocator { ctx, malloc: layer_malloc, calloc: layer_calloc, realloc: layer_realloc, free: layer_free })
+        Some(layers[number].allocator())
     }
 
     /// What an allocator that is in calls, if it is one of the layers.
@@ -437,12 +405,12 @@ fn give(
     env.integer(address as usize)
 }
 
-fn reserve(core: &Core, number: usize) -> bool {
+pub(crate) fn reserve(core: &Core, number: usize) -> bool {
     let mut natives = core.allocators.natives.borrow_mut();
     natives.get_mut(number).is_some_and(|native| native.grants.try_reserve(1 + NESTED_MAX as usize).is_ok())
 }
 
-fn enter(core: &Core, number: usize, address: usize, size: usize) {
+pub(crate) fn enter(core: &Core, number: usize, address: usize, size: usize) {
     if let Some(native) = core.allocators.natives.borrow_mut().get_mut(number) {
         native.grants.insert(address, Grant { size, ..Grant::default() });
     }
@@ -569,7 +537,7 @@ fn free(core: &Core, env: Env, [number, address]: [Value; 2]) -> Outcome {
 }
 
 /// A grant goes back to the native that gave it.
-fn give_back(core: &Core, heap: &ObjectHeap, number: usize, native: Allocator, address: usize) -> Result<(), Failure> {
+pub(crate) fn give_back(core: &Core, heap: &ObjectHeap, number: usize, native: Allocator, address: usize) -> Result<(), Failure> {
     let grant = core.allocators.natives.borrow_mut().get_mut(number).and_then(|native| native.grants.remove(&address));
     let freed = call_native(core, heap, || {
         // SAFETY: a block that this allocator gave, with nothing in it.
@@ -589,356 +557,19 @@ fn give_back(core: &Core, heap: &ObjectHeap, number: usize, native: Allocator, a
     }
 }
 
-/// Calls a script's allocator; for more bytes than a number can say, which there are not, nothing is called.
-fn ask(core: &Core, script: u32, verb: Verb, arguments: [usize; 2]) -> Outcome {
-    let env = core.env();
-    if arguments.iter().any(|&argument| argument as f64 > args::MAX_SAFE_INTEGER) {
-        return env.null();
-    }
-    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-    if core.allocators.nested.get() >= NESTED_MAX {
-        let message = format!("expected at most {NESTED_MAX} calls of allocators inside one another");
-        return Err(Failure::new(code::REENTRANT, message));
-    }
-    let answer = env.in_scope(|| {
-        let function = env.get(handle, c"onAllocate").map_err(|_| None)?;
-        let mut values = [ptr::null_mut(); 4];
-        let first = if matches!(verb, Verb::Realloc) && arguments[0] == 0 { env.null() } else { env.integer(arguments[0]) };
-        for (value, made) in
-            values.iter_mut().zip([env.integer(script as usize), env.integer(verb as usize), first, env.integer(arguments[1])])
-        {
-            *value = made.map_err(|_| None)?;
-        }
-        core.allocators.nested.set(core.allocators.nested.get() + 1);
-        let answer = core.while_asking(|| env.call(function, &values));
-        core.allocators.nested.set(core.allocators.nested.get() - 1);
-        answer
-    });
-    answer.map_err(|cause| Failure::new(code::CALLBACK_THREW, format!("the allocator's {} threw", verb.name())).caused_by(cause))
-}
-
-/// Makes sure that what a script's allocator gave can be a block of the domain, perhaps instead of another, and enters it.
-fn claim(
-    (layer, core, script): (&Layer, &Core, u32),
-    verb: Verb,
-    answer: Value,
-    size: usize,
-    instead: Option<usize>,
-) -> Result<usize, Failure> {
-    let env = core.env();
-    if env.type_of(answer) == sys::ValueType::napi_null {
-        return Ok(0);
-    }
-    let what = match verb {
-        Verb::Malloc => "result of the allocator's malloc",
-        Verb::Calloc => "result of the allocator's calloc",
-        Verb::Realloc | Verb::Free => "result of the allocator's realloc",
-    };
-    let refuse = |why: &'static str| Failure::argument(code::CALLBACK_RESULT, what, why, answer);
-    let heap = core.heap_in_use().ok_or_else(|| core.unusable())?;
-    let address = args::address(env, answer).map_err(|_| refuse("an address or null"))?;
-    if address == 0 || !address.is_multiple_of(heap.geometry().alignment) {
-        return Err(refuse("an address that is aligned as blocks are"));
-    }
-    let size = size.max(1);
-    if address.checked_add(size).is_none() {
-        return Err(refuse("an address in memory"));
-    }
-    if layer.domain == Domain::Raw && heap.is_in_arena(address) {
-        return Err(refuse("memory outside the heap's arenas, which pymalloc would take for its own"));
-    }
-    let lent = &core.allocators.lent[layer.domain as usize];
-    if lent.borrow_mut().try_reserve(1 + NESTED_MAX as usize).is_err() {
-        return Err(Failure::no_memory("no memory to remember a block"));
-    }
-    let source = match core.allocators.grant_for(address, size, instead) {
-        Some((number, base)) if !core.arenas.overlap_within(base, address, size) => {
-            let entered = core.allocators.with_grant(number, base, |grant| {
-                grant.pieces.try_reserve(1).ok()?;
-                if let Some(instead) = instead {
-                    grant.remove(instead);
-                }
-                let place = grant.place(address, size, None)?;
-                grant.pieces.insert(place, (address, size));
-                Some(())
-            });
-            entered.flatten().ok_or_else(|| Failure::no_memory("no memory to remember a block"))?;
-            Source::Grant(number, base)
-        }
-        Some(_) => return Err(refuse("memory that holds no arena")),
-        None => Source::Other(of_another_heap(core, env, address, size).map_err(refuse)?),
-    };
-    if verb as u8 == Verb::Calloc as u8 {
-        // SAFETY: so many bytes are there, as found just above.
-        let bytes = unsafe { std::slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(address), size) };
-        if bytes.iter().any(|&byte| byte != 0) && size != 1 {
-            release_source(core, &source, address);
-            return Err(refuse("zeroed memory"));
-        }
-    }
-    lent.borrow_mut().insert(address, Lent { size, source, script });
-    Ok(address)
-}
-
-/// The other heap of which a script has given a whole block, which is pinned.
-fn of_another_heap(core: &Core, env: Env, address: usize, size: usize) -> Result<Rc<Core>, &'static str> {
-    const EXPECTED: &str =
-        "memory that an allocator of the heap's own gave, in which no other block lies, or a live block of another heap";
-    for owner in live_heaps() {
-        let Some(heap) = owner.heap_between_calls().filter(|_| !ptr::eq(&raw const *owner, core)) else { continue };
-        let begins = Domain::ALL.into_iter().any(|domain| heap.usable_size(domain, address).is_ok_and(|usable| usable >= size));
-        if begins && !matches!(owner.marks.borrow().get(&address), Some(Mark::Pinned(_))) {
-            arena::pin_block(&owner, env, address)?;
-            return Ok(owner);
-        }
-    }
-    Err(EXPECTED)
-}
-
-/// A block lies in its memory no more.
-fn release_source(core: &Core, source: &Source, address: usize) {
-    match source {
-        Source::Grant(number, base) => {
-            core.allocators.with_grant(*number, *base, |grant| grant.remove(address));
-        }
-        Source::Other(owner) => arena::unpin_block(owner, address),
-    }
-}
-
-/// Takes a block back that was lent to a domain.
-fn take_lent(core: &Core, domain: Domain, address: usize) -> Option<Lent> {
-    let lent = core.allocators.lent[domain as usize].borrow_mut().remove(&address)?;
-    release_source(core, &lent.source, address);
-    Some(lent)
-}
-
-/// Makes a grant of a block that an allocator of the heap's own gave to the domain: the number of that allocator, or nothing when there is no
-/// memory for it.
-fn grant_block(core: &Core, heap: &ObjectHeap, domain: Domain, address: usize) -> Option<(usize, Allocator)> {
-    let native = heap.hook_of(address).unwrap_or(core.allocators.own[domain as usize]);
-    let number = core.allocators.number_of(native, domain)?;
-    if !reserve(core, number) {
-        return None;
-    }
-    enter(core, number, address, heap.size_given(address));
-    Some((number, native))
-}
-
-/// Runs what the engine has called a layer for; a failure is told at the end of the call from JavaScript, and nothing is given.
-fn guarded(core: &Core, name: &'static str, run: impl FnOnce() -> Result<usize, Failure>) -> *mut c_void {
-    let done = catch_unwind(AssertUnwindSafe(|| {
-        reached(name);
-        run()
-    }));
-    match done.unwrap_or_else(|_| Err(broken(core))) {
-        Ok(address) => ptr::with_exposed_provenance_mut(address),
-        Err(failure) => {
-            fail(core, failure);
-            ptr::null_mut()
-        }
-    }
-}
-
-/// # Safety
-/// `ctx` is a layer.
-unsafe fn layer<'a>(ctx: *mut c_void) -> (&'a Layer, &'a Core) {
-    // SAFETY: the caller's promise; the core has the layer, and outlives its heap.
-    unsafe {
-        let layer = &*ctx.cast_const().cast::<Layer>();
-        (layer, &*layer.core)
-    }
-}
-
-unsafe extern "C" fn layer_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: `ctx` is the layer that has this function; a router's native takes any size.
-    unsafe {
-        let (layer, core) = layer(ctx);
-        match layer.target {
-            Target::Router(native) => (native.malloc)(native.ctx, size),
-            Target::Script(script) => guarded(core, "allocators::malloc", || {
-                claim((layer, core, script), Verb::Malloc, ask(core, script, Verb::Malloc, [size, 0])?, size, None)
-            }),
-        }
-    }
-}
-
-unsafe extern "C" fn layer_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
-    // SAFETY: as above.
-    unsafe {
-        let (layer, core) = layer(ctx);
-        match layer.target {
-            Target::Router(native) => (native.calloc)(native.ctx, count, size),
-            Target::Script(script) => guarded(core, "allocators::calloc", || {
-                let total = count.checked_mul(size).ok_or_else(|| Failure::no_memory("more bytes than there are"))?;
-                claim((layer, core, script), Verb::Calloc, ask(core, script, Verb::Calloc, [count, size])?, total, None)
-            }),
-        }
-    }
-}
-
-unsafe extern "C" fn layer_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: as above; the engine gives NULL or a live block of the domain.
-    unsafe {
-        let (layer, core) = layer(ctx);
-        if address.is_null() && matches!(layer.target, Target::Router(_)) {
-            return layer_malloc(ctx, size);
-        }
-        let at = address.expose_provenance();
-        let giver = core.allocators.lent[layer.domain as usize].borrow().get(&at).map(|lent| lent.script);
-        let script = match (layer.target, giver) {
-            (Target::Script(script), _) | (Target::Router(_), Some(script)) => script,
-            (Target::Router(native), None) => {
-                let native = core.heap_in_use().and_then(|heap| heap.hook_of(at)).unwrap_or(native);
-                return (native.realloc)(native.ctx, address, size);
-            }
-        };
-        guarded(core, "allocators::realloc", || {
-            if at == 0 {
-                let answer = ask(core, script, Verb::Realloc, [0, size])?;
-                return claim((layer, core, script), Verb::Realloc, answer, size, None);
-            }
-            resize(layer, core, script, at, size)
-        })
-    }
-}
-
-/// A script's `realloc`. Whatever that does, the block is there when it has not succeeded.
-fn resize(layer: &Layer, core: &Core, script: u32, address: usize, size: usize) -> Result<usize, Failure> {
-    let heap = core.heap_in_use().ok_or_else(|| core.unusable())?;
-    let lent = core.allocators.lent[layer.domain as usize].borrow_mut().remove(&address);
-    let (number, native, base) = match &lent {
-        Some(Lent { source: Source::Other(_), .. }) => return resize_elsewhere(layer, core, script, lent, address, size),
-        Some(Lent { source: Source::Grant(number, base), .. }) => {
-            (*number, core.allocators.native(*number).unwrap_or(core.allocators.own[layer.domain as usize]), *base)
-        }
-        None => {
-            let granted = grant_block(core, heap, layer.domain, address);
-            let (number, native) = granted.ok_or_else(|| Failure::no_memory("no memory to remember a block"))?;
-            let kept = core.allocators.with_grant(number, address, |grant| {
-                let room = grant.pieces.try_reserve(1).is_ok();
-                if room {
-                    grant.pieces.push((address, grant.size));
-                }
-                room
-            });
-            if kept != Some(true) {
-                core.allocators.forget(number, address);
-                return Err(Failure::no_memory("no memory to remember a block"));
-            }
-            (number, native, address)
-        }
-    };
-    let was = lent.as_ref().map_or_else(|| heap.size_given(address), |lent| lent.size);
-    let before = core.allocators.with_grant(number, base, |grant| grant.moving.replace(address)).flatten();
-    core.allocators.resizing.borrow_mut().push(Resizing { number, base, address, size: was, wanted: size, done: false });
-    let asked = ask(core, script, Verb::Realloc, [address, size]);
-    let now = core.allocators.resizing.borrow().last().copied();
-    let now = now.ok_or_else(|| Failure::new(code::INTERNAL, "a block that was being resized is lost"))?;
-    let claimed = asked.and_then(|answer| claim((layer, core, script), Verb::Realloc, answer, size, Some(now.address)));
-    core.allocators.resizing.borrow_mut().pop();
-    let moved = claimed.as_ref().ok().copied().filter(|&moved| moved != 0);
-    let given_back = core.allocators.with_grant(now.number, now.base, |grant| {
-        grant.moving = before;
-        if moved.is_some_and(|moved| moved != now.address) {
-            grant.remove(now.address);
-        }
-        std::mem::take(&mut grant.given_back)
-    });
-    if moved.is_some() {
-        if given_back == Some(true) {
-            give_back(core, heap, now.number, native, now.base)?;
-        }
-        return claimed;
-    }
-    // The block is there all the same, where it was or where it has got to.
-    match lent {
-        Some(lent) => {
-            let lent = Lent { size: now.size, source: Source::Grant(now.number, now.base), ..lent };
-            core.allocators.lent[layer.domain as usize].borrow_mut().insert(now.address, lent);
-        }
-        None => core.allocators.forget(now.number, now.base),
-    }
-    if !now.done {
-        return claimed;
-    }
-    let resized =
-        || Failure::new(code::CALLBACK_RESULT, "expected the block that has been resized, but the allocator's realloc gave null");
-    fail(core, claimed.err().unwrap_or_else(resized));
-    Ok(now.address)
-}
-
-/// A block in another heap's memory, which cannot be asked to bring it back: the block is copied.
-fn resize_elsewhere(
-    layer: &Layer,
-    core: &Core,
-    script: u32,
-    lent: Option<Lent>,
-    address: usize,
-    size: usize,
-) -> Result<usize, Failure> {
-    let Some(lent @ Lent { source: Source::Other(_), .. }) = lent else { return Ok(0) };
-    let asked = ask(core, script, Verb::Malloc, [size, 0]);
-    let claimed = asked.and_then(|answer| claim((layer, core, script), Verb::Malloc, answer, size, None));
-    match claimed {
-        Ok(moved) if moved != 0 => {
-            let count = lent.size.min(size);
-            // SAFETY: both are live blocks of at least so many bytes.
-            unsafe {
-                let from = ptr::with_exposed_provenance::<u8>(address);
-                ptr::with_exposed_provenance_mut::<u8>(moved).copy_from_nonoverlapping(from, count);
-            }
-            release_source(core, &lent.source, address);
-            if let Err(failure) = ask(core, script, Verb::Free, [address, 0]) {
-                fail(core, failure);
-            }
-            Ok(moved)
-        }
-        none => {
-            core.allocators.lent[layer.domain as usize].borrow_mut().insert(address, lent);
-            none
-        }
-    }
-}
-
-unsafe extern "C" fn layer_free(ctx: *mut c_void, address: *mut c_void) {
-    if address.is_null() {
-        return;
-    }
-    // SAFETY: as in `layer_realloc`.
-    unsafe {
-        let (layer, core) = layer(ctx);
-        let at = address.expose_provenance();
-        let lent = take_lent(core, layer.domain, at);
-        let script = match (layer.target, &lent) {
-            (Target::Script(script), _) => script,
-            (Target::Router(_), Some(lent)) => lent.script,
-            (Target::Router(native), None) => {
-                let native = core.heap_in_use().and_then(|heap| heap.hook_of(at)).unwrap_or(native);
-                (native.free)(native.ctx, address);
-                return;
-            }
-        };
-        guarded(core, "allocators::free", || {
-            let heap = core.heap_in_use().ok_or_else(|| core.unusable())?;
-            if lent.is_none() && grant_block(core, heap, layer.domain, at).is_none() {
-                // Without memory to let the script have it, it goes where it came from.
-                let native = heap.hook_of(at).unwrap_or(core.allocators.own[layer.domain as usize]);
-                (native.free)(native.ctx, address);
-                return Ok(0);
-            }
-            let answer = ask(core, script, Verb::Free, [at, 0])?;
-            if core.env().is_true(answer) {
-                let message = "expected the allocator's free to be done when it returns, but it gave something to wait for";
-                return Err(Failure::new(code::CALLBACK_RESULT, message));
-            }
-            Ok(0)
-        });
-    }
-}
-
 /// Whether a block at an address lies in memory that a script's allocator gave.
 pub(crate) fn is_lent(core: &Core, address: usize) -> bool {
     core.allocators.lent.iter().any(|lent| lent.borrow().contains_key(&address))
+}
+
+/// What the raw domain gave for a table of pymalloc's is needed no more: what a script gave is its grant's.
+pub(crate) fn release_table(core: &Core, heap: &CheckedHeap, table: usize) {
+    if core.allocators.lent[Domain::Raw as usize].borrow().contains_key(&table) {
+        return;
+    }
+    let native = heap.hook_of(table).unwrap_or(core.allocators.own[Domain::Raw as usize]);
+    // SAFETY: whoever gave it takes it back.
+    unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(table)) };
 }
 
 /// Lets go of what scripts have not given back, when the heap is taken down: what no arena lies in, while the heap's arenas are there, and the

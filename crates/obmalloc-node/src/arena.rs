@@ -415,6 +415,7 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
 pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Option<Failure> {
     // While everything is still there, because finding out what is not in an arena reads the arenas.
     heap.free_blocks_outside(|address| allocators::is_lent(core, address));
+    heap.take_tables(|heap, table| allocators::release_table(core, heap, table));
     allocators::release(core, &heap, false);
     let mut failure = None;
     if core.arenas.source.get() != Source::Own {

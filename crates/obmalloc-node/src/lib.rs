@@ -16,6 +16,7 @@ mod hooks;
 #[cfg(feature = "panics")]
 mod injected;
 mod js;
+mod layers;
 mod objects;
 mod places;
 mod replay;

@@ -13,12 +13,14 @@
 //! | `gc` | version, first seed, count | programs for the collector run on both sides: how many, how many events, and the divergence if any |
 //! | `gc_log` | seed | the program of the seed and its log |
 //! | `gc_golden` | version, plan | what this CPython answers to the programs of the plan |
+//! | `nomemory` | release, first seed, count | \[requests under `_testcapi.set_nomemory` on both sides, failures\]; null without `_testcapi` |
 //! | `peak` | release, trace, whether to run it here | \[bytes by which peak resident memory rose, most arena bytes that a heap here holds\] |
 
 mod cpython;
 mod gc;
 mod gc_loops;
 mod loops;
+mod nomemory;
 mod random;
 mod stats;
 
@@ -51,6 +53,11 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
             let rows = gc_loops::run(&release, count, rounds)?;
             Ok(Value::Object(rows.into_iter().map(|(name, row)| (name, json!(row))).collect::<Map<_, _>>()))
         }
+        "nomemory" => {
+            let (release, seed, count): (String, u64, u64) = serde_json::from_str(arguments).map_err(wrong)?;
+            let profile = obmalloc::profile::Profile::named(&release).ok_or_else(|| format!("unknown release {release:?}"))?;
+            Ok(json!(nomemory::run(profile, seed, count)?))
+        }
         "peak" => {
             let (release, trace, here): (String, PathBuf, bool) = serde_json::from_str(arguments).map_err(wrong)?;
             Ok(json!(loops::peak(&release, &trace, here)?))
@@ -67,9 +74,9 @@ fn dispatch(function: &str, arguments: &str) -> Result<Value, String> {
             let (version, plan): (String, _) = serde_json::from_str(arguments).map_err(wrong)?;
             serde_json::to_value(gc::golden(&version, &plan)).map_err(|error| error.to_string())
         }
-        _ => {
-            Err(format!("unknown function {function:?}: expected random, bench, stats, gc_bench, peak, gc, gc_log or gc_golden"))
-        }
+        _ => Err(format!(
+            "unknown function {function:?}: expected random, bench, stats, gc_bench, nomemory, peak, gc, gc_log or gc_golden"
+        )),
     }
 }
 

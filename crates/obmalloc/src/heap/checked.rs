@@ -11,7 +11,7 @@ use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, write_after_free};
 use crate::profile::Geometry;
-use crate::pymalloc::{ArenaInfo, Corruption, Location, Stats};
+use crate::pymalloc::{ArenaInfo, Corruption, Location, Pymalloc, Stats};
 
 /// A [`Heap`] with a ledger of its live blocks: every misused address gives a [`Fault`], before anything is read or changed.
 ///
@@ -557,6 +557,14 @@ impl CheckedHeap {
             hooks.forget_lost();
         }
         ledger.forget_elsewhere();
+    }
+
+    /// Calls `give` with the address of what the raw domain gave for each of pymalloc's tables, which otherwise go back to its allocator when
+    /// the heap is dropped. The heap is only fit for that then.
+    pub fn take_tables(&mut self, mut give: impl FnMut(&Self, usize)) {
+        let domains = self.heap.domains();
+        // SAFETY: nothing else uses pymalloc now.
+        unsafe { Pymalloc::take_tables(&raw mut (*domains).pymalloc, |table| give(self, table.expose_provenance())) };
     }
 
     /// As [`Heap::arena_allocator`].

@@ -477,6 +477,11 @@ impl ObjectHeap {
         })
     }
 
+    /// As [`CheckedHeap::take_tables`].
+    pub fn take_tables(&mut self, give: impl FnMut(&CheckedHeap, usize)) {
+        self.heap.take_tables(give);
+    }
+
     /// As [`CheckedHeap::free_blocks_outside`].
     pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
         self.heap.free_blocks_outside(is_lent);

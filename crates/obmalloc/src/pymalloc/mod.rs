@@ -569,11 +569,24 @@ impl Pymalloc {
                 }
             }
             let raw = *(*this).raw;
+            Self::take_tables(this, |table| (raw.free)(raw.ctx, table));
+        }
+    }
+
+    /// Calls `give` with what the raw domain gave for each table, which is only there to be seen.
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); no arena is taken or given back any more.
+    pub unsafe fn take_tables(this: *mut Self, mut give: impl FnMut(*mut c_void)) {
+        // SAFETY: the caller's promise; no reference to a field is held while `give` runs.
+        unsafe {
             for node in (*this).arena_map.take_nodes() {
-                (raw.free)(raw.ctx, node);
+                give(node);
             }
             let table = core::mem::replace(&mut (*this).arena_table, ptr::null_mut());
-            (raw.free)(raw.ctx, table);
+            if !table.is_null() {
+                give(table);
+            }
         }
     }
 }

@@ -1,0 +1,139 @@
+//! Which requests fail under `_testcapi.set_nomemory`, in the CPython around and here.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use obmalloc::profile::Profile;
+use obmalloc::{Allocator, CheckedHeap, Domain, HeapOptions};
+use obmalloc_proof::Random;
+use pyo3::ffi;
+
+use crate::cpython;
+
+/// A request: whether it resizes, how many things, and bytes of each.
+struct Request {
+    domain: Domain,
+    verb: usize,
+    count: usize,
+    size: usize,
+}
+
+impl Request {
+    fn new(random: &mut Random) -> Self {
+        let size = if random.below(3) == 0 { 513 + random.below(5000) } else { random.below(512) };
+        Self { domain: Domain::ALL[random.below(3)], verb: random.below(3), count: random.below(3), size }
+    }
+
+    /// Makes the request; `block` is a small one of the domain's, and is so again afterwards.
+    ///
+    /// # Safety
+    /// `allocator` is the domain's, and `block` came from it.
+    unsafe fn succeeds(&self, allocator: Allocator, block: &mut *mut c_void) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let given = match self.verb {
+                0 => (allocator.malloc)(allocator.ctx, self.size),
+                1 => (allocator.calloc)(allocator.ctx, self.count, self.size),
+                _ => {
+                    let moved = (allocator.realloc)(allocator.ctx, *block, self.size);
+                    if !moved.is_null() {
+                        *block = moved;
+                    }
+                    return !moved.is_null();
+                }
+            };
+            (allocator.free)(allocator.ctx, given);
+            !given.is_null()
+        }
+    }
+}
+
+/// `_testcapi.set_nomemory` and `remove_mem_hooks`, where there are any: Debian's CPythons are without tests.
+struct TestCapi {
+    set_nomemory: *mut ffi::PyObject,
+    remove: *mut ffi::PyObject,
+}
+
+impl TestCapi {
+    fn find() -> Option<Self> {
+        // SAFETY: plain calls to CPython under the GIL. The objects stay as long as the process.
+        unsafe {
+            let module = ffi::PyImport_ImportModule(c"_testcapi".as_ptr());
+            if module.is_null() {
+                ffi::PyErr_Clear();
+                return None;
+            }
+            let function = |name: &std::ffi::CStr| ffi::PyObject_GetAttrString(module, name.as_ptr());
+            Some(Self { set_nomemory: function(c"set_nomemory"), remove: function(c"remove_mem_hooks") })
+        }
+    }
+
+    fn set(&self, start: usize, stop: usize) -> Result<(), String> {
+        // SAFETY: as above. Nothing is allocated between the end of the function and the next request.
+        unsafe {
+            let arguments = ffi::Py_BuildValue(c"(nn)".as_ptr(), start as isize, stop as isize);
+            let result = ffi::PyObject_CallObject(self.set_nomemory, arguments);
+            let done = if result.is_null() { Err("set_nomemory failed".to_owned()) } else { Ok(()) };
+            ffi::Py_XDECREF(arguments);
+            done
+        }
+    }
+
+    fn remove(&self) {
+        // SAFETY: as above; the function takes no arguments and allocates nothing.
+        unsafe { ffi::PyObject_CallObject(self.remove, ptr::null_mut()) };
+    }
+}
+
+/// Runs `count` short programs of requests from `seed` on; the first that is answered differently, and how many requests were made, of which
+/// how many failed. Nothing when this CPython has no `_testcapi`.
+pub fn run(profile: &'static Profile, seed: u64, count: u64) -> Result<Option<(u64, u64)>, String> {
+    let Some(capi) = TestCapi::find() else { return Ok(None) };
+    let heap = CheckedHeap::new(HeapOptions::new(profile)).map_err(|error| error.to_string())?;
+    let (mut requests, mut failures) = (0, 0);
+    // SAFETY: a malloc of any size.
+    let small = |allocator: Allocator| unsafe { (allocator.malloc)(allocator.ctx, 40) };
+    let mut there = Domain::ALL.map(|domain| small(cpython::allocator(domain)));
+    let mut here = Domain::ALL.map(|domain| small(heap.allocator(domain)));
+    for seed in seed..seed + count {
+        let mut random = Random::new(seed);
+        let (start, length) = (random.below(12), random.below(8));
+        let stop = if length == 0 { 0 } else { start + length - 1 };
+        let program: Vec<Request> = (0..20).map(|_| Request::new(&mut random)).collect();
+        let mut answers = [[false; 20]; 2];
+        capi.set(start, stop)?;
+        let allocators = Domain::ALL.map(cpython::allocator);
+        for (answer, request) in answers[0].iter_mut().zip(&program) {
+            let domain = request.domain as usize;
+            // SAFETY: the allocators that are in, and blocks that they know.
+            *answer = unsafe { request.succeeds(allocators[domain], &mut there[domain]) };
+        }
+        capi.remove();
+        heap.set_nomemory(start, Some(stop)).map_err(|error| error.to_string())?;
+        let allocators = Domain::ALL.map(|domain| heap.allocator(domain));
+        for (answer, request) in answers[1].iter_mut().zip(&program) {
+            let domain = request.domain as usize;
+            // SAFETY: as above.
+            *answer = unsafe { request.succeeds(allocators[domain], &mut here[domain]) };
+        }
+        heap.remove_nomemory();
+        if answers[0] != answers[1] {
+            return Err(format!("seed {seed}, set_nomemory({start}, {stop}): {:?} there, {:?} here", answers[0], answers[1]));
+        }
+        requests += 20;
+        failures += answers[0].iter().filter(|&&answer| !answer).count() as u64;
+        for domain in Domain::ALL {
+            let index = domain as usize;
+            for (allocator, block) in
+                [(cpython::allocator(domain), &mut there[index]), (heap.allocator(domain), &mut here[index])]
+            {
+                // SAFETY: as above.
+                unsafe {
+                    (allocator.free)(allocator.ctx, *block);
+                    *block = small(allocator);
+                }
+            }
+        }
+    }
+    Ok(Some((requests, failures)))
+}
