@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
-use obmalloc::{Domain, Field, FieldKind, ItemKind, ObjectHeap, TypeId, Value};
+use obmalloc::{Allocator, Domain, Field, FieldKind, ItemKind, ObjectHeap, TypeId, Value};
 
 use crate::bytes::Bytes;
 
@@ -58,6 +58,11 @@ pub struct World {
     /// Where there has ever been an object.
     pub made: RefCell<BTreeSet<usize>>,
     pub types: RefCell<Vec<TypeId>>,
+    /// What the domains began with.
+    pub own: Cell<Option<[Allocator; 3]>>,
+    /// What the wrappers that have been put in are around.
+    #[allow(clippy::vec_box, reason = "allocators point to them")]
+    pub wrappers: RefCell<Vec<Box<Allocator>>>,
     pub callbacks: Cell<u64>,
     /// Callbacks that were given to weak references and have not come back.
     pub callbacks_out: RefCell<BTreeSet<u64>>,
@@ -78,6 +83,8 @@ impl World {
             held: RefCell::default(),
             made: RefCell::default(),
             types: RefCell::default(),
+            own: Cell::new(None),
+            wrappers: RefCell::default(),
             callbacks: Cell::new(0),
             callbacks_out: RefCell::default(),
         }

@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{
-    AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind, ObjectError,
-    ObjectHeap, TypeId, TypeSpec, Value,
+    Allocator, AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind,
+    ObjectError, ObjectHeap, TypeId, TypeSpec, Value,
 };
 
 use crate::bytes::Bytes;
@@ -20,6 +20,7 @@ use crate::model::{Block, World, places};
 const BLOCKS_MAX: usize = 48;
 const HELD_MAX: usize = 48;
 const TYPES_MAX: usize = 12;
+const WRAPPERS_MAX: usize = 6;
 
 /// Arenas from the C library's malloc, so that AddressSanitizer knows of them; every so many are refused.
 struct Arenas {
@@ -46,6 +47,24 @@ unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: us
         let arenas = &*ctx.cast::<Arenas>();
         dealloc(address.cast(), Layout::from_size_align_unchecked(size, arenas.align));
     }
+}
+
+/// An allocator that passes everything on to another.
+fn wrapper(inner: *const Allocator) -> Allocator {
+    // SAFETY, in all four: `ctx` is the inner allocator, and is called as this one is.
+    unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+        unsafe { ((*ctx.cast::<Allocator>()).malloc)((*ctx.cast::<Allocator>()).ctx, size) }
+    }
+    unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+        unsafe { ((*ctx.cast::<Allocator>()).calloc)((*ctx.cast::<Allocator>()).ctx, count, size) }
+    }
+    unsafe extern "C" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+        unsafe { ((*ctx.cast::<Allocator>()).realloc)((*ctx.cast::<Allocator>()).ctx, address, size) }
+    }
+    unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
+        unsafe { ((*ctx.cast::<Allocator>()).free)((*ctx.cast::<Allocator>()).ctx, address) }
+    }
+    Allocator { ctx: inner.cast_mut().cast(), malloc, calloc, realloc, free }
 }
 
 pub fn run(data: &[u8]) {
@@ -76,6 +95,7 @@ pub fn run(data: &[u8]) {
     if malloc {
         heap.use_allocator(AllocatorName::Malloc).expect("memory");
     }
+    world.own.set(Some(Domain::ALL.map(|domain| heap.allocator(domain))));
     let mut program = Program { heap: &heap, world: &world, may_refuse: limited || arenas.refuse_every != 0 };
     while let Some(op) = world.bytes.next() {
         if op == 255 {
@@ -140,7 +160,7 @@ impl Program<'_> {
             40 => self.gc_resize(),
             41 => self.define_type(),
             42 => self.ask(),
-            43 => heap.set_refusing(world.bytes.flag()),
+            43 => self.change_allocators(),
             44 => {
                 let Some(object) = world.held() else { return };
                 if world.bytes.below(4) == 0 && heap.set_immortal(object) == Ok(true) {
@@ -150,6 +170,27 @@ impl Program<'_> {
             45 => self.take_garbage(),
             46 => heap.set_debug(world.bytes.byte() as u32),
             _ => self.misuse_object(),
+        }
+    }
+
+    /// Lets memory be refused, wraps an allocator, or puts back what was there first.
+    fn change_allocators(&self) {
+        let (heap, world) = (self.heap, self.world);
+        let domain = Domain::ALL[world.bytes.below(3)];
+        match world.bytes.below(6) {
+            choice @ 0..=1 => heap.set_refusing(choice == 1),
+            2 => heap.set_nomemory(world.bytes.below(16), Some(world.bytes.below(32))).expect("memory"),
+            3 => heap.remove_nomemory(),
+            4 => {
+                let mut wrappers = world.wrappers.borrow_mut();
+                if wrappers.len() < WRAPPERS_MAX {
+                    wrappers.push(Box::new(heap.allocator(domain)));
+                    // SAFETY: it passes everything on as it is, and is dropped after the heap.
+                    unsafe { heap.set_allocator(domain, wrapper(&raw const **wrappers.last().expect("pushed just now"))) };
+                }
+            }
+            // SAFETY: what the others gave has come from it as it is.
+            _ => unsafe { heap.set_allocator(domain, world.own.get().expect("kept at first")[domain as usize]) },
         }
     }
 
@@ -639,6 +680,7 @@ impl Program<'_> {
         let (heap, world) = (self.heap, self.world);
         world.quiet.set(true);
         heap.set_refusing(false);
+        heap.remove_nomemory();
         heap.disable_gc();
         heap.set_debug(0);
         for block in std::mem::take(&mut *world.blocks.borrow_mut()) {
