@@ -19,6 +19,8 @@ mod js;
 mod layers;
 mod objects;
 mod places;
+#[cfg(feature = "planted")]
+mod planted;
 mod replay;
 mod shell;
 mod view;
@@ -43,6 +45,8 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
         golden::exports(env, exports);
         #[cfg(feature = "panics")]
         injected::exports(env, exports);
+        #[cfg(feature = "planted")]
+        planted::exports(env, exports);
         let _ = shell::export(env, exports, c"externalMemory", external_memory);
     });
     exports

@@ -1,0 +1,26 @@
+//! Mistakes for the tests: a sanitizer must find them, or it does not look. Only there with the feature `planted`, which no package is
+//! built with.
+
+use obmalloc::{Domain, Heap, profile};
+
+use crate::js::{Env, Outcome, Value};
+use crate::shell::export;
+
+/// Adds `planted(mistake)` to the exports: 0 reads a block after it has been freed, 1 forgets one.
+pub(crate) fn exports(env: Env, exports: Value) {
+    let _ = export(env, exports, c"planted", planted);
+}
+
+fn planted(env: Env, [mistake]: [Value; 1]) -> Outcome {
+    let heap = Heap::new(&profile::V3_13).expect("a heap");
+    let block = heap.malloc(Domain::Raw, 100);
+    let mut read = 0;
+    if env.double(mistake) == Some(0.0) {
+        // SAFETY: none: this is the mistake.
+        unsafe {
+            heap.free(Domain::Raw, block);
+            read = block.expect("memory").as_ptr().read_volatile();
+        }
+    }
+    env.number(f64::from(read))
+}
