@@ -33,6 +33,7 @@ mod global;
 mod heap;
 mod object;
 mod os;
+mod pinned;
 pub mod profile;
 mod pymalloc;
 

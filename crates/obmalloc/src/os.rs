@@ -1,8 +1,17 @@
 //! What the engine asks of the operating system: address space and pages.
+//!
+//! Miri knows neither address space that costs nothing nor pages that are given back: there, mappings are zeroed blocks of Rust's
+//! allocator, so Miri also tells which of them are never unmapped.
 
-use core::ptr::{self, NonNull};
+#[cfg(miri)]
+use core::alloc::Layout;
+use core::ffi::c_void;
+#[cfg(not(miri))]
+use core::ptr;
+use core::ptr::NonNull;
 
 /// Takes `size` bytes of zeroed, page-aligned memory, or none. No memory is used before it is touched.
+#[cfg(not(miri))]
 pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: an anonymous mapping at an address of the system's choice touches nothing that exists.
@@ -14,6 +23,7 @@ pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
 ///
 /// # Safety
 /// `address` and `size` are those of one [`map`], and nothing points into it any more.
+#[cfg(not(miri))]
 pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
     // SAFETY: the caller's promise.
     let result = unsafe { libc::munmap(address.as_ptr().cast(), size) };
@@ -24,20 +34,53 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
 ///
 /// # Safety
 /// The part lies within one [`map`], and nothing in it is needed any more.
+#[cfg(not(miri))]
 pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     // SAFETY: the caller's promise. Where the advice is refused the pages stay, which costs memory but breaks nothing.
     unsafe { libc::madvise(address.as_ptr().cast(), size, libc::MADV_DONTNEED) };
 }
 
+#[cfg(miri)]
+fn layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size, 4096).ok().filter(|_| size != 0)
+}
+
+#[cfg(miri)]
+pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the layout is not empty.
+    layout(size).and_then(|layout| NonNull::new(unsafe { alloc::alloc::alloc_zeroed(layout) }))
+}
+
+#[cfg(miri)]
+pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise: `map` gave this, with this layout.
+    unsafe { alloc::alloc::dealloc(address.as_ptr(), layout(size).expect("was mapped")) };
+}
+
+#[cfg(miri)]
+pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { address.write_bytes(0, size) };
+}
+
+/// Bytes that the C library really set aside for a block.
+///
+/// # Safety
+/// NULL or a live block of the C library's malloc.
+pub(crate) unsafe fn block_bytes(block: *mut c_void) -> usize {
+    // SAFETY: the caller's promise. Miri's C library does not say, so there no raw block counts.
+    if cfg!(miri) { 0 } else { unsafe { libc::malloc_usable_size(block) } }
+}
+
 /// Asks the processor to fetch what lies at an address, which may be anything.
 #[inline(always)]
 pub(crate) fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a hint, which touches nothing.
     unsafe {
         core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = address;
 }
 

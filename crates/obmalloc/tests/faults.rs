@@ -64,6 +64,7 @@ fn double_frees_are_told_apart_until_the_address_is_handed_out_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri's C library does not say how large blocks are")]
 fn a_limit_is_kept_and_memory_can_be_had_again_below_it() {
     let options = HeapOptions { memory_limit: Some(3 << 20), ..HeapOptions::new(&profile::V3_13) };
     let heap = CheckedHeap::new(options).expect("a heap");

@@ -199,7 +199,7 @@ impl ObjectHeap {
     /// Takes an object out of the set of unreachable ones, and puts it into a list, which has room.
     fn rejoin(&self, object: usize, list: ListId) {
         let state = self.state();
-        state.table.set(object, LIVE);
+        self.table().set(object, LIVE);
         state.gc.list(list).append(object);
     }
 
@@ -329,7 +329,7 @@ impl ObjectHeap {
     fn set_aside(&self, object: usize) {
         let state = self.state();
         state.gc.scratch.set_aside += 1;
-        state.table.set(object, LIVE);
+        self.table().set(object, LIVE);
         // SAFETY: a tracked object.
         unsafe { header::set_gc_refs(object, 0) };
         match self.rules.immortal_met {

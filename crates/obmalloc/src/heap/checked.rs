@@ -4,12 +4,13 @@ use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, write_after_free};
+use crate::os::block_bytes;
+use crate::pinned::Pinned;
 use crate::profile::Geometry;
 use crate::pymalloc::{ArenaInfo, Corruption, Location, Pymalloc, Stats};
 
@@ -20,7 +21,7 @@ pub struct CheckedHeap {
     // Field order is drop order: the heap's arenas go back through the account.
     heap: Heap,
     ledger: UnsafeCell<Ledger>,
-    account: Box<Account>,
+    account: Pinned<Account>,
     /// Whether debug hooks have been set up.
     hooked: Cell<bool>,
     /// The allocators that the domains begin with.
@@ -50,8 +51,8 @@ impl CheckedHeap {
         let ledger = Ledger::new(heap.pymalloc()).ok_or(HeapError::NoMemory)?;
         let limit = options.memory_limit.unwrap_or(usize::MAX);
         let (raw, arena) = (heap.allocator(Domain::Raw), heap.arena_allocator());
-        let mut account = Box::new(Account { held: 0, limit, refusing: Cell::new(false), raw, arena });
-        let ctx = ptr::from_mut::<Account>(&mut account).cast::<c_void>();
+        let account = Pinned::new(Account { held: 0, limit, refusing: Cell::new(false), raw, arena });
+        let ctx = account.as_ptr().cast::<c_void>();
         // SAFETY: the account lives as long as the heap, and its functions pass on to the ones that were in.
         unsafe {
             heap.set_allocator(
@@ -662,12 +663,6 @@ impl Account {
         // SAFETY: as above. Arenas of a caller's own allocator that is taken out again were never added.
         unsafe { (*this).held = (*this).held.saturating_sub(bytes) };
     }
-}
-
-/// Bytes that the C library really set aside for a block.
-unsafe fn block_bytes(block: *mut c_void) -> usize {
-    // SAFETY: NULL or a live block of the C library's malloc.
-    unsafe { libc::malloc_usable_size(block) }
 }
 
 unsafe extern "C" fn account_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {

@@ -114,6 +114,8 @@ impl Hooks for NoHooks {}
 pub struct ObjectHeap {
     // Field order is drop order: the heap's memory goes last.
     pub(crate) state: UnsafeCell<State>,
+    /// Beside the state, for it is read while that is changed.
+    table: UnsafeCell<ObjectTable>,
     pub(crate) hooks: Box<dyn Hooks>,
     pub(crate) rules: ObjectRules,
     /// Where counting up ends.
@@ -148,7 +150,6 @@ impl Drop for LetGo<'_> {
 
 /// What an [`ObjectHeap`] keeps beside its memory.
 pub(crate) struct State {
-    pub table: ObjectTable,
     #[allow(clippy::vec_box, reason = "objects point to their types, which must stay where they are")]
     pub types: Vec<Box<Type>>,
     /// Objects that are being destroyed, each under the reference that was its last (`destroy.rs`).
@@ -181,9 +182,10 @@ impl ObjectHeap {
             Immortality::AllOnes => (u32::MAX as usize, IMMORTAL_BIT),
             Immortality::ThreeQuarters => (THREE_QUARTERS, IMMORTAL_BIT),
         };
-        let state = State { table, types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
+        let state = State { types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
         Ok(Self {
             state: UnsafeCell::new(state),
+            table: UnsafeCell::new(table),
             hooks,
             rules,
             refcount_limit,
@@ -207,7 +209,7 @@ impl ObjectHeap {
     #[inline(always)]
     pub(crate) fn table(&self) -> &ObjectTable {
         // SAFETY: nothing makes a unique reference to it, except where there are no objects yet.
-        unsafe { &(*self.state.get()).table }
+        unsafe { &*self.table.get() }
     }
 
     /// Runs something that may call hooks, with an object to which it has a reference.
@@ -268,7 +270,9 @@ impl ObjectHeap {
         self.begin()?;
         if self.state().types.is_empty() {
             let alignment = self.geometry().alignment;
-            self.state().table = ObjectTable::new(self.region(), alignment).ok_or(ObjectError::NoMemory)?;
+            let table = ObjectTable::new(self.region(), alignment).ok_or(ObjectError::NoMemory)?;
+            // SAFETY: there are no types, so no object and nobody who looks into the table.
+            unsafe { *self.table.get() = table };
             let mut name = String::new();
             name.try_reserve(self.rules.weakref_name.len()).map_err(|_| ObjectError::NoMemory)?;
             name.push_str(self.rules.weakref_name);

@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use super::{ObjectHeap, header, table};
+use super::{ObjectHeap, State, header, table};
 use crate::gc::list::{self, ListId};
 use crate::pymalloc::Corruption;
 
@@ -36,7 +36,8 @@ impl ObjectHeap {
             // A collection is in the middle of its lists.
             return Ok(());
         }
-        let gc = &self.state().gc;
+        let state = &*self.state();
+        let gc = &state.gc;
         for id in ListId::ALL {
             let list = &gc.lists[id as usize];
             let mut live = 0;
@@ -45,7 +46,7 @@ impl ObjectHeap {
                     continue;
                 }
                 live += 1;
-                self.verify_tracked(object, id, place)?;
+                self.verify_tracked(state, object, id, place)?;
             }
             ensure!(live == list.len(), 0, "the list {id:?} counts {} objects, but has {live}", list.len());
             let between = matches!(id, ListId::Young | ListId::Middle | ListId::Old | ListId::Permanent);
@@ -54,17 +55,17 @@ impl ObjectHeap {
         Ok(())
     }
 
-    fn verify_tracked(&self, object: usize, id: ListId, place: usize) -> Result<(), Corruption> {
+    fn verify_tracked(&self, kept: &State, object: usize, id: ListId, place: usize) -> Result<(), Corruption> {
         let state = self.table().state(object);
         ensure!(
             !matches!(state, table::NOTHING | table::DEAD | table::KEPT),
             object,
             "the list {id:?} has something that is no object"
         );
-        ensure!(state == table::LIVE || self.state().gc.collecting, object, "an object is in state {state} outside a collection");
+        ensure!(state == table::LIVE || kept.gc.collecting, object, "an object is in state {state} outside a collection");
         // SAFETY: the table says that it is an object.
         let (kind, next, refcnt) = unsafe { (header::kind(object), header::gc_next(object), header::refcnt(object)) };
-        let known = self.state().types.iter().any(|other| core::ptr::eq(&raw const **other, kind));
+        let known = kept.types.iter().any(|other| core::ptr::eq(&raw const **other, kind));
         ensure!(known, object, "an object's type is none of this heap");
         ensure!(kind.gc, object, "an object of {} is tracked, which is no GC type", kind.name());
         ensure!(next != 0 && list::place(next) == place, object, "an object does not know its place in the list {id:?}");

@@ -18,6 +18,7 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use crate::allocator::{Allocator, ArenaAllocator};
+use crate::pinned::Pinned;
 use crate::profile::{EmptyArena, Geometry, POOL_OVERHEAD, Profile};
 
 pub use arena::ArenaInfo;
@@ -76,7 +77,7 @@ pub(crate) struct Pymalloc {
     dead: Option<DeadWords>,
     /// The raw domain's present allocator.
     raw: *const Allocator,
-    region: Box<Region>,
+    region: Pinned<Region>,
 }
 
 /// How a geometry is known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
@@ -133,8 +134,8 @@ impl Pymalloc {
             }
         }
         nfp2lasta.resize(geometry.pools_per_arena() + 1, NO_ARENA);
-        let mut region = Box::new(Region::new(geometry.arena_size, geometry.pool_size, slack));
-        let arena_allocator = region.as_allocator();
+        let region = Pinned::new(Region::new(geometry.arena_size, geometry.pool_size, slack));
+        let arena_allocator = Region::as_allocator(region.as_ptr());
         Some(Self {
             usedpools,
             base: region.base,

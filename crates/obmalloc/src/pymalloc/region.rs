@@ -13,8 +13,8 @@ use super::pool::PoolHeader;
 use crate::allocator::ArenaAllocator;
 use crate::os;
 
-/// Address space of a heap's own arenas, bytes. It is only reserved; memory is used as arenas are.
-const REGION_SIZE: usize = 16 << 30;
+/// Address space of a heap's own arenas, bytes. It is only reserved; memory is used as arenas are, except under Miri.
+const REGION_SIZE: usize = if cfg!(miri) { 16 << 20 } else { 16 << 30 };
 
 /// Memory of released arenas that is kept for the next arenas, bytes. An arena that comes and goes again and again would otherwise cost
 /// a page fault for every page, every time.
@@ -134,9 +134,9 @@ impl Region {
         }
     }
 
-    /// This region as an arena allocator.
-    pub fn as_allocator(&mut self) -> ArenaAllocator {
-        ArenaAllocator { ctx: ptr::from_mut(self).cast(), alloc: region_alloc, free: region_free }
+    /// This region as an arena allocator, as long as it stays where it is.
+    pub fn as_allocator(this: *mut Self) -> ArenaAllocator {
+        ArenaAllocator { ctx: this.cast(), alloc: region_alloc, free: region_free }
     }
 }
 

@@ -1,0 +1,44 @@
+//! A value that others point to.
+
+use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+
+use alloc::boxed::Box;
+
+/// Owns a value that stays where it is, so that allocators can keep a pointer to it. A `Box` would claim, whenever it is moved, to be the
+/// only way to the value.
+pub(crate) struct Pinned<T>(NonNull<T>);
+
+impl<T> Pinned<T> {
+    pub fn new(value: T) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(value))))
+    }
+
+    /// For whoever reads and writes while nobody holds a reference.
+    pub fn as_ptr(&self) -> *mut T {
+        self.0.as_ptr()
+    }
+}
+
+impl<T> Deref for Pinned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the value lives as long as its owner; those who point to it do not write while references are held.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T> DerefMut for Pinned<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above, and they do not read either.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl<T> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        // SAFETY: made from a box, and given back once.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
