@@ -16,7 +16,23 @@ const reports = join(target, 'reports')
 const { platform } = createRequire(import.meta.url)('../dist/platform.js')
 
 /** Those that use the binding and run no CPython. */
-const SUITES = ['arena-allocator', 'chaos', 'close', 'collector', 'debug', 'domain', 'heap', 'misuse', 'run', 'type', 'view', 'weakref', 'workers']
+const SUITES = [
+  'allocators',
+  'arena-allocator',
+  'chaos',
+  'close',
+  'collector',
+  'debug',
+  'domain',
+  'exhaustion',
+  'heap',
+  'misuse',
+  'run',
+  'type',
+  'view',
+  'weakref',
+  'workers',
+]
 
 /** Titles of tests that cannot hold there: a sanitizer needs terabytes of address space, and looks for leaks before a process ends. */
 const LEFT_OUT = ['memory that the operating system refuses is null*', 'a process that ends *']
@@ -68,7 +84,11 @@ for (const [mistake, expected] of [/heap-use-after-free/, /Direct leak of 100 by
 }
 
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : SUITES
-const ava = [join(root, 'node_modules', 'ava', 'entrypoints', 'cli.mjs'), '--timeout=5m', ...LEFT_OUT.map((title) => `--match=!${title}`)]
+const ava = [
+  join(root, 'node_modules', 'ava', 'entrypoints', 'cli.mjs'),
+  '--timeout=5m',
+  ...LEFT_OUT.map((title) => `--match=!${title}`),
+]
 const { status, found } = watch([...ava, ...wanted.map((suite) => `__test__/${suite}.spec.ts`)], 'inherit')
 if (status !== 0) fail(`the tests ended with exit code ${status}`)
 for (const report of found) fail(report)

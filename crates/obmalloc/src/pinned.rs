@@ -5,6 +5,8 @@ use core::ptr::NonNull;
 
 use alloc::boxed::Box;
 
+use crate::try_box;
+
 /// Owns a value that stays where it is, so that allocators can keep a pointer to it. A `Box` would claim, whenever it is moved, to be the
 /// only way to the value.
 pub(crate) struct Pinned<T>(NonNull<T>);
@@ -12,6 +14,11 @@ pub(crate) struct Pinned<T>(NonNull<T>);
 impl<T> Pinned<T> {
     pub fn new(value: T) -> Self {
         Self(NonNull::from(Box::leak(Box::new(value))))
+    }
+
+    /// None when there is no memory for the value.
+    pub fn try_new(value: T) -> Option<Self> {
+        try_box(value).map(|value| Self(NonNull::from(Box::leak(value))))
     }
 
     /// For whoever reads and writes while nobody holds a reference.

@@ -7,7 +7,6 @@
 //!
 //! Where CPython aborts, the hook does nothing but keep the [`Fault`] for whoever made the call; the block stays as it is.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr;
@@ -16,6 +15,7 @@ use super::report::{Function, Problem, Report, read_size};
 use super::{Domain, Domains, Fault, FaultKind, count_raw};
 use crate::address_hash::{AddressMap, AddressSet};
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::pinned::Pinned;
 use crate::profile::DebugText;
 use crate::pymalloc::{AnyPools, Dead, Pymalloc};
 use crate::try_box;
@@ -70,8 +70,8 @@ struct Api {
 /// What the hooks of one heap know.
 pub(crate) struct DebugHooks {
     text: DebugText,
-    #[allow(clippy::vec_box, reason = "allocators point to them, which may have been taken out")]
-    apis: Vec<Box<Api>>,
+    /// They stay where they are, because allocators point to them, which may have been taken out.
+    apis: Vec<Pinned<Api>>,
     /// By the address of their data.
     blocks: AddressMap<Block>,
     /// Room in `blocks` that is kept for blocks that are being moved.
@@ -145,8 +145,8 @@ impl Domains {
                 if hooks.apis.try_reserve(1).is_err() {
                     return false;
                 }
-                let Some(api) = try_box(Api { domain, inner, watched, domains: this }) else { return false };
-                (*this).allocators[domain as usize] = allocator(&raw const *api);
+                let Some(api) = Pinned::try_new(Api { domain, inner, watched, domains: this }) else { return false };
+                (*this).allocators[domain as usize] = allocator(api.as_ptr());
                 hooks.apis.push(api);
             }
             true

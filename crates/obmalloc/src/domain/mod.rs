@@ -21,6 +21,7 @@ pub(crate) use report::Function;
 pub use report::Report;
 
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::pinned::Pinned;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
 use debug::Refused;
@@ -66,8 +67,7 @@ pub(crate) struct Domains {
     /// Once the debug hooks have been set up.
     pub debug: Option<Box<DebugHooks>>,
     /// The wrappers that let requests fail; the last ones are in while `is_short`.
-    #[allow(clippy::vec_box, reason = "allocators point to them, which may have been taken out")]
-    nomemory: Vec<Box<NoMemory>>,
+    nomemory: Vec<Pinned<NoMemory>>,
     is_short: bool,
 }
 

@@ -6,7 +6,7 @@ use core::ptr;
 
 use super::{Domain, Domains};
 use crate::allocator::Allocator;
-use crate::try_box;
+use crate::pinned::Pinned;
 
 /// Which requests fail, and how many there have been (`FmData`).
 #[derive(Default)]
@@ -78,16 +78,16 @@ impl Domains {
                 Domain::ALL.into_iter().any(|domain| last.wrappers[domain as usize].inner != present[domain as usize])
             }) {
                 let wrappers = present.map(|inner| Wrapper { inner, counts: ptr::null() });
-                let Some(wrapped) = try_box(NoMemory { counts: Counts::default(), wrappers }) else { return false };
+                let Some(wrapped) = Pinned::try_new(NoMemory { counts: Counts::default(), wrappers }) else { return false };
                 if known.try_reserve(1).is_err() {
                     return false;
                 }
                 known.push(wrapped);
             }
-            let Some(last) = known.last_mut() else { return false };
-            let counts = &raw const last.counts;
+            let Some(last) = known.last().map(Pinned::as_ptr) else { return false };
+            let counts = &raw const (*last).counts;
             for domain in Domain::ALL {
-                let wrapper = &raw mut last.wrappers[domain as usize];
+                let wrapper = &raw mut (*last).wrappers[domain as usize];
                 (*wrapper).counts = counts;
                 (*this).allocators[domain as usize] = Allocator {
                     ctx: wrapper.cast(),
