@@ -15,7 +15,7 @@ const SEED = Number(process.env['OBMALLOC_SEED'] ?? Date.now() % 2 ** 32)
 
 /** What went wrong, or nothing: in a process of its own, because a crash is what is looked for. */
 async function run(release: Release, seeds: number[]): Promise<string | undefined> {
-  const args = ['--import', '@oxc-node/core/register', program, release, JSON.stringify(seeds)]
+  const args = ['--import', 'tsx', program, release, JSON.stringify(seeds)]
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] })
   const errors: string[] = []
   child.stderr.setEncoding('utf8').on('data', (text: string) => errors.push(text))

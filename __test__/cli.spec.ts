@@ -214,7 +214,7 @@ test('building without a Rust toolchain says what is missing', (t) => {
 
 /** Runs a TypeScript program from the root; what it printed must be what its comments say. */
 function prints(t: ExecutionContext, file: string, program: string): void {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', '@oxc-node/core/register', file], {
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', file], {
     encoding: 'utf8',
     cwd: root,
   })

@@ -31,7 +31,7 @@ for (const { number, what } of played) {
 }
 
 const inWorker = (async (): Promise<Played[]> => {
-  const worker = new Worker(new URL('./misuse/play.ts', import.meta.url))
+  const worker = new Worker(new URL('./misuse/worker.mjs', import.meta.url))
   const [[results], [code]] = (await Promise.all([once(worker, 'message'), once(worker, 'exit')])) as [[Played[]], [number]]
   if (code !== 0) throw new Error(`the worker ended with ${code}`)
   return results
