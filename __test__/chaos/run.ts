@@ -1,11 +1,20 @@
 /**
  * Does to a heap whatever comes to mind, from inside its callbacks too. The program is a list of seeds, one for each operation, so that
- * any part of it is a program: `run.ts release '[seed, ...]'`. Ends with 0 when the heap stood it all, otherwise says what did not hold.
+ * any part of it is a program: `run.ts release allocator '[seed, ...]'`. Ends with 0 when the heap stood it all, otherwise says what did not hold.
  */
 
 import assert from 'node:assert/strict'
 
-import { Heap, MemoryError, MemoryFault, type Address, type Allocator, type ObjectType, type Release } from 'obmalloc'
+import {
+  Heap,
+  MemoryError,
+  MemoryFault,
+  type Address,
+  type Allocator,
+  type AllocatorName,
+  type ObjectType,
+  type Release,
+} from 'obmalloc'
 
 /** A generator of its own for each operation. */
 function randomFrom(seed: number): (below: number) => number {
@@ -22,12 +31,12 @@ const TYPES = 6
 /** Operations that callbacks do for one of the program, at most. */
 const INSIDE_MAX = 200
 
-export function chaos(release: Release, seeds: readonly number[]): void {
+export function chaos(release: Release, allocator: AllocatorName, seeds: readonly number[]): void {
   let random = randomFrom(0)
   let inside = 0
   let traversing = 0
   let callbacks = 0
-  const heap = new Heap({ release, memoryLimit: 64 << 20, onUnraisable: (error) => expected(error) })
+  const heap = new Heap({ release, allocator, memoryLimit: 64 << 20, onUnraisable: (error) => expected(error) })
   /** What may be an object, or was one, or never was. */
   const known: Address[] = [0 as Address, 16 as Address, 0xdeadbeef0 as Address]
   /** References of the script's own. */
@@ -126,6 +135,9 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     },
     () => {
       if (granted.length > 0) granted.push(pick(allocators).realloc(granted.splice(random(granted.length), 1)[0]!, random(900))!)
+    },
+    () => {
+      if (random(100) === 0) heap.setupDebugHooks()
     },
     () => {
       if (random(20) === 0) heap.setNomemory(random(20), random(3) === 0 ? undefined : random(40))
@@ -296,7 +308,6 @@ export function chaos(release: Release, seeds: readonly number[]): void {
     )
   }
   heap.gc.callbacks.push(() => callback(0 as Address))
-  if (seeds.length % 2 === 1) heap.setupDebugHooks()
   for (const seed of seeds) {
     random = randomFrom(seed)
     inside = callbacks = 0
@@ -315,5 +326,5 @@ class Broken extends Error {
   }
 }
 
-const [release, seeds] = process.argv.slice(2)
-if (seeds?.startsWith('[')) chaos(release as Release, JSON.parse(seeds) as number[])
+const [release, allocator, seeds] = process.argv.slice(2)
+if (seeds?.startsWith('[')) chaos(release as Release, allocator as AllocatorName, JSON.parse(seeds) as number[])
