@@ -550,7 +550,15 @@ impl CheckedHeap {
                 unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
             }
         };
-        ledger.elsewhere().for_each(|(address, _, _)| free(address));
+        // In order, where there is memory for that: the C library joins neighbours, which takes several times as long in any other.
+        let mut addresses = Vec::new();
+        if addresses.try_reserve_exact(ledger.elsewhere().count()).is_ok() {
+            addresses.extend(ledger.elsewhere().map(|(address, _, _)| address));
+            addresses.sort_unstable();
+            addresses.into_iter().for_each(free);
+        } else {
+            ledger.elsewhere().for_each(|(address, _, _)| free(address));
+        }
         if let Some(hooks) = &hooks {
             hooks.lost(|address| ledger.domain_of(address).is_some()).for_each(free);
         }
