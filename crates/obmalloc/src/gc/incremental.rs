@@ -136,7 +136,9 @@ impl ObjectHeap {
                 self.state().gc.move_to(object, ListId::Permanent);
                 continue;
             }
-            for reference in self.references(kind, object)? {
+            let references = self.references(kind, object)?;
+            self.go_on_after(1 + references.len())?;
+            for reference in references {
                 // SAFETY: an object, alive.
                 let immortal = |reference| self.is_immortal(unsafe { header::refcnt(reference) });
                 // An immortal one waits for its own turn.

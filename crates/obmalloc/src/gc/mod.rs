@@ -370,7 +370,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When the generation is none of 0, 1 and 2, a `traverse` failed or did not tell the truth, or there is no memory: nothing has
-    /// been destroyed then.
+    /// been destroyed then. When it is [interrupted](crate::Hooks::interrupted): what has not been destroyed stays.
     pub fn collect(&self, generation: usize) -> Result<usize, ObjectError> {
         if generation >= GENERATIONS {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
@@ -467,17 +467,22 @@ impl ObjectHeap {
     /// `gc.get_referrers()`: the tracked objects that refer directly to any of `objects`, in the collector's order.
     ///
     /// # Errors
-    /// When one of `objects` is none, a `traverse` fails, or there is no memory.
+    /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
     pub fn referrers(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         for &object in objects {
             self.look(object)?;
         }
+        let mut sorted = Vec::new();
+        sorted.try_reserve_exact(objects.len()).map_err(|_| ObjectError::NoMemory)?;
+        sorted.extend_from_slice(objects);
+        sorted.sort_unstable();
         let all = self.all_by_generation()?;
         let mut referrers = Vec::new();
         for object in all {
             let kind = self.look(object)?;
-            let refers = self.references(kind, object)?.iter().any(|reference| objects.contains(reference));
-            if refers {
+            let references = self.references(kind, object)?;
+            self.go_on_after(1 + references.len())?;
+            if references.iter().any(|reference| sorted.binary_search(reference).is_ok()) {
                 referrers.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
                 referrers.push(object);
             }
@@ -504,7 +509,7 @@ impl ObjectHeap {
     /// `gc.get_referents()`: the objects that `objects` refer to directly, as they are traversed; what is no GC object is left out.
     ///
     /// # Errors
-    /// When one of `objects` is none, a `traverse` fails, or there is no memory.
+    /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
     pub fn referents(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         let mut referents = Vec::new();
         for &object in objects {
@@ -513,6 +518,7 @@ impl ObjectHeap {
                 continue;
             }
             let references = self.references(kind, object)?;
+            self.go_on_after(1 + references.len())?;
             referents.try_reserve(references.len()).map_err(|_| ObjectError::NoMemory)?;
             referents.extend(references);
         }

@@ -12,7 +12,7 @@ use super::scan;
 use super::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
 use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, UNREACHABLE, is_undecided};
-use crate::object::{ObjectError, ObjectHeap, Type, header};
+use crate::object::{ObjectError, ObjectHeap, STRIDE, Type, header};
 use crate::os;
 use crate::profile::{Algorithm, ImmortalMet, Resurrection, WeakrefsCleared};
 
@@ -44,6 +44,9 @@ pub(super) struct Found {
 impl ObjectHeap {
     /// `gc_collect_with_callback`, `_PyGC_Collect`
     pub(super) fn collect_with_callbacks(&self, generation: usize) -> Result<usize, ObjectError> {
+        if self.state().trash != 0 {
+            self.take_up_trash();
+        }
         self.state().gc.collecting = true;
         let mut info = Info { generation, ..Info::default() };
         self.in_hook(|| self.hooks.gc_callback(self, Phase::Start, &info));
@@ -147,7 +150,7 @@ impl ObjectHeap {
         let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
         let result = self.end_unreachable(&mut unreachable, old);
         if result.is_err() {
-            // Nothing has been destroyed, and nothing is going to be.
+            // What has not been destroyed is not going to be.
             self.each_unreachable(&unreachable, |object| self.rejoin(object, old));
             self.state().gc.merge(ListId::Finalizers, old);
         }
@@ -166,18 +169,18 @@ impl ObjectHeap {
         if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
             self.each_unreachable(unreachable, |object| self.debug_cycle("collectable", object));
         }
-        let (freed, called_back) = self.handle_weakrefs(unreachable, old);
+        let (freed, called_back) = self.handle_weakrefs(unreachable, old)?;
         found.collected += freed;
-        let finalized = self.finalize_garbage(unreachable);
+        let finalized = self.finalize_garbage(unreachable)?;
         // What no hook has touched is as unreachable as it was.
         if (called_back || finalized) && !self.handle_resurrected_objects(unreachable, old)? {
             unreachable.clear();
         }
         if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
-            self.clear_weakrefs_of(unreachable);
+            self.clear_weakrefs_of(unreachable)?;
         }
         self.each_unreachable(unreachable, |_| found.collected += 1);
-        self.delete_garbage(unreachable, old);
+        self.delete_garbage(unreachable, old)?;
         found.uncollectable = self.state().gc.list(ListId::Finalizers).len();
         if self.state().gc.debug & DEBUG_UNCOLLECTABLE != 0 {
             let finalizers = &self.state().gc.lists[ListId::Finalizers as usize];
@@ -196,6 +199,20 @@ impl ObjectHeap {
         }
     }
 
+    /// As [`each_unreachable`](Self::each_unreachable), for what takes longer.
+    ///
+    /// # Errors
+    /// When it is interrupted, or `visit` fails.
+    pub(super) fn try_each_unreachable(&self, unreachable: &[usize], mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
+        for &object in unreachable {
+            if self.table().state(object) == UNREACHABLE {
+                visit(object);
+            }
+            self.go_on_after(1)?;
+        }
+        Ok(())
+    }
+
     /// Takes an object out of the set of unreachable ones, and puts it into a list, which has room.
     fn rejoin(&self, object: usize, list: ListId) {
         let state = self.state();
@@ -206,7 +223,8 @@ impl ObjectHeap {
     /// Finds out which objects of `base` nothing outside it reaches, and moves them to the set of unreachable ones.
     ///
     /// # Errors
-    /// When a hook fails or does not tell the truth: the objects are where they were.
+    /// When a hook fails or does not tell the truth, or it is interrupted: the objects are in `base` as they were, but perhaps in another
+    /// order.
     pub(super) fn deduce_unreachable(&self, base: ListId) -> Result<(), ObjectError> {
         let gc = &mut self.state().gc;
         let all = gc.list(base).len();
@@ -220,21 +238,23 @@ impl ObjectHeap {
         let count = entries.len();
         let counted = self.count_refs(&mut entries);
         let mut left = core::mem::take(&mut self.state().gc.scratch.set_aside);
-        if counted.is_ok() {
+        let deduced = counted.and_then(|()| {
             let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
-            left += self.move_unreachable(&mut entries, &mut unreachable);
+            let (more, moved) = self.move_unreachable(&mut entries, &mut unreachable);
+            left += more;
             self.state().gc.scratch.unreachable = unreachable;
-        }
+            moved
+        });
         let list = self.state().gc.list(base);
         *list.entries_mut() = entries;
         list.settle(left, count);
-        counted
+        deduced
     }
 
     /// Counts, of every object, the references that do not come from the others.
     ///
     /// # Errors
-    /// When a hook fails or does not tell the truth: nothing is said of any object then.
+    /// When a hook fails or does not tell the truth, or it is interrupted: nothing is said of any object then.
     fn count_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
@@ -252,24 +272,55 @@ impl ObjectHeap {
 
     fn update_and_subtract_refs<const SHIFT: u32>(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
         let places = self.table().places::<SHIFT>();
-        self.update_refs(places, objects);
-        self.subtract_refs(places, objects)
+        for part in objects.chunks(STRIDE) {
+            self.update_refs(places, part);
+            self.go_on_after(part.len())?;
+        }
+        let mut index = 0;
+        while index < objects.len() {
+            let (begin, end) = (index, objects.len().min(index + STRIDE));
+            index = self.subtract_refs(places, &mut objects[..end], begin)?;
+            self.go_on_after(index - begin)?;
+        }
+        Ok(())
     }
 
-    fn move_unreachable(&self, objects: &mut Vec<usize>, unreachable: &mut Vec<usize>) -> usize {
-        match self.table().alignment_shift() {
-            3 => self.move_unreachable_in(self.table().places::<3>(), objects, unreachable),
-            _ => self.move_unreachable_in(self.table().places::<4>(), objects, unreachable),
+    /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
+    /// from an object behind it, goes to the end of `objects`. Gives how many objects have left their places. There is room in all of
+    /// them.
+    ///
+    /// The error is that it was interrupted: all of the objects are in `objects` then, and nothing is said of any.
+    fn move_unreachable(&self, objects: &mut Vec<usize>, unreachable: &mut Vec<usize>) -> (usize, Result<(), ObjectError>) {
+        // What is moved back comes after all others, which are therefore looked at first.
+        let mut moved_back = core::mem::take(&mut self.state().gc.scratch.moved_back);
+        let moved = match self.table().alignment_shift() {
+            3 => self.move_unreachable_in(self.table().places::<3>(), objects, unreachable, &mut moved_back),
+            _ => self.move_unreachable_in(self.table().places::<4>(), objects, unreachable, &mut moved_back),
+        };
+        let left = unreachable.len();
+        if moved.is_err() {
+            objects.append(unreachable);
+            self.clear_collecting(objects);
+        } else if !moved_back.is_empty() {
+            objects.extend_from_slice(&moved_back);
+            unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
         }
+        moved_back.clear();
+        self.state().gc.scratch.moved_back = moved_back;
+        (left, moved)
     }
 
     /// Says of all objects that no collection is about them (`gc_list_clear_collecting`).
     fn clear_collecting(&self, objects: &[usize]) {
         for &object in objects {
             if object != 0 {
+                // SAFETY: a tracked object; the word is in use when the byte says so.
+                unsafe {
+                    if self.table().state(object) == MANY_REFS {
+                        header::set_gc_refs(object, 0);
+                    }
+                }
                 self.table().set(object, LIVE);
-                // SAFETY: a tracked object.
-                unsafe { header::set_gc_refs(object, 0) };
             }
         }
     }
@@ -284,9 +335,14 @@ impl ObjectHeap {
         }
     }
 
-    /// Adds every object's references to its count, and takes one off the counts of those that it refers to.
-    fn subtract_refs<const SHIFT: u32>(&self, places: Places<SHIFT>, objects: &mut [usize]) -> Result<(), ObjectError> {
-        let mut index = 0;
+    /// Adds every object's references to its count, and takes one off the counts of those that it refers to, from the object with this
+    /// index on. Gives how many objects there are.
+    fn subtract_refs<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        objects: &mut [usize],
+        mut index: usize,
+    ) -> Result<usize, ObjectError> {
         while let Some(&object) = objects.get(index) {
             if object == 0 {
                 index += 1;
@@ -317,11 +373,12 @@ impl ObjectHeap {
                     self.subtract_visited(places, kind, object)?;
                 } else {
                     header::each_reference(kind, object, |reference| visit_decref(places, reference));
+                    self.go_on_after(header::nitems(kind, object))?;
                 }
             }
             index += 1;
         }
-        Ok(())
+        Ok(index)
     }
 
     /// An immortal object takes no part in collections.
@@ -378,18 +435,42 @@ impl ObjectHeap {
         scratch.visits[begin..end].iter().for_each(|&reference| visit(reference));
     }
 
-    /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
-    /// from an object behind it, goes to the end of `objects`. Gives how many objects have left their places. There is room in all of
-    /// them.
     fn move_unreachable_in<const SHIFT: u32>(
         &self,
         places: Places<SHIFT>,
-        objects: &mut Vec<usize>,
+        objects: &mut [usize],
         unreachable: &mut Vec<usize>,
-    ) -> usize {
-        // What is moved back comes after all others, which are therefore looked at first.
-        let mut moved_back = core::mem::take(&mut self.state().gc.scratch.moved_back);
+        moved_back: &mut Vec<usize>,
+    ) -> Result<(), ObjectError> {
         let mut index = 0;
+        while index < objects.len() {
+            let (begin, end) = (index, objects.len().min(index + STRIDE));
+            index = self.move_unreachable_from(places, &mut objects[..end], begin, unreachable, moved_back)?;
+            self.go_on_after(index - begin)?;
+        }
+        index = 0;
+        while let Some(&object) = moved_back.get(index) {
+            // SAFETY: a tracked object; nothing changes meanwhile.
+            unsafe {
+                scan::prefetch(moved_back, index);
+                self.move_reachable(places, object, moved_back);
+                self.go_on_after(1 + header::nitems(header::kind(object), object))?;
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// As [`move_unreachable`](Self::move_unreachable), of the objects from this index on; what is to be moved back goes to `moved_back`.
+    /// Gives how many objects there are.
+    fn move_unreachable_from<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        objects: &mut [usize],
+        mut index: usize,
+        unreachable: &mut Vec<usize>,
+        moved_back: &mut Vec<usize>,
+    ) -> Result<usize, ObjectError> {
         while let Some(&object) = objects.get(index) {
             if object == 0 {
                 index += 1;
@@ -399,7 +480,7 @@ impl ObjectHeap {
             unsafe {
                 let (kind, at) = (header::kind(object), places.of(object));
                 if kind.simple {
-                    let to = (&mut *unreachable, &mut moved_back);
+                    let to = (&mut *unreachable, &mut *moved_back);
                     let stopped = scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable);
                     if stopped != index {
                         index = stopped;
@@ -411,29 +492,13 @@ impl ObjectHeap {
                     unreachable.push(object);
                     objects[index] = 0;
                 } else {
-                    self.move_reachable(places, object, &mut moved_back);
+                    self.move_reachable(places, object, moved_back);
+                    self.go_on_after(header::nitems(kind, object))?;
                 }
             }
             index += 1;
         }
-        let left = unreachable.len();
-        index = 0;
-        while let Some(&object) = moved_back.get(index) {
-            // SAFETY: as above.
-            unsafe {
-                scan::prefetch(&moved_back, index);
-                self.move_reachable(places, object, &mut moved_back);
-            }
-            index += 1;
-        }
-        if !moved_back.is_empty() {
-            objects.extend_from_slice(&moved_back);
-            // SAFETY: tracked objects have bytes in the table.
-            unreachable.retain(|&object| unsafe { *places.of(object) } == UNREACHABLE);
-            moved_back.clear();
-        }
-        self.state().gc.scratch.moved_back = moved_back;
-        left
+        Ok(index)
     }
 
     /// An object is reachable, and so is what it refers to.
@@ -493,12 +558,12 @@ impl ObjectHeap {
     }
 
     /// Runs the finalizers of unreachable objects that have not been finalized; whether there were any.
-    fn finalize_garbage(&self, unreachable: &[usize]) -> bool {
+    fn finalize_garbage(&self, unreachable: &[usize]) -> Result<bool, ObjectError> {
         let mut any = false;
         if !self.state().types.iter().any(|kind| kind.hooks.finalize) {
-            return any;
+            return Ok(any);
         }
-        self.each_unreachable(unreachable, |object| {
+        self.try_each_unreachable(unreachable, |object| {
             // SAFETY: a tracked object, kept by the reference that it is given.
             unsafe {
                 if header::kind(object).hooks.finalize && !header::is_finalized(object) {
@@ -510,8 +575,8 @@ impl ObjectHeap {
                     self.decref_object(object);
                 }
             }
-        });
-        any
+        })?;
+        Ok(any)
     }
 
     /// Finds out which of the unreachable objects are so still; the others join `old`. False when none is to be destroyed.
@@ -527,7 +592,10 @@ impl ObjectHeap {
             unreachable.iter().filter(|&&object| object != 0).for_each(|&object| self.table().set(object, UNREACHABLE));
             return counted.map(|()| true);
         }
-        self.move_unreachable(unreachable, &mut still);
+        if let (_, Err(error)) = self.move_unreachable(unreachable, &mut still) {
+            unreachable.iter().filter(|&&object| object != 0).for_each(|&object| self.table().set(object, UNREACHABLE));
+            return Err(error);
+        }
         unreachable.iter().filter(|&&object| object != 0).for_each(|&object| self.state().gc.list(old).append(object));
         *unreachable = still;
         Ok(true)
@@ -553,13 +621,20 @@ impl ObjectHeap {
 
     /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them. What lives on
     /// joins the old objects, for it may die later.
-    fn delete_garbage(&self, garbage: &[usize], old: ListId) {
+    ///
+    /// # Errors
+    /// When it is interrupted: the others are still in the set.
+    fn delete_garbage(&self, garbage: &[usize], old: ListId) -> Result<(), ObjectError> {
         let watched = self.state().types.iter().any(|kind| kind.has_end && !kind.is_weakref() || kind.hooks.clear);
-        if watched {
-            self.clear_each::<true>(garbage, old);
-        } else if self.clear_each::<false>(garbage, old) {
+        let mut survived = false;
+        for part in garbage.chunks(STRIDE) {
+            self.go_on_after(part.len())?;
+            survived |= if watched { self.clear_each::<true>(part, old) } else { self.clear_each::<false>(part, old) };
+        }
+        if survived && !watched {
             self.each_unreachable(garbage, |object| self.rejoin(object, old));
         }
+        Ok(())
     }
 
     /// Calls `tp_clear` of unreachable objects; whether any has lived on. Most of those die soon, so where no hook can see it they are not

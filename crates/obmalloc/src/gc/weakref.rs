@@ -207,12 +207,15 @@ impl ObjectHeap {
 
     /// Clears weak references to unreachable objects, and calls the callbacks of those that are reachable themselves (`handle_weakrefs`,
     /// from 3.15 `handle_weakref_callbacks`). Gives how many of these died of it, and whether any callback was called.
-    pub(super) fn handle_weakrefs(&self, unreachable: &[usize], old: ListId) -> (usize, bool) {
+    ///
+    /// # Errors
+    /// When it is interrupted.
+    pub(super) fn handle_weakrefs(&self, unreachable: &[usize], old: ListId) -> Result<(usize, bool), ObjectError> {
         if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
-            return (0, false);
+            return Ok((0, false));
         }
         let only_callbacks = self.rules.weakrefs_cleared == WeakrefsCleared::CallbacksBeforeOthersAfter;
-        self.each_unreachable(unreachable, |object| {
+        let handled = self.try_each_unreachable(unreachable, |object| {
             // SAFETY: tracked objects; the lists of objects lead to weak references.
             unsafe {
                 let kind = header::kind(object);
@@ -236,7 +239,8 @@ impl ObjectHeap {
                 }
             }
         });
-        self.call_weakref_callbacks(old)
+        // Those that are to be called back are called, or let go.
+        self.call_weakref_callbacks(old, handled)
     }
 
     /// Whether an object is a weak reference that a collection has yet to call back for, and keeps until then.
@@ -248,16 +252,18 @@ impl ObjectHeap {
         next != 0 && list.has(object, super::list::place(next)) && list.first() != Some(object)
     }
 
-    fn call_weakref_callbacks(&self, old: ListId) -> (usize, bool) {
+    fn call_weakref_callbacks(&self, old: ListId, mut going_on: Result<(), ObjectError>) -> Result<(usize, bool), ObjectError> {
         let (mut freed, mut called) = (0, false);
         while let Some(reference) = self.state().gc.list(ListId::WrcbToCall).first() {
             called = true;
             // SAFETY: a weak reference, kept by the reference that it was given.
             unsafe {
-                let callback = header::wr_callback(reference);
-                self.holding(reference, || {
-                    self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
-                });
+                if going_on.is_ok() {
+                    let callback = header::wr_callback(reference);
+                    self.holding(reference, || {
+                        self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                    });
+                }
                 self.decref_object(reference);
             }
             let gc = &mut self.state().gc;
@@ -267,16 +273,20 @@ impl ObjectHeap {
             } else {
                 freed += 1;
             }
+            going_on = going_on.and_then(|()| self.go_on_after(1));
         }
-        (freed, called)
+        going_on.map(|()| (freed, called))
     }
 
     /// Clears all weak references to unreachable objects, and those among them (`clear_weakrefs`).
-    pub(super) fn clear_weakrefs_of(&self, unreachable: &[usize]) {
+    ///
+    /// # Errors
+    /// When it is interrupted.
+    pub(super) fn clear_weakrefs_of(&self, unreachable: &[usize]) -> Result<(), ObjectError> {
         if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
-            return;
+            return Ok(());
         }
-        self.each_unreachable(unreachable, |object| {
+        self.try_each_unreachable(unreachable, |object| {
             // SAFETY: a tracked object.
             let kind = unsafe { header::kind(object) };
             if kind.is_weakref() {
@@ -285,6 +295,6 @@ impl ObjectHeap {
             if let Some(offset) = kind.weaklist {
                 self.clear_weakrefs_silently(object, offset);
             }
-        });
+        })
     }
 }

@@ -67,13 +67,13 @@ impl ObjectHeap {
     }
 
     /// Destroys an object that has no references left, whose byte is at `at`, and every object whose last reference goes with it, depth
-    /// first.
+    /// first. Of an object whose end has begun already, `at` is null.
     ///
     /// Never inlined: most references that are given back are not the last, and need none of its registers.
     #[inline(never)]
     fn destroy(&self, object: usize, at: *mut u8) {
         // SAFETY: the byte is the object's.
-        if !unsafe { self.begin_end(object, at) } {
+        if !at.is_null() && !unsafe { self.begin_end(object, at) } {
             return;
         }
         let base = self.state().dying.len();
@@ -84,6 +84,9 @@ impl ObjectHeap {
             // SAFETY: as above.
             if let Some(reference) = unsafe { self.drop_references(kind, &mut current) } {
                 current = self.postpone(current, Dying { object: reference, next: 0 });
+                if self.is_interrupted_after(1) {
+                    return self.put_off(base, current);
+                }
                 continue;
             }
             self.finish(kind, current.object);
@@ -93,6 +96,27 @@ impl ObjectHeap {
                 Some(waiting) => current = waiting,
                 None => break,
             }
+            if self.is_interrupted_after(1) {
+                return self.put_off(base, current);
+            }
+        }
+    }
+
+    /// Puts off what is left to do in a destruction that is interrupted: the next destruction or collection takes it up.
+    #[cold]
+    fn put_off(&self, base: usize, current: Dying) {
+        for place in base..self.state().dying.len() {
+            self.throw_away(self.state().dying[place].object);
+        }
+        self.state().dying.truncate(base);
+        self.throw_away(current.object);
+    }
+
+    /// Takes up the destruction of objects that had to wait.
+    #[cold]
+    pub(crate) fn take_up_trash(&self) {
+        if let Some(waiting) = self.take_from_trash() {
+            self.destroy(waiting.object, core::ptr::null_mut());
         }
     }
 
@@ -121,6 +145,7 @@ impl ObjectHeap {
                         return Some(reference);
                     }
                 }
+                self.count_steps(current.next);
             }
         }
         None
@@ -146,10 +171,16 @@ impl ObjectHeap {
             state.dying.push(waiting);
             return first;
         }
-        // SAFETY: its references are gone, so its count can say what is next in the trash.
-        unsafe { header::set_refcnt(first.object, state.trash) };
-        state.trash = first.object;
+        self.throw_away(first.object);
         waiting
+    }
+
+    /// Puts an object whose end has begun into the trash.
+    fn throw_away(&self, object: usize) {
+        let state = self.state();
+        // SAFETY: the references to it are gone, so its count can say what is next in the trash.
+        unsafe { header::set_refcnt(object, state.trash) };
+        state.trash = object;
     }
 
     /// An object that had to wait (`_PyTrash_thread_destroy_chain`).

@@ -38,7 +38,7 @@ pub enum ObjectError {
     NoMemory,
     /// An argument is not what it has to be; the text says what that is.
     Argument(&'static str),
-    /// A hook failed, which knows why; the collection that called it changed nothing.
+    /// A hook failed, which knows why, or [`Hooks::interrupted`] said that nobody waits for the result any more.
     Aborted,
 }
 
@@ -54,7 +54,7 @@ impl fmt::Display for ObjectError {
             Self::Fault(fault) => fault.fmt(f),
             Self::NoMemory => f.write_str("no memory"),
             Self::Argument(expected) => write!(f, "expected {expected}"),
-            Self::Aborted => f.write_str("a hook failed, and the collection was given up"),
+            Self::Aborted => f.write_str("a hook failed or interrupted it, and it was given up"),
         }
     }
 }
@@ -103,6 +103,13 @@ pub trait Hooks {
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
     fn write(&self, text: &str) {}
+    /// Asked some milliseconds apart by whatever goes over many objects: whether to give it up. It must not use the heap.
+    ///
+    /// What is looked for is not found then ([`ObjectError::Aborted`]), a collection leaves what it has not destroyed yet as it is, and
+    /// objects whose end has begun wait for the next destruction or collection. The heap is whole.
+    fn interrupted(&self) -> bool {
+        false
+    }
 }
 
 /// No hooks at all.
@@ -126,6 +133,8 @@ pub struct ObjectHeap {
     pub(crate) depth: Cell<u32>,
     /// Whether one of them is a `traverse`.
     pub(crate) traversing: Cell<bool>,
+    /// Steps since hooks were last asked whether to give up.
+    steps: Cell<usize>,
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
     heap: CheckedHeap,
@@ -154,7 +163,8 @@ pub(crate) struct State {
     pub types: Vec<Box<Type>>,
     /// Objects that are being destroyed, each under the reference that was its last (`destroy.rs`).
     pub dying: Vec<destroy::Dying>,
-    /// The first of those whose destruction waits without being in `dying`, 0 for none; their counts lead from one to the next.
+    /// The first of those whose destruction waits without being in `dying` (there was no memory for that, or it was interrupted), 0 for none;
+    /// their counts lead from one to the next.
     pub trash: usize,
     pub gc: Gc,
 }
@@ -192,6 +202,7 @@ impl ObjectHeap {
             immortal_bit,
             depth: Cell::new(0),
             traversing: Cell::new(false),
+            steps: Cell::new(0),
             held: Cell::new(core::ptr::null()),
             heap,
         })
@@ -254,8 +265,36 @@ impl ObjectHeap {
         self.is_to_be_called(object)
     }
 
+    /// Counts so many steps, for whoever asks later.
+    #[inline(always)]
+    pub(crate) fn count_steps(&self, steps: usize) {
+        self.steps.set(self.steps.get() + steps);
+    }
+
+    /// Counts so many steps, and asks now and then whether to give up what they are part of.
+    #[inline(always)]
+    pub(crate) fn is_interrupted_after(&self, steps: usize) -> bool {
+        self.count_steps(steps);
+        self.steps.get() >= STRIDE && self.is_interrupted()
+    }
+
+    /// As [`is_interrupted_after`](Self::is_interrupted_after), for what has an error to give.
+    #[inline(always)]
+    pub(crate) fn go_on_after(&self, steps: usize) -> Result<(), ObjectError> {
+        if self.is_interrupted_after(steps) { Err(ObjectError::Aborted) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn is_interrupted(&self) -> bool {
+        let interrupted = self.hooks.interrupted();
+        // Whatever goes on around what was interrupted is to ask soon.
+        self.steps.set(if interrupted { STRIDE } else { 0 });
+        interrupted
+    }
+
     /// Runs a hook.
     pub(crate) fn in_hook<T>(&self, hook: impl FnOnce() -> T) -> T {
+        self.count_steps(HOOK_STEPS);
         self.depth.set(self.depth.get() + 1);
         let result = hook();
         self.depth.set(self.depth.get() - 1);
@@ -527,6 +566,11 @@ impl ObjectHeap {
         self.heap.usable_size(domain, address)
     }
 }
+
+/// Steps after which hooks are asked whether to give up. A step is some nanoseconds, or a hundred where it waits for memory.
+pub(crate) const STRIDE: usize = 1 << 14;
+/// What a call of a hook counts for.
+const HOOK_STEPS: usize = 1 << 6;
 
 /// `_Py_IMMORTAL_INITIAL_REFCNT` from 3.14 on.
 const THREE_QUARTERS: usize = 3 << 30;

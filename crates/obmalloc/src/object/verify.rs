@@ -18,6 +18,8 @@ impl ObjectHeap {
     /// As [`CheckedHeap::verify`](crate::CheckedHeap::verify), and walks the collector's lists and the objects in them: their headers, and
     /// what they refer to.
     ///
+    /// Not to its end when it is [interrupted](crate::Hooks::interrupted).
+    ///
     /// # Errors
     /// The first structure that does not hold.
     pub fn verify(&self) -> Result<(), Corruption> {
@@ -47,6 +49,9 @@ impl ObjectHeap {
                 }
                 live += 1;
                 self.verify_tracked(state, object, id, place)?;
+                if self.is_interrupted_after(1) {
+                    return Ok(());
+                }
             }
             ensure!(live == list.len(), 0, "the list {id:?} counts {} objects, but has {live}", list.len());
             let between = matches!(id, ListId::Young | ListId::Middle | ListId::Old | ListId::Permanent);

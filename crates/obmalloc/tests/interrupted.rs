@@ -1,0 +1,222 @@
+//! Calls that take long, and are interrupted at every place where they ask.
+
+use std::cell::{Cell, RefCell};
+use std::num::NonZeroU64;
+use std::rc::Rc;
+
+use obmalloc::profile::{self, Profile};
+use obmalloc::{
+    Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value,
+};
+
+/// Enough to be asked several times in each phase.
+const COUNT: usize = 40_000;
+
+/// Says yes from the `until`-th question on, as a thread that is being ended does.
+#[derive(Clone, Default)]
+struct Asked {
+    until: Rc<Cell<Option<usize>>>,
+    times: Rc<Cell<usize>>,
+}
+
+impl Asked {
+    fn interrupt_at(&self, until: Option<usize>) {
+        self.until.set(until);
+        self.times.set(0);
+    }
+}
+
+impl Hooks for Asked {
+    fn interrupted(&self) -> bool {
+        let times = self.times.get();
+        self.times.set(times + 1);
+        self.until.get().is_some_and(|until| times >= until)
+    }
+    fn traverse(
+        &self,
+        heap: &ObjectHeap,
+        _: TypeId,
+        object: usize,
+        visit: &mut dyn FnMut(usize) -> Result<(), obmalloc::Fault>,
+    ) -> Result<(), obmalloc::Failed> {
+        match heap.get(object, Field::Member(0)) {
+            Ok(Value::Object(next)) => visit(next).map_err(|_| obmalloc::Failed),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What there is in the heap, all of which is garbage or lives.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Shape {
+    /// Objects that live, each referring to the one before, so that the last is reached first.
+    Alive,
+    /// A ring, which a single object holds together.
+    Ring,
+    /// Pairs that refer to each other.
+    Pairs,
+    /// Objects that refer to themselves, with finalizers and weak references that have callbacks.
+    Watched,
+    /// One object with many items.
+    Wide,
+}
+
+const SHAPES: [Shape; 5] = [Shape::Alive, Shape::Ring, Shape::Pairs, Shape::Watched, Shape::Wide];
+
+struct Scene {
+    heap: ObjectHeap,
+    asked: Asked,
+    /// What is held from outside.
+    held: RefCell<Vec<usize>>,
+    /// Blocks before there were objects.
+    blocks: usize,
+}
+
+impl Scene {
+    fn new(profile: &'static Profile, shape: Shape) -> Self {
+        let asked = Asked::default();
+        let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(asked.clone())).unwrap();
+        heap.disable_gc();
+        let watched = shape == Shape::Watched;
+        let hooks = HookSet { finalize: watched, traverse: watched, ..HookSet::default() };
+        let node = TypeSpec {
+            name: "node".into(),
+            fields: vec![("next".into(), FieldKind::Object)],
+            gc: true,
+            weakrefs: watched,
+            hooks,
+            ..TypeSpec::default()
+        };
+        let node = heap.define_type(node).unwrap();
+        let wide = TypeSpec { name: "wide".into(), items: Some(ItemKind::Object), gc: true, ..TypeSpec::default() };
+        let wide = heap.define_type(wide).unwrap();
+        let blocks = heap.allocated_blocks();
+        let mut held = Vec::new();
+        let set = |object, field, value| heap.set(object, field, Value::Object(value)).unwrap();
+        if shape == Shape::Wide {
+            let all = heap.alloc(wide, COUNT).unwrap();
+            for index in 0..COUNT {
+                let object = heap.alloc(node, 0).unwrap();
+                set(all, Field::Item(index), object);
+                set(object, Field::Member(0), all);
+                heap.decref(object).unwrap();
+            }
+            heap.decref(all).unwrap();
+        } else {
+            let objects: Vec<usize> = (0..COUNT).map(|_| heap.alloc(node, 0).unwrap()).collect();
+            for (index, &object) in objects.iter().enumerate() {
+                let next = match shape {
+                    Shape::Alive if index == 0 => continue,
+                    Shape::Alive => objects[index - 1],
+                    Shape::Ring => objects[(index + 1) % COUNT],
+                    Shape::Pairs => objects[index ^ 1],
+                    Shape::Watched | Shape::Wide => object,
+                };
+                set(object, Field::Member(0), next);
+                if watched {
+                    held.push(heap.new_weakref(object, NonZeroU64::new(1)).unwrap());
+                }
+            }
+            for &object in &objects {
+                if shape == Shape::Alive && object == objects[COUNT - 1] {
+                    held.push(object);
+                } else {
+                    heap.decref(object).unwrap();
+                }
+            }
+        }
+        Self { heap, asked, held: held.into(), blocks }
+    }
+
+    /// The heap goes on, and everything can still be destroyed.
+    fn finish(self) {
+        self.asked.interrupt_at(None);
+        self.heap.verify().unwrap();
+        let block = self.heap.malloc(Domain::Obj, 40).unwrap();
+        self.heap.free(Domain::Obj, block.as_ptr() as usize).unwrap();
+        self.heap.collect(2).unwrap();
+        for object in self.held.take() {
+            self.heap.decref(object).unwrap();
+        }
+        self.heap.collect(2).unwrap();
+        self.heap.verify().unwrap();
+        assert_eq!(self.heap.allocated_blocks(), self.blocks);
+        assert_eq!(self.heap.objects(None), Ok(Vec::new()));
+    }
+}
+
+/// Does something with a new scene, interrupted at the first question, at the second, and so on, later further and further apart, until it is
+/// not interrupted any more. Gives how many questions there were.
+fn each_place(profile: &'static Profile, shape: Shape, deed: impl Fn(&Scene) -> Result<(), ObjectError>) -> usize {
+    let mut place = 0;
+    loop {
+        let scene = Scene::new(profile, shape);
+        scene.asked.interrupt_at(Some(place));
+        let done = deed(&scene);
+        let times = scene.asked.times.get();
+        let interrupted = times > place;
+        assert!(done == Ok(()) || interrupted && done == Err(ObjectError::Aborted), "{} {shape:?}: {done:?}", profile.release);
+        scene.finish();
+        if !interrupted {
+            return times;
+        }
+        place += 1 + place / 8;
+    }
+}
+
+const RELEASES: [&Profile; 4] = [&profile::V3_8, &profile::V3_13, &profile::V3_14_0, &profile::V3_15];
+
+#[test]
+fn interrupted_collection_loses_nothing() {
+    for profile in RELEASES {
+        for shape in SHAPES {
+            let places = each_place(profile, shape, |scene| {
+                let collected = scene.heap.collect(2);
+                if scene.asked.times.get() == 1 && collected.is_err() {
+                    // Nothing has been destroyed this early.
+                    assert!(scene.heap.objects(None).unwrap().len() >= COUNT);
+                }
+                collected.map(drop)
+            });
+            // In each of counting, moving and destroying, where there is something to destroy.
+            assert!(places >= 5, "{} {shape:?}: asked {places} times", profile.release);
+        }
+    }
+}
+
+#[test]
+fn interrupted_increment_loses_nothing() {
+    for shape in SHAPES {
+        let places = each_place(&profile::V3_14_0, shape, |scene| {
+            for _ in 0..4 {
+                scene.heap.collect(1)?;
+            }
+            Ok(())
+        });
+        assert!(places >= 3, "{shape:?}: asked {places} times");
+    }
+}
+
+#[test]
+fn interrupted_destruction_is_taken_up() {
+    for profile in RELEASES {
+        let places = each_place(profile, Shape::Alive, |scene| {
+            let last = scene.held.take().remove(0);
+            Ok(scene.heap.decref(last)?)
+        });
+        assert!(places >= 4, "{}: asked {places} times", profile.release);
+    }
+}
+
+#[test]
+fn interrupted_search_says_so() {
+    for shape in [Shape::Alive, Shape::Watched] {
+        let places = each_place(&profile::V3_13, shape, |scene| {
+            let all = scene.heap.objects(None)?;
+            assert_ne!(scene.heap.referrers(&all[..1])?, []);
+            assert_ne!(scene.heap.referents(&all)?, []);
+            scene.heap.verify().map_err(|_| ObjectError::NoMemory)
+        });
+        assert!(places >= 6, "{shape:?}: asked {places} times");
+    }
+}
