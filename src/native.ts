@@ -110,6 +110,8 @@ export interface Handle {
   onHook?: (hook: number, type: number, object: Address) => void
   onWeakref?: (index: number, ref: Address) => void
   onCollection?: (stopped: number, generation: number, collected: number, uncollectable: number) => void
+  /** Does nothing: that it can be called says that the thread's JavaScript has not been ended. */
+  onLook?: () => void
   onText?: (text: string) => void
   /** A collection that nobody asked for was given up. */
   onFailure?: (error: unknown) => void

@@ -100,6 +100,7 @@ export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['o
     }
   }
 
+  handle.onLook = () => {}
   handle.onText = (text) => void process.stderr.write(text)
   handle.onFailure = (error) => tell(error, { hook: 'collect' })
   handle.onEscaped = () => {

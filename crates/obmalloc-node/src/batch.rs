@@ -11,6 +11,8 @@ use crate::js::{Env, Outcome, UNDEFINED, Value};
 
 /// Numbers of an operation: verb, domain, slot, size.
 const OPERATION: usize = 4;
+/// Operations after which to look whether the thread is being ended.
+const STRIDE: usize = 1 << 12;
 /// Slots that a heap may have.
 const SLOTS_MAX: usize = 1 << 24;
 
@@ -93,15 +95,25 @@ fn run_all(
     index: &Cell<usize>,
 ) -> Result<(), Failure> {
     let count = operations.length / OPERATION;
-    let mut number = 0;
+    let (mut number, mut pause) = (0, STRIDE);
     loop {
         if !core.needs_attention() {
-            number = run_plainly(heap, &operations, results.as_ref(), slots, number);
+            number = run_plainly(heap, &operations, results.as_ref(), slots, number, pause);
         }
         if number >= count {
             return Ok(());
         }
         index.set(number);
+        if number >= pause {
+            pause = number + STRIDE;
+            let disturbances = core.disturbances.get();
+            if core.is_interrupted() {
+                return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
+            }
+            if core.disturbances.get() != disturbances {
+                look_again(env, &mut operations, &mut results);
+            }
+        }
         let Some([verb, domain, slot, size]) = operations.get::<OPERATION>(number * OPERATION) else {
             return Err(Failure::new(
                 code::OUT_OF_RANGE,
@@ -159,19 +171,23 @@ fn run_all(
     }
 }
 
-/// The operations from number `number` on that need no more than a look at their address; gives the number of the first that does.
+/// The operations from number `number` on that need no more than a look at their address; gives the number of the first that does, or
+/// `pause` when there is none before.
 fn run_plainly(
     heap: &ObjectHeap,
     operations: &Numbers<u32>,
     results: Option<&Numbers<f64>>,
     slots: &mut [usize],
     mut number: usize,
+    pause: usize,
 ) -> usize {
     let slots = match results {
         Some(results) if results.length < slots.len() => &mut slots[..results.length],
         _ => slots,
     };
-    while let Some([verb, domain, slot, size]) = operations.get::<OPERATION>(number * OPERATION) {
+    while number < pause
+        && let Some([verb, domain, slot, size]) = operations.get::<OPERATION>(number * OPERATION)
+    {
         let (Some(domain), Some(place)) = (domain_of(domain), slots.get_mut(slot as usize)) else { break };
         let size = size as usize;
         let block = match verb {

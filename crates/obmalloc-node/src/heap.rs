@@ -279,7 +279,9 @@ impl Core {
             return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
         }
         let poisoned = self.state.get() == State::Poisoned;
-        view::detach_all(self, env);
+        if !view::detach_all(self, env) {
+            return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
+        }
         // Where something still lies in its memory, the heap goes when that goes.
         let failure = if poisoned {
             // SAFETY: invariant 1; no call is on its way. What broke it is not asked to give anything back.

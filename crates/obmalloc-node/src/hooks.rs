@@ -10,6 +10,7 @@ use std::num::NonZeroU64;
 use std::panic::resume_unwind;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use obmalloc::{Failed, Fault, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId};
 
@@ -18,6 +19,9 @@ use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::places::Places;
 use crate::shell::reached;
+
+/// How long a call goes on before it looks again whether its thread is being ended. A look costs a microsecond.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Callbacks that may run inside one another.
 const NESTED_MAX: u32 = 50;
@@ -37,6 +41,8 @@ pub(crate) struct Scripts {
     escaped: Cell<bool>,
     /// Places in the handle's `weakrefCallbacks`.
     weakrefs: Places,
+    /// When it was last seen that JavaScript may run.
+    looked: Cell<Option<Instant>>,
 }
 
 impl Scripts {
@@ -228,6 +234,30 @@ impl Core {
         }
     }
 
+    /// Whether the thread's JavaScript is being ended (a worker is terminated, a script's time is over), for calls that take long. Node-API
+    /// has no way to ask, so a function that does nothing is called: one that cannot run is ended with nothing thrown.
+    pub fn is_interrupted(&self) -> bool {
+        let now = Instant::now();
+        if self.scripts.looked.get().is_some_and(|looked| now.duration_since(looked) < LOOK_EVERY) {
+            return false;
+        }
+        let env = self.env();
+        let scope = env.open_scope();
+        let look = self.handle().map(|handle| env.get(handle, c"onLook"));
+        let ended = self.while_busy(|| match look {
+            // Without a handle nobody calls.
+            None => false,
+            Some(Err(_)) => true,
+            Some(Ok(function)) => match env.call(function, &[]) {
+                Ok(_) => false,
+                Err(exception) => exception.is_none_or(|thrown| env.type_of(thrown) == napi_sys::ValueType::napi_null),
+            },
+        });
+        env.close_scope(scope);
+        self.scripts.looked.set((!ended).then_some(now));
+        ended
+    }
+
     fn has_callbacks(&self) -> bool {
         let env = self.env();
         let scope = env.open_scope();
@@ -351,6 +381,11 @@ impl Hooks for Host {
                 Ok([stopped?, generation?, env.integer(info.collected)?, env.integer(info.uncollectable)?])
             });
         }
+    }
+
+    fn interrupted(&self) -> bool {
+        reached("hooks::interrupted");
+        self.core().is_some_and(|core| core.is_interrupted())
     }
 
     fn write(&self, text: &str) {

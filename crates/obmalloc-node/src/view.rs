@@ -197,15 +197,19 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
     }
 }
 
-/// Detaches all views.
-pub(crate) fn detach_all(core: &Core, env: Env) {
+/// Detaches all views; false when that was interrupted.
+pub(crate) fn detach_all(core: &Core, env: Env) -> bool {
     let viewed: Vec<_> = core
         .marks
         .borrow()
         .iter()
         .filter_map(|(&address, mark)| if let Mark::Viewed(view) = mark { Some((address, view.clone())) } else { None })
         .collect();
-    for (address, view) in viewed {
+    for (index, (address, view)) in viewed.into_iter().enumerate() {
+        if index % 64 == 63 && core.is_interrupted() {
+            return false;
+        }
         detach(core, env, address, &view);
     }
+    true
 }
