@@ -18,6 +18,27 @@
 //! A [`Heap`] trusts its caller as C does. A [`CheckedHeap`] keeps a ledger of live blocks beside it and answers every misused
 //! address with a [`Fault`]. An [`ObjectHeap`] adds types, objects and the cyclic collector to that; it is what the JavaScript face
 //! stands on. [`GlobalHeap`] is a heap as Rust's global allocator.
+//!
+//! A heap may go to another thread, but is used by one at a time: its mem and obj domains have no lock, as CPython's have none but the
+//! GIL. Whoever shares one does not get past the compiler. Blocks of the raw domain are the C library's and may be freed by any thread,
+//! through a heap of its own.
+//!
+//! ```compile_fail,E0277
+//! let heap = obmalloc::Heap::new(&obmalloc::profile::V3_13).unwrap();
+//! std::thread::scope(|scope| scope.spawn(|| heap.malloc(obmalloc::Domain::Mem, 8)).join());
+//! ```
+//! ```compile_fail,E0277
+//! let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+//! std::thread::scope(|scope| scope.spawn(|| heap.malloc(obmalloc::Domain::Obj, 8)).join());
+//! ```
+//! ```compile_fail,E0277
+//! let options = obmalloc::HeapOptions::new(&obmalloc::profile::V3_13);
+//! let heap = obmalloc::ObjectHeap::new(options, Box::new(obmalloc::NoHooks)).unwrap();
+//! std::thread::scope(|scope| scope.spawn(|| heap.collect(2)).join());
+//! ```
+//!
+//! Nothing here may be called from a signal handler. After a fork the child has the heaps of the thread that forked; a heap that
+//! another thread was using at that moment is to be left alone, a [`GlobalHeap`] too.
 
 #![no_std]
 
