@@ -2,70 +2,232 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { copyFile, mkdtemp, rm } from 'node:fs/promises'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { createContext, runInContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
 
+import type * as obmalloc from 'obmalloc'
+import { Heap, type Address } from 'obmalloc'
+
 /** How many workers are ended; `OBMALLOC_WORKERS=1000` takes a few minutes. */
 const count = Number(process.env['OBMALLOC_WORKERS'] ?? 60)
-const BATCH = 10
-
-/** Resident bytes. */
-const resident = (): number => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
-
-/** What a worker is doing when it is ended: each says so before it begins. */
-const deeds = [
-  'for (;;) { for (let n = 0; n < 1000; n++) heap.obj.malloc(n); heap.raw.malloc(1e5) }',
-  'for (;;) { const [a, b] = [type.alloc(), type.alloc()]; type.set(a, "next", b); type.set(b, "next", a); heap.decref(a); heap.decref(b) }',
-  'for (;;) { for (let n = 0; n < 2000; n++) type.set(type.alloc(), "next", null); heap.gc.collect() }',
-  'finalize = () => { for (;;); }; heap.decref(type.alloc())',
-  'traverse = () => { for (;;); }; type.alloc(); heap.gc.collect()',
-  'heap.setArenaAllocator({ alloc() { for (;;); }, free() {} }); for (;;) heap.obj.malloc(400)',
-  'heap.gc.callbacks.push(() => { for (;;); }); heap.gc.collect()',
-  'for (;;) heap.obj.view(heap.obj.malloc(100)).fill(1)',
-  'const ops = new Float64Array(40000).fill(0); for (;;) try { heap.run(ops) } catch {}',
-  'heap.close(); for (;;) new Heap().obj.malloc(10)',
-]
-
-const program = (deed: string): string => `
-  const { parentPort } = require('node:worker_threads'), { Heap } = require('obmalloc')
-  const heap = globalThis.heap = new Heap({ memoryLimit: 20e6 })
-  let finalize = () => {}, traverse = () => {}
-  const type = heap.defineType({ name: 'node', gc: true, weakrefs: true, fields: { next: 'object' },
-    finalize: (self) => finalize(self),
-    traverse(self, visit) { traverse(); const next = type.get(self, 'next'); if (next !== null) visit(next) } })
-  for (let n = 0; n < 500; n++) heap.mem.malloc(n)
-  parentPort.postMessage('ready')
-  ${deed}`
-
-async function endOne(index: number): Promise<void> {
-  const worker = new Worker(program(deeds[index % deeds.length]!), { eval: true })
-  const failed = once(worker, 'error').then(([error]) => error as Error & { code?: string })
-  const first = await Promise.race([once(worker, 'message'), failed])
-  // Some run out of what they may hold, which is an error of theirs.
-  if (first instanceof Error) throw first
-  const late = failed.then((error) => {
-    if (error.code !== 'ERR_NO_MEMORY' && !(error instanceof TypeError)) throw error
-  })
-  await new Promise((done) => setTimeout(done, (index * 7) % 23))
-  await Promise.race([worker.terminate(), late])
-  await worker.terminate()
-}
 
 test.serial('workers that are ended in the middle of something take nothing with them', async (t) => {
   t.timeout(1_800_000)
-  const batch = async (from: number): Promise<void> => {
-    await Promise.all(Array.from({ length: BATCH }, (_, index) => endOne(from + index)))
+  // The C library keeps what threads have freed, in an arena for each few of them, and gives back only some of it when asked, unless there is a
+  // single arena: without this, workers that never load this package and fill buffers of their own leave three times as much.
+  const env = { ...process.env, MALLOC_ARENA_MAX: '1' }
+  const many = fileURLToPath(new URL('workers/many.ts', import.meta.url))
+  const child = spawn(process.execPath, ['--import', '@oxc-node/core/register', many, String(count)], {
+    cwd: new URL('..', import.meta.url),
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env,
+  })
+  const [text, [code]] = await Promise.all([child.stdout.setEncoding('utf8').toArray(), once(child, 'close')])
+  t.is(code, 0)
+  const { warm, after } = JSON.parse(text.join('')) as { warm: number; after: number }
+  t.log(`${count} workers: ${(warm / 1e6).toFixed(1)} MB resident before, ${(after / 1e6).toFixed(1)} MB after`)
+  t.true(after <= warm * 1.05, `${warm} bytes became ${after}`)
+})
+
+test.serial('workers that end by themselves, with live heaps, end well', async (t) => {
+  t.timeout(600_000)
+  const source = `const { Heap } = require('obmalloc')
+    const heaps = globalThis.heaps = ['3.8', '3.13', '3.14.0'].map((release) => new Heap({ release }))
+    for (const heap of heaps) {
+      const type = heap.defineType({ name: 'node', gc: true, weakrefs: true, fields: { next: 'object' }, finalize() {} })
+      for (let n = 0; n < 100; n++) { const a = type.alloc(); type.set(a, 'next', a); heap.gc.newWeakref(a, () => {}) }
+      heap.obj.view(heap.obj.malloc(100)).fill(1); heap.raw.malloc(1e5)
+    }`
+  const one = async (): Promise<number> => {
+    const worker = new Worker(source, { eval: true, execArgv: [] })
+    const [code] = (await once(worker, 'exit')) as [number]
+    return code
   }
-  for (let from = 0; from < Math.max(30, count / 2); from += BATCH) await batch(from)
-  const warm = resident()
-  for (let from = 0; from < count; from += BATCH) await batch(from)
-  const now = resident()
-  t.log(`${count} workers: ${(warm / 1e6).toFixed(1)} MB resident before, ${(now / 1e6).toFixed(1)} MB after`)
-  // What the C library keeps for threads grows with the first few dozen workers, whatever they do: only many of them tell.
-  if (count >= 1000) t.true(now <= warm * 1.05, `${warm} bytes became ${now}`)
-  else t.pass()
+  for (let ended = 0; ended < count; ended += 10) {
+    t.deepEqual(await Promise.all(Array.from({ length: 10 }, one)), Array(10).fill(0))
+  }
+})
+
+/** Objects, or operations, of a call that takes long. */
+const MANY = 5e6
+/** Milliseconds in which a worker is to have ended that is in the middle of such a call: tearing a worker down takes some fifty. */
+const SOON = 200
+
+/** Milliseconds that a call takes in a worker; if it is to be ended in its middle, that the end took, and nothing when the call was over. */
+async function callInWorker(prepare: string, call: string, ended: boolean): Promise<number | undefined> {
+  const source = `
+    const { parentPort } = require('node:worker_threads'), { Heap } = require('obmalloc')
+    const heap = globalThis.heap = new Heap()
+    heap.gc.disable()
+    const type = heap.defineType({ name: 'node', gc: true, fields: { next: 'object', other: 'object' } })
+    ${prepare}
+    parentPort.postMessage('ready')
+    const begin = performance.now()
+    ${call}
+    parentPort.postMessage(performance.now() - begin)`
+  const worker = new Worker(source, { eval: true, execArgv: [] })
+  await once(worker, 'message')
+  let took: number | undefined
+  worker.on('message', (time: number) => (took = time))
+  if (!ended) {
+    await once(worker, 'exit')
+    return took
+  }
+  await new Promise((done) => setTimeout(done, 30))
+  const begin = performance.now()
+  await worker.terminate()
+  return took === undefined ? performance.now() - begin : undefined
+}
+
+const scattered = `
+  const objects = Float64Array.from({ length: ${MANY} }, () => type.alloc())
+  for (let n = 0; n < ${MANY}; n++) {
+    type.set(objects[n], 'next', objects[(n + 1) % ${MANY}])
+    type.set(objects[n], 'other', objects[(n * 1_000_003 + 1) % ${MANY}])
+  }`
+const chain = `
+  let last = type.alloc()
+  for (let n = 0; n < ${2 * MANY}; n++) { const object = type.alloc(); type.set(object, 'next', last); heap.decref(last); last = object }`
+const operations = `
+  const ops = new Uint32Array(${8 * MANY})
+  for (let n = 0; n < ${2 * MANY}; n++) ops.set([0, 2, n & 0xffff, 100], n * 4)`
+
+for (const [title, prepare, call] of [
+  ['a collection that finds nothing', scattered, 'heap.gc.collect()'],
+  ['a collection that destroys all', `${scattered}; for (const object of objects) heap.decref(object)`, 'heap.gc.collect()'],
+  ['the destruction of a chain', chain, 'heap.decref(last)'],
+  ['a search for referrers', scattered, 'heap.gc.getReferrers(...objects.subarray(0, 1000))'],
+  ['many operations', operations, 'heap.run(ops)'],
+] as const) {
+  test.serial(`a worker is ended in the middle of ${title}`, async (t) => {
+    t.timeout(300_000)
+    const whole = (await callInWorker(prepare, call, false))!
+    const ends: number[] = []
+    // Other work on the machine makes an end late, and none early: the best of a few tells.
+    while (ends.length < 4 && !ends.some((end) => end < Math.min(SOON, whole / 2))) {
+      const end = await callInWorker(prepare, call, true)
+      if (end === undefined) return t.fail(`the call was over when its worker was to be ended: it takes ${whole} ms`)
+      ends.push(end)
+    }
+    t.log(`the call takes ${whole.toFixed(0)} ms; ended in its middle: ${ends.map((end) => end.toFixed(0)).join(', ')} ms`)
+    t.true(Math.min(...ends) < Math.min(SOON, whole / 2))
+  })
+}
+
+test.serial('a script whose time is over in a long call leaves the heap whole', (t) => {
+  const COUNT = 1e6
+  const heap = new Heap()
+  heap.gc.disable()
+  const blocks = heap.allocatedBlocks()
+  const type = heap.defineType({ name: 'node', gc: true, fields: { next: 'object' } })
+  const context = createContext({ heap, kept: undefined as Address | undefined })
+  const chain = (): [first: Address, last: Address] => {
+    const first = type.alloc()
+    let last = first
+    for (let made = 1; made < COUNT; made++) {
+      const object = type.alloc()
+      type.set(object, 'next', last)
+      heap.decref(last)
+      last = object
+    }
+    return [first, last]
+  }
+  const isInterrupted = (code: string, timeout: number): boolean => {
+    try {
+      runInContext(code, context, { timeout })
+      return false
+    } catch (error) {
+      t.is((error as { code?: unknown }).code, 'ERR_SCRIPT_EXECUTION_TIMEOUT')
+      return true
+    } finally {
+      heap.verify()
+      heap.obj.free(heap.obj.malloc(40)!)
+    }
+  }
+  const [first, last] = chain()
+  type.set(first, 'next', last)
+  heap.decref(last)
+  let interrupted = 0
+  for (let timeout = 1; isInterrupted('heap.gc.collect()', timeout); timeout += 4) interrupted++
+  t.true(interrupted > 0)
+  heap.gc.collect()
+  t.is(heap.allocatedBlocks(), blocks)
+
+  context['kept'] = chain()[1]
+  t.true(isInterrupted('heap.decref(kept)', 1))
+  t.true(heap.allocatedBlocks() > blocks)
+  // What was begun is taken up by the next object that goes.
+  heap.decref(type.alloc())
+  t.is(heap.allocatedBlocks(), blocks)
+
+  const ops = Uint32Array.from({ length: 4 * COUNT }, (_, index) => [0, 2, index >> 2, 40][index & 3]!)
+  context['ops'] = ops
+  t.true(isInterrupted('heap.run(ops)', 1))
+  const done = heap.allocatedBlocks() - blocks
+  t.true(done > 0 && done < COUNT, `${done} operations were done`)
+  // Each of them has its slot.
+  heap.run(Uint32Array.from({ length: 4 * COUNT }, (_, index) => [3, 2, index >> 2, 0][index & 3]!).subarray(0, 4 * done))
+  t.is(heap.allocatedBlocks(), blocks)
+  heap.close()
+})
+
+/** The module's face and binding anew, the binding from a file of its own where one is given. */
+function loadAgain(binding?: string): typeof obmalloc {
+  const require = createRequire(import.meta.url)
+  for (const file of Object.keys(require.cache)) if (file.includes('/dist/')) delete require.cache[file]
+  const path = require.resolve('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node')
+  const loaded = require.cache[path]
+  if (binding) {
+    const module = { exports: {} }
+    process.dlopen(module, binding)
+    require.cache[path] = Object.assign(Object.create(loaded ?? null), { id: path, filename: path, loaded: true, ...module })
+  }
+  try {
+    return require('../dist/index.js') as typeof obmalloc
+  } finally {
+    if (binding && loaded) require.cache[path] = loaded
+  }
+}
+
+test.serial('two copies of the addon, and two of the face, know nothing of each other', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'obmalloc-copies-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  const copy = join(folder, 'copy.node')
+  await copyFile(new URL('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node', import.meta.url), copy)
+  const faces = [loadAgain(), loadAgain(), loadAgain(copy)]
+  const heaps = faces.map(({ Heap }) => new Heap())
+  t.is(new Set(faces.map(({ Heap }) => Heap)).size, 3)
+  const blocks = heaps.map((heap, index) => {
+    const block = heap.obj.malloc(64)!
+    heap.obj.view(block).fill(index)
+    return block
+  })
+  for (const [user, heap] of heaps.entries()) {
+    for (const [owner, block] of blocks.entries()) {
+      if (user === owner) continue
+      // The same addon knows all its heaps, whatever face they have; another one's are strangers.
+      const code = user < 2 && owner < 2 ? 'ERR_WRONG_HEAP' : 'ERR_FOREIGN_POINTER'
+      const error = t.throws(() => heap.obj.free(block), { code })
+      t.true(error instanceof faces[user]!.MemoryFault)
+      t.false(error instanceof faces[owner]!.MemoryFault)
+    }
+    heap.verify()
+  }
+  heaps[2]!.close()
+  t.deepEqual(
+    [0, 1].map((index) => heaps[index]!.obj.read(blocks[index]!, 0, 1)[0]),
+    [0, 1],
+  )
+  heaps[0]!.close()
+  heaps[1]!.obj.free(blocks[1]!)
+  heaps[1]!.close()
 })
 
 interface End {

@@ -141,6 +141,8 @@ interface Binding {
   identity(value: number): number
   /** Bytes that V8 was told of in this thread; for the tests. */
   externalMemory(): number
+  /** Has the C library give back what nobody uses; for the tests. */
+  trimMemory(): void
   /** The number of a replay of the traces that the options, as JSON, name. */
   openReplay(makeError: ErrorMaker, options: string): number
   /** Replays at most `count` events; 0 when there is nothing left. */

@@ -48,6 +48,7 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
         #[cfg(feature = "planted")]
         planted::exports(env, exports);
         let _ = shell::export(env, exports, c"externalMemory", external_memory);
+        let _ = shell::export(env, exports, c"trimMemory", trim_memory);
     });
     exports
 }
@@ -55,6 +56,16 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
 /// Bytes that V8 was told of in this thread, by whomever: for the tests.
 fn external_memory(env: Env, []: [js::Value; 0]) -> js::Outcome {
     env.number(env.adjust_external_memory(0) as f64)
+}
+
+/// Has the C library give the system back what nobody uses: for the tests, which look at what is left.
+fn trim_memory(_: Env, []: [js::Value; 0]) -> js::Outcome {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: glibc's function, which may be called at any time.
+    unsafe { malloc_trim(0) };
+    Ok(js::UNDEFINED)
 }
 
 /// The cheapest call there is that takes a number and gives one: what the benchmark compares with.
