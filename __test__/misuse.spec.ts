@@ -1,4 +1,4 @@
-/** Sections A to F of the misuse catalogue, each row in the main thread and in a worker. */
+/** The misuse catalogue, each row in the main thread and in a worker. */
 
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
@@ -11,10 +11,10 @@ import { rows } from './misuse/rows.ts'
 
 const played = rows.filter((row) => row.play)
 
-test('every row of sections A to F is there once, played, played elsewhere, or with a reason', (t) => {
+test('every row of sections A to G is there once, played, played elsewhere, or with a reason', (t) => {
   t.deepEqual(
     rows.map((row) => row.number),
-    Array.from({ length: 115 }, (_, index) => index + 1),
+    Array.from({ length: 133 }, (_, index) => index + 1),
   )
   for (const { number, play, elsewhere, later } of rows) {
     t.is([play, elsewhere, later].filter((way) => way !== undefined).length, 1, `row ${number}`)

@@ -116,6 +116,8 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
     heap.gc.setDebug(heap.gc.DEBUG_STATS)
     const object = type.alloc()
     type.set(object, 'next', object)
+    // Enough for the collection to ask whether to go on.
+    for (let count = 0; count < 300; count++) heap.decref(type.alloc())
     const kept = heap.gc.newWeakref(object, () => {})
     heap.decref(object)
     heap.gc.collect()
@@ -180,7 +182,16 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
     .entryPoints()
     .split('\n')
     .filter((point) => /^(hooks|arena|layers)::/.test(point))
-  const hooks = ['traverse', 'run', 'weakref_callback', 'weakref_dropped', 'gc_callback', 'write', 'collection_failed']
+  const hooks = [
+    'traverse',
+    'run',
+    'weakref_callback',
+    'weakref_dropped',
+    'gc_callback',
+    'write',
+    'interrupted',
+    'collection_failed',
+  ]
   const expected = [...hooks.map((name) => `hooks::${name}`), 'arena::arena_alloc', 'arena::arena_free']
   expected.push(...['malloc', 'calloc', 'realloc', 'free'].map((name) => `layers::layer_${name}`))
   t.deepEqual(callbacks.toSorted(), expected.toSorted())

@@ -100,7 +100,6 @@ const operations = `
   for (let n = 0; n < ${2 * MANY}; n++) ops.set([0, 2, n & 0xffff, 100], n * 4)`
 
 for (const [title, prepare, call] of [
-  ['a collection that finds nothing', scattered, 'heap.gc.collect()'],
   ['a collection that destroys all', `${scattered}; for (const object of objects) heap.decref(object)`, 'heap.gc.collect()'],
   ['the destruction of a chain', chain, 'heap.decref(last)'],
   ['a search for referrers', scattered, 'heap.gc.getReferrers(...objects.subarray(0, 1000))'],

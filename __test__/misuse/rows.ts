@@ -1,4 +1,4 @@
-/** The misuse catalogue, sections A to F: what each row does, where else it is played, or why it is not played yet. */
+/** The misuse catalogue, sections A to G: what each row does, where else it is played, or why it is not played yet. */
 
 import assert from 'node:assert/strict'
 
@@ -7,13 +7,14 @@ import { Heap, MemoryFault, type Address, type ArenaAllocator, type Domain } fro
 import { peek, poke } from '../peer.ts'
 import { exhaustion } from './exhaustion.ts'
 import { objects } from './objects.ts'
+import { endings } from './process.ts'
 import { Scene, at, domains, notSize, some } from './scene.ts'
 
 export interface Row {
   number: number
   what: string
   play?: (scene: Scene) => void
-  /** The test that plays it: file and title. */
+  /** The test that plays it, or the text that says what is not supported: file, and title or text. */
   elsewhere?: readonly [file: string, title: string]
   /** Why it is not played: which later part of the library it needs. */
   later?: string
@@ -1153,4 +1154,4 @@ const blocks: Row[] = [
   },
 ]
 
-export const rows: Row[] = [...blocks, ...exhaustion, ...objects]
+export const rows: Row[] = [...blocks, ...exhaustion, ...objects, ...endings]

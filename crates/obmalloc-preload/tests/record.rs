@@ -561,3 +561,34 @@ fn what_cannot_be_recorded_or_checked_is_said_and_left_alone() {
     }
     let _ = std::fs::remove_dir_all(&directory);
 }
+
+#[test]
+fn interpreters_with_allocators_of_their_own_go_on_under_the_recorder() {
+    // From 3.12 on each has a lock and a pymalloc of its own, so calls of mem and obj come from several threads at once.
+    let script = "\
+import threading
+try:
+    import _interpreters as interpreters
+    create = lambda: interpreters.create('isolated')
+    run = getattr(interpreters, 'run_string', None) or interpreters.exec
+except ImportError:
+    import _xxsubinterpreters as interpreters
+    create, run = interpreters.create, interpreters.run_string
+ended = []
+def work():
+    one = create()
+    run(one, 'x = [[n, str(n), bytes(n % 700)] for n in range(5000)]\\nx = [a[::-1] for a in x[::2]]\\nimport gc; gc.collect()')
+    interpreters.destroy(one)
+    ended.append(one)
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+x = [[n, str(n), bytes(n % 700)] for n in range(5000)]
+for thread in threads: thread.join()
+print(len(ended))";
+    // What `_xxsubinterpreters` of earlier releases does has one lock and one pymalloc, and its own faults.
+    for python in pythons().iter().filter(|python| python.minor >= 12) {
+        let run = Run::of(python, script, &[]).succeeded();
+        assert_eq!(run.stdout().trim(), "4", "{}: {}", python.executable.display(), run.stderr());
+        assert!(run.trace().events.len() > 4 * 5000);
+    }
+}
