@@ -20,8 +20,9 @@ const count = Number(process.env['OBMALLOC_WORKERS'] ?? 60)
 
 test.serial('workers that are ended in the middle of something take nothing with them', async (t) => {
   t.timeout(1_800_000)
-  // The C library keeps what threads have freed, in an arena for each few of them, and gives back only some of it when asked, unless there is a
-  // single arena: without this, workers that never load this package and fill buffers of their own leave three times as much.
+  // The C library keeps what threads have freed, in arenas that several of them share, and when it is asked for it gives back the unused end of
+  // the first arena only: so there is one. With more, also workers that never load this package, and fill buffers of their own, leave a process
+  // more than twice as large.
   const env = { ...process.env, MALLOC_ARENA_MAX: '1' }
   const many = fileURLToPath(new URL('workers/many.ts', import.meta.url))
   const child = spawn(process.execPath, ['--import', '@oxc-node/core/register', many, String(count)], {
