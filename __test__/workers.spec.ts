@@ -25,7 +25,7 @@ test.serial('workers that are ended in the middle of something take nothing with
   // more than twice as large.
   const env = { ...process.env, MALLOC_ARENA_MAX: '1' }
   const many = fileURLToPath(new URL('workers/many.ts', import.meta.url))
-  const child = spawn(process.execPath, ['--import', '@oxc-node/core/register', many, String(count)], {
+  const child = spawn(process.execPath, ['--import', 'tsx', many, String(count)], {
     cwd: new URL('..', import.meta.url),
     stdio: ['ignore', 'pipe', 'inherit'],
     env,
@@ -286,6 +286,11 @@ for (const [title, body, expected, signal] of [
     'by process.exit in an arena allocator',
     'other.setArenaAllocator({ alloc() { say(); process.exit(6) }, free() {} }); other.obj.malloc(8)',
     6,
+  ],
+  [
+    'by process.exit in an allocator',
+    'other.setAllocator("obj", { ...other.getAllocator("obj"), malloc() { say(); process.exit(9) } }); other.obj.malloc(8)',
+    9,
   ],
   [
     'by process.exit in an exit handler that allocates',

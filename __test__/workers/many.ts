@@ -21,6 +21,8 @@ const deeds = [
   'finalize = () => { for (;;); }; heap.decref(type.alloc())',
   'traverse = () => { for (;;); }; type.alloc(); heap.gc.collect()',
   'heap.setArenaAllocator({ alloc() { for (;;); }, free() {} }); for (;;) heap.obj.malloc(400)',
+  'const { malloc, calloc, realloc, free } = heap.getAllocator("obj"); heap.setAllocator("obj", { calloc, realloc, free, malloc(size) { heap.turns = (heap.turns ?? 0) + 1; if (heap.turns > 1000) for (;;); return malloc(size) } }); for (;;) type.alloc()',
+  'const { malloc, calloc, realloc, free } = heap.getAllocator("raw"); heap.setAllocator("raw", { malloc, calloc, realloc, free }); for (;;) heap.obj.free(heap.obj.realloc(heap.obj.malloc(600), 6000))',
   'heap.gc.callbacks.push(() => { for (;;); }); heap.gc.collect()',
   'for (;;) heap.obj.view(heap.obj.malloc(100)).fill(1)',
   // Blocks of obj in ten thousand slots, again and again: what was in a slot is lost.
