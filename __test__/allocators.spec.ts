@@ -268,6 +268,7 @@ test('a script that hands out pieces of a block', (t) => {
     const blocks = Array.from({ length: 100 }, (_, index) => some(heap[domain].malloc(index * 5)))
     blocks.forEach((block, index) => heap[domain].write(block, new Uint8Array(index * 5).fill(index)))
     t.true(blocks.every((block) => block >= pieces.base && block < pieces.base + (1 << 16)))
+    t.throws(() => heap[domain].free((blocks[50]! + 16) as Address), { code: 'ERR_INTERIOR_POINTER' })
     t.throws(() => raw.free(pieces.base), { code: 'ERR_REENTRANT' })
     t.throws(() => raw.realloc(pieces.base, 5), { code: 'ERR_REENTRANT' })
     t.is(heap[domain].malloc(1 << 17), null)
