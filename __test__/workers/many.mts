@@ -42,7 +42,7 @@ const program = (deed: string): string => `
   ${deed}`
 
 async function endOne(source: string, wait: number): Promise<void> {
-  // Without the loader of this file, which is a native addon too, and leaves something behind in every thread.
+  // Without this file's loader, which would run in every thread, and leave there what it leaves.
   const worker = new Worker(source, { eval: true, execArgv: [] })
   const failed = once(worker, 'error').then(([error]) => error as Error & { code?: string })
   const first = await Promise.race([once(worker, 'message'), failed])
