@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
 
 use obmalloc::profile::{self, Geometry, Profile};
 use obmalloc::{Allocator, ArenaAllocator, Domain, Heap, HeapOptions, PY_SSIZE_T_MAX};
@@ -129,15 +130,15 @@ struct Below {
 /// A heap and what is below it; the heap goes first.
 struct Rig {
     heap: Heap,
-    below: Box<Below>,
+    below: Rc<RefCell<Below>>,
 }
 
 impl Below {
     /// Puts itself below `heap`.
     fn under(heap: Heap) -> Rig {
-        let mut below = Box::<Self>::default();
-        below.inner = Some((heap.allocator(Domain::Raw), heap.arena_allocator()));
-        let ctx = ptr::from_mut::<Self>(&mut below).cast();
+        let inner = Some((heap.allocator(Domain::Raw), heap.arena_allocator()));
+        let below = Rc::new(RefCell::new(Self { inner, ..Self::default() }));
+        let ctx = Rc::as_ptr(&below).cast_mut().cast();
         // SAFETY: passes on to what was there, outlives the heap in the rig, and does not unwind.
         unsafe {
             heap.set_allocator(Domain::Raw, Allocator { ctx, malloc, calloc, realloc, free });
@@ -155,7 +156,7 @@ impl Below {
 macro_rules! below {
     ($ctx:ident, $($call:tt)+) => {{
         // SAFETY: the context that `under` installed.
-        let below = unsafe { &mut *$ctx.cast::<Below>() };
+        let mut below = unsafe { &*$ctx.cast::<RefCell<Below>>() }.borrow_mut();
         if below.refuses(format!($($call)+)) {
             return ptr::null_mut();
         }
@@ -184,7 +185,7 @@ unsafe extern "C" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize
 unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as in `below!`; passed on.
     unsafe {
-        let below = &mut *ctx.cast::<Below>();
+        let mut below = (*ctx.cast::<RefCell<Below>>()).borrow_mut();
         below.calls.push("free".into());
         let (raw, _) = below.inner.expect("installed");
         (raw.free)(raw.ctx, address);
@@ -200,7 +201,7 @@ unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
 unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: as in `below!`; passed on.
     unsafe {
-        let below = &mut *ctx.cast::<Below>();
+        let mut below = (*ctx.cast::<RefCell<Below>>()).borrow_mut();
         below.calls.push(format!("release {size}"));
         let (_, arena) = below.inner.expect("installed");
         (arena.free)(arena.ctx, address, size);
@@ -210,11 +211,11 @@ unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: us
 #[test]
 fn the_first_small_block_asks_below_in_the_order_of_cpython() {
     let asked = |profile: &Profile| {
-        let Rig { heap, mut below } = Below::under(Heap::new(profile).expect("a heap"));
+        let Rig { heap, below } = Below::under(Heap::new(profile).expect("a heap"));
         let block = heap.malloc(Domain::Obj, 1);
         // SAFETY: a live block.
         unsafe { heap.free(Domain::Obj, block) };
-        let calls = std::mem::take(&mut below.calls);
+        let calls = std::mem::take(&mut below.borrow_mut().calls);
         drop(heap);
         calls
     };
@@ -229,8 +230,8 @@ fn the_first_small_block_asks_below_in_the_order_of_cpython() {
 fn whichever_call_below_fails_the_heap_holds_and_goes_on() {
     // The fifth call is the raw block that takes the place of a small one.
     for fail_at in 0..4 {
-        let Rig { heap, mut below } = Below::under(heap());
-        below.fail_at = Some(fail_at);
+        let Rig { heap, below } = Below::under(heap());
+        below.borrow_mut().fail_at = Some(fail_at);
         let block = heap.malloc(Domain::Obj, 100);
         assert!(block.is_some(), "where there is no arena, raw gives the block");
         assert_eq!(heap.arenas().len(), 0);
@@ -250,7 +251,7 @@ fn whichever_call_below_fails_the_heap_holds_and_goes_on() {
 
 #[test]
 fn a_realloc_that_fails_leaves_the_old_block() {
-    let Rig { heap, mut below } = Below::under(heap());
+    let Rig { heap, below } = Below::under(heap());
     let small = heap.malloc(Domain::Mem, 40).expect("memory");
     let large = heap.malloc(Domain::Mem, 4000).expect("memory");
     // SAFETY: live blocks of these sizes.
@@ -258,7 +259,8 @@ fn a_realloc_that_fails_leaves_the_old_block() {
         small.write_bytes(1, 40);
         large.write_bytes(2, 4000);
         for (block, old, byte) in [(small, 40, 1), (large, 4000, 2)] {
-            below.fail_at = Some(below.calls.len());
+            let asked = below.borrow().calls.len();
+            below.borrow_mut().fail_at = Some(asked);
             assert_eq!(heap.realloc(Domain::Mem, Some(block), 100_000), None);
             assert!(std::slice::from_raw_parts(block.as_ptr(), old).iter().all(|&found| found == byte));
         }

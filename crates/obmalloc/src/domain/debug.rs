@@ -409,18 +409,18 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
             (inner.free)(inner.ctx, address);
             return;
         };
-        if !known.is_sound(Function::Free, api.domain, address as usize) {
-            if let Some(block) = known.blocks.get_mut(&(address as usize)) {
+        if !known.is_sound(Function::Free, api.domain, address.addr()) {
+            if let Some(block) = known.blocks.get_mut(&address.addr()) {
                 block.state = State::Refused;
             }
             return;
         }
-        known.blocks.remove(&(address as usize));
+        known.blocks.remove(&address.addr());
         let begin = address.cast::<u8>().sub(HEAD);
         begin.write_bytes(DEAD, block.size + EXTRA);
         (inner.free)(inner.ctx, begin.cast());
         if watched {
-            (*domains).pymalloc.note_dead(begin as usize, block.size + EXTRA);
+            (*domains).pymalloc.note_dead(begin.addr(), block.size + EXTRA);
         }
     }
 }
@@ -438,15 +438,15 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
             // Older than the hooks.
             return (inner.realloc)(inner.ctx, address, size);
         };
-        if !known.is_sound(Function::Realloc, domain, address as usize) || size > PY_SSIZE_T_MAX - EXTRA {
+        if !known.is_sound(Function::Realloc, domain, address.addr()) || size > PY_SSIZE_T_MAX - EXTRA {
             return ptr::null_mut();
         }
         // The block is nobody's while it moves, and has room in the table for when it has moved.
-        known.blocks.remove(&(address as usize));
+        known.blocks.remove(&address.addr());
         known.moving += 1;
         if !known.reserve() {
             known.moving -= 1;
-            known.blocks.insert(address as usize, block);
+            known.blocks.insert(address.addr(), block);
             return ptr::null_mut();
         }
 

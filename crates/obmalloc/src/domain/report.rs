@@ -62,7 +62,7 @@ impl Report {
                 text,
                 function,
                 problem,
-                address: address as usize,
+                address: address.addr(),
                 id: *address.wrapping_sub(SST),
                 requested,
                 leading: address.wrapping_sub(SST - 1).cast::<[u8; SST - 1]>().read(),

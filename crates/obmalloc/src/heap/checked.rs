@@ -108,7 +108,7 @@ impl CheckedHeap {
 
     #[inline]
     fn enter(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Option<NonNull<u8>> {
-        if self.ledger().insert_quickly(block.as_ptr() as usize, domain) {
+        if self.ledger().insert_quickly(block.as_ptr().expose_provenance(), domain) {
             Some(block)
         } else {
             self.enter_slowly(domain, block, size)

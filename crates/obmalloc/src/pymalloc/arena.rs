@@ -169,7 +169,7 @@ impl Pymalloc {
                 (arena_allocator.free)(arena_allocator.ctx, arena, size);
                 return None;
             }
-            Some((index, arena as usize))
+            Some((index, base))
         }
     }
 
@@ -257,7 +257,7 @@ impl Pymalloc {
         unsafe {
             let pool = Self::pool_of::<super::AnyPools>(this, block);
             pool::unlink(pool);
-            let Some(address) = (*this).add_free_pool(pool, block as usize) else { return };
+            let Some(address) = (*this).add_free_pool(pool, block.addr()) else { return };
             let (size, allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);
             (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(address), size);
         }

@@ -233,7 +233,7 @@ impl Pymalloc {
             let size = (class + 1) << alignment_shift;
             let offset = usize::from((*pool).nextoffset) << alignment_shift;
             if offset + size <= 1 << pool_shift {
-                let in_pool = block as usize & ((1 << pool_shift) - 1);
+                let in_pool = block.addr() & ((1 << pool_shift) - 1);
                 let carved = block.sub(in_pool).add(offset);
                 carved.cast::<*mut u8>().write(ptr::null_mut());
                 (*pool).freeblock = carved;
@@ -272,7 +272,7 @@ impl Pymalloc {
             let second = first.add(size);
             second.cast::<*mut u8>().write(ptr::null_mut());
             if (*this).dead.is_some() {
-                (*this).forget_dead(address as usize, (*this).geometry.pool_size);
+                (*this).forget_dead(address.addr(), (*this).geometry.pool_size);
             }
             (*pool).szidx = class as u16;
             (*pool).freeblock = second;
@@ -287,8 +287,8 @@ impl Pymalloc {
         // SAFETY: the caller's promise; an offset below `len` has a header.
         unsafe {
             let (_, _, pool_shift) = (*this).shape::<S>();
-            if (address as usize).wrapping_sub((*this).base) < (*this).len {
-                (*this).header_in_region(address as usize, pool_shift)
+            if address.addr().wrapping_sub((*this).base) < (*this).len {
+                (*this).header_in_region(address.addr(), pool_shift)
             } else if (*this).foreign_arenas == 0 {
                 ptr::null_mut()
             } else {
@@ -311,8 +311,8 @@ impl Pymalloc {
         // SAFETY: the caller's promise. An address inside a foreign arena has its pool's first byte in that arena too, unless it lies
         // before the first whole pool, where no block is.
         unsafe {
-            match (*this).arena_map.find(address as usize) {
-                Some(_) => address.sub(address as usize & ((*this).geometry.pool_size - 1)).cast(),
+            match (*this).arena_map.find(address.addr()) {
+                Some(_) => address.sub(address.addr() & ((*this).geometry.pool_size - 1)).cast(),
                 None => ptr::null_mut(),
             }
         }
@@ -328,11 +328,11 @@ impl Pymalloc {
     pub unsafe fn free<S: Shape>(this: *mut Self, address: *mut u8) -> Freed {
         // SAFETY: the caller's promise; invariant 2.
         unsafe {
-            if (address as usize).wrapping_sub((*this).base) >= (*this).len {
+            if address.addr().wrapping_sub((*this).base) >= (*this).len {
                 return Freed::OutsideRegion;
             }
             let (_, _, pool_shift) = (*this).shape::<S>();
-            let pool = (*this).header_in_region(address as usize, pool_shift);
+            let pool = (*this).header_in_region(address.addr(), pool_shift);
             Self::free_in_pool(this, pool, address)
         }
     }
@@ -457,13 +457,13 @@ impl Pymalloc {
         if block.is_null() {
             return None;
         }
-        if !is_free(block as usize) {
-            return Some(block as usize);
+        if !is_free(block.addr()) {
+            return Some(block.addr());
         }
         // SAFETY: a block of a pool.
         let next = unsafe { block.cast::<usize>().read() };
-        let sound = next == 0 || (next & pool_mask == block as usize & pool_mask && is_free(next));
-        (!sound).then_some(block as usize)
+        let sound = next == 0 || (next & pool_mask == block.addr() & pool_mask && is_free(next));
+        (!sound).then_some(block.addr())
     }
 
     /// What is known of an address that may be anything; reads nothing through it.
@@ -547,11 +547,11 @@ impl Pymalloc {
 
     /// Address of the pool whose header is `header`.
     fn address_of(&self, header: *mut PoolHeader) -> usize {
-        let offset = (header as usize).wrapping_sub(self.headers as usize);
+        let offset = header.addr().wrapping_sub(self.headers.addr());
         if self.len != 0 && offset < (self.len >> self.pool_shift) * size_of::<PoolHeader>() {
             self.base + ((offset / size_of::<PoolHeader>()) << self.pool_shift)
         } else {
-            header as usize
+            header.addr()
         }
     }
 

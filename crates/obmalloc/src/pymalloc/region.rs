@@ -68,7 +68,7 @@ impl Region {
         region.mapping = (Some(mapping), mapping_size);
         region.table = (Some(table), table_size);
         region.headers = table.as_ptr().cast();
-        region.base = (mapping.as_ptr() as usize).next_multiple_of(arena_size);
+        region.base = mapping.as_ptr().expose_provenance().next_multiple_of(arena_size);
         region.len = REGION_SIZE;
         region
     }
@@ -87,7 +87,7 @@ impl Region {
 
     fn slot_address(&self, slot: usize) -> NonNull<u8> {
         let mapping = self.mapping.0.expect("a region with slots has a mapping");
-        let offset = self.base - mapping.as_ptr() as usize + slot * self.stride;
+        let offset = self.base - mapping.as_ptr().addr() + slot * self.stride;
         // SAFETY: slots lie within the mapping.
         unsafe { mapping.add(offset) }
     }
@@ -118,7 +118,7 @@ impl Region {
     /// `address` and `size` are those of one `alloc` (an arena's address may be anywhere in its first pool), and nothing points into
     /// it any more.
     pub unsafe fn free(&mut self, address: NonNull<u8>, size: usize) {
-        match self.slot_of(address.as_ptr() as usize) {
+        match self.slot_of(address.as_ptr().addr()) {
             Some(slot) => {
                 self.free_slots.push(slot as u32);
                 self.retained += 1;

@@ -142,7 +142,7 @@ impl Pymalloc {
         let mut count = 0;
         let mut block = header.freeblock;
         while !block.is_null() {
-            let offset = (block as usize).wrapping_sub(address).wrapping_sub(POOL_OVERHEAD);
+            let offset = block.addr().wrapping_sub(address).wrapping_sub(POOL_OVERHEAD);
             let index = offset / size;
             ensure!(
                 offset.is_multiple_of(size) && index < touched,
