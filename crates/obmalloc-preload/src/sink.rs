@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
 const BLOCK_SIZE: usize = 64 << 10;
-/// Bytes of events between two checkpoints, as long as there is something to wait for: some tens of events, so that the shortest
-/// program passes one.
-const CHECKPOINT_STEP: usize = 128;
+/// Bytes of events between two checkpoints, as long as there is something to wait for: a few events, so that also the shortest
+/// program passes one at a moment when it does not import.
+const CHECKPOINT_STEP: usize = 16;
 /// A reserve that no block has room for (halved, because it is added to).
 const OUT_OF_REACH: usize = usize::MAX / 2;
 /// The trace's descriptor is moved up here, out of the way of programs that count on getting low ones.
