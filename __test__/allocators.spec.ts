@@ -481,3 +481,27 @@ test('wrong allocators and domains are refused with what was expected', (t) => {
   t.throws(() => heap.setAllocator('obj', logging(own, [])), { code: 'ERR_HEAP_CLOSED' })
   t.throws(() => heap.setNomemory(1), { code: 'ERR_HEAP_CLOSED' })
 })
+
+test('what has come in since requests began to fail on purpose leaves no block behind', (t) => {
+  for (const domain of domains) {
+    using heap = new Heap()
+    const own = heap.getAllocator(domain)
+    const blocks = [some(heap[domain].malloc(40))]
+    heap.setNomemory(1000)
+    blocks.push(some(heap[domain].malloc(40)))
+    heap.setAllocator(domain, withHeader(heap.getAllocator(domain)))
+    blocks.push(some(heap[domain].malloc(40)))
+    heap.setupDebugHooks()
+    blocks.push(some(heap[domain].malloc(40)))
+    heap.removeNomemory()
+    t.is(heap.getAllocator(domain), own)
+    for (const block of blocks) {
+      heap[domain].write(block, new Uint8Array(40).fill(1))
+      const moved = some(heap[domain].realloc(block, 3000))
+      t.deepEqual(heap[domain].read(moved, 0, 40), new Uint8Array(40).fill(1))
+      heap[domain].free(moved)
+      heap.verify()
+    }
+    t.is(heap.allocatedBlocks(), 0)
+  }
+})

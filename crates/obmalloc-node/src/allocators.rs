@@ -292,13 +292,26 @@ fn set_native(core: &Core, env: Env, [domain, number]: [Value; 2]) -> Outcome {
     let native =
         allocators.natives.borrow().get(number).filter(|native| native.domains[domain as usize]).map(|native| native.allocator);
     let Some(native) = native else { return env.boolean(false) };
-    allocators.settle(number, domain);
-    let all = allocators.lent[domain as usize].borrow().is_empty() && heap.takes_back(domain, &native);
-    let allocator = if all { native } else { allocators.layer(core, domain, Target::Router(native)).ok_or_else(no_room)? };
-    // SAFETY: an allocator of the heap's own that takes back all of the domain's blocks, or a router, which finds out who does.
-    unsafe { heap.set_allocator(domain, allocator) };
+    put_back(core, heap, domain, native)?;
     core.update_attention();
     env.boolean(true)
+}
+
+/// Puts an allocator back that has been in a domain: one of the heap's own, or a layer.
+pub(crate) fn put_back(core: &Core, heap: &ObjectHeap, domain: Domain, allocator: Allocator) -> Result<(), Failure> {
+    let allocators = &core.allocators;
+    let mut allocator = allocator;
+    if allocators.target(&allocator).is_none() {
+        let number = allocators.number_of(allocator, domain).ok_or_else(no_room)?;
+        allocators.settle(number, domain);
+        let all = allocators.lent[domain as usize].borrow().is_empty() && heap.takes_back(domain, &allocator);
+        if !all {
+            allocator = allocators.layer(core, domain, Target::Router(allocator)).ok_or_else(no_room)?;
+        }
+    }
+    // SAFETY: an allocator of the heap's own that takes back all of the domain's blocks, or a layer, which finds out who does.
+    unsafe { heap.set_allocator(domain, allocator) };
+    Ok(())
 }
 
 /// `(domain, number)`: puts a script's allocator in, to be called by its number.

@@ -225,3 +225,18 @@ fn requests_fail_from_one_number_to_another() {
     heap.verify().expect("holds");
     assert_eq!(heap.allocated_blocks(), 0);
 }
+
+#[test]
+fn what_came_in_between_stays_when_requests_fail_no_more() {
+    let heap = heap();
+    let own = Domain::ALL.map(|domain| heap.allocator(domain));
+    heap.set_nomemory(1000, None).expect("memory");
+    heap.setup_debug_hooks().expect("memory");
+    let blocks = Domain::ALL.map(|domain| (domain, address(heap.malloc(domain, 40))));
+    assert_eq!(heap.remove_nomemory(), own.map(Some));
+    for (domain, block) in blocks {
+        heap.free(domain, block).expect("live");
+    }
+    heap.verify().expect("holds");
+    assert_eq!(heap.allocated_blocks(), 0);
+}

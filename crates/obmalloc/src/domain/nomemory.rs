@@ -102,22 +102,26 @@ impl Domains {
         }
     }
 
-    /// `_testcapi.remove_mem_hooks`: puts back what was in when the wrappers came.
+    /// `_testcapi.remove_mem_hooks`: puts back what was in when the wrappers came, but for domains where something else has been put in since:
+    /// blocks of that may be there. What CPython puts back in those comes back.
     ///
     /// # Safety
     /// As for [`set_nomemory`](Self::set_nomemory).
-    pub unsafe fn remove_nomemory(this: *mut Self) {
+    pub unsafe fn remove_nomemory(this: *mut Self) -> [Option<Allocator>; 3] {
         // SAFETY: the caller's promise.
         unsafe {
-            if !core::mem::take(&mut (*this).is_short) {
-                return;
-            }
-            if let Some(last) = (*this).nomemory.last() {
-                last.counts.active.set(false);
-                for domain in Domain::ALL {
-                    (*this).allocators[domain as usize] = last.wrappers[domain as usize].inner;
+            let was_short = core::mem::take(&mut (*this).is_short);
+            let Some(last) = (*this).nomemory.last().filter(|_| was_short) else { return [None; 3] };
+            last.counts.active.set(false);
+            Domain::ALL.map(|domain| {
+                let wrapper = &last.wrappers[domain as usize];
+                let present = &mut (*this).allocators[domain as usize];
+                if ptr::eq(present.ctx.cast_const().cast(), wrapper) {
+                    *present = wrapper.inner;
+                    return None;
                 }
-            }
+                Some(wrapper.inner)
+            })
         }
     }
 

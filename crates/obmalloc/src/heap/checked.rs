@@ -525,11 +525,13 @@ impl CheckedHeap {
     }
 
     /// `_testcapi.remove_mem_hooks`: requests succeed again. Puts back the allocators that were in when [`set_nomemory`](Self::set_nomemory)
-    /// was called first.
-    pub fn remove_nomemory(&self) {
+    /// was called first; in a domain where something else has been put in since, which may have given blocks, that stays, and what
+    /// CPython puts back comes back.
+    pub fn remove_nomemory(&self) -> [Option<Allocator>; 3] {
         // SAFETY: as above.
-        unsafe { Domains::remove_nomemory(self.heap.domains()) };
+        let left = unsafe { Domains::remove_nomemory(self.heap.domains()) };
         self.note_allocators();
+        left
     }
 
     /// While set, the heap gets no more memory, from the arena allocator or the C library, as if the system had none.
