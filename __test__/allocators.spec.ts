@@ -505,3 +505,43 @@ test('what has come in since requests began to fail on purpose leaves no block b
     t.is(heap.allocatedBlocks(), 0)
   }
 })
+
+test("when the script below one of the heap's own allocators fails late, the block is where it is", (t) => {
+  using heap = new Heap()
+  const [raw, obj] = [heap.getAllocator('raw'), heap.getAllocator('obj')]
+  const late = (address: Address, size: number): never => {
+    raw.realloc(address, size)
+    throw new Error('late')
+  }
+  const block = some(obj.malloc(5000))
+  heap.obj.write(block, Uint8Array.of(1, 2, 3))
+  heap.setAllocator('raw', { ...logging(raw, []), realloc: (address, size) => late(address!, Number(size)) })
+  const error = t.throws(() => obj.realloc(block, 9_000_000), { instanceOf: MemoryFault, code: 'ERR_CALLBACK_THREW' })
+  const left = error!.address!
+  t.deepEqual([...heap.obj.read(left, 0, 3)], [1, 2, 3])
+  t.is(heap.obj.read(left).length, 9_000_000)
+  obj.free(left)
+  t.throws(() => obj.free(left), { code: 'ERR_DOUBLE_FREE' })
+  heap.verify()
+  t.is(heap.allocatedBlocks(), 0)
+})
+
+test('a request that gets memory in spite of a failure on the way leaves nothing behind', (t) => {
+  using provider = new Heap()
+  using heap = new Heap()
+  const obj = heap.getAllocator('obj')
+  heap.setAllocator('raw', provider.raw)
+  heap.setArenaAllocator({
+    alloc: () => {
+      throw new Error('no')
+    },
+    free: () => {},
+  })
+  const before = provider.allocatedBlocks()
+  for (const request of [() => obj.malloc(50), () => obj.calloc(5, 10), () => obj.realloc(null, 50)]) {
+    t.throws(request, { code: 'ERR_CALLBACK_THREW' })
+    t.is(heap.allocatedBlocks(), 0)
+  }
+  t.is(provider.allocatedBlocks(), before)
+  heap.verify()
+})

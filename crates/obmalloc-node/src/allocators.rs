@@ -362,22 +362,22 @@ fn callable_of_heap(core: &Core, number: usize) -> Result<(&ObjectHeap, Allocato
     Ok((core.heap_in_use().ok_or_else(|| core.unusable())?, native))
 }
 
-/// Calls one of the heap's own allocators for a script, and finds what went wrong on the way.
-fn call_native(core: &Core, heap: &ObjectHeap, call: impl FnOnce() -> *mut c_void) -> Result<*mut c_void, Failure> {
+/// Calls one of the heap's own allocators for a script, and finds what went wrong on the way; there may be a block all the same.
+fn call_native(core: &Core, heap: &ObjectHeap, call: impl FnOnce() -> *mut c_void) -> (*mut c_void, Option<Failure>) {
     let before = core.arenas.take_failure(heap);
     let block = call();
     let failure = core.arenas.take_failure(heap).or_else(|| heap.take_fault().map(|fault| core.fault(fault)));
     if let Some(before) = before {
         fail(core, before);
     }
-    failure.map_or(Ok(block), Err)
+    (block, failure)
 }
 
 /// `(number, size)`
 fn malloc(core: &Core, env: Env, [number, size]: [Value; 2]) -> Outcome {
     let (number, size) = (args::size(env, "number", number)?, args::size(env, "size", size)?);
     let (heap, native) = callable_of_heap(core, number)?;
-    give(core, env, heap, number, size, |size| {
+    give(core, env, heap, (number, native), size, |size| {
         // SAFETY: an allocator of the heap's own, in a state in which it may be called.
         unsafe { (native.malloc)(native.ctx, size) }
     })
@@ -389,7 +389,7 @@ fn calloc(core: &Core, env: Env, [number, count, size]: [Value; 3]) -> Outcome {
     let (count, size) = (args::size(env, "count", count)?, args::size(env, "size", size)?);
     let (heap, native) = callable_of_heap(core, number)?;
     let Some(total) = count.checked_mul(size) else { return env.null() };
-    give(core, env, heap, number, total, |_| {
+    give(core, env, heap, (number, native), total, |_| {
         // SAFETY: as above.
         unsafe { (native.calloc)(native.ctx, count, size) }
     })
@@ -400,16 +400,25 @@ fn give(
     core: &Core,
     env: Env,
     heap: &ObjectHeap,
-    number: usize,
+    (number, native): (usize, Allocator),
     size: usize,
     request: impl FnOnce(usize) -> *mut c_void,
 ) -> Outcome {
     if size > PY_SSIZE_T_MAX || !reserve(core, number) {
         return env.null();
     }
-    let block = call_native(core, heap, || request(size));
+    let (address, failure) = call_native(core, heap, || request(size));
     // What JavaScript did meanwhile may have used up the room.
-    let Ok(address) = block else { return block.map(|_| UNDEFINED) };
+    if let Some(failure) = failure {
+        if !address.is_null() {
+            call_native(core, heap, || {
+                // SAFETY: it gave this block just now, and nobody else knows it.
+                unsafe { (native.free)(native.ctx, address) };
+                ptr::null_mut()
+            });
+        }
+        return Err(failure);
+    }
     if address.is_null() {
         return env.null();
     }
@@ -475,7 +484,9 @@ fn realloc(core: &Core, env: Env, [number, address, size]: [Value; 3]) -> Outcom
     let (heap, native) = callable_of_heap(core, number)?;
     let Some(address) = address else {
         // SAFETY: as for `malloc`.
-        return give(core, env, heap, number, size, |size| unsafe { (native.realloc)(native.ctx, ptr::null_mut(), size) });
+        return give(core, env, heap, (number, native), size, |size| unsafe {
+            (native.realloc)(native.ctx, ptr::null_mut(), size)
+        });
     };
     if let Held::Block(domain) = held(core, heap, number, native, address)? {
         let block = core.realloc(env, heap, domain, Some(address), size)?;
@@ -495,13 +506,10 @@ fn realloc(core: &Core, env: Env, [number, address, size]: [Value; 3]) -> Outcom
     // The block is nobody's while it moves.
     let grant = core.allocators.natives.borrow_mut().get_mut(number).and_then(|native| native.grants.remove(&address));
     // SAFETY: a block that this allocator gave, in which nothing lies that stays where it is.
-    let moved = call_native(core, heap, || unsafe { (native.realloc)(native.ctx, place, size) });
+    let (moved, failure) = call_native(core, heap, || unsafe { (native.realloc)(native.ctx, place, size) });
     let mut grant = grant.unwrap_or_default();
-    let at = match &moved {
-        Ok(moved) if !moved.is_null() => moved.expose_provenance(),
-        _ => address,
-    };
-    if moved.as_ref().is_ok_and(|moved| !moved.is_null()) {
+    let at = if moved.is_null() { address } else { moved.expose_provenance() };
+    if !moved.is_null() {
         grant.size = size;
         if let Some(index) = resizing {
             let block = &mut core.allocators.resizing.borrow_mut()[index];
@@ -514,7 +522,12 @@ fn realloc(core: &Core, env: Env, [number, address, size]: [Value; 3]) -> Outcom
         native.grants.insert(at, grant);
     }
     core.report(env, heap);
-    if moved?.is_null() { env.null() } else { env.integer(at) }
+    match failure {
+        // It may have moved all the same.
+        Some(failure) => Err(failure.at(at)),
+        None if moved.is_null() => env.null(),
+        None => env.integer(at),
+    }
 }
 
 /// `(number, address)`
@@ -552,20 +565,20 @@ fn free(core: &Core, env: Env, [number, address]: [Value; 2]) -> Outcome {
 /// A grant goes back to the native that gave it.
 pub(crate) fn give_back(core: &Core, heap: &ObjectHeap, number: usize, native: Allocator, address: usize) -> Result<(), Failure> {
     let grant = core.allocators.natives.borrow_mut().get_mut(number).and_then(|native| native.grants.remove(&address));
-    let freed = call_native(core, heap, || {
+    let (_, failure) = call_native(core, heap, || {
         // SAFETY: a block that this allocator gave, with nothing in it.
         unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(address)) };
         ptr::null_mut()
     });
-    match (freed, grant) {
+    match (failure, grant) {
         // Its guard bytes are damaged: it is not used again, and still there.
-        (Err(failure), Some(grant)) if heap.hook_of(address).is_some() => {
+        (Some(failure), Some(grant)) if heap.hook_of(address).is_some() => {
             enter(core, number, address, grant.size);
             Err(failure)
         }
-        (freed, _) => {
+        (failure, _) => {
             heap.note_freed(address);
-            freed.map(drop)
+            failure.map_or(Ok(()), Err)
         }
     }
 }
