@@ -133,7 +133,7 @@ impl Domains {
             if !(*this).pymalloc.watch() {
                 return false;
             }
-            let own = Self::pymalloc_allocator(this);
+            let own = (*this).own;
             for domain in Domain::ALL {
                 let present = (*this).allocators[domain as usize];
                 if Self::is_hook(&present) {
@@ -384,6 +384,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
 }
 
 /// `_PyMem_DebugRawMalloc`, `_PyMem_DebugMalloc`
+#[inline(never)] // It is known by its address, so there must be one of it.
 unsafe extern "C" fn debug_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as there.
     unsafe { debug_alloc(ctx, false, size) }

@@ -69,6 +69,8 @@ pub(crate) struct Domains {
     /// The wrappers that let requests fail; the last ones are in while `is_short`.
     nomemory: Vec<Pinned<NoMemory>>,
     is_short: bool,
+    /// What mem and obj begin with. Kept, because a generic function may have another address wherever it is named.
+    own: Allocator,
 }
 
 impl Domains {
@@ -87,6 +89,7 @@ impl Domains {
             (&raw mut (*place).debug).write(None);
             (&raw mut (*place).nomemory).write(Vec::new());
             (&raw mut (*place).is_short).write(false);
+            (&raw mut (*place).own).write(pymalloc);
             true
         }
     }

@@ -149,6 +149,7 @@ unsafe fn inner(ctx: *mut c_void) -> Option<Allocator> {
 }
 
 /// `hook_fmalloc`
+#[inline(never)] // It is known by its address, so there must be one of it.
 unsafe extern "C" fn failing_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: called as the wrapped allocator is.
     unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.malloc)(inner.ctx, size)) }
