@@ -180,7 +180,7 @@ impl Program<'_> {
         match world.bytes.below(6) {
             choice @ 0..=1 => heap.set_refusing(choice == 1),
             2 => heap.set_nomemory(world.bytes.below(16), Some(world.bytes.below(32))).expect("memory"),
-            3 => heap.remove_nomemory(),
+            3 => _ = heap.remove_nomemory(),
             4 => {
                 let mut wrappers = world.wrappers.borrow_mut();
                 if wrappers.len() < WRAPPERS_MAX {
