@@ -51,17 +51,20 @@ unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: us
 
 /// An allocator that passes everything on to another.
 fn wrapper(inner: *const Allocator) -> Allocator {
-    // SAFETY, in all four: `ctx` is the inner allocator, and is called as this one is.
     unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
         unsafe { ((*ctx.cast::<Allocator>()).malloc)((*ctx.cast::<Allocator>()).ctx, size) }
     }
     unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
         unsafe { ((*ctx.cast::<Allocator>()).calloc)((*ctx.cast::<Allocator>()).ctx, count, size) }
     }
     unsafe extern "C" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
         unsafe { ((*ctx.cast::<Allocator>()).realloc)((*ctx.cast::<Allocator>()).ctx, address, size) }
     }
     unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
+        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
         unsafe { ((*ctx.cast::<Allocator>()).free)((*ctx.cast::<Allocator>()).ctx, address) }
     }
     Allocator { ctx: inner.cast_mut().cast(), malloc, calloc, realloc, free }
