@@ -26,7 +26,9 @@ impl Block {
     pub fn check(&self, address: usize, size: usize) {
         // SAFETY: a live block of at least so many bytes, all of them written.
         let bytes = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(address), size) };
-        assert!(bytes.iter().all(|&byte| byte == self.fill), "the block {address:#x} was written to by others");
+        // Each byte is as the one before it: one comparison of memory, where a loop would be most of what the fuzzer does.
+        let [first, rest @ ..] = bytes else { return };
+        assert!(*first == self.fill && rest == &bytes[..rest.len()], "the block {address:#x} was written to by others");
     }
 }
 
