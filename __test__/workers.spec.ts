@@ -101,11 +101,23 @@ const operations = `
   const ops = new Uint32Array(${8 * MANY})
   for (let n = 0; n < ${2 * MANY}; n++) ops.set([0, 2, n & 0xffff, 100], n * 4)`
 
+const blocks = `
+  heap.setupDebugHooks()
+  for (let n = 0; n < ${MANY / 2}; n++) heap.obj.malloc(64)`
+
 for (const [title, prepare, call] of [
   ['a collection that destroys all', `${scattered}; for (const object of objects) heap.decref(object)`, 'heap.gc.collect()'],
   ['the destruction of a chain', chain, 'heap.decref(last)'],
   ['a search for referrers', scattered, 'heap.gc.getReferrers(...objects.subarray(0, 1000))'],
   ['many operations', operations, 'heap.run(ops)'],
+  ['the filling of a block', 'heap.setupDebugHooks()', 'heap.raw.malloc(2 ** 30)'],
+  [
+    'the copying of a block',
+    'const block = heap.raw.malloc(2 ** 30), bytes = new Uint8Array(2 ** 30)',
+    'heap.raw.write(block, bytes)',
+  ],
+  ['the making of an object', "const large = heap.defineType({ name: 'large', items: 'byte' })", 'large.alloc(2 ** 30)'],
+  ['a look at all blocks', blocks, 'heap.verify()'],
 ] as const) {
   test.serial(`a worker is ended in the middle of ${title}`, async (t) => {
     t.timeout(300_000)

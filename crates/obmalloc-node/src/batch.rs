@@ -107,9 +107,7 @@ fn run_all(
         if number >= pause {
             pause = number + STRIDE;
             let disturbances = core.disturbances.get();
-            if core.is_interrupted() {
-                return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
-            }
+            core.go_on()?;
             if core.disturbances.get() != disturbances {
                 look_again(env, &mut operations, &mut results);
             }

@@ -7,6 +7,9 @@ use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::method;
 use napi_sys as sys;
 
+/// Addresses after which to look whether the thread is being ended.
+const STRIDE: usize = 1 << 16;
+
 /// Adds the collector's functions to the handle.
 pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
     method(env, of, of.0, c"track", track)?;
@@ -164,9 +167,12 @@ fn get_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 }
 
 /// Addresses as the bytes of doubles, which the face makes an array of.
-fn addresses(env: Env, addresses: &[usize]) -> Outcome {
+fn addresses(core: &Core, env: Env, addresses: &[usize]) -> Outcome {
     let (bytes, data) = env.own_bytes(size_of_val(addresses))?;
     for (index, &address) in addresses.iter().enumerate() {
+        if index % STRIDE == STRIDE - 1 {
+            core.go_on()?;
+        }
         // SAFETY: within the bytes that were made just above, which need not be aligned.
         unsafe { data.cast::<f64>().add(index).write_unaligned(address as i64 as f64) };
     }
@@ -177,7 +183,7 @@ fn addresses(env: Env, addresses: &[usize]) -> Outcome {
 fn get_objects(core: &Core, env: Env, [which]: [Value; 1]) -> Outcome {
     let which = generation(env, which)?;
     let objects = core.objects()?.objects(which).map_err(|error| core.object_failure(error, "generation", UNDEFINED))?;
-    addresses(env, &objects)
+    addresses(core, env, &objects)
 }
 
 /// The addresses in an array of the face's.
@@ -194,13 +200,13 @@ fn given(env: Env, objects: Value) -> Result<Vec<usize>, Failure> {
 fn get_referrers(core: &Core, env: Env, [objects]: [Value; 1]) -> Outcome {
     let given = given(env, objects)?;
     let found = core.objects()?.referrers(&given).map_err(|error| core.object_failure(error, "objects", UNDEFINED))?;
-    addresses(env, &found)
+    addresses(core, env, &found)
 }
 
 fn get_referents(core: &Core, env: Env, [objects]: [Value; 1]) -> Outcome {
     let given = given(env, objects)?;
     let found = core.objects()?.referents(&given).map_err(|error| core.object_failure(error, "objects", UNDEFINED))?;
-    addresses(env, &found)
+    addresses(core, env, &found)
 }
 
 fn freeze(core: &Core, _: Env, []: [Value; 0]) -> Outcome {

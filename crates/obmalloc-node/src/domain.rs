@@ -88,7 +88,7 @@ fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3
     let (bytes, data) = env.own_bytes(count)?;
     if count != 0 {
         // SAFETY: within a live block, checked just above, into fresh memory of that length.
-        unsafe { data.copy_from_nonoverlapping(std::ptr::with_exposed_provenance(at + from), count) };
+        unsafe { core.copy(data, std::ptr::with_exposed_provenance(at + from), count)? };
     }
     Ok(bytes)
 }
@@ -106,7 +106,7 @@ fn write<const D: u8>(core: &Core, env: Env, [address, bytes, offset]: [Value; 3
     part(usable, to, source.length, offset)?;
     if source.length != 0 {
         // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
-        unsafe { std::ptr::with_exposed_provenance_mut::<u8>(at + to).copy_from(source.data.cast(), source.length) };
+        unsafe { core.copy(std::ptr::with_exposed_provenance_mut(at + to), source.data.cast(), source.length)? };
     }
     Ok(UNDEFINED)
 }
@@ -214,7 +214,12 @@ impl Core {
             let block = heap.malloc(domain, size);
             if let (Some(block), Some(view)) = (block, view.as_ref()) {
                 // SAFETY: both are live blocks with at least so many bytes.
-                unsafe { block.as_ptr().copy_from(std::ptr::with_exposed_provenance(old), usable.min(size)) };
+                let copied = unsafe { self.copy(block.as_ptr(), std::ptr::with_exposed_provenance(old), usable.min(size)) };
+                if copied.is_err() {
+                    // What is wrong with the new block is of no interest.
+                    let _ = heap.free(domain, block.as_ptr() as usize);
+                }
+                copied?;
                 view::retire(self, env, old, domain, view);
             }
             block

@@ -22,6 +22,8 @@ use crate::shell::reached;
 
 /// How long a call goes on before it looks again whether its thread is being ended. A look costs a microsecond.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Bytes that are copied between two looks.
+const PIECE: usize = 1 << 20;
 
 /// Callbacks that may run inside one another.
 const NESTED_MAX: u32 = 50;
@@ -226,7 +228,10 @@ impl Core {
     /// Moves what a collection could not collect to the end of the handle's `garbage`.
     fn give_garbage(&self, objects: &[usize]) {
         let env = self.env();
-        for &object in objects {
+        for (index, &object) in objects.iter().enumerate() {
+            if index % 64 == 63 && self.is_interrupted() {
+                return;
+            }
             let scope = env.open_scope();
             // Where JavaScript cannot run any more, nobody can ask for it.
             let _ = self.handle().map(|handle| self.append(env, handle, c"garbage", env.integer(object)?));
@@ -256,6 +261,33 @@ impl Core {
         env.close_scope(scope);
         self.scripts.looked.set((!ended).then_some(now));
         ended
+    }
+
+    /// As [`is_interrupted`](Self::is_interrupted), as the error that ends a call.
+    pub fn go_on(&self) -> Result<(), Failure> {
+        if self.is_interrupted() { Err(Failure::of_status(napi_sys::Status::napi_cannot_run_js)) } else { Ok(()) }
+    }
+
+    /// Copies bytes, perhaps within one block, in pieces between which it looks whether the thread is being ended.
+    ///
+    /// # Errors
+    /// When it is; some of the bytes have been copied then.
+    ///
+    /// # Safety
+    /// The bytes are there, before and after JavaScript that does nothing.
+    pub unsafe fn copy(&self, to: *mut u8, from: *const u8, count: usize) -> Result<(), Failure> {
+        let pieces = count.div_ceil(PIECE);
+        // As memmove does it: what is read last must not be written over first.
+        let backwards = to.addr() > from.addr();
+        for index in 0..pieces {
+            let begin = PIECE * if backwards { pieces - 1 - index } else { index };
+            // SAFETY: the caller's promise.
+            unsafe { to.add(begin).copy_from(from.add(begin), PIECE.min(count - begin)) };
+            if index + 1 < pieces {
+                self.go_on()?;
+            }
+        }
+        Ok(())
     }
 
     fn has_callbacks(&self) -> bool {

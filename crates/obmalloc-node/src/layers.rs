@@ -396,9 +396,13 @@ fn resize_elsewhere(
         Ok(moved) if moved != 0 => {
             let count = lent.size.min(size);
             // SAFETY: both are live blocks of at least so many bytes.
-            unsafe {
-                let from = ptr::with_exposed_provenance::<u8>(address);
-                ptr::with_exposed_provenance_mut::<u8>(moved).copy_from_nonoverlapping(from, count);
+            let copied =
+                unsafe { core.copy(ptr::with_exposed_provenance_mut(moved), ptr::with_exposed_provenance(address), count) };
+            if let Err(failure) = copied {
+                core.allocators.lent[layer.domain as usize].borrow_mut().insert(address, lent);
+                // A script that cannot run any more cannot take it back.
+                let _ = ask(core, script, Verb::Free, [moved, 0]);
+                return Err(failure);
             }
             release_source(core, &lent.source, address);
             if let Err(failure) = ask(core, script, Verb::Free, [address, 0]) {

@@ -52,6 +52,7 @@ mod domain;
 mod gc;
 mod global;
 mod heap;
+mod interrupt;
 mod object;
 mod os;
 mod pinned;

@@ -15,6 +15,7 @@ use super::report::{Function, Problem, Report, read_size};
 use super::{Domain, Domains, Fault, FaultKind, count_raw};
 use crate::address_hash::{AddressMap, AddressSet};
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::DebugText;
 use crate::pymalloc::{AnyPools, Dead, Pymalloc};
@@ -278,12 +279,19 @@ impl DebugHooks {
         }
     }
 
-    /// The first block with damaged guard bytes of which that has not been said yet.
-    pub fn find_damaged(&mut self) -> Option<Fault> {
-        let found = self.blocks.iter().find_map(|(&address, &block)| {
-            // SAFETY: the table has the blocks that are there.
-            if block.state != State::Sound { None } else { unsafe { self.check(Function::Free, block.domain, address, block) } }
-        });
+    /// The first block with damaged guard bytes of which that has not been said yet; not looked for to the end when that is interrupted.
+    pub fn find_damaged(&mut self, interrupt: Interrupt) -> Option<Fault> {
+        let mut patience = interrupt.patience();
+        let mut found = None;
+        for (&address, &block) in &self.blocks {
+            if block.state == State::Sound {
+                // SAFETY: the table has the blocks that are there.
+                found = unsafe { self.check(Function::Free, block.domain, address, block) };
+            }
+            if found.is_some() || patience.is_over_after(1) {
+                break;
+            }
+        }
         self.tell(found)
     }
 
@@ -377,7 +385,8 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
         known.blocks.insert(address, Block { size, hook: api, domain: api.domain, state: State::Sound });
         write_guards(data, size, api.domain);
         if !zeroed {
-            data.write_bytes(CLEAN, size);
+            let interrupt = (*api.domains).interrupt;
+            interrupt.fill(data, CLEAN, size);
         }
         data.cast()
     }
@@ -418,9 +427,10 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
         }
         known.blocks.remove(&address.addr());
         let begin = address.cast::<u8>().sub(HEAD);
-        begin.write_bytes(DEAD, block.size + EXTRA);
+        let interrupt = (*domains).interrupt;
+        let filled = interrupt.fill(begin, DEAD, block.size + EXTRA);
         (inner.free)(inner.ctx, begin.cast());
-        if watched {
+        if watched && filled {
             (*domains).pymalloc.note_dead(begin.addr(), block.size + EXTRA);
         }
     }
@@ -434,7 +444,7 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
             return debug_alloc(ctx, false, size);
         }
         let (api, known) = hooks(ctx);
-        let (inner, domain) = (api.inner, api.domain);
+        let (inner, domain, domains) = (api.inner, api.domain, api.domains);
         let Some(block) = known.block(api, address.expose_provenance()) else {
             // Older than the hooks.
             return (inner.realloc)(inner.ctx, address, size);
@@ -457,7 +467,8 @@ unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size:
         write_guards(data, now, domain);
         erased.restore(data, now);
         if now > block.size {
-            data.add(block.size).write_bytes(CLEAN, now - block.size);
+            let interrupt = (*domains).interrupt;
+            interrupt.fill(data.add(block.size), CLEAN, now - block.size);
         }
 
         let (api, known) = hooks(ctx);

@@ -21,6 +21,7 @@ pub(crate) use report::Function;
 pub use report::Report;
 
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
@@ -71,6 +72,8 @@ pub(crate) struct Domains {
     is_short: bool,
     /// What mem and obj begin with. Kept, because a generic function may have another address wherever it is named.
     own: Allocator,
+    /// Asked by the debug hooks while they fill large blocks.
+    pub interrupt: Interrupt,
 }
 
 impl Domains {
@@ -90,6 +93,7 @@ impl Domains {
             (&raw mut (*place).nomemory).write(Vec::new());
             (&raw mut (*place).is_short).write(false);
             (&raw mut (*place).own).write(pymalloc);
+            (&raw mut (*place).interrupt).write(Interrupt::NEVER);
             true
         }
     }

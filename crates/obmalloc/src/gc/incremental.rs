@@ -103,7 +103,11 @@ impl ObjectHeap {
             return Ok(Found { idle: true, ..Found::default() });
         }
         let pending = gc.incremental.pending();
-        gc.merge(ListId::Young, ListId::Increment);
+        if !gc.try_merge(ListId::Young, ListId::Increment, self.interrupt()) {
+            // The others are young still.
+            gc.merge(ListId::Increment, pending);
+            return Err(ObjectError::Aborted);
+        }
         let mut size = gc.list(ListId::Increment).len() as isize;
         while size < self.state().gc.incremental.work_to_do {
             let gc = &mut self.state().gc;
@@ -164,9 +168,13 @@ impl ObjectHeap {
     fn collect_full(&self) -> Result<Found, ObjectError> {
         let gc = &mut self.state().gc;
         let (visited, pending) = (gc.incremental.visited(), gc.incremental.pending());
-        gc.merge(ListId::Young, pending);
+        if !gc.try_merge(ListId::Young, pending, self.interrupt()) {
+            return Err(ObjectError::Aborted);
+        }
         gc.count[0] = 0;
-        gc.merge(pending, visited);
+        if !gc.try_merge(pending, visited, self.interrupt()) {
+            return Err(ObjectError::Aborted);
+        }
         let found = self.collect_region(visited, visited)?;
         self.state().gc.count = [0; 3];
         self.completed_scavenge();

@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 
+use crate::interrupt::Interrupt;
 use crate::object::header;
 
 /// Which list.
@@ -152,26 +153,37 @@ impl GcList {
         }
     }
 
-    /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them.
-    pub fn merge(&mut self, from: &mut Self) {
+    /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them. False when that was interrupted:
+    /// the others are still in that list.
+    pub fn merge(&mut self, from: &mut Self, interrupt: Interrupt) -> bool {
         let room = self.promised.saturating_sub(from.live);
         if self.live == 0 && from.entries.capacity() - from.entries.len() >= room {
             // All keep their places, and there is as much room for others as there would be.
             self.clear();
             core::mem::swap(self, from);
             self.promised = self.promised.max(self.entries.len() + room);
-            return;
+            return true;
         }
         if self.live == 0 {
             self.clear();
         }
-        for place in from.first..from.entries.len() {
-            let object = from.entries[place];
+        let mut patience = interrupt.patience();
+        while from.live != 0 {
+            let object = core::mem::take(&mut from.entries[from.first]);
+            from.first += 1;
             if object != 0 {
                 self.append(object);
+                from.live -= 1;
+            }
+            if patience.is_over_after(1) {
+                break;
             }
         }
+        if from.live != 0 {
+            return false;
+        }
         from.clear();
+        true
     }
 
     /// Forgets the objects, which are in other lists.

@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use list::{GcList, LISTS, ListId};
 
 use crate::domain::{Fault, FaultKind};
+use crate::interrupt::Interrupt;
 use crate::object::{ObjectError, ObjectHeap, header, object_fault, table};
 use crate::profile::{Algorithm, Automatic, Counted, ObjectRules};
 
@@ -107,9 +108,13 @@ impl Gc {
 
     /// Appends a list to another, for which there is room.
     pub fn merge(&mut self, from: ListId, to: ListId) {
-        if let Ok([from, to]) = self.lists.get_disjoint_mut([from as usize, to as usize]) {
-            to.merge(from);
-        }
+        self.try_merge(from, to, Interrupt::NEVER);
+    }
+
+    /// As [`merge`](Self::merge); false when it was interrupted, and some objects have not changed lists.
+    pub fn try_merge(&mut self, from: ListId, to: ListId, interrupt: Interrupt) -> bool {
+        let lists = self.lists.get_disjoint_mut([from as usize, to as usize]);
+        lists.is_err() || lists.is_ok_and(|[from, to]| to.merge(from, interrupt))
     }
 
     /// Moves an object to the end of a list (`gc_list_move`), which has room for it.
@@ -449,17 +454,25 @@ impl ObjectHeap {
     /// `gc.get_objects(generation)`: the tracked objects that are not frozen, in the collector's order.
     ///
     /// # Errors
-    /// When the generation is none of 0, 1 and 2, or there is no memory.
+    /// When the generation is none of 0, 1 and 2, there is no memory, or it is interrupted.
     pub fn objects(&self, generation: Option<usize>) -> Result<Vec<usize>, ObjectError> {
         if generation.is_some_and(|generation| generation >= GENERATIONS) {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
         }
+        self.all_of(self.generations(generation))
+    }
+
+    /// The objects in lists.
+    fn all_of(&self, lists: &[ListId]) -> Result<Vec<usize>, ObjectError> {
         let gc = &self.state().gc;
         let mut objects = Vec::new();
-        for &id in self.generations(generation) {
+        for &id in lists {
             let list = &gc.lists[id as usize];
             objects.try_reserve(list.len()).map_err(|_| ObjectError::NoMemory)?;
-            objects.extend(list.iter());
+            for object in list.iter() {
+                objects.push(object);
+                self.go_on_after(1)?;
+            }
         }
         Ok(objects)
     }
@@ -493,17 +506,11 @@ impl ObjectHeap {
     /// The tracked objects, generation 0 first. The incremental collector's generations 1 and 2 are what it has visited and what not.
     fn all_by_generation(&self) -> Result<Vec<usize>, ObjectError> {
         let gc = &self.state().gc;
-        let mut objects = Vec::new();
         let order = match self.rules.algorithm {
             Algorithm::Generational => [ListId::Young, ListId::Middle, ListId::Old],
             Algorithm::Incremental => [ListId::Young, gc.incremental.visited(), gc.incremental.pending()],
         };
-        for id in order {
-            let list = &gc.lists[id as usize];
-            objects.try_reserve(list.len()).map_err(|_| ObjectError::NoMemory)?;
-            objects.extend(list.iter());
-        }
-        Ok(objects)
+        self.all_of(&order)
     }
 
     /// `gc.get_referents()`: the objects that `objects` refer to directly, as they are traversed; what is no GC object is left out.
@@ -528,7 +535,7 @@ impl ObjectHeap {
     /// `gc.freeze()`: no collection looks at what is tracked now.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When there is no memory, or it is interrupted: some objects are frozen then.
     pub fn freeze(&self) -> Result<(), ObjectError> {
         self.begin()?;
         let gc = &mut self.state().gc;
@@ -537,7 +544,9 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         for (generation, id) in [ListId::Young, ListId::Middle, ListId::Old].into_iter().enumerate() {
-            gc.merge(id, ListId::Permanent);
+            if !gc.try_merge(id, ListId::Permanent, self.interrupt()) {
+                return Err(ObjectError::Aborted);
+            }
             gc.count[generation] = 0;
         }
         Ok(())
@@ -546,7 +555,7 @@ impl ObjectHeap {
     /// `gc.unfreeze()`: what was frozen joins the oldest generation.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When there is no memory, or it is interrupted: some objects are frozen still.
     pub fn unfreeze(&self) -> Result<(), ObjectError> {
         self.begin()?;
         let gc = &mut self.state().gc;
@@ -558,8 +567,7 @@ impl ObjectHeap {
         if !gc.list(to).reserve(more) {
             return Err(ObjectError::NoMemory);
         }
-        gc.merge(ListId::Permanent, to);
-        Ok(())
+        if gc.try_merge(ListId::Permanent, to, self.interrupt()) { Ok(()) } else { Err(ObjectError::Aborted) }
     }
 
     /// `gc.get_freeze_count()`

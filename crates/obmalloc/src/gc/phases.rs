@@ -11,8 +11,9 @@ use super::list::ListId;
 use super::scan;
 use super::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
+use crate::interrupt::STRIDE;
 use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, UNREACHABLE, is_undecided};
-use crate::object::{ObjectError, ObjectHeap, STRIDE, Type, header};
+use crate::object::{ObjectError, ObjectHeap, Type, header};
 use crate::os;
 use crate::profile::{Algorithm, ImmortalMet, Resurrection, WeakrefsCleared};
 
@@ -113,7 +114,9 @@ impl ObjectHeap {
         }
         gc.count[..=generation].fill(0);
         for &id in &ids[..generation] {
-            gc.merge(id, young);
+            if !gc.try_merge(id, young, self.interrupt()) {
+                return Err(ObjectError::Aborted);
+            }
         }
         self.deduce_unreachable(young)?;
         let gc = &mut self.state().gc;
@@ -124,7 +127,8 @@ impl ObjectHeap {
             if generation == GENERATIONS - 2 {
                 gc.long_lived_pending += gc.list(young).len();
             }
-            gc.merge(young, old);
+            // Those that have not joined when it is interrupted stay as young as they are.
+            gc.try_merge(young, old, self.interrupt());
         }
         let found = self.collect_unreachable(old)?;
         if generation == GENERATIONS - 1 {
@@ -164,10 +168,10 @@ impl ObjectHeap {
         if unreachable.is_empty() {
             return Ok(found);
         }
-        self.move_legacy_finalizers(unreachable);
-        self.move_legacy_finalizer_reachable();
+        self.move_legacy_finalizers(unreachable)?;
+        self.move_legacy_finalizer_reachable()?;
         if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
-            self.each_unreachable(unreachable, |object| self.debug_cycle("collectable", object));
+            self.try_each_unreachable(unreachable, |object| self.debug_cycle("collectable", object))?;
         }
         let (freed, called_back) = self.handle_weakrefs(unreachable, old)?;
         found.collected += freed;
@@ -179,7 +183,10 @@ impl ObjectHeap {
         if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
             self.clear_weakrefs_of(unreachable)?;
         }
-        self.each_unreachable(unreachable, |_| found.collected += 1);
+        for part in unreachable.chunks(STRIDE) {
+            self.each_unreachable(part, |_| found.collected += 1);
+            self.go_on_after(part.len())?;
+        }
         self.delete_garbage(unreachable, old)?;
         found.uncollectable = self.state().gc.list(ListId::Finalizers).len();
         if self.state().gc.debug & DEBUG_UNCOLLECTABLE != 0 {
@@ -372,8 +379,7 @@ impl ObjectHeap {
                 if kind.hooks.traverse {
                     self.subtract_visited(places, kind, object)?;
                 } else {
-                    header::each_reference(kind, object, |reference| visit_decref(places, reference));
-                    self.go_on_after(header::nitems(kind, object))?;
+                    self.try_each_reference(kind, object, |reference| visit_decref(places, reference))?;
                 }
             }
             index += 1;
@@ -419,20 +425,23 @@ impl ObjectHeap {
 
     /// Calls `visit` with what an object in this collection refers to.
     #[inline(always)]
-    unsafe fn traverse(&self, kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
+    unsafe fn traverse(&self, kind: &Type, object: usize, mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
         if kind.hooks.traverse {
-            self.traverse_visited(object, &mut visit);
-        } else {
-            // SAFETY: the caller gives an object of the type.
-            unsafe { header::each_reference(kind, object, visit) };
+            return self.traverse_visited(object, &mut visit);
         }
+        // SAFETY: the caller gives an object of the type.
+        unsafe { self.try_each_reference(kind, object, visit) }
     }
 
     #[cold]
-    fn traverse_visited(&self, object: usize, visit: &mut dyn FnMut(usize)) {
+    fn traverse_visited(&self, object: usize, visit: &mut dyn FnMut(usize)) -> Result<(), ObjectError> {
         let scratch = &self.state().gc.scratch;
         let (begin, end) = scratch.visited.get(&object).copied().unwrap_or_default();
-        scratch.visits[begin..end].iter().for_each(|&reference| visit(reference));
+        for &reference in &scratch.visits[begin..end] {
+            visit(reference);
+            self.go_on_after(1)?;
+        }
+        Ok(())
     }
 
     fn move_unreachable_in<const SHIFT: u32>(
@@ -453,8 +462,8 @@ impl ObjectHeap {
             // SAFETY: a tracked object; nothing changes meanwhile.
             unsafe {
                 scan::prefetch(moved_back, index);
-                self.move_reachable(places, object, moved_back);
-                self.go_on_after(1 + header::nitems(header::kind(object), object))?;
+                self.move_reachable(places, object, moved_back)?;
+                self.go_on_after(1)?;
             }
             index += 1;
         }
@@ -492,8 +501,7 @@ impl ObjectHeap {
                     unreachable.push(object);
                     objects[index] = 0;
                 } else {
-                    self.move_reachable(places, object, moved_back);
-                    self.go_on_after(header::nitems(kind, object))?;
+                    self.move_reachable(places, object, moved_back)?;
                 }
             }
             index += 1;
@@ -506,7 +514,12 @@ impl ObjectHeap {
     /// # Safety
     /// `object` is tracked; references have been counted.
     #[inline]
-    unsafe fn move_reachable<const SHIFT: u32>(&self, places: Places<SHIFT>, object: usize, moved_back: &mut Vec<usize>) {
+    unsafe fn move_reachable<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        object: usize,
+        moved_back: &mut Vec<usize>,
+    ) -> Result<(), ObjectError> {
         // SAFETY: the caller's promise.
         unsafe {
             let at = places.of(object);
@@ -518,24 +531,25 @@ impl ObjectHeap {
                 if visit_reachable(places, reference) {
                     moved_back.push(reference);
                 }
-            });
+            })
         }
     }
 
     /// Moves objects with a `tp_del` from the unreachable ones to the finalizers.
-    fn move_legacy_finalizers(&self, unreachable: &[usize]) {
-        if self.state().types.iter().any(|kind| kind.hooks.del) {
-            self.each_unreachable(unreachable, |object| {
-                // SAFETY: a tracked object.
-                if unsafe { header::kind(object) }.hooks.del {
-                    self.rejoin(object, ListId::Finalizers);
-                }
-            });
+    fn move_legacy_finalizers(&self, unreachable: &[usize]) -> Result<(), ObjectError> {
+        if !self.state().types.iter().any(|kind| kind.hooks.del) {
+            return Ok(());
         }
+        self.try_each_unreachable(unreachable, |object| {
+            // SAFETY: a tracked object.
+            if unsafe { header::kind(object) }.hooks.del {
+                self.rejoin(object, ListId::Finalizers);
+            }
+        })
     }
 
     /// Moves what is reached from the finalizers to them, from the unreachable objects.
-    fn move_legacy_finalizer_reachable(&self) {
+    fn move_legacy_finalizer_reachable(&self) -> Result<(), ObjectError> {
         let mut place = 0;
         while let Some(&object) = self.state().gc.list(ListId::Finalizers).entries().get(place) {
             // SAFETY: nothing has left the list, and all in it are tracked objects.
@@ -545,10 +559,11 @@ impl ObjectHeap {
                     if self.table().state(reference) == UNREACHABLE {
                         self.rejoin(reference, ListId::Finalizers);
                     }
-                });
+                })?;
             }
             place += 1;
         }
+        Ok(())
     }
 
     fn debug_cycle(&self, what: &str, object: usize) {

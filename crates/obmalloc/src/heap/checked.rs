@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, write_after_free};
+use crate::interrupt::Interrupt;
 use crate::os::block_bytes;
 use crate::pinned::Pinned;
 use crate::profile::Geometry;
@@ -135,6 +136,27 @@ impl CheckedHeap {
         None
     }
 
+    /// Whom work that takes long asks.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        // SAFETY: the domains are initialised.
+        unsafe { (*self.heap.domains()).interrupt }
+    }
+
+    /// From now on work that takes long asks whether to give it up: filling and clearing large blocks, and walks over all of them.
+    pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
+        // SAFETY: as above; nobody holds a reference to the field.
+        unsafe { (*self.heap.domains()).interrupt = interrupt };
+    }
+
+    /// Sets `size` bytes to zero; false when that was given up before the end.
+    ///
+    /// # Safety
+    /// They may be written to.
+    pub(crate) unsafe fn clear(&self, at: usize, size: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.interrupt().fill(ptr::with_exposed_provenance_mut(at), 0, size) }
+    }
+
     /// The debug hooks, for one step that calls no allocator.
     #[allow(clippy::mut_from_ref, reason = "as for the ledger")]
     fn hooks(&self) -> Option<&mut DebugHooks> {
@@ -191,10 +213,10 @@ impl CheckedHeap {
     /// The first block that somebody wrote to where it had no business.
     pub fn verify_guards(&self) -> Result<(), Fault> {
         let Some(hooks) = self.hooks() else { return Ok(()) };
-        if let Some(fault) = hooks.find_damaged() {
+        if let Some(fault) = hooks.find_damaged(self.interrupt()) {
             return Err(fault);
         }
-        if let Some((begin, size, byte)) = self.heap.pymalloc().damaged_block() {
+        if let Some((begin, size, byte)) = self.heap.pymalloc().damaged_block(self.interrupt()) {
             // Without memory to remember it, it is found again.
             // SAFETY: nothing else uses pymalloc now.
             unsafe { (*self.heap.domains()).pymalloc.tell_dead(begin, size) };
@@ -624,13 +646,16 @@ impl CheckedHeap {
         self.heap.verify()?;
         let pymalloc = self.heap.pymalloc();
         let (ledger, hooks) = (self.ledger(), self.hooks());
-        let mut found = Ok(());
+        let (mut found, mut patience) = (Ok(()), self.interrupt().patience());
         pymalloc.each_live_pool(|first, end, size, count| {
+            if found.is_err() || patience.is_over_after((end - first) / size) {
+                return;
+            }
             let in_use = |&begin: &usize| {
                 ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin)) || is_taken(begin, size)
             };
             let live = (first..end).step_by(size).filter(in_use).count();
-            if live != count && found.is_ok() {
+            if live != count {
                 found = Err((first, count, live));
             }
         });
@@ -643,6 +668,8 @@ impl CheckedHeap {
 
 impl Drop for CheckedHeap {
     fn drop(&mut self) {
+        // Nobody looks at what is given back, and whom to ask may be gone.
+        self.set_interrupt(Interrupt::NOW);
         if self.was_replaced.get() {
             for (address, _, domain) in self.blocks_elsewhere() {
                 let block = NonNull::new(ptr::with_exposed_provenance_mut(address));

@@ -227,7 +227,8 @@ impl Heap {
     /// # Errors
     /// The first that does not hold.
     pub fn verify(&self) -> Result<(), Corruption> {
-        self.pymalloc().verify()
+        // SAFETY: initialised.
+        self.pymalloc().verify(unsafe { (*self.domains.as_ptr()).interrupt })
     }
 }
 

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use super::types::{GC_HEAD, HEADER};
-use super::{ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
+use super::{ItemKind, ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
 use crate::allocator::PY_SSIZE_T_MAX;
 use crate::domain::{Domain, FaultKind};
 
@@ -106,8 +106,11 @@ impl ObjectHeap {
         let kind = self.type_info(kind);
         let size = self.size_to_init(kind, memory, nitems)?;
         // SAFETY: a live block of that size at least, which is no object's.
-        unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) };
-        Ok(memory)
+        if unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) } {
+            Ok(memory)
+        } else {
+            Err(ObjectError::Aborted)
+        }
     }
 
     /// An object with one reference in a block of its own.
@@ -125,14 +128,21 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         // SAFETY: a block of that size with the type's bytes before the object.
-        unsafe {
+        let written = unsafe {
             if kind.presize > GC_HEAD {
                 ptr::with_exposed_provenance_mut::<[usize; 2]>(block).write([0; 2]);
             }
             if kind.gc {
                 header::clear_gc_head(object);
             }
-            self.write(kind, object, size, nitems, contents);
+            self.write(kind, object, size, nitems, contents)
+        };
+        if !written {
+            if kind.gc {
+                self.gc_unlink();
+            }
+            self.free_block(block);
+            return Err(ObjectError::Aborted);
         }
         kind.use_inline_values();
         Ok(object)
@@ -157,17 +167,16 @@ impl ObjectHeap {
         self.table().reserve() && self.reserve_track()
     }
 
-    /// Writes an object's header (`PyObject_InitVar`), and what it contains.
+    /// Writes an object's header (`PyObject_InitVar`), and what it contains. False when that was interrupted: the block is no object's then.
     ///
     /// # Safety
     /// `size` bytes at `object`, at least those of the type for `nitems` items, and the type's bytes before it, are a live block that is
     /// no object's; the table has room for it.
-    unsafe fn write(&self, kind: &Type, object: usize, size: usize, nitems: usize, contents: Contents) {
+    unsafe fn write(&self, kind: &Type, object: usize, size: usize, nitems: usize, contents: Contents) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
-            if contents == Contents::Zeroed {
-                let body = ptr::with_exposed_provenance_mut::<u8>(object + HEADER);
-                body.write_bytes(0, size - HEADER);
+            if contents == Contents::Zeroed && !self.heap.clear(object + HEADER, size - HEADER) {
+                return false;
             }
             header::set_refcnt(object, 1);
             header::set_kind(object, kind);
@@ -175,10 +184,10 @@ impl ObjectHeap {
                 header::set_size(object, nitems);
             }
             if contents == Contents::NullReferences {
-                let mut index = 0;
-                while let Some(slot) = header::reference_at(kind, object, index) {
-                    *slot = 0;
-                    index += 1;
+                header::clear_fields(kind, object);
+                if kind.items == Some(ItemKind::Object) && !self.heap.clear(object + kind.items_offset, nitems * kind.itemsize())
+                {
+                    return false;
                 }
                 if let Some(offset) = kind.weaklist {
                     *header::weaklist(object, offset) = 0;
@@ -186,19 +195,23 @@ impl ObjectHeap {
             }
         }
         self.table().enter(object);
+        true
     }
 
     /// The object that was destroyed last, of those that the type keeps.
     fn reuse(&self, kind: &Type) -> Option<usize> {
         let object = kind.free.borrow_mut().pop()?;
         // SAFETY: a kept object's memory is that of an object of the type, and nobody else's.
-        unsafe {
+        let written = unsafe {
             if kind.gc {
                 header::clear_gc_head(object);
             }
-            self.write(kind, object, kind.basicsize(), 0, Contents::Zeroed);
+            self.write(kind, object, kind.basicsize(), 0, Contents::Zeroed)
+        };
+        if !written {
+            kind.free.borrow_mut().push(object);
         }
-        Some(object)
+        written.then_some(object)
     }
 
     /// Gives the objects that types keep back, and with them their memory (`clear_freelists`).
@@ -213,6 +226,10 @@ impl ObjectHeap {
                 }
                 self.table().bury(object);
                 self.free_block(object - kind.presize);
+                if self.is_interrupted_after(1) {
+                    // The others are kept until the next time.
+                    return;
+                }
             }
         }
     }
@@ -224,11 +241,12 @@ impl ObjectHeap {
         unsafe { self.heap.free_unchecked(Domain::Obj, block) };
     }
 
-    /// `PyObject_GC_Resize`: the object with another number of items, perhaps at another address. New items are NULL or 0.
+    /// `PyObject_GC_Resize`: the object with another number of items, perhaps at another address. New items are NULL or 0; there are none when
+    /// clearing them is interrupted.
     ///
     /// # Errors
     /// When `object` is no GC object with items, is tracked or weakly referenced, has other references than the caller's, or there is no
-    /// memory; the object is as it was then.
+    /// memory; the object is as it was then. When it is interrupted, some of the items that were to go are NULL.
     pub fn gc_resize(&self, object: usize, nitems: usize) -> Result<usize, ObjectError> {
         let kind = self.change(object)?;
         if !kind.gc || kind.items.is_none() {
@@ -245,7 +263,10 @@ impl ObjectHeap {
         if nitems < old {
             // Hooks can do nothing with it meanwhile.
             self.table().set(object, table::DYING);
-            self.drop_items(kind, object, nitems);
+            if !self.drop_items(kind, object, nitems) {
+                self.table().set(object, table::LIVE);
+                return Err(ObjectError::Aborted);
+            }
         }
         self.table().bury(object);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
@@ -258,10 +279,9 @@ impl ObjectHeap {
         let itemsize = kind.itemsize();
         // SAFETY: the block now holds so many items.
         unsafe {
-            header::set_size(resized, nitems);
-            if nitems > old {
-                let first = ptr::with_exposed_provenance_mut::<u8>(resized + kind.items_offset + old * itemsize);
-                first.write_bytes(0, (nitems - old) * itemsize);
+            let first = resized + kind.items_offset + old * itemsize;
+            if nitems <= old || self.heap.clear(first, (nitems - old) * itemsize) {
+                header::set_size(resized, nitems);
             }
         }
         Ok(resized)

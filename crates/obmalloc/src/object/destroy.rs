@@ -4,7 +4,11 @@
 //! objects whose destruction waits for that of others are in a list, so that a chain of any length has its end.
 
 use super::{ObjectHeap, Type, header, table};
+use crate::interrupt::STRIDE;
 use crate::profile::Counted;
+
+/// In place of an object: none has been found among many, and there are more to look at.
+const NONE_YET: usize = 0;
 
 /// An object whose references are being dropped, and which of them is next.
 pub(crate) struct Dying {
@@ -83,7 +87,9 @@ impl ObjectHeap {
             let kind = unsafe { header::kind(current.object) };
             // SAFETY: as above.
             if let Some(reference) = unsafe { self.drop_references(kind, &mut current) } {
-                current = self.postpone(current, Dying { object: reference, next: 0 });
+                if reference != NONE_YET {
+                    current = self.postpone(current, Dying { object: reference, next: 0 });
+                }
                 if self.is_interrupted_after(1) {
                     return self.put_off(base, current);
                 }
@@ -120,7 +126,8 @@ impl ObjectHeap {
         }
     }
 
-    /// Drops an object's references, up to the first that was the last of another object, whose end has begun then: gives that.
+    /// Drops an object's references, up to the first that was the last of another object, whose end has begun then: gives that, or
+    /// [`NONE_YET`].
     ///
     /// # Safety
     /// The object is one of the type, whose end has begun.
@@ -138,14 +145,19 @@ impl ObjectHeap {
                 }
             }
             if !kind.simple {
+                let begin = current.next;
                 while let Some(slot) = header::reference_at(kind, current.object, current.next) {
                     let reference = core::mem::take(&mut *slot);
                     current.next += 1;
                     if reference != 0 && self.drop_last(reference) {
                         return Some(reference);
                     }
+                    if current.next - begin == STRIDE {
+                        self.count_steps(STRIDE);
+                        return Some(NONE_YET);
+                    }
                 }
-                self.count_steps(current.next);
+                self.count_steps(current.next - begin);
             }
         }
         None
@@ -350,33 +362,38 @@ impl ObjectHeap {
                 self.xdecref(core::mem::take(&mut *first.add(index)));
             }
             if !kind.simple {
-                self.clear_from(kind, object, kind.refs.count as usize);
+                // What it leaves when it is interrupted is the next collection's.
+                let _ = self.clear_from(kind, object, kind.refs.count as usize);
             }
         }
     }
 
-    /// Sets the references from number `index` on to NULL.
+    /// Sets the references from number `index` on to NULL; false when that was interrupted.
     ///
     /// # Safety
     /// As for [`clear_references`](Self::clear_references).
     #[inline(never)]
-    unsafe fn clear_from(&self, kind: &Type, object: usize, mut index: usize) {
+    unsafe fn clear_from(&self, kind: &Type, object: usize, mut index: usize) -> bool {
         // SAFETY: the caller's promise, also between the references.
         unsafe {
             while let Some(slot) = header::reference_at(kind, object, index) {
                 self.xdecref(core::mem::take(&mut *slot));
                 index += 1;
+                if self.is_interrupted_after(1) {
+                    return false;
+                }
             }
         }
+        true
     }
 
-    /// Drops the references of the items from `nitems` on.
-    pub(super) fn drop_items(&self, kind: &Type, object: usize, nitems: usize) {
+    /// Drops the references of the items from `nitems` on; false when that was interrupted.
+    pub(super) fn drop_items(&self, kind: &Type, object: usize, nitems: usize) -> bool {
         if kind.items != Some(super::ItemKind::Object) {
-            return;
+            return true;
         }
         let fields = kind.fields().iter().filter(|field| field.kind == super::FieldKind::Object).count();
         // SAFETY: the caller has looked the object up, and the reference that it was given keeps it.
-        unsafe { self.clear_from(kind, object, fields + nitems) };
+        unsafe { self.clear_from(kind, object, fields + nitems) }
     }
 }

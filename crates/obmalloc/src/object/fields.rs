@@ -5,6 +5,7 @@ use core::ptr;
 
 use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, object_fault, table};
 use crate::domain::{Fault, FaultKind};
+use crate::interrupt::STRIDE;
 
 /// Which field of an object, or which item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,14 +146,47 @@ impl ObjectHeap {
         let mut failed = false;
         // SAFETY: the caller has looked the object up; nothing changes it meanwhile.
         unsafe {
-            header::each_reference(kind, object, |reference| {
+            self.try_each_reference(kind, object, |reference| {
                 failed |= references.try_reserve(1).is_err();
                 if !failed {
                     references.push(reference);
                 }
-            });
+            })?;
         }
         if failed { Err(ObjectError::NoMemory) } else { Ok(references) }
+    }
+
+    /// As [`each_reference`](header::each_reference), which can be interrupted where there are many.
+    ///
+    /// # Errors
+    /// When it is.
+    ///
+    /// # Safety
+    /// As for `each_reference`.
+    #[inline(always)]
+    pub(crate) unsafe fn try_each_reference(
+        &self,
+        kind: &Type,
+        object: usize,
+        mut visit: impl FnMut(usize),
+    ) -> Result<(), ObjectError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let nitems = header::nitems(kind, object);
+            if nitems <= STRIDE {
+                header::each_reference(kind, object, visit);
+                return self.go_on_after(nitems);
+            }
+            let mut index = 0;
+            while let Some(slot) = header::reference_at(kind, object, index) {
+                if *slot != 0 {
+                    visit(*slot);
+                }
+                index += 1;
+                self.go_on_after(1)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the type's hook visits, all of it held by the object.

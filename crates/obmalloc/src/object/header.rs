@@ -168,6 +168,20 @@ pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
     if kind.items.is_some() { unsafe { size(object) } } else { 0 }
 }
 
+/// Sets every reference in a field to NULL.
+///
+/// # Safety
+/// As the room says, of the memory of an object of the type.
+pub(crate) unsafe fn clear_fields(kind: &Type, object: usize) {
+    let clear = |run: Run| {
+        let first: *mut usize = word(object, run.offset as isize);
+        // SAFETY: the caller's promise.
+        unsafe { first.write_bytes(0, run.count as usize) };
+    };
+    clear(kind.refs);
+    kind.more_refs().iter().for_each(|&run| clear(run));
+}
+
 /// Calls `visit` with every reference of an object that is not NULL: fields in order, then items.
 ///
 /// # Safety

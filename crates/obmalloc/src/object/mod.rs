@@ -12,11 +12,11 @@ pub(crate) mod table;
 mod types;
 mod verify;
 
-use alloc::alloc::{Layout, alloc};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, UnsafeCell};
+use core::ffi::c_void;
 use core::fmt;
 use core::ops::Deref;
 
@@ -27,7 +27,10 @@ pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec}
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::gc::{Gc, Info, Phase};
 use crate::heap::{CheckedHeap, HeapError, HeapOptions};
+use crate::interrupt::{Interrupt, STRIDE};
+use crate::pinned::Pinned;
 use crate::profile::{Immortality, ObjectRules};
+use crate::try_box;
 
 /// Why an operation on objects was not done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,7 +106,8 @@ pub trait Hooks {
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
     fn write(&self, text: &str) {}
-    /// Asked some milliseconds apart by whatever goes over many objects: whether to give it up. It must not use the heap.
+    /// Asked some milliseconds apart by whatever goes over many objects or blocks, or fills a large one: whether to give it up. It must not
+    /// use the heap.
     ///
     /// What is looked for is not found then ([`ObjectError::Aborted`]), a collection leaves what it has not destroyed yet as it is, and
     /// objects whose end has begun wait for the next destruction or collection. The heap is whole.
@@ -119,11 +123,10 @@ impl Hooks for NoHooks {}
 
 /// A heap with types, objects and the cyclic collector. It is for one thread at a time, and may be called from its own hooks.
 pub struct ObjectHeap {
-    // Field order is drop order: the heap's memory goes last.
+    // Field order is drop order: the heap's memory goes last but for the hooks, which it may ask.
     pub(crate) state: UnsafeCell<State>,
     /// Beside the state, for it is read while that is changed.
     table: UnsafeCell<ObjectTable>,
-    pub(crate) hooks: Box<dyn Hooks>,
     pub(crate) rules: ObjectRules,
     /// Where counting up ends.
     refcount_limit: usize,
@@ -138,6 +141,7 @@ pub struct ObjectHeap {
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
     heap: CheckedHeap,
+    pub(crate) hooks: Pinned<Box<dyn Hooks>>,
 }
 
 /// Objects that the heap itself has a reference to while hooks run. However often a hook gives references back, these stay.
@@ -193,10 +197,12 @@ impl ObjectHeap {
             Immortality::ThreeQuarters => (THREE_QUARTERS, IMMORTAL_BIT),
         };
         let state = State { types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
+        let hooks = Pinned::try_new(hooks).ok_or(HeapError::NoMemory)?;
+        // SAFETY: the hooks outlive the heap.
+        heap.set_interrupt(unsafe { Interrupt::new(hooks.as_ptr().cast(), ask) });
         Ok(Self {
             state: UnsafeCell::new(state),
             table: UnsafeCell::new(table),
-            hooks,
             rules,
             refcount_limit,
             immortal_bit,
@@ -205,6 +211,7 @@ impl ObjectHeap {
             steps: Cell::new(0),
             held: Cell::new(core::ptr::null()),
             heap,
+            hooks,
         })
     }
 
@@ -330,7 +337,7 @@ impl ObjectHeap {
         kind.reserve_free_list()?;
         let types = &mut self.state().types;
         types.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
-        types.push(boxed(kind).ok_or(ObjectError::NoMemory)?);
+        types.push(try_box(kind).ok_or(ObjectError::NoMemory)?);
         Ok(id)
     }
 
@@ -567,8 +574,6 @@ impl ObjectHeap {
     }
 }
 
-/// Steps after which hooks are asked whether to give up. A step is some nanoseconds, or a hundred where it waits for memory.
-pub(crate) const STRIDE: usize = 1 << 14;
 /// What a call of a hook counts for.
 const HOOK_STEPS: usize = 1 << 6;
 
@@ -577,18 +582,10 @@ const THREE_QUARTERS: usize = 3 << 30;
 /// The sign of the lower 32 bits.
 const IMMORTAL_BIT: usize = 1 << 31;
 
-/// A value in a box, or nothing when there is no memory for one.
-fn boxed<T>(value: T) -> Option<Box<T>> {
-    const { assert!(size_of::<T>() != 0, "memory is asked for") };
-    // SAFETY: the layout is that of a box for the value, and not empty.
-    unsafe {
-        let place = alloc(Layout::new::<T>()).cast::<T>();
-        if place.is_null() {
-            return None;
-        }
-        place.write(value);
-        Some(Box::from_raw(place))
-    }
+/// [`Hooks::interrupted`] of the hooks of a heap.
+unsafe fn ask(hooks: *const c_void) -> bool {
+    // SAFETY: a heap's hooks, which are where they were.
+    unsafe { (*hooks.cast::<Box<dyn Hooks>>()).interrupted() }
 }
 
 /// A fault about an object.

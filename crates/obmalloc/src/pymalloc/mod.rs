@@ -18,6 +18,7 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use crate::allocator::{Allocator, ArenaAllocator};
+use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::{EmptyArena, Geometry, POOL_OVERHEAD, Profile};
 
@@ -431,11 +432,13 @@ impl Pymalloc {
     }
 
     /// The first free block that somebody wrote to and of which that has not been said: its address and size, and that of the byte.
-    pub fn damaged_block(&self) -> Option<(usize, usize, usize)> {
+    /// Not looked for to the end when that is interrupted.
+    pub fn damaged_block(&self, interrupt: Interrupt) -> Option<(usize, usize, usize)> {
         let dead = self.dead.as_ref()?;
+        let mut patience = interrupt.patience();
         let mut found = None;
         self.each_live_pool(|first, end, size, _| {
-            if found.is_none() && first.wrapping_sub(self.base) < self.len {
+            if found.is_none() && !patience.is_over_after((end - first) / 8) && first.wrapping_sub(self.base) < self.len {
                 found = dead.damaged(first, end).map(|byte| (first + (byte - first) / size * size, size, byte));
             }
         });

@@ -1,0 +1,80 @@
+//! Work that takes long, in pieces between which it can be given up.
+
+use core::ffi::c_void;
+use core::ptr;
+
+/// Steps after which whoever goes over many things asks. A step is some nanoseconds, or a hundred where it waits for memory.
+pub(crate) const STRIDE: usize = 1 << 14;
+/// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
+const PIECE: usize = 1 << 20;
+
+/// Whom to ask whether nobody waits for the result any more.
+#[derive(Clone, Copy)]
+pub(crate) struct Interrupt {
+    ctx: *const c_void,
+    ask: unsafe fn(*const c_void) -> bool,
+}
+
+impl Interrupt {
+    /// Somebody always waits.
+    pub const NEVER: Self = Self { ctx: ptr::null(), ask: |_| false };
+    /// Nobody waits any more.
+    pub const NOW: Self = Self { ctx: ptr::null(), ask: |_| true };
+
+    /// # Safety
+    /// `ask` may be called with `ctx` as long as this is in use.
+    pub const unsafe fn new(ctx: *const c_void, ask: unsafe fn(*const c_void) -> bool) -> Self {
+        Self { ctx, ask }
+    }
+
+    /// Whether to give up.
+    pub fn is_now(&self) -> bool {
+        // SAFETY: the promise made to `new`.
+        unsafe { (self.ask)(self.ctx) }
+    }
+
+    /// For work in steps.
+    pub const fn patience(self) -> Patience {
+        Patience { interrupt: self, steps: 0 }
+    }
+
+    /// Fills `size` bytes; false when that was given up before the end.
+    ///
+    /// # Safety
+    /// They may be written to, also by whoever is asked.
+    pub unsafe fn fill(self, at: *mut u8, byte: u8, size: usize) -> bool {
+        let mut done = 0;
+        loop {
+            let piece = (size - done).min(PIECE);
+            // SAFETY: the caller's promise.
+            unsafe { at.add(done).write_bytes(byte, piece) };
+            done += piece;
+            if done == size {
+                return true;
+            }
+            if self.is_now() {
+                return false;
+            }
+        }
+    }
+}
+
+/// Counts the steps of something, and asks now and then.
+pub(crate) struct Patience {
+    interrupt: Interrupt,
+    steps: usize,
+}
+
+impl Patience {
+    /// Counts so many steps; whether to give up.
+    pub fn is_over_after(&mut self, steps: usize) -> bool {
+        self.steps += steps;
+        if self.steps < STRIDE {
+            return false;
+        }
+        let over = self.interrupt.is_now();
+        // What is over stays so.
+        self.steps = if over { STRIDE } else { 0 };
+        over
+    }
+}
