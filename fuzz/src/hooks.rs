@@ -131,6 +131,16 @@ impl Hooks for Script {
         self.steps(heap);
     }
 
+    fn interrupted(&self) -> bool {
+        let (world, patience) = (&*self.world, self.world.patience.get());
+        let over = !world.quiet.get() && patience == Some(0);
+        if over {
+            world.lied.set(true);
+        }
+        world.patience.set(patience.map(|questions| questions.saturating_sub(1)));
+        over
+    }
+
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {
         let explained = self.world.lied.get() || self.world.steals || matches!(error, ObjectError::NoMemory);
         assert!(explained, "a collection failed with {error}");

@@ -51,6 +51,8 @@ pub struct World {
     pub quiet: Cell<bool>,
     /// Some hook did not tell the truth, or failed, in the present operation.
     pub lied: Cell<bool>,
+    /// How many questions whether to give up are still answered with no; none is answered with yes while this is nothing.
+    pub patience: Cell<Option<usize>>,
     pub immortals: Cell<bool>,
     pub depth: Cell<u32>,
     pub traversing: Cell<bool>,
@@ -77,6 +79,7 @@ impl World {
             steals,
             quiet: Cell::new(false),
             lied: Cell::new(false),
+            patience: Cell::new(None),
             immortals: Cell::new(false),
             depth: Cell::new(0),
             traversing: Cell::new(false),
@@ -157,7 +160,9 @@ impl World {
 
     /// Everything that is held is there, as the model has it.
     pub fn check(&self, heap: &ObjectHeap) {
+        let patience = self.patience.take();
         heap.verify().unwrap_or_else(|corruption| panic!("{corruption}"));
+        self.patience.set(patience);
         for block in self.blocks.borrow().iter() {
             block.check(block.address, block.size);
         }

@@ -15,7 +15,7 @@ use obmalloc::{
 
 use crate::bytes::Bytes;
 use crate::hooks::Script;
-use crate::model::{Block, World, places};
+use crate::model::{Block, Held, World, places};
 
 const BLOCKS_MAX: usize = 48;
 const HELD_MAX: usize = 48;
@@ -139,6 +139,13 @@ impl Program<'_> {
                 return;
             }
             world.lied.set(false);
+            if world.patience.get() == Some(0) {
+                world.patience.set(None);
+            }
+        }
+        if op >= 240 {
+            // Something is given up soon.
+            return world.patience.set(Some(world.bytes.below(8)));
         }
         match op % 48 {
             0..=3 => self.malloc(),
@@ -382,6 +389,9 @@ impl Program<'_> {
         } else {
             heap.init(kind, block.address)
         };
+        if made == Err(ObjectError::Aborted) {
+            block.fill();
+        }
         if let Ok(object) = made {
             assert_eq!((object, block.domain), (block.address, Domain::Obj));
             world.blocks.borrow_mut().swap_remove(index);
@@ -585,13 +595,20 @@ impl Program<'_> {
         let entry = world.held.borrow_mut().remove(&object);
         if heap.gc_del(object).is_err()
             && let Some(entry) = entry
-            && heap.type_of(object).is_ok()
         {
-            // It is as it was, but what was in it may be gone, and others may have references to it by now.
-            let mut held = world.held.borrow_mut();
-            let now = held.entry(object).or_insert(crate::model::Held { count: 0, snatched: true, ..entry });
-            now.count += 1;
+            self.keep(object, entry);
+        }
+    }
+
+    /// The program has the references still that it had to an object, if that is there. What was in it may be gone, and others may have
+    /// references to it by now.
+    fn keep(&self, object: usize, entry: Held) {
+        if self.heap.type_of(object).is_ok() {
+            let mut held = self.world.held.borrow_mut();
+            let now = held.entry(object).or_insert(Held { count: 0, ..entry });
+            now.count += entry.count;
             now.snatched = true;
+            self.world.made.borrow_mut().insert(object);
         }
     }
 
@@ -603,23 +620,16 @@ impl Program<'_> {
             assert!(world.steals || heap.gc_resize(object, nitems).is_err());
             return;
         }
-        let count = world.held.borrow()[&object].count;
-        let Some(entry) = world.held.borrow_mut().get_mut(&object).map(|entry| {
-            // While its items go, they may be looked at by hooks.
-            entry.snatched = true;
-            entry.clone()
-        }) else {
-            return;
-        };
-        let Ok(resized) = heap.gc_resize(object, nitems) else { return };
+        // While its items go, hooks cannot do anything with it.
+        let Some(entry) = world.held.borrow_mut().remove(&object) else { return };
+        let count = entry.count;
+        let done = heap.gc_resize(object, nitems);
+        self.keep(done.unwrap_or(object), entry);
+        let Ok(resized) = done else { return };
         assert!(nitems <= 2000, "so many items cannot be had");
         assert!(world.steals || count == 1, "others refer to it");
-        if resized != object {
-            world.held.borrow_mut().remove(&object);
-            world.held.borrow_mut().insert(resized, entry);
-            world.made.borrow_mut().insert(resized);
-        }
-        assert_eq!(heap.nitems(resized), Ok(nitems));
+        // Unless the clearing of new ones was interrupted.
+        assert!(heap.nitems(resized) == Ok(nitems) || world.lied.get());
     }
 
     fn take_garbage(&mut self) {

@@ -4,9 +4,9 @@ use core::ffi::c_void;
 use core::ptr;
 
 /// Steps after which whoever goes over many things asks. A step is some nanoseconds, or a hundred where it waits for memory.
-pub(crate) const STRIDE: usize = 1 << 14;
+pub(crate) const STRIDE: usize = if cfg!(fuzzing) { 1 << 4 } else { 1 << 14 };
 /// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = if cfg!(fuzzing) { 1 << 7 } else { 1 << 20 };
 
 /// Whom to ask whether nobody waits for the result any more.
 #[derive(Clone, Copy)]

@@ -303,6 +303,25 @@ fn interrupted_clearing_leaves_no_object() {
 }
 
 #[test]
+fn interrupted_deletion_leaves_the_object_with_what_it_still_refers_to() {
+    let places = each_place_in_blocks(false, |heap, _, wide| {
+        let (other, object) = (heap.alloc(wide, 0)?, heap.alloc(wide, COUNT)?);
+        for index in 0..COUNT {
+            heap.set(object, Field::Item(index), Value::Object(other))?;
+        }
+        let deleted = heap.gc_del(object);
+        if deleted.is_err() {
+            let left = (0..COUNT).filter(|&index| heap.get(object, Field::Item(index)) != Ok(Value::Null)).count();
+            assert_eq!(heap.refcount(other), Ok(1 + left));
+            heap.decref(object)?;
+        }
+        heap.decref(other)?;
+        deleted
+    });
+    assert!(places >= 2, "asked {places} times");
+}
+
+#[test]
 fn interrupted_search_says_so() {
     for shape in [Shape::Alive, Shape::Watched] {
         let places = each_place(&profile::V3_13, shape, |scene| {

@@ -343,7 +343,8 @@ impl ObjectHeap {
     /// given back too.
     ///
     /// # Errors
-    /// When `object` is no GC object, or others refer to it.
+    /// When `object` is no GC object, or others refer to it. When it is interrupted: it is there, but untracked, and some of its references are
+    /// gone.
     pub fn gc_del(&self, object: usize) -> Result<(), ObjectError> {
         let kind = self.change(object)?;
         if !kind.gc {
@@ -360,7 +361,10 @@ impl ObjectHeap {
         // From here on hooks can do nothing with it.
         self.table().set(object, table::DYING);
         // SAFETY: as above; nobody else gives its memory back.
-        unsafe { self.clear_references(kind, object) };
+        if !unsafe { self.clear_references(kind, object) } {
+            self.table().set(object, table::LIVE);
+            return Err(ObjectError::Aborted);
+        }
         if kind.is_weakref() {
             self.clear_weakref(object);
         }

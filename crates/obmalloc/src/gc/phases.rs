@@ -698,7 +698,8 @@ impl ObjectHeap {
             self.clear_weakref(object);
         } else {
             // SAFETY: the caller's promise.
-            unsafe { self.clear_references(kind, object) };
+            // What it leaves when it is interrupted is the next collection's.
+            let _ = unsafe { self.clear_references(kind, object) };
         }
     }
 

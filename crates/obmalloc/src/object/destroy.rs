@@ -349,22 +349,19 @@ impl ObjectHeap {
         object.wrapping_sub(base) < len
     }
 
-    /// `tp_clear` of types that leave it out: sets every reference to NULL, in order.
+    /// `tp_clear` of types that leave it out: sets every reference to NULL, in order; false when that was interrupted.
     ///
     /// # Safety
     /// `object` is one of the type, and has a reference that keeps it.
     #[inline(always)]
-    pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) {
+    pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) -> bool {
         // SAFETY: the caller's promise, also between the references.
         unsafe {
             let first = header::first_slot(kind, object).cast_mut();
             for index in 0..kind.refs.count as usize {
                 self.xdecref(core::mem::take(&mut *first.add(index)));
             }
-            if !kind.simple {
-                // What it leaves when it is interrupted is the next collection's.
-                let _ = self.clear_from(kind, object, kind.refs.count as usize);
-            }
+            kind.simple || self.clear_from(kind, object, kind.refs.count as usize)
         }
     }
 
