@@ -1,8 +1,8 @@
-//! Heaps in eight threads at once, and heaps that move between threads. Under ThreadSanitizer, what is shared shows.
+//! Heaps in eight threads at once, and heaps that move between threads. Under ThreadSanitizer (`scripts/tsan.sh`), what is shared shows.
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -178,4 +178,32 @@ fn heap_in_thread_local_storage_goes_with_its_thread() {
     });
     assert_eq!(said.iter().flatten().count(), 2, "{said:?}");
     assert_ne!(said[0], said[1]);
+}
+
+#[test]
+#[ignore = "a data race, which ThreadSanitizer must find"]
+fn planted_race() {
+    struct Smuggled(Heap);
+    // SAFETY: none; this is the mistake. But the threads take turns, so the heap stays whole.
+    unsafe impl Sync for Smuggled {}
+
+    let (shared, turn) = (Smuggled(Heap::new(&profile::V3_13).expect("a heap")), AtomicUsize::new(0));
+    // Says when, but orders nothing.
+    let wait_for = |number| {
+        while turn.load(Ordering::Relaxed) != number {
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        let (shared, turn) = (&shared, &turn);
+        for number in 0..2 {
+            scope.spawn(move || {
+                wait_for(number);
+                shared.0.malloc(Domain::Mem, 100).expect("memory");
+                turn.store(number + 1, Ordering::Relaxed);
+                // A thread that has ended would not be told from one that begins later.
+                wait_for(2);
+            });
+        }
+    });
 }
