@@ -42,8 +42,8 @@ impl GlobalHeap {
 
     /// Runs `with` on the heap; nothing when the thread is inside already, because the heap's own tables grow, or no heap can be made.
     fn lock<T>(&self, with: impl FnOnce(&Heap) -> T) -> Option<T> {
-        // SAFETY: always allowed.
-        let me = unsafe { libc::pthread_self() } as usize;
+        // SAFETY: always allowed. POSIX lets an id be 0, as Miri's first is; glibc's are addresses.
+        let me = unsafe { libc::pthread_self() as usize }.wrapping_add(1);
         if self.owner.load(Ordering::Relaxed) == me {
             return None;
         }
