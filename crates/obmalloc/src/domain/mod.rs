@@ -303,6 +303,7 @@ unsafe extern "C" fn object_realloc<S: Shape>(ctx: *mut c_void, address: *mut c_
             // A block that pymalloc does not manage stays with raw, however small it becomes.
             return Domains::realloc(this, Domain::Raw, address.cast(), size).cast();
         };
+        let address = Pymalloc::whole_block(address.cast()).cast::<c_void>();
         // A block that shrinks by a quarter or less stays, one that grows beyond its size class moves.
         if size <= old && 4 * size > 3 * old {
             return address;

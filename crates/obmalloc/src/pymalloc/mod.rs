@@ -313,7 +313,7 @@ impl Pymalloc {
         // before the first whole pool, where no block is.
         unsafe {
             match (*this).arena_map.find(address.addr()) {
-                Some(_) => address.sub(address.addr() & ((*this).geometry.pool_size - 1)).cast(),
+                Some(_) => ptr::with_exposed_provenance_mut(address.addr() & !((*this).geometry.pool_size - 1)),
                 None => ptr::null_mut(),
             }
         }
@@ -350,8 +350,17 @@ impl Pymalloc {
         }
     }
 
+    /// A pointer that is good for the whole block. The caller's may be good for a part of it, as a `Box`'s is, and the block is going to
+    /// be somebody else's. It is exposed as well, because a `Box` that is a function's argument is to be written through alone until
+    /// that function returns, and is freed before.
+    #[inline(always)]
+    pub fn whole_block(address: *mut u8) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(address.expose_provenance())
+    }
+
     #[inline(always)]
     unsafe fn free_in_pool(this: *mut Self, pool: *mut PoolHeader, address: *mut u8) -> Freed {
+        let address = Self::whole_block(address);
         // SAFETY: the caller's promise; invariants 1, 2 and 4.
         unsafe {
             let lastfree = (*pool).freeblock;
