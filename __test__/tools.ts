@@ -22,6 +22,8 @@ export async function collectUntil(done: () => boolean): Promise<boolean> {
     gc()
     await turn()
     if (done()) return true
+    // What a `deref` in there gave lives until its turn is over.
+    await turn()
   }
   return false
 }

@@ -21,6 +21,7 @@ const SUITES = [
   'arena-allocator',
   'chaos',
   'close',
+  'contexts',
   'collector',
   'debug',
   'domain',

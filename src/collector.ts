@@ -1,5 +1,7 @@
 /** The collector's face. */
 
+import process from 'node:process'
+
 import type { Address, Collector as Contract, CollectorCallback, GenerationStats, Size, TraverseMismatch } from '../index.js'
 import { checkFunction } from './functions.js'
 import type { Handle } from './native.js'

@@ -165,7 +165,7 @@ function load(): Binding {
       causes.push(cause)
     }
   }
-  const reasons = causes.map((cause) => (cause instanceof Error ? cause.message.split('\n')[0] : String(cause)))
+  const reasons = causes.map((cause) => String(cause instanceof Error ? cause.message : cause).split('\n')[0])
   throw new Error(`obmalloc: expected its native binding for ${platform}, but found none: ${reasons.join('; ')}`, {
     cause: causes[0],
   })

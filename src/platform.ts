@@ -1,2 +1,4 @@
+import process from 'node:process'
+
 /** What the platform's package is called after, as napi-rs names it. */
 export const platform = `${process.platform}-${process.arch}${process.platform === 'linux' ? '-gnu' : ''}`

@@ -1,6 +1,8 @@
 /** A heap's callbacks: what the binding calls, and what becomes of what they throw. */
 
+import process from 'node:process'
 import { inspect } from 'node:util'
+import { isNativeError } from 'node:util/types'
 
 import type { Address, HeapOptions, UnraisableContext } from '../index.js'
 import { MemoryFault, badArgument, makeError } from './errors.js'
@@ -19,9 +21,14 @@ function describe({ hook, object, type }: UnraisableContext): string {
   return `Exception ignored in ${hook}${where}`
 }
 
+/** Also of another context. */
+function isError(error: unknown): error is Error {
+  return isNativeError(error) || error instanceof Error
+}
+
 function warn(error: unknown, context: UnraisableContext): void {
-  const detail = error instanceof Error ? error.stack : undefined
-  const text = error instanceof Error ? `${error.name}: ${error.message}` : inspect(error, { customInspect: false, depth: 0 })
+  const detail = isError(error) ? error.stack : undefined
+  const text = isError(error) ? `${error.name}: ${error.message}` : inspect(error, { customInspect: false, depth: 0 })
   process.emitWarning(`${describe(context)}: ${text}`, { type: 'UnraisableException', detail })
 }
 

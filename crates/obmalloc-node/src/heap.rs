@@ -59,6 +59,7 @@ pub(crate) struct Core {
     state: Cell<State>,
     attention: Cell<bool>,
     heap: UnsafeCell<Option<ObjectHeap>>,
+    /// Good as long as there is a handle.
     env: Env,
     handle: Cell<sys::napi_ref>,
     reported: Cell<i64>,
@@ -330,7 +331,8 @@ impl Core {
 }
 
 impl Drop for Core {
-    /// The handle is gone, and with it every way to call this heap. Calls no JavaScript.
+    /// The handle is gone, and with it every way to call this heap. Calls no JavaScript, and not Node-API either: the environment may
+    /// be gone, too.
     fn drop(&mut self) {
         self.forget_region();
         let heap = self.heap.get_mut().take();
@@ -340,7 +342,6 @@ impl Drop for Core {
         } else if let Some(heap) = heap {
             arena::release(self, heap, false);
         }
-        self.env.adjust_external_memory(-self.reported.get());
         // At the end of a thread the list may be gone already.
         let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().retain(|heap| heap.strong_count() != 0));
     }
@@ -355,6 +356,8 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     // SAFETY: called by Node.js on its own thread, with what `open` gave to `wrap`, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
     env.delete_reference(core.handle.replace(std::ptr::null_mut()));
+    // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
+    core.report_change(env, -core.reported.get());
     // Should giving back break an invariant, there is nobody left to tell.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         reached("heap::finalize_handle");
