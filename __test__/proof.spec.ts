@@ -11,7 +11,7 @@ import { join } from 'node:path'
 import test from 'ava'
 import { Heap } from 'obmalloc'
 
-import { problems } from '../dist/commands/replay.js'
+import { leftOut, problems } from '../dist/commands/replay.js'
 import { drive, driverProgram } from '../dist/driving.js'
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
 import { record } from '../dist/recording.js'
@@ -73,6 +73,23 @@ for (const interpreter of usable) {
       const { wrong, matched } = await judge([trace, ...children])
       t.deepEqual(wrong, [])
       t.true(matched > 50_000)
+      clear()
+    })
+  }
+  for (const kind of ['own', 'shared']) {
+    test.serial(`interpreters with ${kind} allocators do not disturb the main one in CPython ${version} (${path})`, async (t) => {
+      const trace = join(folder, `${version}-${kind}.trace`)
+      const { ended } = await record(interpreter, { program: [workload('interpreters'), kind], trace, stdout: 'ignore' })
+      t.is(ended, 0)
+      const { wrong, matched } = await judge([trace])
+      t.deepEqual(wrong, [])
+      t.true(matched > 100_000)
+      const report = await replay({ release: releaseOf(readHeader(trace)), segments: segments(trace) })
+      const apart = kind === 'own' && Number(version.split('.')[1]) >= 12
+      t.is(report.otherInterpreters, apart ? 6 : 0)
+      t.is(report.otherCalls > 6 * 20_000, apart)
+      t.is(report.blocks === null, apart)
+      t.is(leftOut(report) === undefined, !apart)
       clear()
     })
   }

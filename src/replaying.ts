@@ -31,7 +31,10 @@ export interface Report {
   readonly arenasHighwater: number
   readonly otherArenaRequests: number
   readonly strangers: number
-  /** As recorded, and here. */
+  /** Calls on mem and obj that are not the main interpreter's but of others that had allocators of their own, and how many those are. */
+  readonly otherCalls: number
+  readonly otherInterpreters: number
+  /** As recorded, and here; null also where there are other interpreters. */
   readonly blocks: readonly [number, number] | null
   /** As recorded, and here. */
   readonly stats: readonly [string, string] | null

@@ -17,7 +17,7 @@ import { grouped, paint, Progress, say } from '../terminal.js'
 import { golden, workload } from '../tools.js'
 import { readHeader, releaseOf, segments } from '../trace.js'
 import { UsageError } from '../usage.js'
-import { problems } from './replay.js'
+import { leftOut, problems } from './replay.js'
 
 export interface CompareOptions {
   readonly python: string[]
@@ -61,7 +61,8 @@ export async function compareCommand(program: string[], options: CompareOptions)
     if (options.json) process.stdout.write(`${JSON.stringify({ rows, ...(options.gc ? { collector } : {}), unusable })}\n`)
     for (const { path, reason } of unusable) say(`left out: ${path}: ${reason}`)
     for (const row of rows) {
-      for (const problem of problems(row.report)) say(`${name(row)}: ${problem}`)
+      const other = leftOut(row.report)
+      for (const remark of [...(other ? [other] : []), ...problems(row.report)]) say(`${name(row)}: ${remark}`)
       if (row.ended !== 0) say(`${name(row)}: the program ended with ${row.ended}`)
     }
     const failed = rows.filter((row) => !row.report.exact)

@@ -34,6 +34,7 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
 }
 
 function show(path: string, python: string, report: Report, withStats: boolean): void {
+  const other = leftOut(report)
   const rows = [
     ['recorded by', `CPython ${python}`],
     ['events', grouped(report.events)],
@@ -41,7 +42,10 @@ function show(path: string, python: string, report: Report, withStats: boolean):
     ['addresses matched', `${grouped(report.matched)} of ${grouped(report.addresses)}`],
     ['arenas taken', grouped(report.arenasTaken)],
     ['arenas released', grouped(report.arenasReleased)],
-    ['allocated blocks', report.blocks ? equality(report.blocks[0] === report.blocks[1]) : 'not recorded'],
+    [
+      'allocated blocks',
+      report.blocks ? equality(report.blocks[0] === report.blocks[1]) : other ? 'not compared' : 'not recorded',
+    ],
     ['statistics', report.stats ? equality(report.stats[0] === report.stats[1]) : 'not recorded'],
     ['million events a second', (report.events / report.seconds / 1e6).toFixed(1)],
   ]
@@ -51,12 +55,20 @@ function show(path: string, python: string, report: Report, withStats: boolean):
       .map((line) => `  ${line}\n`)
       .join('')}`,
   )
+  if (other) say(other)
   for (const problem of problems(report)) say(problem)
   if (withStats) process.stdout.write(`\n${report.statsNow}`)
 }
 
 function equality(equal: boolean): string {
   return equal ? 'equal' : paint('red', 'not equal', process.stdout)
+}
+
+/** What a replay left out because it is not the main interpreter's, in words; nothing where there is none. */
+export function leftOut({ otherInterpreters, otherCalls }: Report): string | undefined {
+  if (otherInterpreters === 0) return undefined
+  const others = otherInterpreters === 1 ? 'another interpreter' : `${grouped(otherInterpreters)} other interpreters`
+  return `left out: ${grouped(otherCalls)} calls of ${others}, which had allocators of their own; CPython counts the blocks of all of them together`
 }
 
 /** What is wrong with a replay, in full. */

@@ -7,7 +7,7 @@
 use crate::arena_offset;
 use crate::inside;
 use crate::python::{self, PyMemAllocatorEx, PyObjectArenaAllocator, SetOnce};
-use crate::{sink, snapshot};
+use crate::{interpreters, sink, snapshot};
 use obmalloc_trace::format::Domain;
 use std::ffi::{c_int, c_void};
 
@@ -75,6 +75,10 @@ unsafe extern "C" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, 
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(|| unsafe { (inner.realloc)(inner.ctx, address, size) });
+    // The first thing that an interpreter's own allocator asks for is its table of arenas.
+    if D == RAW && nested && address.is_null() && interpreters::present() != 0 {
+        sink::tell_apart();
+    }
     after::<D>(sink::record(|block| block.realloc(domain(D), nested, address as u64, size as u64, result as u64)));
     result
 }

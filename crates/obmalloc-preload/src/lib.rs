@@ -12,6 +12,7 @@
 //! | `arena_offset` | arenas off their natural boundary, for tests |
 //! | `check` | the other thing that the library can do: look whether blocks come back to the domain that gave them out |
 //! | `hooks` | the wrapped allocators: what runs on every call |
+//! | `interpreters` | whose a call is, where interpreters have allocators of their own |
 //! | `inside` | whether this thread is inside a mem or obj call |
 //! | `lock` | a spin lock that can be held across a fork |
 //! | `sink` | the one block being written, its lock, and the trace file |
@@ -35,6 +36,7 @@ mod check;
 mod header;
 mod hooks;
 mod inside;
+mod interpreters;
 mod lock;
 mod process;
 mod python;
@@ -86,6 +88,7 @@ extern "C" fn constructor() {
     if variable == VARIABLE {
         process::watch_forks();
         arena_offset::set_up();
+        interpreters::set_up();
         hooks::install();
     } else {
         check::install();

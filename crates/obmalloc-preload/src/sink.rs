@@ -10,9 +10,10 @@
 //! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
 
 use crate::header::{Header, Parent, text_of};
+use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
 use crate::say::say;
-use obmalloc_trace::format::{BlockWriter, PatchToken, file_head};
+use obmalloc_trace::format::{BlockWriter, MAX_EVENT, PatchToken, file_head};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_int};
 use std::io::Error;
@@ -36,6 +37,10 @@ struct State {
     reserve: usize,
     block: BlockWriter<'static>,
     checkpoints: bool,
+    /// Whether calls are told apart by interpreter, because there are several allocators.
+    apart: bool,
+    /// Whose calls are being written; 0 is the main interpreter.
+    interpreter: u64,
     file: File,
     /// Length of the file, bytes.
     written: u64,
@@ -118,8 +123,16 @@ pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
             None => return false,
         }
     }
+    if state.apart && !state.attribute() {
+        return false;
+    }
     write(&mut state.block);
     checkpoint
+}
+
+/// From here on every event is told by whose it is.
+pub fn tell_apart() {
+    lock().apart = true;
 }
 
 /// Makes the block and remembers where it is to go. Says `false`, with a message, when there is no memory.
@@ -145,6 +158,8 @@ pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
         reserve: OUT_OF_REACH,
         block: BlockWriter::new(bytes),
         checkpoints: true,
+        apart: false,
+        interpreter: 0,
         file: File::Unopened { parent: None },
         written: 0,
         blocks: 0,
@@ -247,6 +262,11 @@ pub fn end() {
         state.flush();
     }
     state.stop();
+    let apart = std::mem::take(&mut state.apart);
+    drop(state);
+    if apart {
+        say("interpreters with allocators of their own were recorded, too: a replay leaves their calls out");
+    }
 }
 
 /// Before a fork: brings the file up to date and keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
@@ -274,6 +294,8 @@ pub fn fork_in_child() {
         state.reserve = OUT_OF_REACH;
     }
     (state.written, state.blocks, state.events, state.first) = (0, 0, 0, false);
+    // The others are gone.
+    (state.apart, state.interpreter) = (interpreters::present() != 0, 0);
     adopt_process();
 }
 
@@ -298,6 +320,23 @@ impl State {
         }
         errno.restore();
         room.then_some(self.checkpoints)
+    }
+
+    /// Says whose the next event is, if another's than the one before. Says `false` when it cannot be written.
+    #[cold]
+    fn attribute(&mut self) -> bool {
+        let interpreter = interpreters::present();
+        if interpreter == self.interpreter {
+            return true;
+        }
+        let errno = Errno::save();
+        let room = self.block.has_room(MAX_EVENT) || self.flush();
+        errno.restore();
+        if room {
+            self.block.interpreter(interpreter);
+            self.interpreter = interpreter;
+        }
+        room
     }
 
     /// Sets the reserve so that the fast path is left at the next checkpoint, or else when the block is full.

@@ -6,7 +6,7 @@
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMemAllocatorEx, PyMethodDef, SetOnce, api, symbol};
 use crate::say::{listed, say};
-use crate::{hooks, inside, python, sink};
+use crate::{hooks, inside, interpreters, python, sink};
 use obmalloc_trace::format::Domain;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
@@ -268,7 +268,10 @@ impl Objects {
         static BELOW: SetOnce<PyMemAllocatorEx> = SetOnce::new();
         static SIZE: AtomicUsize = AtomicUsize::new(0);
         unsafe extern "C" fn watched_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
-            SIZE.store(size, Ordering::Relaxed);
+            // Interpreters with allocators of their own go on meanwhile.
+            if interpreters::present() == 0 {
+                SIZE.store(size, Ordering::Relaxed);
+            }
             // SAFETY: set before this function is installed.
             unsafe { (BELOW.get().malloc)(ctx, size) }
         }

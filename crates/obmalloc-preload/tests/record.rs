@@ -589,6 +589,16 @@ print(len(ended))";
     for python in pythons().iter().filter(|python| python.minor >= 12) {
         let run = Run::of(python, script, &[]).succeeded();
         assert_eq!(run.stdout().trim(), "4", "{}: {}", python.executable.display(), run.stderr());
-        assert!(run.trace().events.len() > 4 * 5000);
+        assert!(run.stderr().contains("interpreters with allocators of their own were recorded, too"), "{}", run.stderr());
+        let (mut present, mut calls) = (0, HashMap::new());
+        for event in run.trace().events {
+            match event {
+                Event::Note(Note::Interpreter(id)) => present = id,
+                event if event.is_pymallocs() => *calls.entry(present).or_insert(0) += 1,
+                _ => {}
+            }
+        }
+        assert_eq!(calls.len(), 5, "{}: the main interpreter and four others", python.executable.display());
+        assert!(calls.values().all(|&calls| calls > 5000), "{calls:?}");
     }
 }

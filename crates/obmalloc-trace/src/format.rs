@@ -78,6 +78,20 @@ pub enum Event {
     Note(Note),
 }
 
+impl Event {
+    /// Whether it is a matter of one interpreter's pymalloc: a call of mem or obj, or what such a call makes itself.
+    pub fn is_pymallocs(&self) -> bool {
+        match *self {
+            Self::Malloc { domain, nested, .. }
+            | Self::Calloc { domain, nested, .. }
+            | Self::Realloc { domain, nested, .. }
+            | Self::Free { domain, nested, .. } => nested || domain != Domain::Raw,
+            Self::ArenaAlloc { nested, .. } | Self::ArenaFree { nested, .. } => nested,
+            Self::Note(_) => false,
+        }
+    }
+}
+
 /// What the recorder has to say besides calls.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Note {
@@ -90,6 +104,10 @@ pub enum Note {
     HooksLost(u8),
     /// Kind 3: the process ended in an orderly way and nothing is missing from the trace.
     End,
+    /// Kind 4: from here to the next such note, the calls of mem and obj, and what is nested in them, are of the interpreter with this
+    /// id (varint), which has an allocator of its own; 0 is the main one, with which every trace begins. Raw calls that are not nested
+    /// are the whole process's.
+    Interpreter(u64),
 }
 
 const ARENA_ALLOC: u8 = 0b1100;
@@ -311,6 +329,12 @@ impl<'a> BlockWriter<'a> {
     /// The recorded process ended in an orderly way.
     pub fn end(&mut self) {
         self.note(3);
+    }
+
+    /// The calls that follow are of the interpreter with this id.
+    pub fn interpreter(&mut self, id: u64) {
+        self.note(4);
+        self.varint(id);
     }
 
     fn note(&mut self, kind: u8) {
@@ -580,6 +604,7 @@ impl Cursor<'_> {
             }
             2 => Note::HooksLost(self.byte()?),
             3 => Note::End,
+            4 => Note::Interpreter(self.varint()?),
             _ => return None,
         })
     }
@@ -608,6 +633,7 @@ mod tests {
         block.stats(b"text");
         block.patch(token, 77);
         block.hooks_lost(5);
+        block.interpreter(3);
         block.end();
         let mut trace = file_head("{}");
         trace.extend_from_slice(block.finish());
@@ -633,6 +659,7 @@ mod tests {
                 Event::Note(Note::AllocatedBlocks(77)),
                 Event::Note(Note::Stats("text".into())),
                 Event::Note(Note::HooksLost(5)),
+                Event::Note(Note::Interpreter(3)),
                 Event::Note(Note::End),
             ]
         );
@@ -645,7 +672,7 @@ mod tests {
         trace.extend_from_slice(&first[16 + 2..]);
         trace.pop();
         let mut reader = Reader::new(&trace).unwrap();
-        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 12);
+        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 13);
         assert!(reader.truncated());
     }
 

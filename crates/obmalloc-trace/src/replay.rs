@@ -3,7 +3,7 @@
 //! Arenas are placed as far off a pool boundary as they were in the recorded process, so that everything inside them must come out
 //! the same; addresses are compared as the recorded process would have seen them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::{self, NonNull};
@@ -103,10 +103,14 @@ pub struct Report {
     pub other_arena_requests: u64,
     /// Frees and reallocs of addresses that no recorded call gave out.
     pub strangers: u64,
-    /// The count of allocated blocks: as recorded, and here.
+    /// The count of allocated blocks: as recorded, and here. None also where there are other interpreters, whose blocks CPython counts too.
     pub blocks: Option<(u64, u64)>,
     /// The statistics: as recorded, and here.
     pub stats: Option<(String, String)>,
+    /// Calls on the mem and obj domains that were left out, because they are of interpreters that have allocators of their own.
+    pub other_calls: u64,
+    /// How many such interpreters there are.
+    pub other_interpreters: u64,
     /// Domains whose calls the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj.
     pub hooks_lost: u8,
     /// Whether the recorded process ended in an orderly way, so that nothing is missing.
@@ -172,6 +176,9 @@ pub struct Replay {
     report: Report,
     program: Option<Vec<Op>>,
     stop_at: u64,
+    /// Whose calls those that come next are; 0 is the main interpreter.
+    interpreter: u64,
+    other_interpreters: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -254,6 +261,8 @@ impl Replay {
             report: Report::default(),
             program: None,
             stop_at: u64::MAX,
+            interpreter: 0,
+            other_interpreters: BTreeSet::new(),
         })
     }
 
@@ -313,6 +322,7 @@ impl Replay {
                 None => {
                     self.report.truncated = reader.truncated();
                     self.segments.pop_front();
+                    self.interpreter = 0;
                 }
             }
         }
@@ -329,6 +339,9 @@ impl Replay {
     }
 
     fn replay(&mut self, event: Event) {
+        if self.interpreter != 0 && event.is_pymallocs() {
+            return self.leave_out(&event);
+        }
         match event {
             Event::Note(note) => self.note(note),
             Event::ArenaAlloc { nested: false, .. } | Event::ArenaFree { nested: false, .. } => {
@@ -352,9 +365,38 @@ impl Replay {
     fn note(&mut self, note: Note) {
         match note {
             Note::Stats(expected) => self.report.stats = Some((expected, self.stats().to_string())),
+            // CPython counts all interpreters together.
+            Note::AllocatedBlocks(_) if !self.other_interpreters.is_empty() => {}
             Note::AllocatedBlocks(expected) => self.report.blocks = Some((expected, self.heap.allocated_blocks() as u64)),
             Note::HooksLost(domains) => self.report.hooks_lost |= domains,
             Note::End => self.report.ended = true,
+            Note::Interpreter(id) => {
+                self.interpreter = id;
+                if id != 0 {
+                    self.other_interpreters.insert(id);
+                    self.report.other_interpreters = self.other_interpreters.len() as u64;
+                }
+            }
+        }
+    }
+
+    /// A call of an interpreter whose arenas and pools are not the main one's. What the C library gave can be freed by any of them.
+    fn leave_out(&mut self, event: &Event) {
+        let (domain, gone) = match *event {
+            Event::Malloc { domain, nested: false, .. } | Event::Calloc { domain, nested: false, .. } => (domain, 0),
+            Event::Realloc { domain, nested: false, result: 0, .. } => (domain, 0),
+            Event::Realloc { domain, nested: false, address, .. } | Event::Free { domain, nested: false, address } => {
+                (domain, address)
+            }
+            _ => return,
+        };
+        self.report.other_calls += 1;
+        if let Some(&block) = self.live.get(&gone).filter(|block| block.raw) {
+            self.live.remove(&gone);
+            // SAFETY: it was live, and lies in no arena.
+            unsafe { self.heap.free(obmalloc::Domain::Raw, Some(block.address)) };
+            self.free_slots.push(block.slot);
+            self.push(domain, Verb::Free, block.slot, 0);
         }
     }
 

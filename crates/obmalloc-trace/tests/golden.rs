@@ -47,6 +47,23 @@ fn a_rule_of_another_release_is_noticed() {
     assert!(map.mismatch.expect("a mismatch").what.contains("262144"));
 }
 
+/// Writes an event as it is.
+fn write(block: &mut BlockWriter<'_>, event: Event) {
+    match event {
+        Event::Malloc { domain, nested, size, result } => block.malloc(domain, nested, size, result),
+        Event::Calloc { domain, nested, count, size, result } => block.calloc(domain, nested, count, size, result),
+        Event::Realloc { domain, nested, address, size, result } => block.realloc(domain, nested, address, size, result),
+        Event::Free { domain, nested, address } => block.free(domain, nested, address),
+        Event::ArenaAlloc { nested, size, result } => block.arena_alloc(nested, size, result),
+        Event::ArenaFree { nested, size, address } => block.arena_free(nested, size, address),
+        Event::Note(Note::Stats(text)) => block.stats(text.as_bytes()),
+        Event::Note(Note::AllocatedBlocks(count)) => drop(block.allocated_blocks(count)),
+        Event::Note(Note::HooksLost(domains)) => block.hooks_lost(domains),
+        Event::Note(Note::End) => block.end(),
+        Event::Note(Note::Interpreter(id)) => block.interpreter(id),
+    }
+}
+
 /// The events of a trace, changed, as a trace again.
 fn rewritten(bytes: Vec<u8>, mut change: impl FnMut(usize, &mut Event)) -> Vec<u8> {
     let mut out = file_head("{}");
@@ -58,18 +75,7 @@ fn rewritten(bytes: Vec<u8>, mut change: impl FnMut(usize, &mut Event)) -> Vec<u
         if !block.has_room(8192) {
             out.extend_from_slice(block.finish());
         }
-        match event {
-            Event::Malloc { domain, nested, size, result } => block.malloc(domain, nested, size, result),
-            Event::Calloc { domain, nested, count, size, result } => block.calloc(domain, nested, count, size, result),
-            Event::Realloc { domain, nested, address, size, result } => block.realloc(domain, nested, address, size, result),
-            Event::Free { domain, nested, address } => block.free(domain, nested, address),
-            Event::ArenaAlloc { nested, size, result } => block.arena_alloc(nested, size, result),
-            Event::ArenaFree { nested, size, address } => block.arena_free(nested, size, address),
-            Event::Note(Note::Stats(text)) => block.stats(text.as_bytes()),
-            Event::Note(Note::AllocatedBlocks(count)) => drop(block.allocated_blocks(count)),
-            Event::Note(Note::HooksLost(domains)) => block.hooks_lost(domains),
-            Event::Note(Note::End) => block.end(),
-        }
+        write(&mut block, event);
     }
     out.extend_from_slice(block.finish());
     out
@@ -170,4 +176,62 @@ fn a_hostile_trace_does_no_harm() {
     let report = replay(bytes, &profile::V3_13);
     assert_eq!(report.strangers, 3);
     assert!(report.mismatch.expect("a mismatch").what.contains("raw domain"));
+}
+
+#[test]
+fn calls_of_other_interpreters_are_counted_and_left_out() {
+    let mut out = file_head("{}");
+    let mut memory = vec![0; 1 << 16];
+    let mut block = BlockWriter::new(&mut memory);
+    let mut others = 0;
+    for (index, event) in Reader::new(golden("3.13")).expect("a trace").map(Result::unwrap).enumerate() {
+        if !block.has_room(8192) {
+            out.extend_from_slice(block.finish());
+        }
+        if index % 1000 == 7 {
+            // An allocator of its own, from the first arena on.
+            let id = 1 + (index / 1000 % 3) as u64;
+            let arena = 0x1000_0000_0000 + ((index as u64) << 20);
+            block.interpreter(id);
+            block.realloc(Domain::Raw, true, 0, 768, 0x5000);
+            block.arena_alloc(true, 1 << 20, arena);
+            block.malloc(Domain::Obj, false, 16, arena + 0x30);
+            block.free(Domain::Obj, false, arena + 0x30);
+            block.interpreter(0);
+            others += 2;
+        }
+        write(&mut block, event);
+    }
+    out.extend_from_slice(block.finish());
+    let report = replay(out, &profile::V3_13);
+    assert!(report.is_exact(), "{report:?}");
+    assert_eq!(report.other_interpreters, 3);
+    assert_eq!(report.other_calls, others);
+    assert_eq!(report.blocks, None, "CPython counts the blocks of all interpreters together");
+    assert!(report.stats.is_some(), "but it tells the statistics of one");
+}
+
+#[test]
+fn large_blocks_can_be_freed_by_another_interpreter() {
+    let mut memory = vec![0; 4096];
+    let mut block = BlockWriter::new(&mut memory);
+    for (address, size) in [(0x5000, 600), (0x6000, 700)] {
+        block.malloc(Domain::Raw, true, size, address);
+        block.malloc(Domain::Obj, false, size, address);
+    }
+    block.interpreter(1);
+    block.free(Domain::Raw, true, 0x5000);
+    block.free(Domain::Obj, false, 0x5000);
+    block.realloc(Domain::Raw, true, 0x6000, 800, 0x7000);
+    block.realloc(Domain::Obj, false, 0x6000, 800, 0x7000);
+    block.interpreter(0);
+    // None of them is the main interpreter's any more.
+    for address in [0x5000, 0x6000, 0x7000] {
+        block.free(Domain::Raw, false, address);
+    }
+    let mut bytes = file_head("{}");
+    bytes.extend_from_slice(block.finish());
+    let report = replay(bytes, &profile::V3_13);
+    assert_eq!((report.other_calls, report.strangers), (2, 3));
+    assert_eq!(report.mismatch, None);
 }
