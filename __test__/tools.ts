@@ -30,6 +30,18 @@ export async function collectUntil(done: () => boolean): Promise<boolean> {
 
 export const KiB = 1024
 
+type Transfer = (this: ArrayBufferLike) => ArrayBuffer
+let known = (ArrayBuffer.prototype as unknown as { transfer?: Transfer }).transfer
+
+/** `ArrayBuffer.prototype.transfer`, which Node.js 20 has behind a flag: the bytes under another name. */
+export function transfer(buffer: ArrayBufferLike): ArrayBuffer {
+  if (!known) {
+    setFlagsFromString('--harmony-rab-gsab-transfer')
+    known = runInNewContext('ArrayBuffer.prototype.transfer') as Transfer
+  }
+  return known.call(buffer)
+}
+
 /** Arenas from another heap's raw domain, and a count of what is out. */
 export function arenasFrom(provider: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
   const held = new Set<Address>()

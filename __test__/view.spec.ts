@@ -2,7 +2,7 @@ import test from 'ava'
 
 import { Heap, type Address } from 'obmalloc'
 
-import { collectUntil, some } from './tools.ts'
+import { collectUntil, some, transfer } from './tools.ts'
 
 test('a view is the block itself', (t) => {
   using heap = new Heap()
@@ -59,4 +59,51 @@ test('a view keeps the memory of a heap that is gone', async (t) => {
   t.true(await collectUntil(() => collected))
   await collectUntil(() => false)
   t.true(view.every((byte) => byte === 42))
+})
+
+test('blocks whose buffers live on are freed in a time that does not depend on how many there are', async (t) => {
+  /** Milliseconds that one of so many takes. */
+  const time = (count: number): number => {
+    using heap = new Heap()
+    const blocks = Array.from({ length: count }, () => some(heap.obj.malloc(64)))
+    const moved = blocks.map((block) => transfer(heap.obj.view(block).buffer))
+    const begin = performance.now()
+    for (const block of blocks) heap.obj.free(block)
+    const end = performance.now()
+    t.is(heap.allocatedBlocks(), 0)
+    t.true(moved.every(({ byteLength }) => byteLength === 64))
+    return (end - begin) / count
+  }
+  time(1000)
+  const ratios: number[] = []
+  while (ratios.length < 5 && !ratios.some((ratio) => ratio < 3)) ratios.push((1 / time(1000)) * time(16_000))
+  t.log(`sixteen times as many: each takes ${ratios.map((ratio) => ratio.toFixed(1)).join(', ')} times as long`)
+  t.true(Math.min(...ratios) < 3)
+})
+
+test('the memory of blocks whose buffers lived on is used again once they are gone', async (t) => {
+  using heap = new Heap()
+  const blocks = Array.from({ length: 2000 }, () => some(heap.obj.malloc(64)))
+  let moved: ArrayBuffer[] | undefined = blocks.map((block) => transfer(heap.obj.view(block).buffer))
+  for (const block of blocks) heap.obj.free(block)
+  t.is(heap.allocatedBlocks(), 0)
+  for (const block of blocks) t.throws(() => heap.obj.free(block), { code: 'ERR_DOUBLE_FREE' })
+  const others = blocks.map(() => some(heap.obj.malloc(64)))
+  t.true(others.every((other) => !blocks.includes(other)))
+  moved = moved.slice(0, 1000)
+  const again = (): Set<number> => new Set(Array.from({ length: 1000 }, () => some(heap.obj.malloc(64))))
+  t.true(
+    await collectUntil(() => {
+      heap.obj.free(some(heap.obj.malloc(64)))
+      heap.verify()
+      const sample = again()
+      const reused = blocks.slice(1000).filter((block) => sample.has(block)).length
+      for (const block of sample) heap.obj.free(block as Address)
+      return reused > 500
+    }),
+  )
+  for (const block of blocks.slice(0, 1000)) t.throws(() => heap.obj.usableSize(block), { code: 'ERR_USE_AFTER_FREE' })
+  t.is(moved.length, 1000)
+  moved = undefined
+  heap.verify()
 })

@@ -8,6 +8,7 @@ import { peek, poke } from '../peer.ts'
 import { exhaustion } from './exhaustion.ts'
 import { objects } from './objects.ts'
 import { endings } from './process.ts'
+import { transfer } from '../tools.ts'
 import { Scene, at, domains, notSize, some } from './scene.ts'
 
 export interface Row {
@@ -993,12 +994,7 @@ const blocks: Row[] = [
       const { obj } = scene.heap
       const block = some(obj.malloc(64))
       const { buffer } = obj.view(block)
-      const { transfer } = buffer as { transfer?: () => ArrayBuffer }
-      if (!transfer) {
-        obj.free(block)
-        return
-      }
-      const moved = new Uint8Array(transfer.call(buffer))
+      const moved = new Uint8Array(transfer(buffer))
       moved.fill(3)
       assert.equal(obj.usableSize(block), 64)
       obj.free(block)

@@ -305,11 +305,9 @@ impl Core {
 
     /// Whether arenas of other heaps, or buffers that could not be detached, lie in its memory.
     fn is_lent_out(&self) -> bool {
-        let lent = |mark: &Mark| match mark {
-            Mark::Pinned(_) => true,
-            Mark::Viewed(view) | Mark::Retired(_, view) => view.is_reachable(),
-        };
-        self.arenas.lends() || self.marks.borrow().values().any(lent)
+        self.views.are_reachable()
+            || self.arenas.lends()
+            || self.marks.borrow().values().any(|mark| matches!(mark, Mark::Pinned(_)))
     }
 
     /// Something that lay in its memory is gone: a heap that has been closed may be able to go now.
@@ -497,7 +495,7 @@ fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 }
 
 fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    let retired = core.marks.borrow().values().filter(|mark| matches!(mark, Mark::Retired(Domain::Mem | Domain::Obj, _))).count();
+    let retired = core.views.retired(Domain::Mem) + core.views.retired(Domain::Obj);
     env.integer(core.heap_to_look()?.allocated_blocks() - retired)
 }
 

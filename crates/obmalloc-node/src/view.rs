@@ -20,6 +20,7 @@ use crate::places::Places;
 use crate::shell::reached;
 
 /// What is known of the view of a block.
+#[derive(Default)]
 pub(crate) struct View {
     /// Its place in the handle's `views`.
     index: u32,
@@ -27,6 +28,8 @@ pub(crate) struct View {
     buffers: Cell<usize>,
     /// Whether one of them was detached by somebody else while it lived.
     escaped: Cell<bool>,
+    /// Whether the block has been freed.
+    retired: Cell<bool>,
 }
 
 impl View {
@@ -36,12 +39,43 @@ impl View {
     }
 }
 
-/// Places in the handle's `views`.
+/// All views of a heap. What is counted here is so that nobody has to look at every one of them for each block that is freed.
 #[derive(Default)]
 pub(crate) struct Views {
+    /// Places in the handle's `views`.
     places: Places,
-    /// Blocks that are retired.
-    retired: Cell<usize>,
+    /// Views that JavaScript may reach through a buffer that is not ours to detach.
+    reachable: Cell<usize>,
+    /// Retired blocks, by domain.
+    retired: [Cell<usize>; 3],
+    /// Retired blocks that nothing can reach any more.
+    gone: Cell<usize>,
+}
+
+fn add(counter: &Cell<usize>, change: isize) {
+    counter.set(counter.get().wrapping_add_signed(change));
+}
+
+impl Views {
+    /// Changes what is known of a view, and counts what comes of it.
+    fn change(&self, view: &View, change: impl FnOnce(&View)) {
+        let state = |view: &View| (view.is_reachable(), view.retired.get() && view.buffers.get() == 0);
+        let (was_reachable, was_gone) = state(view);
+        change(view);
+        let (is_reachable, is_gone) = state(view);
+        add(&self.reachable, isize::from(is_reachable) - isize::from(was_reachable));
+        add(&self.gone, isize::from(is_gone) - isize::from(was_gone));
+    }
+
+    /// Whether JavaScript may reach any block through a buffer that is not ours to detach.
+    pub fn are_reachable(&self) -> bool {
+        self.reachable.get() != 0
+    }
+
+    /// Blocks of the domain that are freed, but not given back yet.
+    pub fn retired(&self, domain: Domain) -> usize {
+        self.retired[domain as usize].get()
+    }
 }
 
 /// What a buffer over a block keeps until nothing can reach it.
@@ -57,7 +91,7 @@ unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_voi
     // Dropping the hold may give a whole heap back; should that break an invariant, there is nobody left to tell.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("view::finalize");
-        hold.view.buffers.set(hold.view.buffers.get() - 1);
+        hold.core.views.change(&hold.view, |view| add(&view.buffers, -1));
         hold.core.release_if_closed();
     }));
 }
@@ -86,8 +120,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
     }
     let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
     let views = env.get(handle, c"views")?;
-    let view = known
-        .unwrap_or_else(|| Rc::new(View { index: core.views.places.take(), buffers: Cell::new(0), escaped: Cell::new(false) }));
+    let view = known.unwrap_or_else(|| Rc::new(View { index: core.views.places.take(), ..View::default() }));
     let made = if length == 0 { env.own_bytes(0).map(|(array, _)| array) } else { outside(core, env, &view, address, length) };
     let entered = made.and_then(|array| env.set_element(views, view.index, array).map(|()| array));
     match entered {
@@ -106,16 +139,16 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
 }
 
 fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize) -> Outcome {
-    let core = core.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a heap that is being dropped"))?;
-    let hold = Box::into_raw(Box::new(Hold { view: view.clone(), core }));
+    let owner = core.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a heap that is being dropped"))?;
+    let hold = Box::into_raw(Box::new(Hold { view: view.clone(), core: owner }));
     // SAFETY: the memory stays as long as the heap, which the hold keeps, and freeing or moving the block detaches the buffer.
     let made = unsafe {
         env.outside_bytes(std::ptr::with_exposed_provenance_mut(address), length, Some(finalize), hold.cast::<c_void>())
     };
-    view.buffers.set(view.buffers.get() + 1);
+    core.views.change(view, |view| add(&view.buffers, 1));
     made.map_err(|(status, will_finalize)| {
         if !will_finalize {
-            view.buffers.set(view.buffers.get() - 1);
+            core.views.change(view, |view| add(&view.buffers, -1));
             // SAFETY: made above, and refused.
             drop(unsafe { Box::from_raw(hold) });
         }
@@ -133,7 +166,7 @@ pub(crate) fn has_escaped(core: &Core, env: Env, view: &View) -> bool {
     let detached = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer));
     env.close_scope(scope);
     if detached {
-        view.escaped.set(true);
+        core.views.change(view, |view| view.escaped.set(true));
     }
     view.is_reachable()
 }
@@ -149,7 +182,7 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
     let failed = array(core, env, view).is_some_and(|(_, array)| !env.detach(array.buffer));
     env.close_scope(scope);
     if failed {
-        view.escaped.set(true);
+        core.views.change(view, |view| view.escaped.set(true));
         return true;
     }
     forget(core, env, address, view);
@@ -171,20 +204,34 @@ fn forget(core: &Core, env: Env, address: usize, view: &View) {
 pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view: &Rc<View>) {
     forget(core, env, address, view);
     core.marks.borrow_mut().insert(address, Mark::Retired(domain, view.clone()));
-    core.views.retired.set(core.views.retired.get() + 1);
+    core.views.change(view, |view| view.retired.set(true));
+    add(&core.views.retired[domain as usize], 1);
     core.update_attention();
 }
 
-/// Gives back the retired blocks that nothing can reach any more.
+/// Gives back the retired blocks that nothing can reach any more: all that a collection of V8's has let go of in one pass, so that what it
+/// costs goes with V8's collections.
 pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
-    while core.views.retired.get() != 0 {
-        let found = core.marks.borrow().iter().find_map(|(&address, mark)| match mark {
-            Mark::Retired(domain, view) if view.buffers.get() == 0 => Some((address, *domain)),
-            _ => None,
-        });
-        let Some((address, domain)) = found else { return };
+    if core.views.gone.get() == 0 {
+        return;
+    }
+    let mut gone = Vec::new();
+    if gone.try_reserve_exact(core.views.gone.get()).is_err() {
+        return;
+    }
+    gone.extend(core.marks.borrow().iter().filter_map(|(&address, mark)| match mark {
+        Mark::Retired(domain, view) if view.buffers.get() == 0 => Some((address, *domain)),
+        _ => None,
+    }));
+    for (address, domain) in gone {
+        // Giving one back may call a script's allocator, whose calls may sweep, too.
+        let view = match core.marks.borrow().get(&address) {
+            Some(Mark::Retired(_, view)) if view.buffers.get() == 0 => view.clone(),
+            _ => continue,
+        };
         core.marks.borrow_mut().remove(&address);
-        core.views.retired.set(core.views.retired.get() - 1);
+        core.views.change(&view, |view| view.retired.set(false));
+        add(&core.views.retired[domain as usize], -1);
         core.update_attention();
         if let Err(fault) = heap.free(domain, address) {
             // Its guard bytes have been damaged since it was retired.
