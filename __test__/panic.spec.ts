@@ -1,4 +1,5 @@
-/** A panic injected into every place where Node.js or the engine comes into the binding, one after the other, in one process. */
+/** A panic injected into every place where Node.js or the engine comes into the binding, one after the other, in one process; and memory
+ * that the binding does not get. */
 
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
@@ -15,6 +16,8 @@ interface Injected {
   /** Names of entry points, each on a line. */
   entryPoints(): string
   panicIn(name?: unknown): void
+  refuseAfter(met?: number, refused?: number): number
+  reserved(): number
   [name: string]: (...values: unknown[]) => unknown
 }
 
@@ -215,5 +218,47 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
     for (let count = 0; count < 3; count++) drop()
     await collectUntil(() => false)
     intact()
+  }
+})
+
+test.serial('where there is no memory for the binding either, there is an error that says so', async (t) => {
+  t.timeout(600_000)
+  const native = await build()
+  const package_ = face(native)
+  const bystander = new package_.Heap()
+  const block = bystander.obj.malloc(64)!
+  const none = bystander.obj.malloc(64)!
+  bystander.obj.free(none)
+  for (const refused of [1, 30]) {
+    let place = 0
+    for (; ; place += 1 + (place >> 5)) {
+      native.refuseAfter(place, refused)
+      try {
+        // What cannot be had is null or an error.
+        everyCallback(package_).close()
+      } catch (error) {
+        t.is((error as { code?: unknown }).code, 'ERR_NO_MEMORY', String(error))
+      }
+      const isOver = native.refuseAfter() !== 0
+      native.refuseAfter(0, refused)
+      t.is(
+        codeOf(() => bystander.mem.free(block)),
+        'ERR_WRONG_DOMAIN',
+      )
+      t.is(
+        codeOf(() => bystander.obj.free(none)),
+        'ERR_DOUBLE_FREE',
+      )
+      t.is(
+        codeOf(() => bystander.obj.read(block, 1000)),
+        'ERR_OUT_OF_RANGE',
+      )
+      native.refuseAfter()
+      bystander.verify()
+      if (isOver) break
+      // What a heap took from the reserve goes with the heap.
+      t.true(await collectUntil(() => native.reserved() === 0), `${native.reserved()} blocks of the reserve are lost`)
+    }
+    t.true(place > 50, `${place} requests`)
   }
 })

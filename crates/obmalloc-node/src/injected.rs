@@ -1,5 +1,5 @@
-//! Panics for the tests: one can be made to happen the next time that an entry point is reached. Only there with the feature `panics`,
-//! which no package is built with.
+//! Panics for the tests: one can be made to happen the next time that an entry point is reached. The C library can be made to have no
+//! memory for the binding. Only there with the feature `panics`, which no package is built with.
 
 use std::cell::{Cell, RefCell};
 
@@ -10,6 +10,8 @@ thread_local! {
     /// Every entry point that this thread has reached or made a function of.
     static KNOWN: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
     static ARMED: Cell<Option<&'static str>> = const { Cell::new(None) };
+    /// How many requests for memory are met, and how many are refused then.
+    static REFUSED: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
 }
 
 pub(crate) fn know(name: &'static str) {
@@ -31,6 +33,27 @@ pub(crate) fn reached(name: &'static str) {
 pub(crate) fn exports(env: Env, exports: Value) {
     let _ = export(env, exports, c"entryPoints", entry_points);
     let _ = export(env, exports, c"panicIn", panic_in);
+    let _ = export(env, exports, c"refuseAfter", refuse_after);
+    let _ = export(env, exports, c"reserved", reserved);
+}
+
+/// Whether this request for memory is refused.
+pub(crate) fn is_refused() -> bool {
+    let (met, refused) = REFUSED.get();
+    REFUSED.set(if met == 0 { (0, refused.saturating_sub(1)) } else { (met - 1, refused) });
+    met == 0 && refused != 0
+}
+
+/// `(met, refused)`: after `met` more requests of this thread the C library has no memory for the binding, for `refused` requests. Gives how
+/// many are left of those that were to be refused.
+fn refuse_after(env: Env, [met, refused]: [Value; 2]) -> Outcome {
+    let [met, refused] = [met, refused].map(|count| env.double(count).unwrap_or(0.0) as u32);
+    env.number(REFUSED.replace((met, refused)).1.into())
+}
+
+/// How many blocks of the reserve are in use.
+fn reserved(env: Env, []: [Value; 0]) -> Outcome {
+    env.integer(crate::RESERVING.used())
 }
 
 /// The names, each on a line.

@@ -22,12 +22,16 @@ mod places;
 #[cfg(feature = "planted")]
 mod planted;
 mod replay;
+mod reserve;
 mod shell;
 mod view;
 
 use napi_sys as sys;
 
 use js::Env;
+
+#[global_allocator]
+static RESERVING: reserve::Reserving = reserve::Reserving::new();
 
 /// Called by Node.js when the addon is loaded, once per thread of JavaScript.
 ///
