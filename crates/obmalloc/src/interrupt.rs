@@ -3,10 +3,12 @@
 use core::ffi::c_void;
 use core::ptr;
 
+/// Whether little work is much: under Miri a step takes microseconds, and a fuzzer's programs are short.
+const SMALL: bool = cfg!(any(fuzzing, miri));
 /// Steps after which whoever goes over many things asks. A step is some nanoseconds, or a hundred where it waits for memory.
-pub(crate) const STRIDE: usize = if cfg!(fuzzing) { 1 << 4 } else { 1 << 14 };
+pub(crate) const STRIDE: usize = if SMALL { 1 << 4 } else { 1 << 14 };
 /// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
-const PIECE: usize = if cfg!(fuzzing) { 1 << 7 } else { 1 << 20 };
+const PIECE: usize = if SMALL { 1 << 7 } else { 1 << 20 };
 
 /// Whom to ask whether nobody waits for the result any more.
 #[derive(Clone, Copy)]

@@ -164,6 +164,7 @@ fn write_golden(outputs: &Outputs) -> String {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reading the golden copies alone takes minutes")]
 fn every_release_leaves_and_says_what_cpython_does() {
     let golden = golden();
     let mut compared = 0;
@@ -236,6 +237,7 @@ fn pythons() -> Vec<Python> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "it starts processes")]
 fn real_cpythons_choose_the_same_allocators_by_name() {
     // Of every domain one.
     let count = 6;
@@ -257,6 +259,7 @@ fn real_cpythons_choose_the_same_allocators_by_name() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "it starts processes")]
 fn the_golden_copies_are_what_real_cpythons_give() {
     let mut all = Outputs::new();
     for python in pythons() {
@@ -286,7 +289,7 @@ fn live(heap: &CheckedHeap, domain: Domain, size: usize) -> usize {
 
 /// Asks for blocks until each that is free now has been given, and gives them back: none of them is `withheld`.
 fn is_never_given(heap: &CheckedHeap, domain: Domain, size: usize, withheld: usize) {
-    let blocks: Vec<_> = (0..2000).map(|_| live(heap, domain, size)).collect();
+    let blocks: Vec<_> = (0..if cfg!(miri) { 20 } else { 2000 }).map(|_| live(heap, domain, size)).collect();
     assert!(!blocks.contains(&withheld), "{withheld:#x} was given again");
     blocks.into_iter().for_each(|block| heap.free(domain, block).expect("live"));
 }
@@ -295,7 +298,7 @@ fn is_never_given(heap: &CheckedHeap, domain: Domain, size: usize, withheld: usi
 fn each_damage_has_its_kind_and_the_block_stays_what_it_was() {
     let heap = heap(&profile::V3_13);
     for domain in Domain::ALL {
-        for size in [0usize, 1, 8, 17, 100, 300, 488, 489, 600, 5000] {
+        for &size in if cfg!(miri) { &[17usize][..] } else { &[0, 1, 8, 17, 100, 300, 488, 489, 600, 5000] } {
             for (offset, kind) in [
                 (size as isize, FaultKind::BufferOverflow),
                 (size as isize + 7, FaultKind::BufferOverflow),
@@ -304,7 +307,10 @@ fn each_damage_has_its_kind_and_the_block_stays_what_it_was() {
                 (-8, FaultKind::BufferUnderflow),
                 (-9, FaultKind::BufferUnderflow),
                 (-16, FaultKind::BufferUnderflow),
-            ] {
+            ]
+            .into_iter()
+            .step_by(if cfg!(miri) { 3 } else { 1 })
+            {
                 let block = live(&heap, domain, size);
                 write(block, &vec![1; size]);
                 let damaged = block.wrapping_add_signed(offset);
@@ -405,7 +411,7 @@ fn what_crashes_cpythons_hooks_is_a_fault() {
 #[test]
 fn a_write_after_free_is_found_when_the_block_is_to_be_used_again() {
     for (profile, domain) in [(&profile::V3_8, Domain::Obj), (&profile::V3_13, Domain::Mem)] {
-        for offset in [-8, -1, 0, 13, 14, 39, 40, 47] {
+        for offset in [-8, -1, 0, 13, 14, 39, 40, 47].into_iter().step_by(if cfg!(miri) { 3 } else { 1 }) {
             let heap = heap(profile);
             let anchor = live(&heap, domain, 40);
             let block = live(&heap, domain, 40);
@@ -448,7 +454,7 @@ fn memory_that_is_given_for_something_else_was_not_written_to_after_free() {
     for sizes in [[40, 200], [200, 40], [8, 480]] {
         // Whole pools change their size class, and arenas come and go.
         for size in sizes {
-            let blocks: Vec<_> = (0..9000).map(|_| live(&heap, Domain::Obj, size)).collect();
+            let blocks: Vec<_> = (0..if cfg!(miri) { 100 } else { 9000 }).map(|_| live(&heap, Domain::Obj, size)).collect();
             for &block in &blocks {
                 write(block, &vec![0x77; size]);
             }
@@ -495,8 +501,9 @@ fn a_link_that_somebody_wrote_over_is_not_followed() {
 #[test]
 fn blocks_older_than_the_hooks_are_freed_without_a_look() {
     let heap = CheckedHeap::new(HeapOptions::new(&profile::V3_11)).expect("a heap");
-    let sizes = [1, 16, 500, 600, 70_000];
-    let old: Vec<_> = Domain::ALL.into_iter().flat_map(|domain| sizes.map(|size| (domain, live(&heap, domain, size)))).collect();
+    let sizes: &[usize] = if cfg!(miri) { &[16, 600] } else { &[1, 16, 500, 600, 70_000] };
+    let each = Domain::ALL.into_iter().flat_map(|domain| sizes.iter().map(move |&size| (domain, size)));
+    let old: Vec<_> = each.map(|(domain, size)| (domain, live(&heap, domain, size))).collect();
     heap.setup_debug_hooks().expect("memory");
     heap.setup_debug_hooks().expect("nothing to do");
     for (index, &(domain, block)) in old.iter().enumerate() {
@@ -576,13 +583,14 @@ fn names_of_pythonmalloc_choose_the_allocators() {
 
 #[test]
 fn objects_lie_between_guard_bytes() {
+    let count = if cfg!(miri) { 20 } else { 300 };
     for profile in profile::ALL {
         let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).expect("a heap");
         heap.use_allocator(AllocatorName::Debug).expect("memory");
         let fields = vec![("next".to_owned(), obmalloc::FieldKind::Object), ("n".to_owned(), obmalloc::FieldKind::I64)];
         let spec = TypeSpec { name: "node".into(), fields, gc: true, weakrefs: true, managed_dict: true, ..TypeSpec::default() };
         let node = heap.define_type(spec).expect("a type");
-        let objects: Vec<_> = (0..300).map(|_| heap.alloc(node, 0).expect("memory")).collect();
+        let objects: Vec<_> = (0..count).map(|_| heap.alloc(node, 0).expect("memory")).collect();
         for (index, &object) in objects.iter().enumerate() {
             let next = objects[(index + 1) % objects.len()];
             heap.set(object, obmalloc::Field::Name("next"), obmalloc::Value::Object(next)).expect("an object");
@@ -593,7 +601,7 @@ fn objects_lie_between_guard_bytes() {
             assert_eq!(heap.free(Domain::Obj, object).expect_err("an object").kind, FaultKind::WrongType);
             heap.decref(object).expect("an object");
         }
-        assert_eq!(heap.collect(2), Ok(300));
+        assert_eq!(heap.collect(2), Ok(count));
         assert_eq!(heap.take_fault(), None);
         assert_eq!(heap.allocated_blocks(), 0);
         assert_eq!(heap.decref(objects[0]).expect_err("gone").kind, FaultKind::RefcountUnderflow);

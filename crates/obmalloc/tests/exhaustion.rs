@@ -171,10 +171,12 @@ const OPERATIONS: [Operation; 13] = [
 #[test]
 fn whatever_request_is_refused_nothing_breaks() {
     let mut failed = BTreeSet::new();
-    for profile in [&profile::V3_8, &profile::V3_13, &profile::V3_14_0, &profile::V3_15] {
+    let profiles: &[&Profile] =
+        if cfg!(miri) { &[&profile::V3_13] } else { &[&profile::V3_8, &profile::V3_13, &profile::V3_14_0, &profile::V3_15] };
+    for &profile in profiles {
         for (name, operation) in OPERATIONS {
-            for refused in [1, usize::MAX] {
-                for granted in 0.. {
+            for &refused in if cfg!(miri) { &[1][..] } else { &[1, usize::MAX] } {
+                for granted in 0..if cfg!(miri) { 1 } else { usize::MAX } {
                     assert!(granted < 2000, "{name} in {}: it never succeeds", profile.release);
                     let s = scene(profile);
                     GRANTED.with(|requests| requests.set(Some((granted, refused))));

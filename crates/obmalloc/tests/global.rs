@@ -13,7 +13,7 @@ fn threads_share_it() {
         .map(|seed| {
             std::thread::spawn(move || {
                 let mut map = HashMap::new();
-                for number in 0..20_000u64 {
+                for number in 0..if cfg!(miri) { 50 } else { 20_000u64 } {
                     let text = format!("{seed}-{number}");
                     map.insert(text.clone(), text.repeat((number % 40) as usize));
                     if number % 3 == 0 {

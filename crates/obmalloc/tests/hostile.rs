@@ -292,7 +292,7 @@ fn collection_that_a_failed_one_has_made_due_waits_for_the_next_operation() {
 fn increment_that_could_not_be_traversed_is_looked_at_another_time() {
     let s = scene(&profile::V3_14_0, HookSet { traverse: true, ..HookSet::default() });
     // So many old objects that an increment is more than what is young.
-    let old: Vec<usize> = (0..1000).map(|_| s.alloc()).collect();
+    let old: Vec<usize> = (0..if cfg!(miri) { 200 } else { 1000 }).map(|_| s.alloc()).collect();
     s.heap.collect(2).expect("a collection");
     s.cycle();
     // Marking.

@@ -256,6 +256,10 @@ fn run(profile: &'static Profile, geometry: Geometry, ops: &[Op]) -> Result<(), 
             }
         }
         model.settle();
+        // Miri looks at a heap as long as it runs a thousand operations.
+        if cfg!(miri) && index % 8 != 7 {
+            continue;
+        }
         heap.verify().map_err(|corruption| fail(corruption.to_string()))?;
         for (&object, modelled) in &model.0 {
             let refcount = heap.refcount(object).map_err(|fault| fail(fault.to_string()))?;
@@ -296,10 +300,11 @@ fn run(profile: &'static Profile, geometry: Geometry, ops: &[Op]) -> Result<(), 
 #[test]
 fn what_is_reached_stays_and_what_is_not_goes() {
     let seed = seed();
-    for (round, profile) in profile::ALL.into_iter().cycle().take(36).enumerate() {
+    let (step, rounds) = if cfg!(miri) { (4, 2) } else { (1, 36) };
+    for (round, profile) in profile::ALL.into_iter().cycle().step_by(step).take(rounds).enumerate() {
         for geometry in [TINY, NARROW] {
             let seed = seed + round as u64;
-            let ops = program(seed, 400);
+            let ops = program(seed, if cfg!(miri) { 40 } else { 400 });
             if let Err(error) = run(profile, geometry, &ops) {
                 let shortest = shrink(ops, |ops| run(profile, geometry, ops).is_err());
                 let error = run(profile, geometry, &shortest).err().unwrap_or(error);

@@ -14,6 +14,11 @@ const TINY: Geometry = Geometry { arena_size: 64 << 10, pool_size: 16 << 10, ali
 /// Small pools and 8-byte alignment.
 const NARROW: Geometry = Geometry { arena_size: 64 << 10, pool_size: 4 << 10, alignment: 8, small_request_threshold: 512 };
 
+/// How many of so many operations there is time for.
+const fn in_time(count: usize) -> usize {
+    if cfg!(miri) { count / 40 } else { count }
+}
+
 fn heap(profile: &'static Profile, geometry: Option<Geometry>) -> CheckedHeap {
     CheckedHeap::new(HeapOptions { geometry, ..HeapOptions::new(profile) }).expect("a heap")
 }
@@ -35,7 +40,7 @@ fn every_structure_holds_after_each_operation_on_tiny_geometries() {
     let seed = seed();
     for (index, profile) in [&profile::V3_8, &profile::V3_9, &profile::V3_14].into_iter().enumerate() {
         for (geometry, largest) in [(TINY, 4200), (NARROW, 600)] {
-            let ops = program(seed + index as u64, 3000, largest);
+            let ops = program(seed + index as u64, in_time(3000), largest);
             hold(|| heap(profile, Some(geometry)), ops, seed + index as u64);
         }
     }
@@ -51,14 +56,15 @@ fn every_structure_holds_in_arenas_of_a_foreign_allocator() {
             unsafe { heap.set_arena_allocator(misaligned(misalignment)) };
             heap
         };
-        hold(make, program(seed, 2000, 4200), seed);
+        hold(make, program(seed, in_time(2000), 4200), seed);
     }
 }
 
 #[test]
 fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
     let seed = seed();
-    for (index, profile) in [&profile::V3_8, &profile::V3_9, &profile::V3_14].into_iter().enumerate() {
+    let profiles = if cfg!(miri) { &[&profile::V3_9][..] } else { &[&profile::V3_8, &profile::V3_9, &profile::V3_14] };
+    for (index, &profile) in profiles.iter().enumerate() {
         for (geometry, largest) in [(Some(TINY), 4200), (Some(NARROW), 600), (None, 600)] {
             for name in [AllocatorName::Debug, AllocatorName::MallocDebug] {
                 let make = || {
@@ -66,7 +72,7 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
                     heap.use_allocator(name).expect("memory");
                     heap
                 };
-                hold(make, program(seed + index as u64, 700, largest), seed + index as u64);
+                hold(make, program(seed + index as u64, in_time(700), largest), seed + index as u64);
             }
         }
     }
@@ -77,7 +83,7 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
         heap.setup_debug_hooks().expect("memory");
         heap
     };
-    hold(make, program(seed, 1000, 4200), seed);
+    hold(make, program(seed, in_time(1000), 4200), seed);
 }
 
 #[test]
@@ -85,7 +91,7 @@ fn hooks_that_come_in_the_middle_leave_older_blocks_whole() {
     let seed = seed();
     let make = || heap(&profile::V3_13, Some(TINY));
     let attempt = |ops: &[Op]| {
-        let mut left = 500;
+        let mut left = if cfg!(miri) { 2 } else { 500 };
         run(&make(), ops, |heap| {
             left -= 1;
             if left == 0 {
@@ -95,7 +101,7 @@ fn hooks_that_come_in_the_middle_leave_older_blocks_whole() {
             heap.verify_guards().map_err(|fault| fault.to_string())
         })
     };
-    let ops = program(seed, 1500, 4200);
+    let ops = program(seed, in_time(1500), 4200);
     if let Err(error) = attempt(&ops) {
         panic!("seed {seed}: {error}\nshortest: {:#?}", shrink(ops, |ops| attempt(ops).is_err()));
     }
@@ -122,7 +128,7 @@ fn misaligned(misalignment: usize) -> ArenaAllocator {
 #[test]
 fn releases_with_the_same_rules_give_the_same_addresses() {
     let seed = seed();
-    let ops = program(seed, 20_000, 600);
+    let ops = program(seed, in_time(20_000), 600);
     let trace = |profile: &'static Profile| {
         let heap = heap(profile, None);
         let base = heap.region().0;
@@ -140,24 +146,30 @@ fn releases_with_the_same_rules_give_the_same_addresses() {
 
 #[test]
 fn all_sizes_from_0_to_600_give_what_was_asked() {
+    let look = |heap: &CheckedHeap| {
+        if !cfg!(miri) {
+            heap.verify().expect("holds");
+        }
+    };
     for profile in profile::ALL {
         let heap = heap(profile, None);
         for domain in obmalloc::Domain::ALL {
             let mut blocks = Vec::new();
-            for size in 0..=600usize {
+            for size in (0..=600usize).step_by(if cfg!(miri) { 100 } else { 1 }) {
                 let block = heap.malloc(domain, size).expect("memory").as_ptr() as usize;
                 let usable = heap.usable_size(domain, block).expect("live");
                 let small = domain != obmalloc::Domain::Raw && (1..=512).contains(&size);
                 assert_eq!(usable, if small { size.next_multiple_of(16) } else { size }, "{size} bytes in {domain}");
-                assert_eq!(block % 16, 0);
+                // Miri's malloc aligns to what the size needs.
+                assert!(block.is_multiple_of(16) || cfg!(miri) && !small);
                 blocks.push(block);
-                heap.verify().expect("holds");
+                look(&heap);
             }
             let mut random = Random::new(blocks.len() as u64);
             while !blocks.is_empty() {
                 let block = blocks.swap_remove(random.below(blocks.len()));
                 heap.free(domain, block).expect("live");
-                heap.verify().expect("holds");
+                look(&heap);
             }
             assert_eq!(heap.allocated_blocks(), 0);
         }

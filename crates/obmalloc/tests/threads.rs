@@ -22,7 +22,7 @@ fn raw_domain_serves_eight_threads_which_free_each_others_blocks() {
             let next = senders[(number + 1) % THREADS].clone();
             thread::spawn(move || {
                 let heap = Heap::new(profile::ALL[number % profile::ALL.len()]).expect("a heap");
-                for round in 1..2000usize {
+                for round in 1..if cfg!(miri) { 20 } else { 2000usize } {
                     let block = heap.malloc(Domain::Raw, round % 700 + 1).expect("memory");
                     // SAFETY: a block of at least one byte.
                     unsafe { block.write(number as u8) };
