@@ -386,7 +386,7 @@ fn a_wrong_domain_is_told_as_cpython_tells_it_and_changes_nothing() {
 fn what_crashes_cpythons_hooks_is_a_fault() {
     let heap = heap(&profile::V3_14);
     for domain in Domain::ALL {
-        for size in [0, 40, 600, 300_000] {
+        for size in [0, 40, 600, if cfg!(miri) { 3000 } else { 300_000 }] {
             let block = live(&heap, domain, size);
             for (address, kind) in [
                 (block + 1, if size > 1 { FaultKind::InteriorPointer } else { FaultKind::ForeignPointer }),
@@ -583,7 +583,7 @@ fn names_of_pythonmalloc_choose_the_allocators() {
 
 #[test]
 fn objects_lie_between_guard_bytes() {
-    let count = if cfg!(miri) { 20 } else { 300 };
+    let count = if cfg!(miri) { 5 } else { 300 };
     for profile in profile::ALL {
         let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).expect("a heap");
         heap.use_allocator(AllocatorName::Debug).expect("memory");

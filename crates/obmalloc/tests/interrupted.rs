@@ -61,7 +61,11 @@ enum Shape {
     Wide,
 }
 
-const SHAPES: [Shape; 5] = [Shape::Alive, Shape::Ring, Shape::Pairs, Shape::Watched, Shape::Wide];
+const SHAPES: &[Shape] = if cfg!(miri) {
+    &[Shape::Ring, Shape::Watched, Shape::Wide]
+} else {
+    &[Shape::Alive, Shape::Ring, Shape::Pairs, Shape::Watched, Shape::Wide]
+};
 
 struct Scene {
     heap: ObjectHeap,
@@ -171,7 +175,7 @@ const RELEASES: &[&Profile] =
 #[test]
 fn interrupted_collection_loses_nothing() {
     for &profile in RELEASES {
-        for shape in SHAPES {
+        for &shape in SHAPES {
             let places = each_place(profile, shape, |scene| {
                 let collected = scene.heap.collect(2);
                 if scene.asked.times.get() == 1 && collected.is_err() {
@@ -190,7 +194,7 @@ fn interrupted_collection_loses_nothing() {
 
 #[test]
 fn interrupted_increment_loses_nothing() {
-    for shape in SHAPES {
+    for &shape in SHAPES {
         let places = each_place(&profile::V3_14_0, shape, |scene| {
             for _ in 0..4 {
                 scene.heap.collect(1)?;
