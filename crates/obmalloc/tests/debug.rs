@@ -287,6 +287,23 @@ fn live(heap: &CheckedHeap, domain: Domain, size: usize) -> usize {
     at(heap.malloc(domain, size))
 }
 
+#[test]
+fn what_moves_past_the_hooks_into_freed_memory_may_be_written_to() {
+    let heap = CheckedHeap::new(HeapOptions::new(&profile::V3_13)).expect("a heap");
+    let own = heap.allocator(Domain::Obj);
+    heap.setup_debug_hooks().expect("memory");
+    // Another one keeps their pool.
+    let [_, freed] = [0; 2].map(|_| live(&heap, Domain::Obj, 64 - 24));
+    heap.free(Domain::Obj, freed).expect("live");
+    // SAFETY: the heap's own, which takes back what it gives.
+    unsafe { heap.set_allocator(Domain::Obj, own) };
+    let small = live(&heap, Domain::Obj, 16);
+    let moved = at(heap.realloc(Domain::Obj, Some(small), 64).expect("live"));
+    assert_eq!(moved, freed - 16, "the block that was freed last");
+    write(moved, &[1; 64]);
+    heap.verify_guards().expect("nothing was written to after it had been freed");
+}
+
 /// Asks for blocks until each that is free now has been given, and gives them back: none of them is `withheld`.
 fn is_never_given(heap: &CheckedHeap, domain: Domain, size: usize, withheld: usize) {
     let blocks: Vec<_> = (0..if cfg!(miri) { 20 } else { 2000 }).map(|_| live(heap, domain, size)).collect();

@@ -343,6 +343,9 @@ impl CheckedHeap {
         let old = NonNull::new(ptr::with_exposed_provenance_mut(address));
         // SAFETY: the caller has checked that it is a live block of this domain.
         let block = unsafe { self.heap.realloc(domain, old, size) }?;
+        if self.hooked.get() {
+            self.forget_dead(block.as_ptr().expose_provenance());
+        }
         let ledger = self.ledger();
         ledger.remove(address);
         if replaced {
