@@ -16,7 +16,7 @@ interface Injected {
   /** Names of entry points, each on a line. */
   entryPoints(): string
   panicIn(name?: unknown): void
-  refuseAfter(met?: number, refused?: number): number
+  refuseAfter(met?: unknown, refused?: unknown): number
   reserved(): number
   [name: string]: (...values: unknown[]) => unknown
 }
