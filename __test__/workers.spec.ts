@@ -18,6 +18,9 @@ import { Heap, type Address } from 'obmalloc'
 /** How many workers are ended; `OBMALLOC_WORKERS=1000` takes a few minutes. */
 const count = Number(process.env['OBMALLOC_WORKERS'] ?? 60)
 
+/** Whether a sanitizer watches. */
+const instrumented = process.env['OBMALLOC_INSTRUMENTED'] !== undefined
+
 test.serial('workers that are ended in the middle of something take nothing with them', async (t) => {
   t.timeout(1_800_000)
   // The C library keeps what threads have freed, in arenas that several of them share, and when it is asked for it gives back the unused end of
@@ -34,7 +37,8 @@ test.serial('workers that are ended in the middle of something take nothing with
   t.is(code, 0)
   const { warm, after } = JSON.parse(text.join('')) as { warm: number; after: number }
   t.log(`${count} workers: ${(warm / 1e6).toFixed(1)} MB resident before, ${(after / 1e6).toFixed(1)} MB after`)
-  t.true(after <= warm * 1.05, `${warm} bytes became ${after}`)
+  // A sanitizer keeps what is freed, to find who uses it still.
+  if (!instrumented) t.true(after <= warm * 1.05, `${warm} bytes became ${after}`)
 })
 
 test.serial('workers that end by themselves, with live heaps, end well', async (t) => {
@@ -59,8 +63,8 @@ test.serial('workers that end by themselves, with live heaps, end well', async (
 /** Objects, or operations, of a call that takes long. */
 const MANY = 5e6
 /** Milliseconds in which a worker is to have ended that is in the middle of such a call: tearing a worker down takes some fifty of them. Where
- * everything is slow, a quarter of the call's time. */
-const SOON = 200
+ * everything is slow, a quarter of the call's time; under a sanitizer the worker's end is slow, too. */
+const SOON = instrumented ? 400 : 200
 
 /** Milliseconds that a call takes in a worker; if it is to be ended in its middle, that the end took, and nothing when the call was over. */
 async function callInWorker(prepare: string, call: string, ended: boolean): Promise<number | undefined> {
