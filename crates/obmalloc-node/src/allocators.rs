@@ -408,7 +408,6 @@ fn give(
         return env.null();
     }
     let (address, failure) = call_native(core, heap, || request(size));
-    // What JavaScript did meanwhile may have used up the room.
     if let Some(failure) = failure {
         if !address.is_null() {
             call_native(core, heap, || {

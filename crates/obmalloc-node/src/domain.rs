@@ -215,11 +215,10 @@ impl Core {
             if let (Some(block), Some(view)) = (block, view.as_ref()) {
                 // SAFETY: both are live blocks with at least so many bytes.
                 let copied = unsafe { self.copy(block.as_ptr(), std::ptr::with_exposed_provenance(old), usable.min(size)) };
-                if copied.is_err() {
+                copied.inspect_err(|_| {
                     // What is wrong with the new block is of no interest.
                     let _ = heap.free(domain, block.as_ptr() as usize);
-                }
-                copied?;
+                })?;
                 view::retire(self, env, old, domain, view);
             }
             block

@@ -75,6 +75,21 @@ unsafe impl GlobalAlloc for Reserving {
     }
 
     #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        let block = if is_refused() { ptr::null_mut() } else { unsafe { System.alloc_zeroed(layout) } };
+        if !block.is_null() {
+            return block;
+        }
+        let block = self.take(layout);
+        if !block.is_null() {
+            // SAFETY: a block of so many bytes, just taken, which somebody may have had before.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        block
+    }
+
+    #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match self.index(block) {
             Some(index) => _ = self.used.fetch_and(!(1 << index), Ordering::Release),
@@ -85,7 +100,7 @@ unsafe impl GlobalAlloc for Reserving {
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; what is the reserve's has room for `BLOCK` bytes, and is not the C library's.
         unsafe {
             let reserved = self.index(block).is_some();
             if !reserved && !is_refused() {

@@ -1,5 +1,6 @@
 //! Work that takes long, in pieces between which it can be given up.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::ptr;
 
@@ -37,13 +38,13 @@ impl Interrupt {
 
     /// For work in steps.
     pub const fn patience(self) -> Patience {
-        Patience { interrupt: self, steps: 0 }
+        Patience { interrupt: self, steps: Cell::new(0) }
     }
 
     /// Fills `size` bytes; false when that was given up before the end.
     ///
     /// # Safety
-    /// They may be written to, also by whoever is asked.
+    /// They may be written to, also after somebody has been asked.
     pub unsafe fn fill(self, at: *mut u8, byte: u8, size: usize) -> bool {
         let mut done = 0;
         loop {
@@ -64,19 +65,29 @@ impl Interrupt {
 /// Counts the steps of something, and asks now and then.
 pub(crate) struct Patience {
     interrupt: Interrupt,
-    steps: usize,
+    /// Since somebody was last asked.
+    steps: Cell<usize>,
 }
 
 impl Patience {
-    /// Counts so many steps; whether to give up.
-    pub fn is_over_after(&mut self, steps: usize) -> bool {
-        self.steps += steps;
-        if self.steps < STRIDE {
-            return false;
-        }
+    /// Counts so many steps, for whoever asks later.
+    #[inline(always)]
+    pub fn count(&self, steps: usize) {
+        self.steps.set(self.steps.get() + steps);
+    }
+
+    /// Counts so many steps; whether to give up what they are part of.
+    #[inline(always)]
+    pub fn is_over_after(&self, steps: usize) -> bool {
+        self.count(steps);
+        self.steps.get() >= STRIDE && self.is_over()
+    }
+
+    #[cold]
+    fn is_over(&self) -> bool {
         let over = self.interrupt.is_now();
-        // What is over stays so.
-        self.steps = if over { STRIDE } else { 0 };
+        // Whatever goes on around what is given up is to ask soon.
+        self.steps.set(if over { STRIDE } else { 0 });
         over
     }
 }

@@ -281,7 +281,7 @@ impl DebugHooks {
 
     /// The first block with damaged guard bytes of which that has not been said yet; not looked for to the end when that is interrupted.
     pub fn find_damaged(&mut self, interrupt: Interrupt) -> Option<Fault> {
-        let mut patience = interrupt.patience();
+        let patience = interrupt.patience();
         let mut found = None;
         for (&address, &block) in &self.blocks {
             if block.state == State::Sound {

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, STRIDE};
 use crate::object::header;
 
 /// Which list.
@@ -167,23 +167,25 @@ impl GcList {
         if self.live == 0 {
             self.clear();
         }
-        let mut patience = interrupt.patience();
-        while from.live != 0 {
-            let object = core::mem::take(&mut from.entries[from.first]);
-            from.first += 1;
-            if object != 0 {
-                self.append(object);
-                from.live -= 1;
+        loop {
+            let end = from.entries.len().min(from.first + STRIDE);
+            let before = self.live;
+            for entry in &mut from.entries[from.first..end] {
+                let object = core::mem::take(entry);
+                if object != 0 {
+                    self.append(object);
+                }
             }
-            if patience.is_over_after(1) {
-                break;
+            from.first = end;
+            from.live -= self.live - before;
+            if from.live == 0 {
+                from.clear();
+                return true;
+            }
+            if interrupt.is_now() {
+                return false;
             }
         }
-        if from.live != 0 {
-            return false;
-        }
-        from.clear();
-        true
     }
 
     /// Forgets the objects, which are in other lists.

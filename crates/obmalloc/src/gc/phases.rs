@@ -697,8 +697,8 @@ impl ObjectHeap {
         } else if kind.is_weakref() {
             self.clear_weakref(object);
         } else {
-            // SAFETY: the caller's promise.
             // What it leaves when it is interrupted is the next collection's.
+            // SAFETY: the caller's promise.
             let _ = unsafe { self.clear_references(kind, object) };
         }
     }

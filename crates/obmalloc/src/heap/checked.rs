@@ -649,7 +649,7 @@ impl CheckedHeap {
         self.heap.verify()?;
         let pymalloc = self.heap.pymalloc();
         let (ledger, hooks) = (self.ledger(), self.hooks());
-        let (mut found, mut patience) = (Ok(()), self.interrupt().patience());
+        let (mut found, patience) = (Ok(()), self.interrupt().patience());
         pymalloc.each_live_pool(|first, end, size, count| {
             if found.is_err() || patience.is_over_after((end - first) / size) {
                 return;
@@ -671,7 +671,7 @@ impl CheckedHeap {
 
 impl Drop for CheckedHeap {
     fn drop(&mut self) {
-        // Nobody looks at what is given back, and whom to ask may be gone.
+        // Nobody looks at what is given back, so it need not be filled.
         self.set_interrupt(Interrupt::NOW);
         if self.was_replaced.get() {
             for (address, _, domain) in self.blocks_elsewhere() {

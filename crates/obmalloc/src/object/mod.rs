@@ -27,7 +27,7 @@ pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec}
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::gc::{Gc, Info, Phase};
 use crate::heap::{CheckedHeap, HeapError, HeapOptions};
-use crate::interrupt::{Interrupt, STRIDE};
+use crate::interrupt::{Interrupt, Patience};
 use crate::pinned::Pinned;
 use crate::profile::{Immortality, ObjectRules};
 use crate::try_box;
@@ -136,8 +136,8 @@ pub struct ObjectHeap {
     pub(crate) depth: Cell<u32>,
     /// Whether one of them is a `traverse`.
     pub(crate) traversing: Cell<bool>,
-    /// Steps since hooks were last asked whether to give up.
-    steps: Cell<usize>,
+    /// Asks the hooks whether to give up.
+    patience: Patience,
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
     heap: CheckedHeap,
@@ -199,7 +199,8 @@ impl ObjectHeap {
         let state = State { types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
         let hooks = Pinned::try_new(hooks).ok_or(HeapError::NoMemory)?;
         // SAFETY: the hooks outlive the heap.
-        heap.set_interrupt(unsafe { Interrupt::new(hooks.as_ptr().cast(), ask) });
+        let interrupt = unsafe { Interrupt::new(hooks.as_ptr().cast(), ask) };
+        heap.set_interrupt(interrupt);
         Ok(Self {
             state: UnsafeCell::new(state),
             table: UnsafeCell::new(table),
@@ -208,7 +209,7 @@ impl ObjectHeap {
             immortal_bit,
             depth: Cell::new(0),
             traversing: Cell::new(false),
-            steps: Cell::new(0),
+            patience: interrupt.patience(),
             held: Cell::new(core::ptr::null()),
             heap,
             hooks,
@@ -275,28 +276,19 @@ impl ObjectHeap {
     /// Counts so many steps, for whoever asks later.
     #[inline(always)]
     pub(crate) fn count_steps(&self, steps: usize) {
-        self.steps.set(self.steps.get() + steps);
+        self.patience.count(steps);
     }
 
     /// Counts so many steps, and asks now and then whether to give up what they are part of.
     #[inline(always)]
     pub(crate) fn is_interrupted_after(&self, steps: usize) -> bool {
-        self.count_steps(steps);
-        self.steps.get() >= STRIDE && self.is_interrupted()
+        self.patience.is_over_after(steps)
     }
 
     /// As [`is_interrupted_after`](Self::is_interrupted_after), for what has an error to give.
     #[inline(always)]
     pub(crate) fn go_on_after(&self, steps: usize) -> Result<(), ObjectError> {
         if self.is_interrupted_after(steps) { Err(ObjectError::Aborted) } else { Ok(()) }
-    }
-
-    #[cold]
-    fn is_interrupted(&self) -> bool {
-        let interrupted = self.hooks.interrupted();
-        // Whatever goes on around what was interrupted is to ask soon.
-        self.steps.set(if interrupted { STRIDE } else { 0 });
-        interrupted
     }
 
     /// Runs a hook.

@@ -444,7 +444,7 @@ impl Pymalloc {
     /// Not looked for to the end when that is interrupted.
     pub fn damaged_block(&self, interrupt: Interrupt) -> Option<(usize, usize, usize)> {
         let dead = self.dead.as_ref()?;
-        let mut patience = interrupt.patience();
+        let patience = interrupt.patience();
         let mut found = None;
         self.each_live_pool(|first, end, size, _| {
             if found.is_none() && !patience.is_over_after((end - first) / 8) && first.wrapping_sub(self.base) < self.len {

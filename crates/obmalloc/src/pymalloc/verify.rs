@@ -43,7 +43,7 @@ impl Pymalloc {
     pub fn verify(&self, interrupt: Interrupt) -> Result<(), Corruption> {
         self.verify_arenas()?;
         let used = self.verify_used_lists()?;
-        let (mut used_seen, mut patience) = (0, interrupt.patience());
+        let (mut used_seen, patience) = (0, interrupt.patience());
         for arena in self.arenas.iter().filter(|arena| arena.address != 0) {
             let mut free = Vec::new();
             let mut pool = arena.freepools;
