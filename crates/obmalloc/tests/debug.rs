@@ -402,6 +402,7 @@ fn a_wrong_domain_is_told_as_cpython_tells_it_and_changes_nothing() {
 #[test]
 fn what_crashes_cpythons_hooks_is_a_fault() {
     let heap = heap(&profile::V3_14);
+    let mut freed = BTreeSet::new();
     for domain in Domain::ALL {
         for size in [0, 40, 600, if cfg!(miri) { 3000 } else { 300_000 }] {
             let block = live(&heap, domain, size);
@@ -411,14 +412,17 @@ fn what_crashes_cpythons_hooks_is_a_fault() {
                 (block - 1, FaultKind::ForeignPointer),
             ] {
                 let fault = heap.free(domain, address).expect_err("no block");
+                // Another block may have lain where the header does now.
+                let before = fault.kind == FaultKind::DoubleFree && freed.contains(&address);
                 assert!(
-                    fault.kind == kind || (size == 0 && fault.kind == FaultKind::InteriorPointer),
+                    fault.kind == kind || before || (size == 0 && fault.kind == FaultKind::InteriorPointer),
                     "{domain} {size} {address:#x} in {block:#x}: {fault}"
                 );
             }
             heap.free(domain, block).expect("live");
             assert_eq!(heap.free(domain, block).expect_err("freed").kind, FaultKind::DoubleFree);
             assert_eq!(heap.realloc(domain, Some(block), 9).expect_err("freed").kind, FaultKind::UseAfterFree);
+            freed.insert(block);
             heap.verify().expect("holds");
             heap.verify_guards().expect("holds");
         }
