@@ -41,7 +41,11 @@ impl Hooks for Asked {
     ) -> Result<(), obmalloc::Failed> {
         match heap.get(object, Field::Member(0)) {
             Ok(Value::Object(next)) => visit(next).map_err(|_| obmalloc::Failed),
-            _ => Ok(()),
+            Ok(_) => Ok(()),
+            Err(_) => (0..heap.nitems(object).unwrap()).try_for_each(|index| match heap.get(object, Field::Item(index)) {
+                Ok(Value::Object(item)) => visit(item).map_err(|_| obmalloc::Failed),
+                item => panic!("{item:?}"),
+            }),
         }
     }
 }
@@ -342,4 +346,20 @@ fn interrupted_search_says_so() {
         });
         assert!(places >= 6, "{shape:?}: asked {places} times");
     }
+}
+
+#[test]
+fn what_a_hook_visits_is_compared_in_pieces() {
+    let places = each_place_in_blocks(false, |heap, bytes, _| {
+        let hooks = HookSet { traverse: true, ..HookSet::default() };
+        let told = TypeSpec { name: "told".into(), items: Some(ItemKind::Object), gc: true, hooks, ..TypeSpec::default() };
+        let (object, item) = (heap.alloc(heap.define_type(told)?, COUNT)?, heap.alloc(bytes, 0)?);
+        for index in 0..COUNT {
+            heap.set(object, Field::Item(index), Value::Object(item))?;
+        }
+        heap.decref(item)?;
+        heap.referents(&[object]).map(|found| assert_eq!(found, vec![item; COUNT]))
+    });
+    // Twice what is visited, once what is held, and the answer.
+    assert!(places >= 7, "asked {places} times");
 }

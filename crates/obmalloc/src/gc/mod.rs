@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 
 use list::{GcList, LISTS, ListId};
 
+use crate::address_hash::AddressSet;
 use crate::domain::{Fault, FaultKind};
 use crate::interrupt::Interrupt;
 use crate::object::{ObjectError, ObjectHeap, header, object_fault, table};
@@ -486,20 +487,20 @@ impl ObjectHeap {
     /// # Errors
     /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
     pub fn referrers(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
+        let mut wanted = AddressSet::default();
+        wanted.try_reserve(objects.len()).map_err(|_| ObjectError::NoMemory)?;
         for &object in objects {
             self.look(object)?;
+            wanted.insert(object);
+            self.go_on_after(1)?;
         }
-        let mut sorted = Vec::new();
-        sorted.try_reserve_exact(objects.len()).map_err(|_| ObjectError::NoMemory)?;
-        sorted.extend_from_slice(objects);
-        sorted.sort_unstable();
         let all = self.all_by_generation()?;
         let mut referrers = Vec::new();
         for object in all {
             let kind = self.look(object)?;
             let references = self.references(kind, object)?;
             self.go_on_after(1 + references.len())?;
-            if references.iter().any(|reference| sorted.binary_search(reference).is_ok()) {
+            if references.iter().any(|reference| wanted.contains(reference)) {
                 referrers.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
                 referrers.push(object);
             }

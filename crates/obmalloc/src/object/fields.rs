@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::ptr;
 
 use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, object_fault, table};
+use crate::address_hash::AddressMap;
 use crate::domain::{Fault, FaultKind};
 use crate::interrupt::STRIDE;
 
@@ -218,26 +219,26 @@ impl ObjectHeap {
 
     /// A reference that is visited more often than it is held would make something live look unreachable.
     fn refuse_over_visit(&self, kind: &Type, object: usize, visited: Vec<usize>) -> Result<Vec<usize>, ObjectError> {
-        let mut held = Vec::new();
-        let mut index = 0;
-        // SAFETY: the caller has looked the object up.
-        while let Some(slot) = unsafe { header::reference_at(kind, object, index) } {
-            held.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
-            // SAFETY: as above.
-            held.push(unsafe { *slot });
-            index += 1;
+        // How often each is visited, and not held. Nothing is sorted: that could not be given up half-way.
+        let mut over = AddressMap::<usize>::default();
+        over.try_reserve(visited.len()).map_err(|_| ObjectError::NoMemory)?;
+        for &reference in &visited {
+            *over.entry(reference).or_default() += 1;
+            self.go_on_after(1)?;
         }
-        held.sort_unstable();
-        let mut sorted = Vec::new();
-        sorted.try_reserve_exact(visited.len()).map_err(|_| ObjectError::NoMemory)?;
-        sorted.extend_from_slice(&visited);
-        sorted.sort_unstable();
-        let mut held = held.into_iter();
-        for reference in sorted {
-            if !held.by_ref().any(|other| other == reference) {
-                let fault = Fault { base: Some(object), ..object_fault(FaultKind::GcOverVisit, reference) };
-                return Err(fault.into());
+        // SAFETY: the caller has looked the object up.
+        unsafe {
+            self.try_each_reference(kind, object, |reference| {
+                if let Some(count) = over.get_mut(&reference) {
+                    *count = count.saturating_sub(1);
+                }
+            })?;
+        }
+        for &reference in &visited {
+            if over[&reference] > 0 {
+                return Err(Fault { base: Some(object), ..object_fault(FaultKind::GcOverVisit, reference) }.into());
             }
+            self.go_on_after(1)?;
         }
         Ok(visited)
     }
