@@ -200,11 +200,8 @@ impl GcList {
         &mut self.entries
     }
 
-    /// Takes stock, after `left` objects have left their places, and objects have been appended from place `appended` on.
+    /// Takes stock, after `left` objects have left their places, and objects, which know theirs, have been appended from place `appended` on.
     pub fn settle(&mut self, left: usize, appended: usize) {
-        for place in appended..self.entries.len() {
-            set_place(self.entries[place], place);
-        }
         self.live = self.live + self.entries.len() - appended - left;
         if self.live == 0 {
             self.clear();
@@ -212,7 +209,8 @@ impl GcList {
     }
 }
 
-fn set_place(object: usize, place: usize) {
+/// Tells a tracked object its place in the list that it is in, or is going to be in.
+pub(super) fn set_place(object: usize, place: usize) {
     // SAFETY: whoever appends an object gives one.
     unsafe { header::set_gc_next(object, place + 1) };
 }

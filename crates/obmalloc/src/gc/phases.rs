@@ -7,7 +7,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::list::ListId;
+use super::list::{self, ListId};
 use super::scan;
 use super::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
@@ -293,8 +293,8 @@ impl ObjectHeap {
     }
 
     /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
-    /// from an object behind it, goes to the end of `objects`. Gives how many objects have left their places. There is room in all of
-    /// them.
+    /// from an object behind it, goes to the end of `objects`, and knows its place there. Gives how many objects have left their places.
+    /// There is room in all of them.
     ///
     /// The error is that it was interrupted: all of the objects are in `objects` then, and nothing is said of any.
     fn move_unreachable(&self, objects: &mut Vec<usize>, unreachable: &mut Vec<usize>) -> (usize, Result<(), ObjectError>) {
@@ -306,11 +306,19 @@ impl ObjectHeap {
         };
         let left = unreachable.len();
         if moved.is_err() {
+            let appended = objects.len();
             objects.append(unreachable);
+            for (place, &object) in objects.iter().enumerate().skip(appended) {
+                list::set_place(object, place);
+            }
             self.clear_collecting(objects);
         } else if !moved_back.is_empty() {
             objects.extend_from_slice(&moved_back);
-            unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
+            if moved_back.len() == unreachable.len() {
+                unreachable.clear();
+            } else {
+                unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
+            }
         }
         moved_back.clear();
         self.state().gc.scratch.moved_back = moved_back;
@@ -459,6 +467,8 @@ impl ObjectHeap {
         }
         index = 0;
         while let Some(&object) = moved_back.get(index) {
+            // It is at hand now; to come back for its place when all is over takes long, and cannot be given up.
+            list::set_place(object, objects.len() + index);
             // SAFETY: a tracked object; nothing changes meanwhile.
             unsafe {
                 scan::prefetch(moved_back, index);
