@@ -1,8 +1,8 @@
 /** Allocators as values: the heap's own ones, made when they are first taken out, and a script's, called by number. */
 
 import type { Address, Allocator, DomainName, Size } from '../index.js'
-import { badArgument } from './errors.js'
-import { isAwaited, isFunction } from './functions.js'
+import { badArgument, isFunction } from './errors.js'
+import { isAwaited, settled } from './functions.js'
 import type { Handle } from './native.js'
 
 const functions = ['malloc', 'calloc', 'realloc', 'free'] as const
@@ -62,9 +62,4 @@ export class Allocators {
     this.#handle.setScript(domain, script)
     this.#scripts[script] = allocator
   }
-}
-
-/** What a script's function gave, which the binding judges; what it would have to wait for is no address. */
-function settled(result: unknown): unknown {
-  return isAwaited(result) ? undefined : result
 }

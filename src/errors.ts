@@ -1,5 +1,7 @@
 /** The errors, and how the binding's findings become one. */
 
+import { inspect, types } from 'node:util'
+
 import type { Address, DomainName, FaultCode } from '../index.js'
 import type { ErrorMaker } from './native.js'
 
@@ -40,6 +42,13 @@ export class MemoryError extends Error {
 }
 Object.defineProperty(MemoryError.prototype, 'name', { value: 'MemoryError', configurable: true, writable: true })
 
+/** Whether something can be called without `new`. Runs no code of its own. */
+export function isFunction(value: unknown): value is (this: unknown, ...args: unknown[]) => unknown {
+  if (typeof value !== 'function') return false
+  if (types.isProxy(value)) return !inspect(value, { showProxy: true, depth: -1 }).startsWith('<Revoked')
+  return !/^class\b/.test(Function.prototype.toString.call(value))
+}
+
 /** What came, in a few words; asks nothing of the value itself. */
 function describe(value: unknown): string {
   switch (typeof value) {
@@ -50,7 +59,8 @@ function describe(value: unknown): string {
     case 'number':
       return Object.is(value, -0) ? '-0' : String(value)
     case 'function':
-      return 'a function'
+      if (isFunction(value)) return 'a function'
+      return types.isProxy(value) ? 'a revoked proxy' : 'a class'
     case 'object':
       return value === null ? 'null' : 'an object'
     default:

@@ -1,18 +1,9 @@
 /** Callbacks as values: what can be one, and what one may give. */
 
-import { inspect, types } from 'node:util'
+import { types } from 'node:util'
 
 import type { Address } from '../index.js'
-import { badArgument, makeError } from './errors.js'
-
-type Callback = (this: unknown, ...args: unknown[]) => unknown
-
-/** Whether something can be called without `new`. Runs no code of its own. */
-export function isFunction(value: unknown): value is Callback {
-  if (typeof value !== 'function') return false
-  if (types.isProxy(value)) return !inspect(value, { showProxy: true, depth: -1 }).startsWith('<Revoked')
-  return !/^class\b/.test(Function.prototype.toString.call(value))
-}
+import { badArgument, isFunction, makeError } from './errors.js'
 
 /** A callback that has to be a function, or may be left out. */
 export function checkFunction(name: string, value: unknown): void {
@@ -24,6 +15,11 @@ export function isAwaited(result: unknown): boolean {
   // What becomes of it is nobody's any more; least of all is it an unhandled rejection.
   if (types.isPromise(result)) Promise.prototype.then.call(result, undefined, () => {})
   return types.isPromise(result) || types.isGeneratorObject(result)
+}
+
+/** What an allocator's function gave, which the binding judges; what it would have to wait for is no address. */
+export function settled(result: unknown): unknown {
+  return isAwaited(result) ? undefined : result
 }
 
 /** Refuses what a callback gave where that is something to wait for. */

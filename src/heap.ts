@@ -1,5 +1,7 @@
 /** A heap's face. */
 
+import { constants } from 'node:buffer'
+
 import type {
   Address,
   Allocator,
@@ -15,8 +17,8 @@ import type {
 import { Allocators } from './allocators.js'
 import { Collector } from './collector.js'
 import { Domain } from './domain.js'
-import { badArgument, makeError } from './errors.js'
-import { checkFunction } from './functions.js'
+import { badArgument, isFunction, makeError } from './errors.js'
+import { checkFunction, isAwaited, settled } from './functions.js'
 import { native, type Handle } from './native.js'
 import { serve } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
@@ -25,8 +27,11 @@ function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null
 }
 
-function isCallable(value: unknown): boolean {
-  return typeof value === 'function'
+/** The engine's own, whatever a script makes of the global. */
+const Bytes = Uint8Array
+
+function makeBytes(length: number): Uint8Array<ArrayBuffer> {
+  return new Bytes(length)
 }
 
 interface Opened {
@@ -42,7 +47,18 @@ function open(options: HeapOptions): Opened {
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
-  const handle = native.open(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, allocator)
+  const handle = native.open(
+    makeError,
+    constants.MAX_LENGTH,
+    release,
+    arenaSize,
+    poolSize,
+    alignment,
+    smallRequestThreshold,
+    memoryLimit,
+    allocator,
+  )
+  handle.makeBytes = makeBytes
   const pymalloc = !allocator.startsWith('malloc')
   const types = new Types(handle)
   serve(handle, types, onUnraisable)
@@ -109,12 +125,12 @@ export class Heap {
       handle.askOwn()
       handle.arenaAlloc = handle.arenaFree = undefined
     } else {
-      if (!isObject(allocator) || !isCallable(allocator.alloc) || !isCallable(allocator.free)) {
+      if (!isObject(allocator) || !isFunction(allocator.alloc) || !isFunction(allocator.free)) {
         throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', 'an object with the functions alloc and free', allocator)
       }
       handle.askScript()
-      handle.arenaAlloc = (size) => allocator.alloc(size)
-      handle.arenaFree = (address, size) => allocator.free(address, size)
+      handle.arenaAlloc = (size) => settled(allocator.alloc(size))
+      handle.arenaFree = (address, size) => isAwaited(allocator.free(address, size))
     }
     this.#arenaAllocator = allocator
   }

@@ -118,9 +118,12 @@ export interface Handle {
   onEscaped?: () => void
   /** What the binding calls for a script's allocator: the number of the function, its arguments, and an address or what `free` gave. */
   onAllocate?: (script: number, verb: number, first: number, second: number) => unknown
+  /** What the binding calls for the bytes of a long array. */
+  makeBytes?: (length: number) => Uint8Array<ArrayBuffer>
   /** What the binding asks for arenas after `askScript`. */
   arenaAlloc?: (size: number) => unknown
-  arenaFree?: (address: Address, size: number) => void
+  /** Whether it gave something to wait for. */
+  arenaFree?: (address: Address, size: number) => boolean
 }
 
 /** How the binding makes its errors. */
@@ -129,6 +132,7 @@ export type ErrorMaker = (code: string, message: string, fields: Record<string, 
 interface Binding {
   open(
     makeError: ErrorMaker,
+    longestArray: number,
     release: unknown,
     arenaSize: unknown,
     poolSize: unknown,

@@ -5,8 +5,8 @@ import { inspect } from 'node:util'
 import { isNativeError } from 'node:util/types'
 
 import type { Address, HeapOptions, UnraisableContext } from '../index.js'
-import { MemoryFault, badArgument, makeError } from './errors.js'
-import { checkResult, isFunction } from './functions.js'
+import { MemoryFault, badArgument, isFunction, makeError } from './errors.js'
+import { checkResult } from './functions.js'
 import type { Handle } from './native.js'
 import type { Types } from './type.js'
 

@@ -1,6 +1,7 @@
 /** The misuse catalogue, section D: exhaustion. */
 
 import assert from 'node:assert/strict'
+import { constants } from 'node:buffer'
 
 import { Heap, MemoryError, type Address } from 'obmalloc'
 
@@ -82,6 +83,20 @@ export const exhaustion: Row[] = [
       heap.decref(keeping.alloc())
       heap.gc.collect()
       scene.throws(() => heap.run(Uint32Array.of(0, 0, 2 ** 24, 8)), { code: 'ERR_OUT_OF_RANGE', index: 0 })
+      // Longer than any typed array of some engines, which end the process rather than say so. Nothing of it is ever touched.
+      const most = constants.MAX_LENGTH
+      if (most < 2 ** 40) {
+        for (const name of domains) {
+          const block = some(heap[name].calloc(1, most + 1))
+          scene.throws(() => heap[name].view(block), 'ERR_OUT_OF_RANGE')
+          scene.throws(() => heap[name].read(block), 'ERR_OUT_OF_RANGE')
+          scene.throws(() => heap[name].read(block, 0, most + 1), 'ERR_OUT_OF_RANGE')
+          assert.deepEqual(heap[name].read(block, most - 1), new Uint8Array(2))
+          heap[name].free(block)
+        }
+      }
+      const names = Array.from({ length: 50_000 }, (_, index) => [`f${index}`, 'u8'] as const)
+      assert.equal(heap.defineType({ name: 'wide', fields: Object.fromEntries(names) }).basicsize, 16 + 50_000)
       const long = heap.defineType({ name: 'x'.repeat(MiB), fields: { ['y'.repeat(MiB)]: 'u8' } })
       assert.equal(long.get(long.alloc(), 'y'.repeat(MiB)), 0)
       assert.equal(heap.gc.getReferrers(...Array.from({ length: 10_000 }, () => list.alloc(1))).length, 0)

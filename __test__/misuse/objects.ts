@@ -184,6 +184,20 @@ export const objects: Row[] = [
     play: () => {
       for (const give of [async () => {}, function* () {}, async function* () {}, () => Promise.reject(new Error('unheard'))]) {
         refusesLie('ERR_CALLBACK_RESULT', give)
+        const arenas = new Heap()
+        const own = arenas.getArenaAllocator()
+        arenas.setArenaAllocator({ alloc: give as never, free: give })
+        const asks = () => arenas.obj.malloc(8)
+        assert.throws(asks, { code: 'ERR_CALLBACK_RESULT' })
+        arenas.setArenaAllocator({
+          alloc: (size) => own.alloc(size),
+          free: (address, size) => {
+            own.free(address, size)
+            return give() as never
+          },
+        })
+        const block = some(arenas.obj.malloc(8))
+        assert.throws(() => void (arenas.obj.free(block), arenas.close()), { code: 'ERR_CALLBACK_RESULT' })
         each(({ heap }, told) => {
           for (const hook of hooks.slice(1)) {
             told.length = 0
@@ -232,7 +246,13 @@ export const objects: Row[] = [
         for (const hook of hooks) scene.throws(() => heap.defineType({ ...node, [hook]: value }), 'ERR_INVALID_ARG_TYPE')
         scene.throws(() => heap.gc.newWeakref(object, value as never), 'ERR_INVALID_ARG_TYPE')
         scene.throws(() => new Heap({ onUnraisable: value as never }), 'ERR_INVALID_ARG_TYPE')
+        for (const part of [{ alloc: value }, { free: value }]) {
+          const arenas = { ...heap.getArenaAllocator(), ...part }
+          scene.throws(() => heap.setArenaAllocator(arenas as never), 'ERR_INVALID_ARG_TYPE')
+        }
       }
+      const { message } = scene.throws(() => heap.defineType({ ...node, clear: class {} as never }), 'ERR_INVALID_ARG_TYPE')
+      assert.equal(message, 'spec.clear: expected a function, got a class')
       // What stands in for a function is one.
       heap.decref(heap.defineType({ ...node, finalize: new Proxy(() => {}, {}) }).alloc())
     },

@@ -401,7 +401,12 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
             // The heap's own: the script may give it back where it came from.
             core.arenas.grants.borrow_mut().insert(address, Grant { size, pins: 0 });
         }
-        return call(core, core.env(), c"arenaFree", &[address, size]).map(drop);
+        let env = core.env();
+        if env.is_true(call(core, env, c"arenaFree", &[address, size])?) {
+            let message = "expected the arena allocator's free to be done when it returns, but it gave something to wait for";
+            return Err(Failure::new(code::CALLBACK_RESULT, message));
+        }
+        return Ok(());
     }
     if lent.is_none() {
         // SAFETY: the heap's own arena, which it has let go of.

@@ -168,7 +168,7 @@ fn get_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 
 /// Addresses as the bytes of doubles, which the face makes an array of.
 fn addresses(core: &Core, env: Env, addresses: &[usize]) -> Outcome {
-    let (bytes, data) = env.own_bytes(size_of_val(addresses))?;
+    let (bytes, data) = core.own_bytes(env, size_of_val(addresses))?;
     for (index, &address) in addresses.iter().enumerate() {
         if index % STRIDE == STRIDE - 1 {
             core.go_on()?;

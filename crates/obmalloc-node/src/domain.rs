@@ -85,7 +85,7 @@ fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3
     let rest = part(usable, from, 0, offset)?;
     let count = wanted.unwrap_or(rest);
     part(usable, from, count, length)?;
-    let (bytes, data) = env.own_bytes(count)?;
+    let (bytes, data) = core.own_bytes(env, count)?;
     if count != 0 {
         // SAFETY: within a live block, checked just above, into fresh memory of that length.
         unsafe { core.copy(data, std::ptr::with_exposed_provenance(at + from), count)? };

@@ -63,6 +63,8 @@ pub(crate) struct Core {
     env: Env,
     handle: Cell<sys::napi_ref>,
     reported: Cell<i64>,
+    /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
+    pub longest_array: usize,
     region: (usize, usize),
     pub this: Weak<Core>,
     /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
@@ -392,9 +394,13 @@ fn no_heap(error: HeapError) -> Failure {
     Failure::new(code::NO_MEMORY, error.to_string())
 }
 
-/// Makes a heap: `(makeError, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, allocator)`, where sizes that
-/// are undefined are the release's own.
-pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, threshold, limit, allocator]: [Value; 8]) -> Outcome {
+/// Makes a heap: `(makeError, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, allocator)`, where
+/// sizes that are undefined are the release's own.
+pub(crate) fn open(
+    env: Env,
+    [make_error, longest_array, release, arena, pool, alignment, threshold, limit, allocator]: [Value; 9],
+) -> Outcome {
+    let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
     let mut geometry = profile.geometry;
@@ -430,6 +436,7 @@ pub(crate) fn open(env: Env, [make_error, release, arena, pool, alignment, thres
         env,
         handle: Cell::new(std::ptr::null_mut()),
         reported: Cell::new(0),
+        longest_array,
         region,
         disturbances: Cell::new(0),
         marks: RefCell::default(),

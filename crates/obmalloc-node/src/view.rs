@@ -102,10 +102,39 @@ fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
     Some((array, env.typed_array(array)?))
 }
 
+/// Bytes from which on V8 is asked for memory as a script asks, who gets an error where there is none, while Node-API's callers do not live
+/// to see it.
+const MANY: usize = 1 << 16;
+
+impl Core {
+    /// Makes sure that a typed array can have so many bytes.
+    fn check_array(&self, length: usize) -> Result<(), Failure> {
+        if length <= self.longest_array {
+            return Ok(());
+        }
+        let most = self.longest_array;
+        Err(Failure::new(code::OUT_OF_RANGE, format!("expected at most {most} bytes, as a typed array can have, got {length}")))
+    }
+
+    /// A `Uint8Array` with memory of its own, and where that memory is.
+    pub fn own_bytes(&self, env: Env, length: usize) -> Result<(Value, *mut u8), Failure> {
+        if length < MANY {
+            return env.own_bytes(length);
+        }
+        self.check_array(length)?;
+        let handle = self.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
+        let made = env.call(env.get(handle, c"makeBytes")?, &[env.integer(length)?]);
+        let array = made.map_err(|cause| Failure::no_memory("no memory for a copy of the bytes").caused_by(cause))?;
+        let bytes = env.typed_array(array).ok_or_else(|| Failure::new(code::INTERNAL, "expected a typed array"))?;
+        Ok((array, bytes.data.cast()))
+    }
+}
+
 /// The view of a live block.
 pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Outcome {
     sweep(core, heap);
     let length = core.bytes_of(heap, domain, address)?;
+    core.check_array(length).map_err(|failure| failure.at(address))?;
     let known = match core.marks.borrow().get(&address) {
         Some(Mark::Viewed(view)) => Some(view.clone()),
         _ => None,

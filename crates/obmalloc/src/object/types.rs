@@ -4,6 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
+use rustc_hash::FxBuildHasher;
+
 use super::ObjectError;
 use crate::allocator::PY_SSIZE_T_MAX;
 use crate::profile::{InlineValues, ObjectRules, Storage};
@@ -168,10 +170,13 @@ impl Type {
         fields.try_reserve_exact(spec.fields.len()).map_err(|_| ObjectError::NoMemory)?;
         let mut runs: Vec<Run> = Vec::new();
         runs.try_reserve_exact(spec.fields.len() + 1).map_err(|_| ObjectError::NoMemory)?;
+        let mut names = hashbrown::HashSet::with_hasher(FxBuildHasher);
+        names.try_reserve(spec.fields.len()).map_err(|_| ObjectError::NoMemory)?;
+        if !spec.fields.iter().all(|(name, _)| names.insert(name.as_str())) {
+            return Err(ObjectError::Argument("fields with different names"));
+        }
+        drop(names);
         for (name, kind) in spec.fields {
-            if fields.iter().any(|field: &FieldInfo| field.name == name) {
-                return Err(ObjectError::Argument("fields with different names"));
-            }
             let offset = align(end, kind.size());
             end = offset + kind.size();
             if kind == FieldKind::Object {
