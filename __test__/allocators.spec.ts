@@ -545,3 +545,57 @@ test('a request that gets memory in spite of a failure on the way leaves nothing
   t.is(provider.allocatedBlocks(), before)
   heap.verify()
 })
+
+test("an allocator that is put back under debug hooks is the domain's as it was before", (t) => {
+  for (const release of releases) {
+    using heap = new Heap({ release })
+    for (const domain of domains) {
+      const own = heap.getAllocator(domain)
+      // Some addresses have been blocks before.
+      heap[domain].free(heap[domain].malloc(64))
+      heap.setupDebugHooks()
+      heap.setAllocator(domain, own)
+      t.is(heap.getAllocator(domain), own)
+      for (const size of [64, 5000]) {
+        heap[domain].free(some(own.malloc(size)))
+        own.free(some(heap[domain].malloc(size)))
+        const moved = some(heap[domain].realloc(some(own.malloc(size)), 2 * size))
+        own.free(own.realloc(moved, size))
+      }
+    }
+    heap.verify()
+  }
+})
+
+test('blocks are counted right where hooks are around an allocator that was put back', (t) => {
+  for (const release of releases) {
+    for (const domain of ['mem', 'obj'] as const) {
+      using heap = new Heap({ release })
+      const own = heap.getAllocator(domain)
+      heap.setupDebugHooks()
+      const old = [20, 1000].map((size) => some(heap[domain].malloc(size)))
+      heap.setAllocator(domain, own)
+      const between = [20, 1000].map((size) => some(heap[domain].malloc(size)))
+      heap.setupDebugHooks()
+      const before = heap.allocatedBlocks()
+      for (let round = 0; round < 5; round++) {
+        heap[domain].free(some(heap[domain].malloc(1000)))
+        heap[domain].free(some(heap[domain].realloc(some(heap[domain].malloc(20)), 1000)))
+        t.is(heap.allocatedBlocks(), before)
+      }
+      for (const block of [...old, ...between]) heap[domain].free(block)
+      t.is(heap.allocatedBlocks(), 0)
+      heap.verify()
+    }
+  }
+})
+
+test('hooks that no memory was there for at first count right later', (t) => {
+  using heap = new Heap()
+  heap.setNomemory(100)
+  heap.setupDebugHooks()
+  heap.removeNomemory()
+  heap.setupDebugHooks()
+  for (const domain of domains) heap[domain].free(some(heap[domain].malloc(1000)))
+  t.is(heap.allocatedBlocks(), 0)
+})

@@ -150,7 +150,7 @@ impl Allocators {
 
     /// Takes a grant out that is a block of a domain as well, because its allocator is the one that is in there: its size.
     pub fn take_grant(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Option<usize> {
-        let present = heap.allocator(domain);
+        let present = self.present(heap, domain);
         let mut natives = self.natives.borrow_mut();
         let native = natives.iter_mut().find(|native| native.allocator == present)?;
         native.grants.get(&address).filter(|grant| grant.is_free() && !grant.given_back)?;
@@ -249,6 +249,15 @@ impl Allocators {
         Some(layers[number].allocator())
     }
 
+    /// The allocator that is in, whichever way its blocks go back to those who gave them.
+    fn present(&self, heap: &ObjectHeap, domain: Domain) -> Allocator {
+        let allocator = heap.allocator(domain);
+        match self.target(&allocator) {
+            Some(Target::Router(native)) => native,
+            _ => allocator,
+        }
+    }
+
     /// What an allocator that is in calls, if it is one of the layers.
     fn target(&self, allocator: &Allocator) -> Option<Target> {
         let layers = self.layers.borrow();
@@ -275,12 +284,10 @@ fn no_room() -> Failure {
 /// `(domain)`: the number of the allocator that is in. One of the heap's own has a number from 0 on, a script's one from -1 down.
 fn present(core: &Core, env: Env, [domain]: [Value; 1]) -> Outcome {
     let domain = domain_named(env, domain)?;
-    let allocator = core.heap()?.allocator(domain);
-    let native = match core.allocators.target(&allocator) {
-        Some(Target::Script(script)) => return env.number(-1.0 - f64::from(script)),
-        Some(Target::Router(native)) => native,
-        None => allocator,
-    };
+    let native = core.allocators.present(core.heap()?, domain);
+    if let Some(Target::Script(script)) = core.allocators.target(&native) {
+        return env.number(-1.0 - f64::from(script));
+    }
     env.integer(core.allocators.number_of(native, domain).ok_or_else(no_room)?)
 }
 
@@ -465,7 +472,9 @@ fn held(core: &Core, heap: &ObjectHeap, number: usize, native: Allocator, addres
     let mut fault = Fault::new(FaultKind::ForeignPointer, address, Domain::Raw);
     for domain in domains() {
         match heap.check_free(domain, address) {
-            Ok(()) if core.heap_between_calls().is_some() && heap.allocator(domain) == native => return Ok(Held::Block(domain)),
+            Ok(()) if core.heap_between_calls().is_some() && core.allocators.present(heap, domain) == native => {
+                return Ok(Held::Block(domain));
+            }
             Ok(()) => {
                 let message = "expected memory that this allocator gave directly, but it is a block of the domain's";
                 return Err(Failure::new(code::REENTRANT, message).at(address).in_domain(domain));
@@ -571,7 +580,7 @@ pub(crate) fn give_back(core: &Core, heap: &ObjectHeap, number: usize, native: A
     });
     match (failure, grant) {
         // Its guard bytes are damaged: it is not used again, and still there.
-        (Some(failure), Some(grant)) if heap.hook_of(address).is_some() => {
+        (Some(failure), Some(grant)) if Domain::ALL.into_iter().any(|domain| heap.hook_of(domain, address).is_some()) => {
             enter(core, number, address, grant.size);
             Err(failure)
         }
@@ -592,7 +601,7 @@ pub(crate) fn release_table(core: &Core, heap: &CheckedHeap, table: usize) {
     if core.allocators.lent[Domain::Raw as usize].borrow().contains_key(&table) {
         return;
     }
-    let native = heap.hook_of(table).unwrap_or(core.allocators.own[Domain::Raw as usize]);
+    let native = heap.hook_of(Domain::Raw, table).unwrap_or(core.allocators.own[Domain::Raw as usize]);
     // SAFETY: whoever gave it takes it back.
     unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(table)) };
 }

@@ -185,7 +185,7 @@ fn take_lent(core: &Core, domain: Domain, address: usize) -> Option<Lent> {
 /// Makes a grant of a block that an allocator of the heap's own gave to the domain: the number of that allocator, or nothing when there is no
 /// memory for it.
 fn grant_block(core: &Core, heap: &ObjectHeap, domain: Domain, address: usize) -> Option<(usize, Allocator)> {
-    let native = heap.hook_of(address).unwrap_or(core.allocators.own[domain as usize]);
+    let native = heap.hook_of(domain, address).unwrap_or(core.allocators.own[domain as usize]);
     let number = core.allocators.number_of(native, domain)?;
     if !reserve(core, number) {
         return None;
@@ -263,7 +263,7 @@ unsafe extern "C" fn layer_realloc(ctx: *mut c_void, address: *mut c_void, size:
             }
             (Target::Script(script), _) | (Target::Router(_), Some(script)) => resize(layer, core, script, at, size),
             (Target::Router(native), None) => {
-                let native = native_of(core, at, native);
+                let native = native_of(core, layer.domain, at, native);
                 // SAFETY: NULL, or a block that this gave.
                 Ok(unsafe { (native.realloc)(native.ctx, address, size) }.expose_provenance())
             }
@@ -282,7 +282,7 @@ unsafe extern "C" fn layer_free(ctx: *mut c_void, address: *mut c_void) {
             _ if at == 0 => {}
             (Target::Script(script), _) | (Target::Router(_), Some(script)) => release(layer, core, script, at)?,
             (Target::Router(native), None) => {
-                let native = native_of(core, at, native);
+                let native = native_of(core, layer.domain, at, native);
                 // SAFETY: a block that this gave.
                 unsafe { (native.free)(native.ctx, address) };
             }
@@ -292,9 +292,9 @@ unsafe extern "C" fn layer_free(ctx: *mut c_void, address: *mut c_void) {
     end(core, done);
 }
 
-/// Who of the heap's own allocators gave a block: a debug hook, or the one that is expected.
-fn native_of(core: &Core, address: usize, expected: Allocator) -> Allocator {
-    core.heap_in_use().and_then(|heap| heap.hook_of(address)).unwrap_or(expected)
+/// Who of the heap's own allocators gave a block of a domain: a debug hook, or the one that is expected.
+fn native_of(core: &Core, domain: Domain, address: usize, expected: Allocator) -> Allocator {
+    core.heap_in_use().and_then(|heap| heap.hook_of(domain, address)).unwrap_or(expected)
 }
 
 /// A script's `free`.
@@ -302,7 +302,7 @@ fn release(layer: &Layer, core: &Core, script: u32, address: usize) -> Result<()
     let heap = core.heap_in_use().ok_or_else(|| core.unusable())?;
     if take_lent(core, layer.domain, address).is_none() && grant_block(core, heap, layer.domain, address).is_none() {
         // Without memory to let the script have it, it goes where it came from.
-        let native = native_of(core, address, core.allocators.own[layer.domain as usize]);
+        let native = native_of(core, layer.domain, address, core.allocators.own[layer.domain as usize]);
         // SAFETY: a block that this gave.
         unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(address)) };
         return Ok(());

@@ -83,6 +83,23 @@ fn a_limit_is_kept_and_memory_can_be_had_again_below_it() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri's C library does not say how large blocks are")]
+fn there_is_room_for_another_block_of_the_size_of_one_that_was_freed() {
+    // The C library gives more than what was asked for, so the last block must not take the heap past its limit.
+    for limit in (20_000..20_400).step_by(8) {
+        let options = HeapOptions { memory_limit: Some(limit), ..HeapOptions::new(&profile::V3_13) };
+        let heap = CheckedHeap::new(options).expect("a heap");
+        let mut blocks = Vec::new();
+        while let Some(block) = heap.malloc(Domain::Raw, 16) {
+            blocks.push(block.as_ptr() as usize);
+        }
+        assert!(heap.held() <= limit, "{} bytes are held, of {limit}", heap.held());
+        heap.free(Domain::Raw, blocks.swap_remove(blocks.len() / 2)).expect("live");
+        assert!(heap.malloc(Domain::Raw, 16).is_some(), "limit {limit}");
+    }
+}
+
+#[test]
 fn a_thousand_heaps_come_and_go() {
     let count = if cfg!(miri) { 20 } else { 1000 };
     let heaps: Vec<CheckedHeap> = (0..count).map(|_| heap()).collect();

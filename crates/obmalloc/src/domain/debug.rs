@@ -223,9 +223,9 @@ impl DebugHooks {
         Domains::is_hook(allocator) && self.apis.iter().filter(|api| api.domain == domain).count() == 1
     }
 
-    /// The hook that gave a block, as an allocator.
-    pub fn giver(&self, address: usize) -> Option<Allocator> {
-        self.blocks.get(&address).map(|block| allocator(block.hook))
+    /// The hook of a domain that gave a block, as an allocator.
+    pub fn giver(&self, domain: Domain, address: usize) -> Option<Allocator> {
+        self.blocks.get(&address).filter(|block| block.domain == domain).map(|block| allocator(block.hook))
     }
 
     /// The text; nothing where a damaged size leads CPython out of the block, to where it may crash, or to bytes that satisfy it.

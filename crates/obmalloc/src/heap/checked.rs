@@ -489,9 +489,10 @@ impl CheckedHeap {
         ledger.take_long_way(any || self.hooked.get());
     }
 
-    /// The debug hook that gave a block, if one did.
-    pub fn hook_of(&self, address: usize) -> Option<Allocator> {
-        self.hooks()?.giver(address)
+    /// The debug hook of a domain that gave a block, if one did. What pymalloc passes on to the raw domain is at the same address a block of
+    /// that domain's hook too.
+    pub fn hook_of(&self, domain: Domain, address: usize) -> Option<Allocator> {
+        self.hooks()?.giver(domain, address)
     }
 
     /// Whether an allocator of a domain takes back every block that the heap's own allocators gave in it.
@@ -686,12 +687,32 @@ impl Drop for CheckedHeap {
 }
 
 impl Account {
+    /// Whether `more` bytes may still be held.
+    unsafe fn has_room(this: *mut Self, more: usize) -> bool {
+        // SAFETY: the account outlives its allocators, and no reference to it is held across calls.
+        unsafe { (*this).held.checked_add(more).is_some_and(|sum| sum <= (*this).limit) }
+    }
+
     /// Runs `request` if `more` bytes may still be held.
     unsafe fn within_limit(this: *mut Self, more: usize, request: impl FnOnce() -> *mut c_void) -> *mut c_void {
-        // SAFETY: the account outlives its allocators, and no reference to it is held across calls.
-        let (held, limit, refusing) = unsafe { ((*this).held, (*this).limit, (*this).refusing.get()) };
-        let refused = refusing || held.checked_add(more).is_none_or(|sum| sum > limit);
+        // SAFETY: as above.
+        let refused = unsafe { (*this).refusing.get() || !Self::has_room(this, more) };
         if refused { ptr::null_mut() } else { request() }
+    }
+
+    /// Enters a block that the C library has just given. It may have more bytes than were asked for, and goes back when these are too many:
+    /// otherwise, once a block has been freed, there might still be no room for another of its size.
+    unsafe fn enter(this: *mut Self, block: *mut c_void) -> *mut c_void {
+        // SAFETY: as above; nobody else knows the block.
+        unsafe {
+            let bytes = block_bytes(block);
+            if !Self::has_room(this, bytes) {
+                ((*this).raw.free)((*this).raw.ctx, block);
+                return ptr::null_mut();
+            }
+            Self::add(this, bytes);
+        }
+        block
     }
 
     unsafe fn add(this: *mut Self, bytes: usize) {
@@ -710,8 +731,7 @@ unsafe extern "C" fn account_malloc(ctx: *mut c_void, size: usize) -> *mut c_voi
     unsafe {
         let (account, raw) = (ctx.cast::<Account>(), (*ctx.cast::<Account>()).raw);
         let block = Account::within_limit(account, size, || (raw.malloc)(raw.ctx, size));
-        Account::add(account, block_bytes(block));
-        block
+        Account::enter(account, block)
     }
 }
 
@@ -720,8 +740,7 @@ unsafe extern "C" fn account_calloc(ctx: *mut c_void, count: usize, size: usize)
     unsafe {
         let (account, raw) = (ctx.cast::<Account>(), (*ctx.cast::<Account>()).raw);
         let block = Account::within_limit(account, count.saturating_mul(size), || (raw.calloc)(raw.ctx, count, size));
-        Account::add(account, block_bytes(block));
-        block
+        Account::enter(account, block)
     }
 }
 
@@ -729,6 +748,9 @@ unsafe extern "C" fn account_realloc(ctx: *mut c_void, address: *mut c_void, siz
     // SAFETY: as above.
     unsafe {
         let (account, raw) = (ctx.cast::<Account>(), (*ctx.cast::<Account>()).raw);
+        if address.is_null() {
+            return account_malloc(ctx, size);
+        }
         let old = block_bytes(address);
         let block = Account::within_limit(account, size.saturating_sub(old), || (raw.realloc)(raw.ctx, address, size));
         if !block.is_null() {
