@@ -839,3 +839,17 @@ test("a million objects are collected through callbacks without holding on to Ja
   t.is(count, 200_000)
   t.true(process.memoryUsage().heapUsed - before < 64 << 20)
 })
+
+test('garbage that cannot be appended is told', (t) => {
+  const told: unknown[] = []
+  using heap = new Heap({ onUnraisable: (error) => told.push(error) })
+  const node = heap.defineType({ name: 'node', gc: true, fields: { next: 'object' }, del: () => {} })
+  const object = node.alloc()
+  node.set(object, 'next', object)
+  heap.decref(object)
+  Object.freeze(heap.gc.garbage)
+  t.is(heap.gc.collect(), 1)
+  t.like(told, [{ code: 'ERR_CALLBACK_RESULT', address: object }])
+  t.is(heap.refcount(object), 2)
+  heap.verify()
+})

@@ -179,9 +179,13 @@ impl Core {
     /// Appends to an array of the handle's. Scripts may have made that impossible; then it is not done.
     fn append(&self, env: Env, handle: Value, name: &CStr, value: Value) -> Result<(), Failure> {
         let array = env.get(handle, name)?;
-        let appended = env.set_element(array, env.length(array).unwrap_or(0), value);
+        let length = env.length(array).unwrap_or(0);
+        let appended = env.set_element(array, length, value);
         if appended.is_err() {
             env.clear_exception();
+        } else if env.length(array) == Some(length) {
+            // Frozen: that is not told.
+            return Err(Failure::new(code::CALLBACK_RESULT, "expected an array that can grow"));
         }
         appended
     }
@@ -233,8 +237,13 @@ impl Core {
                 return;
             }
             let scope = env.open_scope();
-            // Where JavaScript cannot run any more, nobody can ask for it.
-            let _ = self.handle().map(|handle| self.append(env, handle, c"garbage", env.integer(object)?));
+            let appended = self.handle().map(|handle| self.append(env, handle, c"garbage", env.integer(object)?));
+            if let Some(Err(_)) = appended {
+                // Where JavaScript cannot run any more, nobody can ask for it, nor is told.
+                let message =
+                    "expected gc.garbage to be an array that can grow; the object and its reference are in nobody's hands";
+                self.tell(Failure::new(code::CALLBACK_RESULT, message).at(object));
+            }
             env.close_scope(scope);
         }
     }
