@@ -209,7 +209,11 @@ impl DebugHooks {
     pub fn wrong_domain(&self, function: Function, verifying: Domain, address: usize) -> Option<Report> {
         let block = self.blocks.get(&address).filter(|block| block.domain != verifying)?;
         // SAFETY: a block of ours.
-        unsafe { self.report(function, Problem::Id(api_id(verifying)), address, *block) }
+        unsafe {
+            // Where somebody wrote the other domain's id there, CPython looks at the guard bytes, and may notice nothing.
+            let (problem, _) = Self::find_problem(verifying, address, *block)?;
+            self.report(function, problem, address, *block)
+        }
     }
 
     /// The block at an address, if this hook gave it. One that is older may be another hook's, which is asked in its turn: once a block of
@@ -245,33 +249,42 @@ impl DebugHooks {
         }
     }
 
+    /// What `_PyMem_DebugCheckAddress` finds wrong with a block, if anything, and at which offset from its data.
+    ///
+    /// # Safety
+    /// The block is at `address`.
+    unsafe fn find_problem(verifying: Domain, address: usize, block: Block) -> Option<(Problem, isize)> {
+        let at = ptr::with_exposed_provenance::<u8>(address);
+        let damaged = |from: isize, to: isize, sound: &dyn Fn(isize) -> u8| {
+            // SAFETY: the caller's promise: header, data and guard bytes are where they were put.
+            (from..to).find(|&offset| unsafe { *at.offset(offset) } != sound(offset))
+        };
+        let size = block.size as isize;
+        let written = |offset: isize| block.size.to_be_bytes()[(offset + HEAD as isize) as usize];
+        let (head, id) = (-(HEAD as isize), -(SST as isize));
+        if damaged(id, id + 1, &|_| api_id(verifying)).is_some() {
+            Some((Problem::Id(api_id(verifying)), id))
+        } else if let Some(offset) = damaged(id + 1, 0, &|_| FORBIDDEN) {
+            Some((Problem::Leading, offset))
+        } else {
+            // With a damaged size, what CPython takes for guard bytes lies somewhere else.
+            let trailing = damaged(head, id, &written).or_else(|| damaged(size, size + SST as isize, &|_| FORBIDDEN));
+            trailing.map(|offset| (Problem::Trailing, offset))
+        }
+    }
+
     /// `_PyMem_DebugCheckAddress`: what is wrong with a block, if anything.
     ///
     /// # Safety
     /// The block is at `address`.
     unsafe fn check(&self, function: Function, verifying: Domain, address: usize, block: Block) -> Option<Fault> {
-        // SAFETY: the caller's promise: header, data and guard bytes are where they were put.
+        // SAFETY: the caller's promise.
         unsafe {
-            let at = ptr::with_exposed_provenance::<u8>(address);
-            let damaged = |from: isize, to: isize, sound: &dyn Fn(isize) -> u8| {
-                (from..to).find(|&offset| *at.offset(offset) != sound(offset))
-            };
-            let size = block.size as isize;
-            let written = |offset: isize| block.size.to_be_bytes()[(offset + HEAD as isize) as usize];
-            let id = *at.sub(SST);
-            let leading = damaged(-(SST as isize) + 1, 0, &|_| FORBIDDEN);
-            let (kind, problem, offset) = if id != api_id(verifying) {
-                let kind = if block.domain == verifying { FaultKind::BufferUnderflow } else { FaultKind::WrongDomain };
-                (kind, Problem::Id(api_id(verifying)), -(SST as isize))
-            } else if let Some(offset) = leading {
-                (FaultKind::BufferUnderflow, Problem::Leading, offset)
-            } else if let Some(offset) = damaged(-(HEAD as isize), -(SST as isize), &written) {
-                // What CPython takes for guard bytes lies somewhere else then.
-                (FaultKind::BufferUnderflow, Problem::Trailing, offset)
-            } else if let Some(offset) = damaged(size, size + SST as isize, &|_| FORBIDDEN) {
-                (FaultKind::BufferOverflow, Problem::Trailing, offset)
-            } else {
-                return None;
+            let (problem, offset) = Self::find_problem(verifying, address, block)?;
+            let kind = match problem {
+                Problem::Id(_) if block.domain != verifying => FaultKind::WrongDomain,
+                _ if offset < 0 => FaultKind::BufferUnderflow,
+                _ => FaultKind::BufferOverflow,
             };
             let report = self.report(function, problem, address, block);
             let offset = (kind != FaultKind::WrongDomain).then_some(offset);

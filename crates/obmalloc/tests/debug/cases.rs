@@ -84,6 +84,16 @@ pub fn cases() -> Vec<Case> {
         add(format!("inner overflow, {api} 900, free"), &[Op::Malloc(api, 900), Op::Fill, damage, Op::Free(api)]);
         add(format!("inner overflow, {api} 900, realloc"), &[Op::Malloc(api, 900), Op::Fill, damage, Op::Realloc(api, 950)]);
     }
+    // A wrong domain whose id somebody wrote over the right one.
+    for (allocated, used) in [('m', 'o'), ('o', 'm')] {
+        let id = Op::Write(-8, 1, used as u8);
+        for (what, more) in [("only", id), ("and leading", Op::Write(-3, 1, 0)), ("and trailing", Op::Write(20, 1, 1))] {
+            let name = format!("id {what}, {allocated} 20");
+            let before = [Op::Malloc(allocated, 20), id, more];
+            add(format!("{name}, free {used}"), &[&before[..], &[Op::Free(used)]].concat());
+            add(format!("{name}, realloc {used}"), &[&before[..], &[Op::Realloc(used, 21)]].concat());
+        }
+    }
     // A fault comes before a size that cannot be had.
     add("overflow, realloc too large".into(), &[Op::Malloc('o', 9), Op::Write(9, 1, 0), Op::Realloc('o', TOO_LARGE + 1)]);
 
