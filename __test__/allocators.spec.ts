@@ -24,7 +24,7 @@ function logging(inner: Allocator, calls: string[], name = ''): Allocator {
       return inner.realloc(address, size)
     },
     free(address) {
-      calls.push(`${name}free`)
+      calls.push(`${name}free${address === null ? ' null' : ''}`)
       inner.free(address)
     },
   }
@@ -190,7 +190,20 @@ test('calls reach a wrapper as they were made', (t) => {
   heap.mem.free(null)
   heap.mem.malloc(2n ** 63n - 1n)
   // More than a number can say is more than there is.
-  t.deepEqual(calls, ['realloc null 5', 'realloc block 50', 'free', 'calloc 3 4', 'free'])
+  t.deepEqual(calls, ['realloc null 5', 'realloc block 50', 'free', 'calloc 3 4', 'free', 'free null'])
+  const own = heap.getAllocator('obj')
+  heap.setAllocator('obj', { ...own, free: (address) => t.is(address, null) })
+  heap.obj.free(null)
+  heap.setAllocator('obj', {
+    ...own,
+    free: () => {
+      throw new Error('no')
+    },
+  })
+  t.throws(() => heap.obj.free(null), { code: 'ERR_CALLBACK_THREW' })
+  // In CPython too, debug hooks pass no NULL on.
+  heap.setupDebugHooks()
+  heap.obj.free(null)
 })
 
 test('what pymalloc passes on is seen by whatever is around raw', (t) => {

@@ -40,7 +40,7 @@ export class Allocators {
         case 'realloc':
           return settled(allocator.realloc((first as Address) || null, second))
         default:
-          return isAwaited(allocator.free(first as Address))
+          return isAwaited(allocator.free((first as Address) || null))
       }
     }
   }

@@ -60,10 +60,12 @@ fn realloc<const D: u8>(core: &Core, env: Env, [address, size]: [Value; 2]) -> O
 fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
     let address = args::address_or_null(env, address)?;
     let heap = core.heap()?;
-    if let Some(address) = address {
-        core.free(env, heap, domain::<D>(), address)?;
-        core.report(env, heap);
+    match address {
+        Some(address) => core.free(env, heap, domain::<D>(), address)?,
+        None if core.needs_attention() => core.free_null(heap, domain::<D>())?,
+        None => return Ok(UNDEFINED),
     }
+    core.report(env, heap);
     Ok(UNDEFINED)
 }
 
@@ -255,6 +257,13 @@ impl Core {
             self.adopt(heap, domain, fault)?;
             heap.free(domain, address).map_err(|fault| self.fault(fault))
         })
+    }
+
+    /// Whatever is in is called with NULL too.
+    #[cold]
+    fn free_null(&self, heap: &ObjectHeap, domain: Domain) -> Result<(), Failure> {
+        heap.free_null(domain);
+        self.arenas.take_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain)))
     }
 
     #[cold]

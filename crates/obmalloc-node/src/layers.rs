@@ -73,7 +73,8 @@ fn ask(core: &Core, script: u32, verb: Verb, arguments: [usize; 2]) -> Outcome {
     let answer = env.in_scope(|| {
         let function = env.get(handle, c"onAllocate").map_err(|_| None)?;
         let mut values = [ptr::null_mut(); 4];
-        let first = if matches!(verb, Verb::Realloc) && arguments[0] == 0 { env.null() } else { env.integer(arguments[0]) };
+        let first =
+            if matches!(verb, Verb::Realloc | Verb::Free) && arguments[0] == 0 { env.null() } else { env.integer(arguments[0]) };
         for (value, made) in
             values.iter_mut().zip([env.integer(script as usize), env.integer(verb as usize), first, env.integer(arguments[1])])
         {
@@ -279,7 +280,7 @@ unsafe extern "C" fn layer_free(ctx: *mut c_void, address: *mut c_void) {
         reached("layers::layer_free");
         let at = address.expose_provenance();
         match (layer.target, core.allocators.giver(layer.domain, at)) {
-            _ if at == 0 => {}
+            (Target::Script(script), _) if at == 0 => ask_to_free(core, script, at)?,
             (Target::Script(script), _) | (Target::Router(_), Some(script)) => release(layer, core, script, at)?,
             (Target::Router(native), None) => {
                 let native = native_of(core, layer.domain, at, native);
@@ -307,6 +308,10 @@ fn release(layer: &Layer, core: &Core, script: u32, address: usize) -> Result<()
         unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(address)) };
         return Ok(());
     }
+    ask_to_free(core, script, address)
+}
+
+fn ask_to_free(core: &Core, script: u32, address: usize) -> Result<(), Failure> {
     let answer = ask(core, script, Verb::Free, [address, 0])?;
     if core.env().is_true(answer) {
         let message = "expected the allocator's free to be done when it returns, but it gave something to wait for";

@@ -371,6 +371,12 @@ impl CheckedHeap {
         Ok(())
     }
 
+    /// `PyMem_Free(NULL)`: nothing is freed, but the allocator that is in is called all the same.
+    pub fn free_null(&self, domain: Domain) {
+        // SAFETY: no block.
+        unsafe { self.heap.free(domain, None) };
+    }
+
     /// As [`free`](Self::free), for whoever knows the block.
     ///
     /// # Safety

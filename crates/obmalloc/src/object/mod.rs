@@ -545,6 +545,11 @@ impl ObjectHeap {
         self.heap.free(domain, address)
     }
 
+    /// As [`CheckedHeap::free_null`].
+    pub fn free_null(&self, domain: Domain) {
+        self.heap.free_null(domain);
+    }
+
     /// As [`CheckedHeap::realloc`].
     ///
     /// # Errors
