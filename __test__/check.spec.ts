@@ -1,12 +1,13 @@
-import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, openSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { check as checkWith, type Finding } from '../dist/checking.js'
+import { check as checkWith, type Check, type Finding } from '../dist/checking.js'
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
 import { recorder } from '../dist/tools.js'
 
@@ -265,11 +266,57 @@ withPython('what cannot be looked at is said, and does not end with 0', (t) => {
 })
 
 test('usage errors end with 2 and say what was expected', (t) => {
-  for (const args of [[], ['--frob'], ['--python', '/bin/true', '--', 'script.py']]) {
+  for (const args of [[], ['--frob'], ['--python', '/bin/true', '--', 'script.py'], ['--python', '', '--', 'script.py']]) {
     const { status, stdout, stderr } = obmalloc(args)
     t.is(status, 2, args.join(' '))
     t.is(stdout, '')
     t.not(stderr, '')
+  }
+})
+
+withPython('what goes wrong with the checker itself does not look as if something had been found', (t) => {
+  const nowhere = obmalloc(['--python', newest.path, '--', '-c', 'pass'], { TMPDIR: join(folder, 'nowhere') })
+  t.is(nowhere.status, 4)
+  t.regex(nowhere.stderr, /^obmalloc: .*nowhere/)
+  const full = spawnSync(
+    process.execPath,
+    [join(root, 'dist', 'cli.js'), 'check', '--python', newest.path, '--json', '--', '-c', 'pass'],
+    { stdio: ['ignore', openSync('/dev/full', 'w'), 'pipe'], encoding: 'utf8' },
+  )
+  t.is(full.status, 4)
+  t.regex(full.stderr, /\nobmalloc: .*ENOSPC.*\n$/)
+})
+
+withPlants('what was found until an interrupt is told', async (t) => {
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    // It has been planted when it says so, and then waits to be told to end.
+    const wait = [
+      'import signal, sys, time',
+      'signal.signal(signal.SIGTERM, lambda *_: sys.exit())',
+      "print('ready', flush=True)",
+      'time.sleep(60)',
+    ]
+    const [script, ...rest] = planting(['mem_freed_as_obj:24'])
+    const waiting = join(folder, `waiting-${signal}.py`)
+    writeFileSync(waiting, [readFileSync(script!, 'utf8'), ...wait, ''].join('\n'))
+    const own = mkdtempSync(join(folder, 'own-'))
+    const child = spawn(
+      process.execPath,
+      [join(root, 'dist', 'cli.js'), 'check', '--python', newest.path, '--json', '--', waiting, ...rest],
+      { stdio: ['ignore', 'pipe', 'pipe'], detached: true, env: { ...process.env, TMPDIR: own } },
+    )
+    let [told, said] = ['', '']
+    child.stdout.setEncoding('utf8').on('data', (text: string) => (told += text))
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      // As a terminal does, to all in the foreground; or to the tool alone.
+      if (!said.includes('ready') && (said + text).includes('ready'))
+        process.kill(signal === 'SIGINT' ? -child.pid! : child.pid!, signal)
+      said += text
+    })
+    const [code] = (await once(child, 'close')) as [number]
+    t.is(code, 1, said)
+    t.is((JSON.parse(told) as Check).findings[0]!.count, 1)
+    t.deepEqual(readdirSync(own), [])
   }
 })
 

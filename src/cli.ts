@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
- * The command line. Exit codes: 0 all matched, or nothing was found; 4 something did not match, or could not be looked at; 2 usage; 3 an
- * unreadable trace; 1 `check` found something, and anything else.
+ * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check` found something; 2 usage; 3 an unreadable trace; 4 something
+ * did not match, or could not be looked at, and anything else.
  */
 
 import { readFileSync } from 'node:fs'
@@ -82,7 +82,7 @@ async function main(): Promise<number> {
     if (error instanceof UsageError) return fail(error, 2)
     if (error instanceof TraceError) return fail(error, 3)
     if (error instanceof Error && (error as Error & { code?: string }).code === 'ERR_OUT_OF_RANGE') return fail(error, 2)
-    return fail(error, 1)
+    return fail(error, 4)
   }
 }
 
@@ -93,7 +93,7 @@ function fail(error: unknown, code: number): number {
 
 // Whoever read the output has gone, as `head` does: end as programs do that are told so by a signal.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error
+  if (error.code !== 'EPIPE') process.exit(fail(error, 4))
   process.exit(128 + constants.signals.SIGPIPE)
 })
 

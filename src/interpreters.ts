@@ -91,6 +91,7 @@ function children(folder: string): string[] {
 
 /** Starts a candidate and asks what it is. */
 function probe(path: string): Interpreter | Unusable {
+  if (path === '') return { path: 'an empty path', reason: 'it names no program' }
   const run = spawnSync(path, ['-c', PROBE], { encoding: 'utf8', timeout: 20_000, stdio: ['ignore', 'pipe', 'pipe'] })
   if (run.error) return { path, reason: `it cannot be started: ${run.error.message}` }
   if (run.status !== 0) {

@@ -44,10 +44,18 @@ export async function run(
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID']) delete env[`OBMALLOC_${task}${rest}`]
   Object.assign(env, variables, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
   const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
-  return new Promise((done, failed) => {
-    child.on('error', failed)
-    child.on('exit', (code, signal) => done(code ?? signal ?? 1))
-  })
+  // The program is to end as it would by itself, and what was seen until then is to be told. A terminal interrupts both at once.
+  const passOn = (signal: NodeJS.Signals): void => void (signal === 'SIGINT' || child.kill(signal))
+  const signals: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
+  for (const signal of signals) process.on(signal, passOn)
+  try {
+    return await new Promise((done, failed) => {
+      child.on('error', failed)
+      child.on('exit', (code, signal) => done(code ?? signal ?? 1))
+    })
+  } finally {
+    for (const signal of signals) process.off(signal, passOn)
+  }
 }
 
 /** What the processes wrote that the one which wrote `path` started. */
