@@ -59,12 +59,10 @@ impl Layer {
     }
 }
 
-/// Calls a script's allocator; for more bytes than a number can say, which there are not, nothing is called.
+/// Calls a script's allocator. More bytes than a number can say, which there are not, are said to be as many as it can.
 fn ask(core: &Core, script: u32, verb: Verb, arguments: [usize; 2]) -> Outcome {
     let env = core.env();
-    if arguments.iter().any(|&argument| argument as f64 > args::MAX_SAFE_INTEGER) {
-        return env.null();
-    }
+    let arguments = arguments.map(|argument| argument.min(args::MAX_SAFE_INTEGER as usize));
     let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
     if core.allocators.nested.get() >= NESTED_MAX {
         let message = format!("expected at most {NESTED_MAX} calls of allocators inside one another");
