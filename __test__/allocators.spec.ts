@@ -192,7 +192,17 @@ test('calls reach a wrapper as they were made', (t) => {
   heap.mem.free(some(heap.mem.calloc(2n ** 63n - 1n, 0)))
   // More than a number can say is more than there is.
   const most = 2 ** 53 - 1
-  t.deepEqual(calls, ['realloc null 5', 'realloc block 50', 'free', 'calloc 3 4', 'free', 'free null', `malloc ${most}`, `calloc ${most} 0`, 'free'])
+  t.deepEqual(calls, [
+    'realloc null 5',
+    'realloc block 50',
+    'free',
+    'calloc 3 4',
+    'free',
+    'free null',
+    `malloc ${most}`,
+    `calloc ${most} 0`,
+    'free',
+  ])
   const own = heap.getAllocator('obj')
   heap.setAllocator('obj', { ...own, free: (address) => t.is(address, null) })
   heap.obj.free(null)

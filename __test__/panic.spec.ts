@@ -2,6 +2,7 @@
  * that the binding does not get. */
 
 import assert from 'node:assert/strict'
+import { constants } from 'node:buffer'
 import { execFile } from 'node:child_process'
 import { createRequire } from 'node:module'
 import { promisify } from 'node:util'
@@ -39,7 +40,8 @@ async function build(): Promise<Injected> {
 const makeError = (code: string, message: string): Error => Object.assign(new Error(message), { code })
 /** Sizes that are the release's own, and no limit. */
 const sizes = Array.from({ length: 5 })
-const open = (native: Injected): Functions => native['open']!(makeError, '3.13', ...sizes, 'default') as Functions
+const open = (native: Injected): Functions =>
+  native['open']!(makeError, constants.MAX_LENGTH, '3.13', ...sizes, 'default') as Functions
 
 const codeOf = (call: () => unknown): unknown => {
   try {
