@@ -1,8 +1,10 @@
 import test from 'ava'
 
-import { Heap, type Address } from 'obmalloc'
+import { Heap, type Address, type DomainName } from 'obmalloc'
 
 import { collectUntil, some, transfer } from './tools.ts'
+
+const domains = ['raw', 'mem', 'obj'] as const
 
 test('a view is the block itself', (t) => {
   using heap = new Heap()
@@ -105,5 +107,79 @@ test('the memory of blocks whose buffers lived on is used again once they are go
   for (const block of blocks.slice(0, 1000)) t.throws(() => heap.obj.usableSize(block), { code: 'ERR_USE_AFTER_FREE' })
   t.is(moved.length, 1000)
   moved = undefined
+  heap.verify()
+})
+
+test("a block with a view is moved while JavaScript may run: later views are their own blocks'", (t) => {
+  const put = {
+    allocator(heap: Heap, domain: DomainName) {
+      const own = heap.getAllocator(domain)
+      heap.setAllocator(domain, {
+        malloc: (size) => own.malloc(size),
+        calloc: (count, size) => own.calloc(count, size),
+        realloc: (address, size) => own.realloc(address, size),
+        free: (address) => own.free(address),
+      })
+    },
+    arenas(heap: Heap) {
+      const own = heap.getArenaAllocator()
+      heap.setArenaAllocator({ alloc: (size) => own.alloc(size), free: (address, size) => own.free(address, size) })
+    },
+  }
+  for (const [what, where] of [...domains.map((domain) => ['allocator', domain] as const), ['arenas', 'obj'] as const]) {
+    for (const hooks of [false, true]) {
+      for (const size of [0, 100, 5000]) {
+        using heap = new Heap()
+        put[what](heap, where)
+        if (hooks) heap.setupDebugHooks()
+        for (const domain of domains) {
+          const block = some(heap[domain].malloc(size))
+          const old = heap[domain].view(block)
+          const moved = some(heap[domain].realloc(block, 2 * size + 50))
+          t.is(old.length, 0)
+          const [x, y] = [some(heap[domain].malloc(64)), some(heap[domain].malloc(64))]
+          const [viewOfX, viewOfY] = [heap[domain].view(x), heap[domain].view(y)]
+          heap[domain].free(x)
+          t.deepEqual([viewOfX.length, viewOfY.length], [0, viewOfY.length], `${what} ${domain}`)
+          t.true(viewOfY.length >= 64)
+          t.is(heap[domain].view(y), viewOfY)
+          // A block that stays has a view again.
+          t.is(heap[domain].realloc(moved, 2n ** 62n), null)
+          t.true(heap[domain].view(moved).length >= 2 * size + 50)
+          heap[domain].free(y)
+          heap[domain].free(moved)
+        }
+        heap.verify()
+      }
+    }
+  }
+})
+
+test("a script's realloc is asked about blocks with views too", (t) => {
+  using heap = new Heap()
+  const own = heap.getAllocator('obj')
+  const block = some(heap.obj.malloc(100))
+  heap.obj.view(block).fill(7)
+  let asked = 0
+  heap.setAllocator('obj', {
+    ...own,
+    realloc: () => {
+      asked++
+      return null
+    },
+  })
+  t.is(heap.obj.realloc(block, 2000), null)
+  t.is(asked, 1)
+  t.deepEqual(heap.obj.read(block, 0, 100), new Uint8Array(100).fill(7))
+  heap.setAllocator('obj', {
+    ...own,
+    realloc: () => {
+      throw new Error('no')
+    },
+  })
+  heap.obj.view(block)
+  t.throws(() => heap.obj.realloc(block, 2000), { code: 'ERR_CALLBACK_THREW' })
+  heap.setAllocator('obj', own)
+  heap.obj.free(block)
   heap.verify()
 })

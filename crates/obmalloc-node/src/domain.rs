@@ -198,19 +198,24 @@ impl Core {
         let usable =
             heap.usable_size(domain, old).map_err(|fault| self.fault(as_told(fault, heap.check_realloc(domain, old))))?;
         self.refuse_pinned(old, domain)?;
-        let view = match self.marks.borrow().get(&old) {
+        let mut view = match self.marks.borrow().get(&old) {
             Some(Mark::Viewed(view)) => Some(view.clone()),
             _ => None,
         };
-        if view.is_some() {
+        let mut reachable = false;
+        if let Some(known) = &view {
             heap.check_realloc(domain, old).map_err(|fault| self.fault(fault))?;
+            if self.arenas.need_attention() || self.allocators.need_attention(heap) {
+                // While a script gives arenas or blocks, JavaScript may run between the freeing of the old block and the end of the call: also
+                // where that fails, and the block stays, its view does not.
+                reachable = view::detach(self, env, old, known);
+                if !reachable {
+                    view = None;
+                }
+            } else {
+                reachable = view::has_escaped(self, env, known);
+            }
         }
-        // While a script gives arenas or blocks, JavaScript may run between the freeing of the old block and the end of the call.
-        let mut escaped = false;
-        if let Some(view) = view.as_ref().filter(|_| self.arenas.need_attention() || self.allocators.need_attention(heap)) {
-            escaped = view::detach(self, env, old, view);
-        }
-        let reachable = view.as_ref().is_some_and(|view| escaped || view::has_escaped(self, env, view));
         let block = if reachable {
             // Somebody holds a buffer over the old block that cannot be detached: the block must not be freed or moved by the C library.
             let block = heap.malloc(domain, size);

@@ -94,10 +94,9 @@ impl ObjectHeap {
         if kind.presize != 0 {
             return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
         }
-        let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
-        if self.usable_size(Domain::Obj, memory)? < size {
-            return Err(ObjectError::Argument("a block that is large enough for an object of the type"));
-        }
+        let usable = self.usable_size(Domain::Obj, memory)?;
+        let size = kind.var_size(nitems).filter(|&size| size <= usable);
+        let size = size.ok_or(ObjectError::Argument("a block that is large enough for an object of the type"))?;
         if self.table().reserve() { Ok(size) } else { Err(ObjectError::NoMemory) }
     }
 
