@@ -166,7 +166,7 @@ fn init(core: &Core, env: Env, [number, memory]: [Value; 2]) -> Outcome {
     let address = args::address(env, memory)?;
     let heap = core.objects()?;
     let kind = core.kind(env, number)?;
-    make_room(core, env, heap, kind, address, 0)?;
+    make_room(core, env, heap, kind, (address, 0), ("memory", memory))?;
     let made = heap.init(kind, address);
     core.give_object(env, heap, made, ("memory", memory))
 }
@@ -176,19 +176,26 @@ fn init_var(core: &Core, env: Env, [number, memory, count]: [Value; 3]) -> Outco
     let (address, nitems) = (args::address(env, memory)?, args::size(env, "nitems", count)?);
     let heap = core.objects()?;
     let kind = core.kind(env, number)?;
-    make_room(core, env, heap, kind, address, nitems)?;
+    make_room(core, env, heap, kind, (address, nitems), ("nitems", count))?;
     let made = heap.init_var(kind, address, nitems);
     core.give_object(env, heap, made, ("nitems", count))
 }
 
 /// Before a block becomes an object: nothing in JavaScript may reach into it any more.
-fn make_room(core: &Core, env: Env, heap: &ObjectHeap, kind: TypeId, block: usize, nitems: usize) -> Result<(), Failure> {
+fn make_room(
+    core: &Core,
+    env: Env,
+    heap: &ObjectHeap,
+    kind: TypeId,
+    (block, nitems): (usize, usize),
+    (argument, received): (&'static str, Value),
+) -> Result<(), Failure> {
     if !core.needs_attention() {
         return Ok(());
     }
     core.bytes_of(heap, Domain::Obj, block)?;
     // What would be refused is refused with the view in place.
-    heap.check_init(kind, block, nitems).map_err(|error| core.object_failure(error, "memory", UNDEFINED))?;
+    heap.check_init(kind, block, nitems).map_err(|error| core.object_failure(error, argument, received))?;
     let view = match core.marks.borrow().get(&block) {
         Some(Mark::Viewed(view)) => view.clone(),
         _ => return Ok(()),
