@@ -45,7 +45,9 @@ export async function run(
   Object.assign(env, variables, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
   const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
   // The program is to end as it would by itself, and what was seen until then is to be told. A terminal interrupts both at once.
-  const passOn = (signal: NodeJS.Signals): void => void (signal === 'SIGINT' || child.kill(signal))
+  const passOn = (signal: NodeJS.Signals): void => {
+    if (signal !== 'SIGINT') child.kill(signal)
+  }
   const signals: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
   for (const signal of signals) process.on(signal, passOn)
   try {

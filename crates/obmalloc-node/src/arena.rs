@@ -403,8 +403,7 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
         }
         let env = core.env();
         if env.is_true(call(core, env, c"arenaFree", &[address, size])?) {
-            let message = "expected the arena allocator's free to be done when it returns, but it gave something to wait for";
-            return Err(Failure::new(code::CALLBACK_RESULT, message));
+            return Err(Failure::awaited("arena allocator's free"));
         }
         return Ok(());
     }

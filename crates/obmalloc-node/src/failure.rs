@@ -93,6 +93,13 @@ impl Failure {
         Self::new(code::NO_MEMORY, what)
     }
 
+    /// A script's function gave something to wait for.
+    #[cold]
+    pub fn awaited(what: &str) -> Self {
+        let message = format!("expected the {what} to be done when it returns, but it gave something to wait for");
+        Self::new(code::CALLBACK_RESULT, message)
+    }
+
     #[cold]
     pub fn corrupted(corruption: &Corruption) -> Self {
         Self::new(code::HEAP_CORRUPTED, corruption.to_string()).at(corruption.address)

@@ -312,8 +312,7 @@ fn release(layer: &Layer, core: &Core, script: u32, address: usize) -> Result<()
 fn ask_to_free(core: &Core, script: u32, address: usize) -> Result<(), Failure> {
     let answer = ask(core, script, Verb::Free, [address, 0])?;
     if core.env().is_true(answer) {
-        let message = "expected the allocator's free to be done when it returns, but it gave something to wait for";
-        return Err(Failure::new(code::CALLBACK_RESULT, message));
+        return Err(Failure::awaited("allocator's free"));
     }
     Ok(())
 }
