@@ -416,7 +416,10 @@ export class MemoryFault extends Error {
   readonly cause?: unknown
 }
 
-/** Every code that a {@link MemoryFault} may have. */
+/**
+ * Every code that a {@link MemoryFault} may have. After `ERR_INTERNAL`, and after an `ERR_HEAP_CORRUPTED` that a request for memory threw because the
+ * link of a free block was broken, the heap can only be closed: every other call throws that again.
+ */
 export type FaultCode =
   | 'ERR_WRONG_DOMAIN' | 'ERR_DOUBLE_FREE' | 'ERR_USE_AFTER_FREE' | 'ERR_INTERIOR_POINTER' | 'ERR_FOREIGN_POINTER' | 'ERR_WRONG_HEAP'
   | 'ERR_BUFFER_OVERFLOW' | 'ERR_BUFFER_UNDERFLOW' | 'ERR_WRITE_AFTER_FREE'

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 
-import { Heap, MemoryFault, type Address, type ArenaAllocator, type Domain } from 'obmalloc'
+import { Heap, MemoryFault, type Address, type ArenaAllocator, type Domain, type ObjectType } from 'obmalloc'
 
 import { peek, poke } from '../peer.ts'
 import { exhaustion } from './exhaustion.ts'
@@ -772,19 +772,60 @@ const blocks: Row[] = [
     number: 44,
     what: 'a corrupted free-list link',
     play: (scene) => {
-      // In a heap of its own, which is lost.
-      for (const link of [0x10, 2 ** 46, (some(scene.heap.obj.malloc(48)) as number) + 8]) {
-        using heap = new Heap({ allocator: 'debug' })
-        const [a, b] = [some(heap.obj.malloc(48)), some(heap.obj.malloc(48))]
-        heap.obj.free(a)
-        const bytes = new Uint8Array(8)
-        new DataView(bytes.buffer).setBigUint64(0, BigInt(link), true)
-        poke(a - 16, bytes)
-        for (let i = 0; i < 3; i++) assert.throws(() => heap.obj.malloc(48), { code: 'ERR_HEAP_CORRUPTED', address: a - 16 })
-        assert.throws(() => heap.verify(), { code: 'ERR_HEAP_CORRUPTED' })
-        assert.equal(heap.obj.usableSize(b), 48)
-        heap.obj.free(some(heap.obj.malloc(200)))
+      const requests: Array<(heap: Heap, type: ObjectType, block: Address) => unknown> = [
+        ({ obj }) => obj.malloc(48),
+        ({ mem }) => mem.calloc(6, 8),
+        ({ mem }) => mem.realloc(null, 48),
+        ({ obj }, _, block) => obj.realloc(block, 48),
+        (heap) => heap.run(Uint32Array.of(0, 2, 0, 48)),
+        (_, type) => type.alloc(),
+        (_, type) => type.new(),
+        (heap) => heap.getAllocator('mem').malloc(48),
+      ]
+      const elsewhere = some(scene.heap.obj.malloc(48))
+      for (const allocator of ['default', 'debug'] as const) {
+        for (const request of requests) {
+          for (const lead of [
+            () => 0x10,
+            () => 2 ** 46,
+            () => elsewhere,
+            (block: number) => block + 8,
+            (block: number) => block + 2 ** 20,
+          ]) {
+            // A heap of its own, which is lost.
+            const heap = new Heap({ allocator })
+            const type = heap.defineType({ name: 'six words', fields: { a: 'object', b: 'object', c: 'i64', d: 'i64' } })
+            const [freed, kept, other] = [some(heap.obj.malloc(48)), some(heap.obj.malloc(48)), some(heap.obj.malloc(200))]
+            heap.obj.free(freed)
+            const block = freed - (allocator === 'debug' ? 16 : 0)
+            const bytes = new Uint8Array(8)
+            new DataView(bytes.buffer).setBigUint64(0, BigInt(lead(block)), true)
+            poke(block, bytes)
+            assert.throws(() => request(heap, type, other), { code: 'ERR_HEAP_CORRUPTED', address: block }, String(request))
+            const rest = [
+              () => request(heap, type, other),
+              () => heap.obj.malloc(300),
+              () => heap.obj.free(kept),
+              () => heap.obj.read(other),
+              () => heap.gc.collect(),
+              () => heap.verify(),
+            ]
+            for (const call of rest) assert.throws(call, { code: 'ERR_HEAP_CORRUPTED' }, String(call))
+            heap.close()
+            assert.throws(() => heap.obj.malloc(48), { code: 'ERR_HEAP_CLOSED' })
+          }
+        }
       }
+      // What a callback finds ends the call around it.
+      const heap = new Heap({ onUnraisable: () => {} })
+      const type = heap.defineType({ name: 't', finalize: () => void heap.obj.malloc(48) })
+      const object = type.alloc()
+      const freed = some(heap.obj.malloc(48))
+      heap.obj.free(freed)
+      poke(freed, Uint8Array.of(16, 0, 0, 0, 0, 0, 0, 0))
+      assert.throws(() => heap.decref(object), { code: 'ERR_HEAP_CORRUPTED' })
+      heap.close()
+      scene.check()
     },
   },
   {

@@ -152,7 +152,7 @@ fn run_all(
         if verb == 3 {
             continue;
         }
-        if attentive && verb != 2 {
+        if (attentive || block.is_none()) && verb != 2 {
             core.settle(env, heap, domain, block)?;
         }
         let address = block.map_or(0, |block| block.as_ptr() as usize);
@@ -189,7 +189,11 @@ fn run_plainly(
         let (Some(domain), Some(place)) = (domain_of(domain), slots.get_mut(slot as usize)) else { break };
         let size = size as usize;
         let block = match verb {
-            0 => heap.malloc(domain, size),
+            // A request that fails may have a reason, which the caller finds.
+            0 => match heap.malloc(domain, size) {
+                None if heap.is_corrupted() => break,
+                block => block,
+            },
             3 if *place == 0 || heap.free(domain, *place).is_ok() => {
                 number += 1;
                 continue;

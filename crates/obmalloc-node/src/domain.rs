@@ -123,7 +123,7 @@ fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<u
 
 #[inline(always)]
 fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
-    if core.needs_attention() {
+    if core.needs_attention() || block.is_none() {
         core.settle(env, heap, domain, block)?;
     }
     core.report(env, heap);
@@ -141,7 +141,7 @@ impl Core {
         if block.is_none()
             && let Some(fault) = heap.take_fault()
         {
-            return Err(self.fault(fault));
+            return Err(self.fault(Fault { used: domain, ..fault }));
         }
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         if let Some(block) = block {

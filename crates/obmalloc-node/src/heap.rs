@@ -42,6 +42,8 @@ pub(crate) enum State {
     Asking,
     /// Nothing more.
     Closed,
+    /// Nothing but closing: a free block's link was found broken.
+    Corrupted,
     /// Nothing but closing: it panicked.
     Poisoned,
 }
@@ -153,6 +155,10 @@ impl Core {
             State::Busy | State::Asking => {
                 Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running")
             }
+            State::Corrupted => Failure::new(
+                code::HEAP_CORRUPTED,
+                "somebody wrote to a free block of this heap, which was found earlier; it can only be closed",
+            ),
             State::Poisoned => {
                 Failure::new(code::INTERNAL, "the heap broke an invariant of its own earlier; it can only be closed")
             }
@@ -176,7 +182,7 @@ impl Core {
     pub fn in_state<T>(&self, state: State, run: impl FnOnce() -> T) -> T {
         let before = self.state.replace(state);
         let result = run();
-        if self.state.get() != State::Poisoned {
+        if !self.is_broken() {
             self.state.set(before);
         }
         result
@@ -196,6 +202,11 @@ impl Core {
     pub fn while_asking<T>(&self, run: impl FnOnce() -> T) -> T {
         self.disturbances.set(self.disturbances.get() + 1);
         self.in_state(State::Asking, run)
+    }
+
+    /// Whether it can only be closed.
+    pub fn is_broken(&self) -> bool {
+        matches!(self.state.get(), State::Corrupted | State::Poisoned)
     }
 
     pub fn poison(&self) {
@@ -244,6 +255,9 @@ impl Core {
         if fault.kind == FaultKind::ForeignPointer && self.is_another_heaps(fault.address) {
             fault.kind = FaultKind::WrongHeap;
         }
+        if fault.kind == FaultKind::HeapCorrupted && self.heap_in_use().is_some_and(|heap| heap.is_corrupted()) {
+            self.state.set(State::Corrupted);
+        }
         fault.into()
     }
 
@@ -256,7 +270,9 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn take_fault_slowly(&self) -> Option<Failure> {
-        if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking | State::Closed | State::Poisoned)
+        if self.scripts.are_running()
+            || self.is_broken()
+            || matches!(self.state.get(), State::Busy | State::Asking | State::Closed)
         {
             return None;
         }

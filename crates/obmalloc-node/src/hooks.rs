@@ -151,9 +151,9 @@ impl Core {
         });
         self.scripts.running.set(self.scripts.running.get() - 1);
         env.close_scope(scope);
-        if self.state() == State::Poisoned {
-            // A call from inside the callback broke an invariant: the calls around it cannot go on.
-            resume_unwind(Box::new("poisoned"));
+        if self.is_broken() {
+            // A call from inside the callback broke an invariant, or found one broken: the calls around it cannot go on.
+            resume_unwind(Box::new("broken"));
         }
         answer
     }

@@ -8,7 +8,7 @@ use std::ptr;
 use napi_sys as sys;
 
 use crate::failure::{Failure, code};
-use crate::heap::Core;
+use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, Value};
 
 /// A function that knows its heap.
@@ -52,8 +52,9 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
             }
         },
         Err(_) => {
+            let failure = if core.state() == State::Corrupted { core.unusable() } else { internal() };
             core.poison();
-            internal().throw(env, core.error_maker(env))
+            failure.throw(env, core.error_maker(env))
         }
     }
 }

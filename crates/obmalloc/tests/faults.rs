@@ -1,6 +1,7 @@
 //! A checked heap: every misused address is a fault with its kind, and nothing has been changed by it.
 
-use obmalloc::{CheckedHeap, Domain, FaultKind, HeapOptions, profile};
+use obmalloc::profile::{self, Geometry};
+use obmalloc::{CheckedHeap, Domain, FaultKind, HeapOptions};
 
 fn heap() -> CheckedHeap {
     CheckedHeap::new(HeapOptions::new(&profile::V3_13)).expect("a heap")
@@ -96,6 +97,46 @@ fn there_is_room_for_another_block_of_the_size_of_one_that_was_freed() {
         assert!(heap.held() <= limit, "{} bytes are held, of {limit}", heap.held());
         heap.free(Domain::Raw, blocks.swap_remove(blocks.len() / 2)).expect("live");
         assert!(heap.malloc(Domain::Raw, 16).is_some(), "limit {limit}");
+    }
+}
+
+/// Writes to a free block, as native code with an old address does.
+fn write_link(block: usize, link: usize) {
+    // SAFETY: a block of an arena that is held; a heap that does not trust its links must stand what is written to free ones.
+    unsafe { std::ptr::with_exposed_provenance_mut::<usize>(block).write(link) };
+}
+
+#[test]
+fn a_link_that_leads_out_of_its_pool_is_not_followed() {
+    let any = Geometry { pool_size: 8192, ..profile::V3_13.geometry };
+    for (profile, geometry) in [(&profile::V3_8, None), (&profile::V3_13, None), (&profile::V3_13, Some(any))] {
+        let heap = || CheckedHeap::new(HeapOptions { geometry, ..HeapOptions::new(profile) }).expect("a heap");
+        let pool_size = heap().geometry().pool_size;
+        for lead in [|_, _| 0x10, |_, _| usize::MAX, |block, _| block + 8, |block, pool_size| block + pool_size] {
+            // Of a pool in use, and of one that has been empty.
+            for keeps_another in [true, false] {
+                let heap = heap();
+                let at = |size| heap.malloc(Domain::Obj, size).expect("memory").as_ptr() as usize;
+                let (first, second, other) = (at(48), at(48), at(100));
+                heap.free(Domain::Obj, first).expect("live");
+                if !keeps_another {
+                    heap.free(Domain::Obj, second).expect("live");
+                }
+                let next = if keeps_another { first } else { second };
+                write_link(next, lead(next, pool_size));
+                assert!(!heap.is_corrupted());
+                for _ in 0..2 {
+                    assert_eq!(heap.malloc(Domain::Mem, 48), None);
+                    assert_eq!(heap.calloc(Domain::Obj, 3, 16), None);
+                    let fault = heap.realloc(Domain::Obj, Some(other), 48).expect_err("a fault");
+                    assert_eq!((fault.kind, fault.address), (FaultKind::HeapCorrupted, next));
+                    assert_eq!(heap.realloc(Domain::Mem, None, 40).expect_err("a fault").kind, FaultKind::HeapCorrupted);
+                    assert_eq!(heap.take_fault().map(|fault| fault.kind), Some(FaultKind::HeapCorrupted));
+                }
+                assert!(heap.is_corrupted());
+                heap.verify().expect_err("corrupted");
+            }
+        }
     }
 }
 

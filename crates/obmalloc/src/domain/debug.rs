@@ -551,13 +551,16 @@ pub(super) unsafe fn watched_block(this: *mut Domains, size: usize) -> Result<*m
             let Some(known) = (*this).debug.as_mut() else { return Err(Refused) };
             let is_live = |address: usize| known.blocks.contains_key(&(address + HEAD));
             if let Some(block) = (*pymalloc).damaged_link(size, is_live) {
-                known.keep_fault(Fault::new(FaultKind::HeapCorrupted, block, known.asking));
+                (*pymalloc).broken_link = block;
                 return Err(Refused);
             }
             let block = match Pymalloc::alloc_from_used_pool::<AnyPools>(pymalloc, size) {
                 Some(block) => block.as_ptr(),
                 None => Pymalloc::alloc_from_new_pool::<AnyPools>(pymalloc, size),
             };
+            if block.is_null() && (*pymalloc).broken_link != 0 {
+                return Err(Refused);
+            }
             let Some(whole) = Pymalloc::block_size::<AnyPools>(pymalloc, block).filter(|_| !block.is_null()) else {
                 return Ok(ptr::null_mut());
             };

@@ -24,7 +24,7 @@ use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{AnyPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
+use crate::pymalloc::{AnyPools, CheckedPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
 use debug::Refused;
 use nomemory::NoMemory;
 
@@ -60,6 +60,15 @@ impl core::fmt::Display for Domain {
     }
 }
 
+/// What is taken on trust of memory that is handed out or free, to which native code with an address can write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// That the links of free blocks lead to free blocks, as CPython does.
+    InLinks,
+    /// Nothing.
+    None,
+}
+
 /// The three domains over one pymalloc. Stays where it is in memory: its own allocators point to it.
 #[repr(C)]
 pub(crate) struct Domains {
@@ -81,13 +90,13 @@ impl Domains {
     ///
     /// # Safety
     /// `place` is valid for a write and stays where it is as long as the domains are used. The geometry has been checked.
-    pub unsafe fn init(place: *mut Self, profile: &Profile, geometry: Geometry, slack: usize) -> bool {
+    pub unsafe fn init(place: *mut Self, profile: &Profile, geometry: Geometry, slack: usize, trust: Trust) -> bool {
         // SAFETY: the caller's promise; the address of the raw allocator is taken without reading it.
         unsafe {
             let raw = (&raw const (*place).allocators).cast::<Allocator>();
             let Some(pymalloc) = Pymalloc::new(geometry, profile, slack, raw) else { return false };
             (&raw mut (*place).pymalloc).write(pymalloc);
-            let pymalloc = Self::pymalloc_allocator(place);
+            let pymalloc = Self::pymalloc_allocator(place, trust);
             (&raw mut (*place).allocators).write([raw::ALLOCATOR, pymalloc, pymalloc]);
             (&raw mut (*place).debug).write(None);
             (&raw mut (*place).nomemory).write(Vec::new());
@@ -102,12 +111,14 @@ impl Domains {
     ///
     /// # Safety
     /// `this` points to domains whose pymalloc is initialised.
-    unsafe fn pymalloc_allocator(this: *mut Self) -> Allocator {
+    unsafe fn pymalloc_allocator(this: *mut Self, trust: Trust) -> Allocator {
         // SAFETY: the caller's promise.
         let geometry = unsafe { *(*this).pymalloc.geometry() };
-        match geometry {
-            Geometry::SMALL => functions::<SmallPools>(this),
-            Geometry::LARGE => functions::<LargePools>(this),
+        match (geometry, trust) {
+            (Geometry::SMALL, Trust::InLinks) => functions::<SmallPools>(this),
+            (Geometry::LARGE, Trust::InLinks) => functions::<LargePools>(this),
+            (Geometry::SMALL, Trust::None) => functions::<CheckedPools<SmallPools>>(this),
+            (Geometry::LARGE, Trust::None) => functions::<CheckedPools<LargePools>>(this),
             _ => functions::<AnyPools>(this),
         }
     }
@@ -210,7 +221,10 @@ unsafe extern "C" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size: usize)
     unsafe {
         let this = ctx.cast::<Domains>();
         let block = Pymalloc::alloc_from_new_pool::<S>(&raw mut (*this).pymalloc, size);
-        if block.is_null() { count_raw(this, Domains::malloc(this, Domain::Raw, size)) } else { block.cast() }
+        if block.is_null() && (*this).pymalloc.broken_link == 0 {
+            return count_raw(this, Domains::malloc(this, Domain::Raw, size));
+        }
+        block.cast()
     }
 }
 
@@ -244,6 +258,9 @@ unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, siz
         if !block.is_null() {
             block.write_bytes(0, total);
             return block.cast();
+        }
+        if (*this).pymalloc.broken_link != 0 {
+            return ptr::null_mut();
         }
         count_raw(this, Domains::calloc(this, Domain::Raw, count, size))
     }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
-use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, write_after_free};
+use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, Trust, write_after_free};
 use crate::interrupt::Interrupt;
 use crate::os::block_bytes;
 use crate::pinned::Pinned;
@@ -48,7 +48,7 @@ impl CheckedHeap {
     /// # Errors
     /// When a size is out of its range, or there is no memory for the heap's tables.
     pub fn new(options: HeapOptions) -> Result<Self, HeapError> {
-        let heap = Heap::with_options(options)?;
+        let heap = Heap::trusting(options, Trust::None)?;
         let ledger = Ledger::new(heap.pymalloc()).ok_or(HeapError::NoMemory)?;
         let limit = options.memory_limit.unwrap_or(usize::MAX);
         let (raw, arena) = (heap.allocator(Domain::Raw), heap.arena_allocator());
@@ -200,10 +200,27 @@ impl CheckedHeap {
         self.hooked.get()
     }
 
-    /// What the debug hooks found during a call that could not say so: why a request failed, or which guard bytes of an object were
-    /// damaged when it was destroyed. Each fault is given once; of several, the first.
+    /// What was found during a call that could not say so: by the debug hooks why a request failed, or which guard bytes of an object were
+    /// damaged when it was destroyed, each fault once, and of several the first; and from when a block's broken link has made a request
+    /// fail, always that ([`HeapCorrupted`](crate::FaultKind::HeapCorrupted)).
     pub fn take_fault(&self) -> Option<Fault> {
+        self.take_fault_of_hooks().or_else(|| self.corruption())
+    }
+
+    fn take_fault_of_hooks(&self) -> Option<Fault> {
         self.hooks()?.take_fault()
+    }
+
+    /// Whether a request has failed because a free block's link leads to where no block of its pool is: somebody wrote to the block. The
+    /// heap is good for nothing but being dropped then.
+    pub fn is_corrupted(&self) -> bool {
+        self.heap.pymalloc().broken_link != 0
+    }
+
+    #[cold]
+    fn corruption(&self) -> Option<Fault> {
+        let block = self.heap.pymalloc().broken_link;
+        (block != 0).then(|| Fault::new(FaultKind::HeapCorrupted, block, Domain::Obj))
     }
 
     /// Looks at the guard bytes of every block and at all free memory that the debug hooks have filled. What it finds is found once: the
@@ -268,9 +285,9 @@ impl CheckedHeap {
 
     /// Runs a call and gives what the hooks found during it.
     fn watching<T>(&self, call: impl FnOnce() -> T) -> (T, Option<Fault>) {
-        let before = self.take_fault();
+        let before = self.take_fault_of_hooks();
         let result = call();
-        let found = self.take_fault();
+        let found = self.take_fault_of_hooks();
         if let Some(before) = before {
             self.keep_fault(before);
         }
@@ -307,9 +324,12 @@ impl CheckedHeap {
     fn realloc_hooked(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         self.check(domain, address, Purpose::Use).map_err(|fault| self.with_report(fault, Function::Realloc))?;
         let (moved, found) = self.watching(|| self.realloc_checked(domain, address, size));
-        match found {
-            Some(fault) if fault.kind != FaultKind::WriteAfterFree => Err(Fault { address, used: domain, ..fault }),
-            Some(fault) => Err(Fault { used: domain, ..fault }),
+        match found.or_else(|| self.corruption()) {
+            // Of the block that there was no other for, or of the one that it was to be.
+            Some(fault) if matches!(fault.kind, FaultKind::WriteAfterFree | FaultKind::HeapCorrupted) => {
+                Err(Fault { used: domain, ..fault })
+            }
+            Some(fault) => Err(Fault { address, used: domain, ..fault }),
             None => Ok(moved),
         }
     }
@@ -330,7 +350,8 @@ impl CheckedHeap {
             return self.realloc_hooked(domain, address, size);
         }
         self.check(domain, address, Purpose::Use)?;
-        Ok(self.realloc_checked(domain, address, size))
+        let moved = self.realloc_checked(domain, address, size);
+        if moved.is_none() { self.corruption().map_or(Ok(None), Err) } else { Ok(moved) }
     }
 
     #[inline(always)]

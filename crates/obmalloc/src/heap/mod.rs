@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 pub use checked::CheckedHeap;
 
 use crate::allocator::{Allocator, ArenaAllocator};
-use crate::domain::{Domain, Domains};
+use crate::domain::{Domain, Domains, Trust};
 use crate::profile::{Geometry, GeometryError, Profile};
 use crate::pymalloc::{ArenaInfo, Corruption, Pymalloc, Stats, non_null};
 
@@ -94,6 +94,10 @@ impl Heap {
     /// # Errors
     /// When a size is out of its range, or there is no memory for the heap's tables.
     pub fn with_options(options: HeapOptions) -> Result<Self, HeapError> {
+        Self::trusting(options, Trust::InLinks)
+    }
+
+    fn trusting(options: HeapOptions, trust: Trust) -> Result<Self, HeapError> {
         let geometry = options.geometry.unwrap_or(options.profile.geometry);
         geometry.check()?;
         if !options.arena_slack.is_multiple_of(geometry.pool_size) {
@@ -103,7 +107,7 @@ impl Heap {
         // SAFETY: the layout is not empty.
         let place = NonNull::new(unsafe { alloc(layout) }).ok_or(HeapError::NoMemory)?.cast::<Domains>();
         // SAFETY: fresh memory of the right layout that stays in place until the heap is dropped; the geometry was checked above.
-        if !unsafe { Domains::init(place.as_ptr(), &options.profile, geometry, options.arena_slack) } {
+        if !unsafe { Domains::init(place.as_ptr(), &options.profile, geometry, options.arena_slack, trust) } {
             // SAFETY: allocated above with this layout.
             unsafe { dealloc(place.as_ptr().cast(), layout) };
             return Err(HeapError::NoMemory);

@@ -15,6 +15,7 @@ mod verify;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::c_void;
+use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
 use crate::allocator::{Allocator, ArenaAllocator};
@@ -52,6 +53,10 @@ pub(crate) struct Pymalloc {
     threshold: usize,
     alignment_shift: u32,
     pool_shift: u32,
+    /// Bits in which a free block and the next one of its pool do not differ.
+    link_mask: usize,
+    /// A free block whose link leads to where no block of its pool is (0 while there is none): found before it was followed.
+    pub broken_link: usize,
     /// Blocks that the raw domain gave for mem and obj requests (`raw_allocated_blocks`).
     pub raw_allocated_blocks: isize,
 
@@ -84,6 +89,8 @@ pub(crate) struct Pymalloc {
 /// How a geometry is known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
 pub(crate) trait Shape {
     const FIXED: Option<Geometry>;
+    /// Whether links of free blocks are looked at before they are followed.
+    const CHECKED: bool = false;
     /// Whether free blocks are looked at before they are handed out.
     const WATCHED: bool = false;
 }
@@ -103,13 +110,21 @@ impl Shape for LargePools {
 }
 impl Shape for AnyPools {
     const FIXED: Option<Geometry> = None;
+    const CHECKED: bool = true;
 }
 
+/// Of a heap that does not trust its caller.
+pub(crate) struct CheckedPools<S>(PhantomData<S>);
 /// Any geometry, with debug hooks around it.
 pub(crate) struct WatchedPools;
 
+impl<S: Shape> Shape for CheckedPools<S> {
+    const FIXED: Option<Geometry> = S::FIXED;
+    const CHECKED: bool = true;
+}
 impl Shape for WatchedPools {
     const FIXED: Option<Geometry> = None;
+    const CHECKED: bool = true;
     const WATCHED: bool = true;
 }
 
@@ -146,6 +161,8 @@ impl Pymalloc {
             threshold: geometry.small_request_threshold,
             alignment_shift: geometry.alignment.trailing_zeros(),
             pool_shift: geometry.pool_size.trailing_zeros(),
+            link_mask: link_mask(&geometry),
+            broken_link: 0,
             raw_allocated_blocks: 0,
             geometry,
             empty_arena: profile.empty_arena,
@@ -195,8 +212,18 @@ impl Pymalloc {
         }
     }
 
-    /// A block for a small request from a pool in use (`pymalloc_alloc`); nothing when the request is not small or its class has no
-    /// such pool.
+    /// Whether a free block may link to another one: both lie in one pool, aligned.
+    #[inline(always)]
+    fn is_link<S: Shape>(&self, from: *mut u8, to: *mut u8) -> bool {
+        let mask = match &S::FIXED {
+            Some(geometry) => link_mask(geometry),
+            None => self.link_mask,
+        };
+        (from.addr() ^ to.addr()) & mask == 0
+    }
+
+    /// A block for a small request from a pool in use (`pymalloc_alloc`); nothing when the request is not small, its class has no such
+    /// pool, or the pool's free list has a broken link.
     ///
     /// # Safety
     /// `this` is valid, and nothing else refers to its fields during the call, except from inside the arena and raw allocators.
@@ -216,10 +243,16 @@ impl Pymalloc {
             let next = block.cast::<*mut u8>().read();
             (*pool).freeblock = next;
             (*pool).count += 1;
-            if next.is_null() {
+            // NULL leads out of the pool too, so that looking at the link costs no second branch.
+            let leads_on = if S::CHECKED { (*this).is_link::<S>(block.as_ptr(), next) } else { !next.is_null() };
+            if leads_on {
+                prefetch(next);
+            } else if !S::CHECKED || next.is_null() {
                 Self::pymalloc_pool_extend::<S>(this, pool, block.as_ptr(), class);
             } else {
-                prefetch(next);
+                // `alloc_from_new_pool` does the rest, so that this needs no register more.
+                (*pool).freeblock = block.as_ptr();
+                return None;
             }
             Some(block)
         }
@@ -245,8 +278,8 @@ impl Pymalloc {
         }
     }
 
-    /// The first block of a pool that becomes its class's only used one (`allocate_from_new_pool`); NULL when the request is not small
-    /// or no arena can be had.
+    /// The first block of a pool that becomes its class's only used one (`allocate_from_new_pool`); NULL when the request is not small,
+    /// no arena can be had, or a link is broken.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which has found nothing.
@@ -259,13 +292,25 @@ impl Pymalloc {
                 return ptr::null_mut();
             }
             let class = class >> alignment_shift;
+            let used = (*(*this).usedpools.add(class)).nextpool;
+            if S::CHECKED && !(*used).freeblock.is_null() {
+                // `alloc_from_used_pool` has found a link that it did not follow.
+                (*used).count -= 1;
+                (*this).broken_link = (*used).freeblock.addr();
+                return ptr::null_mut();
+            }
             let Some((pool, address)) = Self::take_pool(this) else { return ptr::null_mut() };
             pool::link_front(pool, (*this).usedpools.add(class));
             (*pool).count = 1;
             if usize::from((*pool).szidx) == class {
                 // It held blocks of the same class before: its free list is still good.
                 let block = (*pool).freeblock;
-                (*pool).freeblock = block.cast::<*mut u8>().read();
+                let next = block.cast::<*mut u8>().read();
+                if S::CHECKED && !next.is_null() && !(*this).is_link::<S>(block, next) {
+                    (*this).broken_link = block.addr();
+                    return ptr::null_mut();
+                }
+                (*pool).freeblock = next;
                 return block;
             }
             let size = (class + 1) << alignment_shift;
@@ -610,6 +655,11 @@ impl Drop for Pymalloc {
         // SAFETY: `new` took them out of a box of this length.
         drop(unsafe { Box::from_raw(sentinels) });
     }
+}
+
+/// The bits that the addresses of all blocks of a pool have in common.
+const fn link_mask(geometry: &Geometry) -> usize {
+    !(geometry.pool_size - 1) | (geometry.alignment - 1)
 }
 
 /// What became of a block that was to be freed.
