@@ -50,6 +50,14 @@ export interface HeapOptions {
   /** Bytes the heap may hold in arenas and raw blocks; past it requests fail as if the system had none. */
   memoryLimit?: Size
   /**
+   * Bytes of freed blocks that wait before their memory is used again, the longest waiting first. As long as a block waits, freeing it
+   * again is `ERR_DOUBLE_FREE` and using it `ERR_USE_AFTER_FREE`, also where its address would have been handed out again by then; so with
+   * the addresses of objects. What waits is free to {@link Heap.allocatedBlocks}, but takes memory, until a request would fail for it.
+   * Addresses are not CPython's with it, and a `realloc` always moves. Nothing waits while a script's allocator is in.
+   * @defaultValue `0`
+   */
+  quarantine?: Size
+  /**
    * Is told of every exception that no call can throw (`sys.unraisablehook`): those of a type's `clear`, `finalize`, `del` and `dealloc`,
    * of the callbacks of weak references and of `gc.callbacks`, and those for which an automatic collection was given up. The call in
    * which it came up goes on. Left out, each becomes a warning of the process (`process.emitWarning`, of the type

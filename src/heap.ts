@@ -43,7 +43,7 @@ interface Opened {
 
 function open(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
-  const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit, onUnraisable } = options
+  const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit, quarantine, onUnraisable } = options
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
@@ -56,6 +56,7 @@ function open(options: HeapOptions): Opened {
     alignment,
     smallRequestThreshold,
     memoryLimit,
+    quarantine,
     allocator,
   )
   handle.makeBytes = makeBytes

@@ -139,6 +139,7 @@ interface Binding {
     alignment: unknown,
     smallRequestThreshold: unknown,
     memoryLimit: unknown,
+    quarantine: unknown,
     allocator: unknown,
   ): Handle
   /** The cheapest native call there is; for the benchmark. */

@@ -375,6 +375,7 @@ const blocks: Row[] = [
         { geometry: { arenaSize: Number.NaN } },
         { memoryLimit: -1 },
         { memoryLimit: 1.5 },
+        { quarantine: -1 },
       ]) {
         scene.throws(make(options), 'ERR_OUT_OF_RANGE')
       }
@@ -388,6 +389,7 @@ const blocks: Row[] = [
         { geometry: 5 },
         { geometry: { poolSize: '4096' } },
         { memoryLimit: '1' },
+        { quarantine: '1' },
       ]) {
         scene.throws(make(options), 'ERR_INVALID_ARG_TYPE')
       }
@@ -464,7 +466,40 @@ const blocks: Row[] = [
   {
     number: 28,
     what: 'freeing twice after the address was handed out again',
-    later: 'cannot be told from a valid free by the address; the delayed reuse of the debug hooks',
+    play: (scene) => {
+      const { obj } = scene.heap
+      const first = some(obj.malloc(64))
+      obj.free(first)
+      assert.equal(obj.malloc(64), first)
+      // The new owner's block, and nobody can tell.
+      obj.free(first)
+      scene.check()
+      for (const allocator of ['default', 'debug', 'malloc'] as const) {
+        const careful = new Scene(new Heap({ allocator, quarantine: 2 ** 20 }))
+        for (const name of domains) {
+          for (const size of [0, 64, 512, 5000, 300 * KiB]) {
+            const domain = careful.heap[name]
+            const freed = some(domain.malloc(size))
+            const view = domain.view(freed)
+            domain.free(freed)
+            assert.equal(view.length, 0)
+            const others = [some(domain.malloc(size)), some(domain.malloc(size))]
+            assert.ok(!others.includes(freed))
+            careful.throws(() => domain.free(freed), { code: 'ERR_DOUBLE_FREE', address: freed })
+            careful.throws(() => domain.realloc(freed, 9), 'ERR_USE_AFTER_FREE')
+            careful.throws(() => domain.read(freed), 'ERR_USE_AFTER_FREE')
+            for (const block of others) domain.free(block)
+          }
+        }
+        const type = careful.heap.defineType({ name: 't', gc: true })
+        const gone = type.alloc()
+        careful.heap.decref(gone)
+        assert.notEqual(type.alloc(), gone)
+        careful.throws(() => careful.heap.decref(gone), 'ERR_REFCOUNT_UNDERFLOW')
+        careful.throws(() => careful.heap.incref(gone), 'ERR_USE_AFTER_FREE')
+        careful.heap.close()
+      }
+    },
   },
   {
     number: 29,

@@ -91,7 +91,8 @@ pub fn run(data: &[u8]) {
         refuse_every: if options & 32 != 0 { 3 } else { 0 },
         asked: Cell::new(0),
     };
-    let options = HeapOptions { geometry, memory_limit, ..HeapOptions::new(profile) };
+    let quarantine = if options & 64 != 0 { 4000 } else { 0 };
+    let options = HeapOptions { geometry, memory_limit, quarantine, ..HeapOptions::new(profile) };
     let hooks = Box::new(Script { world: Rc::clone(&world), never_refuses: !limited && arenas.refuse_every == 0 });
     let heap = ObjectHeap::new(options, hooks).expect("a heap");
     if own_arenas != 0 {

@@ -410,11 +410,11 @@ fn no_heap(error: HeapError) -> Failure {
     Failure::new(code::NO_MEMORY, error.to_string())
 }
 
-/// Makes a heap: `(makeError, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, allocator)`, where
-/// sizes that are undefined are the release's own.
+/// Makes a heap: `(makeError, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
+/// allocator)`, where sizes that are undefined are the release's own.
 pub(crate) fn open(
     env: Env,
-    [make_error, longest_array, release, arena, pool, alignment, threshold, limit, allocator]: [Value; 9],
+    [make_error, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
 ) -> Outcome {
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
@@ -440,7 +440,8 @@ pub(crate) fn open(
         return Err(Failure::argument(code::OUT_OF_RANGE, name, expected, env.integer(size)?));
     }
     let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
-    let options = HeapOptions { geometry: Some(geometry), memory_limit, ..HeapOptions::new(profile) };
+    let quarantine = args::optional_size(env, "quarantine", quarantine)?.unwrap_or(0);
+    let options = HeapOptions { geometry: Some(geometry), memory_limit, quarantine, ..HeapOptions::new(profile) };
     let host = Host::default();
     let heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
     heap.use_allocator(allocator).map_err(no_heap)?;
@@ -566,6 +567,7 @@ fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
 
 fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     let heap = core.heap()?;
+    allocators::empty_quarantine(core, heap);
     let left = heap.remove_nomemory();
     let put = Domain::ALL.into_iter().zip(left).filter_map(|(domain, left)| Some((domain, left?)));
     let done = put.map(|(domain, allocator)| allocators::put_back(core, heap, domain, allocator)).fold(Ok(()), Result::and);

@@ -46,11 +46,24 @@ impl Interrupt {
     /// # Safety
     /// They may be written to, also after somebody has been asked.
     pub unsafe fn fill(self, at: *mut u8, byte: u8, size: usize) -> bool {
+        // SAFETY: the caller's promise.
+        self.in_pieces(size, |done, piece| unsafe { at.add(done).write_bytes(byte, piece) })
+    }
+
+    /// Copies `size` bytes; false when that was given up before the end.
+    ///
+    /// # Safety
+    /// They may be read and written to, also after somebody has been asked, and do not overlap.
+    pub unsafe fn copy(self, from: *const u8, to: *mut u8, size: usize) -> bool {
+        // SAFETY: the caller's promise.
+        self.in_pieces(size, |done, piece| unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), piece) })
+    }
+
+    fn in_pieces(self, size: usize, mut each: impl FnMut(usize, usize)) -> bool {
         let mut done = 0;
         loop {
             let piece = (size - done).min(PIECE);
-            // SAFETY: the caller's promise.
-            unsafe { at.add(done).write_bytes(byte, piece) };
+            each(done, piece);
             done += piece;
             if done == size {
                 return true;

@@ -140,6 +140,81 @@ fn a_link_that_leads_out_of_its_pool_is_not_followed() {
     }
 }
 
+fn quarantining(quarantine: usize) -> CheckedHeap {
+    CheckedHeap::new(HeapOptions { quarantine, ..HeapOptions::new(&profile::V3_13) }).expect("a heap")
+}
+
+#[test]
+fn a_second_free_is_found_while_the_block_waits() {
+    for hooks in [false, true] {
+        for domain in Domain::ALL {
+            for size in [0, 48, 512, 5000, 300_000] {
+                let heap = quarantining(1 << 20);
+                if hooks {
+                    heap.setup_debug_hooks().expect("memory");
+                }
+                let at = |block: Option<std::ptr::NonNull<u8>>| block.expect("memory").as_ptr() as usize;
+                let before = heap.allocated_blocks();
+                let first = at(heap.malloc(domain, size));
+                heap.free(domain, first).expect("live");
+                assert_eq!(heap.allocated_blocks(), before);
+                // Without waiting, the next block of the size would have its address.
+                let others: Vec<_> = (0..3).map(|_| at(heap.malloc(domain, size))).collect();
+                assert!(!others.contains(&first));
+                assert_eq!(heap.free(domain, first).expect_err("a fault").kind, FaultKind::DoubleFree);
+                assert_eq!(heap.usable_size(domain, first).expect_err("a fault").kind, FaultKind::UseAfterFree);
+                // What a realloc leaves waits too.
+                let moved = at(heap.realloc(domain, Some(others[0]), size + 1).expect("live"));
+                assert_eq!(heap.realloc(domain, Some(others[0]), 9).expect_err("a fault").kind, FaultKind::UseAfterFree);
+                heap.verify().expect("holds");
+                for block in [moved, others[1], others[2]] {
+                    heap.free(domain, block).expect("live");
+                }
+                assert_eq!(heap.allocated_blocks(), before);
+                let held = heap.held();
+                heap.empty_quarantine();
+                assert!(heap.held() < held || size <= 512);
+                heap.verify().expect("holds");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_more_waits_than_is_said_and_nothing_that_is_needed() {
+    let heap = quarantining(10_000);
+    let mut seen = std::collections::HashSet::new();
+    let all_new = (0..1000).all(|_| {
+        let block = heap.malloc(Domain::Obj, 64).expect("memory").as_ptr() as usize;
+        heap.free(Domain::Obj, block).expect("live");
+        seen.insert(block)
+    });
+    assert!(!all_new, "an address is handed out again");
+    assert!(seen.len() >= 10_000 / (64 + 32), "{} addresses", seen.len());
+    // More of them than freed blocks are remembered otherwise.
+    let heap = quarantining(1 << 30);
+    let blocks: Vec<_> = (0..70_000).map(|_| heap.malloc(Domain::Raw, 16).expect("memory").as_ptr() as usize).collect();
+    blocks.iter().for_each(|&block| heap.free(Domain::Raw, block).expect("live"));
+    for &block in &blocks {
+        assert_eq!(heap.free(Domain::Raw, block).expect_err("a fault").kind, FaultKind::DoubleFree);
+    }
+    let options = HeapOptions { memory_limit: Some(3 << 20), quarantine: 1 << 30, ..HeapOptions::new(&profile::V3_13) };
+    let heap = CheckedHeap::new(options).expect("a heap");
+    for _ in 0..100 {
+        for domain in Domain::ALL {
+            let block = heap.malloc(domain, 500_000).expect("what waits makes room").as_ptr() as usize;
+            heap.free(domain, block).expect("live");
+        }
+    }
+    // A request that is to fail does.
+    let waiting = heap.malloc(Domain::Obj, 64).expect("memory").as_ptr() as usize;
+    heap.free(Domain::Obj, waiting).expect("live");
+    heap.set_nomemory(0, Some(1)).expect("memory");
+    assert_eq!(heap.malloc(Domain::Obj, 64), None);
+    assert_eq!(heap.free(Domain::Obj, waiting).expect_err("a fault").kind, FaultKind::DoubleFree);
+    heap.verify().expect("holds");
+}
+
 #[test]
 fn a_thousand_heaps_come_and_go() {
     let count = if cfg!(miri) { 20 } else { 1000 };

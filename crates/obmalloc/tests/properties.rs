@@ -87,6 +87,20 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
 }
 
 #[test]
+fn every_structure_holds_while_freed_blocks_wait() {
+    let seed = seed();
+    for (quarantine, name) in [(1, AllocatorName::Default), (50_000, AllocatorName::Debug), (50_000, AllocatorName::Malloc)] {
+        let make = || {
+            let options = HeapOptions { geometry: Some(TINY), quarantine, ..HeapOptions::new(&profile::V3_14) };
+            let heap = CheckedHeap::new(options).expect("a heap");
+            heap.use_allocator(name).expect("memory");
+            heap
+        };
+        hold(make, program(seed, in_time(2000), 4200), seed);
+    }
+}
+
+#[test]
 fn hooks_that_come_in_the_middle_leave_older_blocks_whole() {
     let seed = seed();
     let make = || heap(&profile::V3_13, Some(TINY));

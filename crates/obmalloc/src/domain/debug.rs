@@ -161,6 +161,11 @@ impl DebugHooks {
         self.fault.take()
     }
 
+    /// Whether there is such a fault.
+    pub fn has_fault(&self) -> bool {
+        self.fault.is_some()
+    }
+
     /// A fault waits: the first one does, for what comes after it may be its consequence.
     pub fn keep_fault(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);

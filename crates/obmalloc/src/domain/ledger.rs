@@ -315,26 +315,45 @@ impl Ledger {
     /// Strikes a live block out.
     #[inline]
     pub fn remove(&mut self, address: usize) {
-        match self.place_within(self.quick_len, address) {
-            // SAFETY: as in `insert`.
-            Some((byte, shift)) => unsafe { *byte = *byte & !(3 << shift) | FREED << shift },
-            None => self.remove_slowly(address),
+        if !self.remove_quickly(address) {
+            self.remove_slowly(address);
         }
+    }
+
+    /// Strikes out a live block in the region; false, with nothing changed, when it is to take the long way.
+    #[inline(always)]
+    pub fn remove_quickly(&mut self, address: usize) -> bool {
+        let Some((byte, shift)) = self.place_within(self.quick_len, address) else { return false };
+        // SAFETY: as in `insert`.
+        unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
+        true
     }
 
     #[cold]
     #[inline(never)]
     fn remove_slowly(&mut self, address: usize) {
+        self.lay_up(address);
+        self.remember(address);
+    }
+
+    /// Strikes a live block out that is to be remembered for as long as it takes, until [`remember`](Self::remember).
+    pub fn lay_up(&mut self, address: usize) {
         if self.parts.remove(&address).is_some() {
             self.take_long_way(self.long);
         }
         if let Some((byte, shift)) = self.place(address) {
             // SAFETY: as in `insert`.
             unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
+        } else if let Some(entry) = self.elsewhere.get_mut(&address) {
+            entry.live = false;
+        }
+    }
+
+    /// A block that was struck out is remembered among others, until there are too many.
+    pub fn remember(&mut self, address: usize) {
+        if self.elsewhere.is_empty() || self.place(address).is_some() || !self.elsewhere.contains_key(&address) {
             return;
         }
-        let Some(entry) = self.elsewhere.get_mut(&address) else { return };
-        entry.live = false;
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
             // Without room for more, the oldest is forgotten.
             let oldest = self.freed.pop_front().unwrap_or(address);

@@ -65,6 +65,11 @@ impl Domains {
         }
     }
 
+    /// Whether requests fail on purpose, or are going to.
+    pub fn is_short(&self) -> bool {
+        self.is_short
+    }
+
     /// Puts wrappers around the allocators that are in: those that were around the same ones before, if there are any.
     ///
     /// # Safety

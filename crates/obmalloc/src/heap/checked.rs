@@ -6,6 +6,7 @@ use core::ptr::{self, NonNull};
 
 use alloc::vec::Vec;
 
+use super::quarantine::{Quarantine, Waiting};
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, Trust, write_after_free};
@@ -22,6 +23,7 @@ pub struct CheckedHeap {
     // Field order is drop order: the heap's arenas go back through the account.
     heap: Heap,
     ledger: UnsafeCell<Ledger>,
+    quarantine: UnsafeCell<Quarantine>,
     account: Pinned<Account>,
     /// Whether debug hooks have been set up.
     hooked: Cell<bool>,
@@ -49,7 +51,7 @@ impl CheckedHeap {
     /// When a size is out of its range, or there is no memory for the heap's tables.
     pub fn new(options: HeapOptions) -> Result<Self, HeapError> {
         let heap = Heap::trusting(options, Trust::None)?;
-        let ledger = Ledger::new(heap.pymalloc()).ok_or(HeapError::NoMemory)?;
+        let mut ledger = Ledger::new(heap.pymalloc()).ok_or(HeapError::NoMemory)?;
         let limit = options.memory_limit.unwrap_or(usize::MAX);
         let (raw, arena) = (heap.allocator(Domain::Raw), heap.arena_allocator());
         let account = Pinned::new(Account { held: 0, limit, refusing: Cell::new(false), raw, arena });
@@ -63,9 +65,12 @@ impl CheckedHeap {
             heap.set_arena_allocator(ArenaAllocator { ctx, alloc: account_arena_alloc, free: account_arena_free });
         }
         let own = Cell::new(Domain::ALL.map(|domain| heap.allocator(domain)));
+        let quarantine = Quarantine::new(options.quarantine);
+        ledger.take_long_way(quarantine.is_kept());
         Ok(Self {
             heap,
             ledger: UnsafeCell::new(ledger),
+            quarantine: UnsafeCell::new(quarantine),
             account,
             hooked: Cell::new(false),
             own,
@@ -82,6 +87,13 @@ impl CheckedHeap {
         unsafe { &mut *self.ledger.get() }
     }
 
+    /// The blocks that wait, for the length of one step that calls no allocator.
+    #[allow(clippy::mut_from_ref, reason = "as for the ledger")]
+    fn quarantine(&self) -> &mut Quarantine {
+        // SAFETY: as for the ledger.
+        unsafe { &mut *self.quarantine.get() }
+    }
+
     /// The release.
     pub fn profile(&self) -> &crate::profile::Profile {
         self.heap.profile()
@@ -95,14 +107,20 @@ impl CheckedHeap {
     /// As [`Heap::malloc`].
     #[inline]
     pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        let block = self.heap.malloc(domain, size)?;
+        let block = match self.heap.malloc(domain, size) {
+            Some(block) => block,
+            None => self.ask_again(|| self.heap.malloc(domain, size))?,
+        };
         self.enter(domain, block, size)
     }
 
     /// As [`Heap::calloc`].
     #[inline]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        let block = self.heap.calloc(domain, count, size)?;
+        let block = match self.heap.calloc(domain, count, size) {
+            Some(block) => block,
+            None => self.ask_again(|| self.heap.calloc(domain, count, size))?,
+        };
         // The product fits, or there would be no block.
         self.enter(domain, block, count.wrapping_mul(size))
     }
@@ -294,8 +312,79 @@ impl CheckedHeap {
         (result, found)
     }
 
+    /// Whether freed blocks wait now.
+    fn is_quarantining(&self) -> bool {
+        self.quarantine().is_kept() && self.replaced.get() == [false; 3]
+    }
+
+    /// Has a live block wait that is freed; false when it is to be freed now.
+    #[cold]
+    fn detain(&self, domain: Domain, address: usize) -> Result<bool, Fault> {
+        self.check_free(domain, address)?;
+        let size = self.usable_size(domain, address)?;
+        let own = self.own.get();
+        let is_counted = own[domain as usize] != own[Domain::Raw as usize];
+        if !self.quarantine().enter(address, Waiting { domain, size, is_counted }) {
+            return Ok(false);
+        }
+        self.ledger().lay_up(address);
+        while let Some((address, block)) = { self.quarantine().leave_if_over() } {
+            self.release(address, block);
+        }
+        Ok(true)
+    }
+
+    /// Frees a block that has waited.
+    fn release(&self, address: usize, block: Waiting) {
+        self.ledger().remember(address);
+        let pointer = NonNull::new(ptr::with_exposed_provenance_mut(address));
+        // SAFETY: a block of this domain that nobody has.
+        let ((), found) = self.watching(|| unsafe { self.heap.free(block.domain, pointer) });
+        if let Some(fault) = found {
+            // Somebody wrote to its guard bytes while it waited.
+            self.ledger().revive(address, block.size, block.domain);
+            self.keep_fault(Fault { address, used: block.domain, ..fault });
+        }
+    }
+
+    /// Frees all blocks that wait.
+    pub fn empty_quarantine(&self) {
+        while let Some((address, block)) = { self.quarantine().leave() } {
+            self.release(address, block);
+        }
+    }
+
+    /// Repeats a request that has failed when blocks waited that may have been in its way.
+    #[cold]
+    #[inline(never)]
+    fn ask_again(&self, request: impl FnOnce() -> Option<NonNull<u8>>) -> Option<NonNull<u8>> {
+        // SAFETY: the domains are initialised.
+        let is_short = unsafe { (*self.heap.domains()).is_short() };
+        let has_reason = is_short || self.account.refusing.get() || self.is_corrupted();
+        if has_reason || !self.is_quarantining() || self.hooks().is_some_and(|hooks| hooks.has_fault()) {
+            return None;
+        }
+        self.empty_quarantine();
+        request()
+    }
+
+    /// As [`realloc`](Self::realloc), for when the old block is to wait.
+    #[cold]
+    fn realloc_to_another(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
+        self.check_realloc(domain, address)?;
+        let kept = self.usable_size(domain, address)?.min(size);
+        let Some(block) = self.malloc(domain, size) else { return self.take_fault().map_or(Ok(None), Err) };
+        // SAFETY: two live blocks that are large enough.
+        let is_copied = unsafe { self.interrupt().copy(ptr::with_exposed_provenance(address), block.as_ptr(), kept) };
+        self.free(domain, if is_copied { address } else { block.as_ptr().addr() })?;
+        Ok(is_copied.then_some(block))
+    }
+
     #[inline(never)]
     fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        if self.is_quarantining() && self.detain(domain, address)? {
+            return Ok(());
+        }
         if self.hooked.get() {
             return self.free_hooked(domain, address);
         }
@@ -342,10 +431,18 @@ impl CheckedHeap {
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else {
             // SAFETY: no block.
-            let block = unsafe { self.heap.realloc(domain, None, size) }.and_then(|block| self.enter(domain, block, size));
+            let mut block = unsafe { self.heap.realloc(domain, None, size) };
+            if block.is_none() {
+                // SAFETY: as above.
+                block = self.ask_again(|| unsafe { self.heap.realloc(domain, None, size) });
+            }
+            let block = block.and_then(|block| self.enter(domain, block, size));
             // A request that the hooks have refused has a reason.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };
+        if self.is_quarantining() {
+            return self.realloc_to_another(domain, address, size);
+        }
         if self.hooked.get() {
             return self.realloc_hooked(domain, address, size);
         }
@@ -405,7 +502,13 @@ impl CheckedHeap {
     #[inline]
     pub(crate) unsafe fn free_unchecked(&self, domain: Domain, address: usize) {
         debug_assert_eq!(self.check(domain, address, Purpose::Free), Ok(()), "the caller knows the block");
-        self.ledger().remove(address);
+        if !self.ledger().remove_quickly(address) {
+            // What is damaged is found once more when it is freed.
+            if self.is_quarantining() && self.detain(domain, address) == Ok(true) {
+                return;
+            }
+            self.ledger().remove(address);
+        }
         // SAFETY: the caller's promise.
         unsafe { self.heap.free(domain, NonNull::new(ptr::with_exposed_provenance_mut(address))) };
     }
@@ -492,6 +595,8 @@ impl CheckedHeap {
     /// As for [`Heap::set_allocator`]. What an allocator of the raw domain gives lies in none of the heap's arenas. When the heap is dropped,
     /// the allocators that are in then take back the blocks that are left outside its arenas.
     pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
+        // They are the present one's.
+        self.empty_quarantine();
         // SAFETY: the caller's promise.
         unsafe { self.heap.set_allocator(domain, allocator) };
         self.note_allocators();
@@ -513,7 +618,7 @@ impl CheckedHeap {
             let whole = |address| !matches!(pymalloc.locate(address), Location::Block { begin, .. } if begin != address);
             ledger.settle_parts(whole);
         }
-        ledger.take_long_way(any || self.hooked.get());
+        ledger.take_long_way(any || self.hooked.get() || self.quarantine().is_kept());
     }
 
     /// The debug hook of a domain that gave a block, if one did. What pymalloc passes on to the raw domain is at the same address a block of
@@ -581,6 +686,7 @@ impl CheckedHeap {
     /// was called first; in a domain where something else has been put in since, which may have given blocks, that stays, and what
     /// CPython puts back comes back.
     pub fn remove_nomemory(&self) -> [Option<Allocator>; 3] {
+        self.empty_quarantine();
         // SAFETY: as above.
         let left = unsafe { Domains::remove_nomemory(self.heap.domains()) };
         self.note_allocators();
@@ -595,6 +701,9 @@ impl CheckedHeap {
     /// Gives back every block that lies outside the arenas, but for those at addresses that are lent: somebody else's. The heap is only fit
     /// to be dropped then.
     pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
+        while let Some((address, block)) = self.quarantine().leave() {
+            self.ledger().revive(address, block.size, block.domain);
+        }
         let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
         let mut hooks = self.hooks();
         let free = |address: usize| {
@@ -647,7 +756,7 @@ impl CheckedHeap {
 
     /// As [`Heap::allocated_blocks`].
     pub fn allocated_blocks(&self) -> usize {
-        self.heap.allocated_blocks() - self.hooks().map_or(0, |hooks| hooks.parked())
+        self.heap.allocated_blocks() - self.hooks().map_or(0, |hooks| hooks.parked()) - self.quarantine().counted()
     }
 
     /// As [`Heap::arenas`].
@@ -676,14 +785,18 @@ impl CheckedHeap {
     pub fn verify_with(&self, is_taken: impl Fn(usize, usize) -> bool) -> Result<(), Corruption> {
         self.heap.verify()?;
         let pymalloc = self.heap.pymalloc();
-        let (ledger, hooks) = (self.ledger(), self.hooks());
+        let (ledger, hooks, waiting) = (self.ledger(), self.hooks(), self.quarantine());
+        let alignment = self.geometry().alignment;
         let (mut found, patience) = (Ok(()), self.interrupt().patience());
         pymalloc.each_live_pool(|first, end, size, count| {
             if found.is_err() || patience.is_over_after((end - first) / size) {
                 return;
             }
             let in_use = |&begin: &usize| {
-                ledger.is_live(begin, size) || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin)) || is_taken(begin, size)
+                ledger.is_live(begin, size)
+                    || waiting.has_within(begin, size, alignment)
+                    || hooks.as_ref().is_some_and(|hooks| hooks.withholds(begin))
+                    || is_taken(begin, size)
             };
             let live = (first..end).step_by(size).filter(in_use).count();
             if live != count {

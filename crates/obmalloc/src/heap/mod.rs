@@ -1,6 +1,7 @@
 //! Room `heap`: what a program holds in its hand. Leans on every other room.
 
 mod checked;
+mod quarantine;
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -28,12 +29,17 @@ pub struct HeapOptions {
     pub arena_slack: usize,
     /// Bytes that a [`CheckedHeap`] may hold in arenas and raw blocks; requests past it fail as if the system had no more.
     pub memory_limit: Option<usize>,
+    /// Bytes of freed blocks that wait in a [`CheckedHeap`] before their memory is used again, the longest waiting first. As long as a block
+    /// waits, another free or use of it is found, also where its memory would have been handed out again by then. Addresses are not
+    /// CPython's with it, a realloc always moves, and blocks that wait take memory, until a request would fail for it. None wait
+    /// while a domain has another allocator than the heap's own. 0 for none.
+    pub quarantine: usize,
 }
 
 impl HeapOptions {
     /// A heap of `profile` as the release has it.
     pub const fn new(profile: &Profile) -> Self {
-        Self { profile: *profile, geometry: None, arena_slack: 0, memory_limit: None }
+        Self { profile: *profile, geometry: None, arena_slack: 0, memory_limit: None, quarantine: 0 }
     }
 }
 
