@@ -107,22 +107,21 @@ impl CheckedHeap {
     /// As [`Heap::malloc`].
     #[inline]
     pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        let block = match self.heap.malloc(domain, size) {
-            Some(block) => block,
-            None => self.ask_again(|| self.heap.malloc(domain, size))?,
-        };
-        self.enter(domain, block, size)
+        match self.heap.malloc(domain, size) {
+            Some(block) => self.enter(domain, block, size),
+            None => self.ask_again(domain, size, || self.heap.malloc(domain, size)),
+        }
     }
 
     /// As [`Heap::calloc`].
     #[inline]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        let block = match self.heap.calloc(domain, count, size) {
-            Some(block) => block,
-            None => self.ask_again(|| self.heap.calloc(domain, count, size))?,
-        };
-        // The product fits, or there would be no block.
-        self.enter(domain, block, count.wrapping_mul(size))
+        // The product fits, or there is no block.
+        let whole = count.wrapping_mul(size);
+        match self.heap.calloc(domain, count, size) {
+            Some(block) => self.enter(domain, block, whole),
+            None => self.ask_again(domain, whole, || self.heap.calloc(domain, count, size)),
+        }
     }
 
     #[inline]
@@ -225,7 +224,7 @@ impl CheckedHeap {
         self.take_fault_of_hooks().or_else(|| self.corruption())
     }
 
-    fn take_fault_of_hooks(&self) -> Option<Fault> {
+    pub(crate) fn take_fault_of_hooks(&self) -> Option<Fault> {
         self.hooks()?.take_fault()
     }
 
@@ -357,7 +356,7 @@ impl CheckedHeap {
     /// Repeats a request that has failed when blocks waited that may have been in its way.
     #[cold]
     #[inline(never)]
-    fn ask_again(&self, request: impl FnOnce() -> Option<NonNull<u8>>) -> Option<NonNull<u8>> {
+    fn ask_again(&self, domain: Domain, size: usize, request: impl FnOnce() -> Option<NonNull<u8>>) -> Option<NonNull<u8>> {
         // SAFETY: the domains are initialised.
         let is_short = unsafe { (*self.heap.domains()).is_short() };
         let has_reason = is_short || self.account.refusing.get() || self.is_corrupted();
@@ -365,7 +364,7 @@ impl CheckedHeap {
             return None;
         }
         self.empty_quarantine();
-        request()
+        self.enter_slowly(domain, request()?, size)
     }
 
     /// As [`realloc`](Self::realloc), for when the old block is to wait.
@@ -431,12 +430,11 @@ impl CheckedHeap {
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else {
             // SAFETY: no block.
-            let mut block = unsafe { self.heap.realloc(domain, None, size) };
-            if block.is_none() {
-                // SAFETY: as above.
-                block = self.ask_again(|| unsafe { self.heap.realloc(domain, None, size) });
-            }
-            let block = block.and_then(|block| self.enter(domain, block, size));
+            let request = || unsafe { self.heap.realloc(domain, None, size) };
+            let block = match request() {
+                Some(block) => self.enter(domain, block, size),
+                None => self.ask_again(domain, size, request),
+            };
             // A request that the hooks have refused has a reason.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };

@@ -407,7 +407,7 @@ impl ObjectHeap {
     #[cold]
     #[inline(never)]
     fn result_for_hooks(&self) -> Result<(), Fault> {
-        self.heap.take_fault().map_or(Ok(()), Err)
+        self.heap.take_fault_of_hooks().map_or(Ok(()), Err)
     }
 
     /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the

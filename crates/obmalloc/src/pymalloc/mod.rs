@@ -283,6 +283,7 @@ impl Pymalloc {
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which has found nothing.
+    #[inline]
     pub unsafe fn alloc_from_new_pool<S: Shape>(this: *mut Self, size: usize) -> *mut u8 {
         // SAFETY: the caller's promise; `take_pool` gives the header and address of a pool that is in no list.
         unsafe {
