@@ -29,7 +29,13 @@ const is = <_T extends true>(): void => {}
 export const classes: typeof import('obmalloc') = null as unknown as typeof implementation
 export const built: Heap = null as unknown as implementation.Heap
 
-const heap = new Heap({ release: '3.14.0', allocator: 'pymalloc', geometry: { arenaSize: 65536 }, memoryLimit: 2n ** 40n })
+const heap = new Heap({
+  release: '3.14.0',
+  allocator: 'pymalloc',
+  geometry: { arenaSize: 65536 },
+  memoryLimit: 2n ** 40n,
+  quarantine: 4096,
+})
 const block = heap.obj.malloc(64)
 is<Equal<typeof block, Address | null>>()
 is<Equal<typeof heap.obj, Domain>>()

@@ -484,7 +484,7 @@ impl Replay {
     }
 
     fn is_outside(&self, block: NonNull<u8>) -> bool {
-        (block.as_ptr() as usize).wrapping_sub(self.hooks.base) >= self.heap.region().1
+        block.addr().get().wrapping_sub(self.hooks.base) >= self.heap.region().1
     }
 
     fn enter(&mut self, domain: Domain, recorded: u64, block: NonNull<u8>) -> u32 {
@@ -519,11 +519,11 @@ impl Replay {
         self.hooks.inside = false;
         let (base, stride) = (self.hooks.base, self.hooks.stride);
         let inside = got.filter(|&block| !self.is_outside(block)).map(|block| {
-            let slot = (block.as_ptr() as usize - base) / stride;
+            let slot = (block.addr().get() - base) / stride;
             // Arenas are as far off a pool boundary here as they were there, so places in them translate by adding.
             let (recorded, _) = self.hooks.places[slot];
             let misalignment = recorded as usize & (self.hooks.geometry.pool_size - 1);
-            recorded + (block.as_ptr() as usize - base - slot * stride - misalignment) as u64
+            recorded + (block.addr().get() - base - slot * stride - misalignment) as u64
         });
         let equal = match inside {
             Some(address) => {
@@ -547,7 +547,7 @@ impl Replay {
             }
             (None, None) => "the addresses differ".to_string(),
         };
-        let got = inside.unwrap_or_else(|| got.map_or(0, |block| block.as_ptr() as u64));
+        let got = inside.unwrap_or_else(|| got.map_or(0, |block| block.addr().get() as u64));
         self.mismatch(event, what, self.place(expected, size), self.place(got, size));
     }
 
@@ -654,7 +654,7 @@ impl Hooks {
         }
         // SAFETY: the heap's own arena allocator, asked for an arena.
         let place = NonNull::new(unsafe { (self.arena.alloc)(self.arena.ctx, size) }.cast::<u8>())?;
-        let slot = (place.as_ptr() as usize).wrapping_sub(self.base) / self.stride;
+        let slot = place.addr().get().wrapping_sub(self.base) / self.stride;
         if slot >= self.places.len() {
             self.places.resize(slot + 1, (0, 0));
         }
@@ -702,7 +702,7 @@ unsafe extern "C" fn hook_realloc(ctx: *mut c_void, address: *mut c_void, size: 
     // SAFETY: as in `hook_malloc`.
     unsafe {
         let hooks = hooks(ctx);
-        let event = Event::Realloc { domain: Domain::Raw, nested: true, address: address as u64, size: size as u64, result: 0 };
+        let event = Event::Realloc { domain: Domain::Raw, nested: true, address: address.addr() as u64, size: size as u64, result: 0 };
         if hooks.inside && hooks.expect(event) == 0 {
             return ptr::null_mut();
         }
@@ -715,7 +715,7 @@ unsafe extern "C" fn hook_free(ctx: *mut c_void, address: *mut c_void) {
     unsafe {
         let hooks = hooks(ctx);
         if hooks.inside {
-            hooks.expect(Event::Free { domain: Domain::Raw, nested: true, address: address as u64 });
+            hooks.expect(Event::Free { domain: Domain::Raw, nested: true, address: address.addr() as u64 });
         }
         (hooks.raw.free)(hooks.raw.ctx, address);
     }
@@ -730,13 +730,13 @@ unsafe extern "C" fn hook_arena_free(ctx: *mut c_void, address: *mut c_void, siz
     // SAFETY: as in `hook_malloc`. The place is given back, not the address that is off it.
     unsafe {
         let hooks = hooks(ctx);
-        let slot = (address as usize).wrapping_sub(hooks.base) / hooks.stride;
+        let slot = address.expose_provenance().wrapping_sub(hooks.base) / hooks.stride;
         let (recorded, _) = hooks.places[slot];
         if hooks.inside {
             hooks.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
         }
         hooks.held.remove(&recorded);
         hooks.released += 1;
-        (hooks.arena.free)(hooks.arena.ctx, (hooks.base + slot * hooks.stride) as *mut c_void, size);
+        (hooks.arena.free)(hooks.arena.ctx, ptr::with_exposed_provenance_mut(hooks.base + slot * hooks.stride), size);
     }
 }
