@@ -5,6 +5,10 @@
 
 import assert from 'node:assert/strict'
 
+import { setImmediate as turn } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+
 import {
   Heap,
   MemoryError,
@@ -12,9 +16,12 @@ import {
   type Address,
   type Allocator,
   type AllocatorName,
+  type ArenaAllocator,
   type ObjectType,
   type Release,
 } from 'obmalloc'
+
+import { Broken, Memory, type Block, type Source } from './memory.ts'
 
 /** A generator of its own for each operation. */
 function randomFrom(seed: number): (below: number) => number {
@@ -30,26 +37,39 @@ function randomFrom(seed: number): (below: number) => number {
 const TYPES = 6
 /** Operations that callbacks do for one of the program, at most. */
 const INSIDE_MAX = 200
+/** Blocks that are kept. */
+const BLOCKS_MAX = 60
+/** What nothing that a script can do may lead to. */
+const NEVER = ['INTERNAL', 'HEAP_CORRUPTED', 'BUFFER_OVERFLOW', 'BUFFER_UNDERFLOW', 'WRITE_AFTER_FREE'].map(
+  (name) => `ERR_${name}`,
+)
+const DOMAINS = ['raw', 'mem', 'obj'] as const
 
-export function chaos(release: Release, allocator: AllocatorName, seeds: readonly number[]): void {
+export async function chaos(release: Release, allocator: AllocatorName, seeds: readonly number[]): Promise<void> {
   let random = randomFrom(0)
   let inside = 0
   let traversing = 0
   let callbacks = 0
-  const heap = new Heap({ release, allocator, memoryLimit: 64 << 20, onUnraisable: (error) => expected(error) })
+  /** The first thing that must not happen: what a callback throws may go anywhere. */
+  let broken: unknown
+  const options = { release, memoryLimit: 64 << 20, onUnraisable: (error: unknown) => expected(error) }
+  const heap = new Heap({ ...options, allocator })
+  /** All of them, which give memory to each other. */
+  const heaps = [heap, new Heap(options), new Heap({ ...options, allocator: 'debug' })]
   /** What may be an object, or was one, or never was. */
   const known: Address[] = [0 as Address, 16 as Address, 0xdeadbeef0 as Address]
   /** References of the script's own. */
   const owned: Address[] = []
   const refs: Address[] = []
-  const blocks: Address[] = []
   const types: ObjectType[] = []
-  const domains = ['raw', 'mem', 'obj'] as const
-  const provider = new Heap({ memoryLimit: 64 << 20 })
-  /** The allocators that have been seen, the heap's own first. */
-  const allocators: Allocator[] = [...new Set(domains.map((domain) => heap.getAllocator(domain)))]
-  /** What they gave directly. */
-  const granted: Address[] = []
+  const memory = new Memory((below) => random(below), expected)
+  /** Scripts' allocators, each with how many there are in it. */
+  const scripts = new Map<Allocator, number>()
+  /** The domains, and the heaps' own allocators that have been seen. */
+  const sources: Source[] = heaps.flatMap((heap) => DOMAINS.map((name) => ({ heap, calls: heap[name], domain: heap[name] })))
+  for (const heap of heaps) for (const name of DOMAINS) see(heap, heap.getAllocator(name))
+  const firsts = heaps.map((heap) => DOMAINS.map((name) => heap.getAllocator(name)))
+  const firstArenas = heaps.map((heap) => heap.getArenaAllocator())
 
   /** An error that says what it should, and nothing broken. */
   function expected(error: unknown): void {
@@ -61,7 +81,9 @@ export function chaos(release: Release, allocator: AllocatorName, seeds: readonl
       error instanceof MemoryError ||
       code === 'ERR_OUT_OF_RANGE' ||
       code === 'ERR_INVALID_ARG_TYPE'
-    if (!fine || code === 'ERR_INTERNAL' || code === 'ERR_HEAP_CORRUPTED') throw new Broken(error)
+    if (fine && !NEVER.includes(code!)) return
+    broken ??= error
+    throw error instanceof Broken ? error : new Broken('what must not happen', error)
   }
 
   const pick = <T>(all: readonly T[]): T => all[random(all.length)]!
@@ -79,76 +101,246 @@ export function chaos(release: Release, allocator: AllocatorName, seeds: readonl
     if (owned.length > 0) heap.decref(owned.splice(random(owned.length), 1)[0]!)
   }
 
+  function see(heap: Heap, calls: Allocator): void {
+    if (!scripts.has(calls) && !sources.some((source) => source.calls === calls)) sources.push({ heap, calls })
+  }
+
+  /** What a script that was put in may do besides. */
+  const amid = (): void => {
+    if (callbacks++ < INSIDE_MAX) step()
+  }
+
+  /** An address of whatever sort. */
+  const anything = (): Address => {
+    const block = random(2) === 0 && memory.blocks.length > 0 ? pick(memory.blocks) : undefined
+    return block ? ((block.address + pick([0, 0, 16, block.size])) as Address) : some()
+  }
+
   /** An allocator around another: with what `shift` bytes before each block, and in what mood. */
-  const wrapper = (inner: Allocator, shift: number, moody: boolean): Allocator => {
+  const wrapper = (around: Allocator, shift: number, moody: boolean): Allocator => {
+    const source = sources.find(({ calls }) => calls === around)
+    const inner = source ? memory.inside(source) : around
+    /** What it gave; the rest is older. */
+    const mine = new Set<Address>()
     const given = (address: Address | null): Address | null => {
-      const mood = moody ? random(12) : 12
-      if (mood === 0) throw chosen
-      if (mood === 1) return null
-      if (mood === 2) return some()
-      if (mood === 3) return 'x' as never
-      if (mood === 4 && granted.length > 0) return pick(granted)
-      if (mood === 5) step()
-      return address === null ? null : ((address + shift) as Address)
+      if (address === null) return null
+      mine.add((address + shift) as Address)
+      return (address + shift) as Address
     }
-    const base = (address: Address | null): Address | null => (address === null ? null : ((address - shift) as Address))
-    return {
+    const base = (address: Address | null): Address | null => (mine.has(address!) ? ((address! - shift) as Address) : address)
+    const sound: Allocator = {
       malloc: (size) => given(inner.malloc(Number(size) + shift)),
       calloc: (count, size) => given(inner.calloc(1, Number(count) * Number(size) + shift)),
       realloc: (address, size) => {
-        if (moody && random(8) === 0) inner.free(base(address))
-        return given(inner.realloc(base(address), Number(size) + shift))
+        if (address !== null && !mine.has(address)) return inner.realloc(address, size)
+        const moved = inner.realloc(base(address), Number(size) + shift)
+        if (moved !== null) mine.delete(address!)
+        return given(moved)
       },
       free: (address) => {
-        if (moody && random(8) === 0) throw chosen
         inner.free(base(address))
-        if (moody && random(8) === 0) inner.free(base(address))
+        mine.delete(address!)
+      },
+    }
+    const answer = (address: Address | null): Address | null => {
+      const moods: Array<() => Address | null> = [
+        () => {
+          throw chosen
+        },
+        () => null,
+        anything,
+        () => 'x' as never,
+        () => {
+          amid()
+          return address
+        },
+      ]
+      const answer = (moods[random(15)] ?? (() => address))()
+      memory.lend(answer)
+      return answer
+    }
+    const asked = <Arguments extends unknown[], Result>(call: (...args: Arguments) => Result) => {
+      return (...args: Arguments): Result => {
+        memory.moods++
+        if (random(15) === 0) amid()
+        return call(...args)
+      }
+    }
+    const made: Allocator = moody
+      ? {
+          malloc: asked((size) => answer(sound.malloc(size))),
+          calloc: asked((count, size) => answer(pick([() => sound.calloc(count, size), () => sound.malloc(size)])())),
+          realloc: asked((address, size) => {
+            if (random(8) === 0) sound.free(address)
+            if (random(8) !== 0) return answer(sound.realloc(address, size))
+            const moved = sound.malloc(size)
+            sound.free(address)
+            return answer(moved)
+          }),
+          free: asked((address) => {
+            if (random(8) === 0) throw chosen
+            sound.free(address)
+            if (random(8) === 0) sound.free(address)
+            if (random(8) === 0) throw chosen
+          }),
+        }
+      : sound
+    scripts.set(made, 1 + (scripts.get(around) ?? 0))
+    return made
+  }
+
+  /** An arena allocator: around another heap's memory or a heap's own arenas, and in what mood. */
+  const arenas = (own: ArenaAllocator, from: Source | undefined, moody: boolean): ArenaAllocator => {
+    const inner = from && memory.inside(from)
+    const given: Address[] = []
+    return {
+      alloc(size) {
+        if (moody && random(6) === 0) amid()
+        const mood = moody ? random(8) : 8
+        if (mood === 0) throw chosen
+        if (mood === 1) return null
+        const rubbish =
+          mood === 2 ? anything() : mood === 3 && given.length > 0 ? ((pick(given) + pick([0, 4096])) as Address) : null
+        if (rubbish !== null) {
+          memory.lend(rubbish)
+          return rubbish
+        }
+        const arena = inner ? inner.malloc(size) : own.alloc(size)
+        if (arena !== null) given.push(arena)
+        return arena
+      },
+      free(address, size) {
+        if (moody && random(6) === 0) throw chosen
+        if (inner && given.includes(address)) inner.free(address)
+        else own.free(address, size)
+        if (moody && random(6) === 0) amid()
       },
     }
   }
 
+  const block = (): Block | undefined => (memory.blocks.length > 0 ? pick(memory.blocks) : undefined)
+  const size = (): number => pick([0, 1, random(64), random(64), random(600), random(600), random(9000), 512, 513])
+  /** Who is to free or resize a block: mostly who gave it. */
+  const sourceOf = (block: Block): Source => {
+    const fit = sources.filter(({ heap, domain }) => heap === block.heap && (random(8) === 0 || domain === block.domain))
+    return fit.length > 0 ? pick(fit) : pick(sources)
+  }
+
+  function putBack(): void {
+    const index = random(heaps.length)
+    for (const [domain, name] of DOMAINS.entries()) heaps[index]!.setAllocator(name, firsts[index]![domain]!)
+    if (random(3) === 0) heaps[index]!.setArenaAllocator(firstArenas[index]!)
+  }
+
+  function take(): void {
+    if (memory.blocks.length >= BLOCKS_MAX) {
+      const found = block()!
+      memory.free(found, sourceOf(found))
+      return
+    }
+    const source = pick(sources)
+    const bytes = size()
+    const verb = random(3)
+    if (verb === 0) memory.take(source, source.calls.malloc(bytes), bytes)
+    else if (verb === 1) memory.take(source, source.calls.calloc(1, bytes), bytes, true)
+    else memory.take(source, source.calls.realloc(null, bytes), bytes)
+  }
+
+  function resize(): void {
+    const found = block()
+    if (found) memory.resize(found, sourceOf(found), random(20) === 0 ? 2 ** 50 : size())
+  }
+
   const operations: Array<() => void> = [
     () => {
-      if (random(3) !== 0) return
-      const domain = pick(domains)
+      if (random(2) !== 0) return
+      const [heap, domain] = [pick(heaps), pick(DOMAINS)]
       const present = heap.getAllocator(domain)
-      if (!allocators.includes(present) && allocators.length < 20) allocators.push(present)
+      see(heap, present)
+      const around = random(3) === 0 || scripts.get(present)! > 3 ? pick(sources).calls : present
       const next = [
-        () => pick(allocators),
-        () => wrapper(present, pick([0, 0, 16, 48]), false),
-        () => wrapper(pick(allocators), pick([0, 0, 16]), true),
-        () => provider.raw,
-        () => heap.obj,
+        () => pick([...sources.map(({ calls }) => calls), ...scripts.keys()]),
+        () => pick(sources.filter((source) => source.heap !== heap)).calls,
+        () => wrapper(around, pick([0, 0, 16, 48]), false),
+        () => wrapper(around, pick([0, 0, 16, 48]), false),
+        () => wrapper(pick(sources.filter((source) => source.heap !== heap)).calls, 0, false),
+        () => wrapper(around, pick([0, 0, 16]), true),
       ]
+      memory.scripted = true
       heap.setAllocator(domain, pick(next)())
     },
+    () => {
+      if (random(2) !== 0) return
+      const heap = pick(heaps)
+      const from = random(2) === 0 ? undefined : pick(sources.filter((source) => source.heap !== heap))
+      memory.scripted = true
+      heap.setArenaAllocator(arenas(firstArenas[heaps.indexOf(heap)]!, from, random(3) === 0))
+    },
     // Mostly back to what was there first: moody ones upset all the rest.
-    () => heap.setAllocator('raw', allocators[0]!),
-    () => heap.setAllocator('mem', allocators[1]!),
-    () => heap.setAllocator('obj', allocators[1]!),
+    putBack,
+    putBack,
+    putBack,
+    take,
+    take,
+    take,
+    take,
     () => {
-      const block = pick(allocators).malloc(random(3) === 0 ? random(9000) : random(600))
-      if (block !== null) granted.push(block)
+      const [source, bytes] = [pick(sources), 1 << (18 + 2 * random(2))]
+      if (random(5) === 0) memory.take(source, source.calls.malloc(bytes), bytes)
     },
     () => {
-      if (granted.length > 0) pick(allocators).free(granted.splice(random(granted.length), 1)[0]!)
+      const found = block()
+      if (found) memory.free(found, sourceOf(found))
     },
     () => {
-      if (granted.length > 0) granted.push(pick(allocators).realloc(granted.splice(random(granted.length), 1)[0]!, random(900))!)
+      const found = block()
+      if (found) memory.free(found, sourceOf(found))
+    },
+    resize,
+    resize,
+    resize,
+    () => {
+      const found = block()
+      if (found) memory.lookAtView(found)
     },
     () => {
-      if (random(100) === 0) heap.setupDebugHooks()
+      const found = block()
+      if (found) memory.lookAtView(found)
     },
     () => {
-      if (random(20) === 0) heap.setNomemory(random(20), random(3) === 0 ? undefined : random(40))
+      const found = block()
+      if (found && random(4) === 0) memory.detach(found)
+    },
+    () => {
+      const found = block()
+      if (found) memory.write(found)
+    },
+    () => {
+      const found = block()
+      if (found) memory.write(found)
+    },
+    () => memory.haunt(),
+    () => {
+      const { heap, address } = pick(memory.gone) ?? { heap: pick(heaps), address: some() }
+      memory.touch(pick(sources.filter((source) => source.heap === heap)), address, random(2) === 0 ? undefined : size())
+    },
+    () => memory.batch(pick(heaps)),
+    () => memory.batch(pick(heaps)),
+    () => {
+      const found = block()
+      if (!found) return
+      const made = memory.give(found, (address) =>
+        random(2) === 0 ? pick(types).init(address) : pick(types).initVar(address, random(20)),
+      )
+      if (made !== undefined) own(made)
+    },
+    () => {
+      if (random(100) === 0) pick(heaps).setupDebugHooks()
+    },
+    () => {
+      const heap = pick(heaps)
+      if (random(8) === 0) heap.setNomemory(random(20), random(3) === 0 ? undefined : random(40))
       else heap.removeNomemory()
-    },
-    () => {
-      const domain = pick(domains)
-      const block = heap[domain].realloc(null, random(900))
-      if (block === null) return
-      const moved = heap[domain].realloc(block, random(2000))
-      heap[domain].free(moved ?? block)
     },
     () => own(pick(types).alloc(random(4))),
     () => own(pick(types).alloc()),
@@ -209,26 +401,8 @@ export function chaos(release: Release, allocator: AllocatorName, seeds: readonl
     () => void heap.gc.getReferrers(some()),
     () => void heap.gc.getReferents(some(), some()),
     () => void heap.gc.check(),
-    () => {
-      const block = heap.obj.malloc(random(700))
-      if (block !== null) blocks.push(block)
-      if (block !== null && random(3) === 0) heap.obj.view(block).fill(255)
-    },
-    () => {
-      if (blocks.length > 0) heap.obj.free(blocks.splice(random(blocks.length), 1)[0]!)
-    },
-    () => {
-      if (blocks.length === 0) return
-      const block = blocks.splice(random(blocks.length), 1)[0]!
-      try {
-        own(random(2) === 0 ? pick(types).init(block) : pick(types).initVar(block, random(20)))
-      } catch (error) {
-        blocks.push(block)
-        throw error
-      }
-    },
-    () => heap.obj.free(some()),
-    () => void heap.obj.realloc(some(), random(600)),
+    () => memory.touch(sources[2]!, some()),
+    () => memory.touch(sources[2]!, some(), random(600)),
     () => {
       if (random(50) === 0) heap.setImmortal(some())
     },
@@ -308,23 +482,33 @@ export function chaos(release: Release, allocator: AllocatorName, seeds: readonl
     )
   }
   heap.gc.callbacks.push(() => callback(0 as Address))
-  for (const seed of seeds) {
+  setFlagsFromString('--expose-gc')
+  const gc = runInNewContext('gc') as () => void
+  for (const [index, seed] of seeds.entries()) {
     random = randomFrom(seed)
     inside = callbacks = 0
     step()
     assert.equal(traversing, 0)
     heap.verify()
+    if (index % 10 === 0) for (const other of heaps) other.verify()
+    if (index % 10 === 0) memory.lookAtAll()
+    if (broken !== undefined) throw broken
+    if (index % 200 > 0) continue
+    // Buffers that nobody holds any more are gone after this.
+    gc()
+    await turn()
   }
-  heap.close()
-  provider.verify()
-  provider.close()
-}
-
-class Broken extends Error {
-  constructor(cause: unknown) {
-    super('what must not happen', { cause })
+  memory.lookAtAll()
+  for (const heap of heaps) {
+    try {
+      heap.close()
+    } catch (error) {
+      expected(error)
+    }
   }
+  memory.close()
+  if (broken !== undefined) throw broken
 }
 
 const [release, allocator, seeds] = process.argv.slice(2)
-if (seeds?.startsWith('[')) chaos(release as Release, allocator as AllocatorName, JSON.parse(seeds) as number[])
+if (seeds?.startsWith('[')) void chaos(release as Release, allocator as AllocatorName, JSON.parse(seeds) as number[])
