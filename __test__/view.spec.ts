@@ -155,6 +155,28 @@ test("a block with a view is moved while JavaScript may run: later views are the
   }
 })
 
+test('a block whose buffer was moved away has one other view, which goes with the block', (t) => {
+  const ends: Array<(heap: Heap, block: Address) => void> = [
+    (heap, block) => heap.obj.free(block),
+    (heap, block) => t.not(heap.obj.realloc(block, 5000), block),
+    (heap) => heap.close(),
+  ]
+  for (const end of ends) {
+    for (const scripted of [false, true]) {
+      using heap = new Heap()
+      if (scripted) heap.setAllocator('obj', { ...heap.getAllocator('obj') })
+      const block = some(heap.obj.malloc(64))
+      const moved = new Uint8Array(transfer(heap.obj.view(block).buffer))
+      const view = heap.obj.view(block).fill(7)
+      t.is(heap.obj.view(block), view)
+      t.is(view.length, 64)
+      end(heap, block)
+      t.is(view.length, 0)
+      t.deepEqual(moved, new Uint8Array(64).fill(7))
+    }
+  }
+})
+
 test("a script's realloc is asked about blocks with views too", (t) => {
   using heap = new Heap()
   const own = heap.getAllocator('obj')

@@ -139,13 +139,12 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
         Some(Mark::Viewed(view)) => Some(view.clone()),
         _ => None,
     };
-    // Where somebody detached the buffer, it may live on, and the block gets another.
-    if let Some(view) = &known
-        && !has_escaped(core, env, view)
-        && let Some((array, bytes)) = array(core, env, view)
-        && !env.is_detached(bytes.buffer)
-    {
-        return Ok(array);
+    if let Some(view) = &known {
+        match array(core, env, view) {
+            Some((array, bytes)) if !env.is_detached(bytes.buffer) => return Ok(array),
+            // Where somebody detached the buffer, it may live on, and the block gets another.
+            _ => core.views.change(view, |view| view.escaped.set(true)),
+        }
     }
     let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
     let views = env.get(handle, c"views")?;
@@ -206,16 +205,21 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
     if has_escaped(core, env, view) {
         return true;
     }
-    let scope = env.open_scope();
-    core.disturbances.set(core.disturbances.get() + 1);
-    let failed = array(core, env, view).is_some_and(|(_, array)| !env.detach(array.buffer));
-    env.close_scope(scope);
-    if failed {
+    if !detach_array(core, env, view) {
         core.views.change(view, |view| view.escaped.set(true));
         return true;
     }
     forget(core, env, address, view);
     false
+}
+
+/// Detaches the array in the view's place; false when V8 does not let go of it.
+fn detach_array(core: &Core, env: Env, view: &View) -> bool {
+    let scope = env.open_scope();
+    core.disturbances.set(core.disturbances.get() + 1);
+    let done = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer) || env.detach(array.buffer));
+    env.close_scope(scope);
+    done
 }
 
 /// Takes the array out of the handle's `views`, and the mark off the block.
@@ -229,8 +233,9 @@ fn forget(core: &Core, env: Env, address: usize, view: &View) {
     core.views.places.give(view.index);
 }
 
-/// The block is freed for its user, but its memory waits for the last buffer over it.
+/// The block is freed for its user, but its memory waits for the last buffer over it. The view that it has got since is not one of those.
 pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view: &Rc<View>) {
+    detach_array(core, env, view);
     forget(core, env, address, view);
     core.marks.borrow_mut().insert(address, Mark::Retired(domain, view.clone()));
     core.views.change(view, |view| view.retired.set(true));
@@ -285,7 +290,9 @@ pub(crate) fn detach_all(core: &Core, env: Env) -> bool {
         if index % 64 == 63 && core.is_interrupted() {
             return false;
         }
-        detach(core, env, address, &view);
+        if detach(core, env, address, &view) {
+            detach_array(core, env, &view);
+        }
     }
     true
 }
