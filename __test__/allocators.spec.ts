@@ -2,7 +2,7 @@
 
 import test from 'ava'
 
-import { Heap, MemoryFault, type Address, type Allocator, type DomainName } from 'obmalloc'
+import { Heap, MemoryFault, type Address, type Allocator, type DomainName, type Size } from 'obmalloc'
 
 import { releases, some } from './tools.ts'
 
@@ -458,6 +458,45 @@ test('a realloc that fails leaves the block, whatever the script did to it', (t)
         }
       }
     }
+  }
+})
+
+test('a realloc whose old block a script could not give back in peace has moved the block', (t) => {
+  for (const shift of [0, 32]) {
+    using heap = new Heap()
+    const [raw, own] = [heap.getAllocator('raw'), heap.getAllocator('obj')]
+    const malloc = (size: Size): Address => (some(own.malloc(Number(size) + shift)) + shift) as Address
+    const free = (address: Address | null): void => own.free((address! - shift) as Address)
+    heap.setAllocator('obj', {
+      malloc,
+      calloc: own.calloc,
+      realloc: (address, size) => {
+        const moved = malloc(size)
+        free(address)
+        return moved
+      },
+      free,
+    })
+    const block = some(heap.obj.malloc(1000))
+    const boom = new Error('no')
+    let fails = true
+    heap.setAllocator('raw', {
+      ...raw,
+      free: (address) => {
+        raw.free(address)
+        if (fails) throw boom
+      },
+    })
+    const told = t.throws(() => heap.obj.realloc(block, 2000), { instanceOf: MemoryFault, code: 'ERR_CALLBACK_THREW' })
+    fails = false
+    t.is(told?.cause, boom)
+    const moved = some(told?.address ?? null)
+    t.not(moved, block)
+    t.is(heap.obj.usableSize(moved), 2000)
+    t.throws(() => heap.obj.read(block), { instanceOf: MemoryFault })
+    heap.obj.free(moved)
+    t.is(heap.allocatedBlocks(), 0)
+    heap.verify()
   }
 })
 

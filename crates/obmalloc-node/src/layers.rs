@@ -360,8 +360,11 @@ fn resize(layer: &Layer, core: &Core, script: u32, address: usize, size: usize) 
         std::mem::take(&mut grant.given_back)
     });
     if moved.is_some() {
-        if given_back == Some(true) {
-            give_back(core, heap, now.number, native, now.base)?;
+        // Should that fail, the block has moved all the same.
+        if given_back == Some(true)
+            && let Err(failure) = give_back(core, heap, now.number, native, now.base)
+        {
+            fail(core, failure);
         }
         return claimed;
     }
