@@ -500,6 +500,17 @@ test('a realloc whose old block a script could not give back in peace has moved 
   }
 })
 
+test('a calloc of a single byte is zeroed too', (t) => {
+  using heap = new Heap()
+  const own = heap.getAllocator('obj')
+  const dirty = some(own.malloc(1))
+  heap.obj.write(dirty, Uint8Array.of(1))
+  heap.setAllocator('obj', { ...own, calloc: () => dirty })
+  t.throws(() => heap.obj.calloc(1, 1), { code: 'ERR_CALLBACK_RESULT' })
+  heap.obj.free(heap.obj.calloc(1, 0))
+  heap.verify()
+})
+
 test('requests fail on purpose, as with _testcapi.set_nomemory', (t) => {
   for (const allocator of ['default', 'debug', 'malloc'] as const) {
     using heap = new Heap({ allocator })

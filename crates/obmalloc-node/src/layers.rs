@@ -109,7 +109,7 @@ fn claim(
     if address == 0 || !address.is_multiple_of(heap.geometry().alignment) {
         return Err(refuse("an address that is aligned as blocks are"));
     }
-    let size = size.max(1);
+    let (wanted, size) = (size, size.max(1));
     if address.checked_add(size).is_none() {
         return Err(refuse("an address in memory"));
     }
@@ -139,8 +139,8 @@ fn claim(
     };
     if verb as u8 == Verb::Calloc as u8 {
         // SAFETY: so many bytes are there, as found just above.
-        let bytes = unsafe { std::slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(address), size) };
-        if bytes.iter().any(|&byte| byte != 0) && size != 1 {
+        let bytes = unsafe { std::slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(address), wanted) };
+        if bytes.iter().any(|&byte| byte != 0) {
             release_source(core, &source, address);
             return Err(refuse("zeroed memory"));
         }
