@@ -1,6 +1,9 @@
 /** What else runs JavaScript with Node-API: Node.js itself, and Bun and Deno where they are found. */
 
 import { spawnSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 
 import test from 'ava'
 
@@ -25,3 +28,28 @@ for (const [name, executable, ...args] of [
     t.is(status, 0)
   })
 }
+
+const hasCompiler = spawnSync('cc', ['--version']).status === 0
+const withCompiler = hasCompiler ? test : test.skip
+withCompiler('an engine without outside buffers refuses views, and gives all the rest', (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-refusing-'))
+  t.teardown(() => rmSync(folder, { recursive: true }))
+  const refusing = join(folder, 'librefusing.so')
+  const source = new URL('runtimes/refusing.c', import.meta.url).pathname
+  t.is(spawnSync('cc', ['-shared', '-fPIC', '-o', refusing, source], { stdio: 'inherit' }).status, 0)
+  // What the executable exports comes before all that is loaded, so the addon has to ask for another name.
+  const addon = readFileSync(new URL('npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node', cwd))
+  const name = 'napi_create_external_arraybuffer\0'
+  t.true(addon.includes(name))
+  for (let at = addon.indexOf(name); at >= 0; at = addon.indexOf(name, at + 1))
+    addon.write(name.replace('external', 'refusing'), at)
+  const copy = join(folder, 'refused.node')
+  writeFileSync(copy, addon)
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['--expose-gc', '__test__/runtimes/refused.cjs', copy], {
+    cwd,
+    env: { ...process.env, LD_PRELOAD: refusing },
+    encoding: 'utf8',
+  })
+  t.is(stdout, 'end\n', stderr)
+  t.is(status, 0)
+})

@@ -1154,7 +1154,7 @@ const blocks: Row[] = [
   {
     number: 61,
     what: 'engines without outside buffers',
-    later: 'an engine of that kind (Electron); read() and write() are the way there',
+    elsewhere: ['runtimes.spec.ts', 'an engine without outside buffers refuses views, and gives all the rest'],
   },
   {
     number: 62,
