@@ -1,5 +1,7 @@
 /** Every public operation, with each of its requests for memory failing in turn: once, and for ever after. */
 
+import { spawnSync } from 'node:child_process'
+
 import test from 'ava'
 
 import { Heap, MemoryError, type Address, type HeapOptions, type ObjectType } from 'obmalloc'
@@ -183,3 +185,10 @@ function requestsOf(operation: Operation, on: Ground): number {
     if (k > 1000) throw new Error('it never succeeds')
   }
 }
+
+test('more blocks are live at once than 24 bits count', (t) => {
+  const program = new URL('exhaustion/many.cjs', import.meta.url).pathname
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program], { encoding: 'utf8' })
+  t.is(stdout, 'end\n', stderr)
+  t.is(status, 0)
+})

@@ -50,6 +50,6 @@ withCompiler('an engine without outside buffers refuses views, and gives all the
     env: { ...process.env, LD_PRELOAD: refusing },
     encoding: 'utf8',
   })
-  t.is(stdout, 'end\n', stderr)
+  t.is(stdout, 'nothing is left behind\nend\n', stderr)
   t.is(status, 0)
 })

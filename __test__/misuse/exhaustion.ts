@@ -122,8 +122,9 @@ export const exhaustion: Row[] = [
   },
   {
     number: 72,
-    what: 'serial numbers that wrap',
-    later: 'nothing has a serial number: neither the ledger nor, from 3.8 on, the debug hooks of a release build',
+    // Nothing has a serial number: neither the ledger nor, from 3.8 on, the debug hooks of a release build.
+    what: 'counts that wrap',
+    elsewhere: ['exhaustion.spec.ts', 'more blocks are live at once than 24 bits count'],
   },
   {
     number: 73,

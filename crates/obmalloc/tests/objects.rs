@@ -266,6 +266,41 @@ fn a_chain_of_a_million_objects_ends_on_a_small_stack() {
 }
 
 #[test]
+fn more_objects_than_24_bits_count_are_collected_and_so_is_what_all_refer_to() {
+    const COUNT: usize = if cfg!(miri) { 500 } else { (1 << 24) + 1000 };
+    let s = scene_with(&profile::V3_13, |spec| spec.hooks = HookSet::default());
+    s.heap.disable_gc();
+    let pair = s.heap.define_type(TypeSpec {
+        name: "pair".into(),
+        fields: vec![("next".to_owned(), FieldKind::Object), ("hub".to_owned(), FieldKind::Object)],
+        gc: true,
+        ..TypeSpec::default()
+    });
+    let pair = pair.unwrap();
+    let set = |object, index, to| s.heap.set(object, Field::Member(index), Value::Object(to)).unwrap();
+    let hub = s.node(0);
+    let first = s.heap.alloc(pair, 0).unwrap();
+    let mut last = first;
+    for number in 0..COUNT {
+        set(last, 1, hub);
+        if number < COUNT - 1 {
+            let next = s.heap.alloc(pair, 0).unwrap();
+            set(last, 0, next);
+            s.heap.decref(next).unwrap();
+            last = next;
+        }
+    }
+    set(last, 0, first);
+    assert_eq!(s.heap.refcount(hub), Ok(COUNT + 1));
+    assert_eq!(s.heap.collect(2), Ok(0), "the first one is held");
+    s.heap.decref(hub).unwrap();
+    s.heap.decref(first).unwrap();
+    assert_eq!(s.heap.collect(2), Ok(COUNT + 1));
+    assert_eq!(s.heap.allocated_blocks(), 0);
+    s.heap.verify().unwrap();
+}
+
+#[test]
 fn misuse_is_a_fault() {
     let s = scene(&profile::V3_13);
     let object = s.node(1);

@@ -77,7 +77,7 @@ impl ObjectHeap {
         let found = self.collect_region_apart(ListId::Young)?;
         let gc = &mut self.state().gc;
         gc.count[0] = 0;
-        gc.count[1 + gc.incremental.visited_space] += 1;
+        gc.count_up(1 + gc.incremental.visited_space);
         Ok(found)
     }
 

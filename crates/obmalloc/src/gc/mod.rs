@@ -103,6 +103,12 @@ impl Gc {
         }
     }
 
+    /// Counts one more towards a generation's next collection; around where an `int` ends, as CPython does, which is built to wrap.
+    #[inline]
+    pub fn count_up(&mut self, generation: usize) {
+        self.count[generation] = self.count[generation].wrapping_add(1);
+    }
+
     pub fn list(&mut self, id: ListId) -> &mut GcList {
         &mut self.lists[id as usize]
     }
@@ -150,7 +156,7 @@ impl ObjectHeap {
         if self.rules.counted != Counted::Allocations {
             return false;
         }
-        self.state().gc.count[0] += 1;
+        self.state().gc.count_up(0);
         self.is_triggered()
     }
 
@@ -241,7 +247,7 @@ impl ObjectHeap {
         let gc = &mut self.state().gc;
         gc.list(ListId::Young).append(object);
         if self.rules.counted == Counted::Tracking {
-            gc.count[0] += 1;
+            gc.count_up(0);
             gc.incremental.heap_size += 1;
             let now = self.is_triggered();
             debug_assert!(!now, "where tracking is what counts, collections are scheduled");
@@ -594,5 +600,32 @@ impl ObjectHeap {
     /// What collections have appended to `gc.garbage` since this was last called. Each entry is a reference that is the caller's now.
     pub fn take_garbage(&self) -> Vec<usize> {
         core::mem::take(&mut self.state().gc.garbage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{NoHooks, TypeSpec};
+    use crate::{HeapOptions, profile};
+    use alloc::boxed::Box;
+
+    #[test]
+    fn counts_wrap_where_an_int_ends() {
+        for profile in profile::ALL {
+            let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).unwrap();
+            let kind = heap.define_type(TypeSpec { name: "node".into(), gc: true, ..TypeSpec::default() }).unwrap();
+            heap.collect(2).unwrap();
+            for generation in 0..GENERATIONS - 1 {
+                heap.state().gc.count = [i32::MAX; GENERATIONS];
+                heap.collect(generation).unwrap();
+            }
+            heap.state().gc.count = [i32::MAX; GENERATIONS];
+            heap.disable_gc();
+            heap.decref(heap.alloc(kind, 0).unwrap()).unwrap();
+            heap.decref(heap.alloc(kind, 0).unwrap()).unwrap();
+            assert!(heap.count()[0] < 0, "{}", profile.release);
+            heap.verify().unwrap();
+        }
     }
 }

@@ -109,8 +109,8 @@ impl ObjectHeap {
         let ids = [ListId::Young, ListId::Middle, ListId::Old];
         let (young, old) = (ids[generation], ids[(generation + 1).min(GENERATIONS - 1)]);
         let gc = &mut self.state().gc;
-        if let Some(older) = gc.count.get_mut(generation + 1) {
-            *older += 1;
+        if generation + 1 < GENERATIONS {
+            gc.count_up(generation + 1);
         }
         gc.count[..=generation].fill(0);
         for &id in &ids[..generation] {

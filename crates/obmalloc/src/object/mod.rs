@@ -320,7 +320,8 @@ impl ObjectHeap {
         if spec.free_list != 0 && spec.items.is_some() {
             return Err(ObjectError::Argument("no free list for a type whose objects differ in size"));
         }
-        let kind = Type::new(TypeId(self.state().types.len() as u32), spec, &self.rules)?;
+        let number = u32::try_from(self.state().types.len()).map_err(|_| ObjectError::NoMemory)?;
+        let kind = Type::new(TypeId(number), spec, &self.rules)?;
         self.add_type(kind)
     }
 

@@ -187,6 +187,10 @@ impl Type {
             }
             fields.push(FieldInfo { name, kind, offset });
         }
+        if u32::try_from(end).is_err() {
+            // Runs have no room for it; nor has memory, in all likelihood.
+            return Err(ObjectError::NoMemory);
+        }
         end = align(end, REFERENCE);
         // Words before the collector's are found from the object's address, across the collector's.
         let managed = |wanted: bool, storage: Storage| {
