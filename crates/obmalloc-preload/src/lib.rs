@@ -20,6 +20,7 @@
 //! | `python` | CPython's C interface, looked up by name |
 //! | `snapshot` | CPython's own statistics at the end, and whether the hooks are still in place |
 //! | `process` | fork, exec and `_exit` |
+//! | `environment` | what programs need that are started with an environment of their own |
 //! | `say` | messages on stderr |
 //!
 //! # What goes where
@@ -33,6 +34,7 @@
 
 mod arena_offset;
 mod check;
+mod environment;
 mod header;
 mod hooks;
 mod inside;
@@ -62,10 +64,14 @@ static DESTRUCTOR: extern "C" fn() = process::leave;
 extern "C" fn constructor() {
     let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
     let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
-    let Some(api) = python::Api::find() else { return };
+    let Some(api) = python::Api::find() else {
+        keep_for_children(variable);
+        return;
+    };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
     let first = claim(variable, &path);
+    keep_for_children(variable);
     let header = Header::of_this_process(&api);
     let doing = if variable == VARIABLE { "recorded" } else { "checked" };
     if !header.supported() {
@@ -92,6 +98,13 @@ extern "C" fn constructor() {
         hooks::install();
     } else {
         check::install();
+    }
+}
+
+/// Has programs that are started with an environment of their own be checked nevertheless.
+fn keep_for_children(variable: &str) {
+    if variable == check::VARIABLE {
+        environment::keep(&[variable, &format!("{variable}_PID")]);
     }
 }
 

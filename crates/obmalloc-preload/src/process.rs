@@ -27,11 +27,31 @@ pub extern "C" fn leave() {
     check::leave();
 }
 
+/// The process goes on as another program, and what is in memory goes with it unless it is written now. Nothing says that a trace ends
+/// here, because the call may fail and the program go on.
+#[cfg(not(test))]
+fn before_exec() {
+    if sink::is_recorded() {
+        sink::flush();
+    }
+    check::leave();
+}
+
 /// Functions of the C library that the program calls and the recorder answers. Not in unit tests, which are programs themselves.
+///
+/// Where it can be, the system call is made here and not by the C library's function, which need not be looked up then: the caller may
+/// be a child of `vfork`, where little is allowed.
 #[cfg(not(test))]
 mod interposed {
-    use super::{check, leave, sink};
-    use std::ffi::{c_char, c_int};
+    use super::{before_exec, leave};
+    use crate::environment::with_needed;
+    use std::ffi::{CStr, c_char, c_int, c_void};
+
+    type Strings = *const *const c_char;
+
+    unsafe extern "C" {
+        static environ: Strings;
+    }
 
     /// `_exit`, which is what `os._exit` calls: no destructor runs, so the trace is brought to its end here.
     #[unsafe(no_mangle)]
@@ -49,22 +69,15 @@ mod interposed {
         _exit(status)
     }
 
-    /// `execve`: the process goes on as another program, and what is in memory goes with it unless it is written now. Nothing says
-    /// that the trace ends here, because the call may fail and the program go on.
-    ///
-    /// The system call is made here and not by the C library's function, which need not be looked up then: the caller may be a child
-    /// of `vfork`, where little is allowed.
+    /// `execve`
     ///
     /// # Safety
     /// As the C library's function.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int {
-        if sink::is_recorded() {
-            sink::flush();
-        }
-        check::leave();
+    unsafe extern "C" fn execve(path: *const c_char, argv: Strings, envp: Strings) -> c_int {
+        before_exec();
         // SAFETY: passes the caller's arguments on; sets errno as the C library's function does.
-        unsafe { libc::syscall(libc::SYS_execve, path, argv, envp) as c_int }
+        unsafe { with_needed(envp, |envp| libc::syscall(libc::SYS_execve, path, argv, envp) as c_int) }
     }
 
     /// `execv`: [`execve`] with the environment as it is.
@@ -72,11 +85,100 @@ mod interposed {
     /// # Safety
     /// As the C library's function.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn execv(path: *const c_char, argv: *const *const c_char) -> c_int {
-        unsafe extern "C" {
-            static environ: *const *const c_char;
-        }
+    unsafe extern "C" fn execv(path: *const c_char, argv: Strings) -> c_int {
         // SAFETY: passes the caller's arguments on, and the C library's environment.
         unsafe { execve(path, argv, environ) }
+    }
+
+    /// `fexecve`, which is what `os.execve` calls for a descriptor.
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn fexecve(file: c_int, argv: Strings, envp: Strings) -> c_int {
+        before_exec();
+        let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+        // SAFETY: as in `execve`.
+        unsafe { with_needed(envp, |envp| libc::syscall(libc::SYS_execveat, file, path, argv, envp, flags) as c_int) }
+    }
+
+    /// `execvpe`
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn execvpe(file: *const c_char, argv: Strings, envp: Strings) -> c_int {
+        before_exec();
+        // SAFETY: the C library's function of that name, called with the caller's arguments.
+        unsafe {
+            let next: unsafe extern "C" fn(*const c_char, Strings, Strings) -> c_int = next(c"execvpe");
+            with_needed(envp, |envp| next(file, argv, envp))
+        }
+    }
+
+    /// `execvp`, which is what `env` calls: [`execvpe`] with the environment as it is.
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn execvp(file: *const c_char, argv: Strings) -> c_int {
+        // SAFETY: as in `execv`.
+        unsafe { execvpe(file, argv, environ) }
+    }
+
+    /// `posix_spawn` and `posix_spawnp`.
+    type Spawn = unsafe extern "C" fn(*mut libc::pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int;
+
+    /// `posix_spawn`
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn posix_spawn(
+        pid: *mut libc::pid_t,
+        path: *const c_char,
+        actions: *const c_void,
+        attributes: *const c_void,
+        argv: Strings,
+        envp: Strings,
+    ) -> c_int {
+        // SAFETY: the C library's function of that name, called with the caller's arguments.
+        unsafe {
+            let next: Spawn = next(c"posix_spawn");
+            with_needed(envp, |envp| next(pid, path, actions, attributes, argv, envp))
+        }
+    }
+
+    /// `posix_spawnp`
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn posix_spawnp(
+        pid: *mut libc::pid_t,
+        file: *const c_char,
+        actions: *const c_void,
+        attributes: *const c_void,
+        argv: Strings,
+        envp: Strings,
+    ) -> c_int {
+        // SAFETY: as in `posix_spawn`.
+        unsafe {
+            let next: Spawn = next(c"posix_spawnp");
+            with_needed(envp, |envp| next(pid, file, actions, attributes, argv, envp))
+        }
+    }
+
+    /// The C library's own function of that name.
+    ///
+    /// # Safety
+    /// It is a function of type `F`.
+    unsafe fn next<F: Copy>(name: &CStr) -> F {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        // SAFETY: takes any name.
+        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+        assert!(!address.is_null(), "every C library that this is built for has it");
+        // SAFETY: the caller's promise.
+        unsafe { std::mem::transmute_copy(&address) }
     }
 }

@@ -1,0 +1,183 @@
+//! What a program needs in its environment to be looked at, put back where it is started with one of its own.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr::null;
+use std::sync::OnceLock;
+
+/// The most variables, and the most bytes of `LD_PRELOAD`, with which something can be put back.
+const MOST: usize = 2000;
+
+struct Needed {
+    /// The path of this library.
+    library: CString,
+    /// `LD_PRELOAD=<library>`
+    preload: CString,
+    /// `OBMALLOC_CHECK=<path>` and its like, as this process has them.
+    task: Vec<CString>,
+}
+
+static NEEDED: OnceLock<Needed> = OnceLock::new();
+
+/// Has programs that this process starts get what they need: this library, and these variables. Nothing happens without it.
+pub fn keep(variables: &[&str]) {
+    let library = {
+        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+        // SAFETY: dladdr takes any address; names that it gives stay as long as the library.
+        unsafe {
+            if libc::dladdr(keep as *const c_void, info.as_mut_ptr()) == 0 {
+                return;
+            }
+            CStr::from_ptr(info.assume_init().dli_fname).to_owned()
+        }
+    };
+    let assigned = |name: &str, value: Vec<u8>| CString::new([name.as_bytes(), b"=", &value].concat()).ok();
+    let Some(preload) = assigned("LD_PRELOAD", library.to_bytes().to_vec()) else { return };
+    let present = |name: &&str| assigned(name, std::env::var_os(name)?.into_vec());
+    let _ = NEEDED.set(Needed { library, preload, task: variables.iter().filter_map(present).collect() });
+}
+
+/// Calls `start` with the environment `given` and what it lacks. One that names another task is left as it is. Takes no memory but the
+/// stack's: who starts a program may be a child of `vfork`.
+///
+/// # Safety
+/// `given` is null, or an array of strings that ends with null.
+pub unsafe fn with_needed<T>(given: *const *const c_char, start: impl FnOnce(*const *const c_char) -> T) -> T {
+    let Some(needed) = NEEDED.get() else { return start(given) };
+    let mut variables = [null::<c_char>(); MOST];
+    let mut preload = [0u8; MOST];
+    // SAFETY: the caller's promise.
+    if unsafe { complete(needed, given, &mut variables, &mut preload) } { start(variables.as_ptr()) } else { start(given) }
+}
+
+/// Fills `variables` with those of `given` and what it lacks. False when it lacks nothing, is another task's, or is too large.
+///
+/// # Safety
+/// As of [`with_needed`].
+unsafe fn complete(
+    needed: &Needed,
+    given: *const *const c_char,
+    variables: &mut [*const c_char; MOST],
+    preload: &mut [u8; MOST],
+) -> bool {
+    let mut count = 0;
+    // SAFETY: the caller's promise: null or an array, up to its null.
+    while !given.is_null() && unsafe { !(*given.add(count)).is_null() } {
+        if count == MOST {
+            return false;
+        }
+        // SAFETY: as above.
+        variables[count] = unsafe { *given.add(count) };
+        count += 1;
+    }
+    // All that can be lacking, and the null.
+    if count + needed.task.len() + 2 > MOST {
+        return false;
+    }
+    // SAFETY: strings, as the caller promises.
+    let text = |variable: *const c_char| unsafe { CStr::from_ptr(variable) }.to_bytes();
+    let find = |variables: &[*const c_char], name: &[u8]| {
+        variables[..count]
+            .iter()
+            .position(|&variable| text(variable).strip_prefix(name).is_some_and(|rest| rest.first() == Some(&b'=')))
+    };
+    if find(variables, crate::VARIABLE.as_bytes()).is_some() {
+        // It is to be recorded.
+        return false;
+    }
+    let mut lacking = 0;
+    for (number, variable) in needed.task.iter().enumerate() {
+        let name = variable.to_bytes().split(|&byte| byte == b'=').next().unwrap_or_default();
+        match find(variables, name) {
+            // The first one names the task.
+            Some(at) if number == 0 && text(variables[at]) != variable.to_bytes() => return false,
+            Some(_) => {}
+            None => {
+                variables[count + lacking] = variable.as_ptr();
+                lacking += 1;
+            }
+        }
+    }
+    match find(variables, b"LD_PRELOAD") {
+        Some(at) => {
+            let old = text(variables[at]);
+            let library = needed.library.to_bytes();
+            if !old.windows(library.len()).any(|part| part == library) {
+                // Ours first, then a blank, then those that were there.
+                let (ours, theirs) = (needed.preload.to_bytes(), old.split_at(b"LD_PRELOAD=".len()).1);
+                let Some(room) = preload.get_mut(..ours.len() + 1 + theirs.len() + 1) else { return false };
+                room[..ours.len()].copy_from_slice(ours);
+                room[ours.len()] = b' ';
+                room[ours.len() + 1..][..theirs.len()].copy_from_slice(theirs);
+                variables[at] = preload.as_ptr().cast();
+                return true;
+            }
+        }
+        None => {
+            variables[count + lacking] = needed.preload.as_ptr();
+            lacking += 1;
+        }
+    }
+    lacking != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(given: &[&str]) -> Option<Vec<String>> {
+        let string = |text: &str| CString::new(text).expect("no zeros");
+        let needed = Needed {
+            library: string("/lib/ours.so"),
+            preload: string("LD_PRELOAD=/lib/ours.so"),
+            task: vec![string("TASK=report"), string("TASK_PID=7")],
+        };
+        let given: Vec<CString> = given.iter().map(|text| string(text)).collect();
+        let mut pointers: Vec<*const c_char> = given.iter().map(|text| text.as_ptr()).collect();
+        pointers.push(null());
+        let (mut variables, mut preload) = ([null(); MOST], [0; MOST]);
+        // SAFETY: an array of strings that ends with null.
+        let is = unsafe { complete(&needed, pointers.as_ptr(), &mut variables, &mut preload) };
+        // SAFETY: strings, all of which are still there.
+        let text = |&variable: &*const c_char| unsafe { CStr::from_ptr(variable) }.to_str().expect("ASCII").to_owned();
+        is.then(|| variables.iter().take_while(|variable| !variable.is_null()).map(text).collect())
+    }
+
+    #[test]
+    fn what_an_environment_lacks_is_put_back_and_the_rest_is_left() {
+        let all = ["TASK=report", "TASK_PID=7", "LD_PRELOAD=/lib/ours.so"];
+        assert_eq!(completed(&[]).unwrap(), all);
+        assert_eq!(completed(&["A=1", "TASKS=2"]).unwrap(), ["A=1", "TASKS=2", all[0], all[1], all[2]]);
+        assert_eq!(completed(&[all[2], all[1], "A=1"]).unwrap(), [all[2], all[1], "A=1", all[0]]);
+        assert_eq!(
+            completed(&["LD_PRELOAD=/lib/a.so", all[0], all[1]]).unwrap(),
+            ["LD_PRELOAD=/lib/ours.so /lib/a.so", all[0], all[1]]
+        );
+        assert_eq!(completed(&all), None, "nothing is lacking");
+        assert_eq!(completed(&["LD_PRELOAD=/lib/a.so:/lib/ours.so", all[0], all[1]]), None);
+        assert_eq!(completed(&["TASK=other"]), None, "another task");
+        assert_eq!(completed(&["OBMALLOC_TRACE=trace"]), None, "another task");
+    }
+
+    #[test]
+    fn an_environment_that_is_too_large_is_left_as_it_is() {
+        let most: Vec<String> = (0..MOST).map(|number| format!("V{number}=")).collect();
+        let most: Vec<&str> = most.iter().map(String::as_str).collect();
+        for count in MOST - 8..=MOST {
+            if let Some(completed) = completed(&most[..count]) {
+                assert_eq!(completed.len(), count + 3);
+            } else {
+                assert!(count > MOST - 8);
+            }
+        }
+        let long = format!("LD_PRELOAD={}", "x".repeat(MOST));
+        assert_eq!(completed(&[&long]), None);
+    }
+
+    #[test]
+    fn no_environment_is_an_empty_one() {
+        assert!(completed(&[]).is_some());
+        // SAFETY: null.
+        assert!(unsafe { with_needed(null(), |given| given.is_null()) }, "nothing is kept in this process");
+    }
+}
