@@ -184,16 +184,127 @@ withPlants('forked and executed processes report too, and what they find is adde
   }
 })
 
-withPlants('a process that is killed leaves what it had found, and is called killed', async (t) => {
-  const end = 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)'
-  const load = `import ctypes; library = ctypes.PyDLL(${JSON.stringify(libraryOf('planted'))})`
-  const killed = await check(newest, ['-c', `${load}\nfor _ in range(6): library.mem_freed_as_obj(24)\n${end}`])
-  t.is(killed.ended, 'SIGKILL')
-  t.false(killed.processes[0]!.complete)
-  // What is known is at least half.
+/** Python that has the planted library as `library`. */
+const load = `import ctypes, os, signal, subprocess, sys, time; library = ctypes.PyDLL(${JSON.stringify(libraryOf('planted'))})`
+const die = 'os.kill(os.getpid(), signal.SIGKILL)'
+
+withPlants('processes that are killed leave all that they had found, and are called killed', async (t) => {
+  const program = [
+    load,
+    'for n in range(12345): library.mem_freed_as_obj(n % 1000)',
+    'if os.fork() == 0:',
+    '    for n in range(777): library.raw_freed_as_mem(600)',
+    `    ${die}`,
+    'os.wait()',
+    die,
+  ]
+  for (const interpreter of usable) {
+    const { findings, processes, ended } = await check(interpreter, ['-c', program.join('\n')])
+    t.is(ended, 'SIGKILL')
+    t.deepEqual(
+      processes.map(({ complete, running, lost }) => ({ complete, running, lost })),
+      Array.from({ length: 2 }, () => ({ complete: false, running: false, lost: [] })),
+      title(interpreter),
+    )
+    const [first, second, ...rest] = findings.map(summary)
+    const sizes = Array.from({ length: 1000 }, (_, size) => `${size}*${size < 345 ? 13 : 12}`).join(' ')
+    const kind = 'wrong-domain'
+    t.deepEqual(first, [12345, 'mem_freed_as_obj', kind, 'free', 'mem', 'obj', sizes, 'mem_freed_as_obj*12345'])
+    t.deepEqual(second, [777, 'raw_freed_as_mem', kind, 'free', 'raw', 'mem', '600*777', 'raw_freed_as_mem*777'])
+    t.deepEqual(rest, [])
+  }
+})
+
+withPlants('a process may be killed at any moment', async (t) => {
+  // Each child says how far it has come in memory that it shares.
+  const script = join(folder, 'anytime.py')
+  const lines = [
+    load,
+    'import mmap, struct',
+    'shared = mmap.mmap(-1, 8)',
+    'done = 0',
+    'for round in range(20):',
+    '    shared[:] = bytes(8)',
+    '    child = os.fork()',
+    '    while child == 0:',
+    "        n, = struct.unpack('q', shared[:])",
+    '        library.mem_freed_as_obj(n * 16)',
+    "        shared[:] = struct.pack('q', n + 1)",
+    '    time.sleep(0.003 * round)',
+    '    os.kill(child, signal.SIGKILL)',
+    '    os.waitpid(child, 0)',
+    "    done += struct.unpack('q', shared[:])[0]",
+    "open(sys.argv[1], 'w').write(str(done))",
+  ]
+  writeFileSync(script, `${lines.join('\n')}\n`)
+  const told = join(folder, 'anytime.txt')
+  const { findings } = await check(newest, [script, told])
+  const done = Number(readFileSync(told, 'utf8'))
+  const { count, sizes, origins } = findings[0]!
+  t.log(`${done} were done, ${count} counted`)
+  t.true(done > 1000)
+  for (const counted of [count, ...[sizes.map(([, times]) => times), origins.map((origin) => origin.count)].map(sum)]) {
+    // The one that each was doing may be counted or not.
+    t.true(counted >= done && counted <= done + 20, `${done} were done, ${counted} counted`)
+  }
+})
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((all, number) => all + number, 0)
+}
+
+withPlants('programs that are started with an environment of their own are looked at too', async (t) => {
+  const script = join(folder, 'environments.py')
+  const lines = [
+    load,
+    'library.mem_freed_as_obj(24)',
+    "if sys.argv[1:] == ['last']:",
+    "    added = {'LC_CTYPE', 'LD_PRELOAD', 'OBMALLOC_CHECK', 'OBMALLOC_CHECK_PID'}",
+    "    sys.exit(sorted(set(os.environ) - added) not in ([], ['A']))",
+    "me = [sys.executable, sys.argv[0], 'last']",
+    'def ended(status): assert os.WEXITSTATUS(status) == 0 and os.WIFEXITED(status)',
+    'subprocess.run(me, env={}, check=True)',
+    "subprocess.run(me, env={'A': '1'}, close_fds=False, check=True)",
+    `subprocess.run(me, env={'A': '1', 'LD_PRELOAD': ${JSON.stringify(libraryOf('planted'))}}, check=True)`,
+    "subprocess.run(['env', '-i', *me], check=True)",
+    "subprocess.run(['sh', '-c', 'env -i A=1 \"$@\" && true', 'sh', *me], check=True)",
+    "subprocess.run(['env', '-u', 'LD_PRELOAD', sys.executable, '-c', 'pass'], check=True)",
+    'ended(os.waitpid(os.posix_spawn(me[0], me, {}), 0)[1])',
+    'ended(os.waitpid(os.posix_spawnp(me[0], me, {}), 0)[1])',
+    'assert os.spawnve(os.P_WAIT, me[0], me, {}) == 0',
+    'child = os.fork()',
+    'if child == 0: os.execve(os.open(me[0], os.O_RDONLY), me, {})',
+    'ended(os.waitpid(child, 0)[1])',
+    'os.environ.clear()',
+    'subprocess.run(me, check=True)',
+  ]
+  writeFileSync(script, `${lines.join('\n')}\n`)
+  for (const interpreter of usable) {
+    const result = await check(interpreter, [script])
+    // Where CPython forks, and not vforks, what becomes a shell is a process that is looked at before.
+    isWhole(t, result, result.processes.length)
+    t.deepEqual(
+      result.findings.map(({ function: name, count }) => [name, count]),
+      [['mem_freed_as_obj', 11]],
+      title(interpreter),
+    )
+  }
+})
+
+withPlants('processes that go on when the program has ended are waited for, but not for long', async (t) => {
+  const program = (seconds: number): string =>
+    `${load}\nif os.fork() == 0: time.sleep(${seconds}); library.mem_freed_as_obj(24); sys.exit()`
+  const short = await check(newest, ['-c', program(0.5)])
+  isWhole(t, short, 2)
+  t.is(short.findings[0]?.count, 1)
+  const long = await check(newest, ['-c', program(8)])
+  t.deepEqual(long.findings, [])
   t.deepEqual(
-    killed.findings.map(({ function: name, count }) => [name, count]),
-    [['mem_freed_as_obj', 4]],
+    long.processes.map(({ complete, running }) => [complete, running]),
+    [
+      [true, false],
+      [false, true],
+    ],
   )
 })
 
@@ -262,7 +373,23 @@ withPython('what cannot be looked at is said, and does not end with 0', (t) => {
   }
   const killed = obmalloc(['--python', newest.path, '--', '-c', 'import os; os.kill(os.getpid(), 9)'])
   t.is(killed.status, 4)
-  t.regex(killed.stderr, /the program ended with SIGKILL\nprocess \d+ was killed: what it did last may be missing\n$/)
+  t.regex(killed.stderr, /the program ended with SIGKILL\nprocess \d+ was killed: it was looked at until then\n$/)
+  // Of a process that it started, all is known until then, unless it is not.
+  const child = 'import os, signal; os.fork() or os.kill(os.getpid(), signal.SIGKILL); os.wait()'
+  for (const [env, status, more] of [
+    [{}, 0, ''],
+    [{ PYTHONMALLOC: 'malloc' }, 4, 'process \\d+: not all raw, mem, obj calls were seen\n'],
+  ] as const) {
+    const result = obmalloc(['--python', newest.path, '--', '-c', child], env)
+    t.is(result.status, status, result.stderr)
+    t.regex(result.stderr, new RegExp(`process \\d+ was killed: it was looked at until then\n${more}$`))
+  }
+  const daemon = obmalloc(['--python', newest.path, '--', '-c', 'import os, time; os.fork() or time.sleep(8)'])
+  t.is(daemon.status, 4)
+  t.regex(
+    daemon.stderr,
+    /in 2 processes; the program ended with 0\nprocess \d+ still runs: what it does from now on is not counted\n/,
+  )
 })
 
 test('usage errors end with 2 and say what was expected', (t) => {

@@ -1,11 +1,13 @@
 /** Running a Python program under the checker, and what its reports say. */
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 
 import type { Interpreter } from './interpreters.js'
 import { children, run, type RecordOptions } from './recording.js'
+import { recorder } from './tools.js'
 
 export type DomainName = 'raw' | 'mem' | 'obj'
 
@@ -46,9 +48,14 @@ export interface Process {
   readonly pid: number
   readonly argv: readonly string[]
   readonly version: string
-  /** Whether it came to its end. One that was killed did not: what it found last may be missing, and up to half of the counts. */
+  /** Whether it came to its end. One that was killed did not: it was looked at until then. */
   readonly complete: boolean
-  /** Domains of which not all calls were seen, because the allocators were replaced. All of them in free-threaded builds. */
+  /** Whether it went on when the program had ended: what it has done since was not looked at. */
+  readonly running: boolean
+  /**
+   * Domains of which not all calls were seen, because the allocators were replaced. All of them in free-threaded builds, and in a process
+   * that was killed before it was initialised; of one that was killed later, those that were lost by then.
+   */
   readonly lost: readonly DomainName[]
 }
 
@@ -61,6 +68,9 @@ export interface Check {
   readonly ended: number | NodeJS.Signals
 }
 
+/** Milliseconds for which processes that go on when the program has ended are waited for. */
+const PATIENCE = 2000
+
 /** Runs a program and looks. */
 export async function check(
   interpreter: Pick<Interpreter, 'path'>,
@@ -71,11 +81,20 @@ export async function check(
   const report = join(folder, 'report')
   try {
     const ended = await run(interpreter, { program, stdout }, { OBMALLOC_CHECK: report })
-    const reports = existsSync(report) ? [report, ...children(report)].flatMap(readReport) : []
+    let reports = readReports(report)
+    // What helps a program, and ends with it, ends a moment later.
+    for (const begin = performance.now(); reports.some(({ process }) => process.running); reports = readReports(report)) {
+      if (performance.now() - begin > PATIENCE) break
+      await setTimeout(20)
+    }
     return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
+}
+
+function readReports(path: string): { process: Process; findings: Finding[] }[] {
+  return existsSync(path) ? [path, ...children(path)].flatMap(readReport) : []
 }
 
 interface Header {
@@ -85,22 +104,59 @@ interface Header {
   freeThreaded: boolean
 }
 
-/** Reads one process's report: lines of JSON, of which the last one with a finding's number counts. */
+/** A line of a report. How often something was met is in the counter that it names. */
+type Line = { finding: number; counter: number } & (
+  | Omit<Finding, 'count' | 'sizes' | 'origins'>
+  | { size: number }
+  | { origin: Place }
+)
+
+/** What a finding is made of. */
+interface Parts extends Omit<Finding, 'count'> {
+  count: number
+  readonly sizes: (readonly [size: number, count: number])[]
+  readonly origins: (Place & { readonly count: number })[]
+}
+
+/** Reads one process's report: lines of JSON, and the counters beside it. */
 function readReport(path: string): { process: Process; findings: Finding[] }[] {
   // A process that was killed can leave half a line.
   const [head, ...lines] = readFileSync(path, 'utf8').split('\n').slice(0, -1)
   if (head === undefined) return []
   const header = JSON.parse(head) as Header
-  const findings = new Map<number, Finding>()
-  let end: { lost: DomainName[] } | null = null
-  for (const line of lines) {
-    const { finding: number, ...rest } = JSON.parse(line) as { finding?: number }
-    if (number === undefined) end = rest as { lost: DomainName[] }
-    else findings.set(number, rest as Finding)
+  const counters = existsSync(`${path}.counts`) ? readFileSync(`${path}.counts`) : Buffer.alloc(0)
+  const findings: Parts[] = []
+  let complete = header.freeThreaded
+  let lost: DomainName[] = ['raw', 'mem', 'obj']
+  for (const text of lines) {
+    const line = JSON.parse(text) as Line | { end?: true; lost: DomainName[] }
+    if ('lost' in line) {
+      complete ||= line.end === true
+      lost = line.lost
+      continue
+    }
+    const { finding: number, counter, ...rest } = line
+    const at = counter * BigUint64Array.BYTES_PER_ELEMENT
+    const count = at < counters.length ? Number(counters.readBigUInt64LE(at)) : 0
+    // It was killed before it could count.
+    if (count === 0) continue
+    if ('size' in rest) findings[number]?.sizes.push([rest.size, count])
+    else if ('origin' in rest) findings[number]?.origins.push({ ...rest.origin, count })
+    else findings[number] = { ...rest, count, sizes: [], origins: [] }
   }
-  const { pid, argv, python: version, freeThreaded } = header
-  const lost: DomainName[] = freeThreaded ? ['raw', 'mem', 'obj'] : (end?.lost ?? [])
-  return [{ process: { pid, argv, version, complete: freeThreaded || end !== null, lost }, findings: [...findings.values()] }]
+  const { pid, argv, python: version } = header
+  return [
+    { process: { pid, argv, version, complete, running: !complete && isRunning(pid), lost }, findings: Object.values(findings) },
+  ]
+}
+
+/** Whether the process is there, with the checker in it: its number may be another's by now. */
+function isRunning(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/maps`, 'utf8').includes(realpathSync(recorder()))
+  } catch {
+    return false
+  }
 }
 
 /** The processes of the reports. One that went on as another program has several: then it is what it was last. */
@@ -108,6 +164,7 @@ function processesOf(reports: readonly { readonly process: Process }[]): Process
   return grouped(reports, ({ process: { pid } }) => [pid]).map((same) => ({
     ...same.at(-1)!.process,
     complete: same.every(({ process: { complete } }) => complete),
+    running: same.some(({ process: { running } }) => running),
     lost: [...new Set(same.flatMap(({ process: { lost } }) => lost))],
   }))
 }

@@ -35,14 +35,15 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   for (const gap of gaps) say(gap)
   if (found > 0) return 1
   // Programs end the processes that they started as they like; their own end they should see.
-  const seen = processes[0]?.complete && processes.every(({ lost }) => lost.length === 0)
+  const seen = processes[0]?.complete && processes.every(({ running, lost }) => !running && lost.length === 0)
   return seen ? 0 : 4
 }
 
-/** What was not seen of a process. */
-function gapsOf({ pid, complete, lost }: Process): string[] {
+/** What is to be said of a process that was not seen from its beginning to its end. */
+function gapsOf({ pid, complete, running, lost }: Process): string[] {
   const gaps = []
-  if (!complete) gaps.push(`process ${pid} was killed: what it did last may be missing`)
+  if (running) gaps.push(`process ${pid} still runs: what it does from now on is not counted`)
+  else if (!complete) gaps.push(`process ${pid} was killed: it was looked at until then`)
   if (lost.length > 0) gaps.push(`process ${pid}: not all ${lost.join(', ')} calls were seen`)
   return gaps
 }

@@ -1,9 +1,11 @@
 //! What was found, added up by kind, domains and site, and the report that it is written into.
 //!
-//! The report is lines of JSON: the header of the process, findings, and at the end a line that says so. A finding is written when it
-//! is new and whenever its count has doubled, so that a process that is killed leaves a report too; the last line of a number counts.
+//! The report is lines of JSON: the header of the process, findings, sizes and origins of findings when they are first met, of which
+//! domains not all calls come here, and at the end a line that says so. How often each was met is in a file beside it, `<report>.counts` ([`Counters`]); a line names its counter.
+//! So a process that is killed leaves a report too, with all that it has found.
 
 use super::blocks::Block;
+use super::counters::Counters;
 use super::site::Site;
 use crate::header::{Header, Parent, quoted, text_of};
 use crate::lock::SpinLock;
@@ -12,7 +14,8 @@ use crate::say::say;
 use obmalloc_trace::format::Domain;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write as _};
+use std::collections::btree_map::Entry;
+use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -66,14 +69,14 @@ struct Key {
     site: usize,
 }
 
+/// Numbers of counters.
 struct Finding {
     number: usize,
-    count: u64,
-    site: Site,
-    /// How many of which size, bytes.
-    sizes: BTreeMap<usize, u64>,
-    /// How many of what was given out, or freed before, by whom: lower halves of return addresses.
-    origins: BTreeMap<u32, (Option<Site>, u64)>,
+    counter: usize,
+    /// Of which size, bytes.
+    sizes: BTreeMap<usize, usize>,
+    /// Given out, or freed before, by whom: lower halves of return addresses.
+    origins: BTreeMap<u32, usize>,
 }
 
 /// Where the report goes and what is in it. One for the process.
@@ -82,6 +85,10 @@ pub struct Report {
     path: PathBuf,
     header: Header,
     findings: BTreeMap<Key, Finding>,
+    counters: Counters,
+    found: u64,
+    /// What is known of lost calls, as a line; nothing when nobody has looked.
+    lost: String,
     failed: bool,
 }
 
@@ -111,7 +118,9 @@ fn held<T>(act: impl FnOnce(&mut Report) -> T) -> Option<T> {
 
 /// Makes the report: `base` if this process is the `first` of its family. Says `false`, with a message, when that cannot be done.
 pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
-    let mut report = Report { path: base.clone(), base, header, findings: BTreeMap::new(), failed: false };
+    let (findings, counters) = (BTreeMap::new(), Counters::new());
+    let (path, lost) = (base.clone(), String::new());
+    let mut report = Report { base, path, header, findings, counters, found: 0, lost, failed: false };
     let made = report.open(first, None);
     SHARED.lock.take();
     // SAFETY: the lock is held.
@@ -130,21 +139,37 @@ pub fn note(fault: &Fault, call: Call, used: Domain, site: usize) {
     let site = (!known.0).then(|| Site::of(key.site));
     let tables = [0, 1, 2].map(|number| python::api().allocator(number));
     let origin = origin.filter(|_| !known.1).and_then(|low| Site::of_low(low, &tables));
-    with(|report| report.add(key, fault.block(), site, origin));
+    with(|report| {
+        report.found += 1;
+        if !report.failed {
+            report.add(key, fault.block(), site, origin).unwrap_or_else(|error| report.fail(&error));
+        }
+    });
 }
 
-/// Writes every finding as it stands, and that this is the end. More can come after it, and another end.
+/// Writes of which domains calls do not come here, for the case that there is no end. Forked children's reports say so too.
+pub fn note_lost(lost: &[&str]) {
+    with(|report| {
+        report.lost = format!("{{\"lost\": [{}]}}\n", listed(lost));
+        report.write(&report.lost.clone());
+    });
+}
+
+/// Writes that this is the end. More can come after it, and another end.
 pub fn end(lost: &[&str]) {
     // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a report without its end is the lesser evil.
     if SHARED.lock.take_within(10_000) {
         held(|report| {
-            let lost: Vec<String> = lost.iter().map(|domain| quoted(domain)).collect();
-            let mut lines: String = report.findings.iter().map(|(key, finding)| finding.line(key)).collect();
-            writeln!(lines, "{{\"end\": true, \"lost\": [{}]}}", lost.join(", ")).expect("a String takes everything");
-            report.write(&lines);
+            report.write(&format!("{{\"end\": true, \"lost\": [{}]}}\n", listed(lost)));
         });
         SHARED.lock.release();
     }
+}
+
+/// Names as the elements of a JSON array.
+fn listed(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+    names.join(", ")
 }
 
 /// Before a fork: keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
@@ -162,6 +187,8 @@ pub fn fork_in_child() {
     held(|report| {
         let parent = Parent { path: text_of(&report.path), bytes: 0 };
         report.findings.clear();
+        report.counters = Counters::new();
+        report.found = 0;
         report.open(false, Some(&parent));
     });
     SHARED.lock.release();
@@ -182,41 +209,69 @@ impl Report {
             self.path = path.into();
             match OpenOptions::new().write(true).create_new(true).open(&self.path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 10_000 => attempt += 1,
-                Err(error) => return self.fail(&error),
+                Err(error) => {
+                    self.fail(&error);
+                    return false;
+                }
                 Ok(_) => break,
             }
         }
         self.failed = false;
         let header = self.header.json(pid.cast_signed(), parent);
-        self.write(&format!("{header}\n"))
+        self.write(&format!("{header}\n{}", self.lost))
     }
 
-    /// Whether there is such a finding, and whether one has this origin.
+    /// Whether there is such a finding, and whether one has this origin. All is known to who cannot write it down.
     fn known(&self, key: &Key, origin: Option<u32>) -> (bool, bool) {
+        if self.failed {
+            return (true, true);
+        }
         let finding = self.findings.get(key);
         let has_origin = |finding: &Finding| origin.is_none_or(|origin| finding.origins.contains_key(&origin));
         (finding.is_some(), finding.is_some_and(has_origin))
     }
 
     /// Adds one occurrence. What is known of the finding already needs no `site` and no `origin`.
-    fn add(&mut self, key: Key, block: Option<&Block>, site: Option<Site>, origin: Option<Site>) {
+    fn add(&mut self, key: Key, block: Option<&Block>, site: Option<Site>, origin: Option<Site>) -> Result<(), Error> {
+        let mut counts = self.path.clone().into_os_string();
+        counts.push(".counts");
+        let counts = Path::new(&counts);
+        let mut lines = String::new();
         let number = self.findings.len();
-        let finding = self.findings.entry(key).or_insert_with(|| Finding {
-            number,
-            count: 0,
-            site: site.unwrap_or_else(|| Site::of(key.site)),
-            sizes: BTreeMap::new(),
-            origins: BTreeMap::new(),
-        });
-        finding.count += 1;
+        let finding = match self.findings.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let counter = self.counters.make(counts)?;
+                let site = site.unwrap_or_else(|| Site::of(key.site));
+                lines += &format!("{{\"finding\": {number}, \"counter\": {counter}, {key}, {}}}\n", Place(Some(&site)));
+                new.insert(Finding { number, counter, sizes: BTreeMap::new(), origins: BTreeMap::new() })
+            }
+        };
+        let mut met = vec![finding.counter];
         if let Some(block) = block {
-            *finding.sizes.entry(block.size).or_insert(0) += 1;
-            finding.origins.entry(block.site).or_insert((origin, 0)).1 += 1;
+            let beginning = |counter: usize| format!("{{\"finding\": {}, \"counter\": {counter}, ", finding.number);
+            met.push(match finding.sizes.entry(block.size) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    let counter = *new.insert(self.counters.make(counts)?);
+                    lines += &format!("{}\"size\": {}}}\n", beginning(counter), block.size);
+                    counter
+                }
+            });
+            met.push(match finding.origins.entry(block.site) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    let counter = *new.insert(self.counters.make(counts)?);
+                    lines += &format!("{}\"origin\": {{{}}}}}\n", beginning(counter), Place(origin.as_ref()));
+                    counter
+                }
+            });
         }
-        if finding.count.is_power_of_two() {
-            let line = finding.line(&key);
-            self.write(&line);
+        // A process that is killed in between leaves counters at 0, which nobody takes for something that was met.
+        if lines.is_empty() || self.write(&lines) {
+            met.into_iter().for_each(|counter| self.counters.count(counter));
         }
+        Ok(())
     }
 
     /// Adds to the file. It is opened anew each time: programs close descriptors that are not theirs.
@@ -225,36 +280,28 @@ impl Report {
             return false;
         }
         let written = OpenOptions::new().append(true).open(&self.path).and_then(|mut file| file.write_all(lines.as_bytes()));
-        written.map_or_else(|error| self.fail(&error), |()| true)
+        written.map_err(|error| self.fail(&error)).is_ok()
     }
 
     #[cold]
-    fn fail(&mut self, error: &Error) -> bool {
-        let found: u64 = self.findings.values().map(|finding| finding.count).sum();
-        say(&format!("cannot write {}: {error}; what is found is not reported ({found} so far)", self.path.display()));
+    fn fail(&mut self, error: &Error) {
+        let (path, found) = (self.path.display(), self.found);
+        say(&format!("cannot write {path}: {error}; what is found is not reported ({found} so far)"));
         self.failed = true;
-        false
     }
 }
 
-impl Finding {
-    fn line(&self, key: &Key) -> String {
+/// As members of a JSON object.
+impl Display for Key {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         const NAMES: [&str; 3] = ["raw", "mem", "obj"];
-        let sizes: Vec<String> = self.sizes.iter().map(|(size, count)| format!("[{size}, {count}]")).collect();
-        let origins: Vec<String> =
-            self.origins.values().map(|(site, count)| format!("{{{}, \"count\": {count}}}", Place(site.as_ref()))).collect();
-        format!(
-            "{{\"finding\": {}, \"kind\": \"{}\", \"call\": \"{}\", \"allocated\": {}, \"used\": \"{}\", \"count\": {}, \"sizes\": [{}], {}, \
-             \"origins\": [{}]}}\n",
-            self.number,
-            key.fault,
-            if key.call == Call::Free { "free" } else { "realloc" },
-            key.allocated.map_or_else(|| "null".to_owned(), |domain| quoted(NAMES[usize::from(domain)])),
-            NAMES[usize::from(key.used)],
-            self.count,
-            sizes.join(", "),
-            Place(Some(&self.site)),
-            origins.join(", "),
+        write!(
+            out,
+            "\"kind\": \"{}\", \"call\": \"{}\", \"allocated\": {}, \"used\": \"{}\"",
+            self.fault,
+            if self.call == Call::Free { "free" } else { "realloc" },
+            self.allocated.map_or_else(|| "null".to_owned(), |domain| quoted(NAMES[usize::from(domain)])),
+            NAMES[usize::from(self.used)],
         )
     }
 }

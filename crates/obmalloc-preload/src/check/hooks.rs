@@ -117,6 +117,9 @@ unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_v
     } else if taken && let Some(block) = before {
         BLOCKS.revive(address as usize, block.site);
     }
+    if D == MEM {
+        super::look_once();
+    }
     result
 }
 

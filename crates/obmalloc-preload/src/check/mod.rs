@@ -9,6 +9,7 @@
 //! | `blocks` | every live block by address |
 //! | `hooks` | the wrapped allocators, and what becomes of a call that is wrong |
 //! | `findings` | what was found, and the report |
+//! | `counters` | how often it was found, where a process that is killed leaves it |
 //! | `site` | the function and module of an address |
 //!
 //! # What becomes of a wrong call
@@ -22,21 +23,24 @@
 //! does not (see `site::MADE_PAST_THE_HOOKS`), that is no fault of the program's.
 //!
 //! # What can be missing
-//! Blocks that are freed past the domains, as by C's `free`. Calls of whoever replaces the allocators, which is reported. A process that
-//! is killed has no end in its report, and counts are then up to twice as high as it says.
+//! Blocks that are freed past the domains, as by C's `free`. Calls of whoever replaces the allocators, which is reported; a
+//! process that is killed says only what is known of it when CPython has been initialised. Programs that are started where
+//! `LD_PRELOAD` means nothing (by a set-user-ID program) or is missing from the environment of C's `system`, `popen` or `execl`.
 //!
 //! The report of a forked or executed process is `<path>.<pid>`, as with traces.
 
 mod blocks;
+mod counters;
 mod findings;
 mod hooks;
 mod site;
 
 use crate::header::Header;
+use crate::lock::Errno;
 use crate::python::{self, Objects};
 use crate::say::{listed, say};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Names the file that the report goes to.
 pub const VARIABLE: &str = "OBMALLOC_CHECK";
@@ -75,6 +79,28 @@ pub fn leave() {
             say(&format!("{} replaced the checker's allocators: not all {} calls were seen", python::culprit(), listed(&lost)));
         }
         findings::end(&lost);
+    }
+}
+
+/// Whether it has been noted of which domains calls do not come here.
+static LOOKED: AtomicBool = AtomicBool::new(false);
+
+/// Notes it as soon as CPython is initialised: by then an option has replaced the allocators, or none will. Called by
+/// mem's realloc, which every growing list calls, and others seldom.
+#[inline(always)]
+fn look_once() {
+    if !LOOKED.load(Ordering::Relaxed) {
+        look();
+    }
+}
+
+#[cold]
+fn look() {
+    // SAFETY: may be called at any time.
+    if unsafe { (python::api().is_initialized)() } != 0 && !LOOKED.swap(true, Ordering::Relaxed) {
+        let errno = Errno::save();
+        findings::note_lost(&lost());
+        errno.restore();
     }
 }
 
