@@ -441,7 +441,7 @@ fn give(
     }
     enter(core, number, address.expose_provenance(), size);
     core.report(env, heap);
-    env.integer(address as usize)
+    env.integer(address.expose_provenance())
 }
 
 pub(crate) fn reserve(core: &Core, number: usize) -> bool {
@@ -510,7 +510,7 @@ fn realloc(core: &Core, env: Env, [number, address, size]: [Value; 3]) -> Outcom
     if let Held::Block(domain) = held(core, heap, number, native, address)? {
         let block = core.realloc(env, heap, domain, Some(address), size)?;
         core.settle_realloc(heap, domain, block)?;
-        return block.map_or_else(|| env.null(), |block| env.integer(block.as_ptr() as usize));
+        return block.map_or_else(|| env.null(), |block| env.integer(block.addr().get()));
     }
     if size > PY_SSIZE_T_MAX || !reserve(core, number) {
         return env.null();

@@ -174,7 +174,7 @@ fn take(core: &Core, env: Env, [size]: [Value; 1]) -> Outcome {
         return env.null();
     }
     core.arenas.grants.borrow_mut().insert(arena.expose_provenance(), Grant { size, pins: 0 });
-    env.integer(arena as usize)
+    env.integer(arena.expose_provenance())
 }
 
 /// Gives back what [`take`] gave, or an arena of the heap's own that it has given to the script's `free`: `(address, size)`.
@@ -377,7 +377,7 @@ unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: us
     let core = unsafe { &*ctx.cast_const().cast::<Core>() };
     let freed = catch_unwind(AssertUnwindSafe(|| {
         reached("arena::arena_free");
-        give_back(core, address as usize, size)
+        give_back(core, address.expose_provenance(), size)
     }));
     match freed {
         Ok(Ok(())) => {}

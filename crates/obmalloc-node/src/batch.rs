@@ -155,7 +155,7 @@ fn run_all(
         if (attentive || block.is_none()) && verb != 2 {
             core.settle(env, heap, domain, block)?;
         }
-        let address = block.map_or(0, |block| block.as_ptr() as usize);
+        let address = block.map_or(0, |block| block.addr().get());
         // A realloc that failed has left the old block where it was.
         if address != 0 || verb != 2 {
             slots[slot] = address;
@@ -200,7 +200,7 @@ fn run_plainly(
             }
             _ => break,
         };
-        *place = block.map_or(0, |block| block.as_ptr() as usize);
+        *place = block.map_or(0, |block| block.addr().get());
         if let Some(results) = results {
             results.set(slot as usize, *place as i64 as f64);
         }

@@ -54,7 +54,7 @@ fn realloc<const D: u8>(core: &Core, env: Env, [address, size]: [Value; 2]) -> O
         core.settle_realloc(heap, domain::<D>(), block)?;
     }
     core.report(env, heap);
-    block.map_or_else(|| env.null(), |block| env.integer(block.as_ptr() as usize))
+    block.map_or_else(|| env.null(), |block| env.integer(block.addr().get()))
 }
 
 fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
@@ -128,7 +128,7 @@ fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<
     }
     core.report(env, heap);
     match block {
-        Some(block) => env.integer(block.as_ptr() as usize),
+        Some(block) => env.integer(block.addr().get()),
         None => env.null(),
     }
 }
@@ -145,7 +145,7 @@ impl Core {
         }
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         if let Some(block) = block {
-            self.free(env, heap, domain, block.as_ptr() as usize)?;
+            self.free(env, heap, domain, block.addr().get())?;
         }
         Err(failure.in_domain(domain))
     }
@@ -224,7 +224,7 @@ impl Core {
                 let copied = unsafe { self.copy(block.as_ptr(), std::ptr::with_exposed_provenance(old), usable.min(size)) };
                 copied.inspect_err(|_| {
                     // What is wrong with the new block is of no interest.
-                    let _ = heap.free(domain, block.as_ptr() as usize);
+                    let _ = heap.free(domain, block.addr().get());
                 })?;
                 view::retire(self, env, old, domain, view);
             }
@@ -232,8 +232,8 @@ impl Core {
         } else {
             heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))?
         };
-        let moved = block.is_some_and(|block| block.as_ptr() as usize != old);
-        let resized = |block: NonNull<u8>| heap.usable_size(domain, block.as_ptr() as usize).is_ok_and(|now| now != usable);
+        let moved = block.is_some_and(|block| block.addr().get() != old);
+        let resized = |block: NonNull<u8>| heap.usable_size(domain, block.addr().get()).is_ok_and(|now| now != usable);
         if let (Some(view), false) = (view, reachable)
             && (moved || block.is_some_and(resized))
         {
@@ -248,7 +248,7 @@ impl Core {
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         let failure = failure.in_domain(domain);
         Err(match block {
-            Some(block) => failure.at(block.as_ptr() as usize),
+            Some(block) => failure.at(block.addr().get()),
             None => failure,
         })
     }

@@ -702,7 +702,8 @@ unsafe extern "C" fn hook_realloc(ctx: *mut c_void, address: *mut c_void, size: 
     // SAFETY: as in `hook_malloc`.
     unsafe {
         let hooks = hooks(ctx);
-        let event = Event::Realloc { domain: Domain::Raw, nested: true, address: address.addr() as u64, size: size as u64, result: 0 };
+        let event =
+            Event::Realloc { domain: Domain::Raw, nested: true, address: address.addr() as u64, size: size as u64, result: 0 };
         if hooks.inside && hooks.expect(event) == 0 {
             return ptr::null_mut();
         }
