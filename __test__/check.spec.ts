@@ -447,6 +447,32 @@ withPlants('what was found until an interrupt is told', async (t) => {
   }
 })
 
+withPython('who does not want to wait for what goes on is told at once', async (t) => {
+  const own = mkdtempSync(join(folder, 'own-'))
+  // It is an orphan for a while when it says so.
+  const orphan =
+    'import os, sys, time; parent = os.getpid()\nif os.fork() == 0:\n    while os.getppid() == parent: time.sleep(0.01)\n'
+  const program = `${orphan}    time.sleep(0.3); sys.stderr.write('ready'); os.close(1); os.close(2); time.sleep(8)`
+  const child = spawn(
+    process.execPath,
+    [join(root, 'dist', 'cli.js'), 'check', '--python', newest.path, '--json', '--', '-c', program],
+    { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, TMPDIR: own } },
+  )
+  let [told, said] = ['', '']
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (told += text))
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    if (text.includes('ready')) child.kill('SIGINT')
+    said += text
+  })
+  const [code] = (await once(child, 'close')) as [number]
+  t.is(code, 4, said)
+  t.deepEqual(
+    (JSON.parse(told) as Check).processes.map(({ running }) => running),
+    [false, true],
+  )
+  t.deepEqual(readdirSync(own), [])
+})
+
 withPython('looking costs at most half of what the program takes', (t) => {
   // Processor time, in turn: what else the machine does counts less.
   const script = [

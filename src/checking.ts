@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 
 import type { Interpreter } from './interpreters.js'
-import { children, run, type RecordOptions } from './recording.js'
+import { SIGNALS, children, run, type RecordOptions } from './recording.js'
 import { recorder } from './tools.js'
 
 export type DomainName = 'raw' | 'mem' | 'obj'
@@ -81,15 +81,28 @@ export async function check(
   const report = join(folder, 'report')
   try {
     const ended = await run(interpreter, { program, stdout }, { OBMALLOC_CHECK: report })
-    let reports = readReports(report)
-    // What helps a program, and ends with it, ends a moment later.
-    for (const begin = performance.now(); reports.some(({ process }) => process.running); reports = readReports(report)) {
-      if (performance.now() - begin > PATIENCE) break
-      await setTimeout(20)
-    }
+    const reports = await settled(report)
     return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
     rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** The reports of all processes, when none runs any more, or after some time, or when we are told to end. */
+async function settled(path: string): Promise<ReturnType<typeof readReport>> {
+  const told = new AbortController()
+  const stop = (): void => told.abort()
+  for (const signal of SIGNALS) process.on(signal, stop)
+  try {
+    // What helps a program, and ends with it, ends a moment later.
+    for (const begin = performance.now(); ;) {
+      const reports = readReports(path)
+      const isOver = performance.now() - begin > PATIENCE || told.signal.aborted
+      if (isOver || !reports.some(({ process }) => process.running)) return reports
+      await setTimeout(20, undefined, { signal: told.signal }).catch(stop)
+    }
+  } finally {
+    for (const signal of SIGNALS) process.off(signal, stop)
   }
 }
 

@@ -33,6 +33,9 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
   return { trace, children: children(trace), ended }
 }
 
+/** What a user, or who started us, ends a program with. */
+export const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
+
 /** Runs a program with the recorder loaded, and waits for its end: an exit code, or the name of a signal. */
 export async function run(
   interpreter: Pick<Interpreter, 'path'>,
@@ -48,15 +51,14 @@ export async function run(
   const passOn = (signal: NodeJS.Signals): void => {
     if (signal !== 'SIGINT') child.kill(signal)
   }
-  const signals: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
-  for (const signal of signals) process.on(signal, passOn)
+  for (const signal of SIGNALS) process.on(signal, passOn)
   try {
     return await new Promise((done, failed) => {
       child.on('error', failed)
       child.on('exit', (code, signal) => done(code ?? signal ?? 1))
     })
   } finally {
-    for (const signal of signals) process.off(signal, passOn)
+    for (const signal of SIGNALS) process.off(signal, passOn)
   }
 }
 
