@@ -25,7 +25,8 @@
 //! # What can be missing
 //! Blocks that are freed past the domains, as by C's `free`. Calls of whoever replaces the allocators, which is reported; a
 //! process that is killed says only what is known of it when CPython has been initialised. Programs that are started where
-//! `LD_PRELOAD` means nothing (by a set-user-ID program) or is missing from the environment of C's `system`, `popen` or `execl`.
+//! `LD_PRELOAD` means nothing (by a set-user-ID program) or is missing from the environment of C's `system`, `popen` or `execl`, or
+//! among some two thousand variables.
 //!
 //! The report of a forked or executed process is `<path>.<pid>`, as with traces.
 
