@@ -500,6 +500,31 @@ test('a realloc whose old block a script could not give back in peace has moved 
   }
 })
 
+test('a realloc to nothing that fails late leaves a block of its own, behind however large a header', (t) => {
+  using heap = new Heap()
+  const HEADER = 48
+  const own = heap.getAllocator('obj')
+  let moved: Address | null = null
+  heap.setAllocator('obj', {
+    ...own,
+    malloc: (size) => (some(own.malloc(Number(size) + HEADER)) + HEADER) as Address,
+    realloc: (address, size) => {
+      moved = own.realloc((address! - HEADER) as Address, Number(size) + HEADER)
+      return null
+    },
+  })
+  const block = some(heap.obj.malloc(100))
+  // Where the block is to move to, with a neighbour.
+  const [place, next] = [some(heap.mem.malloc(HEADER)), some(heap.mem.malloc(HEADER))]
+  t.is(next, place + HEADER)
+  heap.mem.free(place)
+  const told = t.throws(() => heap.obj.realloc(block, 0), { instanceOf: MemoryFault, code: 'ERR_CALLBACK_RESULT' })
+  t.is(told?.address, some(moved) + HEADER)
+  t.not(told?.address, next)
+  t.is(heap.mem.usableSize(next), HEADER)
+  heap.verify()
+})
+
 test('a calloc of a single byte is zeroed too', (t) => {
   using heap = new Heap()
   const own = heap.getAllocator('obj')

@@ -520,7 +520,9 @@ fn realloc(core: &Core, env: Env, [number, address, size]: [Value; 3]) -> Outcom
     // Should the domain's realloc that this is part of fail yet, the block has at least what it was to have.
     let size = resizing.map_or(size, |index| {
         let block = core.allocators.resizing.borrow()[index];
-        size.max(block.address - block.base + block.wanted)
+        let offset = block.address - block.base;
+        // One of no bytes has a place too, behind what the script has put before it.
+        size.max(if offset == 0 { block.wanted } else { offset + block.wanted.max(1) })
     });
     // The block is nobody's while it moves.
     let grant = core.allocators.natives.borrow_mut().get_mut(number).and_then(|native| native.grants.remove(&address));
