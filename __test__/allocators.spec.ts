@@ -375,6 +375,19 @@ test('arenas from what the raw allocator gave', (t) => {
   heap.verify()
 })
 
+test('what pymalloc passes on for a script can be read and written to, whoever is around raw', (t) => {
+  using heap = new Heap()
+  heap.setAllocator('raw', { ...heap.getAllocator('raw') })
+  const own = heap.getAllocator('obj')
+  const block = some(own.malloc(1000))
+  heap.obj.write(block, Uint8Array.of(1, 2, 3))
+  t.deepEqual([...heap.obj.read(block).subarray(0, 3)], [1, 2, 3])
+  t.is(heap.obj.read(block).length, 1000)
+  own.free(block)
+  t.throws(() => heap.obj.read(block), { instanceOf: MemoryFault })
+  heap.verify()
+})
+
 test('hooks over a wrapper, a wrapper over hooks, and the way back', (t) => {
   using heap = new Heap()
   const calls: string[] = []

@@ -160,8 +160,9 @@ impl Allocators {
     /// Bytes of a grant that nothing lies in.
     pub fn size_of_grant(&self, address: usize) -> Option<usize> {
         let natives = self.natives.borrow();
-        let grant = natives.iter().find_map(|native| native.grants.get(&address))?;
-        (grant.is_free() && !grant.given_back).then_some(grant.size)
+        // What pymalloc passes on to a script's raw allocator lies in a grant of that one's.
+        let mut grants = natives.iter().rev().filter_map(|native| native.grants.get(&address));
+        grants.find(|grant| grant.is_free() && !grant.given_back).map(|grant| grant.size)
     }
 
     /// The number of one of the heap's own allocators, which is known from now on, if there is memory for that.
