@@ -10,7 +10,7 @@ import type { Release } from 'obmalloc'
 import { releases } from './tools.ts'
 
 const program = fileURLToPath(new URL('chaos/run.ts', import.meta.url))
-const OPERATIONS = 3000
+const OPERATIONS = 2200
 const SEED = Number(process.env['OBMALLOC_SEED'] ?? Date.now() % 2 ** 32)
 
 /** What went wrong, or nothing: in a process of its own, because a crash is what is looked for. */
@@ -23,11 +23,12 @@ async function run(release: Release, allocator: string, seeds: number[]): Promis
   return ended === 0 ? undefined : `ended with ${String(ended)}: ${errors.join('').slice(-2000)}`
 }
 
-/** Leaves out what can be left out, in ever smaller pieces. */
+/** Leaves out what can be left out, in ever smaller pieces, as long as there is time. */
 async function shrink(release: Release, allocator: string, seeds: number[]): Promise<number[]> {
+  const end = Date.now() + 300_000
   let left = seeds
   for (let size = Math.ceil(left.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
-    for (let first = 0; first < left.length;) {
+    for (let first = 0; first < left.length && Date.now() < end;) {
       const shorter = [...left.slice(0, first), ...left.slice(first + size)]
       if (await run(release, allocator, shorter)) left = shorter
       else first += size
