@@ -64,8 +64,8 @@ const SLOTS = 24
 
 export class Memory {
   readonly blocks: Block[] = []
-  /** Arrays over blocks that are no more, and what they must show for as long as they are there. */
-  readonly ghosts: Array<{ array: Uint8Array; bytes: Uint8Array }> = []
+  /** Arrays over a block that is no more, and what they must show for as long as they are there. */
+  readonly ghosts: Array<{ address: Address; arrays: Uint8Array[]; bytes: Uint8Array }> = []
   /** Addresses that were good once. */
   readonly gone: Array<{ heap: Heap; address: Address }> = []
   /** What scripts' allocators have, who would not know that somebody freed it. */
@@ -119,7 +119,8 @@ export class Memory {
   #leave(block: Block): void {
     if (block.view && block.view.length > 0) throw new Broken(`the view of ${block.address} was not detached`)
     block.view = undefined
-    for (const array of block.escaped.splice(0)) this.ghosts.push({ array, bytes: array.slice() })
+    const arrays = block.escaped.splice(0)
+    if (arrays.length > 0) this.ghosts.push({ address: block.address, arrays, bytes: arrays[0]!.slice() })
     while (this.ghosts.length > KEPT_MAX) this.ghosts.splice(this.#random(this.ghosts.length), 1)
     this.gone.push({ heap: block.heap, address: block.address })
     if (this.gone.length > 100) this.gone.splice(this.#random(100), 1)
@@ -162,15 +163,20 @@ export class Memory {
     if (bytes.length < block.bytes.length || bytes.length < block.size) throw new Broken(`${address} has become shorter`)
     if (!same(bytes.subarray(0, block.bytes.length), block.bytes)) throw new Broken(`somebody else wrote to ${address}`)
     for (const array of view ? [view, ...block.escaped] : block.escaped) {
-      if (!same(array, bytes)) throw new Broken(`an array of ${array.length} bytes at ${address} shows something else`)
+      // A block that was a script's gets its size class when the allocator whose memory it is comes back.
+      if (array.length < block.size || !same(array, bytes.subarray(0, array.length))) {
+        throw new Broken(`an array of ${array.length} of the ${bytes.length} bytes at ${address} shows something else`)
+      }
     }
     block.loose = false
     block.bytes = bytes
   }
 
   lookAtGhosts(): void {
-    for (const { array, bytes } of this.ghosts)
-      if (!same(array, bytes)) throw new Broken('memory that an array shows was used again')
+    for (const { address, arrays, bytes } of this.ghosts) {
+      if (!arrays.every((array) => same(array, bytes)))
+        throw new Broken(`memory at ${address} that an array shows was used again`)
+    }
   }
 
   lookAtView(block: Block): Uint8Array | undefined {
@@ -210,7 +216,7 @@ export class Memory {
       bytes.fill(byte, from, to)
     } else {
       const others = this.blocks.flatMap((other) => (other.view && !other.busy ? [other.view] : []))
-      const all = [...arrays, ...others, ...this.ghosts.map(({ array }) => array), Uint8Array.of(random(256), 1, 2, 3)]
+      const all = [...arrays, ...others, ...this.ghosts.map(({ arrays }) => arrays[0]!), Uint8Array.of(random(256), 1, 2, 3)]
       const source = all[random(all.length)]!
       const length = Math.min(source.length, to - from)
       const start = random(source.length - length + 1)
@@ -229,9 +235,10 @@ export class Memory {
   /** Writes to a block that is no more. */
   haunt(): void {
     if (this.ghosts.length === 0) return
-    const { array, bytes } = this.ghosts[this.#random(this.ghosts.length)]!
-    array.fill(array.length)
-    bytes.fill(array.length)
+    const { arrays, bytes } = this.ghosts[this.#random(this.ghosts.length)]!
+    const byte = this.#random(256)
+    arrays[this.#random(arrays.length)]!.fill(byte)
+    bytes.fill(byte)
   }
 
   /** A domain that was to free or resize a grant, and could not, may have taken it in. */
