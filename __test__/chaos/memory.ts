@@ -211,9 +211,9 @@ export class Memory {
     const from = random(bytes.length + 1)
     const to = from + random(bytes.length - from + 1)
     if (arrays.length > 0 && random(2) === 0) {
-      const byte = random(256)
-      arrays[random(arrays.length)]!.fill(byte, from, to)
-      bytes.fill(byte, from, to)
+      const [byte, array] = [random(256), arrays[random(arrays.length)]!]
+      array.fill(byte, from, to)
+      bytes.fill(byte, from, Math.min(to, array.length))
     } else {
       const others = this.blocks.flatMap((other) => (other.view && !other.busy ? [other.view] : []))
       const all = [...arrays, ...others, ...this.ghosts.map(({ arrays }) => arrays[0]!), Uint8Array.of(random(256), 1, 2, 3)]
