@@ -14,8 +14,8 @@ const OPERATIONS = 2200
 const SEED = Number(process.env['OBMALLOC_SEED'] ?? Date.now() % 2 ** 32)
 
 /** What went wrong, or nothing: in a process of its own, because a crash is what is looked for. */
-async function run(release: Release, allocator: string, seeds: number[]): Promise<string | undefined> {
-  const args = ['--import', 'tsx', program, release, allocator, JSON.stringify(seeds)]
+async function run(release: Release, allocator: string, quarantine: number, seeds: number[]): Promise<string | undefined> {
+  const args = ['--import', 'tsx', program, release, allocator, String(quarantine), JSON.stringify(seeds)]
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] })
   const errors: string[] = []
   child.stderr.setEncoding('utf8').on('data', (text: string) => errors.push(text))
@@ -24,13 +24,13 @@ async function run(release: Release, allocator: string, seeds: number[]): Promis
 }
 
 /** Leaves out what can be left out, in ever smaller pieces, as long as there is time. */
-async function shrink(release: Release, allocator: string, seeds: number[]): Promise<number[]> {
+async function shrink(release: Release, allocator: string, quarantine: number, seeds: number[]): Promise<number[]> {
   const end = Date.now() + 300_000
   let left = seeds
   for (let size = Math.ceil(left.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
     for (let first = 0; first < left.length && Date.now() < end;) {
       const shorter = [...left.slice(0, first), ...left.slice(first + size)]
-      if (await run(release, allocator, shorter)) left = shorter
+      if (await run(release, allocator, quarantine, shorter)) left = shorter
       else first += size
     }
   }
@@ -39,16 +39,17 @@ async function shrink(release: Release, allocator: string, seeds: number[]): Pro
 
 for (const [index, release] of releases.entries()) {
   const allocator = (SEED + index) % 2 === 0 ? 'default' : 'debug'
+  const quarantine = (SEED + index) % 3 === 0 ? 20_000 : 0
   test(`a heap of ${release} stands whatever its callbacks do`, async (t) => {
     t.timeout(600_000)
     const seeds = Array.from(
       { length: OPERATIONS },
       (_, index) => (Math.imul(SEED, 0x9e3779b1) + Math.imul(index, 0x85ebca6b)) >>> 0,
     )
-    const wrong = await run(release, allocator, seeds)
+    const wrong = await run(release, allocator, quarantine, seeds)
     if (wrong === undefined) return t.pass()
     t.log(`seed ${SEED}: ${wrong}`)
-    t.log(`run.ts ${release} ${allocator} '${JSON.stringify(await shrink(release, allocator, seeds))}'`)
+    t.log(`run.ts ${release} ${allocator} ${quarantine} '${JSON.stringify(await shrink(release, allocator, quarantine, seeds))}'`)
     return t.fail(wrong)
   })
 }

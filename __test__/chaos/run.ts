@@ -1,6 +1,6 @@
 /**
  * Does to a heap whatever comes to mind, from inside its callbacks too. The program is a list of seeds, one for each operation, so that
- * any part of it is a program: `run.ts release allocator '[seed, ...]'`. Ends with 0 when the heap stood it all, otherwise says what did not hold.
+ * any part of it is a program: `run.ts release allocator quarantine '[seed, ...]'`. Ends with 0 when the heap stood it all, otherwise says what did not hold.
  */
 
 import assert from 'node:assert/strict'
@@ -45,7 +45,12 @@ const NEVER = ['INTERNAL', 'HEAP_CORRUPTED', 'BUFFER_OVERFLOW', 'BUFFER_UNDERFLO
 )
 const DOMAINS = ['raw', 'mem', 'obj'] as const
 
-export async function chaos(release: Release, allocator: AllocatorName, seeds: readonly number[]): Promise<void> {
+export async function chaos(
+  release: Release,
+  allocator: AllocatorName,
+  quarantine: number,
+  seeds: readonly number[],
+): Promise<void> {
   let random = randomFrom(0)
   let inside = 0
   let traversing = 0
@@ -53,9 +58,9 @@ export async function chaos(release: Release, allocator: AllocatorName, seeds: r
   /** The first thing that must not happen: what a callback throws may go anywhere. */
   let broken: unknown
   const options = { release, memoryLimit: 64 << 20, onUnraisable: (error: unknown) => expected(error) }
-  const heap = new Heap({ ...options, allocator })
+  const heap = new Heap({ ...options, allocator, quarantine })
   /** All of them, which give memory to each other. */
-  const heaps = [heap, new Heap(options), new Heap({ ...options, allocator: 'debug' })]
+  const heaps = [heap, new Heap(options), new Heap({ ...options, allocator: 'debug', quarantine })]
   /** What may be an object, or was one, or never was. */
   const known: Address[] = [0 as Address, 16 as Address, 0xdeadbeef0 as Address]
   /** References of the script's own. */
@@ -510,5 +515,6 @@ export async function chaos(release: Release, allocator: AllocatorName, seeds: r
   if (broken !== undefined) throw broken
 }
 
-const [release, allocator, seeds] = process.argv.slice(2)
-if (seeds?.startsWith('[')) void chaos(release as Release, allocator as AllocatorName, JSON.parse(seeds) as number[])
+const [release, allocator, quarantine, seeds] = process.argv.slice(2)
+if (seeds?.startsWith('['))
+  void chaos(release as Release, allocator as AllocatorName, Number(quarantine), JSON.parse(seeds) as number[])

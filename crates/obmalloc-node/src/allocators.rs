@@ -300,19 +300,23 @@ fn set_native(core: &Core, env: Env, [domain, number]: [Value; 2]) -> Outcome {
     let native =
         allocators.natives.borrow().get(number).filter(|native| native.domains[domain as usize]).map(|native| native.allocator);
     let Some(native) = native else { return env.boolean(false) };
-    empty_quarantine(core, heap);
+    empty_quarantine(core, heap)?;
     put_back(core, heap, domain, native)?;
     core.update_attention();
     env.boolean(true)
 }
 
 /// Gives back what waits, which the present allocators gave. A script's arena allocator may be asked to take arenas back for it.
-pub(crate) fn empty_quarantine(core: &Core, heap: &ObjectHeap) {
-    heap.empty_quarantine();
+///
+/// # Errors
+/// When the thread is being ended.
+pub(crate) fn empty_quarantine(core: &Core, heap: &ObjectHeap) -> Result<(), Failure> {
+    let done = heap.empty_quarantine();
     if let Some(failure) = core.arenas.take_failure(heap) {
         // Whoever freed those blocks was told long ago that it was done.
         core.tell(failure);
     }
+    if done { Ok(()) } else { core.go_on() }
 }
 
 /// Puts an allocator back that has been in a domain: one of the heap's own, or a layer.
@@ -336,7 +340,7 @@ pub(crate) fn put_back(core: &Core, heap: &ObjectHeap, domain: Domain, allocator
 fn set_script(core: &Core, env: Env, [domain, script]: [Value; 2]) -> Outcome {
     let (domain, script) = (domain_named(env, domain)?, args::size(env, "number", script)?);
     let heap = core.heap()?;
-    empty_quarantine(core, heap);
+    empty_quarantine(core, heap)?;
     let layer = core.allocators.layer(core, domain, Target::Script(script as u32)).ok_or_else(no_room)?;
     // SAFETY: a layer does what an allocator does, whatever the script does, takes back all blocks, and catches panics; the core, which has
     // it, outlives the heap.

@@ -567,7 +567,7 @@ fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
 
 fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     let heap = core.heap()?;
-    allocators::empty_quarantine(core, heap);
+    allocators::empty_quarantine(core, heap)?;
     let left = heap.remove_nomemory();
     let put = Domain::ALL.into_iter().zip(left).filter_map(|(domain, left)| Some((domain, left?)));
     let done = put.map(|(domain, allocator)| allocators::put_back(core, heap, domain, allocator)).fold(Ok(()), Result::and);

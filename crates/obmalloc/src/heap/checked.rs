@@ -327,9 +327,8 @@ impl CheckedHeap {
             return Ok(false);
         }
         self.ledger().lay_up(address);
-        while let Some((address, block)) = { self.quarantine().leave_if_over() } {
-            self.release(address, block);
-        }
+        // Should that be interrupted, more wait for a while.
+        self.release_while(Quarantine::leave_if_over);
         Ok(true)
     }
 
@@ -346,11 +345,22 @@ impl CheckedHeap {
         }
     }
 
-    /// Frees all blocks that wait.
-    pub fn empty_quarantine(&self) {
-        while let Some((address, block)) = { self.quarantine().leave() } {
+    /// Frees all blocks that wait; false when that was interrupted, and some still do.
+    pub fn empty_quarantine(&self) -> bool {
+        self.release_while(Quarantine::leave)
+    }
+
+    /// Frees blocks for as long as `next` says one; false when that was interrupted.
+    fn release_while(&self, next: impl Fn(&mut Quarantine) -> Option<(usize, Waiting)>) -> bool {
+        let patience = self.interrupt().patience();
+        while let Some((address, block)) = next(self.quarantine()) {
             self.release(address, block);
+            // What was written to costs time by the page.
+            if patience.is_over_after(1 + block.size / 256) {
+                return false;
+            }
         }
+        true
     }
 
     /// Repeats a request that has failed when blocks waited that may have been in its way.
@@ -363,7 +373,9 @@ impl CheckedHeap {
         if has_reason || !self.is_quarantining() || self.hooks().is_some_and(|hooks| hooks.has_fault()) {
             return None;
         }
-        self.empty_quarantine();
+        if !self.empty_quarantine() {
+            return None;
+        }
         self.enter_slowly(domain, request()?, size)
     }
 
@@ -594,7 +606,7 @@ impl CheckedHeap {
     /// the allocators that are in then take back the blocks that are left outside its arenas.
     pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
         // They are the present one's.
-        self.empty_quarantine();
+        while !self.empty_quarantine() {}
         // SAFETY: the caller's promise.
         unsafe { self.heap.set_allocator(domain, allocator) };
         self.note_allocators();
@@ -684,7 +696,7 @@ impl CheckedHeap {
     /// was called first; in a domain where something else has been put in since, which may have given blocks, that stays, and what
     /// CPython puts back comes back.
     pub fn remove_nomemory(&self) -> [Option<Allocator>; 3] {
-        self.empty_quarantine();
+        while !self.empty_quarantine() {}
         // SAFETY: as above.
         let left = unsafe { Domains::remove_nomemory(self.heap.domains()) };
         self.note_allocators();
