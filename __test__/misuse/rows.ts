@@ -1,4 +1,4 @@
-/** The misuse catalogue, sections A to G: what each row does, where else it is played, or why it is not played yet. */
+/** The misuse catalogue, sections A to G: what each row does, or where else it is played. */
 
 import assert from 'node:assert/strict'
 
@@ -17,8 +17,6 @@ export interface Row {
   play?: (scene: Scene) => void
   /** The test that plays it, or the text that says what is not supported: file, and title or text. */
   elsewhere?: readonly [file: string, title: string]
-  /** Why it is not played: which later part of the library it needs. */
-  later?: string
 }
 
 const MAX = 2n ** 63n - 1n
