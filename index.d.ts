@@ -52,8 +52,9 @@ export interface HeapOptions {
   /**
    * Bytes of freed blocks that wait before their memory is used again, the longest waiting first. As long as a block waits, freeing it
    * again is `ERR_DOUBLE_FREE` and using it `ERR_USE_AFTER_FREE`, also where its address would have been handed out again by then; so with
-   * the addresses of objects. What waits is free to {@link Heap.allocatedBlocks}, but takes memory, until a request would fail for it.
-   * Addresses are not CPython's with it, and a `realloc` always moves. Nothing waits while a script's allocator is in.
+   * the addresses of objects. What waits is free to {@link Heap.allocatedBlocks}, but takes memory, until a domain's request would fail
+   * for it. Addresses are not CPython's with it, and a `realloc` moves where it can. Nothing waits while a script's allocator is in. Debug
+   * hooks fill and watch a block as a freed one when it has waited; guard bytes that were damaged meanwhile go to {@link onUnraisable}.
    * @defaultValue `0`
    */
   quarantine?: Size

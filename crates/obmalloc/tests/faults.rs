@@ -216,6 +216,66 @@ fn no_more_waits_than_is_said_and_nothing_that_is_needed() {
 }
 
 #[test]
+fn what_is_found_of_a_block_that_waited_is_no_fault_of_another_call() {
+    let heap = quarantining(200);
+    heap.setup_debug_hooks().expect("memory");
+    let at = |size| heap.malloc(Domain::Obj, size).expect("memory").as_ptr() as usize;
+    let (damaged, other) = (at(48), at(400));
+    heap.free(Domain::Obj, damaged).expect("live");
+    write_link(damaged + 48, 7);
+    // The old block waits, for which the damaged one goes.
+    let moved = heap.realloc(Domain::Obj, Some(other), 401).expect("no fault of this call").expect("memory").as_ptr() as usize;
+    assert_eq!(heap.take_fault(), None);
+    let fault = heap.take_late_fault().expect("a fault");
+    assert_eq!((fault.kind, fault.address), (FaultKind::BufferOverflow, damaged));
+    assert_eq!(heap.take_late_fault(), None);
+    assert_eq!(heap.free(Domain::Obj, damaged).expect_err("a fault").kind, FaultKind::DoubleFree);
+    heap.free(Domain::Obj, moved).expect("live");
+    heap.verify().expect("holds");
+}
+
+#[test]
+fn a_block_that_waits_is_known_however_many_were_freed_before() {
+    const MANY: usize = 66_000;
+    let heap = quarantining((MANY + 10) * 48);
+    let at = || heap.malloc(Domain::Raw, 16).expect("memory").as_ptr() as usize;
+    let first = at();
+    heap.free(Domain::Raw, first).expect("live");
+    assert!(heap.empty_quarantine());
+    if at() != first {
+        return;
+    }
+    let others: Vec<_> = (0..MANY).map(|_| at()).collect();
+    others.into_iter().for_each(|block| heap.free(Domain::Raw, block).expect("live"));
+    heap.free(Domain::Raw, first).expect("live");
+    for _ in 0..MANY - 100 {
+        heap.free(Domain::Raw, at()).expect("live");
+    }
+    assert_eq!(heap.free(Domain::Raw, first).expect_err("a fault").kind, FaultKind::DoubleFree);
+}
+
+#[test]
+fn waiting_makes_no_request_fail_and_ends_for_none_that_must_fail() {
+    let options = HeapOptions { memory_limit: Some(3 << 20), quarantine: 1 << 30, ..HeapOptions::new(&profile::V3_13) };
+    let heap = CheckedHeap::new(options).expect("a heap");
+    let at = |block: Option<std::ptr::NonNull<u8>>| block.expect("memory").as_ptr() as usize;
+    // There is no room for both.
+    let block = at(heap.malloc(Domain::Raw, 2 << 20));
+    let block = at(heap.realloc(Domain::Raw, Some(block), 1_900_000).expect("live"));
+    let waiting = at(heap.malloc(Domain::Obj, 64));
+    heap.free(Domain::Obj, waiting).expect("live");
+    assert_eq!(heap.malloc(Domain::Raw, isize::MAX as usize), None);
+    assert_eq!(heap.calloc(Domain::Raw, 1 << 40, 1 << 40), None);
+    assert_eq!(heap.malloc(Domain::Raw, 4 << 20), None);
+    assert_eq!(heap.free(Domain::Obj, waiting).expect_err("a fault").kind, FaultKind::DoubleFree);
+    // Requests that failed on purpose are over.
+    heap.set_nomemory(0, Some(1)).expect("memory");
+    assert_eq!(heap.malloc(Domain::Raw, 10), None);
+    heap.free(Domain::Raw, block).expect("live");
+    at(heap.malloc(Domain::Raw, 2_900_000));
+}
+
+#[test]
 fn a_thousand_heaps_come_and_go() {
     let count = if cfg!(miri) { 20 } else { 1000 };
     let heaps: Vec<CheckedHeap> = (0..count).map(|_| heap()).collect();

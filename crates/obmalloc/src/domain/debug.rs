@@ -156,6 +156,18 @@ impl Domains {
 }
 
 impl DebugHooks {
+    /// Whether an allocator is a hook, and what is below it and other hooks is `own`.
+    pub fn is_around(&self, allocator: &Allocator, own: &Allocator) -> bool {
+        let mut allocator = *allocator;
+        while let Some(api) = self.apis.iter().find(|api| ptr::eq(api.as_ptr(), allocator.ctx.cast())) {
+            if api.watched {
+                return true;
+            }
+            allocator = Domains::unwrapped(api.inner);
+        }
+        allocator == *own
+    }
+
     /// The fault that a hook met since this was asked last.
     pub fn take_fault(&mut self) -> Option<Fault> {
         self.fault.take()

@@ -168,7 +168,23 @@ const OBJ: u8 = 3;
 struct Entry {
     size: usize,
     domain: Domain,
-    live: bool,
+    presence: Presence,
+}
+
+/// Whether there is a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Live,
+    /// It was struck out, and is not forgotten before it is to be.
+    LaidUp,
+    /// It was struck out.
+    Freed,
+}
+
+impl Entry {
+    fn is_live(&self) -> bool {
+        self.presence == Presence::Live
+    }
 }
 
 pub(crate) struct Ledger {
@@ -287,7 +303,7 @@ impl Ledger {
     #[cold]
     fn insert_elsewhere(&mut self, address: usize, size: usize, domain: Domain) -> bool {
         self.reserve() && {
-            self.elsewhere.insert(address, Entry { size, domain, live: true });
+            self.elsewhere.insert(address, Entry { size, domain, presence: Presence::Live });
             true
         }
     }
@@ -345,19 +361,21 @@ impl Ledger {
             // SAFETY: as in `insert`.
             unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
         } else if let Some(entry) = self.elsewhere.get_mut(&address) {
-            entry.live = false;
+            entry.presence = Presence::LaidUp;
         }
     }
 
     /// A block that was struck out is remembered among others, until there are too many.
     pub fn remember(&mut self, address: usize) {
-        if self.elsewhere.is_empty() || self.place(address).is_some() || !self.elsewhere.contains_key(&address) {
+        if self.elsewhere.is_empty() || self.place(address).is_some() {
             return;
         }
+        let Some(entry) = self.elsewhere.get_mut(&address) else { return };
+        entry.presence = Presence::Freed;
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
             // Without room for more, the oldest is forgotten.
             let oldest = self.freed.pop_front().unwrap_or(address);
-            if self.elsewhere.get(&oldest).is_some_and(|entry| !entry.live) {
+            if self.elsewhere.get(&oldest).is_some_and(|entry| entry.presence == Presence::Freed) {
                 self.elsewhere.remove(&oldest);
             }
         }
@@ -372,7 +390,7 @@ impl Ledger {
             if !self.reserve() {
                 return;
             }
-            self.elsewhere.insert(address, Entry { size: 0, domain: Domain::Raw, live: true });
+            self.elsewhere.insert(address, Entry { size: 0, domain: Domain::Raw, presence: Presence::Live });
         }
         self.remove(address);
     }
@@ -383,7 +401,7 @@ impl Ledger {
         match self.state(address) {
             MEM => Some(Domain::Mem),
             OBJ => Some(Domain::Obj),
-            NEVER => self.elsewhere.get(&address).filter(|entry| entry.live).map(|entry| entry.domain),
+            NEVER => self.elsewhere.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.domain),
             _ => None,
         }
     }
@@ -399,7 +417,7 @@ impl Ledger {
 
     /// Bytes of the live block at `address`, when it lies outside the region.
     pub fn size_elsewhere(&self, address: usize) -> Option<usize> {
-        self.elsewhere.get(&address).filter(|entry| entry.live).map(|entry| entry.size)
+        self.elsewhere.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.size)
     }
 
     /// Bytes of the live block at `address`, if another allocator than the heap's own gave it.
@@ -426,7 +444,7 @@ impl Ledger {
         if let Some(domain) = self.domain_of(address) {
             return if domain == used { Ok(()) } else { fault(FaultKind::WrongDomain, Some(domain), None) };
         }
-        if self.state(address) == FREED || self.elsewhere.get(&address).is_some_and(|entry| !entry.live) {
+        if self.state(address) == FREED || self.elsewhere.get(&address).is_some_and(|entry| !entry.is_live()) {
             let kind = if purpose == Purpose::Free { FaultKind::DoubleFree } else { FaultKind::UseAfterFree };
             return fault(kind, None, None);
         }
@@ -449,7 +467,7 @@ impl Ledger {
             Location::Outside => self
                 .elsewhere
                 .iter()
-                .find(|&(&base, entry)| entry.live && base < address && address - base < entry.size)
+                .find(|&(&base, entry)| entry.is_live() && base < address && address - base < entry.size)
                 .map(|(&base, entry)| (base, entry.domain)),
         }
     }
@@ -461,7 +479,7 @@ impl Ledger {
 
     /// The live blocks outside the region: address, size and domain.
     pub fn elsewhere(&self) -> impl Iterator<Item = (usize, usize, Domain)> {
-        self.elsewhere.iter().filter(|(_, entry)| entry.live).map(|(&address, entry)| (address, entry.size, entry.domain))
+        self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
     /// Strikes out every block outside the region, without remembering any.
@@ -473,7 +491,7 @@ impl Ledger {
     /// A block that [`remove`](Self::remove) has just struck out is live all the same.
     pub fn revive(&mut self, address: usize, size: usize, domain: Domain) {
         if let Some(entry) = self.elsewhere.get_mut(&address) {
-            entry.live = true;
+            entry.presence = Presence::Live;
         } else {
             let entered = self.insert(address, size, domain);
             debug_assert!(entered, "what was just struck out has left room");

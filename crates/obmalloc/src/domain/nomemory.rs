@@ -26,6 +26,11 @@ impl Counts {
             return false;
         }
         self.count.set(self.count.get().saturating_add(1));
+        self.has_refused()
+    }
+
+    /// Whether the last request that was counted was to fail.
+    fn has_refused(&self) -> bool {
         let (count, stop) = (self.count.get(), self.stop.get());
         count > self.start.get() && (stop == 0 || count <= stop)
     }
@@ -65,9 +70,9 @@ impl Domains {
         }
     }
 
-    /// Whether requests fail on purpose, or are going to.
-    pub fn is_short(&self) -> bool {
-        self.is_short
+    /// Whether the last request failed on purpose.
+    pub fn has_refused(&self) -> bool {
+        self.is_short && self.nomemory.last().is_some_and(|last| last.counts.has_refused())
     }
 
     /// Puts wrappers around the allocators that are in: those that were around the same ones before, if there are any.

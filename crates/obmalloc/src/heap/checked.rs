@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::quarantine::{Quarantine, Waiting};
 use super::{Heap, HeapError, HeapOptions};
-use crate::allocator::{Allocator, AllocatorName, ArenaAllocator};
+use crate::allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, Trust, write_after_free};
 use crate::interrupt::Interrupt;
 use crate::os::block_bytes;
@@ -33,6 +33,9 @@ pub struct CheckedHeap {
     replaced: Cell<[bool; 3]>,
     /// Whether there ever were any.
     was_replaced: Cell<bool>,
+    /// Whether all domains have the heap's own allocators, perhaps with hooks around them.
+    is_all_own: Cell<bool>,
+    late_fault: Cell<Option<Fault>>,
 }
 
 /// What the heap holds, and may hold; its allocators are the lowest ones of a checked heap.
@@ -76,6 +79,8 @@ impl CheckedHeap {
             own,
             replaced: Cell::new([false; 3]),
             was_replaced: Cell::new(false),
+            is_all_own: Cell::new(true),
+            late_fault: Cell::new(None),
         })
     }
 
@@ -116,8 +121,8 @@ impl CheckedHeap {
     /// As [`Heap::calloc`].
     #[inline]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        // The product fits, or there is no block.
-        let whole = count.wrapping_mul(size);
+        // Where it does not fit, there is no block.
+        let whole = count.saturating_mul(size);
         match self.heap.calloc(domain, count, size) {
             Some(block) => self.enter(domain, block, whole),
             None => self.ask_again(domain, whole, || self.heap.calloc(domain, count, size)),
@@ -313,7 +318,7 @@ impl CheckedHeap {
 
     /// Whether freed blocks wait now.
     fn is_quarantining(&self) -> bool {
-        self.quarantine().is_kept() && self.replaced.get() == [false; 3]
+        self.quarantine().is_kept() && self.is_all_own.get()
     }
 
     /// Has a live block wait that is freed; false when it is to be freed now.
@@ -339,10 +344,16 @@ impl CheckedHeap {
         // SAFETY: a block of this domain that nobody has.
         let ((), found) = self.watching(|| unsafe { self.heap.free(block.domain, pointer) });
         if let Some(fault) = found {
-            // Somebody wrote to its guard bytes while it waited.
-            self.ledger().revive(address, block.size, block.domain);
-            self.keep_fault(Fault { address, used: block.domain, ..fault });
+            // Somebody wrote to its guard bytes while it waited; the hooks keep it from being used again.
+            let first = self.late_fault.take().unwrap_or(Fault { address, used: block.domain, ..fault });
+            self.late_fault.set(Some(first));
         }
+    }
+
+    /// What was found of a block that had been freed long before: it is no fault of the call in which that was. Given once; of several, the
+    /// first.
+    pub fn take_late_fault(&self) -> Option<Fault> {
+        self.late_fault.take()
     }
 
     /// Frees all blocks that wait; false when that was interrupted, and some still do.
@@ -367,9 +378,13 @@ impl CheckedHeap {
     #[cold]
     #[inline(never)]
     fn ask_again(&self, domain: Domain, size: usize, request: impl FnOnce() -> Option<NonNull<u8>>) -> Option<NonNull<u8>> {
+        if size > PY_SSIZE_T_MAX || size > self.account.limit {
+            // There is no room for it however many blocks go.
+            return None;
+        }
         // SAFETY: the domains are initialised.
-        let is_short = unsafe { (*self.heap.domains()).is_short() };
-        let has_reason = is_short || self.account.refusing.get() || self.is_corrupted();
+        let is_on_purpose = unsafe { (*self.heap.domains()).has_refused() };
+        let has_reason = is_on_purpose || self.account.refusing.get() || self.is_corrupted();
         if has_reason || !self.is_quarantining() || self.hooks().is_some_and(|hooks| hooks.has_fault()) {
             return None;
         }
@@ -384,7 +399,10 @@ impl CheckedHeap {
     fn realloc_to_another(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         self.check_realloc(domain, address)?;
         let kept = self.usable_size(domain, address)?.min(size);
-        let Some(block) = self.malloc(domain, size) else { return self.take_fault().map_or(Ok(None), Err) };
+        let Some(block) = self.malloc(domain, size) else {
+            // The old block may do, or can be resized where it is.
+            return self.take_fault().map_or_else(|| self.realloc_at_once(domain, address, size), Err);
+        };
         // SAFETY: two live blocks that are large enough.
         let is_copied = unsafe { self.interrupt().copy(ptr::with_exposed_provenance(address), block.as_ptr(), kept) };
         self.free(domain, if is_copied { address } else { block.as_ptr().addr() })?;
@@ -453,6 +471,11 @@ impl CheckedHeap {
         if self.is_quarantining() {
             return self.realloc_to_another(domain, address, size);
         }
+        self.realloc_at_once(domain, address, size)
+    }
+
+    #[inline(always)]
+    fn realloc_at_once(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         if self.hooked.get() {
             return self.realloc_hooked(domain, address, size);
         }
@@ -548,7 +571,8 @@ impl CheckedHeap {
         }
         match self.heap.pymalloc().locate(address) {
             Location::Block { size, .. } => Ok(size),
-            _ => Ok(self.ledger().size_elsewhere(address).expect("a live block that lies in no pool has an entry")),
+            // A live block that lies in no pool has an entry, unless somebody wrote to a link of that pool.
+            _ => self.ledger().size_elsewhere(address).ok_or(Fault::new(FaultKind::HeapCorrupted, address, domain)),
         }
     }
 
@@ -622,6 +646,11 @@ impl CheckedHeap {
         let replaced = Domain::ALL.map(|domain| !is_own(domain));
         let any = replaced != [false; 3];
         self.replaced.set(replaced);
+        self.is_all_own.set(Domain::ALL.into_iter().all(|domain| {
+            let allocator = Domains::unwrapped(self.heap.allocator(domain));
+            allocator == own[domain as usize]
+                || self.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &own[domain as usize]))
+        }));
         self.was_replaced.set(self.was_replaced.get() || any);
         let (ledger, pymalloc) = (self.ledger(), self.heap.pymalloc());
         if !any && !self.hooked.get() {
@@ -711,8 +740,12 @@ impl CheckedHeap {
     /// Gives back every block that lies outside the arenas, but for those at addresses that are lent: somebody else's. The heap is only fit
     /// to be dropped then.
     pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
-        while let Some((address, block)) = self.quarantine().leave() {
-            self.ledger().revive(address, block.size, block.domain);
+        // Those in arenas go with these.
+        let waiting = core::mem::replace(self.quarantine(), Quarantine::new(0));
+        for (address, block) in waiting.blocks() {
+            if self.heap.pymalloc().locate(address) == Location::Outside {
+                self.ledger().revive(address, block.size, block.domain);
+            }
         }
         let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
         let mut hooks = self.hooks();
@@ -799,7 +832,7 @@ impl CheckedHeap {
         let alignment = self.geometry().alignment;
         let (mut found, patience) = (Ok(()), self.interrupt().patience());
         pymalloc.each_live_pool(|first, end, size, count| {
-            if found.is_err() || patience.is_over_after((end - first) / size) {
+            if found.is_err() || patience.is_over_after((end - first) / alignment) {
                 return;
             }
             let in_use = |&begin: &usize| {

@@ -44,6 +44,11 @@ impl Quarantine {
         self.counted
     }
 
+    /// All that wait.
+    pub fn blocks(&self) -> impl Iterator<Item = (usize, Waiting)> {
+        self.blocks.iter().map(|(&address, &block)| (address, block))
+    }
+
     /// Whether a block at any multiple of `alignment` in `size` bytes from `begin` on waits.
     pub fn has_within(&self, begin: usize, size: usize, alignment: usize) -> bool {
         !self.blocks.is_empty() && (begin..begin + size).step_by(alignment).any(|address| self.blocks.contains_key(&address))
