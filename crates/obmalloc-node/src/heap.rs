@@ -155,8 +155,10 @@ impl Core {
             State::Busy | State::Asking => {
                 Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running")
             }
-            State::Corrupted => self.corrupted(),
-            State::Poisoned if self.heap_in_use().is_some_and(|heap| heap.is_corrupted()) => self.corrupted(),
+            State::Corrupted => Failure::new(
+                code::HEAP_CORRUPTED,
+                "somebody wrote to a free block of this heap, which was found earlier; it can only be closed",
+            ),
             State::Poisoned => {
                 Failure::new(code::INTERNAL, "the heap broke an invariant of its own earlier; it can only be closed")
             }
@@ -164,11 +166,6 @@ impl Core {
                 Failure::new(code::HEAP_CLOSED, "expected an open heap, but this one has been closed")
             }
         }
-    }
-
-    fn corrupted(&self) -> Failure {
-        let message = "somebody wrote to a free block of this heap, which was found earlier; it can only be closed";
-        Failure::new(code::HEAP_CORRUPTED, message)
     }
 
     /// The heap, from inside one of its calls; nothing once it has been taken out.

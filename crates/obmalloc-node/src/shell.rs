@@ -52,8 +52,13 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
             }
         },
         Err(_) => {
-            let failure = if core.state() == State::Corrupted { core.unusable() } else { internal() };
-            core.poison();
+            // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
+            let failure = if core.state() == State::Corrupted {
+                core.unusable()
+            } else {
+                core.poison();
+                internal()
+            };
             failure.throw(env, core.error_maker(env))
         }
     }
