@@ -141,7 +141,9 @@ impl Core {
         if block.is_none()
             && let Some(fault) = heap.take_fault()
         {
-            return Err(self.fault(Fault { used: domain, ..fault }));
+            // Whom a broken link refuses, pymalloc does not know.
+            let used = if fault.kind == FaultKind::HeapCorrupted { domain } else { fault.used };
+            return Err(self.fault(Fault { used, ..fault }));
         }
         let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
         if let Some(block) = block {

@@ -126,47 +126,37 @@ mod interposed {
         unsafe { execvpe(file, argv, environ) }
     }
 
-    /// `posix_spawn` and `posix_spawnp`.
-    type Spawn = unsafe extern "C" fn(*mut libc::pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int;
-
-    /// `posix_spawn`
-    ///
-    /// # Safety
-    /// As the C library's function.
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn posix_spawn(
-        pid: *mut libc::pid_t,
-        path: *const c_char,
-        actions: *const c_void,
-        attributes: *const c_void,
-        argv: Strings,
-        envp: Strings,
-    ) -> c_int {
-        // SAFETY: the C library's function of that name, called with the caller's arguments.
-        unsafe {
-            let next: Spawn = next(c"posix_spawn");
-            with_needed(envp, |envp| next(pid, path, actions, attributes, argv, envp))
-        }
+    macro_rules! spawns {
+        ($($(#[$doc:meta])* $function:ident $name:literal)+) => {$(
+            $(#[$doc])*
+            ///
+            /// # Safety
+            /// As the C library's function.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $function(
+                pid: *mut libc::pid_t,
+                program: *const c_char,
+                actions: *const c_void,
+                attributes: *const c_void,
+                argv: Strings,
+                envp: Strings,
+            ) -> c_int {
+                type Spawn =
+                    unsafe extern "C" fn(*mut libc::pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int;
+                // SAFETY: the C library's function of that name, called with the caller's arguments.
+                unsafe {
+                    let next: Spawn = next($name);
+                    with_needed(envp, |envp| next(pid, program, actions, attributes, argv, envp))
+                }
+            }
+        )+};
     }
 
-    /// `posix_spawnp`
-    ///
-    /// # Safety
-    /// As the C library's function.
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn posix_spawnp(
-        pid: *mut libc::pid_t,
-        file: *const c_char,
-        actions: *const c_void,
-        attributes: *const c_void,
-        argv: Strings,
-        envp: Strings,
-    ) -> c_int {
-        // SAFETY: as in `posix_spawn`.
-        unsafe {
-            let next: Spawn = next(c"posix_spawnp");
-            with_needed(envp, |envp| next(pid, file, actions, attributes, argv, envp))
-        }
+    spawns! {
+        /// `posix_spawn`
+        posix_spawn c"posix_spawn"
+        /// `posix_spawnp`
+        posix_spawnp c"posix_spawnp"
     }
 
     /// The C library's own function of that name.

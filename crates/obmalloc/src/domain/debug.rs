@@ -12,7 +12,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use super::report::{Function, Problem, Report, read_size};
-use super::{Domain, Domains, Fault, FaultKind, count_raw};
+use super::{Domain, Domains, Fault, FaultKind, pass_on};
 use crate::address_hash::{AddressMap, AddressSet};
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::interrupt::Interrupt;
@@ -568,16 +568,13 @@ pub(super) unsafe fn watched_block(this: *mut Domains, size: usize) -> Result<*m
             let Some(known) = (*this).debug.as_mut() else { return Err(Refused) };
             let is_live = |address: usize| known.blocks.contains_key(&(address + HEAD));
             if let Some(block) = (*pymalloc).damaged_link(size, is_live) {
-                (*pymalloc).broken_link = block;
+                (*pymalloc).broken_link = Some(block);
                 return Err(Refused);
             }
             let block = match Pymalloc::alloc_from_used_pool::<AnyPools>(pymalloc, size) {
                 Some(block) => block.as_ptr(),
                 None => Pymalloc::alloc_from_new_pool::<AnyPools>(pymalloc, size),
             };
-            if block.is_null() && (*pymalloc).broken_link != 0 {
-                return Err(Refused);
-            }
             let Some(whole) = Pymalloc::block_size::<AnyPools>(pymalloc, block).filter(|_| !block.is_null()) else {
                 return Ok(ptr::null_mut());
             };
@@ -617,7 +614,7 @@ pub(super) unsafe fn watched_malloc(this: *mut Domains, size: usize) -> *mut c_v
     // SAFETY: the caller's promise.
     unsafe {
         match watched_block(this, size) {
-            Ok(block) if block.is_null() => count_raw(this, Domains::malloc(this, Domain::Raw, size)),
+            Ok(block) if block.is_null() => pass_on(this, || Domains::malloc(this, Domain::Raw, size)),
             Ok(block) => block.cast(),
             Err(Refused) => ptr::null_mut(),
         }

@@ -367,7 +367,7 @@ impl Ledger {
 
     /// A block that was struck out is remembered among others, until there are too many.
     pub fn remember(&mut self, address: usize) {
-        if self.elsewhere.is_empty() || self.place(address).is_some() {
+        if self.place(address).is_some() {
             return;
         }
         let Some(entry) = self.elsewhere.get_mut(&address) else { return };

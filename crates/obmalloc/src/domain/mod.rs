@@ -221,19 +221,30 @@ unsafe extern "C" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size: usize)
     unsafe {
         let this = ctx.cast::<Domains>();
         let block = Pymalloc::alloc_from_new_pool::<S>(&raw mut (*this).pymalloc, size);
-        if block.is_null() && (*this).pymalloc.broken_link == 0 {
-            return count_raw(this, Domains::malloc(this, Domain::Raw, size));
+        if !block.is_null() {
+            return block.cast();
         }
-        block.cast()
+        pass_on(this, || Domains::malloc(this, Domain::Raw, size))
     }
 }
 
-unsafe fn count_raw(this: *mut Domains, block: *mut u8) -> *mut c_void {
-    if !block.is_null() {
-        // SAFETY: called with initialised domains.
-        unsafe { (*this).pymalloc.raw_allocated_blocks += 1 };
+/// What raw gives for a request of which pymalloc has made nothing; NULL when that is for a broken link.
+///
+/// # Safety
+/// `this` is initialised.
+#[inline(always)]
+unsafe fn pass_on(this: *mut Domains, request: impl FnOnce() -> *mut u8) -> *mut c_void {
+    // SAFETY: the caller's promise; no reference to a field is held while raw is asked.
+    unsafe {
+        if (*this).pymalloc.broken_link.is_some() {
+            return ptr::null_mut();
+        }
+        let block = request();
+        if !block.is_null() {
+            (*this).pymalloc.raw_allocated_blocks += 1;
+        }
+        block.cast()
     }
-    block.cast()
 }
 
 /// `_PyObject_Calloc`
@@ -259,10 +270,7 @@ unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, siz
             block.write_bytes(0, total);
             return block.cast();
         }
-        if (*this).pymalloc.broken_link != 0 {
-            return ptr::null_mut();
-        }
-        count_raw(this, Domains::calloc(this, Domain::Raw, count, size))
+        pass_on(this, || Domains::calloc(this, Domain::Raw, count, size))
     }
 }
 

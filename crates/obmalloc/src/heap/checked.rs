@@ -236,13 +236,13 @@ impl CheckedHeap {
     /// Whether a request has failed because a free block's link leads to where no block of its pool is: somebody wrote to the block. The
     /// heap is good for nothing but being dropped then.
     pub fn is_corrupted(&self) -> bool {
-        self.heap.pymalloc().broken_link != 0
+        self.heap.pymalloc().broken_link.is_some()
     }
 
     #[cold]
     fn corruption(&self) -> Option<Fault> {
-        let block = self.heap.pymalloc().broken_link;
-        (block != 0).then(|| Fault::new(FaultKind::HeapCorrupted, block, Domain::Obj))
+        let block = self.heap.pymalloc().broken_link?;
+        Some(Fault::new(FaultKind::HeapCorrupted, block, Domain::Obj))
     }
 
     /// Looks at the guard bytes of every block and at all free memory that the debug hooks have filled. What it finds is found once: the

@@ -31,7 +31,7 @@ pub struct HeapOptions {
     pub memory_limit: Option<usize>,
     /// Bytes of freed blocks that wait in a [`CheckedHeap`] before their memory is used again, the longest waiting first. As long as a block
     /// waits, another free or use of it is found, also where its memory would have been handed out again by then. Addresses are not
-    /// CPython's with it, a realloc always moves, and blocks that wait take memory, until a request would fail for it. None wait
+    /// CPython's with it, a realloc moves where it can, and blocks that wait take memory, until a request would fail for it. None wait
     /// while a domain has another allocator than the heap's own. 0 for none.
     pub quarantine: usize,
 }

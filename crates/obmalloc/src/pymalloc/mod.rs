@@ -55,8 +55,8 @@ pub(crate) struct Pymalloc {
     pool_shift: u32,
     /// Bits in which a free block and the next one of its pool do not differ.
     link_mask: usize,
-    /// A free block whose link leads to where no block of its pool is (0 while there is none): found before it was followed.
-    pub broken_link: usize,
+    /// A free block whose link leads to where no block of its pool is, found before it was followed.
+    pub broken_link: Option<usize>,
     /// Blocks that the raw domain gave for mem and obj requests (`raw_allocated_blocks`).
     pub raw_allocated_blocks: isize,
 
@@ -162,7 +162,7 @@ impl Pymalloc {
             alignment_shift: geometry.alignment.trailing_zeros(),
             pool_shift: geometry.pool_size.trailing_zeros(),
             link_mask: link_mask(&geometry),
-            broken_link: 0,
+            broken_link: None,
             raw_allocated_blocks: 0,
             geometry,
             empty_arena: profile.empty_arena,
@@ -297,7 +297,7 @@ impl Pymalloc {
             if S::CHECKED && !(*used).freeblock.is_null() {
                 // `alloc_from_used_pool` has found a link that it did not follow.
                 (*used).count -= 1;
-                (*this).broken_link = (*used).freeblock.addr();
+                (*this).broken_link = Some((*used).freeblock.addr());
                 return ptr::null_mut();
             }
             let Some((pool, address)) = Self::take_pool(this) else { return ptr::null_mut() };
@@ -308,7 +308,7 @@ impl Pymalloc {
                 let block = (*pool).freeblock;
                 let next = block.cast::<*mut u8>().read();
                 if S::CHECKED && !next.is_null() && !(*this).is_link::<S>(block, next) {
-                    (*this).broken_link = block.addr();
+                    (*this).broken_link = Some(block.addr());
                     return ptr::null_mut();
                 }
                 (*pool).freeblock = next;
