@@ -4,6 +4,7 @@ import test from 'ava'
 
 import { Heap, MemoryFault, type Address, type Allocator, type DomainName, type Size } from 'obmalloc'
 
+import { poke } from './peer.ts'
 import { releases, some } from './tools.ts'
 
 const domains: DomainName[] = ['raw', 'mem', 'obj']
@@ -711,4 +712,25 @@ test('hooks that no memory was there for at first count right later', (t) => {
   heap.setupDebugHooks()
   for (const domain of domains) heap[domain].free(some(heap[domain].malloc(1000)))
   t.is(heap.allocatedBlocks(), 0)
+})
+
+test('a block that pymalloc has from a script is as long as the script was asked for, whatever lies before it', (t) => {
+  using heap = new Heap()
+  const [raw, obj] = [heap.getAllocator('raw'), heap.getAllocator('obj')]
+  const HEADER = 32
+  heap.setAllocator('raw', {
+    malloc: (size) => (some(raw.malloc(Number(size) + HEADER)) + HEADER) as Address,
+    calloc: (count, size) => (some(raw.calloc(1, Number(count) * Number(size) + HEADER)) + HEADER) as Address,
+    realloc: () => null,
+    free: (address) => raw.free(address === null ? null : ((address - HEADER) as Address)),
+  })
+  const block = some(heap.obj.malloc(5000))
+  // To the C library the word before a block says how long it is. This one is the script's.
+  poke((block - 8) as Address, Uint8Array.of(2, 0, 1, 0, 0, 0, 0, 0))
+  let beyond: Address | null = null
+  heap.setAllocator('obj', { ...obj, realloc: () => beyond })
+  beyond = (block + 16384) as Address
+  t.throws(() => heap.obj.realloc(block, 16), { instanceOf: MemoryFault, code: 'ERR_CALLBACK_RESULT' })
+  heap.obj.free(block)
+  heap.verify()
 })

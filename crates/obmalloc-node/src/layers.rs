@@ -181,6 +181,13 @@ fn take_lent(core: &Core, domain: Domain, address: usize) -> Option<Lent> {
     Some(lent)
 }
 
+/// Bytes of a block that the heap's own allocators gave to a domain. They may have it from a script's raw allocator: then the C library knows
+/// nothing of it.
+fn size_given(core: &Core, heap: &ObjectHeap, address: usize) -> usize {
+    let lent = core.allocators.lent[Domain::Raw as usize].borrow().get(&address).map(|lent| lent.size);
+    lent.unwrap_or_else(|| heap.size_given(address))
+}
+
 /// Makes a grant of a block that an allocator of the heap's own gave to the domain: the number of that allocator, or nothing when there is no
 /// memory for it.
 fn grant_block(core: &Core, heap: &ObjectHeap, domain: Domain, address: usize) -> Option<(usize, Allocator)> {
@@ -189,7 +196,7 @@ fn grant_block(core: &Core, heap: &ObjectHeap, domain: Domain, address: usize) -
     if !reserve(core, number) {
         return None;
     }
-    enter(core, number, address, heap.size_given(address));
+    enter(core, number, address, size_given(core, heap, address));
     Some((number, native))
 }
 
@@ -343,7 +350,7 @@ fn resize(layer: &Layer, core: &Core, script: u32, address: usize, size: usize) 
             (number, native, address)
         }
     };
-    let was = lent.as_ref().map_or_else(|| heap.size_given(address), |lent| lent.size);
+    let was = lent.as_ref().map_or_else(|| size_given(core, heap, address), |lent| lent.size);
     let before = core.allocators.with_grant(number, base, |grant| grant.moving.replace(address)).flatten();
     core.allocators.resizing.borrow_mut().push(Resizing { number, base, address, size: was, wanted: size, done: false });
     let asked = ask(core, script, Verb::Realloc, [address, size]);

@@ -671,7 +671,8 @@ impl CheckedHeap {
         self.hooks().is_none_or(|hooks| hooks.is_only_hook(domain, &Domains::unwrapped(*allocator)))
     }
 
-    /// Bytes that may be used of a block that the heap's own allocators gave.
+    /// Bytes that may be used of a block that the heap's own allocators gave, and that lies where they put it: in an arena, or in a block of
+    /// the C library's that begins there.
     pub fn size_given(&self, address: usize) -> usize {
         if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
             return size;
