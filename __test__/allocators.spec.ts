@@ -734,3 +734,38 @@ test('a block that pymalloc has from a script is as long as the script was asked
   heap.obj.free(block)
   heap.verify()
 })
+
+test('an object that is resized stays one, whatever bytes a script has moved its block to', (t) => {
+  for (const domain of domains) {
+    using heap = new Heap()
+    const type = heap.defineType({ name: 'list', gc: true, fields: { a: 'object', n: 'u32' }, items: 'object' })
+    const inner = heap.getAllocator(domain)
+    heap.setAllocator(domain, {
+      ...inner,
+      // The bytes stay behind.
+      realloc(address, size) {
+        const block = inner.malloc(size)
+        inner.free(address)
+        return block
+      },
+    })
+    for (const count of [2, 200]) {
+      const [kept, other] = [type.alloc(0), type.alloc(0)]
+      let object = type.alloc(count)
+      heap.gc.untrack(object)
+      type.set(object, 'a', kept)
+      type.set(object, 'n', 7)
+      type.set(object, count - 1, other)
+      for (const next of [count + 1, 1000, count]) {
+        object = heap.gc.resize(object, next)
+        t.is(heap.typeOf(object), type)
+        t.deepEqual([type.nitems(object), type.get(object, 'a'), type.get(object, 'n')], [next, kept, 7])
+        t.deepEqual([type.get(object, 0), type.get(object, count - 1)], [null, other])
+        heap.verify()
+      }
+      for (const each of [kept, other, object]) heap.decref(each)
+    }
+    t.is(heap.gc.getObjects().length, 0)
+    heap.verify()
+  }
+})

@@ -316,9 +316,14 @@ impl CheckedHeap {
         (result, found)
     }
 
+    /// Whether all domains have the heap's own allocators, perhaps with hooks around them.
+    pub(crate) fn has_own_allocators(&self) -> bool {
+        self.is_all_own.get()
+    }
+
     /// Whether freed blocks wait now.
     fn is_quarantining(&self) -> bool {
-        self.quarantine().is_kept() && self.is_all_own.get()
+        self.quarantine().is_kept() && self.has_own_allocators()
     }
 
     /// Has a live block wait that is freed; false when it is to be freed now.

@@ -2,6 +2,8 @@
 
 use core::ptr;
 
+use alloc::vec::Vec;
+
 use super::types::{GC_HEAD, HEADER};
 use super::{ItemKind, ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
 use crate::allocator::PY_SSIZE_T_MAX;
@@ -267,9 +269,26 @@ impl ObjectHeap {
                 return Err(ObjectError::Aborted);
             }
         }
+        let was = kind.presize + kind.var_size(old).unwrap_or(0);
+        let copy = self.copy_of(object - kind.presize, was.min(whole)).inspect_err(|_| self.table().set(object, table::LIVE))?;
         self.table().bury(object);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
         let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
+        if let (Some(copy), true) = (copy, moved.is_ok_and(|moved| moved.is_some())) {
+            let begin = ptr::with_exposed_provenance_mut::<u8>(resized - kind.presize);
+            let (fields, items) = copy.split_at(copy.len().min(kind.presize + kind.basicsize()));
+            // SAFETY: the block has at least so many bytes, and nobody else knows it.
+            let all = unsafe {
+                begin.copy_from_nonoverlapping(fields.as_ptr(), fields.len());
+                self.heap.interrupt().copy(items.as_ptr(), begin.add(fields.len()), items.len())
+            };
+            if !all {
+                // SAFETY: as above. There are no items then.
+                unsafe { header::set_size(resized, 0) };
+                self.table().enter(resized);
+                return Ok(resized);
+            }
+        }
         self.table().enter(resized);
         let moved = moved?;
         if moved.is_none() {
@@ -284,6 +303,24 @@ impl ObjectHeap {
             }
         }
         Ok(resized)
+    }
+
+    /// A copy of bytes of an object whose block is to be resized by allocators that are not the heap's own. Those of a script cannot be
+    /// trusted to keep them, and an object has to be one whatever they do.
+    fn copy_of(&self, begin: usize, size: usize) -> Result<Option<Vec<u8>>, ObjectError> {
+        if self.heap.has_own_allocators() {
+            return Ok(None);
+        }
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(size).map_err(|_| ObjectError::NoMemory)?;
+        // SAFETY: the caller's object, and the room just made.
+        unsafe {
+            if !self.heap.interrupt().copy(ptr::with_exposed_provenance(begin), copy.as_mut_ptr(), size) {
+                return Err(ObjectError::Aborted);
+            }
+            copy.set_len(size);
+        }
+        Ok(Some(copy))
     }
 
     /// An object can move only while nobody but the caller knows where it is.
