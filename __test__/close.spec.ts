@@ -8,7 +8,7 @@ import test from 'ava'
 
 import { Heap } from 'obmalloc'
 
-import { arenasFrom, collectUntil, KiB, some } from './tools.ts'
+import { arenasFrom, collectUntil, KiB, some, transfer } from './tools.ts'
 
 const MiB = KiB * KiB
 const { native } = createRequire(import.meta.url)('../dist/native.js') as { native: { externalMemory(): number } }
@@ -65,6 +65,66 @@ test.serial('a heap is given back though its own callbacks refer to it', async (
   })()
   t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB))
   t.is(freed, 0, 'no JavaScript is called by a finalizer')
+})
+
+/** Ways for one heap to lie in another one's memory. */
+const lie: Array<(heap: Heap, owner: Heap) => void> = [
+  (heap, owner) => heap.setArenaAllocator(arenasFrom(owner)),
+  (heap, owner) => heap.setArenaAllocator(owner.getArenaAllocator()),
+  (heap, owner) => heap.setAllocator('mem', owner.raw),
+  (heap, owner) => heap.setAllocator('obj', owner.raw),
+]
+const heaps = (count: number): Heap[] => Array.from({ length: count }, () => new Heap())
+/** Blocks of every kind. */
+const fill = (heap: Heap): void => {
+  for (const domain of [heap.raw, heap.mem, heap.obj])
+    for (const size of [100, 1000]) domain.write(some(domain.calloc(1, size)), new Uint8Array(size).fill(1))
+}
+
+test.serial("heaps that lie in each other's memory go together when they are closed", (t) => {
+  for (const [first, one] of lie.entries()) {
+    for (const [second, two] of lie.entries()) {
+      const space = mapped()
+      const [a, b, c] = heaps(3) as [Heap, Heap, Heap]
+      one(a, b)
+      two(b, c)
+      one(c, a)
+      for (const heap of [a, b, c, a, b, c]) fill(heap)
+      const [guest] = heaps(1) as [Heap]
+      lie[first ^ 1]!(guest, b)
+      const blocks = [guest.mem, guest.obj].map((domain) => [domain, some(domain.calloc(1, 100))] as const)
+      for (const heap of [c, a, b]) heap.close()
+      t.true(mapped() - space > 3 * 16 * KiB * MiB, `${first} ${second}: what a guest lies in is there`)
+      for (const [domain, block] of blocks) domain.write(block, domain.read(block).fill(1))
+      guest.verify()
+      // Its script cannot give back what came from a closed heap.
+      if (first < 2) t.throws(() => guest.close(), { code: 'ERR_CALLBACK_THREW' })
+      else guest.close()
+      t.true(mapped() - space < 16 * KiB * MiB, `${first} ${second}: ${(mapped() - space) / 2 ** 30} GiB are left`)
+    }
+  }
+})
+
+test.serial("heaps that lie in each other's memory go when nothing else keeps them", async (t) => {
+  const space = mapped()
+  for (const closed of [[], ['a'], ['a', 'b']]) {
+    for (const how of lie) {
+      const kept = (() => {
+        const [a, b] = heaps(2) as [Heap, Heap]
+        how(a, b)
+        how(b, a)
+        for (const heap of [a, b]) fill(heap)
+        const bytes = a.raw.view(some(a.raw.malloc(100))).fill(7)
+        const escaped = [new Uint8Array(transfer(bytes.buffer))]
+        if (closed.includes('a')) a.close()
+        if (closed.includes('b')) b.close()
+        return escaped
+      })()
+      t.false(await collectUntil(() => mapped() - space < 2 * 16 * KiB * MiB, 3), 'an array shows memory of theirs')
+      t.is(kept.pop()![99], 7)
+      t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB), `${how.toString()}, closed: ${closed.join()}`)
+    }
+  }
 })
 
 test.serial('thousands of dropped heaps make V8 collect', async (t) => {

@@ -15,10 +15,10 @@ export function some(address: Address | null): Address {
 }
 
 /** Collects garbage, and lets finalizers run, until `done` or for good. */
-export async function collectUntil(done: () => boolean): Promise<boolean> {
+export async function collectUntil(done: () => boolean, rounds = 50): Promise<boolean> {
   setFlagsFromString('--expose-gc')
   const gc = runInNewContext('gc') as () => void
-  for (let round = 0; round < 50; round++) {
+  for (let round = 0; round < rounds; round++) {
     gc()
     await turn()
     if (done()) return true

@@ -231,6 +231,17 @@ impl Allocators {
         }
     }
 
+    /// Calls something with each other heap that a block lies in, once for every block.
+    pub fn each_owner(&self, mut call: impl FnMut(&Rc<Core>)) {
+        for lent in &self.lent {
+            for lent in lent.borrow().values() {
+                if let Source::Other(owner) = &lent.source {
+                    call(owner);
+                }
+            }
+        }
+    }
+
     /// The script that gave a block of a domain, if one did.
     pub fn giver(&self, domain: Domain, address: usize) -> Option<u32> {
         self.lent[domain as usize].borrow().get(&address).map(|lent| lent.script)

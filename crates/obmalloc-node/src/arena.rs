@@ -12,7 +12,7 @@ use std::ptr;
 use std::rc::Rc;
 
 use napi_sys as sys;
-use obmalloc::{ArenaAllocator, Domain, ObjectHeap};
+use obmalloc::{ArenaAllocator, Domain, ObjectHeap, Undone};
 
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, State, live_heaps};
@@ -87,11 +87,11 @@ impl Arenas {
         self.source.get() != Source::Own
     }
 
-    /// Whether another heap has arenas in what this one's arena allocator gave.
-    pub fn lends(&self) -> bool {
+    /// How many arenas of other heaps lie in what this one's arena allocator gave.
+    pub fn lends(&self) -> usize {
         let grants: usize = self.grants.borrow().values().map(|grant| grant.pins).sum();
         let own = self.lent.borrow().values().filter(|lent| lent.inside == Inside::Grant && lent.owner.is_none()).count();
-        grants > own
+        grants - own
     }
 
     /// What went wrong in a callback since the last time, and lets the heap have memory again.
@@ -414,16 +414,48 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where a heap goes that could not be taken down whole, because the thread is being ended: what is left goes with its core.
+fn put_off(core: &Core, heap: ObjectHeap) -> Option<Failure> {
+    core.keep(heap);
+    Some(Failure::of_status(sys::Status::napi_cannot_run_js))
+}
+
 /// Takes a heap down: its blocks, its arenas, what a script did not give back, and its tables. The first thing that a script did
 /// wrong on the way comes back, unless no script may be called.
 pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Option<Failure> {
-    // While everything is still there, because finding out what is not in an arena reads the arenas.
-    heap.free_blocks_outside(|address| allocators::is_lent(core, address));
+    match prepare(core, &mut heap, may_call) {
+        Ok(()) => {}
+        Err(Undone::GivenUp) => return put_off(core, heap),
+        Err(Undone::NoMemory) => {
+            heap.free_blocks_unsorted(|address| allocators::is_lent(core, address));
+            let_go(core, &mut heap);
+        }
+    }
+    finish(core, heap, may_call)
+}
+
+/// What needs the heap's arenas, to find out what does not lie in them, and gives nothing back that another heap's arena may lie in.
+pub(crate) fn prepare(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> Result<(), Undone> {
+    heap.find_blocks_outside(|address| allocators::is_lent(core, address), || may_call && core.is_interrupted())?;
+    let_go(core, heap);
+    Ok(())
+}
+
+/// What else the heap's arenas are needed for.
+fn let_go(core: &Core, heap: &mut ObjectHeap) {
     heap.take_tables(|heap, table| allocators::release_table(core, heap, table));
-    allocators::release(core, &heap, false);
+    allocators::release(core, heap, false);
+}
+
+/// The rest.
+pub(crate) fn finish(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Option<Failure> {
+    let is_over = || may_call && core.is_interrupted();
+    if !heap.free_blocks_outside(is_over) {
+        return put_off(core, heap);
+    }
     let mut failure = None;
     if core.arenas.source.get() != Source::Own {
-        if !may_call {
+        if !may_call && core.arenas.source.get() == Source::Script {
             core.arenas.source.set(Source::OwnAgain);
         }
         for arena in heap.arenas() {
@@ -440,6 +472,15 @@ pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Opti
         core.arenas.source.set(Source::Nobody);
     }
     allocators::release(core, &heap, true);
+    if !heap.decommit_arenas(is_over) {
+        return put_off(core, heap);
+    }
     drop(heap);
     failure
+}
+
+/// Counts what keeps each of the heaps that one has arenas or blocks in.
+pub(crate) fn count_owners(core: &Core, mut count: impl FnMut(&Rc<Core>)) {
+    core.arenas.lent.borrow().values().filter_map(|lent| lent.owner.as_ref()).for_each(&mut count);
+    core.allocators.each_owner(count);
 }

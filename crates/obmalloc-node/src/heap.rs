@@ -94,6 +94,8 @@ pub(crate) enum Mark {
 thread_local! {
     /// The heaps of this thread's JavaScript.
     static HEAPS: RefCell<Vec<Weak<Core>>> = const { RefCell::new(Vec::new()) };
+    /// Whether something has left a closed heap in which something else still lies.
+    static RINGS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The regions of all heaps of all threads: first byte and bytes.
@@ -295,7 +297,7 @@ impl Core {
 
     /// Gives everything back that can be given back now.
     fn close(&self, env: Env) -> Result<(), Failure> {
-        if self.state.get() == State::Closed {
+        if self.state.get() == State::Closed && (self.heap_in_use().is_none() || self.is_lent_out()) {
             return Ok(());
         }
         if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking) {
@@ -306,11 +308,12 @@ impl Core {
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
         // Where something still lies in its memory, the heap goes when that goes.
+        let is_lent_out = self.is_lent_out();
         let failure = if poisoned {
             // SAFETY: invariant 1; no call is on its way. What broke it is not asked to give anything back.
             std::mem::forget(unsafe { (*self.heap.get()).take() });
             None
-        } else if self.is_lent_out() {
+        } else if is_lent_out {
             None
         } else {
             self.state.set(State::Busy);
@@ -322,23 +325,57 @@ impl Core {
         self.forget_region();
         self.slots.replace(Vec::new());
         self.report_change(env, -self.reported.get());
+        release_rings(is_lent_out);
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Keeps what is left of a heap that was to be taken down.
+    pub fn keep(&self, heap: ObjectHeap) {
+        // SAFETY: invariant 1; the heap was taken out.
+        unsafe { *self.heap.get() = Some(heap) };
     }
 
     /// Whether arenas of other heaps, or buffers that could not be detached, lie in its memory.
     fn is_lent_out(&self) -> bool {
-        self.views.are_reachable()
-            || self.arenas.lends()
-            || self.marks.borrow().values().any(|mark| matches!(mark, Mark::Pinned(_)))
+        self.views.are_reachable() || self.guests() != 0
+    }
+
+    /// Arenas and blocks of other heaps in its memory.
+    fn guests(&self) -> usize {
+        let pins = |mark: &Mark| if let Mark::Pinned(pins) = mark { *pins } else { 0 };
+        self.arenas.lends() + self.marks.borrow().values().map(pins).sum::<usize>()
+    }
+
+    /// A buffer over its memory is gone: whether it may be the one that kept a heap that nobody can call.
+    pub fn was_kept_by(&self, was_reachable: bool) -> bool {
+        let views = &self.views;
+        let closed = self.state.get() == State::Closed;
+        let kept =
+            if closed { was_reachable && !views.are_reachable() } else { self.handle.get().is_null() && views.buffers() == 0 };
+        kept && self.heap_in_use().is_some()
+    }
+
+    /// Whether it can go once nothing lies in its memory any more: it was closed, or nobody is left who could call it.
+    fn is_left(self: &Rc<Self>, references: usize) -> bool {
+        match self.state.get() {
+            State::Closed => !self.views.are_reachable(),
+            State::Open | State::Due | State::Corrupted => self.handle.get().is_null() && Rc::strong_count(self) == references,
+            _ => false,
+        }
     }
 
     /// Something that lay in its memory is gone: a heap that has been closed may be able to go now.
     pub fn release_if_closed(&self) {
-        if self.state.get() == State::Closed && !self.is_lent_out() {
-            // SAFETY: invariant 1; after closing there are no calls.
-            if let Some(heap) = unsafe { (*self.heap.get()).take() } {
-                arena::release(self, heap, false);
-            }
+        if self.state.get() != State::Closed || self.heap_in_use().is_none() {
+            return;
+        }
+        if self.is_lent_out() {
+            RINGS.set(true);
+            return;
+        }
+        // SAFETY: invariant 1; after closing there are no calls.
+        if let Some(heap) = unsafe { (*self.heap.get()).take() } {
+            arena::release(self, heap, false);
         }
     }
 
@@ -367,6 +404,44 @@ impl Drop for Core {
     }
 }
 
+/// Takes down the heaps that keep nothing but each other, because each has arenas or blocks in another one's memory. To be called when a heap
+/// has been closed or a reference to one is gone, and `are_likely` when that heap may be one of them.
+pub(crate) fn release_rings(are_likely: bool) {
+    if !RINGS.replace(false) && !are_likely {
+        return;
+    }
+    let mut ring = live_heaps();
+    ring.retain(|core| core.heap_in_use().is_some());
+    loop {
+        let mut held: HashMap<*const Core, usize> = HashMap::new();
+        for core in &ring {
+            arena::count_owners(core, |owner| *held.entry(Rc::as_ptr(owner)).or_default() += 1);
+        }
+        let before = ring.len();
+        ring.retain(|core| {
+            let guests = held.get(&Rc::as_ptr(core)).copied().unwrap_or(0);
+            // The ring has a reference, too.
+            core.guests() == guests && core.is_left(guests + 1)
+        });
+        if ring.len() == before {
+            break;
+        }
+    }
+    let take = |core: &Rc<Core>| {
+        core.state.set(State::Closed);
+        // SAFETY: invariant 1; of what is left nobody makes calls.
+        unsafe { (*core.heap.get()).take() }
+    };
+    let mut heaps: Vec<_> = ring.iter().filter_map(|core| take(core).map(|heap| (core, heap))).collect();
+    // The arenas of each are needed for that, and lie in blocks of others.
+    if heaps.iter_mut().all(|(core, heap)| arena::prepare(core, heap, false).is_ok()) {
+        heaps.into_iter().for_each(|(core, heap)| drop(arena::finish(core, heap, false)));
+    } else {
+        // There is no memory for it now.
+        heaps.into_iter().for_each(|(core, heap)| core.keep(heap));
+    }
+}
+
 /// The heaps of this thread that are not being dropped.
 pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
     HEAPS.try_with(|heaps| heaps.borrow().iter().filter_map(Weak::upgrade).collect()).unwrap_or_default()
@@ -381,7 +456,9 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     // Should giving back break an invariant, there is nobody left to tell.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         reached("heap::finalize_handle");
+        let is_needed = Rc::strong_count(&core) > 1;
         drop(core);
+        release_rings(is_needed);
     }));
 }
 

@@ -426,7 +426,8 @@ impl Hooks for Host {
 
     fn interrupted(&self) -> bool {
         reached("hooks::interrupted");
-        self.core().is_some_and(|core| core.is_interrupted())
+        // What is given back after closing may be so while JavaScript's own collector runs.
+        self.core().is_some_and(|core| core.state() != State::Closed && core.is_interrupted())
     }
 
     fn write(&self, text: &str) {

@@ -14,7 +14,7 @@ use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark};
+use crate::heap::{Core, Mark, release_rings};
 use crate::js::{Env, Outcome, TypedArray, Value};
 use crate::places::Places;
 use crate::shell::reached;
@@ -50,6 +50,8 @@ pub(crate) struct Views {
     retired: [Cell<usize>; 3],
     /// Retired blocks that nothing can reach any more.
     gone: Cell<usize>,
+    /// All buffers that have not been finalized.
+    buffers: Cell<usize>,
 }
 
 fn add(counter: &Cell<usize>, change: isize) {
@@ -72,6 +74,11 @@ impl Views {
         self.reachable.get() != 0
     }
 
+    /// Buffers that JavaScript may reach, or has not finalized yet.
+    pub fn buffers(&self) -> usize {
+        self.buffers.get()
+    }
+
     /// Blocks of the domain that are freed, but not given back yet.
     pub fn retired(&self, domain: Domain) -> usize {
         self.retired[domain as usize].get()
@@ -91,8 +98,14 @@ unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_voi
     // Dropping the hold may give a whole heap back; should that break an invariant, there is nobody left to tell.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("view::finalize");
-        hold.core.views.change(&hold.view, |view| add(&view.buffers, -1));
-        hold.core.release_if_closed();
+        let Hold { view, core } = *hold;
+        let was_reachable = core.views.are_reachable();
+        core.views.change(&view, |view| add(&view.buffers, -1));
+        core.release_if_closed();
+        add(&core.views.buffers, -1);
+        let may_go = core.was_kept_by(was_reachable);
+        drop(core);
+        release_rings(may_go);
     }));
 }
 
@@ -174,9 +187,11 @@ fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize
         env.outside_bytes(std::ptr::with_exposed_provenance_mut(address), length, Some(finalize), hold.cast::<c_void>())
     };
     core.views.change(view, |view| add(&view.buffers, 1));
+    add(&core.views.buffers, 1);
     made.map_err(|(status, will_finalize)| {
         if !will_finalize {
             core.views.change(view, |view| add(&view.buffers, -1));
+            add(&core.views.buffers, -1);
             // SAFETY: made above, and refused.
             drop(unsafe { Box::from_raw(hold) });
         }

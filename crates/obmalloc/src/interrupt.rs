@@ -2,7 +2,9 @@
 
 use core::cell::Cell;
 use core::ffi::c_void;
-use core::ptr;
+use core::ptr::{self, NonNull};
+
+use crate::os;
 
 /// Whether little work is much: under Miri a step takes microseconds, and a fuzzer's programs are short.
 const SMALL: bool = cfg!(any(fuzzing, miri));
@@ -10,6 +12,8 @@ const SMALL: bool = cfg!(any(fuzzing, miri));
 pub(crate) const STRIDE: usize = if SMALL { 1 << 4 } else { 1 << 14 };
 /// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
 const PIECE: usize = if SMALL { 1 << 7 } else { 1 << 20 };
+/// Bytes that every system's pages are a part of.
+const PAGE_MAX: usize = 1 << 16;
 
 /// Whom to ask whether nobody waits for the result any more.
 #[derive(Clone, Copy)]
@@ -57,6 +61,20 @@ impl Interrupt {
     pub unsafe fn copy(self, from: *const u8, to: *mut u8, size: usize) -> bool {
         // SAFETY: the caller's promise.
         self.in_pieces(size, |done, piece| unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), piece) })
+    }
+
+    /// Gives the pages of so many bytes back to the system, which are zeroes then; false when that was given up before the end.
+    ///
+    /// # Safety
+    /// They lie in one private mapping of anonymous memory, and nothing in them is needed any more, also after somebody has been asked.
+    pub unsafe fn decommit(self, at: *mut u8, size: usize) -> bool {
+        let skipped = at.align_offset(PAGE_MAX).min(size);
+        // SAFETY: the caller's promise.
+        self.in_pieces((size - skipped) & !(PAGE_MAX - 1), |done, piece| unsafe {
+            if let Some(at) = NonNull::new(at.add(skipped + done)) {
+                os::decommit(at, piece);
+            }
+        })
     }
 
     fn in_pieces(self, size: usize, mut each: impl FnMut(usize, usize)) -> bool {

@@ -63,7 +63,7 @@ pub use allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 pub use domain::{Domain, Fault, FaultKind, Report};
 pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
 pub use global::GlobalHeap;
-pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
+pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions, Undone};
 pub use object::{
     Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId, TypeSpec,
     Value,

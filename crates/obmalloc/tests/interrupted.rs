@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
-    Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value,
+    AllocatorName, Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec,
+    Undone, Value,
 };
 
 /// Enough to be asked several times in each phase.
@@ -362,4 +363,74 @@ fn what_a_hook_visits_is_compared_in_pieces() {
     });
     // Twice what is visited, once what is held, and the answer.
     assert!(places >= 7, "asked {places} times");
+}
+
+/// A heap that is asked, and what asks.
+fn asked_heap() -> (ObjectHeap, Asked) {
+    let asked = Asked::default();
+    (ObjectHeap::new(HeapOptions::new(&profile::V3_13), Box::new(asked.clone())).expect("memory"), asked)
+}
+
+#[test]
+// Miri's C library does not say how large a block is.
+#[cfg_attr(miri, ignore)]
+fn freeing_a_large_block_can_be_given_up() {
+    const SIZE: usize = 100 << 20;
+    let (heap, asked) = asked_heap();
+    for place in [0, 1, 50, 200] {
+        let blocks: Vec<usize> = Domain::ALL
+            .map(|domain| heap.malloc(domain, SIZE).expect("memory").as_ptr().expose_provenance())
+            .into_iter()
+            .collect();
+        for (&block, domain) in blocks.iter().zip(Domain::ALL) {
+            asked.interrupt_at(Some(place));
+            let smaller = heap.realloc(domain, Some(block), 100).expect("a block").expect("smaller").as_ptr().expose_provenance();
+            assert_eq!(heap.usable_size(domain, smaller), Ok(100));
+            let block = heap.realloc(domain, Some(smaller), SIZE).expect("a block").expect("memory").as_ptr().expose_provenance();
+            asked.interrupt_at(Some(place));
+            heap.free(domain, block).expect("a block");
+            assert!(heap.usable_size(domain, block).is_err());
+            // Where it was asked, it was to go on at first.
+            assert!(asked.times.get() > place.min(50), "asked {} times", asked.times.get());
+        }
+        asked.interrupt_at(None);
+        assert_eq!(heap.held(), 0);
+        heap.verify().expect("holds");
+    }
+}
+
+#[test]
+fn taking_down_can_be_given_up() {
+    let count = if cfg!(miri) { 40 } else { 50_000 };
+    for shape in [0, 1, 2] {
+        for patience in 0.. {
+            let (mut heap, _) = asked_heap();
+            if shape == 1 {
+                heap.use_allocator(AllocatorName::Debug).expect("memory");
+            }
+            for index in 0..count {
+                let domain = Domain::ALL[index % 3];
+                heap.malloc(domain, if shape == 2 { 100 } else { 513 + index % 100 }).expect("memory");
+            }
+            let left = Cell::new(patience);
+            let is_over = || {
+                left.set(left.get() - 1);
+                left.get() < 0
+            };
+            match heap.find_blocks_outside(|_| false, is_over) {
+                Ok(()) => {}
+                Err(undone) => assert_eq!(undone, Undone::GivenUp),
+            }
+            if left.get() < 0 {
+                // What was not found, or not freed, goes with the heap.
+                continue;
+            }
+            let freed = heap.free_blocks_outside(is_over);
+            assert_eq!(freed, left.get() >= 0);
+            if freed && heap.decommit_arenas(is_over) {
+                assert!(patience > if cfg!(miri) { 1 } else { 3 }, "asked {patience} times");
+                break;
+            }
+        }
+    }
 }

@@ -203,6 +203,11 @@ impl DebugHooks {
             .map(|(&address, _)| address)
     }
 
+    /// Blocks that are known.
+    pub fn count(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// They have been given back.
     pub fn forget_lost(&mut self) {
         self.blocks.values_mut().for_each(|block| block.state = State::Sound);

@@ -482,6 +482,11 @@ impl Ledger {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
+    /// Blocks outside the region that are known, live or not.
+    pub fn count_elsewhere(&self) -> usize {
+        self.elsewhere.len()
+    }
+
     /// Strikes out every block outside the region, without remembering any.
     pub fn forget_elsewhere(&mut self) {
         self.elsewhere = AddressMap::default();

@@ -6,6 +6,7 @@ use core::ptr::{self, NonNull};
 
 use alloc::vec::Vec;
 
+use super::outside::{Outside, Undone};
 use super::quarantine::{Quarantine, Waiting};
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
@@ -36,6 +37,8 @@ pub struct CheckedHeap {
     /// Whether all domains have the heap's own allocators, perhaps with hooks around them.
     is_all_own: Cell<bool>,
     late_fault: Cell<Option<Fault>>,
+    /// The blocks outside all arenas, when it is taken down.
+    outside: Outside,
 }
 
 /// What the heap holds, and may hold; its allocators are the lowest ones of a checked heap.
@@ -45,7 +48,15 @@ struct Account {
     refusing: Cell<bool>,
     raw: Allocator,
     arena: ArenaAllocator,
+    /// As the heap's.
+    interrupt: Interrupt,
+    /// Large blocks of the C library whose freeing was given up, until the next one is freed; each has the address of the next.
+    late: *mut c_void,
 }
+
+/// Bytes from which on a block is given back to the system in pieces. The C library has a mapping for each of those (no
+/// `M_MMAP_THRESHOLD` is above it), which it gives back in one, and that takes a second for ten gigabytes.
+const LARGE: usize = 32 << 20;
 
 impl CheckedHeap {
     /// An empty heap.
@@ -57,7 +68,9 @@ impl CheckedHeap {
         let mut ledger = Ledger::new(heap.pymalloc()).ok_or(HeapError::NoMemory)?;
         let limit = options.memory_limit.unwrap_or(usize::MAX);
         let (raw, arena) = (heap.allocator(Domain::Raw), heap.arena_allocator());
-        let account = Pinned::new(Account { held: 0, limit, refusing: Cell::new(false), raw, arena });
+        let refusing = Cell::new(false);
+        let (interrupt, late) = (Interrupt::NEVER, ptr::null_mut());
+        let account = Pinned::new(Account { held: 0, limit, refusing, raw, arena, interrupt, late });
         let ctx = account.as_ptr().cast::<c_void>();
         // SAFETY: the account lives as long as the heap, and its functions pass on to the ones that were in.
         unsafe {
@@ -81,6 +94,7 @@ impl CheckedHeap {
             was_replaced: Cell::new(false),
             is_all_own: Cell::new(true),
             late_fault: Cell::new(None),
+            outside: Outside::default(),
         })
     }
 
@@ -166,8 +180,11 @@ impl CheckedHeap {
 
     /// From now on work that takes long asks whether to give it up: filling and clearing large blocks, and walks over all of them.
     pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
-        // SAFETY: as above; nobody holds a reference to the field.
-        unsafe { (*self.heap.domains()).interrupt = interrupt };
+        // SAFETY: as above; nobody holds a reference to the fields.
+        unsafe {
+            (*self.heap.domains()).interrupt = interrupt;
+            (*self.account.as_ptr()).interrupt = interrupt;
+        }
     }
 
     /// Sets `size` bytes to zero; false when that was given up before the end.
@@ -743,42 +760,77 @@ impl CheckedHeap {
         self.account.refusing.set(refusing);
     }
 
-    /// Gives back every block that lies outside the arenas, but for those at addresses that are lent: somebody else's. The heap is only fit
-    /// to be dropped then.
-    pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
-        // Those in arenas go with these.
+    /// Finds every block that lies outside the arenas, but for those at addresses that are lent: somebody else's. `is_over` is asked now and
+    /// then whether to give up. The heap is only fit to be taken down afterwards; [`free_blocks_outside`](Self::free_blocks_outside) does not
+    /// need the arenas any more.
+    ///
+    /// # Errors
+    /// When it was given up or there is no memory for it: everything is as it was.
+    pub fn find_blocks_outside(
+        &mut self,
+        is_lent: impl Fn(usize) -> bool,
+        mut is_over: impl FnMut() -> bool,
+    ) -> Result<(), Undone> {
         let waiting = core::mem::replace(self.quarantine(), Quarantine::new(0));
         for (address, block) in waiting.blocks() {
+            // Those in arenas go with these.
             if self.heap.pymalloc().locate(address) == Location::Outside {
                 self.ledger().revive(address, block.size, block.domain);
             }
         }
-        let (pymalloc, ledger, raw) = (self.heap.pymalloc(), self.ledger(), self.account.raw);
-        let mut hooks = self.hooks();
-        let free = |address: usize| {
-            let lent = |address| hooks.as_ref().map_or_else(|| is_lent(address), |hooks| hooks.layers(address).any(&is_lent));
-            let below = hooks.as_ref().and_then(|hooks| hooks.layers(address).last()).unwrap_or(address);
-            if pymalloc.locate(below) == Location::Outside && !lent(address) {
-                // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
-                unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
-            }
-        };
-        // In order, where there is memory for that: the C library joins neighbours, which takes several times as long in any other.
-        let mut addresses = Vec::new();
-        if addresses.try_reserve_exact(ledger.elsewhere().count()).is_ok() {
-            addresses.extend(ledger.elsewhere().map(|(address, _, _)| address));
-            addresses.sort_unstable();
-            addresses.into_iter().for_each(free);
-        } else {
-            ledger.elsewhere().for_each(|(address, _, _)| free(address));
+        if !self.outside.is_empty() {
+            return Ok(());
         }
-        if let Some(hooks) = &hooks {
-            hooks.lost(|address| ledger.domain_of(address).is_some()).for_each(free);
+        let most = self.ledger().count_elsewhere() + self.hooks().map_or(0, |hooks| hooks.count());
+        let mut outside = core::mem::take(&mut self.outside);
+        outside.fill(most, self.blocks_outside(&is_lent), &mut is_over)?;
+        self.outside = outside;
+        self.forget_blocks_outside();
+        Ok(())
+    }
+
+    /// As [`find_blocks_outside`](Self::find_blocks_outside), for when there is no memory for that: gives all of them back at once.
+    pub fn free_blocks_unsorted(&mut self, is_lent: impl Fn(usize) -> bool) {
+        let raw = self.account.raw;
+        for address in self.blocks_outside(&is_lent) {
+            // SAFETY: as in `free_blocks_outside`.
+            unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
         }
-        if let Some(hooks) = &mut hooks {
+        self.forget_blocks_outside();
+    }
+
+    /// What the raw allocator below everything gave, by the addresses that it knows.
+    fn blocks_outside<'a>(&'a self, is_lent: &'a impl Fn(usize) -> bool) -> impl Iterator<Item = usize> + 'a {
+        let (pymalloc, ledger, hooks) = (self.heap.pymalloc(), &*self.ledger(), self.hooks().map(|hooks| &*hooks));
+        let lent = move |address| hooks.map_or_else(|| is_lent(address), |hooks| hooks.layers(address).any(is_lent));
+        let below = move |address| hooks.and_then(|hooks| hooks.layers(address).last()).unwrap_or(address);
+        let lost = hooks.into_iter().flat_map(|hooks| hooks.lost(|address| ledger.domain_of(address).is_some()));
+        let known = ledger.elsewhere().map(|(address, _, _)| address).chain(lost);
+        known.filter(move |&address| !lent(address)).map(below).filter(|&address| pymalloc.locate(address) == Location::Outside)
+    }
+
+    fn forget_blocks_outside(&mut self) {
+        if let Some(hooks) = self.hooks() {
             hooks.forget_lost();
         }
-        ledger.forget_elsewhere();
+        self.ledger().forget_elsewhere();
+    }
+
+    /// Gives back what [`find_blocks_outside`](Self::find_blocks_outside) has found; false when `is_over`, which is asked now and then, made it
+    /// give up. The rest goes when it is called again, or with the heap.
+    pub fn free_blocks_outside(&mut self, is_over: impl FnMut() -> bool) -> bool {
+        let raw = self.account.raw;
+        self.outside.drain(is_over, |address| {
+            // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
+            unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
+        })
+    }
+
+    /// Gives the memory of the heap's own arenas back to the system, in pieces; false when `is_over`, which is asked between them, made it give
+    /// up. The heap is only fit to be dropped then.
+    pub fn decommit_arenas(&mut self, is_over: impl FnMut() -> bool) -> bool {
+        // SAFETY: nothing else uses pymalloc now, and nobody uses a block any more.
+        unsafe { Pymalloc::decommit_arenas(&raw mut (*self.heap.domains()).pymalloc, is_over) }
     }
 
     /// Calls `give` with the address of what the raw domain gave for each of pymalloc's tables, which otherwise go back to its allocator when
@@ -871,11 +923,54 @@ impl Drop for CheckedHeap {
             }
             self.ledger().forget_elsewhere();
         }
-        self.free_blocks_outside(|_| false);
+        if self.find_blocks_outside(|_| false, || false).is_err() {
+            self.free_blocks_unsorted(|_| false);
+        }
+        self.free_blocks_outside(|| false);
+        // SAFETY: the account is there until all fields have been dropped.
+        unsafe {
+            (*self.account.as_ptr()).interrupt = Interrupt::NEVER;
+            Account::catch_up(self.account.as_ptr());
+        }
     }
 }
 
 impl Account {
+    /// Gives the pages of a block of so many bytes back, but for its first ones, if they are many. False when that was given up.
+    unsafe fn decommit(this: *mut Self, block: *mut c_void, from: usize, bytes: usize) -> bool {
+        // SAFETY: the account outlives its allocators, no reference to it is held while somebody is asked, and nobody needs what is in
+        // the block behind `from`.
+        unsafe {
+            let interrupt = (*this).interrupt;
+            bytes - from < LARGE || interrupt.decommit(block.cast::<u8>().add(from), bytes - from)
+        }
+    }
+
+    /// Keeps a block that was freed for when there is more time.
+    unsafe fn put_off(this: *mut Self, block: *mut c_void) {
+        // SAFETY: as above; the block is nobody's any more, and has room for an address.
+        unsafe {
+            block.cast::<*mut c_void>().write((*this).late);
+            (*this).late = block;
+        }
+    }
+
+    /// Gives back what was put off.
+    #[cold]
+    unsafe fn catch_up(this: *mut Self) {
+        // SAFETY: as above.
+        unsafe {
+            while !(*this).late.is_null() {
+                let block = (*this).late;
+                (*this).late = block.cast::<*mut c_void>().read();
+                if !Self::decommit(this, block, 0, block_bytes(block)) {
+                    return Self::put_off(this, block);
+                }
+                ((*this).raw.free)((*this).raw.ctx, block);
+            }
+        }
+    }
+
     /// Whether `more` bytes may still be held.
     unsafe fn has_room(this: *mut Self, more: usize) -> bool {
         // SAFETY: the account outlives its allocators, and no reference to it is held across calls.
@@ -941,7 +1036,13 @@ unsafe extern "C" fn account_realloc(ctx: *mut c_void, address: *mut c_void, siz
             return account_malloc(ctx, size);
         }
         let old = block_bytes(address);
-        let block = Account::within_limit(account, size.saturating_sub(old), || (raw.realloc)(raw.ctx, address, size));
+        let block = Account::within_limit(account, size.saturating_sub(old), || {
+            // The C library does not refuse to make a block smaller.
+            if !Account::decommit(account, address, size.min(old), old) {
+                return address;
+            }
+            (raw.realloc)(raw.ctx, address, size)
+        });
         if !block.is_null() {
             Account::subtract(account, old);
             Account::add(account, block_bytes(block));
@@ -954,7 +1055,14 @@ unsafe extern "C" fn account_free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as above.
     unsafe {
         let (account, raw) = (ctx.cast::<Account>(), (*ctx.cast::<Account>()).raw);
-        Account::subtract(account, block_bytes(address));
+        let bytes = block_bytes(address);
+        Account::subtract(account, bytes);
+        if !(*account).late.is_null() {
+            Account::catch_up(account);
+        }
+        if !Account::decommit(account, address, 0, bytes) {
+            return Account::put_off(account, address);
+        }
         (raw.free)(raw.ctx, address);
     }
 }

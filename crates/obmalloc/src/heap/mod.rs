@@ -1,6 +1,7 @@
 //! Room `heap`: what a program holds in its hand. Leans on every other room.
 
 mod checked;
+mod outside;
 mod quarantine;
 
 use core::fmt;
@@ -11,6 +12,7 @@ use alloc::alloc::{Layout, alloc, dealloc};
 use alloc::vec::Vec;
 
 pub use checked::CheckedHeap;
+pub use outside::Undone;
 
 use crate::allocator::{Allocator, ArenaAllocator};
 use crate::domain::{Domain, Domains, Trust};

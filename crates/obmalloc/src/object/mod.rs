@@ -26,7 +26,7 @@ pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec}
 
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::gc::{Gc, Info, Phase};
-use crate::heap::{CheckedHeap, HeapError, HeapOptions};
+use crate::heap::{CheckedHeap, HeapError, HeapOptions, Undone};
 use crate::interrupt::{Interrupt, Patience};
 use crate::pinned::Pinned;
 use crate::profile::{Immortality, ObjectRules};
@@ -106,11 +106,12 @@ pub trait Hooks {
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
     fn write(&self, text: &str) {}
-    /// Asked some milliseconds apart by whatever goes over many objects or blocks, or fills a large one: whether to give it up. It must not
-    /// use the heap.
+    /// Asked some milliseconds apart by whatever goes over many objects or blocks, or fills or frees a large one: whether to give it up. It
+    /// must not use the heap.
     ///
     /// What is looked for is not found then ([`ObjectError::Aborted`]), a collection leaves what it has not destroyed yet as it is, and
-    /// objects whose end has begun wait for the next destruction or collection. The heap is whole.
+    /// objects whose end has begun wait for the next destruction or collection, memory that was to be given back for the next free. The heap
+    /// is whole.
     fn interrupted(&self) -> bool {
         false
     }
@@ -525,9 +526,27 @@ impl ObjectHeap {
         self.heap.take_tables(give);
     }
 
+    /// As [`CheckedHeap::find_blocks_outside`].
+    ///
+    /// # Errors
+    /// As for `find_blocks_outside`.
+    pub fn find_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool, is_over: impl FnMut() -> bool) -> Result<(), Undone> {
+        self.heap.find_blocks_outside(is_lent, is_over)
+    }
+
     /// As [`CheckedHeap::free_blocks_outside`].
-    pub fn free_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool) {
-        self.heap.free_blocks_outside(is_lent);
+    pub fn free_blocks_outside(&mut self, is_over: impl FnMut() -> bool) -> bool {
+        self.heap.free_blocks_outside(is_over)
+    }
+
+    /// As [`CheckedHeap::free_blocks_unsorted`].
+    pub fn free_blocks_unsorted(&mut self, is_lent: impl Fn(usize) -> bool) {
+        self.heap.free_blocks_unsorted(is_lent);
+    }
+
+    /// As [`CheckedHeap::decommit_arenas`].
+    pub fn decommit_arenas(&mut self, is_over: impl FnMut() -> bool) -> bool {
+        self.heap.decommit_arenas(is_over)
     }
 
     /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.

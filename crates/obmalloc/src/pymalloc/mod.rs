@@ -632,6 +632,15 @@ impl Pymalloc {
         }
     }
 
+    /// As [`Region::decommit`].
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); no block is used any more.
+    pub unsafe fn decommit_arenas(this: *mut Self, is_over: impl FnMut() -> bool) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { (*this).region.decommit(is_over) }
+    }
+
     /// Calls `give` with what the raw domain gave for each table, which is only there to be seen.
     ///
     /// # Safety

@@ -134,6 +134,20 @@ impl Region {
         }
     }
 
+    /// Gives the memory of all places back to the system, in pieces; false when `is_over`, which is asked between them, made it give up.
+    ///
+    /// # Safety
+    /// Nothing in any arena is needed any more.
+    pub unsafe fn decommit(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
+        const PIECE: usize = 16 << 20;
+        let used = self.arena_of_slot.len() * self.stride;
+        (0..used).step_by(PIECE).all(|done| {
+            // SAFETY: within the mapping, and the caller's promise.
+            unsafe { os::decommit(self.slot_address(0).add(done), PIECE.min(used - done)) };
+            !is_over()
+        })
+    }
+
     /// This region as an arena allocator, as long as it stays where it is.
     pub fn as_allocator(this: *mut Self) -> ArenaAllocator {
         ArenaAllocator { ctx: this.cast(), alloc: region_alloc, free: region_free }

@@ -1,0 +1,113 @@
+//! The blocks outside all arenas, when a heap is taken down.
+//!
+//! The C library joins neighbours, and gives what is free at the end of its memory back to the system. Blocks that go in order, the highest
+//! address first, take half the time of any other order, and no single one of them takes long. To sort millions of addresses takes long too,
+//! so that is done in runs, between which whoever waits for it can be asked.
+
+use alloc::collections::BinaryHeap;
+use alloc::collections::binary_heap::PeekMut;
+use alloc::vec::Vec;
+
+use crate::interrupt::STRIDE;
+
+/// Why not all was done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Undone {
+    /// It was given up, and may be done later.
+    GivenUp,
+    /// There is no memory for it.
+    NoMemory,
+}
+
+#[derive(Default)]
+pub(crate) struct Outside {
+    addresses: Vec<usize>,
+    /// What is left of each run of addresses in order, which is not empty: its last address, its place, and its end.
+    runs: BinaryHeap<(usize, usize, usize)>,
+}
+
+impl Outside {
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Takes addresses in, of which there are at most `count`.
+    pub fn fill(
+        &mut self,
+        count: usize,
+        addresses: impl Iterator<Item = usize>,
+        is_over: &mut impl FnMut() -> bool,
+    ) -> Result<(), Undone> {
+        let mut all = core::mem::take(self).addresses;
+        all.clear();
+        let mut runs = Vec::new();
+        if all.try_reserve_exact(count).is_err() || runs.try_reserve_exact(count / STRIDE + 1).is_err() {
+            return Err(Undone::NoMemory);
+        }
+        for address in addresses.take(count) {
+            all.push(address);
+            if all.len().is_multiple_of(STRIDE) && is_over() {
+                return Err(Undone::GivenUp);
+            }
+        }
+        let mut begin = 0;
+        for run in all.chunks_mut(STRIDE) {
+            run.sort_unstable();
+            let end = begin + run.len();
+            runs.extend(run.last().map(|&last| (last, begin, end)));
+            begin = end;
+            if is_over() {
+                return Err(Undone::GivenUp);
+            }
+        }
+        *self = Self { addresses: all, runs: runs.into() };
+        Ok(())
+    }
+
+    /// Calls `free` with all addresses, the highest first; false when `is_over` made it give up.
+    pub fn drain(&mut self, mut is_over: impl FnMut() -> bool, mut free: impl FnMut(usize)) -> bool {
+        let mut done = 0_usize;
+        while let Some(mut run) = self.runs.peek_mut() {
+            let (address, begin, end) = *run;
+            if end - 1 > begin {
+                *run = (self.addresses[end - 2], begin, end - 1);
+            } else {
+                PeekMut::pop(run);
+            }
+            free(address);
+            done += 1;
+            if done.is_multiple_of(STRIDE) && is_over() {
+                return false;
+            }
+        }
+        self.addresses = Vec::new();
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_go_once_and_in_order_however_often_it_is_given_up() {
+        let all: Vec<usize> = (0..5 * STRIDE + 3).map(|index| index.wrapping_mul(0x9e37_79b9) % (1 << 40)).collect();
+        let mut outside = Outside::default();
+        for patience in 0.. {
+            let mut asked = 0;
+            let mut is_over = || {
+                asked += 1;
+                asked > patience
+            };
+            match outside.fill(2 * all.len(), all.iter().copied(), &mut is_over) {
+                Ok(()) => break,
+                Err(undone) => assert_eq!((undone, outside.is_empty()), (Undone::GivenUp, true)),
+            }
+        }
+        let mut gone = Vec::new();
+        while !outside.drain(|| true, |address| gone.push(address)) {}
+        let mut expected = all;
+        expected.sort_unstable_by(|one, other| other.cmp(one));
+        assert_eq!(gone, expected);
+    }
+}
