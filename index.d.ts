@@ -233,7 +233,10 @@ export class Heap {
   setNomemory(start: Size, stop?: Size): void
   /** `_testcapi.remove_mem_hooks`: puts back the allocators that were in when {@link Heap.setNomemory} was first called. */
   removeNomemory(): void
-  /** Gives all memory back; every later call throws `ERR_HEAP_CLOSED`. Closing twice is fine. */
+  /**
+   * Gives all memory back; every later call throws `ERR_HEAP_CLOSED`. Closing twice is fine, and goes on where the time of a script
+   * (`timeout` of `node:vm`) was over. Where another heap has arenas or blocks in this one's memory, that goes when the other does.
+   */
   close(): void
   [Symbol.dispose](): void
 }
