@@ -13,12 +13,11 @@
 //! it cannot take back, a router in front of it finds the script that gave them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 
-use obmalloc::{Allocator, CheckedHeap, Domain, Fault, FaultKind, ObjectHeap, PY_SSIZE_T_MAX};
+use obmalloc::{Allocator, CheckedHeap, Domain, Fault, FaultKind, GradualMap, ObjectHeap, PY_SSIZE_T_MAX};
 
 use crate::arena::{self, fail};
 use crate::args;
@@ -36,7 +35,7 @@ struct Native {
     allocator: Allocator,
     /// The domains that it is for.
     domains: [bool; 3],
-    grants: HashMap<usize, Grant>,
+    grants: GradualMap<Grant>,
     /// The grant that the last block that is not a whole one lay in.
     last: usize,
 }
@@ -102,7 +101,7 @@ pub(crate) struct Allocators {
     natives: RefCell<Vec<Native>>,
     #[allow(clippy::vec_box, reason = "allocators point to them")]
     layers: RefCell<Vec<Box<Layer>>>,
-    pub lent: [RefCell<HashMap<usize, Lent>>; 3],
+    pub lent: [RefCell<GradualMap<Lent>>; 3],
     /// The blocks that scripts are resizing, each inside the one before.
     pub resizing: RefCell<Vec<Resizing>>,
     pub nested: Cell<u32>,
@@ -173,7 +172,7 @@ impl Allocators {
             Some(number) => number,
             None => {
                 natives.try_reserve(1).ok()?;
-                natives.push(Native { allocator, domains: [false; 3], grants: HashMap::new(), last: 0 });
+                natives.push(Native { allocator, domains: [false; 3], grants: GradualMap::default(), last: 0 });
                 natives.len() - 1
             }
         };
@@ -636,19 +635,29 @@ pub(crate) fn release_table(core: &Core, heap: &CheckedHeap, table: usize) {
 }
 
 /// Lets go of what scripts have not given back, when the heap is taken down: what no arena lies in, while the heap's arenas are there, and the
-/// rest once they are gone.
-pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool) {
+/// rest once they are gone. False when `is_over`, which is asked now and then, made it give up.
+pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool, is_over: impl Fn() -> bool) -> bool {
+    const STRIDE: usize = 1 << 12;
     let raw = core.allocators.own[Domain::Raw as usize];
-    let mut natives = core.allocators.natives.borrow_mut();
+    let (mut steps, mut given_up) = (0_usize, false);
+    let mut is_over = || {
+        steps += 1;
+        given_up = given_up || (steps.is_multiple_of(STRIDE) && is_over());
+        given_up
+    };
+    // Taken out, because JavaScript may run when somebody is asked.
+    let mut natives = core.allocators.natives.take();
     for (number, native) in natives.iter_mut().enumerate() {
-        for (&base, grant) in &mut native.grants {
-            if grant.given_back || (grant.arenas != 0 && !arenas_are_gone) {
-                continue;
+        native.grants.retain(|&base, grant| {
+            if is_over() || (grant.arenas != 0 && !arenas_are_gone) {
+                return true;
             }
-            grant.given_back = true;
+            if grant.given_back {
+                return false;
+            }
             // Where a layer of it is a script's to give, that has it from another grant.
             let from_script = |address| {
-                let lent = |lent: &RefCell<HashMap<usize, Lent>>| {
+                let lent = |lent: &RefCell<GradualMap<Lent>>| {
                     let own = |lent: &Lent| matches!(lent.source, Source::Grant(from, at) if (from, at) == (number, base));
                     lent.borrow().get(&address).is_some_and(|lent| !own(lent))
                 };
@@ -660,15 +669,22 @@ pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool) {
                 // SAFETY: a block that the C library gave, of which this is the only record; nobody can use it any more.
                 unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
             }
-        }
+            false
+        });
     }
-    drop(natives);
+    core.allocators.natives.replace(natives);
     if arenas_are_gone {
-        core.allocators.natives.take();
-        for (address, lent) in core.allocators.lent.iter().flat_map(|lent| lent.take()) {
-            if let Source::Other(owner) = lent.source {
-                arena::unpin_block(&owner, address);
-            }
+        for lent in &core.allocators.lent {
+            let mut blocks = lent.take();
+            blocks.retain(|&address, lent| {
+                let kept = is_over();
+                if let (false, Source::Other(owner)) = (kept, &lent.source) {
+                    arena::unpin_block(owner, address);
+                }
+                kept
+            });
+            lent.replace(blocks);
         }
     }
+    !given_up
 }

@@ -337,10 +337,13 @@ pub(crate) fn pin_block(owner: &Core, env: Env, base: usize) -> Result<(), &'sta
     if view.is_some_and(|view| view::detach(owner, env, base, &view)) {
         return Err("memory that no buffer in JavaScript can reach");
     }
-    match owner.marks.borrow_mut().entry(base).or_insert(Mark::Pinned(0)) {
-        Mark::Pinned(arenas) => *arenas += 1,
-        Mark::Viewed(_) | Mark::Retired(..) => return Err("memory that no buffer in JavaScript can reach"),
+    let mut marks = owner.marks.borrow_mut();
+    match marks.get_mut(&base) {
+        Some(Mark::Pinned(arenas)) => *arenas += 1,
+        Some(Mark::Viewed(_) | Mark::Retired(..)) => return Err("memory that no buffer in JavaScript can reach"),
+        None => drop(marks.insert(base, Mark::Pinned(1))),
     }
+    drop(marks);
     owner.update_attention();
     Ok(())
 }
@@ -428,7 +431,9 @@ pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Opti
         Err(Undone::GivenUp) => return put_off(core, heap),
         Err(Undone::NoMemory) => {
             heap.free_blocks_unsorted(|address| allocators::is_lent(core, address));
-            let_go(core, &mut heap);
+            if !let_go(core, &mut heap, may_call) {
+                return put_off(core, heap);
+            }
         }
     }
     finish(core, heap, may_call)
@@ -437,14 +442,13 @@ pub(crate) fn release(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Opti
 /// What needs the heap's arenas, to find out what does not lie in them, and gives nothing back that another heap's arena may lie in.
 pub(crate) fn prepare(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> Result<(), Undone> {
     heap.find_blocks_outside(|address| allocators::is_lent(core, address), || may_call && core.is_interrupted())?;
-    let_go(core, heap);
-    Ok(())
+    if let_go(core, heap, may_call) { Ok(()) } else { Err(Undone::GivenUp) }
 }
 
-/// What else the heap's arenas are needed for.
-fn let_go(core: &Core, heap: &mut ObjectHeap) {
+/// What else the heap's arenas are needed for; false when it was given up.
+fn let_go(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> bool {
     heap.take_tables(|heap, table| allocators::release_table(core, heap, table));
-    allocators::release(core, heap, false);
+    allocators::release(core, heap, false, || may_call && core.is_interrupted())
 }
 
 /// The rest.
@@ -471,8 +475,7 @@ pub(crate) fn finish(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Optio
     if core.arenas.source.get() != Source::Own {
         core.arenas.source.set(Source::Nobody);
     }
-    allocators::release(core, &heap, true);
-    if !heap.decommit_arenas(is_over) {
+    if !allocators::release(core, &heap, true, is_over) || !heap.decommit_arenas(is_over) {
         return put_off(core, heap);
     }
     drop(heap);

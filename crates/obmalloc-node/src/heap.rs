@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TypeId};
+use obmalloc::{AllocatorName, Domain, Fault, FaultKind, GradualMap, HeapError, HeapOptions, ObjectHeap, TypeId};
 
 use crate::allocators::Allocators;
 use crate::arena::Arenas;
@@ -71,7 +71,7 @@ pub(crate) struct Core {
     pub this: Weak<Core>,
     /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
     pub disturbances: Cell<u64>,
-    pub marks: RefCell<HashMap<usize, Mark>>,
+    pub marks: RefCell<GradualMap<Mark>>,
     pub views: Views,
     pub arenas: Arenas,
     pub allocators: Allocators,

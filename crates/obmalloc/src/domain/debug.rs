@@ -13,8 +13,9 @@ use core::ptr;
 
 use super::report::{Function, Problem, Report, read_size};
 use super::{Domain, Domains, Fault, FaultKind, pass_on};
-use crate::address_hash::{AddressMap, AddressSet};
+use crate::address_hash::AddressSet;
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::gradual_map::GradualMap;
 use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::DebugText;
@@ -74,7 +75,7 @@ pub(crate) struct DebugHooks {
     /// They stay where they are, because allocators point to them, which may have been taken out.
     apis: Vec<Pinned<Api>>,
     /// By the address of their data.
-    blocks: AddressMap<Block>,
+    blocks: GradualMap<Block>,
     /// Room in `blocks` that is kept for blocks that are being moved.
     moving: usize,
     /// Blocks of pymalloc that nobody has, and nobody gets, because somebody wrote to them after they had been freed.
@@ -120,7 +121,7 @@ impl Domains {
                 let hooks = DebugHooks {
                     text,
                     apis: Vec::new(),
-                    blocks: AddressMap::default(),
+                    blocks: GradualMap::default(),
                     moving: 0,
                     parked: AddressSet::default(),
                     asking: Domain::Obj,
@@ -193,14 +194,12 @@ impl DebugHooks {
         core::iter::successors(Some(address), |address| self.blocks.contains_key(address).then(|| address - HEAD))
     }
 
-    /// Blocks that were freed, but not given back because of what is wrong with them, and that no other lies in; `is_live` says which
-    /// blocks somebody has all the same.
-    pub fn lost(&self, is_live: impl Fn(usize) -> bool) -> impl Iterator<Item = usize> {
+    /// All blocks that are known, in place of each nothing but for those that were freed, but not given back because of what is wrong with
+    /// them, and that no other lies in; `is_live` says which blocks somebody has all the same.
+    pub fn lost(&self, is_live: impl Fn(usize) -> bool) -> impl Iterator<Item = Option<usize>> {
         let outermost = |address: usize| !self.blocks.contains_key(&(address + HEAD));
-        self.blocks
-            .iter()
-            .filter(move |&(&address, block)| block.state == State::Refused && outermost(address) && !is_live(address))
-            .map(|(&address, _)| address)
+        let lost = move |address: usize, block: &Block| block.state == State::Refused && outermost(address) && !is_live(address);
+        self.blocks.iter().map(move |(&address, block)| lost(address, block).then_some(address))
     }
 
     /// Blocks that are known.
@@ -318,7 +317,7 @@ impl DebugHooks {
     pub fn find_damaged(&mut self, interrupt: Interrupt) -> Option<Fault> {
         let patience = interrupt.patience();
         let mut found = None;
-        for (&address, &block) in &self.blocks {
+        for (&address, &block) in self.blocks.iter() {
             if block.state == State::Sound {
                 // SAFETY: the table has the blocks that are there.
                 found = unsafe { self.check(Function::Free, block.domain, address, block) };

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use alloc::collections::VecDeque;
 
 use super::{Domain, Report};
-use crate::address_hash::AddressMap;
+use crate::gradual_map::GradualMap;
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
 
@@ -197,9 +197,9 @@ pub(crate) struct Ledger {
     /// Dangling where `len` is 0.
     bits: NonNull<u8>,
     bits_size: usize,
-    elsewhere: AddressMap<Entry>,
+    elsewhere: GradualMap<Entry>,
     /// Bytes of the live blocks that another allocator than the heap's own gave.
-    parts: AddressMap<usize>,
+    parts: GradualMap<usize>,
     /// Whether blocks take the long way whatever `parts` says.
     long: bool,
     freed: VecDeque<usize>,
@@ -222,8 +222,8 @@ impl Ledger {
             alignment_shift: alignment.trailing_zeros(),
             bits,
             bits_size,
-            elsewhere: AddressMap::default(),
-            parts: AddressMap::default(),
+            elsewhere: GradualMap::default(),
+            parts: GradualMap::default(),
             long: false,
             freed,
         })
@@ -489,7 +489,7 @@ impl Ledger {
 
     /// Strikes out every block outside the region, without remembering any.
     pub fn forget_elsewhere(&mut self) {
-        self.elsewhere = AddressMap::default();
+        self.elsewhere = GradualMap::default();
         self.freed = VecDeque::new();
     }
 

@@ -792,21 +792,22 @@ impl CheckedHeap {
     /// As [`find_blocks_outside`](Self::find_blocks_outside), for when there is no memory for that: gives all of them back at once.
     pub fn free_blocks_unsorted(&mut self, is_lent: impl Fn(usize) -> bool) {
         let raw = self.account.raw;
-        for address in self.blocks_outside(&is_lent) {
+        for address in self.blocks_outside(&is_lent).flatten() {
             // SAFETY: as in `free_blocks_outside`.
             unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
         }
         self.forget_blocks_outside();
     }
 
-    /// What the raw allocator below everything gave, by the addresses that it knows.
-    fn blocks_outside<'a>(&'a self, is_lent: &'a impl Fn(usize) -> bool) -> impl Iterator<Item = usize> + 'a {
+    /// What the raw allocator below everything gave, by the addresses that it knows, and nothing in place of other blocks.
+    fn blocks_outside<'a>(&'a self, is_lent: &'a impl Fn(usize) -> bool) -> impl Iterator<Item = Option<usize>> + 'a {
         let (pymalloc, ledger, hooks) = (self.heap.pymalloc(), &*self.ledger(), self.hooks().map(|hooks| &*hooks));
         let lent = move |address| hooks.map_or_else(|| is_lent(address), |hooks| hooks.layers(address).any(is_lent));
         let below = move |address| hooks.and_then(|hooks| hooks.layers(address).last()).unwrap_or(address);
         let lost = hooks.into_iter().flat_map(|hooks| hooks.lost(|address| ledger.domain_of(address).is_some()));
-        let known = ledger.elsewhere().map(|(address, _, _)| address).chain(lost);
-        known.filter(move |&address| !lent(address)).map(below).filter(|&address| pymalloc.locate(address) == Location::Outside)
+        let is_outside = |&address: &usize| pymalloc.locate(address) == Location::Outside;
+        let known = ledger.elsewhere().map(|(address, _, _)| Some(address)).chain(lost);
+        known.map(move |address| address.filter(|&address| !lent(address)).map(below).filter(is_outside))
     }
 
     fn forget_blocks_outside(&mut self) {

@@ -31,11 +31,11 @@ impl Outside {
         self.runs.is_empty()
     }
 
-    /// Takes addresses in, of which there are at most `count`.
+    /// Takes addresses in, of which there are at most `count`, among nothings.
     pub fn fill(
         &mut self,
         count: usize,
-        addresses: impl Iterator<Item = usize>,
+        addresses: impl Iterator<Item = Option<usize>>,
         is_over: &mut impl FnMut() -> bool,
     ) -> Result<(), Undone> {
         let mut all = core::mem::take(self).addresses;
@@ -44,9 +44,11 @@ impl Outside {
         if all.try_reserve_exact(count).is_err() || runs.try_reserve_exact(count / STRIDE + 1).is_err() {
             return Err(Undone::NoMemory);
         }
-        for address in addresses.take(count) {
-            all.push(address);
-            if all.len().is_multiple_of(STRIDE) && is_over() {
+        for (index, address) in addresses.enumerate() {
+            if all.len() < count {
+                all.extend(address);
+            }
+            if (index + 1).is_multiple_of(STRIDE) && is_over() {
                 return Err(Undone::GivenUp);
             }
         }
@@ -99,7 +101,7 @@ mod tests {
                 asked += 1;
                 asked > patience
             };
-            match outside.fill(2 * all.len(), all.iter().copied(), &mut is_over) {
+            match outside.fill(2 * all.len(), all.iter().flat_map(|&address| [Some(address), None]), &mut is_over) {
                 Ok(()) => break,
                 Err(undone) => assert_eq!((undone, outside.is_empty()), (Undone::GivenUp, true)),
             }

@@ -7,7 +7,7 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use crate::address_hash::AddressMap;
+use crate::gradual_map::GradualMap;
 use crate::os;
 
 /// There is no object.
@@ -51,7 +51,7 @@ pub(crate) struct ObjectTable {
     units: usize,
     alignment_shift: u32,
     states: NonNull<u8>,
-    elsewhere: UnsafeCell<AddressMap<u8>>,
+    elsewhere: UnsafeCell<GradualMap<u8>>,
     /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
     nothing: UnsafeCell<u8>,
 }
