@@ -475,7 +475,7 @@ pub(crate) fn finish(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Optio
     if core.arenas.source.get() != Source::Own {
         core.arenas.source.set(Source::Nobody);
     }
-    if !allocators::release(core, &heap, true, is_over) || !heap.decommit_arenas(is_over) {
+    if !allocators::release(core, &heap, true, is_over) || !heap.give_back(is_over) {
         return put_off(core, heap);
     }
     drop(heap);

@@ -1,24 +1,29 @@
-//! A hash table that grows bit by bit.
+//! A hash table that grows in parts.
 
 use core::fmt;
 use core::hash::BuildHasher;
 
+use alloc::vec::Vec;
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 
-/// Entries up to which a table may as well grow at once.
-const FEW: usize = if cfg!(any(miri, fuzzing)) { 8 } else { 1 << 12 };
-/// Buckets of the old table that are emptied for each entry that comes into the new one.
-const STEP: usize = 16;
+/// Entries from which on there are parts; as many may move at once.
+const MANY: usize = if cfg!(any(miri, fuzzing)) { 1 << 5 } else { 1 << 15 };
+/// Tables then: a power of two.
+const PARTS: usize = if cfg!(any(miri, fuzzing)) { 4 } else { 256 };
+/// Entries that a part is to have room for when it is looked at, so that all of them are not looked at for each entry.
+const SPARE: usize = 64;
 
-/// A hash table whose keys are addresses. When it is full, a larger one is made, and with each entry that comes a few of the old ones move over,
-/// so that no call takes long, however many there are: a hash table of ten million entries that moves them all at once takes half a second.
+/// A hash table whose keys are addresses, in parts once it is large: each grows for itself, so that no call takes long, however many entries
+/// there are. A hash table that moves ten million entries at once takes half a second.
 pub struct GradualMap<V> {
-    table: HashTable<(usize, V)>,
-    /// What has yet to move into `table`, which has room for it.
-    old: HashTable<(usize, V)>,
-    /// Buckets of `old` that are empty.
-    emptied: usize,
+    /// All entries, as long as there are few.
+    few: HashTable<(usize, V)>,
+    /// None, or so many that each has its share of the hashes.
+    parts: Vec<HashTable<(usize, V)>>,
+    len: usize,
+    /// So many more entries have room, wherever they go.
+    spare: usize,
 }
 
 /// There is no memory for a larger table.
@@ -27,7 +32,7 @@ pub struct NoRoom;
 
 impl<V> Default for GradualMap<V> {
     fn default() -> Self {
-        Self { table: HashTable::new(), old: HashTable::new(), emptied: 0 }
+        Self { few: HashTable::new(), parts: Vec::new(), len: 0, spare: 0 }
     }
 }
 
@@ -37,19 +42,44 @@ impl<V> fmt::Debug for GradualMap<V> {
     }
 }
 
+#[inline]
 fn hash(address: usize) -> u64 {
     FxBuildHasher.hash_one(address)
+}
+
+/// The part of a hash. A table looks at the bits below and above.
+#[inline]
+fn part(hash: u64) -> usize {
+    (hash >> 48) as usize % PARTS
+}
+
+fn room<V>(table: &HashTable<(usize, V)>) -> usize {
+    table.capacity() - table.len()
+}
+
+fn reserve<V>(table: &mut HashTable<(usize, V)>, more: usize) -> Result<(), NoRoom> {
+    table.try_reserve(more, |entry| hash(entry.0)).map_err(|_| NoRoom)
 }
 
 impl<V> GradualMap<V> {
     /// Entries in it.
     pub fn len(&self) -> usize {
-        self.table.len() + self.old.len()
+        self.len
     }
 
     /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
+    }
+
+    #[inline]
+    fn table(&self, hash: u64) -> &HashTable<(usize, V)> {
+        if self.parts.is_empty() { &self.few } else { &self.parts[part(hash)] }
+    }
+
+    #[inline]
+    fn table_mut(&mut self, hash: u64) -> &mut HashTable<(usize, V)> {
+        if self.parts.is_empty() { &mut self.few } else { &mut self.parts[part(hash)] }
     }
 
     /// Makes sure that so many more entries have room.
@@ -58,61 +88,59 @@ impl<V> GradualMap<V> {
     /// When there is no memory for that.
     #[inline]
     pub fn try_reserve(&mut self, more: usize) -> Result<(), NoRoom> {
-        let spare = self.table.capacity() - self.table.len();
-        if spare >= self.old.len() + more { Ok(()) } else { self.grow(more) }
+        if self.spare >= more { Ok(()) } else { self.grow(more) }
     }
 
     #[cold]
     fn grow(&mut self, more: usize) -> Result<(), NoRoom> {
-        // Nothing is left there, unless very many are to have room.
-        self.empty(usize::MAX);
-        let buckets = self.table.num_buckets();
-        if buckets <= FEW {
-            return self.table.try_reserve(more, |entry| hash(entry.0)).map_err(|_| NoRoom);
+        if self.parts.is_empty() && room(&self.few) < more {
+            if self.few.len() < MANY {
+                reserve(&mut self.few, more)?;
+            } else {
+                self.part(more)?;
+            }
         }
-        // An eighth of the buckets at least, so that all have been emptied before the next time.
-        let wanted = (2 * self.len()).max(buckets / 8) + more;
-        let mut table = HashTable::new();
-        table.try_reserve(wanted, |_: &(usize, V)| 0).map_err(|_| NoRoom)?;
-        self.old = core::mem::replace(&mut self.table, table);
-        self.emptied = 0;
+        for table in &mut self.parts {
+            // Those that are nearly full might be just as well.
+            if room(table) < more + SPARE && reserve(table, more + SPARE).is_err() && room(table) < more {
+                return Err(NoRoom);
+            }
+        }
+        let few = self.parts.is_empty().then(|| room(&self.few));
+        self.spare = few.into_iter().chain(self.parts.iter().map(room)).min().unwrap_or(0);
         Ok(())
     }
 
-    /// Moves what is in the next buckets of the old table.
-    fn empty(&mut self, buckets: usize) {
-        let end = self.emptied.saturating_add(buckets).min(self.old.num_buckets());
-        while self.emptied < end && !self.old.is_empty() {
-            if let Ok(entry) = self.old.get_bucket_entry(self.emptied) {
-                let (entry, _) = entry.remove();
-                self.table.insert_unique(hash(entry.0), entry, |entry| hash(entry.0));
-            }
-            self.emptied += 1;
+    /// Distributes all entries among parts.
+    fn part(&mut self, more: usize) -> Result<(), NoRoom> {
+        let mut parts = Vec::new();
+        parts.try_reserve_exact(PARTS).map_err(|_| NoRoom)?;
+        parts.extend((0..PARTS).map(|_| HashTable::new()));
+        let mut counts = [0; PARTS];
+        self.few.iter().for_each(|entry| counts[part(hash(entry.0))] += 1);
+        for (table, count) in parts.iter_mut().zip(counts) {
+            reserve(table, count + more + SPARE)?;
         }
-        if self.old.is_empty() {
-            self.old = HashTable::new();
-            self.emptied = 0;
+        for entry in core::mem::replace(&mut self.few, HashTable::new()) {
+            let at = hash(entry.0);
+            parts[part(at)].insert_unique(at, entry, |entry| hash(entry.0));
         }
-    }
-
-    /// Whether an entry has yet to move.
-    #[inline]
-    fn is_old(&self, address: usize) -> bool {
-        !self.old.is_empty() && self.old.find(hash(address), |entry| entry.0 == address).is_some()
+        self.parts = parts;
+        Ok(())
     }
 
     /// The entry of an address.
     #[inline]
     pub fn get(&self, address: &usize) -> Option<&V> {
-        let table = if self.is_old(*address) { &self.old } else { &self.table };
-        table.find(hash(*address), |entry| entry.0 == *address).map(|entry| &entry.1)
+        let hash = hash(*address);
+        self.table(hash).find(hash, |entry| entry.0 == *address).map(|entry| &entry.1)
     }
 
     /// The entry of an address.
     #[inline]
     pub fn get_mut(&mut self, address: &usize) -> Option<&mut V> {
-        let table = if self.is_old(*address) { &mut self.old } else { &mut self.table };
-        table.find_mut(hash(*address), |entry| entry.0 == *address).map(|entry| &mut entry.1)
+        let hash = hash(*address);
+        self.table_mut(hash).find_mut(hash, |entry| entry.0 == *address).map(|entry| &mut entry.1)
     }
 
     /// Whether an address has an entry.
@@ -130,23 +158,33 @@ impl<V> GradualMap<V> {
             return Some(core::mem::replace(present, value));
         }
         self.try_reserve(1).expect("room for an entry");
-        self.table.insert_unique(hash(address), (address, value), |entry| hash(entry.0));
-        if !self.old.is_empty() {
-            self.empty(STEP);
-        }
+        let at = hash(address);
+        self.table_mut(at).insert_unique(at, (address, value), |entry| hash(entry.0));
+        self.len += 1;
+        self.spare -= 1;
         None
     }
 
     /// Takes the entry of an address out.
     pub fn remove(&mut self, address: &usize) -> Option<V> {
-        let table = if self.is_old(*address) { &mut self.old } else { &mut self.table };
-        let entry = table.find_entry(hash(*address), |entry| entry.0 == *address).ok()?;
-        Some(entry.remove().0.1)
+        let hash = hash(*address);
+        let entry = self.table_mut(hash).find_entry(hash, |entry| entry.0 == *address).ok()?;
+        let ((_, value), _) = entry.remove();
+        self.len -= 1;
+        Some(value)
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &HashTable<(usize, V)>> {
+        core::iter::once(&self.few).chain(&self.parts)
+    }
+
+    fn tables_mut(&mut self) -> impl Iterator<Item = &mut HashTable<(usize, V)>> {
+        core::iter::once(&mut self.few).chain(&mut self.parts)
     }
 
     /// All entries, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&usize, &V)> + Clone {
-        self.table.iter().chain(self.old.iter()).map(|(address, value)| (address, value))
+    pub fn iter(&self) -> impl Iterator<Item = (&usize, &V)> {
+        self.tables().flatten().map(|(address, value)| (address, value))
     }
 
     /// All addresses, in no order.
@@ -161,48 +199,58 @@ impl<V> GradualMap<V> {
 
     /// All that was entered, in no order.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        self.table.iter_mut().chain(self.old.iter_mut()).map(|(_, value)| value)
+        self.tables_mut().flatten().map(|(_, value)| value)
     }
 
     /// Takes all entries out for which `keeps` says no.
     pub fn retain(&mut self, mut keeps: impl FnMut(&usize, &mut V) -> bool) {
-        self.table.retain(|(address, value)| keeps(address, value));
-        self.old.retain(|(address, value)| keeps(address, value));
+        self.tables_mut().for_each(|table| table.retain(|(address, value)| keeps(address, value)));
+        self.len = self.tables().map(HashTable::len).sum();
+    }
+
+    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up.
+    pub fn clear(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
+        self.spare = 0;
+        for part in self.parts.iter_mut().filter(|part| part.capacity() != 0) {
+            self.len -= part.len();
+            *part = HashTable::new();
+            if is_over() {
+                return false;
+            }
+        }
+        *self = Self::default();
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::vec::Vec;
 
     use super::*;
 
     #[test]
     fn it_is_a_map_while_it_grows_and_shrinks() {
-        let most = if cfg!(miri) { 300 } else { 60_000 };
+        let most = if cfg!(miri) { 300 } else { 200_000 };
         let mut state = 1_u64;
         let mut random = |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % below
         };
         let (mut map, mut model) = (GradualMap::default(), HashMap::new());
-        let mut seen_moving = 0;
         for round in 0..6 {
             for step in 0..most {
                 // It grows, stays, and shrinks.
-                let (address, waiting) = (random(most) * 16, map.old.len());
+                let address = random(most) * 16;
                 if random(6) >= round {
                     assert_eq!(map.insert(address, step), model.insert(address, step));
                 } else {
                     assert_eq!(map.remove(&address), model.remove(&address));
                 }
-                assert!(map.old.len() + STEP >= waiting, "{} of {waiting} have moved at once", waiting - map.old.len());
                 let other = random(most) * 16;
                 assert_eq!(map.get(&other), model.get(&other));
                 assert_eq!(map.get_mut(&other).is_some(), model.contains_key(&other));
-                assert_eq!(map.len(), model.len());
-                seen_moving += usize::from(!map.old.is_empty());
+                assert_eq!((map.len(), map.is_empty()), (model.len(), model.is_empty()));
             }
             let mut all: Vec<_> = map.iter().map(|(&address, &value)| (address, value)).collect();
             let mut expected: Vec<_> = model.iter().map(|(&address, &value)| (address, value)).collect();
@@ -212,21 +260,35 @@ mod tests {
             map.retain(|address, _| address % 48 != 0);
             model.retain(|address, _| address % 48 != 0);
         }
-        assert!(seen_moving > 20, "seen in {seen_moving} states of two tables");
+        // No part has so much more than its share that it would take long to grow.
+        let longest = map.parts.iter().map(HashTable::num_buckets).max();
+        assert!(longest.is_some_and(|longest| longest <= 16 * most / PARTS), "{longest:?} buckets");
+        let (mut times, len) = (0, map.len());
+        while !map.clear(|| true) {
+            times += 1;
+        }
+        assert!(len > 0 && map.is_empty() && times == PARTS, "given up {times} times");
+        assert_eq!(map.insert(16, 1), None);
     }
 
     #[test]
     fn whatever_was_reserved_has_room() {
         let mut map = GradualMap::default();
-        for round in 0..200 {
+        let mut address = 0;
+        for round in 0..if cfg!(miri) { 60 } else { 3000 } {
             let more = 1 + round * 7 % 60;
             map.try_reserve(more).expect("memory");
-            let buckets = (map.table.num_buckets(), map.old.num_buckets());
-            for index in 0..more {
-                map.insert((round * 100 + index) * 16, ());
-                assert_eq!(map.table.num_buckets(), buckets.0, "it has grown");
+            let capacity = |map: &GradualMap<()>| map.tables().map(HashTable::num_buckets).sum::<usize>();
+            let before = capacity(&map);
+            for _ in 0..more {
+                // Wherever they go: all to the same part.
+                address += 16;
+                while !map.parts.is_empty() && part(hash(address)) != round % PARTS {
+                    address += 16;
+                }
+                map.insert(address, ());
             }
-            assert!(map.old.num_buckets() == buckets.1 || map.old.num_buckets() <= 1);
+            assert_eq!(capacity(&map), before, "it has grown");
         }
     }
 }

@@ -40,6 +40,20 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     unsafe { libc::madvise(address.as_ptr().cast(), size, libc::MADV_DONTNEED) };
 }
 
+/// As [`decommit`], in pieces; false when `is_over`, which is asked between them, made it give up.
+///
+/// # Safety
+/// As for `decommit`, also while somebody is asked.
+pub(crate) unsafe fn decommit_in_pieces(address: NonNull<u8>, size: usize, mut is_over: impl FnMut() -> bool) -> bool {
+    /// Takes some milliseconds, where all of it has been used.
+    const PIECE: usize = 16 << 20;
+    (0..size).step_by(PIECE).all(|done| {
+        // SAFETY: the caller's promise.
+        unsafe { decommit(address.add(done), PIECE.min(size - done)) };
+        !is_over()
+    })
+}
+
 #[cfg(miri)]
 fn layout(size: usize) -> Option<Layout> {
     Layout::from_size_align(size, 4096).ok().filter(|_| size != 0)

@@ -427,7 +427,7 @@ fn taking_down_can_be_given_up() {
             }
             let freed = heap.free_blocks_outside(is_over);
             assert_eq!(freed, left.get() >= 0);
-            if freed && heap.decommit_arenas(is_over) {
+            if freed && heap.give_back(is_over) {
                 assert!(patience > if cfg!(miri) { 1 } else { 3 }, "asked {patience} times");
                 break;
             }

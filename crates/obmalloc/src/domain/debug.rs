@@ -207,9 +207,9 @@ impl DebugHooks {
         self.blocks.len()
     }
 
-    /// They have been given back.
-    pub fn forget_lost(&mut self) {
-        self.blocks.values_mut().for_each(|block| block.state = State::Sound);
+    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. Nothing is known of any block then.
+    pub fn clear(&mut self, is_over: impl FnMut() -> bool) -> bool {
+        self.blocks.clear(is_over)
     }
 
     /// Whether a block of pymalloc is in use only because it is not to be used again.

@@ -482,6 +482,14 @@ impl Ledger {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
+    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. It is only fit to be dropped then.
+    pub fn clear(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
+        // SAFETY: mapped by `new` with this size, and of no more use.
+        self.elsewhere.clear(&mut is_over)
+            && self.parts.clear(&mut is_over)
+            && unsafe { os::decommit_in_pieces(self.bits, self.bits_size, is_over) }
+    }
+
     /// Blocks outside the region that are known, live or not.
     pub fn count_elsewhere(&self) -> usize {
         self.elsewhere.len()

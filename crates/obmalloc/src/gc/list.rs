@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 
+use crate::heap::Undone;
 use crate::interrupt::{Interrupt, STRIDE};
 use crate::object::header;
 
@@ -92,37 +93,70 @@ impl GcList {
         Some(self.entries[self.first])
     }
 
-    /// Makes sure that so many objects can be appended; false when there is no memory.
-    pub fn reserve(&mut self, more: usize) -> bool {
-        if self.entries.capacity() - self.entries.len() < more {
-            if self.live < self.entries.len() / 2 {
-                self.close_gaps();
-            }
-            if self.entries.try_reserve(more).is_err() {
-                return false;
-            }
+    /// Whether so many objects can be appended, which is remembered then.
+    #[inline]
+    pub fn promise(&mut self, more: usize) -> bool {
+        let has_room = self.entries.capacity() - self.entries.len() >= more;
+        if has_room {
+            self.promised = self.promised.max(self.entries.len() + more);
         }
-        self.promised = self.promised.max(self.entries.len() + more);
-        true
+        has_room
+    }
+
+    /// Makes sure that so many objects can be appended, unless there is no memory or that is interrupted.
+    pub fn reserve(&mut self, more: usize, interrupt: Interrupt) -> Result<(), Undone> {
+        if !self.promise(more) {
+            self.make_room(more, interrupt)?;
+            self.promise(more);
+        }
+        Ok(())
     }
 
     /// As [`reserve`](Self::reserve), when what was reserved before is not needed any more.
-    pub fn reserve_anew(&mut self, more: usize) -> bool {
+    pub fn reserve_anew(&mut self, more: usize, interrupt: Interrupt) -> Result<(), Undone> {
         self.promised = 0;
-        self.reserve(more)
+        self.reserve(more, interrupt)
     }
 
     #[cold]
-    fn close_gaps(&mut self) {
+    fn make_room(&mut self, more: usize, interrupt: Interrupt) -> Result<(), Undone> {
+        if self.live < self.entries.len() / 2 && !self.close_gaps(interrupt) {
+            return Err(Undone::GivenUp);
+        }
+        if self.entries.len() < STRIDE || self.promise(more) {
+            return self.entries.try_reserve(more).map_err(|_| Undone::NoMemory);
+        }
+        // By hand, because a vector might move millions of them at once.
+        let mut larger = Vec::new();
+        let room = self.entries.len() + more.max(self.entries.len());
+        larger.try_reserve_exact(room).map_err(|_| Undone::NoMemory)?;
+        for piece in self.entries.chunks(STRIDE) {
+            larger.extend_from_slice(piece);
+            if interrupt.is_now() {
+                return Err(Undone::GivenUp);
+            }
+        }
+        self.entries = larger;
+        Ok(())
+    }
+
+    /// Moves the objects together, in order; false when that was interrupted, and the rest are where they were.
+    fn close_gaps(&mut self, interrupt: Interrupt) -> bool {
         let mut place = 0;
         self.first = 0;
-        self.entries.retain(|&object| {
+        for from in 0..self.entries.len() {
+            let object = core::mem::take(&mut self.entries[from]);
             if object != 0 {
+                self.entries[place] = object;
                 set_place(object, place);
                 place += 1;
             }
-            object != 0
-        });
+            if (from + 1).is_multiple_of(STRIDE) && interrupt.is_now() {
+                return false;
+            }
+        }
+        self.entries.truncate(place);
+        true
     }
 
     /// Appends an object that is in no list (`gc_list_append`); there is room for it.

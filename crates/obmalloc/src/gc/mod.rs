@@ -235,15 +235,14 @@ impl ObjectHeap {
 
     /// Makes room for an object that is to be tracked.
     #[inline]
-    pub(crate) fn reserve_track(&self) -> bool {
-        self.state().gc.list(ListId::Young).reserve(1)
+    pub(crate) fn reserve_track(&self) -> Result<(), ObjectError> {
+        let young = self.state().gc.list(ListId::Young);
+        if young.promise(1) { Ok(()) } else { Ok(young.reserve(1, self.interrupt())?) }
     }
 
     /// `_PyObject_GC_TRACK`, where there is memory for it.
     pub(crate) fn track_object(&self, object: usize) -> Result<(), ObjectError> {
-        if !self.reserve_track() {
-            return Err(ObjectError::NoMemory);
-        }
+        self.reserve_track()?;
         let gc = &mut self.state().gc;
         gc.list(ListId::Young).append(object);
         if self.rules.counted == Counted::Tracking {
@@ -551,9 +550,7 @@ impl ObjectHeap {
         self.begin()?;
         let gc = &mut self.state().gc;
         let more = [ListId::Young, ListId::Middle, ListId::Old].map(|id| gc.lists[id as usize].len()).iter().sum();
-        if !gc.list(ListId::Permanent).reserve(more) {
-            return Err(ObjectError::NoMemory);
-        }
+        gc.list(ListId::Permanent).reserve(more, self.interrupt())?;
         for (generation, id) in [ListId::Young, ListId::Middle, ListId::Old].into_iter().enumerate() {
             if !gc.try_merge(id, ListId::Permanent, self.interrupt()) {
                 return Err(ObjectError::Aborted);
@@ -575,9 +572,7 @@ impl ObjectHeap {
             Algorithm::Incremental => gc.incremental.visited(),
         };
         let more = gc.list(ListId::Permanent).len();
-        if !gc.list(to).reserve(more) {
-            return Err(ObjectError::NoMemory);
-        }
+        gc.list(to).reserve(more, self.interrupt())?;
         if gc.try_merge(ListId::Permanent, to, self.interrupt()) { Ok(()) } else { Err(ObjectError::Aborted) }
     }
 

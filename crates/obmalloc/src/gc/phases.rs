@@ -141,12 +141,11 @@ impl ObjectHeap {
     pub(super) fn reserve_for_collection(&self) -> Result<(), ObjectError> {
         use ListId::{Finalizers, Increment, Middle, Old, Permanent, Survivors, WrcbToCall, Young};
         let gc = &mut self.state().gc;
-        let all = gc.tracked();
+        let (all, interrupt) = (gc.tracked(), self.interrupt());
         // An object may join a generation twice: with the survivors, and after its weak reference's callback.
-        let generations = [Young, Middle, Old, Increment, Survivors].into_iter().all(|id| gc.list(id).reserve_anew(2 * all));
-        let others = [Permanent, Finalizers, WrcbToCall].into_iter().all(|id| gc.list(id).reserve_anew(all));
-        let scratch = gc.scratch.unreachable.try_reserve(all).is_ok();
-        if generations && others && scratch { Ok(()) } else { Err(ObjectError::NoMemory) }
+        [Young, Middle, Old, Increment, Survivors].into_iter().try_for_each(|id| gc.list(id).reserve_anew(2 * all, interrupt))?;
+        [Permanent, Finalizers, WrcbToCall].into_iter().try_for_each(|id| gc.list(id).reserve_anew(all, interrupt))?;
+        gc.scratch.unreachable.try_reserve(all).map_err(|_| ObjectError::NoMemory)
     }
 
     /// What a collection does with the unreachable objects once it knows them: `old` is where those that stay go.
@@ -237,9 +236,10 @@ impl ObjectHeap {
         let all = gc.list(base).len();
         let scratch = &mut gc.scratch;
         let room = scratch.unreachable.try_reserve(all).is_ok() && scratch.moved_back.try_reserve(all).is_ok();
-        if !room || !gc.list(base).reserve(all) {
+        if !room {
             return Err(ObjectError::NoMemory);
         }
+        gc.list(base).reserve(all, self.interrupt())?;
         // While they are looked at, the entries are in nobody's hands but ours.
         let mut entries = core::mem::take(gc.list(base).entries_mut());
         let count = entries.len();

@@ -11,7 +11,7 @@ use super::quarantine::{Quarantine, Waiting};
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, Trust, write_after_free};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, STRIDE};
 use crate::os::block_bytes;
 use crate::pinned::Pinned;
 use crate::profile::Geometry;
@@ -761,31 +761,32 @@ impl CheckedHeap {
     }
 
     /// Finds every block that lies outside the arenas, but for those at addresses that are lent: somebody else's. `is_over` is asked now and
-    /// then whether to give up. The heap is only fit to be taken down afterwards; [`free_blocks_outside`](Self::free_blocks_outside) does not
-    /// need the arenas any more.
+    /// then whether to give up. The heap is only fit to be taken down then; [`free_blocks_outside`](Self::free_blocks_outside) does not need
+    /// the arenas any more.
     ///
     /// # Errors
-    /// When it was given up or there is no memory for it: everything is as it was.
+    /// When it was given up, or there is no memory for it. It may be called again.
     pub fn find_blocks_outside(
         &mut self,
         is_lent: impl Fn(usize) -> bool,
         mut is_over: impl FnMut() -> bool,
     ) -> Result<(), Undone> {
-        let waiting = core::mem::replace(self.quarantine(), Quarantine::new(0));
-        for (address, block) in waiting.blocks() {
+        if self.outside.is_known() {
+            return Ok(());
+        }
+        for (index, (address, block)) in self.quarantine().blocks().enumerate() {
             // Those in arenas go with these.
             if self.heap.pymalloc().locate(address) == Location::Outside {
                 self.ledger().revive(address, block.size, block.domain);
             }
-        }
-        if !self.outside.is_empty() {
-            return Ok(());
+            if (index + 1).is_multiple_of(STRIDE) && is_over() {
+                return Err(Undone::GivenUp);
+            }
         }
         let most = self.ledger().count_elsewhere() + self.hooks().map_or(0, |hooks| hooks.count());
-        let mut outside = core::mem::take(&mut self.outside);
+        let mut outside = Outside::default();
         outside.fill(most, self.blocks_outside(&is_lent), &mut is_over)?;
         self.outside = outside;
-        self.forget_blocks_outside();
         Ok(())
     }
 
@@ -796,7 +797,7 @@ impl CheckedHeap {
             // SAFETY: as in `free_blocks_outside`.
             unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
         }
-        self.forget_blocks_outside();
+        self.outside.set_gone();
     }
 
     /// What the raw allocator below everything gave, by the addresses that it knows, and nothing in place of other blocks.
@@ -810,13 +811,6 @@ impl CheckedHeap {
         known.map(move |address| address.filter(|&address| !lent(address)).map(below).filter(is_outside))
     }
 
-    fn forget_blocks_outside(&mut self) {
-        if let Some(hooks) = self.hooks() {
-            hooks.forget_lost();
-        }
-        self.ledger().forget_elsewhere();
-    }
-
     /// Gives back what [`find_blocks_outside`](Self::find_blocks_outside) has found; false when `is_over`, which is asked now and then, made it
     /// give up. The rest goes when it is called again, or with the heap.
     pub fn free_blocks_outside(&mut self, is_over: impl FnMut() -> bool) -> bool {
@@ -827,11 +821,14 @@ impl CheckedHeap {
         })
     }
 
-    /// Gives the memory of the heap's own arenas back to the system, in pieces; false when `is_over`, which is asked between them, made it give
-    /// up. The heap is only fit to be dropped then.
-    pub fn decommit_arenas(&mut self, is_over: impl FnMut() -> bool) -> bool {
+    /// Gives the memory of the heap's own arenas and tables back, in pieces; false when `is_over`, which is asked between them, made it give up.
+    /// All blocks have been given back, and the heap is only fit to be dropped.
+    pub fn give_back(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
         // SAFETY: nothing else uses pymalloc now, and nobody uses a block any more.
-        unsafe { Pymalloc::decommit_arenas(&raw mut (*self.heap.domains()).pymalloc, is_over) }
+        let done = unsafe { Pymalloc::decommit_arenas(&raw mut (*self.heap.domains()).pymalloc, &mut is_over) };
+        done && self.ledger().clear(&mut is_over)
+            && self.quarantine().clear(&mut is_over)
+            && self.hooks().is_none_or(|hooks| hooks.clear(&mut is_over))
     }
 
     /// Calls `give` with the address of what the raw domain gave for each of pymalloc's tables, which otherwise go back to its allocator when
@@ -916,7 +913,7 @@ impl Drop for CheckedHeap {
     fn drop(&mut self) {
         // Nobody looks at what is given back, so it need not be filled.
         self.set_interrupt(Interrupt::NOW);
-        if self.was_replaced.get() {
+        if self.was_replaced.get() && !self.outside.is_known() {
             for (address, _, domain) in self.blocks_elsewhere() {
                 let block = NonNull::new(ptr::with_exposed_provenance_mut(address));
                 // SAFETY: a live block; whoever put the allocator in has promised that it takes it back.

@@ -21,14 +21,21 @@ pub enum Undone {
 
 #[derive(Default)]
 pub(crate) struct Outside {
+    is_known: bool,
     addresses: Vec<usize>,
     /// What is left of each run of addresses in order, which is not empty: its last address, its place, and its end.
     runs: BinaryHeap<(usize, usize, usize)>,
 }
 
 impl Outside {
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+    /// Whether all are known, or have gone already.
+    pub fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// All have gone.
+    pub fn set_gone(&mut self) {
+        self.is_known = true;
     }
 
     /// Takes addresses in, of which there are at most `count`, among nothings.
@@ -62,7 +69,7 @@ impl Outside {
                 return Err(Undone::GivenUp);
             }
         }
-        *self = Self { addresses: all, runs: runs.into() };
+        *self = Self { is_known: true, addresses: all, runs: runs.into() };
         Ok(())
     }
 
@@ -103,7 +110,7 @@ mod tests {
             };
             match outside.fill(2 * all.len(), all.iter().flat_map(|&address| [Some(address), None]), &mut is_over) {
                 Ok(()) => break,
-                Err(undone) => assert_eq!((undone, outside.is_empty()), (Undone::GivenUp, true)),
+                Err(undone) => assert_eq!((undone, outside.is_known()), (Undone::GivenUp, false)),
             }
         }
         let mut gone = Vec::new();

@@ -44,6 +44,12 @@ impl Quarantine {
         self.counted
     }
 
+    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up.
+    pub fn clear(&mut self, is_over: impl FnMut() -> bool) -> bool {
+        self.order = VecDeque::new();
+        self.blocks.clear(is_over)
+    }
+
     /// All that wait.
     pub fn blocks(&self) -> impl Iterator<Item = (usize, Waiting)> {
         self.blocks.iter().map(|(&address, &block)| (address, block))

@@ -26,8 +26,8 @@ impl ObjectHeap {
     pub fn alloc(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
         let kind = self.type_info(kind);
-        if kind.gc && !self.reserve_track() {
-            return Err(ObjectError::NoMemory);
+        if kind.gc {
+            self.reserve_track()?;
         }
         if let Some(object) = self.reuse(kind) {
             if kind.gc {
@@ -118,8 +118,11 @@ impl ObjectHeap {
     fn create(&self, kind: &Type, size: usize, nitems: usize, contents: Contents) -> Result<usize, ObjectError> {
         let size = size + kind.inline_values_size();
         let whole = size.checked_add(kind.presize).filter(|&whole| whole <= PY_SSIZE_T_MAX).ok_or(ObjectError::NoMemory)?;
-        if !self.table().reserve() || (kind.gc && !self.reserve_track()) {
+        if !self.table().reserve() {
             return Err(ObjectError::NoMemory);
+        }
+        if kind.gc {
+            self.reserve_track()?;
         }
         let block = self.heap.malloc(Domain::Obj, whole).ok_or_else(|| self.why_none())?.as_ptr().expose_provenance();
         let object = block + kind.presize;
@@ -165,7 +168,7 @@ impl ObjectHeap {
         self.table().set(object, table::KEPT);
         self.collect_automatically();
         self.table().bury(object);
-        self.table().reserve() && self.reserve_track()
+        self.table().reserve() && self.reserve_track().is_ok()
     }
 
     /// Writes an object's header (`PyObject_InitVar`), and what it contains. False when that was interrupted: the block is no object's then.

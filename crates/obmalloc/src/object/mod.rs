@@ -51,6 +51,15 @@ impl From<Fault> for ObjectError {
     }
 }
 
+impl From<Undone> for ObjectError {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::GivenUp => Self::Aborted,
+            Undone::NoMemory => Self::NoMemory,
+        }
+    }
+}
+
 impl fmt::Display for ObjectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -544,9 +553,14 @@ impl ObjectHeap {
         self.heap.free_blocks_unsorted(is_lent);
     }
 
-    /// As [`CheckedHeap::decommit_arenas`].
-    pub fn decommit_arenas(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        self.heap.decommit_arenas(is_over)
+    /// As [`CheckedHeap::give_back`].
+    pub fn give_back(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
+        let lists = &mut self.state.get_mut().gc.lists;
+        lists.iter_mut().all(|list| {
+            *list = Default::default();
+            !is_over()
+        }) && self.table.get_mut().clear(&mut is_over)
+            && self.heap.give_back(is_over)
     }
 
     /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.

@@ -188,6 +188,14 @@ impl ObjectTable {
     }
 }
 
+impl ObjectTable {
+    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. There is nothing in it then.
+    pub fn clear(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
+        // SAFETY: mapped by `new` with this size; zeroes say that there is nothing.
+        unsafe { os::decommit_in_pieces(self.states, self.units, &mut is_over) && self.elsewhere.get_mut().clear(is_over) }
+    }
+}
+
 impl Drop for ObjectTable {
     fn drop(&mut self) {
         if self.units != 0 {

@@ -138,14 +138,10 @@ impl Region {
     ///
     /// # Safety
     /// Nothing in any arena is needed any more.
-    pub unsafe fn decommit(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
-        const PIECE: usize = 16 << 20;
+    pub unsafe fn decommit(&mut self, is_over: impl FnMut() -> bool) -> bool {
         let used = self.arena_of_slot.len() * self.stride;
-        (0..used).step_by(PIECE).all(|done| {
-            // SAFETY: within the mapping, and the caller's promise.
-            unsafe { os::decommit(self.slot_address(0).add(done), PIECE.min(used - done)) };
-            !is_over()
-        })
+        // SAFETY: within the mapping, and the caller's promise.
+        used == 0 || unsafe { os::decommit_in_pieces(self.slot_address(0), used, is_over) }
     }
 
     /// This region as an arena allocator, as long as it stays where it is.
