@@ -249,6 +249,10 @@ test.serial('memory that was to be given back when the time of a script was over
       fill(heap, 2, 512, BYTES / 512)
       return { call: () => heap.close(), again: () => heap.close() }
     },
+    'a heap of a large block': (heap) => {
+      written(heap, BYTES)
+      return { call: () => heap.close(), again: () => heap.close() }
+    },
     'a large block': (heap) => {
       const [block, other] = [written(heap, BYTES), heap.raw.malloc(16)!]
       return { call: () => heap.raw.free(block), again: () => heap.raw.free(other) }

@@ -812,13 +812,30 @@ impl CheckedHeap {
     }
 
     /// Gives back what [`find_blocks_outside`](Self::find_blocks_outside) has found; false when `is_over`, which is asked now and then, made it
-    /// give up. The rest goes when it is called again, or with the heap.
+    /// give up, or the hooks did in the middle of a large block. The rest goes when it is called again, or with the heap.
     pub fn free_blocks_outside(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        let raw = self.account.raw;
-        self.outside.drain(is_over, |address| {
+        let (account, raw) = (self.account.as_ptr(), self.account.raw);
+        let done = self.outside.drain(is_over, |address| {
+            let block = ptr::with_exposed_provenance_mut::<c_void>(address);
             // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
-            unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(address)) };
-        })
+            unsafe {
+                let bytes = block_bytes(block);
+                if bytes < LARGE {
+                    (raw.free)(raw.ctx, block)
+                } else {
+                    account_free(account.cast(), block)
+                }
+                // What was written to costs time by the page.
+                1 + bytes / 256
+            }
+        });
+        // SAFETY: the account is there as long as the heap.
+        unsafe {
+            if done {
+                Account::catch_up(account);
+            }
+            done && (*account).late.is_null()
+        }
     }
 
     /// Gives the memory of the heap's own arenas and tables back, in pieces; false when `is_over`, which is asked between them, made it give up.

@@ -73,9 +73,9 @@ impl Outside {
         Ok(())
     }
 
-    /// Calls `free` with all addresses, the highest first; false when `is_over` made it give up.
-    pub fn drain(&mut self, mut is_over: impl FnMut() -> bool, mut free: impl FnMut(usize)) -> bool {
-        let mut done = 0_usize;
+    /// Calls `free`, which says how many steps that took, with all addresses, the highest first; false when `is_over` made it give up.
+    pub fn drain(&mut self, mut is_over: impl FnMut() -> bool, mut free: impl FnMut(usize) -> usize) -> bool {
+        let mut steps = 0;
         while let Some(mut run) = self.runs.peek_mut() {
             let (address, begin, end) = *run;
             if end - 1 > begin {
@@ -83,10 +83,12 @@ impl Outside {
             } else {
                 PeekMut::pop(run);
             }
-            free(address);
-            done += 1;
-            if done.is_multiple_of(STRIDE) && is_over() {
-                return false;
+            steps += free(address);
+            if steps >= STRIDE {
+                steps = 0;
+                if is_over() {
+                    return false;
+                }
             }
         }
         self.addresses = Vec::new();
@@ -114,7 +116,11 @@ mod tests {
             }
         }
         let mut gone = Vec::new();
-        while !outside.drain(|| true, |address| gone.push(address)) {}
+        let mut free = |address| {
+            gone.push(address);
+            1
+        };
+        while !outside.drain(|| true, &mut free) {}
         let mut expected = all;
         expected.sort_unstable_by(|one, other| other.cmp(one));
         assert_eq!(gone, expected);
