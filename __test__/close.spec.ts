@@ -127,6 +127,19 @@ test.serial("heaps that lie in each other's memory go when nothing else keeps th
   }
 })
 
+test.serial("heaps in each other's memory go though a script passes one's own memory on", (t) => {
+  const space = mapped()
+  const [a, b] = heaps(2) as [Heap, Heap]
+  a.setAllocator('raw', { ...a.getAllocator('raw') })
+  b.setArenaAllocator(arenasFrom(a))
+  a.setArenaAllocator(arenasFrom(b))
+  // More than the C library keeps when it is freed.
+  for (const heap of [a, b]) for (let index = 0; index < 10_000; index++) some(heap.obj.malloc(512))
+  a.close()
+  b.close()
+  t.true(mapped() - space < 16 * KiB * MiB, `${(mapped() - space) / 2 ** 30} GiB are left`)
+})
+
 test.serial('thousands of dropped heaps make V8 collect', async (t) => {
   const before = external()
   let most = 0

@@ -634,8 +634,8 @@ pub(crate) fn release_table(core: &Core, heap: &CheckedHeap, table: usize) {
     unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(table)) };
 }
 
-/// Lets go of what scripts have not given back, when the heap is taken down: what no arena lies in, while the heap's arenas are there, and the
-/// rest once they are gone. False when `is_over`, which is asked now and then, made it give up.
+/// Lets go of what scripts have not given back, when the heap is taken down: of what lies in the heap's arenas, while these are there, and of the
+/// rest, which arenas of other heaps may lie in, once they are gone. False when `is_over`, which is asked now and then, made it give up.
 pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool, is_over: impl Fn() -> bool) -> bool {
     const STRIDE: usize = 1 << 12;
     let raw = core.allocators.own[Domain::Raw as usize];
@@ -649,8 +649,13 @@ pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool, is_
     let mut natives = core.allocators.natives.take();
     for (number, native) in natives.iter_mut().enumerate() {
         native.grants.retain(|&base, grant| {
-            if is_over() || (grant.arenas != 0 && !arenas_are_gone) {
+            if is_over() {
                 return true;
+            }
+            let below = heap.layers(base).last().unwrap_or(base);
+            if !arenas_are_gone {
+                // An arena may begin where what it lies in does.
+                return grant.arenas != 0 || !heap.is_in_arena(below);
             }
             if grant.given_back {
                 return false;
@@ -663,9 +668,7 @@ pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool, is_
                 };
                 core.allocators.lent.iter().any(lent)
             };
-            let below = heap.layers(base).last().unwrap_or(base);
-            let is_own = native.allocator == raw || !heap.layers(base).any(from_script);
-            if is_own && (arenas_are_gone || !heap.is_in_arena(below)) {
+            if native.allocator == raw || !heap.layers(base).any(from_script) {
                 // SAFETY: a block that the C library gave, of which this is the only record; nobody can use it any more.
                 unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
             }
