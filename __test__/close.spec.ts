@@ -140,6 +140,23 @@ test.serial("heaps in each other's memory go though a script passes one's own me
   t.true(mapped() - space < 16 * KiB * MiB, `${(mapped() - space) / 2 ** 30} GiB are left`)
 })
 
+test.serial("heaps in each other's memory go when another one leaves them", async (t) => {
+  const space = mapped()
+  const [leaves] = heaps(1) as [Heap]
+  const lies = lie[0]!
+  ;(() => {
+    const [a, b] = heaps(2) as [Heap, Heap]
+    lies(a, b)
+    lies(b, a)
+    lies(leaves, a)
+    for (const heap of [a, b, leaves]) fill(heap)
+  })()
+  leaves.setArenaAllocator({ alloc: () => null, free() {} })
+  t.false(await collectUntil(() => mapped() - space < 3 * 16 * KiB * MiB, 3), 'the third lies in one of them')
+  leaves.close()
+  t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB, 3))
+})
+
 test.serial('thousands of dropped heaps make V8 collect', async (t) => {
   const before = external()
   let most = 0

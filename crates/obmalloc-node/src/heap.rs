@@ -94,7 +94,7 @@ pub(crate) enum Mark {
 thread_local! {
     /// The heaps of this thread's JavaScript.
     static HEAPS: RefCell<Vec<Weak<Core>>> = const { RefCell::new(Vec::new()) };
-    /// Whether something has left a closed heap in which something else still lies.
+    /// Whether something has left a heap in which something else may still lie, and that is closed or that nobody can call.
     static RINGS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -366,11 +366,12 @@ impl Core {
 
     /// Something that lay in its memory is gone: a heap that has been closed may be able to go now.
     pub fn release_if_closed(&self) {
-        if self.state.get() != State::Closed || self.heap_in_use().is_none() {
+        if self.heap_in_use().is_none() {
             return;
         }
-        if self.is_lent_out() {
-            RINGS.set(true);
+        if self.state.get() != State::Closed || self.is_lent_out() {
+            // What still keeps one that nobody can call may be kept by it.
+            RINGS.set(RINGS.get() || self.state.get() == State::Closed || self.handle.get().is_null());
             return;
         }
         // SAFETY: invariant 1; after closing there are no calls.
