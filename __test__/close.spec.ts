@@ -2,10 +2,12 @@ import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
 
+import type { Address } from 'obmalloc'
 import { Heap } from 'obmalloc'
 
 import { arenasFrom, collectUntil, KiB, some, transfer } from './tools.ts'
@@ -155,6 +157,34 @@ test.serial("heaps in each other's memory go when another one leaves them", asyn
   t.false(await collectUntil(() => mapped() - space < 3 * 16 * KiB * MiB, 3), 'the third lies in one of them')
   leaves.close()
   t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB, 3))
+})
+
+test.serial('a heap that was closed half way does not look into arenas that are gone', (t) => {
+  const [owner, other] = heaps(2) as [Heap, Heap]
+  for (const isOwn of [false, true]) {
+    const space = mapped()
+    const heap = new Heap()
+    fill(heap)
+    const raw = isOwn ? heap.getAllocator('raw') : owner.raw
+    const taken: Address[] = []
+    let time = Infinity
+    heap.setArenaAllocator({
+      alloc: () => taken[taken.push(some(raw.malloc(KiB * MiB))) - 1]!,
+      free() {
+        for (; performance.now() >= time;);
+      },
+    })
+    for (let index = 0; index < 4096; index++) some(heap.obj.malloc(512))
+    t.true(taken.length > 1)
+    time = performance.now()
+    const close = (): void => heap.close()
+    t.throws(() => runInNewContext('close()', { close }, { timeout: 50 }), { code: 'ERR_SCRIPT_EXECUTION_TIMEOUT', any: true })
+    t.true(mapped() - space > 16 * KiB * MiB, 'the rest was put off')
+    if (!isOwn) for (const block of taken) owner.raw.free(block)
+    for (const block of taken) t.throws(() => other.obj.free((block + 32 * KiB) as Address), { code: 'ERR_FOREIGN_POINTER' })
+    heap.close()
+    t.true(mapped() - space < KiB * MiB, `own memory: ${isOwn}: ${(mapped() - space) / MiB} MiB are left`)
+  }
 })
 
 test.serial('thousands of dropped heaps make V8 collect', async (t) => {

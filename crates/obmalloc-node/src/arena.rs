@@ -448,7 +448,8 @@ pub(crate) fn prepare(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> Res
 /// What else the heap's arenas are needed for; false when it was given up.
 fn let_go(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> bool {
     heap.take_tables(|heap, table| allocators::release_table(core, heap, table));
-    allocators::release(core, heap, false, || may_call && core.is_interrupted())
+    // Where it was given up before, the arenas may be gone.
+    core.arenas.source.get() == Source::Nobody || allocators::release(core, heap, false, || may_call && core.is_interrupted())
 }
 
 /// The rest.

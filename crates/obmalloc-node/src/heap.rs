@@ -290,7 +290,8 @@ impl Core {
         REGIONS.lock().unwrap_or_else(PoisonError::into_inner).iter().any(inside)
             || live_heaps().iter().any(|other| {
                 !std::ptr::eq(&raw const **other, self)
-                    && other.state() != State::Poisoned
+                    // A closed one may have given the arenas back that it would look into.
+                    && !matches!(other.state(), State::Closed | State::Poisoned)
                     && other.heap_in_use().is_some_and(|heap| heap.owns(address))
             })
     }
