@@ -1,13 +1,14 @@
 //! Calls that take long, and are interrupted at every place where they ask.
 
 use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
-    AllocatorName, Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec,
-    Undone, Value,
+    Allocator, AllocatorName, Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId,
+    TypeSpec, Undone, Value,
 };
 
 /// Enough to be asked several times in each phase.
@@ -334,6 +335,52 @@ fn interrupted_deletion_leaves_the_object_with_what_it_still_refers_to() {
         deleted
     });
     assert!(places >= 2, "asked {places} times");
+}
+
+/// Allocators that pass on to the one that they have for context.
+fn passing_on(inner: &mut Allocator) -> Allocator {
+    unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+        // SAFETY: called as the inner allocator may be.
+        unsafe { ((*ctx.cast::<Allocator>()).malloc)((*ctx.cast::<Allocator>()).ctx, size) }
+    }
+    unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+        // SAFETY: as above.
+        unsafe { ((*ctx.cast::<Allocator>()).calloc)((*ctx.cast::<Allocator>()).ctx, count, size) }
+    }
+    unsafe extern "C" fn realloc(ctx: *mut c_void, block: *mut c_void, size: usize) -> *mut c_void {
+        // SAFETY: as above.
+        unsafe { ((*ctx.cast::<Allocator>()).realloc)((*ctx.cast::<Allocator>()).ctx, block, size) }
+    }
+    unsafe extern "C" fn free(ctx: *mut c_void, block: *mut c_void) {
+        // SAFETY: as above.
+        unsafe { ((*ctx.cast::<Allocator>()).free)((*ctx.cast::<Allocator>()).ctx, block) }
+    }
+    Allocator { ctx: std::ptr::from_mut(inner).cast(), malloc, calloc, realloc, free }
+}
+
+#[test]
+fn interrupted_resizing_keeps_count_of_references() {
+    let places = each_place_in_blocks(false, |heap, _, wide| {
+        let count = LARGE / 8;
+        let (other, object) = (heap.alloc(wide, 0)?, heap.new_var(wide, count)?);
+        for index in 0..count {
+            heap.set(object, Field::Item(index), Value::Object(other))?;
+        }
+        let own = heap.allocator(Domain::Obj);
+        let mut inner = own;
+        // SAFETY: it passes everything on as it is, and is taken out again.
+        unsafe { heap.set_allocator(Domain::Obj, passing_on(&mut inner)) };
+        let resized = heap.gc_resize(object, count + 1);
+        // SAFETY: the blocks are its own.
+        unsafe { heap.set_allocator(Domain::Obj, own) };
+        let object = *resized.as_ref().unwrap_or(&object);
+        let left = (0..heap.nitems(object)?).filter(|&index| heap.get(object, Field::Item(index)) != Ok(Value::Null)).count();
+        assert_eq!(heap.refcount(other), Ok(1 + left));
+        heap.decref(object)?;
+        heap.decref(other)?;
+        resized.map(drop)
+    });
+    assert!(places >= 3, "asked {places} times");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::types::{GC_HEAD, HEADER};
 use super::{ItemKind, ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
 use crate::allocator::PY_SSIZE_T_MAX;
 use crate::domain::{Domain, FaultKind};
+use crate::interrupt::Interrupt;
 
 /// What becomes of an object's memory before its header is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -283,7 +284,9 @@ impl ObjectHeap {
             // SAFETY: the block has at least so many bytes, and nobody else knows it.
             let all = unsafe {
                 begin.copy_from_nonoverlapping(fields.as_ptr(), fields.len());
-                self.heap.interrupt().copy(items.as_ptr(), begin.add(fields.len()), items.len())
+                // References are counted, and so cannot be given up half way.
+                let interrupt = if kind.items == Some(ItemKind::Object) { Interrupt::NEVER } else { self.heap.interrupt() };
+                interrupt.copy(items.as_ptr(), begin.add(fields.len()), items.len())
             };
             if !all {
                 // SAFETY: as above. There are no items then.
