@@ -51,7 +51,8 @@ pub(crate) enum State {
 /// A heap. It lives as long as the handle in JavaScript, any view of its blocks, and any other heap that has arenas in its memory.
 ///
 /// Invariants:
-/// 1. `heap` holds a heap until the state is closed; it is taken out only by [`close`] and by dropping, when no call is on its way.
+/// 1. `heap` holds a heap until the state is closed, and beyond that while something lies in its memory or taking it down was put off; it is
+///    taken out only by [`close`], [`release_rings`], [`Core::release_if_closed`] and by dropping, when no call is on its way.
 /// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, from [`Allocators`](crate::allocators), with the state at
 ///    asking, and from [`Scripts`](crate::hooks), which count it: in all cases closing is refused, so that whoever has a reference to the
 ///    heap at that time keeps it.
