@@ -424,7 +424,7 @@ pub(crate) fn release_rings(are_likely: bool) {
         ring.retain(|core| {
             let guests = held.get(&Rc::as_ptr(core)).copied().unwrap_or(0);
             // The ring has a reference, too.
-            core.guests() == guests && core.is_left(guests + 1)
+            guests != 0 && core.guests() == guests && core.is_left(guests + 1)
         });
         if ring.len() == before {
             break;
@@ -441,6 +441,7 @@ pub(crate) fn release_rings(are_likely: bool) {
         heaps.into_iter().for_each(|(core, heap)| drop(arena::finish(core, heap, false)));
     } else {
         // There is no memory for it now.
+        RINGS.set(true);
         heaps.into_iter().for_each(|(core, heap)| core.keep(heap));
     }
 }

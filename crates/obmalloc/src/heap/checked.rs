@@ -930,6 +930,8 @@ impl Drop for CheckedHeap {
     fn drop(&mut self) {
         // Nobody looks at what is given back, so it need not be filled.
         self.set_interrupt(Interrupt::NOW);
+        // SAFETY: the account is there until all fields have been dropped.
+        unsafe { (*self.account.as_ptr()).interrupt = Interrupt::NEVER };
         if self.was_replaced.get() && !self.outside.is_known() {
             for (address, _, domain) in self.blocks_elsewhere() {
                 let block = NonNull::new(ptr::with_exposed_provenance_mut(address));
@@ -942,11 +944,6 @@ impl Drop for CheckedHeap {
             self.free_blocks_unsorted(|_| false);
         }
         self.free_blocks_outside(|| false);
-        // SAFETY: the account is there until all fields have been dropped.
-        unsafe {
-            (*self.account.as_ptr()).interrupt = Interrupt::NEVER;
-            Account::catch_up(self.account.as_ptr());
-        }
     }
 }
 
