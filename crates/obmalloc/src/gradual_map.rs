@@ -5,6 +5,7 @@ use core::hash::BuildHasher;
 
 use alloc::vec::Vec;
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use rustc_hash::FxBuildHasher;
 
 /// Entries from which on there are parts; as many may move at once.
@@ -154,12 +155,12 @@ impl<V> GradualMap<V> {
     /// # Panics
     /// When there is no memory for it; see [`try_reserve`](Self::try_reserve).
     pub fn insert(&mut self, address: usize, value: V) -> Option<V> {
-        if let Some(present) = self.get_mut(&address) {
-            return Some(core::mem::replace(present, value));
-        }
         self.try_reserve(1).expect("room for an entry");
         let at = hash(address);
-        self.table_mut(at).insert_unique(at, (address, value), |entry| hash(entry.0));
+        match self.table_mut(at).entry(at, |entry| entry.0 == address, |entry| hash(entry.0)) {
+            Entry::Occupied(mut present) => return Some(core::mem::replace(&mut present.get_mut().1, value)),
+            Entry::Vacant(vacant) => drop(vacant.insert((address, value))),
+        }
         self.len += 1;
         self.spare -= 1;
         None
