@@ -7,8 +7,7 @@ import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
 
-import type { Address } from 'obmalloc'
-import { Heap } from 'obmalloc'
+import { Heap, type Address } from 'obmalloc'
 
 import { arenasFrom, collectUntil, KiB, some, transfer } from './tools.ts'
 
@@ -92,7 +91,7 @@ test.serial("heaps that lie in each other's memory go together when they are clo
       two(b, c)
       one(c, a)
       for (const heap of [a, b, c, a, b, c]) fill(heap)
-      const [guest] = heaps(1) as [Heap]
+      const guest = new Heap()
       lie[first ^ 1]!(guest, b)
       const blocks = [guest.mem, guest.obj].map((domain) => [domain, some(domain.calloc(1, 100))] as const)
       for (const heap of [c, a, b]) heap.close()
@@ -144,7 +143,7 @@ test.serial("heaps in each other's memory go though a script passes one's own me
 
 test.serial("heaps in each other's memory go when another one leaves them", async (t) => {
   const space = mapped()
-  const [leaves] = heaps(1) as [Heap]
+  const leaves = new Heap()
   const lies = lie[0]!
   ;(() => {
     const [a, b] = heaps(2) as [Heap, Heap]

@@ -634,60 +634,73 @@ pub(crate) fn release_table(core: &Core, heap: &CheckedHeap, table: usize) {
     unsafe { (native.free)(native.ctx, ptr::with_exposed_provenance_mut(table)) };
 }
 
-/// Lets go of what scripts have not given back, when the heap is taken down: of what lies in the heap's arenas, while these are there, and of the
-/// rest, which arenas of other heaps may lie in, once they are gone. False when `is_over`, which is asked now and then, made it give up.
-pub(crate) fn release(core: &Core, heap: &ObjectHeap, arenas_are_gone: bool, is_over: impl Fn() -> bool) -> bool {
+/// Asks a question only now and then; once the answer was yes, it stays so.
+fn now_and_then(is_over: impl Fn() -> bool) -> impl FnMut() -> bool {
     const STRIDE: usize = 1 << 12;
-    let raw = core.allocators.own[Domain::Raw as usize];
     let (mut steps, mut given_up) = (0_usize, false);
-    let mut is_over = || {
+    move || {
         steps += 1;
         given_up = given_up || (steps.is_multiple_of(STRIDE) && is_over());
         given_up
-    };
+    }
+}
+
+/// Strikes out the grants for which `keeps`, which is given the native, its number and the grant's address, says no. False when it was given up.
+fn retain_grants(
+    core: &Core,
+    mut is_over: impl FnMut() -> bool,
+    mut keeps: impl FnMut(Allocator, usize, usize, &Grant) -> bool,
+) -> bool {
     // Taken out, because JavaScript may run when somebody is asked.
     let mut natives = core.allocators.natives.take();
     for (number, native) in natives.iter_mut().enumerate() {
-        native.grants.retain(|&base, grant| {
-            if is_over() {
-                return true;
-            }
-            let below = heap.layers(base).last().unwrap_or(base);
-            if !arenas_are_gone {
-                // An arena may begin where what it lies in does.
-                return grant.arenas != 0 || !heap.is_in_arena(below);
-            }
-            if grant.given_back {
-                return false;
-            }
-            // Where a layer of it is a script's to give, that has it from another grant.
-            let from_script = |address| {
-                let lent = |lent: &RefCell<GradualMap<Lent>>| {
-                    let own = |lent: &Lent| matches!(lent.source, Source::Grant(from, at) if (from, at) == (number, base));
-                    lent.borrow().get(&address).is_some_and(|lent| !own(lent))
-                };
-                core.allocators.lent.iter().any(lent)
-            };
-            if native.allocator == raw || !heap.layers(base).any(from_script) {
-                // SAFETY: a block that the C library gave, of which this is the only record; nobody can use it any more.
-                unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
-            }
-            false
-        });
+        native.grants.retain(|&base, grant| is_over() || keeps(native.allocator, number, base, grant));
     }
     core.allocators.natives.replace(natives);
-    if arenas_are_gone {
-        for lent in &core.allocators.lent {
-            let mut blocks = lent.take();
-            blocks.retain(|&address, lent| {
-                let kept = is_over();
-                if let (false, Source::Other(owner)) = (kept, &lent.source) {
-                    arena::unpin_block(owner, address);
-                }
-                kept
-            });
-            lent.replace(blocks);
+    !is_over()
+}
+
+/// Forgets what scripts have not given back of what lies in the heap's arenas, when that is taken down and these are still there. False when
+/// `is_over`, which is asked now and then, made it give up.
+pub(crate) fn forget_in_arenas(core: &Core, heap: &ObjectHeap, is_over: impl Fn() -> bool) -> bool {
+    retain_grants(core, now_and_then(is_over), |_, _, base, grant| {
+        let below = heap.layers(base).last().unwrap_or(base);
+        // An arena may begin where what it lies in does.
+        grant.arenas != 0 || !heap.is_in_arena(below)
+    })
+}
+
+/// Lets go of the rest, which arenas of other heaps may have lain in, when the heap's arenas are gone. False when `is_over`, which is asked now and
+/// then, made it give up.
+pub(crate) fn release(core: &Core, heap: &ObjectHeap, is_over: impl Fn() -> bool) -> bool {
+    let raw = core.allocators.own[Domain::Raw as usize];
+    let mut is_over = now_and_then(is_over);
+    let done = retain_grants(core, &mut is_over, |native, number, base, grant| {
+        // Where a layer of it is a script's to give, that has it from another grant.
+        let from_script = |address| {
+            let lent = |lent: &RefCell<GradualMap<Lent>>| {
+                let own = |lent: &Lent| matches!(lent.source, Source::Grant(from, at) if (from, at) == (number, base));
+                lent.borrow().get(&address).is_some_and(|lent| !own(lent))
+            };
+            core.allocators.lent.iter().any(lent)
+        };
+        if !grant.given_back && (native == raw || !heap.layers(base).any(from_script)) {
+            let below = heap.layers(base).last().unwrap_or(base);
+            // SAFETY: a block that the C library gave, of which this is the only record; nobody can use it any more.
+            unsafe { (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(below)) };
         }
-    }
-    !given_up
+        false
+    });
+    done && core.allocators.lent.iter().all(|lent| {
+        let mut blocks = lent.take();
+        blocks.retain(|&address, lent| {
+            let kept = is_over();
+            if let (false, Source::Other(owner)) = (kept, &lent.source) {
+                arena::unpin_block(owner, address);
+            }
+            kept
+        });
+        lent.replace(blocks);
+        !is_over()
+    })
 }

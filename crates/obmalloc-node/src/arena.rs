@@ -449,7 +449,7 @@ pub(crate) fn prepare(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> Res
 fn let_go(core: &Core, heap: &mut ObjectHeap, may_call: bool) -> bool {
     heap.take_tables(|heap, table| allocators::release_table(core, heap, table));
     // Where it was given up before, the arenas may be gone.
-    core.arenas.source.get() == Source::Nobody || allocators::release(core, heap, false, || may_call && core.is_interrupted())
+    core.arenas.source.get() == Source::Nobody || allocators::forget_in_arenas(core, heap, || may_call && core.is_interrupted())
 }
 
 /// The rest.
@@ -476,7 +476,7 @@ pub(crate) fn finish(core: &Core, mut heap: ObjectHeap, may_call: bool) -> Optio
     if core.arenas.source.get() != Source::Own {
         core.arenas.source.set(Source::Nobody);
     }
-    if !allocators::release(core, &heap, true, is_over) || !heap.give_back(is_over) {
+    if !allocators::release(core, &heap, is_over) || !heap.give_back(is_over) {
         return put_off(core, heap);
     }
     drop(heap);

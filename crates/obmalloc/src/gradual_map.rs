@@ -198,11 +198,6 @@ impl<V> GradualMap<V> {
         self.iter().map(|(_, value)| value)
     }
 
-    /// All that was entered, in no order.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        self.tables_mut().flatten().map(|(_, value)| value)
-    }
-
     /// Takes all entries out for which `keeps` says no.
     pub fn retain(&mut self, mut keeps: impl FnMut(&usize, &mut V) -> bool) {
         self.tables_mut().for_each(|table| table.retain(|(address, value)| keeps(address, value)));

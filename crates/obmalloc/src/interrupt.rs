@@ -2,9 +2,7 @@
 
 use core::cell::Cell;
 use core::ffi::c_void;
-use core::ptr::{self, NonNull};
-
-use crate::os;
+use core::ptr;
 
 /// Whether little work is much: under Miri a step takes microseconds, and a fuzzer's programs are short.
 const SMALL: bool = cfg!(any(fuzzing, miri));
@@ -12,8 +10,15 @@ const SMALL: bool = cfg!(any(fuzzing, miri));
 pub(crate) const STRIDE: usize = if SMALL { 1 << 4 } else { 1 << 14 };
 /// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
 const PIECE: usize = if SMALL { 1 << 7 } else { 1 << 20 };
-/// Bytes that every system's pages are a part of.
-const PAGE_MAX: usize = 1 << 16;
+
+/// Why not all was done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Undone {
+    /// It was given up, and may be done later.
+    GivenUp,
+    /// There is no memory for it.
+    NoMemory,
+}
 
 /// Whom to ask whether nobody waits for the result any more.
 #[derive(Clone, Copy)]
@@ -61,20 +66,6 @@ impl Interrupt {
     pub unsafe fn copy(self, from: *const u8, to: *mut u8, size: usize) -> bool {
         // SAFETY: the caller's promise.
         self.in_pieces(size, |done, piece| unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), piece) })
-    }
-
-    /// Gives the pages of so many bytes back to the system, which are zeroes then; false when that was given up before the end.
-    ///
-    /// # Safety
-    /// They lie in one private mapping of anonymous memory, and nothing in them is needed any more, also after somebody has been asked.
-    pub unsafe fn decommit(self, at: *mut u8, size: usize) -> bool {
-        let skipped = at.align_offset(PAGE_MAX).min(size);
-        // SAFETY: the caller's promise.
-        self.in_pieces((size - skipped) & !(PAGE_MAX - 1), |done, piece| unsafe {
-            if let Some(at) = NonNull::new(at.add(skipped + done)) {
-                os::decommit(at, piece);
-            }
-        })
     }
 
     fn in_pieces(self, size: usize, mut each: impl FnMut(usize, usize)) -> bool {

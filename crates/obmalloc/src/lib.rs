@@ -65,7 +65,8 @@ pub use domain::{Domain, Fault, FaultKind, Report};
 pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
 pub use global::GlobalHeap;
 pub use gradual_map::{GradualMap, NoRoom};
-pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions, Undone};
+pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
+pub use interrupt::Undone;
 pub use object::{
     Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId, TypeSpec,
     Value,

@@ -45,8 +45,7 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
 /// # Safety
 /// As for `decommit`, also while somebody is asked.
 pub(crate) unsafe fn decommit_in_pieces(address: NonNull<u8>, size: usize, mut is_over: impl FnMut() -> bool) -> bool {
-    /// Takes some milliseconds, where all of it has been used.
-    const PIECE: usize = 16 << 20;
+    const PIECE: usize = 1 << 20;
     (0..size).step_by(PIECE).all(|done| {
         // SAFETY: the caller's promise.
         unsafe { decommit(address.add(done), PIECE.min(size - done)) };

@@ -425,11 +425,8 @@ fn freeing_a_large_block_can_be_given_up() {
     const SIZE: usize = 100 << 20;
     let (heap, asked) = asked_heap();
     for place in [0, 1, 50, 200] {
-        let blocks: Vec<usize> = Domain::ALL
-            .map(|domain| heap.malloc(domain, SIZE).expect("memory").as_ptr().expose_provenance())
-            .into_iter()
-            .collect();
-        for (&block, domain) in blocks.iter().zip(Domain::ALL) {
+        let blocks = Domain::ALL.map(|domain| heap.malloc(domain, SIZE).expect("memory").as_ptr().expose_provenance());
+        for (block, domain) in blocks.into_iter().zip(Domain::ALL) {
             asked.interrupt_at(Some(place));
             let smaller = heap.realloc(domain, Some(block), 100).expect("a block").expect("smaller").as_ptr().expose_provenance();
             assert_eq!(heap.usable_size(domain, smaller), Ok(100));

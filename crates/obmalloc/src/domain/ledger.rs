@@ -482,12 +482,14 @@ impl Ledger {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
-    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. It is only fit to be dropped then.
-    pub fn clear(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
-        // SAFETY: mapped by `new` with this size, and of no more use.
+    /// Gives its memory back in pieces, when blocks have been in the first `used` bytes of the region; false when `is_over`, which is asked
+    /// between them, made it give up. It is only fit to be dropped then.
+    pub fn clear(&mut self, used: usize, mut is_over: impl FnMut() -> bool) -> bool {
+        let size = (used >> self.alignment_shift).div_ceil(4);
+        // SAFETY: the first bytes of what `new` has mapped, which are of no more use.
         self.elsewhere.clear(&mut is_over)
             && self.parts.clear(&mut is_over)
-            && unsafe { os::decommit_in_pieces(self.bits, self.bits_size, is_over) }
+            && unsafe { os::decommit_in_pieces(self.bits, size, is_over) }
     }
 
     /// Blocks outside the region that are known, live or not.

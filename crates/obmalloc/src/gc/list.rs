@@ -6,8 +6,7 @@
 
 use alloc::vec::Vec;
 
-use crate::heap::Undone;
-use crate::interrupt::{Interrupt, STRIDE};
+use crate::interrupt::{Interrupt, STRIDE, Undone};
 use crate::object::header;
 
 /// Which list.
@@ -123,7 +122,10 @@ impl GcList {
         if self.live < self.entries.len() / 2 && !self.close_gaps(interrupt) {
             return Err(Undone::GivenUp);
         }
-        if self.entries.len() < STRIDE || self.promise(more) {
+        if self.promise(more) {
+            return Ok(());
+        }
+        if self.entries.len() < STRIDE {
             return self.entries.try_reserve(more).map_err(|_| Undone::NoMemory);
         }
         // By hand, because a vector might move millions of them at once.

@@ -6,13 +6,13 @@ use core::ptr::{self, NonNull};
 
 use alloc::vec::Vec;
 
-use super::outside::{Outside, Undone};
+use super::outside::Outside;
 use super::quarantine::{Quarantine, Waiting};
 use super::{Heap, HeapError, HeapOptions};
 use crate::allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Function, Ledger, Purpose, Trust, write_after_free};
-use crate::interrupt::{Interrupt, STRIDE};
-use crate::os::block_bytes;
+use crate::interrupt::{Interrupt, STRIDE, Undone};
+use crate::os::{self, block_bytes};
 use crate::pinned::Pinned;
 use crate::profile::Geometry;
 use crate::pymalloc::{ArenaInfo, Corruption, Location, Pymalloc, Stats};
@@ -57,6 +57,8 @@ struct Account {
 /// Bytes from which on a block is given back to the system in pieces. The C library has a mapping for each of those (no
 /// `M_MMAP_THRESHOLD` is above it), which it gives back in one, and that takes a second for ten gigabytes.
 const LARGE: usize = 32 << 20;
+/// Bytes that every system's pages are a part of.
+const PAGE_MAX: usize = 1 << 16;
 
 impl CheckedHeap {
     /// An empty heap.
@@ -784,9 +786,7 @@ impl CheckedHeap {
             }
         }
         let most = self.ledger().count_elsewhere() + self.hooks().map_or(0, |hooks| hooks.count());
-        let mut outside = Outside::default();
-        outside.fill(most, self.blocks_outside(&is_lent), &mut is_over)?;
-        self.outside = outside;
+        self.outside = Outside::new(most, self.blocks_outside(&is_lent), &mut is_over)?;
         Ok(())
     }
 
@@ -814,17 +814,13 @@ impl CheckedHeap {
     /// Gives back what [`find_blocks_outside`](Self::find_blocks_outside) has found; false when `is_over`, which is asked now and then, made it
     /// give up, or the hooks did in the middle of a large block. The rest goes when it is called again, or with the heap.
     pub fn free_blocks_outside(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        let (account, raw) = (self.account.as_ptr(), self.account.raw);
+        let account = self.account.as_ptr();
         let done = self.outside.drain(is_over, |address| {
             let block = ptr::with_exposed_provenance_mut::<c_void>(address);
             // SAFETY: a block outside all arenas that somebody had came from the raw allocator, and nobody can use it any more.
             unsafe {
                 let bytes = block_bytes(block);
-                if bytes < LARGE {
-                    (raw.free)(raw.ctx, block)
-                } else {
-                    account_free(account.cast(), block)
-                }
+                account_free(account.cast(), block);
                 // What was written to costs time by the page.
                 1 + bytes / 256
             }
@@ -838,12 +834,18 @@ impl CheckedHeap {
         }
     }
 
+    /// Bytes of the region in which arenas have been, from its first byte on.
+    pub(crate) fn used(&self) -> usize {
+        self.heap.pymalloc().used()
+    }
+
     /// Gives the memory of the heap's own arenas and tables back, in pieces; false when `is_over`, which is asked between them, made it give up.
     /// All blocks have been given back, and the heap is only fit to be dropped.
     pub fn give_back(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
         // SAFETY: nothing else uses pymalloc now, and nobody uses a block any more.
         let done = unsafe { Pymalloc::decommit_arenas(&raw mut (*self.heap.domains()).pymalloc, &mut is_over) };
-        done && self.ledger().clear(&mut is_over)
+        let used = self.used();
+        done && self.ledger().clear(used, &mut is_over)
             && self.quarantine().clear(&mut is_over)
             && self.hooks().is_none_or(|hooks| hooks.clear(&mut is_over))
     }
@@ -951,10 +953,17 @@ impl Account {
     /// Gives the pages of a block of so many bytes back, but for its first ones, if they are many. False when that was given up.
     unsafe fn decommit(this: *mut Self, block: *mut c_void, from: usize, bytes: usize) -> bool {
         // SAFETY: the account outlives its allocators, no reference to it is held while somebody is asked, and nobody needs what is in
-        // the block behind `from`.
+        // the block behind `from`, which is many pages.
         unsafe {
             let interrupt = (*this).interrupt;
-            bytes - from < LARGE || interrupt.decommit(block.cast::<u8>().add(from), bytes - from)
+            if bytes - from < LARGE {
+                return true;
+            }
+            // Whole pages, of whatever size the system's are.
+            let begin = block.cast::<u8>().add(from);
+            let skipped = begin.align_offset(PAGE_MAX);
+            let whole = (bytes - from - skipped) & !(PAGE_MAX - 1);
+            os::decommit_in_pieces(NonNull::new_unchecked(begin.add(skipped)), whole, || interrupt.is_now())
         }
     }
 

@@ -12,7 +12,6 @@ use alloc::alloc::{Layout, alloc, dealloc};
 use alloc::vec::Vec;
 
 pub use checked::CheckedHeap;
-pub use outside::Undone;
 
 use crate::allocator::{Allocator, ArenaAllocator};
 use crate::domain::{Domain, Domains, Trust};

@@ -8,16 +8,7 @@ use alloc::collections::BinaryHeap;
 use alloc::collections::binary_heap::PeekMut;
 use alloc::vec::Vec;
 
-use crate::interrupt::STRIDE;
-
-/// Why not all was done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Undone {
-    /// It was given up, and may be done later.
-    GivenUp,
-    /// There is no memory for it.
-    NoMemory,
-}
+use crate::interrupt::{STRIDE, Undone};
 
 #[derive(Default)]
 pub(crate) struct Outside {
@@ -38,16 +29,13 @@ impl Outside {
         self.is_known = true;
     }
 
-    /// Takes addresses in, of which there are at most `count`, among nothings.
-    pub fn fill(
-        &mut self,
+    /// Addresses, of which there are at most `count`, among nothings.
+    pub fn new(
         count: usize,
         addresses: impl Iterator<Item = Option<usize>>,
         is_over: &mut impl FnMut() -> bool,
-    ) -> Result<(), Undone> {
-        let mut all = core::mem::take(self).addresses;
-        all.clear();
-        let mut runs = Vec::new();
+    ) -> Result<Self, Undone> {
+        let (mut all, mut runs) = (Vec::new(), Vec::new());
         if all.try_reserve_exact(count).is_err() || runs.try_reserve_exact(count / STRIDE + 1).is_err() {
             return Err(Undone::NoMemory);
         }
@@ -69,8 +57,7 @@ impl Outside {
                 return Err(Undone::GivenUp);
             }
         }
-        *self = Self { is_known: true, addresses: all, runs: runs.into() };
-        Ok(())
+        Ok(Self { is_known: true, addresses: all, runs: runs.into() })
     }
 
     /// Calls `free`, which says how many steps that took, with all addresses, the highest first; false when `is_over` made it give up.
@@ -103,18 +90,17 @@ mod tests {
     #[test]
     fn all_go_once_and_in_order_however_often_it_is_given_up() {
         let all: Vec<usize> = (0..5 * STRIDE + 3).map(|index| index.wrapping_mul(0x9e37_79b9) % (1 << 40)).collect();
-        let mut outside = Outside::default();
-        for patience in 0.. {
+        let found = (0..).find_map(|patience| {
             let mut asked = 0;
             let mut is_over = || {
                 asked += 1;
                 asked > patience
             };
-            match outside.fill(2 * all.len(), all.iter().flat_map(|&address| [Some(address), None]), &mut is_over) {
-                Ok(()) => break,
-                Err(undone) => assert_eq!((undone, outside.is_known()), (Undone::GivenUp, false)),
-            }
-        }
+            let found = Outside::new(2 * all.len(), all.iter().flat_map(|&address| [Some(address), None]), &mut is_over);
+            found.inspect_err(|&undone| assert_eq!(undone, Undone::GivenUp)).ok()
+        });
+        let mut outside = found.expect("patience enough");
+        assert!(outside.is_known());
         let mut gone = Vec::new();
         let mut free = |address| {
             gone.push(address);

@@ -26,8 +26,8 @@ pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec}
 
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::gc::{Gc, Info, Phase};
-use crate::heap::{CheckedHeap, HeapError, HeapOptions, Undone};
-use crate::interrupt::{Interrupt, Patience};
+use crate::heap::{CheckedHeap, HeapError, HeapOptions};
+use crate::interrupt::{Interrupt, Patience, Undone};
 use crate::pinned::Pinned;
 use crate::profile::{Immortality, ObjectRules};
 use crate::try_box;
@@ -555,11 +555,12 @@ impl ObjectHeap {
 
     /// As [`CheckedHeap::give_back`].
     pub fn give_back(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
+        let used = self.heap.used();
         let lists = &mut self.state.get_mut().gc.lists;
         lists.iter_mut().all(|list| {
             *list = Default::default();
             !is_over()
-        }) && self.table.get_mut().clear(&mut is_over)
+        }) && self.table.get_mut().clear(used, &mut is_over)
             && self.heap.give_back(is_over)
     }
 

@@ -186,13 +186,13 @@ impl ObjectTable {
             unsafe { (*self.elsewhere.get()).remove(&address) };
         }
     }
-}
 
-impl ObjectTable {
-    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. There is nothing in it then.
-    pub fn clear(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
-        // SAFETY: mapped by `new` with this size; zeroes say that there is nothing.
-        unsafe { os::decommit_in_pieces(self.states, self.units, &mut is_over) && self.elsewhere.get_mut().clear(is_over) }
+    /// Gives its memory back in pieces, when objects have been in the first `used` bytes of the region; false when `is_over`, which is asked
+    /// between them, made it give up. There is nothing in it then.
+    pub fn clear(&mut self, used: usize, mut is_over: impl FnMut() -> bool) -> bool {
+        let units = self.units.min(used >> self.alignment_shift);
+        // SAFETY: the first bytes of what `new` has mapped; zeroes say that there is nothing.
+        unsafe { os::decommit_in_pieces(self.states, units, &mut is_over) && self.elsewhere.get_mut().clear(is_over) }
     }
 }
 

@@ -632,6 +632,11 @@ impl Pymalloc {
         }
     }
 
+    /// As [`Region::used`].
+    pub fn used(&self) -> usize {
+        self.region.used()
+    }
+
     /// As [`Region::decommit`].
     ///
     /// # Safety

@@ -134,12 +134,17 @@ impl Region {
         }
     }
 
+    /// Bytes of the places that have ever been used, which come one after the other.
+    pub fn used(&self) -> usize {
+        self.arena_of_slot.len() * self.stride
+    }
+
     /// Gives the memory of all places back to the system, in pieces; false when `is_over`, which is asked between them, made it give up.
     ///
     /// # Safety
     /// Nothing in any arena is needed any more.
     pub unsafe fn decommit(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        let used = self.arena_of_slot.len() * self.stride;
+        let used = self.used();
         // SAFETY: within the mapping, and the caller's promise.
         used == 0 || unsafe { os::decommit_in_pieces(self.slot_address(0), used, is_over) }
     }
