@@ -132,7 +132,8 @@ impl GcList {
         let mut larger = Vec::new();
         let room = self.entries.len() + more.max(self.entries.len());
         larger.try_reserve_exact(room).map_err(|_| Undone::NoMemory)?;
-        for piece in self.entries.chunks(STRIDE) {
+        // What is only copied takes a tenth of what is looked at.
+        for piece in self.entries.chunks(8 * STRIDE) {
             larger.extend_from_slice(piece);
             if interrupt.is_now() {
                 return Err(Undone::GivenUp);
