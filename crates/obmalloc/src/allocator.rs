@@ -63,13 +63,13 @@ pub struct Allocator {
     /// Passed to each function as its first argument.
     pub ctx: *mut c_void,
     /// Gives a block of `size` bytes, or NULL; zero bytes give a block too.
-    pub malloc: unsafe extern "C" fn(ctx: *mut c_void, size: usize) -> *mut c_void,
+    pub malloc: unsafe extern "C-unwind" fn(ctx: *mut c_void, size: usize) -> *mut c_void,
     /// Gives a zeroed block of `count * size` bytes, or NULL.
-    pub calloc: unsafe extern "C" fn(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void,
+    pub calloc: unsafe extern "C-unwind" fn(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void,
     /// Resizes a block, which may move; on NULL the old block is untouched. A NULL block is a malloc.
-    pub realloc: unsafe extern "C" fn(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void,
+    pub realloc: unsafe extern "C-unwind" fn(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void,
     /// Gives a block back; NULL is ignored.
-    pub free: unsafe extern "C" fn(ctx: *mut c_void, address: *mut c_void),
+    pub free: unsafe extern "C-unwind" fn(ctx: *mut c_void, address: *mut c_void),
 }
 
 impl PartialEq for Allocator {
@@ -89,9 +89,9 @@ pub struct ArenaAllocator {
     /// Passed to each function as its first argument.
     pub ctx: *mut c_void,
     /// Gives `size` bytes of readable and writable memory, or NULL.
-    pub alloc: unsafe extern "C" fn(ctx: *mut c_void, size: usize) -> *mut c_void,
+    pub alloc: unsafe extern "C-unwind" fn(ctx: *mut c_void, size: usize) -> *mut c_void,
     /// Takes back the `size` bytes at `address`.
-    pub free: unsafe extern "C" fn(ctx: *mut c_void, address: *mut c_void, size: usize),
+    pub free: unsafe extern "C-unwind" fn(ctx: *mut c_void, address: *mut c_void, size: usize),
 }
 
 impl PartialEq for ArenaAllocator {

@@ -13,9 +13,8 @@ use core::ptr;
 
 use super::report::{Function, Problem, Report, read_size};
 use super::{Domain, Domains, Fault, FaultKind, pass_on};
-use crate::address_hash::AddressSet;
+use crate::address_hash::{AddressMap, AddressSet};
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
-use crate::gradual_map::GradualMap;
 use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::DebugText;
@@ -56,8 +55,12 @@ enum State {
     Sound,
     /// It has been said that its guard bytes are damaged.
     Told,
-    /// So it has, when somebody freed it; it was not given back.
+    /// The same, and the call that was to free it did not give it back.
     Refused,
+    /// It was freed and filled, and is in quarantine.
+    Buried,
+    /// The same, and it has been said that something wrote to it since.
+    Dug,
 }
 
 /// A hook in one domain (`debug_alloc_api_t`).
@@ -75,7 +78,7 @@ pub(crate) struct DebugHooks {
     /// They stay where they are, because allocators point to them, which may have been taken out.
     apis: Vec<Pinned<Api>>,
     /// By the address of their data.
-    blocks: GradualMap<Block>,
+    blocks: AddressMap<Block>,
     /// Room in `blocks` that is kept for blocks that are being moved.
     moving: usize,
     /// Blocks of pymalloc that nobody has, and nobody gets, because somebody wrote to them after they had been freed.
@@ -107,7 +110,7 @@ fn allocator(hook: *const Api) -> Allocator {
 impl Domains {
     /// Whether an allocator is a debug hook.
     pub fn is_hook(allocator: &Allocator) -> bool {
-        ptr::fn_addr_eq(allocator.malloc, debug_malloc as unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void)
+        ptr::fn_addr_eq(allocator.malloc, debug_malloc as unsafe extern "C-unwind" fn(*mut c_void, usize) -> *mut c_void)
     }
 
     /// `PyMem_SetupDebugHooks`: puts hooks around the allocators that are in, except around hooks. False when there is no memory for them.
@@ -121,7 +124,7 @@ impl Domains {
                 let hooks = DebugHooks {
                     text,
                     apis: Vec::new(),
-                    blocks: GradualMap::default(),
+                    blocks: AddressMap::default(),
                     moving: 0,
                     parked: AddressSet::default(),
                     asking: Domain::Obj,
@@ -187,29 +190,6 @@ impl DebugHooks {
     /// Bytes of data at an address, if a hook gave it.
     pub fn size_of(&self, address: usize) -> Option<usize> {
         self.blocks.get(&address).map(|block| block.size)
-    }
-
-    /// The addresses at which the allocators know a block, from the outermost hook to what is below all hooks.
-    pub fn layers(&self, address: usize) -> impl Iterator<Item = usize> {
-        core::iter::successors(Some(address), |address| self.blocks.contains_key(address).then(|| address - HEAD))
-    }
-
-    /// All blocks that are known, in place of each nothing but for those that were freed, but not given back because of what is wrong with
-    /// them, and that no other lies in; `is_live` says which blocks somebody has all the same.
-    pub fn lost(&self, is_live: impl Fn(usize) -> bool) -> impl Iterator<Item = Option<usize>> {
-        let outermost = |address: usize| !self.blocks.contains_key(&(address + HEAD));
-        let lost = move |address: usize, block: &Block| block.state == State::Refused && outermost(address) && !is_live(address);
-        self.blocks.iter().map(move |(&address, block)| lost(address, block).then_some(address))
-    }
-
-    /// Blocks that are known.
-    pub fn count(&self) -> usize {
-        self.blocks.len()
-    }
-
-    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. Nothing is known of any block then.
-    pub fn clear(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        self.blocks.clear(is_over)
     }
 
     /// Whether a block of pymalloc is in use only because it is not to be used again.
@@ -301,6 +281,13 @@ impl DebugHooks {
     unsafe fn check(&self, function: Function, verifying: Domain, address: usize, block: Block) -> Option<Fault> {
         // SAFETY: the caller's promise.
         unsafe {
+            if block.state >= State::Buried {
+                let at = ptr::with_exposed_provenance::<u8>(address);
+                let (from, to) = (-(HEAD as isize), (block.size + SST) as isize);
+                let offset = (from..to).find(|&offset| *at.offset(offset) != DEAD)?;
+                let offset = Some(offset);
+                return Some(Fault { offset, ..Fault::new(FaultKind::WriteAfterFree, address, block.domain) });
+            }
             let (problem, offset) = Self::find_problem(verifying, address, block)?;
             let kind = match problem {
                 Problem::Id(_) if block.domain != verifying => FaultKind::WrongDomain,
@@ -318,11 +305,12 @@ impl DebugHooks {
         let patience = interrupt.patience();
         let mut found = None;
         for (&address, &block) in self.blocks.iter() {
-            if block.state == State::Sound {
+            if matches!(block.state, State::Sound | State::Buried) {
                 // SAFETY: the table has the blocks that are there.
                 found = unsafe { self.check(Function::Free, block.domain, address, block) };
             }
-            if found.is_some() || patience.is_over_after(1) {
+            let steps = if block.state == State::Buried { 1 + block.size / 8 } else { 1 };
+            if found.is_some() || patience.is_over_after(steps) {
                 break;
             }
         }
@@ -334,9 +322,25 @@ impl DebugHooks {
         if fault.kind != FaultKind::WrongDomain
             && let Some(block) = self.blocks.get_mut(&fault.address)
         {
-            block.state = block.state.max(State::Told);
+            block.state = if block.state >= State::Buried { State::Dug } else { block.state.max(State::Told) };
         }
         Some(fault)
+    }
+
+    /// A block goes into quarantine: from now on it is watched as free memory is. One that is older than the hooks, or whose filling is
+    /// interrupted, is not.
+    pub fn bury(&mut self, address: usize, interrupt: Interrupt) {
+        let Some(block) = self.blocks.get_mut(&address).filter(|block| block.state == State::Sound) else { return };
+        let data = ptr::with_exposed_provenance_mut::<u8>(address);
+        // SAFETY: the table has the blocks that are there, and nobody uses this one any more. As long as not all data is filled, the guard
+        // bytes stay as they are.
+        unsafe {
+            if interrupt.fill(data, DEAD, block.size) {
+                data.sub(HEAD).write_bytes(DEAD, HEAD);
+                data.add(block.size).write_bytes(DEAD, SST);
+                block.state = State::Buried;
+            }
+        }
     }
 
     /// What the hook of a domain finds wrong with an address, if it is a block of a hook.
@@ -350,7 +354,9 @@ impl DebugHooks {
 
     /// Looks at the block that a hook is called with; false when the call is to do nothing.
     fn is_sound(&mut self, function: Function, verifying: Domain, address: usize) -> bool {
+        let was_told = self.blocks.get(&address).is_some_and(|block| block.state == State::Dug);
         match self.examine(function, verifying, address) {
+            Some(_) if was_told => false,
             Some(fault) => {
                 self.keep_fault(fault);
                 false
@@ -428,19 +434,19 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
 
 /// `_PyMem_DebugRawMalloc`, `_PyMem_DebugMalloc`
 #[inline(never)] // It is known by its address, so there must be one of it.
-unsafe extern "C" fn debug_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn debug_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as there.
     unsafe { debug_alloc(ctx, false, size) }
 }
 
 /// `_PyMem_DebugRawCalloc`, `_PyMem_DebugCalloc`
-unsafe extern "C" fn debug_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn debug_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: as there.
     count.checked_mul(size).map_or(ptr::null_mut(), |size| unsafe { debug_alloc(ctx, true, size) })
 }
 
 /// `_PyMem_DebugRawFree`, `_PyMem_DebugFree`
-unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
     if address.is_null() {
         return;
     }
@@ -462,7 +468,7 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
         known.blocks.remove(&address.addr());
         let begin = address.cast::<u8>().sub(HEAD);
         let interrupt = (*domains).interrupt;
-        let filled = interrupt.fill(begin, DEAD, block.size + EXTRA);
+        let filled = block.state == State::Buried || interrupt.fill(begin, DEAD, block.size + EXTRA);
         (inner.free)(inner.ctx, begin.cast());
         if watched && filled {
             (*domains).pymalloc.note_dead(begin.addr(), block.size + EXTRA);
@@ -471,7 +477,7 @@ unsafe extern "C" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
 }
 
 /// `_PyMem_DebugRawRealloc`, `_PyMem_DebugRealloc`
-unsafe extern "C" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as in `debug_free`.
     unsafe {
         if address.is_null() {

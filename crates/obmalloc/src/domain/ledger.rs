@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use alloc::collections::VecDeque;
 
 use super::{Domain, Report};
-use crate::gradual_map::GradualMap;
+use crate::address_hash::AddressMap;
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
 
@@ -50,6 +50,8 @@ pub enum FaultKind {
     GcInProgress,
     /// The object has no reference left to give back.
     RefcountUnderflow,
+    /// A hook or a guest unwound out of a call of the heap, which is closed for good.
+    HeapClosed,
 }
 
 impl FaultKind {
@@ -71,6 +73,7 @@ impl FaultKind {
             Self::GcOverVisit => "ERR_GC_OVER_VISIT",
             Self::GcInProgress => "ERR_GC_IN_PROGRESS",
             Self::RefcountUnderflow => "ERR_REFCOUNT_UNDERFLOW",
+            Self::HeapClosed => "ERR_HEAP_CLOSED",
         }
     }
 }
@@ -144,6 +147,7 @@ impl fmt::Display for Fault {
             FaultKind::RefcountUnderflow => {
                 write!(f, "expected an object with a reference to give back, but {address:#x} has none left")
             }
+            FaultKind::HeapClosed => f.write_str("expected an open heap, but a panic left a call of this one, and it is closed"),
         }
     }
 }
@@ -197,12 +201,14 @@ pub(crate) struct Ledger {
     /// Dangling where `len` is 0.
     bits: NonNull<u8>,
     bits_size: usize,
-    elsewhere: GradualMap<Entry>,
+    elsewhere: AddressMap<Entry>,
     /// Bytes of the live blocks that another allocator than the heap's own gave.
-    parts: GradualMap<usize>,
+    parts: AddressMap<usize>,
     /// Whether blocks take the long way whatever `parts` says.
     long: bool,
     freed: VecDeque<usize>,
+    /// Whether every address is to be refused.
+    is_closed: bool,
 }
 
 impl Ledger {
@@ -222,10 +228,11 @@ impl Ledger {
             alignment_shift: alignment.trailing_zeros(),
             bits,
             bits_size,
-            elsewhere: GradualMap::default(),
-            parts: GradualMap::default(),
+            elsewhere: AddressMap::default(),
+            parts: AddressMap::default(),
             long: false,
             freed,
+            is_closed: false,
         })
     }
 
@@ -352,11 +359,8 @@ impl Ledger {
         self.remember(address);
     }
 
-    /// Strikes a live block out that is to be remembered for as long as it takes, until [`remember`](Self::remember).
+    /// Strikes out a live block that is quarantined or being resized; its entry must not be evicted until [`remember`](Self::remember).
     pub fn lay_up(&mut self, address: usize) {
-        if self.parts.remove(&address).is_some() {
-            self.take_long_way(self.long);
-        }
         if let Some((byte, shift)) = self.place(address) {
             // SAFETY: as in `insert`.
             unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
@@ -365,12 +369,18 @@ impl Ledger {
         }
     }
 
-    /// A block that was struck out is remembered among others, until there are too many.
+    /// A block that was struck out is gone: it is remembered among others, until there are too many. Not where there is a new one by now.
     pub fn remember(&mut self, address: usize) {
+        if self.domain_of(address).is_some() {
+            return;
+        }
+        if self.parts.remove(&address).is_some() {
+            self.take_long_way(self.long);
+        }
         if self.place(address).is_some() {
             return;
         }
-        let Some(entry) = self.elsewhere.get_mut(&address) else { return };
+        let Some(entry) = self.elsewhere.get_mut(&address).filter(|entry| entry.presence == Presence::LaidUp) else { return };
         entry.presence = Presence::Freed;
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
             // Without room for more, the oldest is forgotten.
@@ -384,8 +394,29 @@ impl Ledger {
         }
     }
 
+    /// A block that was [laid up](Self::lay_up) is live all the same.
+    pub fn revive(&mut self, address: usize, domain: Domain) {
+        if self.place(address).is_some() {
+            self.insert(address, 0, domain);
+        } else if let Some(entry) = self.elsewhere.get_mut(&address) {
+            entry.presence = Presence::Live;
+        }
+    }
+
+    /// A block that [`remove`](Self::remove) has struck out is live all the same; where there is no memory for that, nobody has it.
+    pub fn reenter(&mut self, address: usize, size: usize, domain: Domain, is_part: bool) {
+        if is_part && self.reserve_part() {
+            self.insert_part(address, size, domain);
+        } else if !is_part {
+            self.insert(address, size, domain);
+        }
+    }
+
     /// Remembers that there was a block at an address that was not entered, where there is memory for that.
     pub fn note_freed(&mut self, address: usize) {
+        if self.domain_of(address).is_some() {
+            return;
+        }
         if self.place(address).is_none() {
             if !self.reserve() {
                 return;
@@ -401,6 +432,7 @@ impl Ledger {
         match self.state(address) {
             MEM => Some(Domain::Mem),
             OBJ => Some(Domain::Obj),
+            NEVER if self.is_closed => None,
             NEVER => self.elsewhere.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.domain),
             _ => None,
         }
@@ -441,6 +473,9 @@ impl Ledger {
     #[cold]
     fn check_slowly(&self, pymalloc: &Pymalloc, used: Domain, address: usize, purpose: Purpose) -> Result<(), Fault> {
         let fault = |kind, allocated, base| Err(Fault { allocated, base, ..Fault::new(kind, address, used) });
+        if self.is_closed {
+            return fault(FaultKind::HeapClosed, None, None);
+        }
         if let Some(domain) = self.domain_of(address) {
             return if domain == used { Ok(()) } else { fault(FaultKind::WrongDomain, Some(domain), None) };
         }
@@ -482,14 +517,14 @@ impl Ledger {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
-    /// Gives its memory back in pieces, when blocks have been in the first `used` bytes of the region; false when `is_over`, which is asked
-    /// between them, made it give up. It is only fit to be dropped then.
-    pub fn clear(&mut self, used: usize, mut is_over: impl FnMut() -> bool) -> bool {
-        let size = (used >> self.alignment_shift).div_ceil(4);
-        // SAFETY: the first bytes of what `new` has mapped, which are of no more use.
-        self.elsewhere.clear(&mut is_over)
-            && self.parts.clear(&mut is_over)
-            && unsafe { os::decommit_in_pieces(self.bits, size, is_over) }
+    /// Where blocks are that some allocator gave, and that have not gone back to it, as far as they are outside the region.
+    pub fn whole_elsewhere(&self) -> impl Iterator<Item = usize> {
+        self.elsewhere.iter().filter(|(_, entry)| entry.presence != Presence::Freed).map(|(&address, _)| address)
+    }
+
+    /// The part of the table of bits that is in use when blocks have been in the first `used` bytes of the region: where, and how many bytes.
+    pub fn used_table(&self, used: usize) -> (NonNull<u8>, usize) {
+        (self.bits, (used >> self.alignment_shift).div_ceil(4).min(self.bits_size))
     }
 
     /// Blocks outside the region that are known, live or not.
@@ -499,18 +534,19 @@ impl Ledger {
 
     /// Strikes out every block outside the region, without remembering any.
     pub fn forget_elsewhere(&mut self) {
-        self.elsewhere = GradualMap::default();
+        self.elsewhere = AddressMap::default();
         self.freed = VecDeque::new();
     }
 
-    /// A block that [`remove`](Self::remove) has just struck out is live all the same.
-    pub fn revive(&mut self, address: usize, size: usize, domain: Domain) {
-        if let Some(entry) = self.elsewhere.get_mut(&address) {
-            entry.presence = Presence::Live;
-        } else {
-            let entered = self.insert(address, size, domain);
-            debug_assert!(entered, "what was just struck out has left room");
-        }
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Nothing is a block of the heap any more: it was closed. What is outside the region stays on record for being given back.
+    pub fn close(&mut self) {
+        self.is_closed = true;
+        (self.len, self.quick_len) = (0, 0);
     }
 
     /// Whether a pymalloc block of `size` bytes is a live block, or holds one.

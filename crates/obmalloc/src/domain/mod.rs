@@ -83,6 +83,8 @@ pub(crate) struct Domains {
     own: Allocator,
     /// Asked by the debug hooks while they fill large blocks.
     pub interrupt: Interrupt,
+    /// The release.
+    pub profile: Profile,
 }
 
 impl Domains {
@@ -103,6 +105,7 @@ impl Domains {
             (&raw mut (*place).is_short).write(false);
             (&raw mut (*place).own).write(pymalloc);
             (&raw mut (*place).interrupt).write(Interrupt::NEVER);
+            (&raw mut (*place).profile).write(*profile);
             true
         }
     }
@@ -199,7 +202,7 @@ fn functions<S: Shape>(this: *mut Domains) -> Allocator {
 }
 
 /// `_PyObject_Malloc`. Nothing in it calls anything but in tail position, so that the hot path needs no stack.
-unsafe extern "C" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: `ctx` is the domains that made this allocator.
     unsafe {
         let this = ctx.cast::<Domains>();
@@ -216,7 +219,7 @@ unsafe extern "C" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *
 /// From a pool that is taken for it, or, when the request is not small or there is no arena, from raw.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: called by `object_malloc`.
     unsafe {
         let this = ctx.cast::<Domains>();
@@ -248,7 +251,7 @@ unsafe fn pass_on(this: *mut Domains, request: impl FnOnce() -> *mut u8) -> *mut
 }
 
 /// `_PyObject_Calloc`
-unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: as in `object_malloc`; a block holds at least what was asked for.
     unsafe {
         let this = ctx.cast::<Domains>();
@@ -275,7 +278,7 @@ unsafe extern "C" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, siz
 }
 
 /// `_PyObject_Free`
-unsafe extern "C" fn object_free<S: Shape>(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn object_free<S: Shape>(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as in `object_malloc`; the caller gives NULL or a block of this allocator.
     unsafe {
         let this = ctx.cast::<Domains>();
@@ -290,7 +293,7 @@ unsafe extern "C" fn object_free<S: Shape>(ctx: *mut c_void, address: *mut c_voi
 /// A block of a foreign arena or of raw, or NULL.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: called by `object_free`.
     unsafe {
         if address.is_null() {
@@ -311,13 +314,13 @@ unsafe extern "C" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_voi
 /// The block was the pool's last one in use.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn object_free_last(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn object_free_last(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: called by `object_free`.
     unsafe { Pymalloc::insert_to_freepool(&raw mut (*ctx.cast::<Domains>()).pymalloc, address.cast()) };
 }
 
 /// `_PyObject_Realloc`
-unsafe extern "C" fn object_realloc<S: Shape>(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn object_realloc<S: Shape>(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as in `object_free`.
     unsafe {
         if address.is_null() {

@@ -138,7 +138,7 @@ impl Domains {
     /// The allocator that a wrapper is around; any other one as it is.
     pub fn unwrapped(allocator: Allocator) -> Allocator {
         let mut allocator = allocator;
-        while ptr::fn_addr_eq(allocator.malloc, failing_malloc as unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void) {
+        while ptr::fn_addr_eq(allocator.malloc, failing_malloc as unsafe extern "C-unwind" fn(*mut c_void, usize) -> *mut c_void) {
             // SAFETY: such an allocator was made above, and its wrapper stays as long as the domains.
             allocator = unsafe { (*allocator.ctx.cast::<Wrapper>()).inner };
         }
@@ -160,25 +160,25 @@ unsafe fn inner(ctx: *mut c_void) -> Option<Allocator> {
 
 /// `hook_fmalloc`
 #[inline(never)] // It is known by its address, so there must be one of it.
-unsafe extern "C" fn failing_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn failing_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: called as the wrapped allocator is.
     unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.malloc)(inner.ctx, size)) }
 }
 
 /// `hook_fcalloc`
-unsafe extern "C" fn failing_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn failing_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: as above.
     unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.calloc)(inner.ctx, count, size)) }
 }
 
 /// `hook_frealloc`
-unsafe extern "C" fn failing_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn failing_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as above.
     unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.realloc)(inner.ctx, address, size)) }
 }
 
 /// `hook_ffree`
-unsafe extern "C" fn failing_free(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn failing_free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as above.
     unsafe {
         let inner = (*ctx.cast::<Wrapper>()).inner;

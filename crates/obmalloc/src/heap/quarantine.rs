@@ -1,10 +1,10 @@
-//! Freed blocks that wait before their memory is used again, so that for a while another free of one can still be told from a free of
-//! whoever would have its memory by then. CPython has nothing like it.
+//! Freed blocks whose memory is not used again yet, so that for a while another free of one can be told from a free of the next block
+//! there. CPython has nothing like it.
 
 use alloc::collections::VecDeque;
 
 use crate::domain::Domain;
-use crate::gradual_map::GradualMap;
+use crate::address_hash::AddressMap;
 
 /// What each waiting block counts beyond its size, so that empty ones do not wait in any number.
 const OVERHEAD: usize = 32;
@@ -14,7 +14,7 @@ pub(crate) struct Quarantine {
     limit: usize,
     bytes: usize,
     order: VecDeque<usize>,
-    blocks: GradualMap<Waiting>,
+    blocks: AddressMap<Waiting>,
     /// Those that are counted.
     counted: usize,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Waiting {
 impl Quarantine {
     /// Nobody waits, and no more than `limit` bytes are going to.
     pub fn new(limit: usize) -> Self {
-        Self { limit, bytes: 0, order: VecDeque::new(), blocks: GradualMap::default(), counted: 0 }
+        Self { limit, bytes: 0, order: VecDeque::new(), blocks: AddressMap::default(), counted: 0 }
     }
 
     /// Whether any block ever waits.
@@ -42,17 +42,6 @@ impl Quarantine {
     /// How many blocks wait of those that are counted.
     pub fn counted(&self) -> usize {
         self.counted
-    }
-
-    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up.
-    pub fn clear(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        self.order = VecDeque::new();
-        self.blocks.clear(is_over)
-    }
-
-    /// All that wait.
-    pub fn blocks(&self) -> impl Iterator<Item = (usize, Waiting)> {
-        self.blocks.iter().map(|(&address, &block)| (address, block))
     }
 
     /// Whether a block at any multiple of `alignment` in `size` bytes from `begin` on waits.

@@ -187,9 +187,14 @@ impl ArenaMap {
         })
     }
 
-    /// The memory that stands for the nodes, to be given back to the raw domain.
-    pub fn take_nodes(&mut self) -> Vec<*mut c_void> {
-        core::mem::take(&mut self.nodes)
+    /// The memory of the raw domain's that stands for the nodes.
+    pub fn nodes(&self) -> &[*mut c_void] {
+        &self.nodes
+    }
+
+    /// That memory has been given back.
+    pub fn forget_nodes(&mut self) {
+        self.nodes = Vec::new();
     }
 }
 

@@ -354,7 +354,7 @@ impl Pymalloc {
 
     #[cold]
     #[inline(never)]
-    unsafe extern "C" fn foreign_pool_of(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
+    unsafe extern "C-unwind" fn foreign_pool_of(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
         // SAFETY: the caller's promise. An address inside a foreign arena has its pool's first byte in that arena too, unless it lies
         // before the first whole pool, where no block is.
         unsafe {
@@ -613,12 +613,12 @@ impl Pymalloc {
         }
     }
 
-    /// Gives every arena back to the arena allocator, and what stands for the tables to the raw domain.
+    /// Gives every arena back to the arena allocator.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); no block is used any more.
-    pub unsafe fn release(this: *mut Self) {
-        // SAFETY: the caller's promise; no reference to a field is held while the allocators run.
+    pub unsafe fn release_arenas(this: *mut Self) {
+        // SAFETY: the caller's promise; no reference to a field is held while the allocator runs.
         unsafe {
             let (geometry, allocator) = ((*this).geometry, (*this).arena_allocator);
             let arenas = core::mem::take(&mut (*this).arenas);
@@ -627,9 +627,45 @@ impl Pymalloc {
                     (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(base), geometry.arena_size);
                 }
             }
-            let raw = *(*this).raw;
-            Self::take_tables(this, |table| (raw.free)(raw.ctx, table));
         }
+    }
+
+    /// Gives every arena back to the arena allocator, and what stands for the tables to the raw domain.
+    ///
+    /// # Safety
+    /// As for [`release_arenas`](Self::release_arenas).
+    pub unsafe fn release(this: *mut Self) {
+        // SAFETY: the caller's promise; as above.
+        unsafe {
+            Self::release_arenas(this);
+            let raw = *(*this).raw;
+            for table in (*this).tables().collect::<Vec<_>>() {
+                (raw.free)(raw.ctx, ptr::with_exposed_provenance_mut(table));
+            }
+            (*this).forget_tables();
+        }
+    }
+
+    /// The arenas have been given back, and no block of them is used any more.
+    pub fn forget_arenas(&mut self) {
+        self.arenas = Vec::new();
+    }
+
+    /// What the raw domain gave for tables, which is only there to be seen.
+    pub fn tables(&self) -> impl Iterator<Item = usize> {
+        let table = Some(self.arena_table.expose_provenance()).filter(|&table| table != 0);
+        self.arena_map.nodes().iter().map(|node| node.expose_provenance()).chain(table)
+    }
+
+    /// How many of these there are at most.
+    pub fn count_tables(&self) -> usize {
+        self.arena_map.nodes().len() + 1
+    }
+
+    /// They have been given back. No arena is taken or given back any more.
+    pub fn forget_tables(&mut self) {
+        self.arena_map.forget_nodes();
+        self.arena_table = ptr::null_mut();
     }
 
     /// As [`Region::used`].
@@ -644,23 +680,6 @@ impl Pymalloc {
     pub unsafe fn decommit_arenas(this: *mut Self, is_over: impl FnMut() -> bool) -> bool {
         // SAFETY: the caller's promise.
         unsafe { (*this).region.decommit(is_over) }
-    }
-
-    /// Calls `give` with what the raw domain gave for each table, which is only there to be seen.
-    ///
-    /// # Safety
-    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); no arena is taken or given back any more.
-    pub unsafe fn take_tables(this: *mut Self, mut give: impl FnMut(*mut c_void)) {
-        // SAFETY: the caller's promise; no reference to a field is held while `give` runs.
-        unsafe {
-            for node in (*this).arena_map.take_nodes() {
-                give(node);
-            }
-            let table = core::mem::replace(&mut (*this).arena_table, ptr::null_mut());
-            if !table.is_null() {
-                give(table);
-            }
-        }
     }
 }
 

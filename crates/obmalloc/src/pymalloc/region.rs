@@ -167,14 +167,14 @@ impl Drop for Region {
 }
 
 /// `_PyObject_ArenaMmap`
-unsafe extern "C" fn region_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn region_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: `ctx` is the region that made this allocator, and no other reference to it is held across arena calls.
     let region = unsafe { &mut *ctx.cast::<Region>() };
     region.alloc(size).map_or(ptr::null_mut(), |address| address.as_ptr().cast())
 }
 
 /// `_PyObject_ArenaMunmap`
-unsafe extern "C" fn region_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+unsafe extern "C-unwind" fn region_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: as above; the caller gives back what it was given.
     unsafe {
         if let Some(address) = NonNull::new(address.cast()) {

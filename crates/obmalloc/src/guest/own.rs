@@ -1,0 +1,304 @@
+//! The heap's own allocators as a guest calls them. What they give is a grant.
+
+use core::ffi::c_void;
+use core::fmt;
+use core::mem::ManuallyDrop;
+use core::ptr;
+
+use super::{AllocatorId, GuestFault, Guests, Kind};
+use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
+use crate::domain::{Domain, Fault, FaultKind, Function, Purpose};
+use crate::heap::CheckedHeap;
+
+/// Why a call of one of the heap's own allocators did nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OwnError {
+    /// It is none of this heap's own allocators.
+    Unknown,
+    /// The address is no grant of it, or its guard bytes are damaged.
+    Fault(Fault),
+    /// A block or an arena lies in the grant at this address.
+    Occupied(usize),
+    /// It is a block of this domain, which another allocator is in, or a guest is being asked.
+    BlockOf(Domain, usize),
+    /// A guest below it failed; where its `address` is set, the memory is there now.
+    Guest(GuestFault),
+}
+
+impl fmt::Display for OwnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("expected one of this heap's own allocators"),
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Occupied(address) => write!(f, "expected memory that no block or arena lies in, but one lies at {address:#x}"),
+            Self::BlockOf(domain, address) => {
+                write!(f, "expected memory that this allocator gave directly, but {address:#x} is a block of the {domain} domain")
+            }
+            Self::Guest(fault) => fault.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for OwnError {}
+
+/// The heap's own allocators, to be called directly, also by a guest while it is asked.
+#[derive(Clone, Copy)]
+pub struct OwnAllocators<'heap>(&'heap Guests);
+
+/// What an address is to one of the heap's own allocators.
+enum Held {
+    /// A grant in which nothing lies but what is being resized.
+    Grant(super::SpanId),
+    /// A block of a domain that the allocator is in, which the domain gives back.
+    Block(Domain),
+}
+
+impl<'heap> OwnAllocators<'heap> {
+    pub(super) fn new(guests: &'heap Guests) -> Self {
+        Self(guests)
+    }
+
+    pub(super) fn guests(&self) -> &'heap Guests {
+        self.0
+    }
+
+    /// One of the heap's own allocators. While the heap is taken down, that is one for raw memory, which needs no arena.
+    fn allocator(&self, id: AllocatorId) -> Result<(u32, Allocator), OwnError> {
+        let AllocatorId::Own(number) = id else { return Err(OwnError::Unknown) };
+        let allocator = self.0.own_allocator(number).ok_or(OwnError::Unknown)?;
+        let heap = self.0.heap();
+        let is_raw = || {
+            let raw = heap.own(Domain::Raw);
+            allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw))
+        };
+        if heap.is_closed() || (self.0.leaving.get() && !is_raw()) {
+            return Err(OwnError::Fault(Fault::new(FaultKind::HeapClosed, 0, Domain::Raw)));
+        }
+        Ok((number, allocator))
+    }
+
+    /// A grant of at least `size` bytes; `None` when there is no memory.
+    ///
+    /// # Errors
+    /// When `id` is no allocator of this heap's own, or a guest or a debug hook below it failed.
+    pub fn malloc(&self, id: AllocatorId, size: usize) -> Result<Option<usize>, OwnError> {
+        let (number, own) = self.allocator(id)?;
+        // SAFETY: an allocator of the heap's own takes any size.
+        self.give(number, own, size, || unsafe { (own.malloc)(own.ctx, size) })
+    }
+
+    /// A grant of `count * size` zeroed bytes; `None` when there is no memory.
+    ///
+    /// # Errors
+    /// As for [`malloc`](Self::malloc).
+    pub fn calloc(&self, id: AllocatorId, count: usize, size: usize) -> Result<Option<usize>, OwnError> {
+        let (number, own) = self.allocator(id)?;
+        let Some(total) = count.checked_mul(size) else { return Ok(None) };
+        // SAFETY: as above.
+        self.give(number, own, total, || unsafe { (own.calloc)(own.ctx, count, size) })
+    }
+
+    /// Makes a grant of what a request gives.
+    fn give(
+        &self,
+        number: u32,
+        own: Allocator,
+        size: usize,
+        request: impl FnOnce() -> *mut c_void,
+    ) -> Result<Option<usize>, OwnError> {
+        let guests = self.0;
+        if size > PY_SSIZE_T_MAX || !guests.spans.borrow_mut().reserve(1) {
+            return Ok(None);
+        }
+        let (block, error) = guests.calling_own(request);
+        // A guest below may have taken the room.
+        let room = guests.spans.borrow_mut().reserve(1);
+        if !block.is_null() && (error.is_some() || !room) {
+            guests.calling_own(|| {
+                // SAFETY: it gave this block just now, and nobody else knows it.
+                unsafe { (own.free)(own.ctx, block) };
+                ptr::null_mut()
+            });
+        }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        if block.is_null() || !room {
+            return Ok(None);
+        }
+        let address = block.expose_provenance();
+        guests.heap().forget_dead(address);
+        guests.spans.borrow_mut().insert(address, size, Kind::Grant(number));
+        Ok(Some(address))
+    }
+
+    /// The grant, perhaps moved, with its contents up to the smaller size; on `None` it is as it was. Without an address this is
+    /// [`malloc`](Self::malloc). Inside a guest's `realloc`, of the grant in which nothing lies but the block that is being resized, it gives
+    /// at least what the block is to have.
+    ///
+    /// # Errors
+    /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is.
+    pub fn realloc(&self, id: AllocatorId, address: Option<usize>, size: usize) -> Result<Option<usize>, OwnError> {
+        let (number, own) = self.allocator(id)?;
+        let guests = self.0;
+        let Some(address) = address else {
+            // SAFETY: as for `malloc`.
+            return self.give(number, own, size, || unsafe { (own.realloc)(own.ctx, ptr::null_mut(), size) });
+        };
+        let grant = match self.held(number, own, address)? {
+            Held::Grant(grant) => grant,
+            Held::Block(domain) => return self.realloc_block(domain, address, size),
+        };
+        if size > PY_SSIZE_T_MAX {
+            return Ok(None);
+        }
+        let moving = guests.moving_in(grant);
+        let (mut size, mut offset) = (size, 0);
+        if let Some(index) = moving {
+            let moving = guests.moving.borrow()[index];
+            offset = guests.spans.borrow().get(moving.piece).address - address;
+            // A block of no bytes has a byte, too, behind what the guest has put before it.
+            size = size.max(offset.saturating_add(if offset == 0 { moving.wanted } else { moving.wanted.max(1) }));
+        }
+        // The memory is nobody's while it moves.
+        let piece = moving.map(|index| guests.moving.borrow()[index].piece);
+        let (was, piece_was) = {
+            let mut spans = guests.spans.borrow_mut();
+            let sizes = (spans.get(grant).size, piece.map_or(0, |piece| spans.get(piece).size));
+            piece.into_iter().for_each(|piece| spans.detach(piece));
+            spans.detach(grant);
+            sizes
+        };
+        let place = ptr::with_exposed_provenance_mut::<c_void>(address);
+        // SAFETY: a block that this allocator gave, in which nothing lies that stays where it is.
+        let (moved, error) = guests.calling_own(|| unsafe { (own.realloc)(own.ctx, place, size) });
+        let (at, now) = if moved.is_null() { (address, was) } else { (moved.expose_provenance(), size) };
+        if !moved.is_null() {
+            guests.heap().forget_dead(at);
+        }
+        let mut spans = guests.spans.borrow_mut();
+        spans.attach(grant, at, now);
+        if let (Some(index), Some(piece)) = (moving, piece) {
+            let moving = &mut guests.moving.borrow_mut()[index];
+            spans.attach(piece, at + offset, if moved.is_null() { piece_was } else { moving.wanted });
+            moving.done |= !moved.is_null();
+        }
+        match error {
+            Some(OwnError::Guest(fault)) => Err(OwnError::Guest(GuestFault { address: Some(at), ..fault })),
+            Some(error) => Err(error),
+            None => Ok((!moved.is_null()).then_some(at)),
+        }
+    }
+
+    /// Gives a grant back; `None` is fine. A block of a domain that the allocator is in is given back through the domain. Inside a guest's
+    /// `realloc`, the grant in which nothing lies but the block that is being resized goes when the block has left it.
+    ///
+    /// # Errors
+    /// When `id` is no allocator of this heap's own, the address is no grant of it, or something lies in the grant. When a guest below it
+    /// failed, the grant is given back all the same.
+    pub fn free(&self, id: AllocatorId, address: Option<usize>) -> Result<(), OwnError> {
+        let (number, own) = self.allocator(id)?;
+        let guests = self.0;
+        let Some(address) = address else { return Ok(()) };
+        let grant = match self.held(number, own, address)? {
+            Held::Grant(grant) => grant,
+            Held::Block(domain) => return self.free_block(domain, address),
+        };
+        if let Some(index) = guests.moving_in(grant) {
+            guests.moving.borrow_mut()[index].given_back = true;
+            return Ok(());
+        }
+        guests.give_back(grant, own).map_or(Ok(()), Err)
+    }
+
+    /// Bytes of a grant in which nothing lies, whichever allocator gave it.
+    pub fn grant_size(&self, address: usize) -> Option<usize> {
+        let spans = self.0.spans.borrow();
+        let id = spans.at(address)?;
+        matches!(spans.get(id).kind, Kind::Grant(_)).then(|| spans.get(id).size).filter(|_| spans.is_empty(id))
+    }
+
+    fn held(&self, number: u32, own: Allocator, address: usize) -> Result<Held, OwnError> {
+        let guests = self.0;
+        if let Some(grant) = guests.grant_at(number, address) {
+            if let Some(index) = guests.moving_in(grant) {
+                if guests.moving.borrow()[index].given_back {
+                    return Err(OwnError::Fault(Fault::new(FaultKind::DoubleFree, address, guests.domain_of(number))));
+                }
+            } else if !guests.spans.borrow().is_empty(grant) {
+                return Err(OwnError::Occupied(address));
+            }
+            // What is damaged stays on record.
+            let domain = guests.domain_of(number);
+            let hooks = guests.heap().hooks().filter(|hooks| hooks.giver(domain, address) == Some(own));
+            let damage = hooks.and_then(|hooks| hooks.examine(Function::Free, domain, address));
+            return damage.map_or(Ok(Held::Grant(grant)), |fault| Err(OwnError::Fault(fault)));
+        }
+        let domains = guests.own.borrow().get(number as usize).map_or([false; 3], |own| own.domains);
+        let mut fault = Fault::new(FaultKind::ForeignPointer, address, guests.domain_of(number));
+        for domain in Domain::ALL.into_iter().filter(|&domain| domains[domain as usize]) {
+            match guests.heap().check(domain, address, Purpose::Free) {
+                Ok(()) if guests.nested.get() == 0 && guests.present(domain) == Some(AllocatorId::Own(number)) => {
+                    return Ok(Held::Block(domain));
+                }
+                Ok(()) => return Err(OwnError::BlockOf(domain, address)),
+                Err(found) => fault = found,
+            }
+        }
+        Err(OwnError::Fault(fault))
+    }
+
+    fn free_block(&self, domain: Domain, address: usize) -> Result<(), OwnError> {
+        self.0.as_heap(|heap| heap.free(domain, address)).map_err(OwnError::Fault)?;
+        self.0.take_failure().map_or(Ok(()), |fault| Err(OwnError::Guest(fault)))
+    }
+
+    fn realloc_block(&self, domain: Domain, address: usize, size: usize) -> Result<Option<usize>, OwnError> {
+        let block = self.0.as_heap(|heap| heap.realloc(domain, Some(address), size)).map_err(OwnError::Fault)?;
+        let block = block.map(|block| block.as_ptr().expose_provenance());
+        match self.0.take_failure() {
+            Some(fault) => Err(OwnError::Guest(GuestFault { address: block.or(fault.address), ..fault })),
+            None => Ok(block),
+        }
+    }
+}
+
+impl Guests {
+    /// The heap without its guests.
+    pub(super) fn as_heap<T>(&self, call: impl FnOnce(&CheckedHeap) -> T) -> T {
+        // SAFETY: the heap is there as long as its guests, and is not dropped here.
+        call(&ManuallyDrop::new(unsafe { CheckedHeap::from_inner(self.heap) }))
+    }
+
+    /// A domain that one of the heap's own allocators has been in.
+    fn domain_of(&self, number: u32) -> Domain {
+        let own = self.own.borrow();
+        let domains = own.get(number as usize).map_or([false; 3], |own| own.domains);
+        Domain::ALL.into_iter().find(|&domain| domains[domain as usize]).unwrap_or(Domain::Raw)
+    }
+
+    /// Calls one of the heap's own allocators, and finds what went wrong on the way; there may be a block all the same.
+    fn calling_own(&self, call: impl FnOnce() -> *mut c_void) -> (*mut c_void, Option<OwnError>) {
+        let before = self.take_failure();
+        let block = call();
+        let failed = self.take_failure().map(OwnError::Guest);
+        let error = failed.or_else(|| self.as_heap(|heap| heap.take_fault()).map(OwnError::Fault));
+        if let Some(before) = before {
+            self.fail(before);
+        }
+        (block, error)
+    }
+
+    /// Gives a grant back to the allocator that gave it: what went wrong on the way.
+    pub(super) fn give_back(&self, grant: super::SpanId, own: Allocator) -> Option<OwnError> {
+        let address = self.spans.borrow().get(grant).address;
+        self.spans.borrow_mut().remove(grant);
+        let (_, error) = self.calling_own(|| {
+            // SAFETY: a block that this allocator gave, of which this was the only record, with nothing in it.
+            unsafe { (own.free)(own.ctx, ptr::with_exposed_provenance_mut(address)) };
+            ptr::null_mut()
+        });
+        self.heap().ledger().note_freed(address);
+        error
+    }
+}

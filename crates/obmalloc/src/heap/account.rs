@@ -1,0 +1,351 @@
+//! The account: what a checked heap has of the system. Its functions are the lowest allocators of such a heap.
+
+use core::cell::UnsafeCell;
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+
+use crate::address_hash::AddressSet;
+use crate::allocator::{Allocator, ArenaAllocator};
+use crate::interrupt::Interrupt;
+use crate::os::{self, block_bytes};
+
+/// Bytes from which on a block is given back to the system in pieces. The C library has a mapping for each of those (no
+/// `M_MMAP_THRESHOLD` is above it), which it gives back in one, and that takes a second for ten gigabytes.
+const LARGE: usize = 32 << 20;
+/// Bytes that every system's pages are a part of.
+const PAGE_MAX: usize = 1 << 16;
+
+/// Invariants:
+/// 1. `held` is the bytes of the C library's blocks and of the arenas that these functions gave and have not got back.
+/// 2. `roots`, once there, has the address of each of those blocks, and of no other. Before, every such block is in the ledger at its own
+///    address, or is one of pymalloc's tables.
+/// 3. `late` leads through blocks of the C library that were freed, and are in no other record.
+pub(crate) struct Account(UnsafeCell<Held>);
+
+struct Held {
+    held: usize,
+    limit: usize,
+    /// While set, there is no more memory, as if the system had none.
+    refusing: bool,
+    raw: Allocator,
+    arena: ArenaAllocator,
+    /// As the heap's.
+    interrupt: Interrupt,
+    /// Blocks of the C library, for when addresses in the ledger do not tell which ones there are.
+    roots: Option<AddressSet>,
+    /// Large blocks of the C library whose freeing was given up, until the next one is freed; each has the address of the next.
+    late: *mut c_void,
+}
+
+impl Account {
+    /// An account over the C library's allocator and an arena allocator.
+    pub fn new(limit: usize, raw: Allocator, arena: ArenaAllocator) -> Self {
+        let (interrupt, late) = (Interrupt::NEVER, ptr::null_mut());
+        Self(UnsafeCell::new(Held { held: 0, limit, refusing: false, raw, arena, interrupt, roots: None, late }))
+    }
+
+    /// The raw allocator of a heap with this account, as long as that stays where it is.
+    ///
+    /// # Safety
+    /// `this` points to an account.
+    pub unsafe fn as_allocator(this: *const Self) -> Allocator {
+        let ctx = this.cast_mut().cast();
+        Allocator { ctx, malloc: account_malloc, calloc: account_calloc, realloc: account_realloc, free: account_free }
+    }
+
+    /// The arena allocator of a heap with this account, as long as that stays where it is.
+    ///
+    /// # Safety
+    /// `this` points to an account.
+    pub unsafe fn as_arena_allocator(this: *const Self) -> ArenaAllocator {
+        ArenaAllocator { ctx: this.cast_mut().cast(), alloc: account_arena_alloc, free: account_arena_free }
+    }
+
+    /// The fields, for one step that calls no allocator and asks nobody.
+    #[allow(clippy::mut_from_ref, reason = "a heap is used by one thread, and no two of these live at once")]
+    fn fields(&self) -> &mut Held {
+        // SAFETY: an account is not `Sync`; each caller lets go before it calls or asks anything.
+        unsafe { &mut *self.0.get() }
+    }
+
+    /// Bytes held in arenas and raw blocks.
+    #[inline]
+    pub fn held(&self) -> usize {
+        // SAFETY: as in `fields`.
+        unsafe { (*self.0.get()).held }
+    }
+
+    /// Bytes that may be held.
+    pub fn limit(&self) -> usize {
+        self.fields().limit
+    }
+
+    /// Whether there is to be no more memory.
+    pub fn is_refusing(&self) -> bool {
+        self.fields().refusing
+    }
+
+    /// While set, there is no more memory.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.fields().refusing = refusing;
+    }
+
+    /// Is asked while large blocks are given back.
+    pub fn set_interrupt(&self, interrupt: Interrupt) {
+        self.fields().interrupt = interrupt;
+    }
+
+    /// From now on the account knows its blocks itself; until then they are `blocks`, at most `count` of them. False when there is no memory
+    /// for that.
+    pub fn know_roots(&self, count: usize, blocks: impl Iterator<Item = usize>) -> bool {
+        let held = self.fields();
+        if held.roots.is_some() {
+            return true;
+        }
+        let mut roots = AddressSet::default();
+        if roots.try_reserve(count).is_err() {
+            return false;
+        }
+        roots.extend(blocks);
+        held.roots = Some(roots);
+        true
+    }
+
+    /// Whether an address is a block of the C library that this account has; only where it [knows its roots](Self::know_roots).
+    fn is_root(&self, address: usize) -> bool {
+        self.fields().roots.as_ref().is_some_and(|roots| roots.contains(&address))
+    }
+
+    /// Bytes of such a block.
+    pub fn size_of_root(&self, address: usize) -> Option<usize> {
+        // SAFETY: invariant 2: a block of the C library's.
+        self.is_root(address).then(|| unsafe { block_bytes(ptr::with_exposed_provenance_mut(address)) })
+    }
+
+    /// The blocks that it knows, of which it knows none any more; `None` where it never did.
+    pub fn take_roots(&self) -> Option<AddressSet> {
+        self.fields().roots.as_mut().map(core::mem::take)
+    }
+
+    /// Puts back what [`take_roots`](Self::take_roots) gave.
+    pub fn give_roots(&self, roots: AddressSet) {
+        self.fields().roots = Some(roots);
+    }
+
+    /// Gives one of its blocks back, for which there is no record any more. Large ones go in pieces, between which `is_over` is asked; false
+    /// when it made it give up, and the block goes with the account.
+    ///
+    /// # Safety
+    /// A block that [`as_allocator`](Self::as_allocator) gave, and that nothing uses any more.
+    pub unsafe fn release(&self, block: usize, is_over: &mut dyn FnMut() -> bool) -> bool {
+        let block = ptr::with_exposed_provenance_mut::<c_void>(block);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bytes = block_bytes(block);
+            self.fields().subtract(bytes);
+            if !decommit(block, 0, bytes, is_over) {
+                self.put_off(block);
+                return false;
+            }
+            let raw = self.fields().raw;
+            (raw.free)(raw.ctx, block);
+        }
+        true
+    }
+
+    /// Keeps a block that was freed for when there is more time.
+    ///
+    /// # Safety
+    /// The C library's block, which nothing uses any more.
+    unsafe fn put_off(&self, block: *mut c_void) {
+        let held = self.fields();
+        // SAFETY: a large block has room for an address.
+        unsafe { block.cast::<*mut c_void>().write(held.late) };
+        held.late = block;
+    }
+
+    /// Gives back what was put off; false when it was given up once more.
+    #[cold]
+    pub fn catch_up(&self, is_over: &mut dyn FnMut() -> bool) -> bool {
+        loop {
+            let held = self.fields();
+            let (block, raw) = (held.late, held.raw);
+            if block.is_null() {
+                return true;
+            }
+            // SAFETY: invariant 3.
+            unsafe {
+                held.late = block.cast::<*mut c_void>().read();
+                if !decommit(block, 0, block_bytes(block), is_over) {
+                    self.put_off(block);
+                    return false;
+                }
+                (raw.free)(raw.ctx, block);
+            }
+        }
+    }
+
+    /// Enters a block that the C library has just given. It may have more bytes than were asked for, and goes back when these are too many:
+    /// otherwise, once a block has been freed, there might still be no room for another of its size.
+    ///
+    /// # Safety
+    /// NULL, or the C library's block, which nobody else knows.
+    unsafe fn enter(&self, block: *mut c_void) -> *mut c_void {
+        if block.is_null() {
+            return block;
+        }
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { block_bytes(block) };
+        let held = self.fields();
+        let room = held.has_room(bytes) && held.roots.as_mut().is_none_or(|roots| roots.try_reserve(1).is_ok());
+        if !room {
+            let raw = held.raw;
+            // SAFETY: as above.
+            unsafe { (raw.free)(raw.ctx, block) };
+            return ptr::null_mut();
+        }
+        held.held += bytes;
+        if let Some(roots) = &mut held.roots {
+            roots.insert(block.expose_provenance());
+        }
+        block
+    }
+}
+
+impl Held {
+    /// Whether `more` bytes may still be held.
+    fn has_room(&self, more: usize) -> bool {
+        !self.refusing && self.held.checked_add(more).is_some_and(|sum| sum <= self.limit)
+    }
+
+    fn subtract(&mut self, bytes: usize) {
+        // Arenas of a caller's own allocator that is taken out again were never added.
+        self.held = self.held.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.catch_up(&mut || false);
+    }
+}
+
+/// Gives the pages of a block of so many bytes back, but for its first ones, if they are many. False when that was given up.
+///
+/// # Safety
+/// The C library's block, and nothing needs what is in it behind `from`.
+unsafe fn decommit(block: *mut c_void, from: usize, bytes: usize, is_over: &mut dyn FnMut() -> bool) -> bool {
+    if bytes - from < LARGE {
+        return true;
+    }
+    // SAFETY: the caller's promise. Whole pages, of whatever size the system's are.
+    unsafe {
+        let begin = block.cast::<u8>().add(from);
+        let skipped = begin.align_offset(PAGE_MAX);
+        let whole = (bytes - from - skipped) & !(PAGE_MAX - 1);
+        os::decommit_in_pieces(NonNull::new_unchecked(begin.add(skipped)), whole, is_over)
+    }
+}
+
+/// # Safety
+/// `ctx` is what [`Account::as_allocator`] was made from.
+unsafe fn account<'a>(ctx: *mut c_void) -> &'a Account {
+    // SAFETY: the caller's promise; the account outlives its allocators.
+    unsafe { &*ctx.cast_const().cast::<Account>() }
+}
+
+unsafe extern "C-unwind" fn account_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: these functions have an account as their context.
+    unsafe {
+        let account = account(ctx);
+        let (room, raw) = (account.fields().has_room(size), account.fields().raw);
+        if room { account.enter((raw.malloc)(raw.ctx, size)) } else { ptr::null_mut() }
+    }
+}
+
+unsafe extern "C-unwind" fn account_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: as above.
+    unsafe {
+        let account = account(ctx);
+        let (room, raw) = (account.fields().has_room(count.saturating_mul(size)), account.fields().raw);
+        if room { account.enter((raw.calloc)(raw.ctx, count, size)) } else { ptr::null_mut() }
+    }
+}
+
+unsafe extern "C-unwind" fn account_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    if address.is_null() {
+        // SAFETY: as above.
+        return unsafe { account_malloc(ctx, size) };
+    }
+    // SAFETY: as above; the caller gives a block of this account.
+    unsafe {
+        let account = account(ctx);
+        let old = block_bytes(address);
+        let held = account.fields();
+        let (raw, interrupt) = (held.raw, held.interrupt);
+        if !held.has_room(size.saturating_sub(old)) || held.roots.as_mut().is_some_and(|roots| roots.try_reserve(1).is_err()) {
+            return ptr::null_mut();
+        }
+        // The C library does not refuse to make a block smaller.
+        let block = if decommit(address, size.min(old), old, &mut || interrupt.is_now()) {
+            (raw.realloc)(raw.ctx, address, size)
+        } else {
+            address
+        };
+        if !block.is_null() {
+            let held = account.fields();
+            held.subtract(old);
+            held.held += block_bytes(block);
+            if let Some(roots) = &mut held.roots {
+                roots.remove(&address.addr());
+                roots.insert(block.expose_provenance());
+            }
+        }
+        block
+    }
+}
+
+unsafe extern "C-unwind" fn account_free(ctx: *mut c_void, address: *mut c_void) {
+    if address.is_null() {
+        return;
+    }
+    // SAFETY: as above; the caller gives a block of this account.
+    unsafe {
+        let account = account(ctx);
+        let interrupt = account.fields().interrupt;
+        let is_over = &mut || interrupt.is_now();
+        if !account.fields().late.is_null() {
+            account.catch_up(is_over);
+        }
+        if let Some(roots) = &mut account.fields().roots {
+            roots.remove(&address.addr());
+        }
+        account.release(address.expose_provenance(), is_over);
+    }
+}
+
+unsafe extern "C-unwind" fn account_arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as above.
+    unsafe {
+        let account = account(ctx);
+        if !account.fields().has_room(size) {
+            return ptr::null_mut();
+        }
+        let arena = account.fields().arena;
+        let address = (arena.alloc)(arena.ctx, size);
+        if !address.is_null() {
+            account.fields().held += size;
+        }
+        address
+    }
+}
+
+unsafe extern "C-unwind" fn account_arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+    // SAFETY: as above.
+    unsafe {
+        let account = account(ctx);
+        let arena = account.fields().arena;
+        (arena.free)(arena.ctx, address, size);
+        account.fields().subtract(size);
+    }
+}

@@ -1,0 +1,682 @@
+//! A heap that looks every address up before it uses it.
+
+mod hooked;
+mod take_down;
+mod verify;
+mod waiting;
+
+use core::cell::{Cell, UnsafeCell};
+use core::ptr::{self, NonNull};
+
+use alloc::alloc::{Layout, alloc, dealloc};
+use alloc::vec::Vec;
+
+pub(crate) use take_down::Pieces;
+
+use super::account::Account;
+use super::quarantine::Quarantine;
+use super::{HeapError, HeapOptions, geometry};
+use crate::allocator::{Allocator, ArenaAllocator};
+use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Ledger, Purpose, Trust};
+use crate::interrupt::Interrupt;
+use crate::profile::{Geometry, Profile};
+use crate::pymalloc::{ArenaInfo, Location, Pymalloc, Stats, non_null};
+
+/// What a request gives.
+type Block = Option<NonNull<u8>>;
+
+/// A heap with a ledger of its live blocks: every misused address gives a [`Fault`], before anything is read or changed.
+///
+/// Unlike a [`Heap`](crate::Heap), it gives back everything when it is dropped, raw blocks included.
+pub struct CheckedHeap {
+    /// Owned. It stays where it is, because allocators point to it.
+    inner: NonNull<Checked>,
+}
+
+// SAFETY: a heap owns everything that it points to, and the C library's malloc does not care who calls.
+unsafe impl Send for CheckedHeap {}
+
+/// What a checked heap is made of.
+///
+/// Invariants:
+/// 1. A block is live in the ledger from the end of the call that gave it to the beginning of the one that frees it; while one resizes it
+///    and may run a guest, it is not.
+/// 2. What a call needs of the fields it reads before and after it asks an allocator, not across that: a guest may come back in.
+#[repr(C)]
+pub(crate) struct Checked {
+    domains: UnsafeCell<Domains>,
+    ledger: UnsafeCell<Ledger>,
+    account: Account,
+    quarantine: UnsafeCell<Quarantine>,
+    /// Whether debug hooks have been set up.
+    hooked: Cell<bool>,
+    /// The allocators that the domains begin with.
+    own: [Allocator; 3],
+    /// The domains with an allocator that may give something else than whole blocks of their own.
+    replaced: Cell<[bool; 3]>,
+    /// Whether all domains have the heap's own allocators, perhaps with hooks around them.
+    is_all_own: Cell<bool>,
+    /// Whether arenas come from elsewhere than the region.
+    has_arena_guest: Cell<bool>,
+    late_fault: Cell<Option<Fault>>,
+}
+
+impl Checked {
+    /// The ledger, for the length of one step that calls no allocator.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "the heap is used by one thread, and no two of these live at once")]
+    pub fn ledger(&self) -> &mut Ledger {
+        // SAFETY: a checked heap is not `Sync`; each caller lets go before it calls an allocator or takes the ledger again.
+        unsafe { &mut *self.ledger.get() }
+    }
+
+    /// The blocks in quarantine, for the length of one step that calls no allocator.
+    #[allow(clippy::mut_from_ref, reason = "as for the ledger")]
+    fn quarantine(&self) -> &mut Quarantine {
+        // SAFETY: as for the ledger.
+        unsafe { &mut *self.quarantine.get() }
+    }
+
+    /// The debug hooks, for one step that calls no allocator.
+    #[allow(clippy::mut_from_ref, reason = "as for the ledger")]
+    pub fn hooks(&self) -> Option<&mut DebugHooks> {
+        // SAFETY: as for the ledger.
+        unsafe { (*self.domains.get()).debug.as_deref_mut() }
+    }
+
+    #[inline(always)]
+    pub fn pymalloc(&self) -> &Pymalloc {
+        // SAFETY: as for the ledger: no caller holds it while an allocator runs.
+        unsafe { &(*self.domains.get()).pymalloc }
+    }
+
+    /// The domains, for their own functions.
+    #[inline(always)]
+    pub fn domains(&self) -> *mut Domains {
+        self.domains.get()
+    }
+
+    /// What the heap has of the system.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// What a domain begins with.
+    pub fn own(&self, domain: Domain) -> Allocator {
+        self.own[domain as usize]
+    }
+
+    /// What is in.
+    pub fn allocator(&self, domain: Domain) -> Allocator {
+        // SAFETY: initialised; nobody changes the field now.
+        unsafe { (*self.domains.get()).allocators[domain as usize] }
+    }
+
+    /// Puts an allocator in.
+    ///
+    /// # Safety
+    /// The functions do what [`Allocator`] says for as long as the heap lives, and take back the domain's live blocks. What an allocator of
+    /// the raw domain gives lies in none of the heap's arenas.
+    pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
+        // SAFETY: initialised; nobody holds a reference to the field.
+        unsafe { (*self.domains.get()).allocators[domain as usize] = allocator };
+        self.note_allocators();
+    }
+
+    /// Finds out which allocators may give something else than whole blocks.
+    pub fn note_allocators(&self) {
+        let present = Domain::ALL.map(|domain| Domains::unwrapped(self.allocator(domain)));
+        let is_own = |domain: Domain| present[domain as usize] == self.own(domain);
+        let is_around_own = |domain: Domain| {
+            self.hooks().is_some_and(|hooks| hooks.is_around(&present[domain as usize], &self.own(domain)))
+        };
+        let replaced = Domain::ALL.map(|domain| !is_own(domain) && !Domains::is_hook(&present[domain as usize]));
+        self.replaced.set(replaced);
+        self.is_all_own.set(Domain::ALL.into_iter().all(|domain| is_own(domain) || is_around_own(domain)));
+        let any = replaced != [false; 3];
+        let (ledger, pymalloc) = (self.ledger(), self.pymalloc());
+        if !any && !self.hooked.get() {
+            let whole = |address| !matches!(pymalloc.locate(address), Location::Block { begin, .. } if begin != address);
+            ledger.settle_parts(whole);
+        }
+        ledger.take_long_way(any || self.hooked.get() || self.has_arena_guest.get() || self.quarantine().is_kept());
+    }
+
+    /// Puts an arena allocator in, and says whether it is a guest's.
+    ///
+    /// # Safety
+    /// The functions do what [`ArenaAllocator`] says for as long as the heap lives, and take back the arenas that are held.
+    pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator, is_guest: bool) {
+        self.has_arena_guest.set(is_guest);
+        // SAFETY: initialised; nobody holds a reference to the field; the caller's promise.
+        unsafe { (*self.domains.get()).pymalloc.set_arena_allocator(allocator) };
+        self.note_allocators();
+    }
+
+    /// Whether an allocator of a domain takes back every block that the heap's own allocators gave in it.
+    pub fn takes_back(&self, domain: Domain, allocator: &Allocator) -> bool {
+        self.hooks().is_none_or(|hooks| hooks.is_only_hook(domain, &Domains::unwrapped(*allocator)))
+    }
+
+    /// The heap's own allocator that gave a block of a domain, if no guest did: the debug hook, or `expected`. What pymalloc passes on to
+    /// the raw domain is at the same address a block of that domain's hook too.
+    pub fn giver(&self, domain: Domain, address: usize, expected: Allocator) -> Allocator {
+        self.hooks().and_then(|hooks| hooks.giver(domain, address)).unwrap_or(expected)
+    }
+
+    /// Bytes of a block that the heap's own allocators gave, as far as pymalloc, the hooks and the account know.
+    pub fn size_given(&self, address: usize) -> Option<usize> {
+        if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
+            return Some(size);
+        }
+        match self.pymalloc().locate(address) {
+            Location::Block { begin, size } if begin == address => Some(size),
+            Location::Block { .. } | Location::NoBlock => None,
+            Location::Outside => self.account.size_of_root(address),
+        }
+    }
+
+    /// A block is handed out, perhaps past the hooks: what they know of the memory holds no longer.
+    #[cold]
+    pub fn forget_dead(&self, address: usize) {
+        if let Location::Block { begin, size } = self.pymalloc().locate(address) {
+            // SAFETY: nothing else uses pymalloc now.
+            unsafe { (*self.domains.get()).pymalloc.forget_dead(begin, size) };
+        }
+    }
+
+    /// What work that takes long asks.
+    pub fn interrupt(&self) -> Interrupt {
+        // SAFETY: the domains are initialised.
+        unsafe { (*self.domains.get()).interrupt }
+    }
+
+    /// Whether a request or a free may run code that is not the heap's own.
+    #[inline]
+    pub fn calls_out(&self) -> bool {
+        !self.is_all_own.get() || self.has_arena_guest.get()
+    }
+
+    /// Whether an address is a live block of a domain.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[inline]
+    pub fn check(&self, domain: Domain, address: usize, purpose: Purpose) -> Result<(), Fault> {
+        self.ledger().check(self.pymalloc(), domain, address, purpose)
+    }
+}
+
+/// The functions of the domains, for a heap that has looked the addresses up.
+impl Checked {
+    #[inline(always)]
+    fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
+        // SAFETY: the domains are initialised and used by one thread.
+        non_null(unsafe { Domains::malloc(self.domains.get(), domain, size) })
+    }
+
+    fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
+        // SAFETY: as above.
+        non_null(unsafe { Domains::calloc(self.domains.get(), domain, count, size) })
+    }
+
+    /// # Safety
+    /// `address` is a block of this domain that its allocator gave, or NULL.
+    unsafe fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Option<NonNull<u8>> {
+        let block = address.map_or(ptr::null_mut(), ptr::with_exposed_provenance_mut);
+        // SAFETY: as above, and the caller's promise.
+        non_null(unsafe { Domains::realloc(self.domains.get(), domain, block, size) })
+    }
+
+    /// # Safety
+    /// As for `realloc`; nobody uses the block any more.
+    #[inline(always)]
+    unsafe fn free(&self, domain: Domain, address: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { Domains::free(self.domains.get(), domain, ptr::with_exposed_provenance_mut(address)) };
+    }
+}
+
+impl CheckedHeap {
+    /// An empty heap.
+    ///
+    /// # Errors
+    /// When a size is out of its range, or there is no memory for the heap's tables.
+    pub fn new(options: HeapOptions) -> Result<Self, HeapError> {
+        let geometry = geometry(&options)?;
+        let layout = Layout::new::<Checked>();
+        // SAFETY: the layout is not empty.
+        let place = NonNull::new(unsafe { alloc(layout) }).ok_or(HeapError::NoMemory)?.cast::<Checked>();
+        let this = place.as_ptr();
+        // SAFETY: fresh memory of the right layout that stays in place until the heap is dropped; each field is written once before it is
+        // read, and the geometry was checked above.
+        unsafe {
+            let domains = UnsafeCell::raw_get(&raw const (*this).domains);
+            if !Domains::init(domains, &options.profile, geometry, options.arena_slack, Trust::None) {
+                dealloc(this.cast(), layout);
+                return Err(HeapError::NoMemory);
+            }
+            let Some(ledger) = Ledger::new(&(*domains).pymalloc) else {
+                domains.drop_in_place();
+                dealloc(this.cast(), layout);
+                return Err(HeapError::NoMemory);
+            };
+            (&raw mut (*this).ledger).write(UnsafeCell::new(ledger));
+            let limit = options.memory_limit.unwrap_or(usize::MAX);
+            let (raw, arena) = ((*domains).allocators[Domain::Raw as usize], (*domains).pymalloc.arena_allocator());
+            let account = &raw mut (*this).account;
+            account.write(Account::new(limit, raw, arena));
+            (&raw mut (*this).quarantine).write(UnsafeCell::new(Quarantine::new(options.quarantine)));
+            let raw = Account::as_allocator(account);
+            (*domains).allocators[Domain::Raw as usize] = raw;
+            if !options.allocator.has_pymalloc() {
+                (*domains).allocators = [raw; 3];
+            }
+            (*domains).pymalloc.set_arena_allocator(Account::as_arena_allocator(account));
+            (&raw mut (*this).own).write((*domains).allocators);
+            (&raw mut (*this).hooked).write(Cell::new(false));
+            (&raw mut (*this).replaced).write(Cell::new([false; 3]));
+            (&raw mut (*this).is_all_own).write(Cell::new(true));
+            (&raw mut (*this).has_arena_guest).write(Cell::new(false));
+            (&raw mut (*this).late_fault).write(Cell::new(None));
+        }
+        let heap = Self { inner: place };
+        heap.inner().note_allocators();
+        if options.allocator.has_debug_hooks() {
+            heap.setup_debug_hooks()?;
+        }
+        Ok(heap)
+    }
+
+    /// What the heap is made of.
+    #[inline(always)]
+    pub(crate) fn inner(&self) -> &Checked {
+        // SAFETY: made by `new`, and there as long as the heap; whatever changes in it is in a cell.
+        unsafe { self.inner.as_ref() }
+    }
+
+    /// A second handle of a heap.
+    ///
+    /// # Safety
+    /// `inner` is a heap's, which is there as long, and the handle is not dropped.
+    pub(crate) unsafe fn from_inner(inner: NonNull<Checked>) -> Self {
+        Self { inner }
+    }
+
+    /// The same, for allocators that point to it as long as the heap lives.
+    pub(crate) fn as_ptr(&self) -> NonNull<Checked> {
+        self.inner
+    }
+
+    /// The release.
+    pub fn profile(&self) -> &Profile {
+        // SAFETY: initialised, and never changed.
+        unsafe { &(*self.inner().domains()).profile }
+    }
+
+    /// The sizes in force.
+    pub fn geometry(&self) -> Geometry {
+        *self.inner().pymalloc().geometry()
+    }
+
+    /// As [`Heap::malloc`](crate::Heap::malloc).
+    #[inline]
+    pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
+        self.malloc_or(domain, size, |block| block)
+    }
+
+    /// As [`malloc`](Self::malloc); `then` has the last word where the request does not go the quick way.
+    #[inline(always)]
+    pub(crate) fn malloc_or(&self, domain: Domain, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
+        let request = || self.inner().malloc(domain, size);
+        let block = request();
+        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, size, request)) }
+    }
+
+    /// As [`Heap::calloc`](crate::Heap::calloc).
+    #[inline]
+    pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
+        self.calloc_or(domain, count, size, |block| block)
+    }
+
+    /// As [`malloc_or`](Self::malloc_or), for [`calloc`](Self::calloc).
+    #[inline(always)]
+    pub(crate) fn calloc_or(&self, domain: Domain, count: usize, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
+        let request = || self.inner().calloc(domain, count, size);
+        let block = request();
+        // Where the product does not fit, there is no block.
+        let whole = count.saturating_mul(size);
+        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, whole, request)) }
+    }
+
+    /// Enters a block, if it is one in the region of which nothing more is to be known.
+    #[inline(always)]
+    fn enters_quickly(&self, domain: Domain, block: Block) -> bool {
+        block.is_some_and(|block| self.inner().ledger().insert_quickly(block.as_ptr().expose_provenance(), domain))
+    }
+
+    /// Enters a block that a request gave, or repeats the request when quarantined blocks may have been in its way.
+    #[inline(never)]
+    fn enter_slowly(&self, domain: Domain, block: Block, size: usize, request: impl FnOnce() -> Block) -> Block {
+        let block = match block {
+            Some(block) => block,
+            None if self.may_ask_again(size) => request()?,
+            None => return None,
+        };
+        let (inner, address) = (self.inner(), block.as_ptr().expose_provenance());
+        if inner.hooked.get() {
+            inner.forget_dead(address);
+        }
+        let ledger = inner.ledger();
+        if inner.replaced.get()[domain as usize] {
+            if ledger.reserve_part() {
+                ledger.insert_part(address, size, domain);
+                return Some(block);
+            }
+        } else if ledger.insert(address, size, domain) {
+            return Some(block);
+        }
+        // SAFETY: the block was given just now and nobody else knows it.
+        unsafe { inner.free(domain, address) };
+        None
+    }
+
+    /// As [`Heap::realloc`](crate::Heap::realloc); a block is given as its address.
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain.
+    #[inline]
+    pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
+        let Some(address) = address else {
+            // SAFETY: no block.
+            let request = || unsafe { self.inner().realloc(domain, None, size) };
+            let block = request();
+            let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, size, request) };
+            // A request that the hooks have refused has a reason.
+            return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
+        };
+        if self.is_quarantining() {
+            return self.realloc_to_another(domain, address, size);
+        }
+        self.realloc_at_once(domain, address, size)
+    }
+
+    #[inline(always)]
+    fn realloc_at_once(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
+        if self.has_debug_hooks() {
+            return self.realloc_hooked(domain, address, size);
+        }
+        self.inner().check(domain, address, Purpose::Use)?;
+        let moved = self.realloc_checked(domain, address, size);
+        if moved.is_none() { self.corruption().map_or(Ok(None), Err) } else { Ok(moved) }
+    }
+
+    #[inline(always)]
+    fn realloc_checked(&self, domain: Domain, address: usize, size: usize) -> Option<NonNull<u8>> {
+        let inner = self.inner();
+        if inner.calls_out() {
+            return self.realloc_calling_out(domain, address, size);
+        }
+        // Room first: once the block has moved, there is no way back.
+        if !inner.ledger().reserve() {
+            return None;
+        }
+        // SAFETY: the caller has checked that it is a live block of this domain.
+        let block = unsafe { inner.realloc(domain, Some(address), size) }?;
+        let moved = block.as_ptr().expose_provenance();
+        if inner.hooked.get() {
+            inner.forget_dead(moved);
+        }
+        inner.ledger().remove(address);
+        let entered = inner.ledger().insert(moved, size, domain);
+        debug_assert!(entered, "room for the entry was made before");
+        Some(block)
+    }
+
+    /// As [`realloc_checked`](Self::realloc_checked), when a guest may run meanwhile. The block is not live until it is over, so that the
+    /// guest can do nothing with it.
+    #[cold]
+    fn realloc_calling_out(&self, domain: Domain, address: usize, size: usize) -> Option<NonNull<u8>> {
+        let inner = self.inner();
+        let replaced = inner.replaced.get()[domain as usize];
+        if !inner.ledger().reserve_part() {
+            return None;
+        }
+        inner.ledger().lay_up(address);
+        // SAFETY: the caller has checked that it was a live block of this domain.
+        let block = unsafe { inner.realloc(domain, Some(address), size) };
+        let Some(block) = block else {
+            inner.ledger().revive(address, domain);
+            return None;
+        };
+        let moved = block.as_ptr().expose_provenance();
+        if inner.hooked.get() {
+            inner.forget_dead(moved);
+        }
+        let ledger = inner.ledger();
+        ledger.remember(address);
+        // What the guest has made meanwhile may have taken the room, and then the block, though it is there, is nobody's.
+        if !ledger.reserve_part() {
+            return None;
+        }
+        if replaced {
+            ledger.insert_part(moved, size, domain);
+        } else {
+            ledger.insert(moved, size, domain);
+        }
+        Some(block)
+    }
+
+    /// As [`Heap::free`](crate::Heap::free); a block is given as its address.
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain. Nothing has been changed then.
+    #[inline]
+    pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.free_or(domain, address, |result| result)
+    }
+
+    /// As [`free`](Self::free); `then` has the last word where the block does not go the quick way.
+    #[inline(always)]
+    pub(crate) fn free_or(
+        &self,
+        domain: Domain,
+        address: usize,
+        then: impl FnOnce(Result<(), Fault>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if !self.inner().ledger().strike_out(domain, address) {
+            return then(self.free_slowly(domain, address));
+        }
+        // SAFETY: seen just above to have been a live block of this domain.
+        unsafe { self.inner().free(domain, address) };
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        if self.is_quarantining() && self.detain(domain, address)? {
+            return Ok(());
+        }
+        if self.has_debug_hooks() {
+            return self.free_hooked(domain, address);
+        }
+        let inner = self.inner();
+        inner.check(domain, address, Purpose::Free)?;
+        inner.ledger().remove(address);
+        // SAFETY: checked just above to be a live block of this domain.
+        unsafe { inner.free(domain, address) };
+        Ok(())
+    }
+
+    /// `PyMem_Free(NULL)`: nothing is freed, but the allocator that is in is called all the same.
+    pub fn free_null(&self, domain: Domain) {
+        // SAFETY: no block.
+        unsafe { self.inner().free(domain, 0) };
+    }
+
+    /// As [`free`](Self::free), for a caller that knows the block; `then` is called where it does not go the quick way.
+    ///
+    /// # Safety
+    /// `address` is a live block of this heap and domain, and is not used any more.
+    #[inline]
+    pub(crate) unsafe fn free_unchecked_or<T>(&self, domain: Domain, address: usize, then: impl FnOnce() -> T) {
+        let inner = self.inner();
+        debug_assert_eq!(inner.check(domain, address, Purpose::Free), Ok(()), "the caller knows the block");
+        let is_quick = inner.ledger().remove_quickly(address);
+        if !is_quick {
+            // What is damaged is found once more when it is freed.
+            if self.is_quarantining() && self.detain(domain, address) == Ok(true) {
+                return;
+            }
+            inner.ledger().remove(address);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { inner.free(domain, address) };
+        if !is_quick {
+            then();
+        }
+    }
+
+    /// Whether `address` may be used as a block of `domain`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[inline]
+    pub(crate) fn check_use(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.inner().check(domain, address, Purpose::Use)
+    }
+
+    /// Bytes that may be used at `address`: the block's size class, or for a raw block, and between guard bytes, what was requested.
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain.
+    pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
+        let inner = self.inner();
+        inner.check(domain, address, Purpose::Use)?;
+        let known = inner.hooks().and_then(|hooks| hooks.size_of(address)).or_else(|| inner.ledger().size_of_part(address));
+        if let Some(size) = known {
+            return Ok(size);
+        }
+        match inner.pymalloc().locate(address) {
+            Location::Block { size, .. } => Ok(size),
+            // A live block that lies in no pool has an entry, unless something wrote to a link of that pool.
+            _ => inner.ledger().size_elsewhere(address).ok_or(Fault::new(FaultKind::HeapCorrupted, address, domain)),
+        }
+    }
+
+    /// Whether `address` is one of this heap's live blocks, or lies inside one.
+    pub fn owns(&self, address: usize) -> bool {
+        self.inner().ledger().owns(self.inner().pymalloc(), address)
+    }
+
+    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
+    pub fn region(&self) -> (usize, usize) {
+        self.inner().pymalloc().region()
+    }
+
+    /// The live blocks that are not in the region: address, bytes, domain.
+    pub fn blocks_elsewhere(&self) -> Vec<(usize, usize, Domain)> {
+        self.inner().ledger().elsewhere().collect()
+    }
+
+    /// Bytes held in arenas and raw blocks.
+    #[inline]
+    pub fn held(&self) -> usize {
+        self.inner().account.held()
+    }
+
+    /// What work that takes long asks.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        self.inner().interrupt()
+    }
+
+    /// From now on work that takes long asks whether to give it up: filling and clearing large blocks, and walks over all of them.
+    pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
+        // SAFETY: the domains are initialised; nobody holds a reference to the field.
+        unsafe { (*self.inner().domains.get()).interrupt = interrupt };
+        self.inner().account.set_interrupt(interrupt);
+    }
+
+    /// Sets `size` bytes to zero; false when that was given up before the end.
+    ///
+    /// # Safety
+    /// They may be written to.
+    pub(crate) unsafe fn clear(&self, at: usize, size: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.interrupt().fill(ptr::with_exposed_provenance_mut(at), 0, size) }
+    }
+
+    /// `_testcapi.set_nomemory`: of the requests to the domains' allocators from now on, counted from 0, those from number `start` on fail, up
+    /// to and excluding number `stop`, or for ever. What pymalloc passes on to raw counts twice.
+    ///
+    /// # Errors
+    /// When there is no memory for that.
+    pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError> {
+        if stop == Some(0) {
+            // In CPython that is for ever too.
+            return self.set_nomemory(start, None);
+        }
+        // SAFETY: the domains are initialised; a call of theirs that is on its way has its allocator already.
+        let done = unsafe { Domains::set_nomemory(self.inner().domains(), start, stop.unwrap_or(0)) };
+        self.inner().note_allocators();
+        if done { Ok(()) } else { Err(HeapError::NoMemory) }
+    }
+
+    /// `_testcapi.remove_mem_hooks`: requests succeed again. Puts back the allocators that were in when [`set_nomemory`](Self::set_nomemory)
+    /// was called first; in a domain where something else has been put in since, that stays.
+    pub fn remove_nomemory(&self) {
+        self.take_nomemory();
+    }
+
+    /// As [`remove_nomemory`](Self::remove_nomemory): what CPython would put back in the domains where something else stays.
+    pub(crate) fn take_nomemory(&self) -> [Option<Allocator>; 3] {
+        while !self.empty_quarantine() {}
+        // SAFETY: as above.
+        let left = unsafe { Domains::remove_nomemory(self.inner().domains()) };
+        self.inner().note_allocators();
+        left
+    }
+
+    /// While set, the heap gets no more memory, from the arena allocator or the C library, as if the system had none.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.inner().account.set_refusing(refusing);
+    }
+
+    /// `PyObject_SetArenaAllocator`: from now on arenas come from `allocator`, and none of them counts in [`held`](Self::held).
+    ///
+    /// # Errors
+    /// When there is no memory for what that takes.
+    ///
+    /// # Safety
+    /// As for [`Heap::set_arena_allocator`](crate::Heap::set_arena_allocator). What it gives is no block of this heap.
+    pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator) -> Result<(), HeapError> {
+        if !self.inner().know_roots() {
+            return Err(HeapError::NoMemory);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.inner().set_arena_allocator(allocator, true) };
+        Ok(())
+    }
+
+    /// Whether a panic of a hook or a guest has closed the heap for good.
+    pub fn is_closed(&self) -> bool {
+        self.inner().is_closed()
+    }
+
+    /// As [`Heap::allocated_blocks`](crate::Heap::allocated_blocks).
+    pub fn allocated_blocks(&self) -> usize {
+        let inner = self.inner();
+        let kept = inner.hooks().map_or(0, |hooks| hooks.parked()) + inner.quarantine().counted();
+        inner.pymalloc().allocated_blocks().saturating_sub(kept)
+    }
+
+    /// As [`Heap::arenas`](crate::Heap::arenas).
+    pub fn arenas(&self) -> Vec<ArenaInfo> {
+        self.inner().pymalloc().arenas()
+    }
+
+    /// As [`Heap::stats`](crate::Heap::stats).
+    pub fn stats(&self) -> Stats {
+        self.inner().pymalloc().stats()
+    }
+}
