@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{AllocatorName, Domain, Fault, FaultKind, GradualMap, HeapError, HeapOptions, ObjectHeap, TypeId};
+use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TypeId};
+use rustc_hash::FxHashMap;
 
 use crate::allocators::Allocators;
 use crate::arena::Arenas;
@@ -72,7 +73,7 @@ pub(crate) struct Core {
     pub this: Weak<Core>,
     /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
     pub disturbances: Cell<u64>,
-    pub marks: RefCell<GradualMap<Mark>>,
+    pub marks: RefCell<FxHashMap<usize, Mark>>,
     pub views: Views,
     pub arenas: Arenas,
     pub allocators: Allocators,

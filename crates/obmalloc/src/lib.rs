@@ -51,7 +51,6 @@ mod allocator;
 mod domain;
 mod gc;
 mod global;
-mod gradual_map;
 mod heap;
 mod interrupt;
 mod object;
@@ -64,7 +63,6 @@ pub use allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 pub use domain::{Domain, Fault, FaultKind, Report};
 pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
 pub use global::GlobalHeap;
-pub use gradual_map::{GradualMap, NoRoom};
 pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
 pub use interrupt::Undone;
 pub use object::{

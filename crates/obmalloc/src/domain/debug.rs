@@ -13,9 +13,8 @@ use core::ptr;
 
 use super::report::{Function, Problem, Report, read_size};
 use super::{Domain, Domains, Fault, FaultKind, pass_on};
-use crate::address_hash::AddressSet;
+use crate::address_hash::{AddressMap, AddressSet};
 use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
-use crate::gradual_map::GradualMap;
 use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::DebugText;
@@ -75,7 +74,7 @@ pub(crate) struct DebugHooks {
     /// They stay where they are, because allocators point to them, which may have been taken out.
     apis: Vec<Pinned<Api>>,
     /// By the address of their data.
-    blocks: GradualMap<Block>,
+    blocks: AddressMap<Block>,
     /// Room in `blocks` that is kept for blocks that are being moved.
     moving: usize,
     /// Blocks of pymalloc that nobody has, and nobody gets, because somebody wrote to them after they had been freed.
@@ -121,7 +120,7 @@ impl Domains {
                 let hooks = DebugHooks {
                     text,
                     apis: Vec::new(),
-                    blocks: GradualMap::default(),
+                    blocks: AddressMap::default(),
                     moving: 0,
                     parked: AddressSet::default(),
                     asking: Domain::Obj,
@@ -205,11 +204,6 @@ impl DebugHooks {
     /// Blocks that are known.
     pub fn count(&self) -> usize {
         self.blocks.len()
-    }
-
-    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up. Nothing is known of any block then.
-    pub fn clear(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        self.blocks.clear(is_over)
     }
 
     /// Whether a block of pymalloc is in use only because it is not to be used again.

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use alloc::collections::VecDeque;
 
 use super::{Domain, Report};
-use crate::gradual_map::GradualMap;
+use crate::address_hash::AddressMap;
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
 
@@ -197,9 +197,9 @@ pub(crate) struct Ledger {
     /// Dangling where `len` is 0.
     bits: NonNull<u8>,
     bits_size: usize,
-    elsewhere: GradualMap<Entry>,
+    elsewhere: AddressMap<Entry>,
     /// Bytes of the live blocks that another allocator than the heap's own gave.
-    parts: GradualMap<usize>,
+    parts: AddressMap<usize>,
     /// Whether blocks take the long way whatever `parts` says.
     long: bool,
     freed: VecDeque<usize>,
@@ -222,8 +222,8 @@ impl Ledger {
             alignment_shift: alignment.trailing_zeros(),
             bits,
             bits_size,
-            elsewhere: GradualMap::default(),
-            parts: GradualMap::default(),
+            elsewhere: AddressMap::default(),
+            parts: AddressMap::default(),
             long: false,
             freed,
         })
@@ -482,14 +482,12 @@ impl Ledger {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
     }
 
-    /// Gives its memory back in pieces, when blocks have been in the first `used` bytes of the region; false when `is_over`, which is asked
-    /// between them, made it give up. It is only fit to be dropped then.
-    pub fn clear(&mut self, used: usize, mut is_over: impl FnMut() -> bool) -> bool {
+    /// Gives the memory of its bits back in pieces, when blocks have been in the first `used` bytes of the region; false when `is_over`, which
+    /// is asked between them, made it give up. It is only fit to be dropped then.
+    pub fn clear(&mut self, used: usize, is_over: impl FnMut() -> bool) -> bool {
         let size = (used >> self.alignment_shift).div_ceil(4);
         // SAFETY: the first bytes of what `new` has mapped, which are of no more use.
-        self.elsewhere.clear(&mut is_over)
-            && self.parts.clear(&mut is_over)
-            && unsafe { os::decommit_in_pieces(self.bits, size, is_over) }
+        unsafe { os::decommit_in_pieces(self.bits, size, is_over) }
     }
 
     /// Blocks outside the region that are known, live or not.
@@ -499,7 +497,7 @@ impl Ledger {
 
     /// Strikes out every block outside the region, without remembering any.
     pub fn forget_elsewhere(&mut self) {
-        self.elsewhere = GradualMap::default();
+        self.elsewhere = AddressMap::default();
         self.freed = VecDeque::new();
     }
 

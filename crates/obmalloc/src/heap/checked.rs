@@ -845,9 +845,7 @@ impl CheckedHeap {
         // SAFETY: nothing else uses pymalloc now, and nobody uses a block any more.
         let done = unsafe { Pymalloc::decommit_arenas(&raw mut (*self.heap.domains()).pymalloc, &mut is_over) };
         let used = self.used();
-        done && self.ledger().clear(used, &mut is_over)
-            && self.quarantine().clear(&mut is_over)
-            && self.hooks().is_none_or(|hooks| hooks.clear(&mut is_over))
+        done && self.ledger().clear(used, is_over)
     }
 
     /// Calls `give` with the address of what the raw domain gave for each of pymalloc's tables, which otherwise go back to its allocator when

@@ -3,8 +3,8 @@
 
 use alloc::collections::VecDeque;
 
+use crate::address_hash::AddressMap;
 use crate::domain::Domain;
-use crate::gradual_map::GradualMap;
 
 /// What each waiting block counts beyond its size, so that empty ones do not wait in any number.
 const OVERHEAD: usize = 32;
@@ -14,7 +14,7 @@ pub(crate) struct Quarantine {
     limit: usize,
     bytes: usize,
     order: VecDeque<usize>,
-    blocks: GradualMap<Waiting>,
+    blocks: AddressMap<Waiting>,
     /// Those that are counted.
     counted: usize,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Waiting {
 impl Quarantine {
     /// Nobody waits, and no more than `limit` bytes are going to.
     pub fn new(limit: usize) -> Self {
-        Self { limit, bytes: 0, order: VecDeque::new(), blocks: GradualMap::default(), counted: 0 }
+        Self { limit, bytes: 0, order: VecDeque::new(), blocks: AddressMap::default(), counted: 0 }
     }
 
     /// Whether any block ever waits.
@@ -42,12 +42,6 @@ impl Quarantine {
     /// How many blocks wait of those that are counted.
     pub fn counted(&self) -> usize {
         self.counted
-    }
-
-    /// Gives its memory back in pieces; false when `is_over`, which is asked between them, made it give up.
-    pub fn clear(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        self.order = VecDeque::new();
-        self.blocks.clear(is_over)
     }
 
     /// All that wait.

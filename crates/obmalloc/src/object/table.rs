@@ -7,7 +7,7 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use crate::gradual_map::GradualMap;
+use crate::address_hash::AddressMap;
 use crate::os;
 
 /// There is no object.
@@ -51,7 +51,7 @@ pub(crate) struct ObjectTable {
     units: usize,
     alignment_shift: u32,
     states: NonNull<u8>,
-    elsewhere: UnsafeCell<GradualMap<u8>>,
+    elsewhere: UnsafeCell<AddressMap<u8>>,
     /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
     nothing: UnsafeCell<u8>,
 }
@@ -187,12 +187,12 @@ impl ObjectTable {
         }
     }
 
-    /// Gives its memory back in pieces, when objects have been in the first `used` bytes of the region; false when `is_over`, which is asked
-    /// between them, made it give up. There is nothing in it then.
-    pub fn clear(&mut self, used: usize, mut is_over: impl FnMut() -> bool) -> bool {
+    /// Gives the memory of its bytes back in pieces, when objects have been in the first `used` bytes of the region; false when `is_over`,
+    /// which is asked between them, made it give up. It is only fit to be dropped then.
+    pub fn clear(&mut self, used: usize, is_over: impl FnMut() -> bool) -> bool {
         let units = self.units.min(used >> self.alignment_shift);
         // SAFETY: the first bytes of what `new` has mapped; zeroes say that there is nothing.
-        unsafe { os::decommit_in_pieces(self.states, units, &mut is_over) && self.elsewhere.get_mut().clear(is_over) }
+        unsafe { os::decommit_in_pieces(self.states, units, is_over) }
     }
 }
 
