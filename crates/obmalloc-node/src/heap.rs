@@ -489,7 +489,7 @@ pub(crate) fn domain_named(env: Env, value: Value) -> Result<Domain, Failure> {
 }
 
 fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
-    one_of(env, "release", value, ALL.map(|profile| profile.release), Profile::named)
+    one_of(env, "release", value, ALL.map(Profile::release), Profile::named)
 }
 
 fn no_heap(error: HeapError) -> Failure {
@@ -505,7 +505,7 @@ pub(crate) fn open(
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
-    let mut geometry = profile.geometry;
+    let mut geometry = profile.geometry();
     for (name, value, size) in [
         (ARENA_SIZE, arena, &mut geometry.arena_size),
         (POOL_SIZE, pool, &mut geometry.pool_size),

@@ -8,7 +8,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::ptr::{self, NonNull};
 
-use obmalloc::profile::{Geometry, Profile, RangeCheck};
+use obmalloc::profile::{Geometry, Profile};
 use obmalloc::{Allocator, ArenaAllocator, ArenaMapCounts, Heap, HeapError, HeapOptions, Stats};
 use rustc_hash::FxBuildHasher;
 use serde::Serialize;
@@ -217,9 +217,9 @@ impl Replay {
     /// # Errors
     /// When no heap can be made.
     pub fn new(segments: Vec<Reader<Vec<u8>>>, profile: &Profile) -> Result<Self, ReplayError> {
-        let geometry = profile.geometry;
+        let geometry = profile.geometry();
         // The arena map goes by addresses, so it is kept here, with the recorded ones.
-        let without_map = Profile { range_check: RangeCheck::ArenaIndex, ..*profile };
+        let without_map = profile.without_arena_map();
         let options = HeapOptions { arena_slack: geometry.pool_size, ..HeapOptions::new(&without_map) };
         let heap = Heap::with_options(options).map_err(ReplayError::Heap)?;
         let (base, len) = heap.region();
@@ -240,7 +240,7 @@ impl Replay {
             taken: 0,
             released: 0,
             highwater: 0,
-            map: ArenaMapCounts::new(profile.range_check, &geometry),
+            map: ArenaMapCounts::new(profile),
         });
         let ctx = ptr::from_mut::<Hooks>(&mut hooks).cast::<c_void>();
         // SAFETY: the hooks live as long as the heap and pass on to the functions that were in; they do not unwind.
@@ -641,7 +641,7 @@ impl Hooks {
             return None;
         }
         let marked = {
-            let mut map = std::mem::replace(&mut self.map, ArenaMapCounts::new(RangeCheck::ArenaIndex, &self.geometry));
+            let mut map = std::mem::take(&mut self.map);
             let node = |size| Event::Calloc { domain: Domain::Raw, nested: true, count: 1, size: size as u64, result: 0 };
             let marked = map.mark_used(recorded as usize, |size| self.expect(node(size)) != 0);
             self.map = map;

@@ -26,7 +26,7 @@ pub struct HeapOptions {
     /// Sizes other than the release's own, for asking "what if".
     pub geometry: Option<Geometry>,
     /// Bytes left between arenas, for an arena allocator that wraps the heap's own and places arenas off their natural boundary:
-    /// a multiple of the pool size, 0 for none.
+    /// a multiple of the pool size, at most an arena, 0 for none.
     pub arena_slack: usize,
     /// Bytes that a [`CheckedHeap`] may hold in arenas and raw blocks; requests past it fail as if the system had no more.
     pub memory_limit: Option<usize>,
@@ -49,7 +49,7 @@ impl HeapOptions {
 pub enum HeapError {
     /// A size is out of its range.
     Geometry(GeometryError),
-    /// The slack between arenas is no multiple of the pool size.
+    /// The slack between arenas is no multiple of the pool size, or larger than an arena.
     ArenaSlack,
     /// No memory for the heap's tables.
     NoMemory,
@@ -59,7 +59,7 @@ impl fmt::Display for HeapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Geometry(error) => error.fmt(f),
-            Self::ArenaSlack => f.write_str("arena slack: expected a multiple of the pool size"),
+            Self::ArenaSlack => f.write_str("arena slack: expected a multiple of the pool size, at most the arena size"),
             Self::NoMemory => f.write_str("no memory for the tables of a heap"),
         }
     }
@@ -107,7 +107,7 @@ impl Heap {
     fn trusting(options: HeapOptions, trust: Trust) -> Result<Self, HeapError> {
         let geometry = options.geometry.unwrap_or(options.profile.geometry);
         geometry.check()?;
-        if !options.arena_slack.is_multiple_of(geometry.pool_size) {
+        if !options.arena_slack.is_multiple_of(geometry.pool_size) || options.arena_slack > geometry.arena_size {
             return Err(HeapError::ArenaSlack);
         }
         let layout = Layout::new::<Domains>();
