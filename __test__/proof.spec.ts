@@ -15,9 +15,10 @@ import { leftOut, problems } from '../dist/commands/replay.js'
 import { drive, driverProgram } from '../dist/driving.js'
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
 import { record } from '../dist/recording.js'
+import { releaseOf } from '../dist/release.js'
 import { replay } from '../dist/replaying.js'
 import { golden, workload } from '../dist/tools.js'
-import { readHeader, releaseOf, segments } from '../dist/trace.js'
+import { readHeader, segments } from '../dist/trace.js'
 
 const PROGRAMS = ['mixed', 'recursion', 'threads', 'classes', 'strings', 'fork']
 const CALLS = Number(process.env['OBMALLOC_PROOF_CALLS'] ?? 10_000_000)
@@ -35,7 +36,7 @@ async function judge(paths: string[]): Promise<{ wrong: string[]; matched: numbe
   let matched = 0
   const wrong: string[] = []
   for (const path of paths) {
-    const report = await replay({ release: releaseOf(readHeader(path)), segments: segments(path) })
+    const report = await replay({ release: releaseOf(readHeader(path).python), segments: segments(path) })
     matched += report.matched
     wrong.push(...problems(report))
     if (!report.exact && wrong.length === 0) wrong.push(`${path} is not exact`)
@@ -84,7 +85,7 @@ for (const interpreter of usable) {
       const { wrong, matched } = await judge([trace])
       t.deepEqual(wrong, [])
       t.true(matched > 100_000)
-      const report = await replay({ release: releaseOf(readHeader(trace)), segments: segments(trace) })
+      const report = await replay({ release: releaseOf(readHeader(trace).python), segments: segments(trace) })
       const apart = kind === 'own' && Number(version.split('.')[1]) >= 12
       t.is(report.otherInterpreters, apart ? 6 : 0)
       t.is(report.otherCalls > 6 * 20_000, apart)

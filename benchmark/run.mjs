@@ -18,10 +18,11 @@ const { check } = require('../dist/checking.js')
 const { drive } = require('../dist/driving.js')
 const { findInterpreters } = require('../dist/interpreters.js')
 const { record } = require('../dist/recording.js')
+const { releaseOf } = require('../dist/release.js')
 const { replay } = require('../dist/replaying.js')
 const { columns, say } = require('../dist/terminal.js')
 const { golden, workload } = require('../dist/tools.js')
-const { readHeader, releaseOf } = require('../dist/trace.js')
+const { readHeader } = require('../dist/trace.js')
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 
@@ -144,7 +145,7 @@ async function measureCollector(interpreter) {
 function measureAllocators(release, trace) {
   const folder = join(root, 'benchmark', 'allocators')
   const cargo = ['run', '--release', '--quiet', '--target-dir', join(root, 'target', 'allocators')]
-  const run = spawnSync('cargo', [...cargo, '--', String(rounds), release, `${releaseOf(readHeader(trace))}=${trace}`], {
+  const run = spawnSync('cargo', [...cargo, '--', String(rounds), release, `${releaseOf(readHeader(trace).python)}=${trace}`], {
     cwd: folder,
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'inherit'],

@@ -17,7 +17,7 @@ fi
 # A broken global allocator gives more reports than anybody waits for.
 export RUSTFLAGS=-Zsanitizer=thread CARGO_TARGET_DIR=target/tsan TSAN_OPTIONS=halt_on_error=1
 tests=(cargo test --quiet -Zbuild-std --target "$host" -p obmalloc)
-"${tests[@]}" --test threads --test global
+"${tests[@]}" --test threads --example global
 if found=$("${tests[@]}" --test threads -- --ignored planted_race 2>&1) || [[ $found != *"WARNING: ThreadSanitizer: data race"* ]]; then
   echo "the planted race was not found: $found" >&2
   exit 1

@@ -6,6 +6,7 @@ import { homedir } from 'node:os'
 import { delimiter, join } from 'node:path'
 
 import type { Release } from '../index.js'
+import { releaseOf } from './release.js'
 
 /** A CPython that can be recorded and compared with. */
 export interface Interpreter {
@@ -44,7 +45,6 @@ print(json.dumps({
     "version": "%d.%d.%d" % tuple(sys.version_info[:3]),
     "major": sys.version_info[0],
     "minor": sys.version_info[1],
-    "micro": sys.version_info[2],
     "implementation": sys.implementation.name if hasattr(sys, "implementation") else "cpython",
     "freeThreaded": bool(flag("Py_GIL_DISABLED")),
     "debug": hasattr(sys, "gettotalrefcount"),
@@ -57,7 +57,6 @@ interface Probed {
   version: string
   major: number
   minor: number
-  micro: number
   implementation: string
   freeThreaded: boolean
   debug: boolean
@@ -104,15 +103,14 @@ function probe(path: string): Interpreter | Unusable {
   } catch {
     return { path, reason: 'it is no Python: its answer cannot be read' }
   }
-  const { version, implementation, major, minor, micro } = found
+  const { version, implementation, major, minor } = found
   if (implementation !== 'cpython') return { path, reason: `it is ${implementation}, not CPython` }
   if (major !== 3 || minor < OLDEST || minor > NEWEST)
     return { path, reason: `it is CPython ${version}: expected 3.${OLDEST} to 3.${NEWEST}` }
   if (found.freeThreaded) return { path, reason: `it is a free-threaded CPython ${version}, which has no pymalloc` }
   if (found.debug) return { path, reason: `it is a debug build of CPython ${version}, which puts debug hooks around pymalloc` }
   if (!found.pymalloc) return { path, reason: `it is a CPython ${version} built without pymalloc` }
-  const release = (minor === 14 && micro <= 4 ? '3.14.0' : `3.${minor}`) as Release
-  return { path: found.path || path, version, release, shared: isShared(found.path || path) }
+  return { path: found.path || path, version, release: releaseOf(version), shared: isShared(found.path || path) }
 }
 
 /** An executable that needs a libpython has its allocator there. */

@@ -1,6 +1,6 @@
 /** The native binding: what it has, and where it is found. */
 
-import type { Address, ArenaInfo, CollectorCallback, Geometry } from '../index.js'
+import type { Address, ArenaInfo, CollectorCallback, Geometry, Release } from '../index.js'
 import { platform } from './platform.js'
 
 /** A call as the binding takes it: everything is checked there. */
@@ -148,6 +148,8 @@ interface Binding {
   externalMemory(): number
   /** Has the C library give back what nobody uses; for the tests. */
   trimMemory(): void
+  /** The release that a CPython's version belongs to, if there is one. */
+  releaseOf(version: string): Release | null
   /** The number of a replay of the traces that the options, as JSON, name. */
   openReplay(makeError: ErrorMaker, options: string): number
   /** Replays at most `count` events; 0 when there is nothing left. */

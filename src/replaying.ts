@@ -4,18 +4,11 @@ import type { Release } from '../index.js'
 import { native } from './native.js'
 import { type Segment, TraceError } from './trace.js'
 
-/** Where an address lies, as the recorded process would have seen it; 0 is NULL. */
-export interface Place {
-  readonly address: number
-  readonly arena: { readonly arena: number; readonly pool: number; readonly block: number } | null
-}
-
+/** The first call that came out otherwise than recorded. */
 export interface Mismatch {
   readonly operation: number
-  readonly request: string
-  readonly what: string
-  readonly expected: Place
-  readonly got: Place
+  /** What differs, in full. */
+  readonly text: string
 }
 
 /** What a replay has found: `Report` of the engine. */
@@ -79,23 +72,6 @@ export async function replay({ release, segments, stopAt, onProgress }: ReplayOp
   } finally {
     native.closeReplay(makeError, number)
   }
-}
-
-/** A place in words. */
-export function describePlace({ address, arena }: Place): string {
-  if (address === 0) return 'NULL'
-  const where = arena ? `arena ${arena.arena}, pool ${arena.pool}, block ${arena.block}` : 'no arena'
-  return `0x${address.toString(16)} (${where})`
-}
-
-/** A mismatch in full. */
-export function describeMismatch({ operation, request, what, expected, got }: Mismatch): string {
-  return [
-    `operation ${operation}: ${request}`,
-    `  ${what}`,
-    `  expected ${describePlace(expected)}`,
-    `  got      ${describePlace(got)}`,
-  ].join('\n')
 }
 
 /** The first line in which two texts differ. */

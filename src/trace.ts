@@ -4,8 +4,6 @@ import { closeSync, openSync, readSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { existsSync } from 'node:fs'
 
-import type { Release } from '../index.js'
-
 /** What the recorder says of the process, at the head of a trace. */
 export interface TraceHeader {
   /** E.g. `3.13.0`. */
@@ -68,10 +66,4 @@ export function segments(path: string): Segment[] {
   const beside = join(dirname(path), basename(parent.path))
   const ancestors = segments(existsSync(beside) ? beside : parent.path)
   return [...ancestors.slice(0, -1), { path: ancestors.at(-1)!.path, bytes: parent.bytes }, { path }]
-}
-
-/** The release whose heap a trace is replayed on. */
-export function releaseOf(header: TraceHeader): Release {
-  const [, minor = 0, micro = 0] = header.python.split('.').map((part) => Number.parseInt(part, 10))
-  return (minor === 14 && micro <= 4 ? '3.14.0' : `3.${minor}`) as Release
 }

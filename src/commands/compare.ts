@@ -12,10 +12,11 @@ import { drive, type Timing } from '../driving.js'
 import { findInterpreters, type Interpreter, type Unusable } from '../interpreters.js'
 import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
+import { releaseOf } from '../release.js'
 import { replay, type Report } from '../replaying.js'
 import { grouped, paint, Progress, say } from '../terminal.js'
 import { golden, workload } from '../tools.js'
-import { readHeader, releaseOf, segments } from '../trace.js'
+import { readHeader, segments } from '../trace.js'
 import { UsageError } from '../usage.js'
 import { leftOut, problems } from './replay.js'
 
@@ -156,7 +157,7 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
   yield { version, release, from, trace, report, timing, ended }
   for (const [index, path] of children.entries()) {
     const header = readHeader(path)
-    const childRelease = releaseOf(header)
+    const childRelease = releaseOf(header.python)
     const childReport = await replayed(path, childRelease)
     yield {
       version: header.python,
@@ -176,7 +177,7 @@ async function* goldenRows(): AsyncGenerator<Row> {
   for (const file of traces.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) {
     const trace = join(golden(), file)
     const header = readHeader(trace)
-    const release = releaseOf(header)
+    const release = releaseOf(header.python)
     const report = await replay({ release, segments: segments(trace) })
     yield { version: header.python, release, from: file, trace, report, timing: null, ended: 0 }
   }

@@ -1,8 +1,9 @@
 /** `obmalloc replay`: makes a recorded process's calls again and compares every answer. */
 
-import { describeMismatch, firstDifference, replay, type Report } from '../replaying.js'
+import { releaseOf } from '../release.js'
+import { firstDifference, replay, type Report } from '../replaying.js'
 import { columns, grouped, paint, Progress, say } from '../terminal.js'
-import { readHeader, releaseOf, segments } from '../trace.js'
+import { readHeader, segments } from '../trace.js'
 import type { Release } from '../../index.js'
 
 export interface ReplayCommandOptions {
@@ -16,7 +17,7 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
   let exact = true
   for (const path of paths) {
     const header = readHeader(path)
-    const release = options.release ?? releaseOf(header)
+    const release = options.release ?? releaseOf(header.python)
     const progress = new Progress()
     // To see one operation, everything up to and including it is replayed.
     const stopAt = options.operation === undefined ? undefined : options.operation + 1
@@ -75,7 +76,7 @@ export function leftOut({ otherInterpreters, otherCalls }: Report): string | und
 export function problems(report: Report): string[] {
   const found: string[] = []
   const { mismatch, stats, blocks, hooksLost } = report
-  if (mismatch) found.push(describeMismatch(mismatch))
+  if (mismatch) found.push(mismatch.text)
   if (stats && stats[0] !== stats[1]) found.push(`the statistics differ in ${firstDifference(...stats)}`)
   if (blocks && blocks[0] !== blocks[1]) found.push(`allocated blocks: expected ${blocks[0]}, got ${blocks[1]}`)
   if (hooksLost !== 0) {

@@ -17,7 +17,8 @@ use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 
-use obmalloc::{Allocator, CheckedHeap, Domain, Fault, FaultKind, GradualMap, ObjectHeap, PY_SSIZE_T_MAX};
+use obmalloc::{Allocator, CheckedHeap, Domain, Fault, FaultKind, ObjectHeap, PY_SSIZE_T_MAX};
+use rustc_hash::FxHashMap;
 
 use crate::arena::{self, fail};
 use crate::args;
@@ -35,7 +36,7 @@ struct Native {
     allocator: Allocator,
     /// The domains that it is for.
     domains: [bool; 3],
-    grants: GradualMap<Grant>,
+    grants: FxHashMap<usize, Grant>,
     /// The grant that the last block that is not a whole one lay in.
     last: usize,
 }
@@ -101,7 +102,7 @@ pub(crate) struct Allocators {
     natives: RefCell<Vec<Native>>,
     #[allow(clippy::vec_box, reason = "allocators point to them")]
     layers: RefCell<Vec<Box<Layer>>>,
-    pub lent: [RefCell<GradualMap<Lent>>; 3],
+    pub lent: [RefCell<FxHashMap<usize, Lent>>; 3],
     /// The blocks that scripts are resizing, each inside the one before.
     pub resizing: RefCell<Vec<Resizing>>,
     pub nested: Cell<u32>,
@@ -172,7 +173,7 @@ impl Allocators {
             Some(number) => number,
             None => {
                 natives.try_reserve(1).ok()?;
-                natives.push(Native { allocator, domains: [false; 3], grants: GradualMap::default(), last: 0 });
+                natives.push(Native { allocator, domains: [false; 3], grants: FxHashMap::default(), last: 0 });
                 natives.len() - 1
             }
         };
@@ -678,7 +679,7 @@ pub(crate) fn release(core: &Core, heap: &ObjectHeap, is_over: impl Fn() -> bool
     let done = retain_grants(core, &mut is_over, |native, number, base, grant| {
         // Where a layer of it is a script's to give, that has it from another grant.
         let from_script = |address| {
-            let lent = |lent: &RefCell<GradualMap<Lent>>| {
+            let lent = |lent: &RefCell<FxHashMap<usize, Lent>>| {
                 let own = |lent: &Lent| matches!(lent.source, Source::Grant(from, at) if (from, at) == (number, base));
                 lent.borrow().get(&address).is_some_and(|lent| !own(lent))
             };

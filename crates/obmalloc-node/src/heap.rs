@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{AllocatorName, Domain, Fault, FaultKind, GradualMap, HeapError, HeapOptions, ObjectHeap, TypeId};
+use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TypeId};
+use rustc_hash::FxHashMap;
 
 use crate::allocators::Allocators;
 use crate::arena::Arenas;
@@ -72,7 +73,7 @@ pub(crate) struct Core {
     pub this: Weak<Core>,
     /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
     pub disturbances: Cell<u64>,
-    pub marks: RefCell<GradualMap<Mark>>,
+    pub marks: RefCell<FxHashMap<usize, Mark>>,
     pub views: Views,
     pub arenas: Arenas,
     pub allocators: Allocators,
@@ -488,7 +489,7 @@ pub(crate) fn domain_named(env: Env, value: Value) -> Result<Domain, Failure> {
 }
 
 fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
-    one_of(env, "release", value, ALL.map(|profile| profile.release), Profile::named)
+    one_of(env, "release", value, ALL.map(Profile::release), Profile::named)
 }
 
 fn no_heap(error: HeapError) -> Failure {
@@ -504,7 +505,7 @@ pub(crate) fn open(
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
-    let mut geometry = profile.geometry;
+    let mut geometry = profile.geometry();
     for (name, value, size) in [
         (ARENA_SIZE, arena, &mut geometry.arena_size),
         (POOL_SIZE, pool, &mut geometry.pool_size),

@@ -60,6 +60,7 @@ pub(crate) fn exports(env: Env, exports: Value) {
     let _ = export(env, exports, c"stepReplay", step);
     let _ = export(env, exports, c"reportReplay", report);
     let _ = export(env, exports, c"closeReplay", close);
+    let _ = export(env, exports, c"releaseOf", release_of);
 }
 
 /// `(makeError, options)`: opens the traces and gives the replay's number.
@@ -131,4 +132,12 @@ fn close(env: Env, [_, number]: [Value; 2]) -> Outcome {
     let number = env.double(number).unwrap_or(0.0) as u32;
     drop(RUNNING.with_borrow_mut(|(_, running)| running.remove(&number)));
     Ok(UNDEFINED)
+}
+
+/// `(version)`: the name of the release that a CPython's version belongs to, or null.
+fn release_of(env: Env, [version]: [Value; 1]) -> Outcome {
+    match env.text(version).as_deref().and_then(Profile::of_version) {
+        Some(profile) => env.string(profile.release()),
+        None => env.null(),
+    }
 }

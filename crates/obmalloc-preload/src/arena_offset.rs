@@ -3,7 +3,8 @@
 //!
 //! With `OBMALLOC_TRACE_ARENA_OFFSET` set, arenas begin that many bytes after a multiple of 64 KiB.
 
-use crate::python::{PyObjectArenaAllocator, SetOnce};
+use crate::python::SetOnce;
+use obmalloc::ArenaAllocator;
 use std::ffi::c_void;
 
 /// Smaller requests at the arena allocator are not arenas.
@@ -31,7 +32,7 @@ fn offset_for(size: usize) -> Option<usize> {
 
 /// # Safety
 /// As for the allocator's own `alloc`.
-pub unsafe fn alloc(inner: &PyObjectArenaAllocator, size: usize) -> *mut c_void {
+pub unsafe fn alloc(inner: &ArenaAllocator, size: usize) -> *mut c_void {
     let Some(offset) = offset_for(size) else {
         // SAFETY: the caller's promise.
         return unsafe { (inner.alloc)(inner.ctx, size) };
@@ -51,7 +52,7 @@ pub unsafe fn alloc(inner: &PyObjectArenaAllocator, size: usize) -> *mut c_void 
 
 /// # Safety
 /// As for the allocator's own `free`; `address` is what [`alloc`] gave.
-pub unsafe fn free(inner: &PyObjectArenaAllocator, address: *mut c_void, size: usize) {
+pub unsafe fn free(inner: &ArenaAllocator, address: *mut c_void, size: usize) {
     // SAFETY: the caller's promise; the word before an arena holds what the system gave.
     unsafe {
         if address.is_null() || offset_for(size).is_none() {

@@ -6,29 +6,17 @@
 
 use crate::arena_offset;
 use crate::inside;
-use crate::python::{self, PyMemAllocatorEx, PyObjectArenaAllocator, SetOnce};
+use crate::python::{self, MEM, OBJ, RAW, SetOnce};
 use crate::{interpreters, sink, snapshot};
-use obmalloc_trace::format::Domain;
+use obmalloc::{Allocator, ArenaAllocator, Domain};
 use std::ffi::{c_int, c_void};
 
-const RAW: u8 = Domain::Raw as u8;
-const MEM: u8 = Domain::Mem as u8;
-const OBJ: u8 = Domain::Obj as u8;
-
-const fn domain(number: u8) -> Domain {
-    match number {
-        RAW => Domain::Raw,
-        MEM => Domain::Mem,
-        _ => Domain::Obj,
-    }
-}
-
-static ORIGINAL: SetOnce<[PyMemAllocatorEx; 3]> = SetOnce::new();
-static ORIGINAL_ARENA: SetOnce<PyObjectArenaAllocator> = SetOnce::new();
+static ORIGINAL: SetOnce<[Allocator; 3]> = SetOnce::new();
+static ORIGINAL_ARENA: SetOnce<ArenaAllocator> = SetOnce::new();
 
 /// The allocator that `D` had before the recorder came.
 #[inline(always)]
-fn inner<const D: u8>() -> &'static PyMemAllocatorEx {
+fn inner<const D: u8>() -> &'static Allocator {
     // SAFETY: hooks run only once `install` has set the originals.
     unsafe { &ORIGINAL.get()[D as usize] }
 }
@@ -59,7 +47,7 @@ unsafe extern "C" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_
     let inner = inner::<D>();
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
     let (result, nested) = within::<D, _>(|| unsafe { (inner.malloc)(inner.ctx, size) });
-    after::<D>(sink::record(|block| block.malloc(domain(D), nested, size as u64, result as u64)));
+    after::<D>(sink::record(|block| block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64)));
     result
 }
 
@@ -67,7 +55,7 @@ unsafe extern "C" fn calloc<const D: u8>(_: *mut c_void, count: usize, size: usi
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(|| unsafe { (inner.calloc)(inner.ctx, count, size) });
-    after::<D>(sink::record(|block| block.calloc(domain(D), nested, count as u64, size as u64, result as u64)));
+    after::<D>(sink::record(|block| block.calloc(Domain::ALL[D as usize], nested, count as u64, size as u64, result as u64)));
     result
 }
 
@@ -79,7 +67,7 @@ unsafe extern "C" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, 
     if D == RAW && nested && address.is_null() && interpreters::present() != 0 {
         sink::tell_apart();
     }
-    after::<D>(sink::record(|block| block.realloc(domain(D), nested, address as u64, size as u64, result as u64)));
+    after::<D>(sink::record(|block| block.realloc(Domain::ALL[D as usize], nested, address as u64, size as u64, result as u64)));
     result
 }
 
@@ -87,13 +75,13 @@ unsafe extern "C" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
     let inner = inner::<D>();
     if D == RAW {
         let nested = inside::is_inside();
-        sink::record(|block| block.free(domain(D), nested, address as u64));
+        sink::record(|block| block.free(Domain::ALL[D as usize], nested, address as u64));
         // SAFETY: as in `malloc`.
         unsafe { (inner.free)(inner.ctx, address) };
     } else {
         // SAFETY: as in `malloc`.
         within::<D, _>(|| unsafe { (inner.free)(inner.ctx, address) });
-        after::<D>(sink::record(|block| block.free(domain(D), false, address as u64)));
+        after::<D>(sink::record(|block| block.free(Domain::ALL[D as usize], false, address as u64)));
     }
 }
 
@@ -118,26 +106,20 @@ unsafe extern "C" fn arena_free(_: *mut c_void, address: *mut c_void, size: usiz
     unsafe { arena_offset::free(inner, address, size) };
 }
 
-const fn table<const D: u8>() -> PyMemAllocatorEx {
-    PyMemAllocatorEx {
-        ctx: std::ptr::null_mut(),
-        malloc: malloc::<D>,
-        calloc: calloc::<D>,
-        realloc: realloc::<D>,
-        free: free::<D>,
-    }
+const fn table<const D: u8>() -> Allocator {
+    Allocator { ctx: std::ptr::null_mut(), malloc: malloc::<D>, calloc: calloc::<D>, realloc: realloc::<D>, free: free::<D> }
 }
 
 /// The recorder's allocators. In one place, because a function may have several addresses, and they are compared.
-static OURS: [PyMemAllocatorEx; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
+static OURS: [Allocator; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
 
 /// Whether `allocator` is one of the recorder's.
-pub fn is_ours(allocator: &PyMemAllocatorEx) -> bool {
+pub fn is_ours(allocator: &Allocator) -> bool {
     OURS.iter().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
 }
 
 /// The allocator that the obj domain had before the recorder came.
-pub fn original_obj() -> &'static PyMemAllocatorEx {
+pub fn original_obj() -> &'static Allocator {
     inner::<OBJ>()
 }
 
@@ -146,10 +128,10 @@ pub fn install() {
     let api = python::api();
     // SAFETY: the process is being loaded: one thread, and no call has been made yet that could come to a hook.
     unsafe {
-        ORIGINAL.set([RAW, MEM, OBJ].map(|number| api.allocator(c_int::from(number))));
+        ORIGINAL.set(Domain::ALL.map(|domain| api.allocator(domain as c_int)));
         ORIGINAL_ARENA.set(api.arena_allocator());
     }
-    let arena = PyObjectArenaAllocator { ctx: std::ptr::null_mut(), alloc: arena_alloc, free: arena_free };
+    let arena = ArenaAllocator { ctx: std::ptr::null_mut(), alloc: arena_alloc, free: arena_free };
     // SAFETY: CPython copies the tables; allocators may be replaced before it is initialised.
     unsafe {
         for (number, ours) in OURS.iter().enumerate() {

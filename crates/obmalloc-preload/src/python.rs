@@ -1,31 +1,14 @@
 //! CPython's C interface, looked up by name: the recorder is linked to no libpython and works with the one that it finds.
 
+use obmalloc::{Allocator, ArenaAllocator, Domain};
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 
-/// `PyMemAllocatorEx`
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PyMemAllocatorEx {
-    pub ctx: *mut c_void,
-    pub malloc: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void,
-    pub calloc: unsafe extern "C" fn(*mut c_void, usize, usize) -> *mut c_void,
-    pub realloc: unsafe extern "C" fn(*mut c_void, *mut c_void, usize) -> *mut c_void,
-    pub free: unsafe extern "C" fn(*mut c_void, *mut c_void),
-}
-
-// SAFETY: a table is only read, and what its functions need to be called they say themselves.
-unsafe impl Sync for PyMemAllocatorEx {}
-
-/// `PyObjectArenaAllocator`
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PyObjectArenaAllocator {
-    pub ctx: *mut c_void,
-    pub alloc: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void,
-    pub free: unsafe extern "C" fn(*mut c_void, *mut c_void, usize),
-}
+/// The domains' numbers, for functions that exist once a domain.
+pub const RAW: u8 = Domain::Raw as u8;
+pub const MEM: u8 = Domain::Mem as u8;
+pub const OBJ: u8 = Domain::Obj as u8;
 
 /// `PyMethodDef`
 #[repr(C)]
@@ -68,10 +51,10 @@ macro_rules! interface {
 interface! {
     /// What recording needs.
     Api {
-        set_allocator = c"PyMem_SetAllocator": fn(c_int, *const PyMemAllocatorEx);
-        get_allocator = c"PyMem_GetAllocator": fn(c_int, *mut PyMemAllocatorEx);
-        set_arena_allocator = c"PyObject_SetArenaAllocator": fn(*const PyObjectArenaAllocator);
-        get_arena_allocator = c"PyObject_GetArenaAllocator": fn(*mut PyObjectArenaAllocator);
+        set_allocator = c"PyMem_SetAllocator": fn(c_int, *const Allocator);
+        get_allocator = c"PyMem_GetAllocator": fn(c_int, *mut Allocator);
+        set_arena_allocator = c"PyObject_SetArenaAllocator": fn(*const ArenaAllocator);
+        get_arena_allocator = c"PyObject_GetArenaAllocator": fn(*mut ArenaAllocator);
         get_version = c"Py_GetVersion": fn() -> *const c_char;
         is_initialized = c"Py_IsInitialized": fn() -> c_int;
         add_pending_call = c"Py_AddPendingCall": fn(unsafe extern "C" fn(*mut c_void) -> c_int, *mut c_void) -> c_int;
@@ -133,7 +116,7 @@ impl Api {
     }
 
     /// `PyMem_GetAllocator`
-    pub fn allocator(&self, domain: c_int) -> PyMemAllocatorEx {
+    pub fn allocator(&self, domain: c_int) -> Allocator {
         let mut table = MaybeUninit::uninit();
         // SAFETY: CPython fills the whole table for each of its three domains.
         unsafe {
@@ -143,7 +126,7 @@ impl Api {
     }
 
     /// `PyObject_GetArenaAllocator`
-    pub fn arena_allocator(&self) -> PyObjectArenaAllocator {
+    pub fn arena_allocator(&self) -> ArenaAllocator {
         let mut table = MaybeUninit::uninit();
         // SAFETY: CPython fills the whole table.
         unsafe {

@@ -4,10 +4,10 @@
 //! main thread register a function with `atexit`. What is registered first runs last, so that function sees the memory as the
 //! program left it, and writes it down: a reader can hold its replay against that.
 
-use crate::python::{METH_NOARGS, Object, Objects, PyMemAllocatorEx, PyMethodDef, SetOnce, api, symbol};
+use crate::python::{METH_NOARGS, Object, Objects, PyMethodDef, SetOnce, api, symbol};
 use crate::say::{listed, say};
 use crate::{hooks, inside, interpreters, python, sink};
-use obmalloc_trace::format::Domain;
+use obmalloc::{Allocator, Domain};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -265,7 +265,7 @@ impl Objects {
     /// # Safety
     /// The GIL is held.
     unsafe fn use_up_free_ints(&self) -> (Vec<Object>, usize) {
-        static BELOW: SetOnce<PyMemAllocatorEx> = SetOnce::new();
+        static BELOW: SetOnce<Allocator> = SetOnce::new();
         static SIZE: AtomicUsize = AtomicUsize::new(0);
         unsafe extern "C" fn watched_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
             // Interpreters with allocators of their own go on meanwhile.
@@ -281,7 +281,7 @@ impl Objects {
         unsafe {
             BELOW.set(current);
             SIZE.store(0, Ordering::Relaxed);
-            (api().set_allocator)(OBJ, &PyMemAllocatorEx { malloc: watched_malloc, ..current });
+            (api().set_allocator)(OBJ, &Allocator { malloc: watched_malloc, ..current });
             while ints.len() < FREE_INTS && SIZE.load(Ordering::Relaxed) == 0 {
                 let int = (self.int_from)(1_000_000);
                 if int.is_null() {
@@ -394,7 +394,7 @@ fn report_lost_hooks(lost: u8) {
         return;
     }
     sink::note(0, |block| block.hooks_lost(news));
-    let names: Vec<&str> = (0..3).filter(|bit| news >> bit & 1 != 0).map(|bit| ["raw", "mem", "obj"][bit]).collect();
+    let names: Vec<&str> = Domain::ALL.into_iter().filter(|&domain| news >> domain as u8 & 1 != 0).map(Domain::name).collect();
     say(&format!("{} replaced the recorder's allocators: {} calls are not recorded", python::culprit(), listed(&names)));
 }
 

@@ -87,7 +87,7 @@ impl Here {
     /// If anything that a program does is an error here.
     pub fn run(&mut self, program: &Program) -> String {
         self.programs += 1;
-        if self.programs > if self.profile.objects.algorithm == Algorithm::Incremental { 1 } else { HEAP_PROGRAMS } {
+        if self.programs > if self.profile.algorithm() == Algorithm::Incremental { 1 } else { HEAP_PROGRAMS } {
             *self = Self { programs: 1, ..Self::with(&self.profile, self.allocator) };
         }
         let heap = &self.heap;

@@ -35,8 +35,8 @@ pub const CLASSES: [Class; 11] = [
 
 /// Whether a release is `first` or a later one.
 fn is_since(profile: &Profile, first: &str) -> bool {
-    let place = |release: &str| profile::ALL.iter().position(|profile| profile.release == release);
-    place(profile.release) >= place(first)
+    let place = |release: &str| profile::ALL.iter().position(|profile| profile.release() == release);
+    place(profile.release()) >= place(first)
 }
 
 /// A type here that is laid out as `class` is, and its `nitems`. What the built-in bases hold in C is in its fields.

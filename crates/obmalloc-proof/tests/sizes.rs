@@ -33,7 +33,7 @@ fn requested_sizes_are_those_of_the_release() {
         for profile in profiles {
             let here = requested_here(profile);
             for (class, size) in CLASSES.iter().zip(sizes) {
-                assert_eq!(here[class.name], size, "{} of {}", class.name, profile.release);
+                assert_eq!(here[class.name], size, "{} of {}", class.name, profile.release());
             }
         }
     }

@@ -39,7 +39,7 @@ pub fn peak(release: &str, trace: &Path, here: bool) -> Result<(u64, u64), Strin
     let arenas = {
         let heap = fresh()?;
         program.run(&Side::of(&heap));
-        heap.stats().arenas_highwater * profile.geometry.arena_size
+        heap.stats().arenas_highwater * profile.geometry().arena_size
     };
     let heap = fresh()?;
     let rise = obmalloc_loops::peak(&program, &if here { Side::of(&heap) } else { cpython() })?;

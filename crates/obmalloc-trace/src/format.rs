@@ -29,6 +29,8 @@
 //! before it. A raw call that a mem or obj call made carries [`tag::NESTED`]. A raw free that is not nested is written before
 //! it is done, because another thread may be given the same address before this one gets to write.
 
+pub use obmalloc::Domain;
+
 /// First bytes of every trace.
 pub const MAGIC: [u8; 8] = *b"obmtrace";
 /// The version of the format, raised whenever an older reader would misread.
@@ -51,18 +53,6 @@ pub mod tag {
     pub const UNALIGNED: u8 = 1 << 6;
     /// A realloc of NULL.
     pub const FROM_NULL: u8 = 1 << 7;
-}
-
-/// `PyMemAllocatorDomain`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[repr(u8)]
-pub enum Domain {
-    /// `PYMEM_DOMAIN_RAW`
-    Raw = 0,
-    /// `PYMEM_DOMAIN_MEM`
-    Mem = 1,
-    /// `PYMEM_DOMAIN_OBJ`
-    Obj = 2,
 }
 
 /// One thing that happened. Addresses are as the recorded process had them, 0 for NULL.

@@ -8,15 +8,13 @@ use std::ffi::c_void;
 use std::fmt;
 use std::ptr::{self, NonNull};
 
-use obmalloc::profile::{Geometry, Profile, RangeCheck};
+use obmalloc::profile::{Geometry, Profile};
 use obmalloc::{Allocator, ArenaAllocator, ArenaMapCounts, Heap, HeapError, HeapOptions, Stats};
-use rustc_hash::FxBuildHasher;
-use serde::Serialize;
+use rustc_hash::FxHashMap;
+use serde::{Serialize, Serializer};
 
 use crate::format::{Domain, Event, FormatError, Note, Reader};
 use crate::program::{Op, Verb};
-
-type AddressMap<V> = std::collections::HashMap<u64, V, FxBuildHasher>;
 
 /// Where an address lies, in the recorded process's terms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -77,6 +75,17 @@ impl fmt::Display for Mismatch {
     }
 }
 
+/// Writes a mismatch with its text beside its parts.
+fn with_text<S: Serializer>(mismatch: &Option<Mismatch>, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        #[serde(flatten)]
+        mismatch: &'a Mismatch,
+        text: String,
+    }
+    mismatch.as_ref().map(|mismatch| Told { mismatch, text: mismatch.to_string() }).serialize(to)
+}
+
 /// What a replay has found so far.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +127,7 @@ pub struct Report {
     /// Whether the file ended inside a block.
     pub truncated: bool,
     /// The first difference, if there is one. Nothing is replayed after it.
+    #[serde(serialize_with = "with_text")]
     pub mismatch: Option<Mismatch>,
 }
 
@@ -170,7 +180,7 @@ pub struct Replay {
     hooks: Box<Hooks>,
     segments: VecDeque<Reader<Vec<u8>>>,
     /// Recorded address of every live block → slot, and what it is here.
-    live: AddressMap<Block>,
+    live: FxHashMap<u64, Block>,
     free_slots: Vec<u32>,
     slots: u32,
     report: Report,
@@ -217,9 +227,9 @@ impl Replay {
     /// # Errors
     /// When no heap can be made.
     pub fn new(segments: Vec<Reader<Vec<u8>>>, profile: &Profile) -> Result<Self, ReplayError> {
-        let geometry = profile.geometry;
+        let geometry = profile.geometry();
         // The arena map goes by addresses, so it is kept here, with the recorded ones.
-        let without_map = Profile { range_check: RangeCheck::ArenaIndex, ..*profile };
+        let without_map = profile.without_arena_map();
         let options = HeapOptions { arena_slack: geometry.pool_size, ..HeapOptions::new(&without_map) };
         let heap = Heap::with_options(options).map_err(ReplayError::Heap)?;
         let (base, len) = heap.region();
@@ -231,7 +241,7 @@ impl Replay {
             base,
             stride: geometry.arena_size + geometry.pool_size,
             arena: heap.arena_allocator(),
-            raw: heap.allocator(obmalloc::Domain::Raw),
+            raw: heap.allocator(Domain::Raw),
             inside: false,
             expected: VecDeque::new(),
             difference: None,
@@ -240,13 +250,13 @@ impl Replay {
             taken: 0,
             released: 0,
             highwater: 0,
-            map: ArenaMapCounts::new(profile.range_check, &geometry),
+            map: ArenaMapCounts::new(profile),
         });
         let ctx = ptr::from_mut::<Hooks>(&mut hooks).cast::<c_void>();
         // SAFETY: the hooks live as long as the heap and pass on to the functions that were in; they do not unwind.
         unsafe {
             heap.set_allocator(
-                obmalloc::Domain::Raw,
+                Domain::Raw,
                 Allocator { ctx, malloc: hook_malloc, calloc: hook_calloc, realloc: hook_realloc, free: hook_free },
             );
             heap.set_arena_allocator(ArenaAllocator { ctx, alloc: hook_arena_alloc, free: hook_arena_free });
@@ -255,7 +265,7 @@ impl Replay {
             heap,
             hooks,
             segments: segments.into(),
-            live: AddressMap::default(),
+            live: FxHashMap::default(),
             free_slots: Vec::new(),
             slots: 0,
             report: Report::default(),
@@ -394,7 +404,7 @@ impl Replay {
         if let Some(&block) = self.live.get(&gone).filter(|block| block.raw) {
             self.live.remove(&gone);
             // SAFETY: it was live, and lies in no arena.
-            unsafe { self.heap.free(obmalloc::Domain::Raw, Some(block.address)) };
+            unsafe { self.heap.free(Domain::Raw, Some(block.address)) };
             self.free_slots.push(block.slot);
             self.push(domain, Verb::Free, block.slot, 0);
         }
@@ -419,7 +429,7 @@ impl Replay {
             // Refused without asking anybody, or by the system itself: whether it would refuse here says nothing.
             return;
         }
-        let (here, size) = (domain_here(domain), size as usize);
+        let (here, size) = (domain, size as usize);
         let (block, verb, size) = match count {
             None => (self.heap.malloc(here, size), Verb::Malloc, size),
             Some(count) => (self.heap.calloc(here, count as usize, size), Verb::Calloc, size.saturating_mul(count as usize)),
@@ -445,7 +455,7 @@ impl Replay {
             return;
         }
         // SAFETY: `old` is live here, and of this domain as far as the engine is concerned (`take`).
-        let block = unsafe { self.heap.realloc(domain_here(domain), Some(old.address), size as usize) };
+        let block = unsafe { self.heap.realloc(domain, Some(old.address), size as usize) };
         if compared {
             self.compare(event, size as usize, result, block);
         }
@@ -467,7 +477,7 @@ impl Replay {
         }
         let Some(old) = self.take(event, domain, address) else { return };
         // SAFETY: as in `realloc`.
-        unsafe { self.heap.free(domain_here(domain), Some(old.address)) };
+        unsafe { self.heap.free(domain, Some(old.address)) };
         self.free_slots.push(old.slot);
         self.push(domain, Verb::Free, old.slot, 0);
         if compared {
@@ -579,14 +589,6 @@ impl Drop for Replay {
     }
 }
 
-fn domain_here(domain: Domain) -> obmalloc::Domain {
-    match domain {
-        Domain::Raw => obmalloc::Domain::Raw,
-        Domain::Mem => obmalloc::Domain::Mem,
-        Domain::Obj => obmalloc::Domain::Obj,
-    }
-}
-
 /// A recorded call as C would write it.
 pub fn request(event: &Event) -> String {
     let prefix = |domain: &Domain| match domain {
@@ -641,7 +643,7 @@ impl Hooks {
             return None;
         }
         let marked = {
-            let mut map = std::mem::replace(&mut self.map, ArenaMapCounts::new(RangeCheck::ArenaIndex, &self.geometry));
+            let mut map = std::mem::take(&mut self.map);
             let node = |size| Event::Calloc { domain: Domain::Raw, nested: true, count: 1, size: size as u64, result: 0 };
             let marked = map.mark_used(recorded as usize, |size| self.expect(node(size)) != 0);
             self.map = map;

@@ -72,6 +72,9 @@ pub struct Allocator {
     pub free: unsafe extern "C-unwind" fn(ctx: *mut c_void, address: *mut c_void),
 }
 
+// SAFETY: it is plain data. To call its functions is unsafe: the caller knows from which threads they may be called.
+unsafe impl Sync for Allocator {}
+
 impl PartialEq for Allocator {
     fn eq(&self, other: &Self) -> bool {
         self.ctx == other.ctx

@@ -17,7 +17,7 @@
 //!
 //! A [`Heap`] trusts its caller as C does. A [`CheckedHeap`] keeps a ledger of live blocks beside it and answers every misused
 //! address with a [`Fault`]. An [`ObjectHeap`] adds types, objects and the cyclic collector to that; it is what the JavaScript face
-//! stands on. [`GlobalHeap`] is a heap as Rust's global allocator.
+//! stands on.
 //!
 //! A heap may go to another thread, but is used by one at a time: its mem and obj domains have no lock, as CPython's have none but the
 //! GIL. Whoever shares one does not get past the compiler. Blocks of the raw domain are the C library's and may be freed by any thread,
@@ -38,7 +38,7 @@
 //! ```
 //!
 //! Nothing here may be called from a signal handler. After a fork the child has the heaps of the thread that forked; a heap that
-//! another thread was using at that moment is to be left alone, a [`GlobalHeap`] too.
+//! another thread was using at that moment is to be left alone.
 
 #![no_std]
 
@@ -50,7 +50,6 @@ mod address_hash;
 mod allocator;
 mod domain;
 mod gc;
-mod global;
 mod guest;
 mod heap;
 mod interrupt;
@@ -63,7 +62,6 @@ mod pymalloc;
 pub use allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 pub use domain::{Domain, Fault, FaultKind, Report};
 pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
-pub use global::GlobalHeap;
 pub use guest::{
     AllocatorId, Answer, ArenaGuest, Guest, GuestFault, GuestFaultKind, GuestHeap, OwnAllocators, OwnError, SetError, TakeDown, Threw, Verb,
 };

@@ -170,12 +170,12 @@ fn every_release_leaves_and_says_what_cpython_does() {
     let golden = golden();
     let mut compared = 0;
     for profile in profile::ALL {
-        let expected = &golden[profile.release];
+        let expected = &golden[profile.release()];
         let heap = heap(profile);
         // Keeps the arena.
         heap.malloc(Domain::Obj, 1).expect("memory");
         for Case { name, ops } in cases::cases() {
-            assert_eq!(play(&heap, &ops), expected[&name], "{}: {name}", profile.release);
+            assert_eq!(play(&heap, &ops), expected[&name], "{}: {name}", profile.release());
             heap.verify().expect("holds");
             compared += 1;
         }
@@ -272,7 +272,7 @@ fn the_golden_copies_are_what_real_cpythons_give() {
     for python in pythons() {
         let outputs = python.play("debug", cases::cases().len()).unwrap_or_else(|said| panic!("{}: {said}", python.executable));
         println!("{}: {} cases, {}", python.version, outputs.len(), python.executable);
-        let release = python.profile.release;
+        let release = python.profile.release();
         let known = all.entry(release.into()).or_insert_with(|| outputs.clone());
         assert!(*known == outputs, "{} differs from another of release {release}", python.version);
     }

@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use obmalloc::profile::{self, Geometry, Profile};
-use obmalloc::{Allocator, ArenaAllocator, Domain, Heap, HeapOptions, PY_SSIZE_T_MAX};
+use obmalloc::{Allocator, ArenaAllocator, Domain, Heap, HeapError, HeapOptions, PY_SSIZE_T_MAX};
 
 fn heap() -> Heap {
     Heap::new(&profile::V3_14).expect("a heap")
@@ -327,5 +327,16 @@ fn two_pools_make_an_arena_and_one_does_not() {
             heap.verify().expect("holds");
         }
         assert!(heap.arenas().len() <= 1);
+    }
+}
+
+#[test]
+fn arenas_are_at_most_an_arena_apart() {
+    let with = |arena_slack| Heap::with_options(HeapOptions { arena_slack, ..HeapOptions::new(&profile::V3_14) }).map(drop);
+    let (pool, arena) = (16 << 10, 1 << 20);
+    assert_eq!(with(arena), Ok(()));
+    // Of the last one, bytes of an arena and of the slack add up to less than an arena.
+    for arena_slack in [pool - 1, arena + pool, usize::MAX, usize::MAX - pool + 1] {
+        assert_eq!(with(arena_slack), Err(HeapError::ArenaSlack), "{arena_slack}");
     }
 }

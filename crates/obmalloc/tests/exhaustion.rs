@@ -177,12 +177,12 @@ fn whatever_request_is_refused_nothing_breaks() {
         for (name, operation) in OPERATIONS {
             for &refused in if cfg!(miri) { &[1][..] } else { &[1, usize::MAX] } {
                 for granted in 0..if cfg!(miri) { 1 } else { usize::MAX } {
-                    assert!(granted < 2000, "{name} in {}: it never succeeds", profile.release);
+                    assert!(granted < 2000, "{name} in {}: it never succeeds", profile.release());
                     let s = scene(profile);
                     GRANTED.with(|requests| requests.set(Some((granted, refused))));
                     let result = operation(&s);
                     let all_granted = GRANTED.with(|requests| requests.replace(None)).is_some_and(|(_, left)| left == refused);
-                    let context = || format!("{name} in {}, request {granted} refused", profile.release);
+                    let context = || format!("{name} in {}, request {granted} refused", profile.release());
                     match result {
                         Ok(()) => {}
                         Err(ObjectError::NoMemory) => drop(failed.insert(name)),

@@ -108,7 +108,7 @@ fn write_link(block: usize, link: usize) {
 
 #[test]
 fn a_link_that_leads_out_of_its_pool_is_not_followed() {
-    let any = Geometry { pool_size: 8192, ..profile::V3_13.geometry };
+    let any = Geometry { pool_size: 8192, ..profile::V3_13.geometry() };
     for (profile, geometry) in [(&profile::V3_8, None), (&profile::V3_13, None), (&profile::V3_13, Some(any))] {
         let heap = || CheckedHeap::new(HeapOptions { geometry, ..HeapOptions::new(profile) }).expect("a heap");
         let pool_size = heap().geometry().pool_size;

@@ -120,7 +120,7 @@ impl Scene {
         self.heap.collect(2).expect("a collection");
         self.heap.collect(2).expect("a collection");
         self.heap.verify().expect("holds");
-        assert_eq!(self.heap.allocated_blocks(), 0, "{}", self.heap.profile().release);
+        assert_eq!(self.heap.allocated_blocks(), 0, "{}", self.heap.profile().release());
     }
 }
 

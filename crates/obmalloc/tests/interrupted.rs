@@ -171,7 +171,7 @@ fn each_place(profile: &'static Profile, shape: Shape, deed: impl Fn(&Scene) -> 
         let done = deed(&scene);
         let times = scene.asked.times.get();
         let interrupted = times > place;
-        assert!(done == Ok(()) || interrupted && done == Err(ObjectError::Aborted), "{} {shape:?}: {done:?}", profile.release);
+        assert!(done == Ok(()) || interrupted && done == Err(ObjectError::Aborted), "{} {shape:?}: {done:?}", profile.release());
         scene.finish();
         if !interrupted {
             return times;
@@ -198,7 +198,7 @@ fn interrupted_collection_loses_nothing() {
                 collected.map(drop)
             });
             // In each of counting, moving and destroying, where there is something to destroy.
-            assert!(places >= 5, "{} {shape:?}: asked {places} times", profile.release);
+            assert!(places >= 5, "{} {shape:?}: asked {places} times", profile.release());
         }
     }
 }
@@ -223,7 +223,7 @@ fn interrupted_destruction_is_taken_up() {
             let last = scene.held.take().remove(0);
             Ok(scene.heap.decref(last)?)
         });
-        assert!(places >= 4, "{}: asked {places} times", profile.release);
+        assert!(places >= 4, "{}: asked {places} times", profile.release());
     }
 }
 
@@ -249,7 +249,7 @@ fn interrupted_joining_loses_nothing() {
             scene.heap.collect(0)?;
             scene.heap.unfreeze()
         });
-        assert!(places >= 12, "{}: asked {places} times", profile.release);
+        assert!(places >= 12, "{}: asked {places} times", profile.release());
     }
 }
 

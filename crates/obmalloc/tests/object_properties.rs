@@ -308,7 +308,7 @@ fn what_is_reached_stays_and_what_is_not_goes() {
             if let Err(error) = run(profile, geometry, &ops) {
                 let shortest = shrink(ops, |ops| run(profile, geometry, ops).is_err());
                 let error = run(profile, geometry, &shortest).err().unwrap_or(error);
-                panic!("seed {seed}, {}: {error}\nshortest: {shortest:#?}", profile.release);
+                panic!("seed {seed}, {}: {error}\nshortest: {shortest:#?}", profile.release());
             }
         }
     }

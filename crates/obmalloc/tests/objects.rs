@@ -138,10 +138,10 @@ fn cycles_are_collected() {
         let live = s.ring(10..13);
         s.heap.incref(live[1]).unwrap();
         s.ring(1..4);
-        assert_eq!(s.heap.collect(2), Ok(3), "{}", profile.release);
+        assert_eq!(s.heap.collect(2), Ok(3), "{}", profile.release());
         // Clearing 1 destroys 2, and with it 3.
-        assert_eq!(s.log.take(), ["dealloc 2", "dealloc 3", "dealloc 1", "stop 2 3 0"], "{}", profile.release);
-        assert_eq!(s.heap.objects(None).unwrap(), [live[1], live[2], live[0]], "{}", profile.release);
+        assert_eq!(s.log.take(), ["dealloc 2", "dealloc 3", "dealloc 1", "stop 2 3 0"], "{}", profile.release());
+        assert_eq!(s.heap.objects(None).unwrap(), [live[1], live[2], live[0]], "{}", profile.release());
         s.heap.verify().unwrap();
         assert_eq!(s.heap.collect(2), Ok(0));
         assert_eq!(s.heap.objects(None).unwrap(), [live[1], live[2], live[0]]);
@@ -159,7 +159,7 @@ fn finalizers_run_once_and_may_resurrect() {
         s.ring(1..3);
         let kept = s.ring(90..92);
         // 90 and 91 make themselves reachable again.
-        assert_eq!(s.heap.collect(2), Ok(4 - left), "{}", profile.release);
+        assert_eq!(s.heap.collect(2), Ok(4 - left), "{}", profile.release());
         let log = s.log.take();
         assert_eq!(log[..4], ["finalize 1", "finalize 2", "finalize 90", "finalize 91"]);
         assert_eq!(s.heap.objects(None).unwrap().len(), left);
@@ -183,7 +183,7 @@ fn weak_references_are_cleared_and_call_back() {
         let called = s.heap.new_weakref(ring[0], NonZeroU64::new(7)).unwrap();
         assert_eq!(s.heap.deref_weakref(basic), Ok(Some(ring[0])));
         assert_eq!(s.heap.collect(2), Ok(2));
-        assert_eq!(s.log.take(), ["callback 7 Ok(None)", "dealloc 2", "dealloc 1", "stop 2 2 0"], "{}", profile.release);
+        assert_eq!(s.log.take(), ["callback 7 Ok(None)", "dealloc 2", "dealloc 1", "stop 2 2 0"], "{}", profile.release());
         assert_eq!(s.heap.deref_weakref(basic), Ok(None));
         for reference in [basic, basic, called] {
             s.heap.decref(reference).unwrap();
@@ -195,7 +195,7 @@ fn weak_references_are_cleared_and_call_back() {
             s.log.take(),
             ["callback 3 Ok(None)", "callback 2 Ok(None)", "callback 1 Ok(None)", "dealloc 3"],
             "{}",
-            profile.release
+            profile.release()
         );
         references.into_iter().for_each(|reference| s.heap.decref(reference).unwrap());
         assert_eq!(s.heap.allocated_blocks(), 0);
@@ -241,7 +241,7 @@ fn requested_sizes_are_those_of_the_release() {
             let object = heap.alloc(kind, 3).unwrap();
             let block = object - heap.type_info(kind).presize();
             let usable = std::ops::Deref::deref(&heap).usable_size(Domain::Obj, block).unwrap();
-            assert_eq!(usable, usize::next_multiple_of(size, 16), "{} {index}", profile.release);
+            assert_eq!(usable, usize::next_multiple_of(size, 16), "{} {index}", profile.release());
         }
     }
 }

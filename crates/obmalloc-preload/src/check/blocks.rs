@@ -16,7 +16,7 @@
 //! | 1 | whether the block has been freed |
 //! | 29 | the size, bytes; all ones when that is not enough: then the size is in the next word, which can belong to no other block |
 
-use obmalloc_trace::format::Domain;
+use obmalloc::Domain;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 

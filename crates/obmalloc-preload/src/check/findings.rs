@@ -11,7 +11,7 @@ use crate::header::{Header, Parent, quoted, text_of};
 use crate::lock::SpinLock;
 use crate::python;
 use crate::say::say;
-use obmalloc_trace::format::Domain;
+use obmalloc::Domain;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -294,14 +294,14 @@ impl Report {
 /// As members of a JSON object.
 impl Display for Key {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const NAMES: [&str; 3] = ["raw", "mem", "obj"];
+        let name = |domain: u8| Domain::ALL[usize::from(domain)].name();
         write!(
             out,
             "\"kind\": \"{}\", \"call\": \"{}\", \"allocated\": {}, \"used\": \"{}\"",
             self.fault,
             if self.call == Call::Free { "free" } else { "realloc" },
-            self.allocated.map_or_else(|| "null".to_owned(), |domain| quoted(NAMES[usize::from(domain)])),
-            NAMES[usize::from(self.used)],
+            self.allocated.map_or_else(|| "null".to_owned(), |domain| quoted(name(domain))),
+            name(self.used),
         )
     }
 }

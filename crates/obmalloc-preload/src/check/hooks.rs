@@ -10,32 +10,20 @@ use super::findings::{self, Call, Fault};
 use super::site;
 use crate::inside;
 use crate::lock::Errno;
-use crate::python::{self, PyMemAllocatorEx, SetOnce};
-use obmalloc_trace::format::Domain;
+use crate::python::{self, MEM, OBJ, RAW, SetOnce};
+use obmalloc::{Allocator, Domain};
 use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::ptr::null_mut;
 
-const RAW: u8 = Domain::Raw as u8;
-const MEM: u8 = Domain::Mem as u8;
-const OBJ: u8 = Domain::Obj as u8;
-
-const fn domain(number: u8) -> Domain {
-    match number {
-        RAW => Domain::Raw,
-        MEM => Domain::Mem,
-        _ => Domain::Obj,
-    }
-}
-
 static BLOCKS: Blocks = Blocks::new();
-static ORIGINAL: SetOnce<[PyMemAllocatorEx; 3]> = SetOnce::new();
+static ORIGINAL: SetOnce<[Allocator; 3]> = SetOnce::new();
 
 /// The allocator that a domain had before the checker came.
 #[inline(always)]
-fn original(domain: Domain) -> &'static PyMemAllocatorEx {
+fn original(domain: Domain) -> &'static Allocator {
     // SAFETY: hooks run only once `install` has set the originals.
     unsafe { &ORIGINAL.get()[domain as usize] }
 }
@@ -79,41 +67,41 @@ entry!(realloc => realloc_from(*mut c_void, *mut c_void, usize) -> *mut c_void, 
 entry!(free => free_from(*mut c_void, *mut c_void) -> (), "rdx", "x2");
 
 unsafe extern "C" fn malloc_from<const D: u8>(_: *mut c_void, size: usize, caller: usize) -> *mut c_void {
-    let inner = original(domain(D));
+    let inner = original(Domain::ALL[D as usize]);
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
-    let result = within(domain(D), || unsafe { (inner.malloc)(inner.ctx, size) });
+    let result = within(Domain::ALL[D as usize], || unsafe { (inner.malloc)(inner.ctx, size) });
     if !result.is_null() {
-        BLOCKS.put(result as usize, domain(D), size, caller);
+        BLOCKS.put(result as usize, Domain::ALL[D as usize], size, caller);
     }
     result
 }
 
 unsafe extern "C" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size: usize, caller: usize) -> *mut c_void {
-    let inner = original(domain(D));
+    let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
-    let result = within(domain(D), || unsafe { (inner.calloc)(inner.ctx, count, size) });
+    let result = within(Domain::ALL[D as usize], || unsafe { (inner.calloc)(inner.ctx, count, size) });
     if !result.is_null() {
-        BLOCKS.put(result as usize, domain(D), count * size, caller);
+        BLOCKS.put(result as usize, Domain::ALL[D as usize], count * size, caller);
     }
     result
 }
 
 unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize, caller: usize) -> *mut c_void {
     let before = BLOCKS.at(address as usize);
-    let taken = BLOCKS.free(address as usize, domain(D), caller);
+    let taken = BLOCKS.free(address as usize, Domain::ALL[D as usize], caller);
     if !taken
         && !address.is_null()
         && !is_nested::<D>()
         && let Some(fault) = fault_of(address as usize)
     {
         // SAFETY: the caller's call, which was found to be wrong.
-        return unsafe { wrong_realloc(domain(D), address, size, caller, &fault) };
+        return unsafe { wrong_realloc(Domain::ALL[D as usize], address, size, caller, &fault) };
     }
-    let inner = original(domain(D));
+    let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
-    let result = within(domain(D), || unsafe { (inner.realloc)(inner.ctx, address, size) });
+    let result = within(Domain::ALL[D as usize], || unsafe { (inner.realloc)(inner.ctx, address, size) });
     if !result.is_null() {
-        BLOCKS.put(result as usize, domain(D), size, caller);
+        BLOCKS.put(result as usize, Domain::ALL[D as usize], size, caller);
     } else if taken && let Some(block) = before {
         BLOCKS.revive(address as usize, block.site);
     }
@@ -124,18 +112,18 @@ unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_v
 }
 
 unsafe extern "C" fn free_from<const D: u8>(_: *mut c_void, address: *mut c_void, caller: usize) {
-    let taken = BLOCKS.free(address as usize, domain(D), caller);
+    let taken = BLOCKS.free(address as usize, Domain::ALL[D as usize], caller);
     if !taken
         && !address.is_null()
         && !is_nested::<D>()
         && let Some(fault) = fault_of(address as usize)
     {
         // SAFETY: the caller's call, which was found to be wrong.
-        return unsafe { wrong_free(domain(D), address, caller, &fault) };
+        return unsafe { wrong_free(Domain::ALL[D as usize], address, caller, &fault) };
     }
-    let inner = original(domain(D));
+    let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
-    within(domain(D), || unsafe { (inner.free)(inner.ctx, address) });
+    within(Domain::ALL[D as usize], || unsafe { (inner.free)(inner.ctx, address) });
 }
 
 /// What is wrong with giving `address` to a domain that has no such block. `None` when that cannot be said, because there was no
@@ -229,14 +217,14 @@ fn called_from(used: Domain, caller: usize) -> usize {
     site::caller(caller, &table, is_ours(&table))
 }
 
-const fn table<const D: u8>() -> PyMemAllocatorEx {
-    PyMemAllocatorEx { ctx: null_mut(), malloc: malloc::<D>, calloc: calloc::<D>, realloc: realloc::<D>, free: free::<D> }
+const fn table<const D: u8>() -> Allocator {
+    Allocator { ctx: null_mut(), malloc: malloc::<D>, calloc: calloc::<D>, realloc: realloc::<D>, free: free::<D> }
 }
 
 /// The checker's allocators. In one place, because a function may have several addresses, and they are compared.
-static OURS: [PyMemAllocatorEx; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
+static OURS: [Allocator; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
 
-fn is_ours(allocator: &PyMemAllocatorEx) -> bool {
+fn is_ours(allocator: &Allocator) -> bool {
     OURS.iter().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
 }
 
@@ -271,7 +259,7 @@ pub fn install() {
     // SAFETY: the process is being loaded: one thread, and no call has been made yet that could come to a hook. CPython copies the
     // tables; allocators may be replaced before it is initialised.
     unsafe {
-        ORIGINAL.set([RAW, MEM, OBJ].map(|number| api.allocator(c_int::from(number))));
+        ORIGINAL.set(Domain::ALL.map(|domain| api.allocator(domain as c_int)));
         for (number, ours) in OURS.iter().enumerate() {
             (api.set_allocator)(number as c_int, ours);
         }

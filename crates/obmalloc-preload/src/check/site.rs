@@ -1,7 +1,8 @@
 //! Whose code an address is: the function and the module, from the dynamic linker or else from the module's own symbol table; and who
 //! called an allocator, where others stand in between.
 
-use crate::python::{self, PyMemAllocatorEx, symbol};
+use crate::python::{self, symbol};
+use obmalloc::Allocator;
 use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
@@ -63,7 +64,7 @@ impl Site {
 
     /// As [`Site::of`], for a call of which the lower half of the return address is left. `None` when that is not enough, or when the
     /// call is one of an allocator's own functions and so tells nothing: `tables` are those that the domains have at this moment.
-    pub fn of_low(low: u32, tables: &[PyMemAllocatorEx]) -> Option<Self> {
+    pub fn of_low(low: u32, tables: &[Allocator]) -> Option<Self> {
         let address = whole(low)?;
         let tells = !is_api(address) && !tables.iter().any(|table| is_of(table, address));
         tells.then(|| Self::of(address))
@@ -99,7 +100,7 @@ fn dl_info(address: usize) -> Option<libc::Dl_info> {
 
 /// The return address of who called the allocator, given the one that the hook had: the same, unless something stands in between,
 /// such as a wrapper that was put over the hook (tracemalloc is one). `table` is the allocator of the domain at this moment.
-pub fn caller(return_address: usize, table: &PyMemAllocatorEx, is_ours: bool) -> usize {
+pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize {
     if is_ours && !is_api(return_address) {
         return return_address;
     }
@@ -121,7 +122,7 @@ pub fn caller(return_address: usize, table: &PyMemAllocatorEx, is_ours: bool) ->
 }
 
 /// Whether a call that returns here is in one of the allocator's functions.
-fn is_of(table: &PyMemAllocatorEx, return_address: usize) -> bool {
+fn is_of(table: &Allocator, return_address: usize) -> bool {
     let functions = [table.malloc as usize, table.calloc as usize, table.realloc as usize, table.free as usize];
     functions.contains(&function_start(return_address))
 }

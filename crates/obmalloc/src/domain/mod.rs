@@ -24,7 +24,7 @@ use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::interrupt::Interrupt;
 use crate::pinned::Pinned;
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{AnyPools, CheckedPools, Freed, LargePools, Pymalloc, Shape, SmallPools, WatchedPools};
+use crate::pymalloc::{AnyPools, CheckedPools, Freed, LargePools, Pools, Pymalloc, Shape, SmallPools, WatchedPools};
 use debug::Refused;
 use nomemory::NoMemory;
 
@@ -116,13 +116,13 @@ impl Domains {
     /// `this` points to domains whose pymalloc is initialised.
     unsafe fn pymalloc_allocator(this: *mut Self, trust: Trust) -> Allocator {
         // SAFETY: the caller's promise.
-        let geometry = unsafe { *(*this).pymalloc.geometry() };
-        match (geometry, trust) {
-            (Geometry::SMALL, Trust::InLinks) => functions::<SmallPools>(this),
-            (Geometry::LARGE, Trust::InLinks) => functions::<LargePools>(this),
-            (Geometry::SMALL, Trust::None) => functions::<CheckedPools<SmallPools>>(this),
-            (Geometry::LARGE, Trust::None) => functions::<CheckedPools<LargePools>>(this),
-            _ => functions::<AnyPools>(this),
+        let pools = Pools::of(unsafe { (*this).pymalloc.geometry() });
+        match (pools, trust) {
+            (Pools::Small, Trust::InLinks) => functions::<SmallPools>(this),
+            (Pools::Large, Trust::InLinks) => functions::<LargePools>(this),
+            (Pools::Small, Trust::None) => functions::<CheckedPools<SmallPools>>(this),
+            (Pools::Large, Trust::None) => functions::<CheckedPools<LargePools>>(this),
+            (Pools::Other, _) => functions::<AnyPools>(this),
         }
     }
 

@@ -43,7 +43,8 @@ unsafe impl Send for Heap {}
 fn geometry(options: &HeapOptions) -> Result<Geometry, HeapError> {
     let geometry = options.geometry.unwrap_or(options.profile.geometry);
     geometry.check()?;
-    if options.arena_slack.is_multiple_of(geometry.pool_size) { Ok(geometry) } else { Err(HeapError::ArenaSlack) }
+    let fits = options.arena_slack.is_multiple_of(geometry.pool_size) && options.arena_slack <= geometry.arena_size;
+    if fits { Ok(geometry) } else { Err(HeapError::ArenaSlack) }
 }
 
 impl Heap {

@@ -13,7 +13,7 @@ pub struct HeapOptions {
     /// Sizes other than the release's own, for asking "what if".
     pub geometry: Option<Geometry>,
     /// Bytes left between arenas, for an arena allocator that wraps the heap's own and places arenas off their natural boundary:
-    /// a multiple of the pool size, 0 for none.
+    /// a multiple of the pool size, at most an arena, 0 for none.
     pub arena_slack: usize,
     /// What the domains begin with (`PYTHONMALLOC`). A [`Heap`](crate::Heap), which trusts its caller, has no debug hooks.
     pub allocator: AllocatorName,
@@ -40,7 +40,7 @@ impl HeapOptions {
 pub enum HeapError {
     /// A size is out of its range.
     Geometry(GeometryError),
-    /// The slack between arenas is no multiple of the pool size.
+    /// The slack between arenas is no multiple of the pool size, or larger than an arena.
     ArenaSlack,
     /// Debug hooks were asked for where there are none.
     DebugHooks,
@@ -52,7 +52,7 @@ impl fmt::Display for HeapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Geometry(error) => error.fmt(f),
-            Self::ArenaSlack => f.write_str("arena slack: expected a multiple of the pool size"),
+            Self::ArenaSlack => f.write_str("arena slack: expected a multiple of the pool size, at most the arena size"),
             Self::DebugHooks => f.write_str("allocator: expected one without debug hooks, which only a checked heap has"),
             Self::NoMemory => f.write_str("no memory for the tables of a heap"),
         }

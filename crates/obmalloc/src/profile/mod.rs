@@ -28,22 +28,22 @@ impl Geometry {
     pub const LARGE: Self = Self { arena_size: 1 << 20, pool_size: 16 << 10, ..Self::SMALL };
 
     /// Number of size classes (`NB_SMALL_SIZE_CLASSES`).
-    pub const fn size_classes(&self) -> usize {
+    pub(crate) const fn size_classes(&self) -> usize {
         self.small_request_threshold / self.alignment
     }
 
     /// Pools in an arena whose base is a multiple of the pool size (`MAX_POOLS_IN_ARENA`).
-    pub const fn pools_per_arena(&self) -> usize {
+    pub(crate) const fn pools_per_arena(&self) -> usize {
         self.arena_size / self.pool_size
     }
 
     /// Bytes in a block of size class `class`, counted from 0 (`INDEX2SIZE`).
-    pub const fn block_size(&self, class: usize) -> usize {
+    pub(crate) const fn block_size(&self, class: usize) -> usize {
         (class + 1) * self.alignment
     }
 
     /// Blocks in a pool of size class `class` (`NUMBLOCKS`).
-    pub const fn blocks_per_pool(&self, class: usize) -> usize {
+    pub(crate) const fn blocks_per_pool(&self, class: usize) -> usize {
         (self.pool_size - POOL_OVERHEAD) / self.block_size(class)
     }
 
@@ -104,7 +104,7 @@ impl core::error::Error for GeometryError {}
 
 /// What becomes of an arena when its last block is freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EmptyArena {
+pub(crate) enum EmptyArena {
     /// It is given back at once.
     Release,
     /// It is given back unless it is the right-most of the usable arenas (bpo-37257).
@@ -114,7 +114,7 @@ pub enum EmptyArena {
 /// How pymalloc tells its own addresses from others (`address_in_range`), which shows in what it asks of the raw domain and in
 /// the statistics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RangeCheck {
+pub(crate) enum RangeCheck {
     /// By the arena index in the pool header.
     ArenaIndex,
     /// By a radix tree of three levels over the arenas' addresses.
@@ -128,7 +128,7 @@ pub enum RangeCheck {
 
 /// Where a class's instances keep their dict, or the list of weak references to them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Storage {
+pub(crate) enum Storage {
     /// In a word at the end of the object, counted in `tp_basicsize`.
     Slot,
     /// In two words before the collector's (`Py_TPFLAGS_MANAGED_DICT`, `Py_TPFLAGS_MANAGED_WEAKREF`).
@@ -139,7 +139,7 @@ pub enum Storage {
 
 /// Which types with a managed dict keep its values behind the object (`Py_TPFLAGS_INLINE_VALUES`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum InlineValues {
+pub(crate) enum InlineValues {
     /// None.
     Never,
     /// Those whose objects are nothing but a header.
@@ -150,7 +150,7 @@ pub enum InlineValues {
 
 /// Whether a reference count can mean that an object is never destroyed, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Immortality {
+pub(crate) enum Immortality {
     /// It cannot.
     None,
     /// When the lower 32 bits are negative; all of them set says so, and that is where counting up ends.
@@ -161,7 +161,7 @@ pub enum Immortality {
 
 /// What a collection does with an immortal object that it meets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ImmortalMet {
+pub(crate) enum ImmortalMet {
     /// It joins the permanent generation.
     Frozen,
     /// It is not tracked any more.
@@ -170,7 +170,7 @@ pub enum ImmortalMet {
 
 /// When an allocation that crosses the threshold has its collection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Automatic {
+pub(crate) enum Automatic {
     /// Before the allocation returns.
     InsideAllocation,
     /// When the interpreter next looks (`_PY_GC_SCHEDULED_BIT`). Early 3.12 then forgot to ask whether the collector was still enabled
@@ -183,7 +183,7 @@ pub enum Automatic {
 
 /// What the count of the youngest generation counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Counted {
+pub(crate) enum Counted {
     /// GC objects allocated, less those freed.
     Allocations,
     /// Objects tracked, less those untracked.
@@ -201,7 +201,7 @@ pub enum Algorithm {
 
 /// What becomes of the unreachable objects when a finalizer makes one of them reachable again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Resurrection {
+pub(crate) enum Resurrection {
     /// All of them are kept.
     KeepsAll,
     /// Those that it reaches are kept (bpo-38379).
@@ -210,7 +210,7 @@ pub enum Resurrection {
 
 /// When weak references to unreachable objects are cleared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WeakrefsCleared {
+pub(crate) enum WeakrefsCleared {
     /// Before finalizers run.
     BeforeFinalizers,
     /// Before finalizers run, and those that finalizers made, after (gh-91636).
@@ -221,7 +221,7 @@ pub enum WeakrefsCleared {
 
 /// How the debug hooks word what they find.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DebugText {
+pub(crate) struct DebugText {
     /// Whether the function that found it is named before the message.
     pub names_function: bool,
     /// Whether the message ends at a zero byte that it would quote.
@@ -234,7 +234,7 @@ pub struct DebugText {
 
 /// How a stack without a Python function is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NoFrame {
+pub(crate) enum NoFrame {
     /// As `<no Python frame>`.
     Unindented,
     /// As `<no Python frame>`, after two blanks.
@@ -245,7 +245,7 @@ pub enum NoFrame {
 
 /// What a release's type allocators and collector do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ObjectRules {
+pub(crate) struct ObjectRules {
     /// Where a dict is kept.
     pub dict: Storage,
     /// Where the list of weak references is kept.
@@ -276,21 +276,36 @@ pub struct ObjectRules {
     pub lone_weakref_kept: bool,
 }
 
-/// One CPython release.
+/// One CPython release. There are no others than these: a row that a program composes could have sizes and rules that do not go together.
+///
+/// ```
+/// use obmalloc::profile::{Geometry, V3_13};
+/// assert_eq!((V3_13.release(), V3_13.geometry()), ("3.13", Geometry::LARGE));
+/// ```
+/// ```compile_fail,E0451
+/// let mine = obmalloc::profile::Profile { release: "mine", ..obmalloc::profile::V3_13 };
+/// ```
+/// ```compile_fail,E0616
+/// let mut mine = obmalloc::profile::V3_13;
+/// mine.objects.weakref_basicsize = 8;
+/// ```
+/// ```compile_fail,E0603
+/// let none = obmalloc::profile::RangeCheck::RadixTree { address_bits: 0, top_masked_by_bottom: false };
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Profile {
     /// The release's name: `"3.8"` to `"3.15"`; `"3.14.0"` is 3.14.0 to 3.14.4, `"3.14"` what came after.
-    pub release: &'static str,
+    pub(crate) release: &'static str,
     /// pymalloc's sizes.
-    pub geometry: Geometry,
+    pub(crate) geometry: Geometry,
     /// What becomes of empty arenas.
-    pub empty_arena: EmptyArena,
+    pub(crate) empty_arena: EmptyArena,
     /// How addresses are told apart.
-    pub range_check: RangeCheck,
+    pub(crate) range_check: RangeCheck,
     /// What the debug hooks print.
-    pub debug_text: DebugText,
+    pub(crate) debug_text: DebugText,
     /// Type allocators and the collector.
-    pub objects: ObjectRules,
+    pub(crate) objects: ObjectRules,
 }
 
 const RADIX_48: RangeCheck = RangeCheck::RadixTree { address_bits: 48, top_masked_by_bottom: true };
@@ -424,6 +439,27 @@ pub const V3_15: Profile = Profile {
 pub const ALL: [&Profile; 9] = [&V3_8, &V3_9, &V3_10, &V3_11, &V3_12, &V3_13, &V3_14_0, &V3_14, &V3_15];
 
 impl Profile {
+    /// The release's name: `"3.8"` to `"3.15"`; `"3.14.0"` is 3.14.0 to 3.14.4, `"3.14"` what came after.
+    pub const fn release(&self) -> &'static str {
+        self.release
+    }
+
+    /// pymalloc's sizes.
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Which collector there is.
+    pub const fn algorithm(&self) -> Algorithm {
+        self.objects.algorithm
+    }
+
+    /// The release, but without the nodes of an arena map: a replay requests them itself, for the recorded addresses
+    /// ([`ArenaMapCounts`](crate::ArenaMapCounts)).
+    pub const fn without_arena_map(&self) -> Self {
+        Self { range_check: RangeCheck::ArenaIndex, ..*self }
+    }
+
     /// The release called `name`, if there is one.
     pub fn named(name: &str) -> Option<&'static Self> {
         ALL.into_iter().find(|profile| profile.release == name)

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ffi::c_void;
 
 use crate::address_hash::{AddressMap, AddressSet};
-use crate::profile::{Geometry, RangeCheck};
+use crate::profile::{Geometry, Profile, RangeCheck};
 
 /// The levels of the tree.
 #[derive(Clone, Copy)]
@@ -43,6 +43,7 @@ struct Coverage {
     lo: Option<(usize, u32)>,
 }
 
+#[derive(Default)]
 pub(crate) struct ArenaMap {
     arena_bits: u32,
     levels: Option<Levels>,
@@ -199,13 +200,14 @@ impl ArenaMap {
 }
 
 /// The nodes that the tree of a release has after arenas at certain addresses, whatever the addresses here: for comparing a replay
-/// with the process that was recorded.
+/// with the process that was recorded. By default that of a release without one.
+#[derive(Default)]
 pub struct ArenaMapCounts(ArenaMap);
 
 impl ArenaMapCounts {
-    /// A tree without nodes.
-    pub fn new(range_check: RangeCheck, geometry: &Geometry) -> Self {
-        Self(ArenaMap::new(range_check, geometry))
+    /// A release's tree, without nodes.
+    pub fn new(profile: &Profile) -> Self {
+        Self(ArenaMap::new(profile.range_check, &profile.geometry))
     }
 
     /// An arena is taken at `base`: calls `request` with the bytes of each node that this needs, in order. When that gives false the

@@ -86,7 +86,31 @@ pub(crate) struct Pymalloc {
     region: Pinned<Region>,
 }
 
-/// How a geometry is known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
+/// Which pools a geometry makes. The size of its arenas does not matter: nothing that a [`Shape`] is for looks at that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pools {
+    /// Those of [`Geometry::SMALL`].
+    Small,
+    /// Those of [`Geometry::LARGE`].
+    Large,
+    /// Others.
+    Other,
+}
+
+impl Pools {
+    pub fn of(geometry: &Geometry) -> Self {
+        let has_pools_of = |release: Geometry| *geometry == Geometry { arena_size: geometry.arena_size, ..release };
+        if has_pools_of(Geometry::SMALL) {
+            Self::Small
+        } else if has_pools_of(Geometry::LARGE) {
+            Self::Large
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// How the sizes of pools and blocks are known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
 pub(crate) trait Shape {
     const FIXED: Option<Geometry>;
     /// Whether links of free blocks are looked at before they are followed.
@@ -95,11 +119,11 @@ pub(crate) trait Shape {
     const WATCHED: bool = false;
 }
 
-/// [`Geometry::SMALL`]
+/// [`Pools::Small`]
 pub(crate) struct SmallPools;
-/// [`Geometry::LARGE`]
+/// [`Pools::Large`]
 pub(crate) struct LargePools;
-/// Any geometry.
+/// Any pools.
 pub(crate) struct AnyPools;
 
 impl Shape for SmallPools {
@@ -115,7 +139,7 @@ impl Shape for AnyPools {
 
 /// Of a heap that does not trust its caller.
 pub(crate) struct CheckedPools<S>(PhantomData<S>);
-/// Any geometry, with debug hooks around it.
+/// Any pools, with debug hooks around them.
 pub(crate) struct WatchedPools;
 
 impl<S: Shape> Shape for CheckedPools<S> {
@@ -750,4 +774,35 @@ fn prefetch(address: *mut u8) {
 /// Turns a C result into an option.
 pub(crate) fn non_null(address: *mut u8) -> Option<NonNull<u8>> {
     NonNull::new(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::ALL;
+
+    #[test]
+    fn every_release_has_pools_of_a_known_shape_whatever_its_arenas() {
+        for profile in ALL {
+            let own = Pools::of(&profile.geometry);
+            assert_ne!(own, Pools::Other, "{}", profile.release);
+            for arena_size in (16..=26).map(|shift| 1 << shift) {
+                let geometry = Geometry { arena_size, ..profile.geometry };
+                assert_eq!(Pools::of(&geometry), own, "{} with arenas of {arena_size}", profile.release);
+            }
+        }
+    }
+
+    #[test]
+    fn pools_of_other_sizes_have_no_known_shape() {
+        for release in [Geometry::SMALL, Geometry::LARGE] {
+            for other in [
+                Geometry { pool_size: 8 << 10, ..release },
+                Geometry { alignment: 8, ..release },
+                Geometry { small_request_threshold: 256, ..release },
+            ] {
+                assert_eq!(Pools::of(&other), Pools::Other, "{other:?}");
+            }
+        }
+    }
 }

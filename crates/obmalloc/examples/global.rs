@@ -1,30 +1,28 @@
-//! A heap as Rust's global allocator.
+//! A heap as Rust's global allocator, of this whole program: `cargo run --example global`.
 
-use core::alloc::{GlobalAlloc, Layout};
-use core::cell::UnsafeCell;
-use core::hint;
-use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::UnsafeCell;
+use std::hint;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::domain::Domain;
-use crate::heap::{Heap, HeapOptions};
-use crate::profile::Profile;
+use obmalloc::profile::{self, Profile};
+use obmalloc::{Domain, Heap};
+
+#[global_allocator]
+static ALLOCATOR: GlobalHeap = GlobalHeap::new(&profile::V3_14);
+
+fn main() {
+    let words: Vec<String> = "a global allocator".split(' ').map(String::from).collect();
+    let blocks = ALLOCATOR.lock(Heap::allocated_blocks);
+    println!("{} words, {} blocks", words.len(), blocks.unwrap_or(0));
+}
 
 /// A heap for `#[global_allocator]`: small requests go to pymalloc under a lock, the others to the C library.
 ///
 /// The lock is nobody's after a fork: where another thread had it, the child waits for ever. A program with threads forks only to
 /// execute another one.
-///
-/// ```
-/// use obmalloc::{GlobalHeap, profile};
-///
-/// #[global_allocator]
-/// static ALLOCATOR: GlobalHeap = GlobalHeap::new(&profile::V3_13);
-///
-/// let words: Vec<String> = "a global allocator".split(' ').map(String::from).collect();
-/// assert_eq!(words.len(), 3);
-/// ```
-pub struct GlobalHeap {
+struct GlobalHeap {
     profile: &'static Profile,
     /// 0, or the thread that is inside.
     owner: AtomicUsize,
@@ -36,7 +34,7 @@ unsafe impl Sync for GlobalHeap {}
 
 impl GlobalHeap {
     /// A heap of `profile`, made at the first request.
-    pub const fn new(profile: &'static Profile) -> Self {
+    const fn new(profile: &'static Profile) -> Self {
         Self { profile, owner: AtomicUsize::new(0), heap: UnsafeCell::new(None) }
     }
 
@@ -53,7 +51,7 @@ impl GlobalHeap {
         // SAFETY: this thread owns the heap until `owner` is cleared, and cannot come here again before.
         let heap = unsafe { &mut *self.heap.get() };
         if heap.is_none() {
-            *heap = Heap::with_options(HeapOptions::new(self.profile)).ok();
+            *heap = Heap::new(self.profile).ok();
         }
         let result = heap.as_ref().map(with);
         self.owner.store(0, Ordering::Release);
@@ -61,7 +59,7 @@ impl GlobalHeap {
     }
 
     fn is_small(&self, layout: &Layout) -> bool {
-        let geometry = &self.profile.geometry;
+        let geometry = self.profile.geometry();
         layout.align() <= geometry.alignment && layout.size() <= geometry.small_request_threshold
     }
 }
@@ -95,6 +93,53 @@ unsafe impl GlobalAlloc for GlobalHeap {
                 return;
             }
             libc::free(block.cast());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    #[test]
+    fn threads_share_it() {
+        let threads: Vec<_> = (0..8u64)
+            .map(|seed| {
+                std::thread::spawn(move || {
+                    let mut map = HashMap::new();
+                    for number in 0..if cfg!(miri) { 50 } else { 20_000u64 } {
+                        let text = format!("{seed}-{number}");
+                        map.insert(text.clone(), text.repeat((number % 40) as usize));
+                        if number % 3 == 0 {
+                            map.remove(&format!("{seed}-{}", number / 2));
+                        }
+                    }
+                    map
+                })
+            })
+            .collect();
+        for (seed, thread) in threads.into_iter().enumerate() {
+            let map = thread.join().expect("no panic");
+            assert!(map.iter().all(|(key, value)| key.starts_with(&seed.to_string()) && value.len() % key.len() == 0));
+        }
+    }
+
+    #[test]
+    fn alignments_are_kept() {
+        use std::alloc::{Layout, alloc, dealloc, realloc};
+        for align in (0..=13).map(|power| 1usize << power) {
+            for size in [1, 8, 100, 512, 513, 5000, 100_000] {
+                let layout = Layout::from_size_align(size, align).expect("a layout");
+                // SAFETY: the layout is not empty; the block is used within it and freed with it.
+                unsafe {
+                    let block = alloc(layout);
+                    assert!(!block.is_null() && block.addr().is_multiple_of(align));
+                    block.write_bytes(3, size);
+                    let grown = realloc(block, layout, size * 2);
+                    assert!(grown.addr().is_multiple_of(align) && *grown.add(size - 1) == 3);
+                    dealloc(grown, Layout::from_size_align(size * 2, align).expect("a layout"));
+                }
+            }
         }
     }
 }

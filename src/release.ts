@@ -1,0 +1,11 @@
+/** Which release's rules a CPython follows. */
+
+import type { Release } from '../index.js'
+import { native } from './native.js'
+
+/** The release that a version such as `3.14.2` or `3.12.1+` belongs to. Throws where it is none that there are heaps of. */
+export function releaseOf(version: string): Release {
+  const release = native.releaseOf(version)
+  if (release === null) throw new RangeError(`expected a CPython of 3.8 to 3.15, but got ${version}`)
+  return release
+}
