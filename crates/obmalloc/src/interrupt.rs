@@ -30,9 +30,6 @@ pub(crate) struct Interrupt {
 impl Interrupt {
     /// Somebody always waits.
     pub const NEVER: Self = Self { ctx: ptr::null(), ask: |_| false };
-    /// Nobody waits any more.
-    pub const NOW: Self = Self { ctx: ptr::null(), ask: |_| true };
-
     /// # Safety
     /// `ask` may be called with `ctx` as long as this is in use.
     pub const unsafe fn new(ctx: *const c_void, ask: unsafe fn(*const c_void) -> bool) -> Self {

@@ -63,13 +63,14 @@ pub use allocator::{Allocator, AllocatorName, ArenaAllocator, PY_SSIZE_T_MAX};
 pub use domain::{Domain, Fault, FaultKind, Report};
 pub use gc::{DEBUG_COLLECTABLE, DEBUG_SAVEALL, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GenerationStats, Info, Phase};
 pub use guest::{
-    AllocatorId, Answer, ArenaGuest, Guest, GuestFault, GuestFaultKind, GuestHeap, OwnAllocators, OwnError, SetError, TakeDown, Threw, Verb,
+    AllocatorId, Answer, ArenaGuest, Guest, GuestFault, GuestFaultKind, GuestHeap, OwnAllocators, OwnError, SetError, TakeDown,
+    Threw, Verb,
 };
 pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
 pub use interrupt::Undone;
 pub use object::{
-    Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId, TypeSpec,
-    Value,
+    Blocks, Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId,
+    TypeSpec, Value,
 };
 pub use pymalloc::{ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, Stats};
 

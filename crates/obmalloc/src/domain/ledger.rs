@@ -52,6 +52,8 @@ pub enum FaultKind {
     RefcountUnderflow,
     /// A hook or a guest unwound out of a call of the heap, which is closed for good.
     HeapClosed,
+    /// A guest that is being asked tries to change an object.
+    Reentrant,
 }
 
 impl FaultKind {
@@ -74,6 +76,7 @@ impl FaultKind {
             Self::GcInProgress => "ERR_GC_IN_PROGRESS",
             Self::RefcountUnderflow => "ERR_REFCOUNT_UNDERFLOW",
             Self::HeapClosed => "ERR_HEAP_CLOSED",
+            Self::Reentrant => "ERR_REENTRANT",
         }
     }
 }
@@ -147,6 +150,7 @@ impl fmt::Display for Fault {
             FaultKind::RefcountUnderflow => {
                 write!(f, "expected an object with a reference to give back, but {address:#x} has none left")
             }
+            FaultKind::Reentrant => f.write_str("expected a heap whose objects are not in use, but a guest is being asked"),
             FaultKind::HeapClosed => f.write_str("expected an open heap, but a panic left a call of this one, and it is closed"),
         }
     }
@@ -536,11 +540,6 @@ impl Ledger {
     pub fn forget_elsewhere(&mut self) {
         self.elsewhere = AddressMap::default();
         self.freed = VecDeque::new();
-    }
-
-    /// Whether it was closed.
-    pub fn is_closed(&self) -> bool {
-        self.is_closed
     }
 
     /// Nothing is a block of the heap any more: it was closed. What is outside the region stays on record for being given back.

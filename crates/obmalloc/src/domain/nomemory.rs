@@ -138,7 +138,8 @@ impl Domains {
     /// The allocator that a wrapper is around; any other one as it is.
     pub fn unwrapped(allocator: Allocator) -> Allocator {
         let mut allocator = allocator;
-        while ptr::fn_addr_eq(allocator.malloc, failing_malloc as unsafe extern "C-unwind" fn(*mut c_void, usize) -> *mut c_void) {
+        while ptr::fn_addr_eq(allocator.malloc, failing_malloc as unsafe extern "C-unwind" fn(*mut c_void, usize) -> *mut c_void)
+        {
             // SAFETY: such an allocator was made above, and its wrapper stays as long as the domains.
             allocator = unsafe { (*allocator.ctx.cast::<Wrapper>()).inner };
         }

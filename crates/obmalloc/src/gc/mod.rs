@@ -15,6 +15,7 @@ use list::{GcList, LISTS, ListId};
 
 use crate::address_hash::AddressSet;
 use crate::domain::{Fault, FaultKind};
+use crate::heap::Mode;
 use crate::interrupt::Interrupt;
 use crate::object::{ObjectError, ObjectHeap, header, object_fault, table};
 use crate::profile::{Algorithm, Automatic, Counted, ObjectRules};
@@ -293,7 +294,7 @@ impl ObjectHeap {
     }
 
     fn look_gc(&self, object: usize) -> Result<bool, Fault> {
-        Ok(self.look(object)?.gc)
+        Ok(self.look_open(object)?.gc)
     }
 
     fn change_gc(&self, object: usize) -> Result<(), Fault> {
@@ -390,8 +391,10 @@ impl ObjectHeap {
         if generation >= GENERATIONS {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
         }
-        if self.traversing.get() {
-            return Ok(0);
+        match self.mode().get() {
+            Mode::Open => {}
+            Mode::Traversing => return Ok(0),
+            Mode::Asking | Mode::Closed => self.begin()?,
         }
         self.run_scheduled();
         if self.state().gc.collecting {
@@ -474,6 +477,9 @@ impl ObjectHeap {
 
     /// The objects in lists.
     fn all_of(&self, lists: &[ListId]) -> Result<Vec<usize>, ObjectError> {
+        if self.mode().get() == Mode::Closed {
+            self.begin()?;
+        }
         let gc = &self.state().gc;
         let mut objects = Vec::new();
         for &id in lists {
@@ -495,7 +501,7 @@ impl ObjectHeap {
         let mut wanted = AddressSet::default();
         wanted.try_reserve(objects.len()).map_err(|_| ObjectError::NoMemory)?;
         for &object in objects {
-            self.look(object)?;
+            self.look_open(object)?;
             wanted.insert(object);
             self.go_on_after(1)?;
         }
@@ -530,7 +536,7 @@ impl ObjectHeap {
     pub fn referents(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         let mut referents = Vec::new();
         for &object in objects {
-            let kind = self.look(object)?;
+            let kind = self.look_open(object)?;
             if !kind.gc {
                 continue;
             }
@@ -601,6 +607,7 @@ impl ObjectHeap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heap::Mode;
     use crate::object::{NoHooks, TypeSpec};
     use crate::{HeapOptions, profile};
     use alloc::boxed::Box;

@@ -92,7 +92,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `reference` is no weak reference.
     pub fn deref_weakref(&self, reference: usize) -> Result<Option<usize>, Fault> {
-        if !self.look(reference)?.is_weakref() {
+        if !self.look_open(reference)?.is_weakref() {
             return Err(object_fault(FaultKind::WrongType, reference));
         }
         // SAFETY: looked up just above.

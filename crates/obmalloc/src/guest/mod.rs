@@ -35,7 +35,7 @@ pub use take_down::TakeDown;
 
 use crate::allocator::Allocator;
 use crate::domain::{Domain, Fault};
-use crate::heap::{Checked, CheckedHeap, HeapError, HeapOptions};
+use crate::heap::{Checked, CheckedHeap, HeapError, HeapOptions, Mode};
 use crate::interrupt::Undone;
 use crate::pinned::Pinned;
 use crate::pymalloc::Corruption;
@@ -282,10 +282,14 @@ impl Guests {
             return Err(fault(GuestFaultKind::TooDeep));
         }
         self.nested.set(self.nested.get() + 1);
+        let before = self.heap().mode().replace(Mode::Asking);
         let closes = Closes(self);
         let result = call(&OwnAllocators::new(self));
         core::mem::forget(closes);
         self.nested.set(self.nested.get() - 1);
+        if self.heap().mode().get() == Mode::Asking {
+            self.heap().mode().set(before);
+        }
         result.map_err(|Threw(number)| fault(GuestFaultKind::Threw(number)))
     }
 

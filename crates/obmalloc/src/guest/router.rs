@@ -133,12 +133,7 @@ impl Guests {
     }
 
     /// The grant that so many bytes lie in, in which nothing else does.
-    pub(super) fn find_room(
-        &self,
-        spans: &super::Spans<Kind>,
-        address: usize,
-        size: usize,
-    ) -> Result<SpanId, GuestFaultKind> {
+    pub(super) fn find_room(&self, spans: &super::Spans<Kind>, address: usize, size: usize) -> Result<SpanId, GuestFaultKind> {
         let grant = spans.clear_around(address, size).map_err(|taken| match taken {
             super::spans::Taken::Nothing => GuestFaultKind::NotGranted,
             super::spans::Taken::Occupied => GuestFaultKind::Occupied,

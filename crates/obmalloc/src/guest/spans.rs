@@ -73,11 +73,6 @@ impl<K: Copy> Spans<K> {
         &self.nodes[id.0 as usize].span
     }
 
-    /// Changes what a span is.
-    pub fn set_kind(&mut self, id: SpanId, kind: K) {
-        self.nodes[id.0 as usize].span.kind = kind;
-    }
-
     /// The innermost span that a span lies in.
     pub fn around(&self, id: SpanId) -> Option<SpanId> {
         some(self.get(id).around)
@@ -255,11 +250,19 @@ impl<K: Copy> Spans<K> {
         while next != NONE {
             let node = &self.nodes[next as usize];
             if node.span.address <= address {
-                if left_end == NONE { left = next } else { self.nodes[left_end as usize].right = next }
+                if left_end == NONE {
+                    left = next
+                } else {
+                    self.nodes[left_end as usize].right = next
+                }
                 left_end = next;
                 next = self.nodes[next as usize].right;
             } else {
-                if right_end == NONE { right = next } else { self.nodes[right_end as usize].left = next }
+                if right_end == NONE {
+                    right = next
+                } else {
+                    self.nodes[right_end as usize].left = next
+                }
                 right_end = next;
                 next = self.nodes[next as usize].left;
             }
@@ -334,7 +337,8 @@ mod tests {
                     let index = random(model.0.len());
                     let (at, _, kind) = model.0[index];
                     let id = spans.iter().find(|(_, span)| span.kind == kind).expect("entered").0;
-                    let holds = |&&(other, size, _): &&(usize, usize, u32)| at <= other && other + size.max(1) <= spans.get(id).end();
+                    let holds =
+                        |&&(other, size, _): &&(usize, usize, u32)| at <= other && other + size.max(1) <= spans.get(id).end();
                     let empty = model.0[index + 1..].iter().filter(holds).count() == 0;
                     assert_eq!(spans.is_empty(id), empty, "seed {seed}, step {step}");
                     if empty {

@@ -15,7 +15,7 @@ use alloc::alloc::{Layout, alloc, dealloc};
 use alloc::vec::Vec;
 
 pub use checked::CheckedHeap;
-pub(crate) use checked::{Checked, Pieces};
+pub(crate) use checked::{Checked, Mode, Pieces};
 pub use options::{HeapError, HeapOptions};
 
 use crate::allocator::{Allocator, ArenaAllocator};

@@ -3,8 +3,8 @@
 
 use alloc::collections::VecDeque;
 
-use crate::domain::Domain;
 use crate::address_hash::AddressMap;
+use crate::domain::Domain;
 
 /// What each waiting block counts beyond its size, so that empty ones do not wait in any number.
 const OVERHEAD: usize = 32;

@@ -97,7 +97,7 @@ impl ObjectHeap {
         if kind.presize != 0 {
             return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
         }
-        let usable = self.usable_size(Domain::Obj, memory)?;
+        let usable = self.blocks().usable_size(Domain::Obj, memory)?;
         let size = kind.var_size(nitems).filter(|&size| size <= usable);
         let size = size.ok_or(ObjectError::Argument("a block that is large enough for an object of the type"))?;
         if self.table().reserve() { Ok(size) } else { Err(ObjectError::NoMemory) }
@@ -156,7 +156,7 @@ impl ObjectHeap {
     /// Why there is no block for an object.
     #[cold]
     fn why_none(&self) -> ObjectError {
-        self.heap.take_fault().map_or(ObjectError::NoMemory, ObjectError::Fault)
+        self.heap.checked().take_fault().map_or(ObjectError::NoMemory, ObjectError::Fault)
     }
 
     /// Runs the collection that an allocation starts, which does not see the object yet: it is in a block whose size is the object's, and
@@ -180,7 +180,7 @@ impl ObjectHeap {
     unsafe fn write(&self, kind: &Type, object: usize, size: usize, nitems: usize, contents: Contents) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
-            if contents == Contents::Zeroed && !self.heap.clear(object + HEADER, size - HEADER) {
+            if contents == Contents::Zeroed && !self.heap.checked().clear(object + HEADER, size - HEADER) {
                 return false;
             }
             header::set_refcnt(object, 1);
@@ -190,7 +190,8 @@ impl ObjectHeap {
             }
             if contents == Contents::NullReferences {
                 header::clear_fields(kind, object);
-                if kind.items == Some(ItemKind::Object) && !self.heap.clear(object + kind.items_offset, nitems * kind.itemsize())
+                if kind.items == Some(ItemKind::Object)
+                    && !self.heap.checked().clear(object + kind.items_offset, nitems * kind.itemsize())
                 {
                     return false;
                 }
@@ -278,6 +279,10 @@ impl ObjectHeap {
         self.table().bury(object);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
         let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
+        if self.heap.checked().check_use(Domain::Obj, resized - kind.presize).is_err() {
+            // A guest has left no memory to remember the block, and nothing can be done with it any more.
+            return Err(ObjectError::NoMemory);
+        }
         if let (Some(copy), true) = (copy, moved.is_ok_and(|moved| moved.is_some())) {
             let begin = ptr::with_exposed_provenance_mut::<u8>(resized - kind.presize);
             let (fields, items) = copy.split_at(copy.len().min(kind.presize + kind.basicsize()));
@@ -285,7 +290,8 @@ impl ObjectHeap {
             let all = unsafe {
                 begin.copy_from_nonoverlapping(fields.as_ptr(), fields.len());
                 // References are counted, and so cannot be given up half way.
-                let interrupt = if kind.items == Some(ItemKind::Object) { Interrupt::NEVER } else { self.heap.interrupt() };
+                let interrupt =
+                    if kind.items == Some(ItemKind::Object) { Interrupt::NEVER } else { self.heap.checked().interrupt() };
                 interrupt.copy(items.as_ptr(), begin.add(fields.len()), items.len())
             };
             if !all {
@@ -296,15 +302,14 @@ impl ObjectHeap {
             }
         }
         self.table().enter(resized);
-        let moved = moved?;
-        if moved.is_none() {
+        if moved?.is_none() {
             return Err(ObjectError::NoMemory);
         }
         let itemsize = kind.itemsize();
         // SAFETY: the block now holds so many items.
         unsafe {
             let first = resized + kind.items_offset + old * itemsize;
-            if nitems <= old || self.heap.clear(first, (nitems - old) * itemsize) {
+            if nitems <= old || self.heap.checked().clear(first, (nitems - old) * itemsize) {
                 header::set_size(resized, nitems);
             }
         }
@@ -314,14 +319,14 @@ impl ObjectHeap {
     /// A copy of bytes of an object whose block is to be resized by allocators that are not the heap's own. Those of a script cannot be
     /// trusted to keep them, and an object has to be one whatever they do.
     fn copy_of(&self, begin: usize, size: usize) -> Result<Option<Vec<u8>>, ObjectError> {
-        if self.heap.has_own_allocators() {
+        if !self.heap.calls_guests() {
             return Ok(None);
         }
         let mut copy = Vec::new();
         copy.try_reserve_exact(size).map_err(|_| ObjectError::NoMemory)?;
         // SAFETY: the caller's object, and the room just made.
         unsafe {
-            if !self.heap.interrupt().copy(ptr::with_exposed_provenance(begin), copy.as_mut_ptr(), size) {
+            if !self.heap.checked().interrupt().copy(ptr::with_exposed_provenance(begin), copy.as_mut_ptr(), size) {
                 return Err(ObjectError::Aborted);
             }
             copy.set_len(size);

@@ -6,6 +6,7 @@ use core::ptr;
 use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, object_fault, table};
 use crate::address_hash::AddressMap;
 use crate::domain::{Fault, FaultKind};
+use crate::heap::Mode;
 use crate::interrupt::STRIDE;
 
 /// Which field of an object, or which item.
@@ -72,7 +73,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is none, or has no such field.
     pub fn get(&self, object: usize, field: Field<'_>) -> Result<Value, ObjectError> {
-        let kind = self.look(object)?;
+        let kind = self.look_open(object)?;
         // SAFETY: fields and items lie within the object, aligned.
         unsafe {
             Ok(match self.place(kind, object, field)? {
@@ -206,9 +207,11 @@ impl ObjectHeap {
             }
             Ok(())
         };
-        let before = self.traversing.replace(true);
+        let before = self.mode().replace(Mode::Traversing);
         let done = self.in_hook(|| self.hooks.traverse(self, kind.id(), object, &mut visit));
-        self.traversing.set(before);
+        if self.mode().get() == Mode::Traversing {
+            self.mode().set(before);
+        }
         match (fault, done) {
             (Some(fault), _) => Err(fault.into()),
             (None, Err(_)) => Err(ObjectError::Aborted),

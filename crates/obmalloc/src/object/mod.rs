@@ -5,6 +5,7 @@
 //! part of an [`ObjectHeap`] is in the room `gc`; the only call from here to there is the allocation that starts a collection.
 
 mod allocate;
+mod blocks;
 mod destroy;
 mod fields;
 pub(crate) mod header;
@@ -18,15 +19,16 @@ use alloc::vec::Vec;
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::fmt;
-use core::ops::Deref;
 
+pub use blocks::Blocks;
 pub use fields::{Field, Value};
 use table::ObjectTable;
 pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec};
 
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::gc::{Gc, Info, Phase};
-use crate::heap::{CheckedHeap, HeapError, HeapOptions};
+use crate::guest::{GuestHeap, TakeDown};
+use crate::heap::{HeapError, HeapOptions, Mode};
 use crate::interrupt::{Interrupt, Patience, Undone};
 use crate::pinned::Pinned;
 use crate::profile::{Immortality, ObjectRules};
@@ -78,9 +80,10 @@ impl core::error::Error for ObjectError {}
 pub struct Failed;
 
 /// What the types of a heap and its collector call: the functions of types that have some of their own ([`HookSet`]), callbacks of weak
-/// references, and Python's `gc.callbacks`. None must unwind.
+/// references, and Python's `gc.callbacks`.
 ///
-/// Hooks may use the heap, except that [`traverse`](Self::traverse) must only look.
+/// Hooks may use the heap, except that [`traverse`](Self::traverse) must only look. One that unwinds closes its heap for good: every later call
+/// fails ([`HeapClosed`](crate::FaultKind::HeapClosed)), and the memory goes back when the heap is dropped.
 #[expect(unused_variables, reason = "the defaults do nothing")]
 pub trait Hooks {
     /// `tp_traverse`: calls `visit` with the references that the object holds, each at most as often as its fields and items hold it. An
@@ -144,13 +147,11 @@ pub struct ObjectHeap {
     immortal_bit: usize,
     /// How many hooks are under way.
     pub(crate) depth: Cell<u32>,
-    /// Whether one of them is a `traverse`.
-    pub(crate) traversing: Cell<bool>,
     /// Asks the hooks whether to give up.
     patience: Patience,
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
-    heap: CheckedHeap,
+    heap: GuestHeap,
     pub(crate) hooks: Pinned<Box<dyn Hooks>>,
 }
 
@@ -183,11 +184,12 @@ pub(crate) struct State {
     pub gc: Gc,
 }
 
-impl Deref for ObjectHeap {
-    type Target = CheckedHeap;
+/// Closes a heap for good when it is dropped: a hook has unwound.
+struct Closes<'heap>(&'heap ObjectHeap);
 
-    fn deref(&self) -> &CheckedHeap {
-        &self.heap
+impl Drop for Closes<'_> {
+    fn drop(&mut self) {
+        self.0.heap.checked().inner().close();
     }
 }
 
@@ -197,10 +199,10 @@ impl ObjectHeap {
     /// # Errors
     /// When a size is out of its range, or there is no memory for the heap's tables.
     pub fn new(options: HeapOptions, hooks: Box<dyn Hooks>) -> Result<Self, HeapError> {
-        let heap = CheckedHeap::new(options)?;
+        let heap = GuestHeap::new(options)?;
         let rules = options.profile.objects;
         // Until there is a type there are no objects, and no need of a table for them.
-        let table = ObjectTable::new((0, 0), heap.geometry().alignment).ok_or(HeapError::NoMemory)?;
+        let table = ObjectTable::new((0, 0), heap.checked().geometry().alignment).ok_or(HeapError::NoMemory)?;
         let (refcount_limit, immortal_bit) = match rules.immortality {
             Immortality::None => (usize::MAX, 0),
             Immortality::AllOnes => (u32::MAX as usize, IMMORTAL_BIT),
@@ -210,7 +212,7 @@ impl ObjectHeap {
         let hooks = Pinned::try_new(hooks).ok_or(HeapError::NoMemory)?;
         // SAFETY: the hooks outlive the heap.
         let interrupt = unsafe { Interrupt::new(hooks.as_ptr().cast(), ask) };
-        heap.set_interrupt(interrupt);
+        heap.checked().set_interrupt(interrupt);
         Ok(Self {
             state: UnsafeCell::new(state),
             table: UnsafeCell::new(table),
@@ -218,7 +220,6 @@ impl ObjectHeap {
             refcount_limit,
             immortal_bit,
             depth: Cell::new(0),
-            traversing: Cell::new(false),
             patience: interrupt.patience(),
             held: Cell::new(core::ptr::null()),
             heap,
@@ -305,9 +306,28 @@ impl ObjectHeap {
     pub(crate) fn in_hook<T>(&self, hook: impl FnOnce() -> T) -> T {
         self.count_steps(HOOK_STEPS);
         self.depth.set(self.depth.get() + 1);
+        let closes = Closes(self);
         let result = hook();
+        core::mem::forget(closes);
         self.depth.set(self.depth.get() - 1);
         result
+    }
+
+    /// What may be done with the heap now.
+    #[inline(always)]
+    pub(crate) fn mode(&self) -> &Cell<Mode> {
+        self.heap.checked().inner().mode()
+    }
+
+    /// Why an object cannot be used now.
+    #[cold]
+    fn unusable(&self, object: usize) -> Fault {
+        let kind = match self.mode().get() {
+            Mode::Open | Mode::Traversing => FaultKind::GcInProgress,
+            Mode::Asking => FaultKind::Reentrant,
+            Mode::Closed => FaultKind::HeapClosed,
+        };
+        object_fault(kind, object)
     }
 
     /// Defines a type.
@@ -317,8 +337,8 @@ impl ObjectHeap {
     pub fn define_type(&self, spec: TypeSpec) -> Result<TypeId, ObjectError> {
         self.begin()?;
         if self.state().types.is_empty() {
-            let alignment = self.geometry().alignment;
-            let table = ObjectTable::new(self.region(), alignment).ok_or(ObjectError::NoMemory)?;
+            let checked = self.heap.checked();
+            let table = ObjectTable::new(checked.region(), checked.geometry().alignment).ok_or(ObjectError::NoMemory)?;
             // SAFETY: there are no types, so no object and nobody who looks into the table.
             unsafe { *self.table.get() = table };
             let mut name = String::new();
@@ -358,7 +378,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is none.
     pub fn type_of(&self, object: usize) -> Result<TypeId, Fault> {
-        Ok(self.look(object)?.id())
+        Ok(self.look_open(object)?.id())
     }
 
     /// `Py_SIZE`: how many items an object has, 0 where its type has none.
@@ -366,7 +386,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is none.
     pub fn nitems(&self, object: usize) -> Result<usize, Fault> {
-        let kind = self.look(object)?;
+        let kind = self.look_open(object)?;
         // SAFETY: looked up just above.
         Ok(unsafe { header::nitems(kind, object) })
     }
@@ -376,7 +396,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is none.
     pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
-        self.look(object)?;
+        self.look_open(object)?;
         // SAFETY: looked up just above.
         Ok(unsafe { header::refcnt(object) })
     }
@@ -418,7 +438,7 @@ impl ObjectHeap {
     #[cold]
     #[inline(never)]
     fn result_for_hooks(&self) -> Result<(), Fault> {
-        self.heap.take_fault_of_hooks().map_or(Ok(()), Err)
+        self.heap.checked().take_fault_of_hooks().map_or(Ok(()), Err)
     }
 
     /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the
@@ -458,8 +478,8 @@ impl ObjectHeap {
     /// Begins an operation that changes objects, from outside any `traverse`; what is scheduled runs first.
     #[inline]
     pub(crate) fn begin(&self) -> Result<(), Fault> {
-        if self.traversing.get() {
-            return Err(object_fault(FaultKind::GcInProgress, 0));
+        if self.mode().get() != Mode::Open {
+            return Err(self.unusable(0));
         }
         self.run_scheduled();
         Ok(())
@@ -468,8 +488,8 @@ impl ObjectHeap {
     /// Begins an operation on an object that is to change.
     #[inline]
     pub(crate) fn change(&self, object: usize) -> Result<&Type, Fault> {
-        if self.traversing.get() {
-            return Err(object_fault(FaultKind::GcInProgress, object));
+        if self.mode().get() != Mode::Open {
+            return Err(self.unusable(object));
         }
         self.run_scheduled();
         self.look_alive(object)
@@ -495,13 +515,19 @@ impl ObjectHeap {
         }
     }
 
+    /// As [`look`](Self::look), for calls from outside, which may come to a heap that was closed.
+    #[inline]
+    pub(crate) fn look_open(&self, object: usize) -> Result<&Type, Fault> {
+        if self.mode().get() == Mode::Closed { Err(self.unusable(object)) } else { self.look(object) }
+    }
+
     /// Why something is not the address of an object.
     #[cold]
     fn no_object(&self, address: usize) -> Fault {
         if self.table().state(address) == table::KEPT {
             return object_fault(FaultKind::UseAfterFree, address);
         }
-        match self.heap.check_use(Domain::Obj, address) {
+        match self.heap.checked().check_use(Domain::Obj, address) {
             // A block, but no object.
             Ok(()) => object_fault(FaultKind::WrongType, address),
             Err(fault) if fault.kind == FaultKind::WrongDomain => Fault { kind: FaultKind::WrongType, ..fault },
@@ -509,7 +535,10 @@ impl ObjectHeap {
             Err(fault) => {
                 let was_block = |presize: usize| {
                     address.checked_sub(presize).is_some_and(|block| {
-                        self.heap.check_use(Domain::Obj, block).is_err_and(|fault| fault.kind == FaultKind::UseAfterFree)
+                        self.heap
+                            .checked()
+                            .check_use(Domain::Obj, block)
+                            .is_err_and(|fault| fault.kind == FaultKind::UseAfterFree)
                     })
                 };
                 let was_object = self.table().state(address) == table::DEAD || was_block(16) || was_block(32);
@@ -530,79 +559,19 @@ impl ObjectHeap {
         })
     }
 
-    /// As [`CheckedHeap::take_tables`].
-    pub fn take_tables(&mut self, give: impl FnMut(&CheckedHeap, usize)) {
-        self.heap.take_tables(give);
-    }
-
-    /// As [`CheckedHeap::find_blocks_outside`].
-    ///
-    /// # Errors
-    /// As for `find_blocks_outside`.
-    pub fn find_blocks_outside(&mut self, is_lent: impl Fn(usize) -> bool, is_over: impl FnMut() -> bool) -> Result<(), Undone> {
-        self.heap.find_blocks_outside(is_lent, is_over)
-    }
-
-    /// As [`CheckedHeap::free_blocks_outside`].
-    pub fn free_blocks_outside(&mut self, is_over: impl FnMut() -> bool) -> bool {
-        self.heap.free_blocks_outside(is_over)
-    }
-
-    /// As [`CheckedHeap::free_blocks_unsorted`].
-    pub fn free_blocks_unsorted(&mut self, is_lent: impl Fn(usize) -> bool) {
-        self.heap.free_blocks_unsorted(is_lent);
-    }
-
-    /// As [`CheckedHeap::give_back`].
-    pub fn give_back(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
-        let used = self.heap.used();
-        let lists = &mut self.state.get_mut().gc.lists;
-        lists.iter_mut().all(|list| {
-            *list = Default::default();
-            !is_over()
-        }) && self.table.get_mut().clear(used, &mut is_over)
-            && self.heap.give_back(is_over)
-    }
-
-    /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.
-    fn refuse_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        let refused = !self.state().types.is_empty()
-            && (!matches!(self.table().state(address), table::NOTHING | table::DEAD) || self.object_of_block(address).is_some());
-        if refused { Err(Fault { used: domain, ..object_fault(FaultKind::WrongType, address) }) } else { Ok(()) }
-    }
-
-    /// As [`CheckedHeap::free`].
-    ///
-    /// # Errors
-    /// When `address` is no live block of this heap and domain, or is an object's.
-    pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        self.refuse_object(domain, address)?;
-        self.heap.free(domain, address)
-    }
-
-    /// As [`CheckedHeap::free_null`].
-    pub fn free_null(&self, domain: Domain) {
-        self.heap.free_null(domain);
-    }
-
-    /// As [`CheckedHeap::realloc`].
-    ///
-    /// # Errors
-    /// When `address` is no live block of this heap and domain, or is an object's.
-    pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<core::ptr::NonNull<u8>>, Fault> {
-        if let Some(address) = address {
-            self.refuse_object(domain, address)?;
+    /// Takes the heap down: all that can be done with it is to go on, until its memory has gone back. No hook is called any more.
+    pub fn take_down(self) -> TakeDown {
+        let Self { heap, table, state, .. } = self;
+        // The hooks are gone at the end of this.
+        heap.checked().set_interrupt(Interrupt::NEVER);
+        let used = heap.checked().used();
+        let tables = [table.into_inner().used_table(used)];
+        drop(state);
+        let mut down = TakeDown::new(heap, None);
+        for table in tables {
+            down.add_table(table);
         }
-        self.heap.realloc(domain, address, size)
-    }
-
-    /// As [`CheckedHeap::usable_size`].
-    ///
-    /// # Errors
-    /// When `address` is no live block of this heap and domain, or is an object's.
-    pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
-        self.refuse_object(domain, address)?;
-        self.heap.usable_size(domain, address)
+        down
     }
 }
 

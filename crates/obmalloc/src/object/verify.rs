@@ -4,6 +4,7 @@ use alloc::format;
 
 use super::{ObjectHeap, State, header, table};
 use crate::gc::list::{self, ListId};
+use crate::heap::Mode;
 use crate::pymalloc::Corruption;
 
 macro_rules! ensure {
@@ -23,18 +24,8 @@ impl ObjectHeap {
     /// # Errors
     /// The first structure that does not hold.
     pub fn verify(&self) -> Result<(), Corruption> {
-        self.verify_with(|_, _| false)
-    }
-
-    /// As [`verify`](Self::verify), when blocks have been taken from an allocator directly (see [`CheckedHeap::verify_with`]).
-    ///
-    /// # Errors
-    /// As for `verify`.
-    ///
-    /// [`CheckedHeap::verify_with`]: crate::CheckedHeap::verify_with
-    pub fn verify_with(&self, is_taken: impl Fn(usize, usize) -> bool) -> Result<(), Corruption> {
-        self.heap.verify_with(is_taken)?;
-        if self.traversing.get() {
+        self.heap.verify()?;
+        if self.mode().get() == Mode::Traversing {
             // A collection is in the middle of its lists.
             return Ok(());
         }
@@ -76,7 +67,7 @@ impl ObjectHeap {
         ensure!(next != 0 && list::place(next) == place, object, "an object does not know its place in the list {id:?}");
         ensure!(refcnt != 0, object, "an object is tracked that has no references");
         ensure!(
-            self.heap.check_use(crate::domain::Domain::Obj, object - kind.presize).is_ok(),
+            self.heap.checked().check_use(crate::domain::Domain::Obj, object - kind.presize).is_ok(),
             object,
             "an object lies in no live block"
         );

@@ -59,9 +59,29 @@ pub(crate) struct Checked {
     /// Whether arenas come from elsewhere than the region.
     has_arena_guest: Cell<bool>,
     late_fault: Cell<Option<Fault>>,
+    mode: Cell<Mode>,
+}
+
+/// What may be done with a heap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// Anything.
+    Open,
+    /// Objects may be looked at: a type's `traverse` is running.
+    Traversing,
+    /// Blocks may be used, but objects may only be looked at: a guest is being asked.
+    Asking,
+    /// Nothing: a hook or a guest unwound.
+    Closed,
 }
 
 impl Checked {
+    /// What may be done with the heap.
+    #[inline(always)]
+    pub fn mode(&self) -> &Cell<Mode> {
+        &self.mode
+    }
+
     /// The ledger, for the length of one step that calls no allocator.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "the heap is used by one thread, and no two of these live at once")]
@@ -127,9 +147,8 @@ impl Checked {
     pub fn note_allocators(&self) {
         let present = Domain::ALL.map(|domain| Domains::unwrapped(self.allocator(domain)));
         let is_own = |domain: Domain| present[domain as usize] == self.own(domain);
-        let is_around_own = |domain: Domain| {
-            self.hooks().is_some_and(|hooks| hooks.is_around(&present[domain as usize], &self.own(domain)))
-        };
+        let is_around_own =
+            |domain: Domain| self.hooks().is_some_and(|hooks| hooks.is_around(&present[domain as usize], &self.own(domain)));
         let replaced = Domain::ALL.map(|domain| !is_own(domain) && !Domains::is_hook(&present[domain as usize]));
         self.replaced.set(replaced);
         self.is_all_own.set(Domain::ALL.into_iter().all(|domain| is_own(domain) || is_around_own(domain)));
@@ -279,6 +298,7 @@ impl CheckedHeap {
             (&raw mut (*this).is_all_own).write(Cell::new(true));
             (&raw mut (*this).has_arena_guest).write(Cell::new(false));
             (&raw mut (*this).late_fault).write(Cell::new(None));
+            (&raw mut (*this).mode).write(Cell::new(Mode::Open));
         }
         let heap = Self { inner: place };
         heap.inner().note_allocators();

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
-use super::{Checked, CheckedHeap};
+use super::{Checked, CheckedHeap, Mode};
 use crate::allocator::Allocator;
 use crate::interrupt::{Interrupt, STRIDE};
 use crate::os;
@@ -135,17 +135,24 @@ impl Checked {
 
     /// Closes the heap for good: a call of it was left in the middle. Every request fails and no address is a block, until it is dropped.
     pub fn close(&self) {
-        let refusing = Allocator { ctx: ptr::null_mut(), malloc: refuse_malloc, calloc: refuse_calloc, realloc: refuse_realloc, free: refuse_free };
+        let refusing = Allocator {
+            ctx: ptr::null_mut(),
+            malloc: refuse_malloc,
+            calloc: refuse_calloc,
+            realloc: refuse_realloc,
+            free: refuse_free,
+        };
         // SAFETY: initialised; nobody holds a reference to the field.
         unsafe { (*self.domains()).allocators = [refusing; 3] };
         self.is_all_own.set(false);
+        self.mode.set(Mode::Closed);
         self.account.set_refusing(true);
         self.ledger().close();
     }
 
     /// Whether it was closed.
     pub fn is_closed(&self) -> bool {
-        self.ledger().is_closed()
+        self.mode.get() == Mode::Closed
     }
 }
 

@@ -88,12 +88,7 @@ impl CheckedHeap {
 
     /// As [`realloc`](Self::realloc), for when the old block goes into quarantine.
     #[cold]
-    pub(super) fn realloc_to_another(
-        &self,
-        domain: Domain,
-        address: usize,
-        size: usize,
-    ) -> Result<Option<NonNull<u8>>, Fault> {
+    pub(super) fn realloc_to_another(&self, domain: Domain, address: usize, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         self.check_realloc(domain, address)?;
         let kept = self.usable_size(domain, address)?.min(size);
         let Some(block) = self.malloc(domain, size) else {

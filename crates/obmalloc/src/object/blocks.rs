@@ -1,0 +1,285 @@
+//! The domains of a heap with objects: blocks, but no object's.
+
+use core::ptr::NonNull;
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+use super::{ObjectHeap, object_fault, table};
+use crate::allocator::ArenaAllocator;
+use crate::domain::{Domain, Fault, FaultKind};
+use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, OwnAllocators, SetError};
+use crate::heap::HeapError;
+use crate::interrupt::Undone;
+use crate::profile::{Geometry, Profile};
+use crate::pymalloc::{ArenaInfo, Stats};
+
+/// What an [`ObjectHeap`] lets do with blocks: everything, but with the memory of objects nothing.
+#[derive(Clone, Copy)]
+pub struct Blocks<'heap>(&'heap ObjectHeap);
+
+impl Blocks<'_> {
+    /// As [`GuestHeap::malloc`](crate::GuestHeap::malloc).
+    #[inline]
+    pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
+        self.0.heap.malloc(domain, size)
+    }
+
+    /// As [`GuestHeap::calloc`](crate::GuestHeap::calloc).
+    #[inline]
+    pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
+        self.0.heap.calloc(domain, count, size)
+    }
+
+    /// As [`GuestHeap::realloc`](crate::GuestHeap::realloc).
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain, or is an object's.
+    #[inline]
+    pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
+        if let Some(address) = address {
+            self.refuse_object(domain, address)?;
+        }
+        self.0.heap.realloc(domain, address, size)
+    }
+
+    /// As [`GuestHeap::free`](crate::GuestHeap::free).
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain, or is an object's.
+    #[inline]
+    pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.refuse_object(domain, address)?;
+        self.0.heap.free(domain, address)
+    }
+
+    /// As [`GuestHeap::free_null`](crate::GuestHeap::free_null).
+    pub fn free_null(&self, domain: Domain) {
+        self.0.heap.free_null(domain);
+    }
+
+    /// As [`CheckedHeap::usable_size`](crate::CheckedHeap::usable_size).
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain, or is an object's.
+    pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
+        self.refuse_object(domain, address)?;
+        self.0.heap.checked().usable_size(domain, address)
+    }
+
+    /// As [`CheckedHeap::check_free`](crate::CheckedHeap::check_free).
+    ///
+    /// # Errors
+    /// What [`free`](Self::free) would find.
+    pub fn check_free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.refuse_object(domain, address)?;
+        self.0.heap.checked().check_free(domain, address)
+    }
+
+    /// As [`CheckedHeap::check_realloc`](crate::CheckedHeap::check_realloc).
+    ///
+    /// # Errors
+    /// What [`realloc`](Self::realloc) would find.
+    pub fn check_realloc(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.refuse_object(domain, address)?;
+        self.0.heap.checked().check_realloc(domain, address)
+    }
+
+    /// Whether `address` is one of the heap's live blocks, or lies inside one. An object's block counts.
+    pub fn owns(&self, address: usize) -> bool {
+        self.0.heap.checked().owns(address)
+    }
+
+    /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.
+    #[inline]
+    fn refuse_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        if self.0.state().types.is_empty() { Ok(()) } else { self.refuse_known_object(domain, address) }
+    }
+
+    fn refuse_known_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        let is_object = !matches!(self.0.table().state(address), table::NOTHING | table::DEAD);
+        if is_object || self.0.object_of_block(address).is_some() {
+            return Err(Fault { used: domain, ..object_fault(FaultKind::WrongType, address) });
+        }
+        Ok(())
+    }
+}
+
+/// What a heap with objects is as a heap of blocks.
+impl ObjectHeap {
+    /// The domains: blocks, but no object's.
+    #[inline(always)]
+    pub fn blocks(&self) -> Blocks<'_> {
+        Blocks(self)
+    }
+
+    /// The release.
+    pub fn profile(&self) -> &Profile {
+        self.heap.checked().profile()
+    }
+
+    /// The sizes in force.
+    pub fn geometry(&self) -> Geometry {
+        self.heap.checked().geometry()
+    }
+
+    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
+    pub fn region(&self) -> (usize, usize) {
+        self.heap.checked().region()
+    }
+
+    /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, those that came from raw included.
+    pub fn allocated_blocks(&self) -> usize {
+        self.heap.checked().allocated_blocks()
+    }
+
+    /// The arenas now held, in the order in which they were taken.
+    pub fn arenas(&self) -> Vec<ArenaInfo> {
+        self.heap.checked().arenas()
+    }
+
+    /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
+    pub fn stats(&self) -> Stats {
+        self.heap.checked().stats()
+    }
+
+    /// Bytes held in arenas and raw blocks.
+    #[inline]
+    pub fn held(&self) -> usize {
+        self.heap.checked().held()
+    }
+
+    /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
+    ///
+    /// # Errors
+    /// When there is no memory for them; those that are in then stay.
+    pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
+        self.heap.checked().setup_debug_hooks()
+    }
+
+    /// Whether debug hooks have been set up.
+    pub fn has_debug_hooks(&self) -> bool {
+        self.heap.checked().has_debug_hooks()
+    }
+
+    /// As [`CheckedHeap::verify_guards`](crate::CheckedHeap::verify_guards).
+    ///
+    /// # Errors
+    /// The first block that something wrote to where it had no business.
+    pub fn verify_guards(&self) -> Result<(), Fault> {
+        self.heap.checked().verify_guards()
+    }
+
+    /// As [`CheckedHeap::take_fault`](crate::CheckedHeap::take_fault).
+    pub fn take_fault(&self) -> Option<Fault> {
+        self.heap.checked().take_fault()
+    }
+
+    /// As [`CheckedHeap::take_late_fault`](crate::CheckedHeap::take_late_fault).
+    pub fn take_late_fault(&self) -> Option<Fault> {
+        self.heap.checked().take_late_fault()
+    }
+
+    /// As [`CheckedHeap::is_corrupted`](crate::CheckedHeap::is_corrupted).
+    pub fn is_corrupted(&self) -> bool {
+        self.heap.checked().is_corrupted()
+    }
+
+    /// Whether a panic of a hook or a guest has closed the heap for good.
+    pub fn is_closed(&self) -> bool {
+        self.heap.checked().is_closed()
+    }
+
+    /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
+    pub fn empty_quarantine(&self) -> bool {
+        self.heap.checked().empty_quarantine()
+    }
+
+    /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
+    ///
+    /// # Errors
+    /// When there is no memory for that.
+    pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError> {
+        self.heap.checked().set_nomemory(start, stop)
+    }
+
+    /// As [`GuestHeap::remove_nomemory`](crate::GuestHeap::remove_nomemory).
+    ///
+    /// # Errors
+    /// When that was given up, or there is no memory for it: some domains still have what they had.
+    pub fn remove_nomemory(&self) -> Result<(), Undone> {
+        self.heap.remove_nomemory()
+    }
+
+    /// As [`CheckedHeap::set_refusing`](crate::CheckedHeap::set_refusing).
+    pub fn set_refusing(&self, refusing: bool) {
+        self.heap.checked().set_refusing(refusing);
+    }
+
+    /// As [`GuestHeap::allocator`](crate::GuestHeap::allocator).
+    ///
+    /// # Errors
+    /// When there is no memory to remember it.
+    pub fn allocator(&self, domain: Domain) -> Result<AllocatorId, HeapError> {
+        self.heap.allocator(domain)
+    }
+
+    /// As [`GuestHeap::add_guest`](crate::GuestHeap::add_guest).
+    ///
+    /// # Errors
+    /// When there is no memory to remember it.
+    pub fn add_guest(&self, guest: Rc<dyn Guest>) -> Result<AllocatorId, HeapError> {
+        self.heap.add_guest(guest)
+    }
+
+    /// As [`GuestHeap::set_allocator`](crate::GuestHeap::set_allocator).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_allocator(&self, domain: Domain, allocator: AllocatorId) -> Result<(), SetError> {
+        self.heap.set_allocator(domain, allocator)
+    }
+
+    /// As [`GuestHeap::own_allocators`](crate::GuestHeap::own_allocators).
+    ///
+    /// # Errors
+    /// When there is no memory for what that takes.
+    pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
+        self.heap.own_allocators()
+    }
+
+    /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).
+    ///
+    /// # Errors
+    /// When there is no memory for what that takes.
+    pub fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) -> Result<(), HeapError> {
+        self.heap.set_arena_guest(guest)
+    }
+
+    /// As [`GuestHeap::calls_guests`](crate::GuestHeap::calls_guests).
+    pub fn calls_guests(&self) -> bool {
+        self.heap.calls_guests()
+    }
+
+    /// As [`GuestHeap::take_guest_fault`](crate::GuestHeap::take_guest_fault).
+    pub fn take_guest_fault(&self) -> Option<GuestFault> {
+        self.heap.take_guest_fault()
+    }
+
+    /// As [`CheckedHeap::set_arena_allocator`](crate::CheckedHeap::set_arena_allocator).
+    ///
+    /// # Errors
+    /// When there is no memory for what that takes.
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator) -> Result<(), HeapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.heap.checked().set_arena_allocator(allocator) }
+    }
+
+    /// What work that takes long asks.
+    pub(crate) fn interrupt(&self) -> crate::interrupt::Interrupt {
+        self.heap.checked().interrupt()
+    }
+}
