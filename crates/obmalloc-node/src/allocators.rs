@@ -25,7 +25,7 @@ use crate::failure::{Failure, code};
 use crate::heap::{Core, State, domain_named};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::layers::{Layer, Target};
-use crate::shell::method;
+use crate::shell::{Table, method};
 
 /// Calls of scripts' allocators inside one another.
 pub(crate) const NESTED_MAX: u32 = 50;
@@ -278,14 +278,14 @@ impl Allocators {
 }
 
 /// Adds what a script needs of a heap's allocators to the handle.
-pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
-    method(env, of, of.0, c"presentAllocator", present)?;
-    method(env, of, of.0, c"setNative", set_native)?;
-    method(env, of, of.0, c"setScript", set_script)?;
-    method(env, of, of.0, c"nativeMalloc", malloc)?;
-    method(env, of, of.0, c"nativeCalloc", calloc)?;
-    method(env, of, of.0, c"nativeRealloc", realloc)?;
-    method(env, of, of.0, c"nativeFree", free)
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    method(to, c"presentAllocator", present)?;
+    method(to, c"setNative", set_native)?;
+    method(to, c"setScript", set_script)?;
+    method(to, c"nativeMalloc", malloc)?;
+    method(to, c"nativeCalloc", calloc)?;
+    method(to, c"nativeRealloc", realloc)?;
+    method(to, c"nativeFree", free)
 }
 
 fn no_room() -> Failure {

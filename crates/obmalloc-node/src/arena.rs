@@ -14,10 +14,11 @@ use std::rc::Rc;
 use napi_sys as sys;
 use obmalloc::{ArenaAllocator, Domain, ObjectHeap, Undone};
 
+use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, State, live_heaps};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{method, reached};
+use crate::shell::{Table, method, reached};
 use crate::{allocators, args, view};
 
 /// Bytes that an arena's address is a multiple of: blocks in it are aligned to it.
@@ -30,7 +31,7 @@ enum Source {
     Own,
     /// The heap's own arena allocator, while arenas of a script are still held.
     OwnAgain,
-    /// The handle's `arenaAlloc` and `arenaFree`.
+    /// A script's.
     Script,
     /// Nobody: the heap is being taken down.
     Nobody,
@@ -124,14 +125,14 @@ impl Arenas {
 }
 
 /// Adds what a script needs of a heap's arenas to the handle.
-pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
-    method(env, of, of.0, c"takeArena", take)?;
-    method(env, of, of.0, c"giveArena", give)?;
-    method(env, of, of.0, c"askScript", ask_script)?;
-    method(env, of, of.0, c"askOwn", ask_own)
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    method(to, c"takeArena", take)?;
+    method(to, c"giveArena", give)?;
+    method(to, c"askScript", ask_script)?;
+    method(to, c"askOwn", ask_own)
 }
 
-/// From now on arenas come from the handle's `arenaAlloc`, and go to its `arenaFree`.
+/// From now on arenas come from a script, and go to it.
 fn ask_script(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     set_source(core, core.heap()?, Source::Script);
     Ok(UNDEFINED)
@@ -236,15 +237,14 @@ pub(crate) fn fail(core: &Core, failure: Failure) {
     core.arenas.failure.borrow_mut().get_or_insert(failure);
 }
 
-/// Calls a function of the handle's.
-fn call(core: &Core, env: Env, name: &'static std::ffi::CStr, arguments: &[usize]) -> Outcome {
-    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-    let function = env.get(handle, name)?;
-    let mut values = [ptr::null_mut(); 2];
-    for (value, &argument) in values.iter_mut().zip(arguments) {
+/// Calls a function of the face's.
+fn call(core: &Core, env: Env, function: Called, arguments: &[usize]) -> Outcome {
+    let kept = core.kept.object().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
+    let mut values = [kept; 3];
+    for (value, &argument) in values[1..].iter_mut().zip(arguments) {
         *value = env.integer(argument)?;
     }
-    core.while_busy(|| env.call(function, &values[..arguments.len()])).map_err(|cause| {
+    core.while_busy(|| core.face.call(env, function, &values[..=arguments.len()])).map_err(|cause| {
         let which = if arguments.len() == 1 { "alloc" } else { "free" };
         Failure::new(code::CALLBACK_THREW, format!("the arena allocator's {which} threw")).caused_by(cause)
     })
@@ -253,7 +253,7 @@ fn call(core: &Core, env: Env, name: &'static std::ffi::CStr, arguments: &[usize
 /// An arena from the script: its address, or 0 when the script has none.
 fn ask_for_arena(core: &Core, size: usize) -> Result<usize, Failure> {
     let env = core.env();
-    let result = call(core, env, c"arenaAlloc", &[size])?;
+    let result = call(core, env, Called::ArenaAlloc, &[size])?;
     if env.type_of(result) == sys::ValueType::napi_null {
         return Ok(0);
     }
@@ -405,7 +405,7 @@ fn give_back(core: &Core, address: usize, size: usize) -> Result<(), Failure> {
             core.arenas.grants.borrow_mut().insert(address, Grant { size, pins: 0 });
         }
         let env = core.env();
-        if env.is_true(call(core, env, c"arenaFree", &[address, size])?) {
+        if env.is_true(call(core, env, Called::ArenaFree, &[address, size])?) {
             return Err(Failure::awaited("arena allocator's free"));
         }
         return Ok(());

@@ -9,21 +9,22 @@ use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::method;
+use crate::shell::{Table, method};
 use crate::{args, view};
 
-/// Adds an object `name` with the functions of domain number `D` to the handle.
-pub(crate) fn methods<const D: u8>(env: Env, of: (Value, *const Core), name: &CStr) -> Result<(), Failure> {
-    let functions = env.object()?;
-    method(env, of, functions, c"malloc", malloc::<D>)?;
-    method(env, of, functions, c"calloc", calloc::<D>)?;
-    method(env, of, functions, c"realloc", realloc::<D>)?;
-    method(env, of, functions, c"free", free::<D>)?;
-    method(env, of, functions, c"usableSize", usable_size::<D>)?;
-    method(env, of, functions, c"view", view::<D>)?;
-    method(env, of, functions, c"read", read::<D>)?;
-    method(env, of, functions, c"write", write::<D>)?;
-    env.set(of.0, name, functions)
+/// Adds an object `name` with the functions of domain number `D`.
+pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
+    let functions = Table { object: to.env.object()?, ..to };
+    method(functions, c"malloc", malloc::<D>)?;
+    method(functions, c"calloc", calloc::<D>)?;
+    method(functions, c"realloc", realloc::<D>)?;
+    method(functions, c"free", free::<D>)?;
+    method(functions, c"usableSize", usable_size::<D>)?;
+    method(functions, c"view", view::<D>)?;
+    method(functions, c"read", read::<D>)?;
+    method(functions, c"write", write::<D>)?;
+    to.env.freeze(functions.object)?;
+    to.env.define(to.object, name, functions.object)
 }
 
 /// The domain with number `D`.

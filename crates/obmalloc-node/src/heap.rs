@@ -12,10 +12,12 @@ use obmalloc::{AllocatorName, Domain, Fault, FaultKind, GradualMap, HeapError, H
 
 use crate::allocators::Allocators;
 use crate::arena::Arenas;
+use crate::face::{Face, Realm};
 use crate::failure::{Failure, code};
 use crate::hooks::{Host, Scripts};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{method, reached};
+use crate::kept::Kept;
+use crate::shell::{Table, method, reached};
 use crate::view::Views;
 use crate::{allocators, arena, args, batch, collector, domain, objects, view};
 
@@ -64,7 +66,8 @@ pub(crate) struct Core {
     heap: UnsafeCell<Option<ObjectHeap>>,
     /// Good as long as there is a handle.
     env: Env,
-    handle: Cell<sys::napi_ref>,
+    pub face: Rc<Face>,
+    pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
     pub longest_array: usize,
@@ -119,7 +122,6 @@ impl Core {
     fn heap_when_due(&self) -> Result<&ObjectHeap, Failure> {
         let Some(heap) = self.heap_in_use().filter(|_| self.state.get() == State::Due) else { return Err(self.unusable()) };
         if !self.scripts.are_running() {
-            self.scripts.enter();
             self.state.set(State::Open);
             heap.run_scheduled();
             if let Some(failure) = self.arenas.take_failure(heap) {
@@ -225,16 +227,6 @@ impl Core {
     pub fn update_attention(&self) {
         let changed = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks() || self.allocators.need_attention(heap));
         self.attention.set(changed || !self.marks.borrow().is_empty() || self.arenas.need_attention());
-    }
-
-    /// The object in JavaScript that has this heap's functions.
-    pub fn handle(&self) -> Option<Value> {
-        let reference = self.handle.get();
-        if reference.is_null() { None } else { self.env.referent(reference) }
-    }
-
-    pub fn error_maker(&self, env: Env) -> Option<Value> {
-        env.get(self.handle()?, c"makeError").ok()
     }
 
     /// Tells V8 how much memory the heap holds, now and then.
@@ -352,8 +344,7 @@ impl Core {
     pub fn was_kept_by(&self, was_reachable: bool) -> bool {
         let views = &self.views;
         let closed = self.state.get() == State::Closed;
-        let kept =
-            if closed { was_reachable && !views.are_reachable() } else { self.handle.get().is_null() && views.buffers() == 0 };
+        let kept = if closed { was_reachable && !views.are_reachable() } else { self.kept.is_gone() && views.buffers() == 0 };
         kept && self.heap_in_use().is_some()
     }
 
@@ -361,7 +352,7 @@ impl Core {
     fn is_left(self: &Rc<Self>, references: usize) -> bool {
         match self.state.get() {
             State::Closed => !self.views.are_reachable(),
-            State::Open | State::Due | State::Corrupted => self.handle.get().is_null() && Rc::strong_count(self) == references,
+            State::Open | State::Due | State::Corrupted => self.kept.is_gone() && Rc::strong_count(self) == references,
             _ => false,
         }
     }
@@ -373,7 +364,7 @@ impl Core {
         }
         if self.state.get() != State::Closed || self.is_lent_out() {
             // What still keeps one that nobody can call may be kept by it.
-            RINGS.set(RINGS.get() || self.state.get() == State::Closed || self.handle.get().is_null());
+            RINGS.set(RINGS.get() || self.state.get() == State::Closed || self.kept.is_gone());
             return;
         }
         // SAFETY: invariant 1; after closing there are no calls.
@@ -452,9 +443,9 @@ pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
 }
 
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
-    // SAFETY: called by Node.js on its own thread, with what `open` gave to `wrap`, once.
+    // SAFETY: called by Node.js on its own thread, with what `open` gave it, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
-    env.delete_reference(core.handle.replace(std::ptr::null_mut()));
+    core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
     // Should giving back break an invariant, there is nobody left to tell.
@@ -495,12 +486,14 @@ fn no_heap(error: HeapError) -> Failure {
     Failure::new(code::NO_MEMORY, error.to_string())
 }
 
-/// Makes a heap: `(makeError, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
+/// Makes a heap: `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
 /// allocator)`, where sizes that are undefined are the release's own.
 pub(crate) fn open(
+    realm: &Realm,
     env: Env,
-    [make_error, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
+    [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
 ) -> Outcome {
+    let face = realm.face().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its face"))?;
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
@@ -530,13 +523,15 @@ pub(crate) fn open(
     let host = Host::default();
     let heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
     heap.use_allocator(allocator).map_err(no_heap)?;
+    let kept = Kept::new(env, kept)?;
     let region = heap.region();
     let core = Rc::new_cyclic(|this| Core {
         this: this.clone(),
         state: Cell::new(State::Open),
         attention: Cell::new(false),
         env,
-        handle: Cell::new(std::ptr::null_mut()),
+        face,
+        kept,
         reported: Cell::new(0),
         longest_array,
         region,
@@ -555,51 +550,42 @@ pub(crate) fn open(
     REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
     // At the end of a thread the list may be gone already; then the heap is merely not found by others.
     let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
-    handle(env, &core, make_error)
-}
-
-fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
-    let handle = env.object()?;
-    let owned = Rc::into_raw(Rc::clone(core));
-    let wrapped = env.wrap(handle, owned.cast_mut().cast(), Some(finalize_handle));
-    if wrapped.is_err() {
+    let owned = Rc::into_raw(Rc::clone(&core));
+    let handle = env.external(owned.cast_mut().cast(), Some(finalize_handle));
+    if handle.is_err() {
         // SAFETY: made just above, and nobody took it.
         drop(unsafe { Rc::from_raw(owned) });
     }
-    core.handle.set(wrapped?);
-    env.set(handle, c"makeError", make_error)?;
-    for name in [c"views", c"weakrefCallbacks", c"callbacks", c"garbage", c"failures", c"escaped"] {
-        env.set(handle, name, env.array()?)?;
-    }
-    // An object that refers to this cannot be posted to another thread.
-    env.set(handle, c"external", env.external()?)?;
-    let of = (handle, Rc::as_ptr(core));
-    domain::methods::<{ Domain::Raw as u8 }>(env, of, c"raw")?;
-    domain::methods::<{ Domain::Mem as u8 }>(env, of, c"mem")?;
-    domain::methods::<{ Domain::Obj as u8 }>(env, of, c"obj")?;
-    allocators::methods(env, of)?;
-    arena::methods(env, of)?;
-    objects::methods(env, of)?;
-    collector::methods(env, of)?;
-    method(env, of, handle, c"run", batch::run)?;
-    method(env, of, handle, c"geometry", geometry)?;
-    method(env, of, handle, c"allocatedBlocks", allocated_blocks)?;
-    method(env, of, handle, c"arenas", arenas)?;
-    method(env, of, handle, c"debugMallocStats", debug_malloc_stats)?;
-    method(env, of, handle, c"verify", verify)?;
-    method(env, of, handle, c"setupDebugHooks", setup_debug_hooks)?;
-    method(env, of, handle, c"setNomemory", set_nomemory)?;
-    method(env, of, handle, c"removeNomemory", remove_nomemory)?;
-    method(env, of, handle, c"close", close)?;
-    Ok(handle)
+    handle
+}
+
+/// Adds all functions of heaps.
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    domain::methods::<{ Domain::Raw as u8 }>(to, c"raw")?;
+    domain::methods::<{ Domain::Mem as u8 }>(to, c"mem")?;
+    domain::methods::<{ Domain::Obj as u8 }>(to, c"obj")?;
+    allocators::methods(to)?;
+    arena::methods(to)?;
+    objects::methods(to)?;
+    collector::methods(to)?;
+    method(to, c"run", batch::run)?;
+    method(to, c"geometry", geometry)?;
+    method(to, c"allocatedBlocks", allocated_blocks)?;
+    method(to, c"arenas", arenas)?;
+    method(to, c"debugMallocStats", debug_malloc_stats)?;
+    method(to, c"verify", verify)?;
+    method(to, c"setupDebugHooks", setup_debug_hooks)?;
+    method(to, c"setNomemory", set_nomemory)?;
+    method(to, c"removeNomemory", remove_nomemory)?;
+    method(to, c"close", close)
 }
 
 fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     let (geometry, object) = (core.heap_to_look()?.geometry(), env.object()?);
-    env.set(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
-    env.set(object, c"poolSize", env.integer(geometry.pool_size)?)?;
-    env.set(object, c"alignment", env.integer(geometry.alignment)?)?;
-    env.set(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
+    env.define(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
+    env.define(object, c"poolSize", env.integer(geometry.pool_size)?)?;
+    env.define(object, c"alignment", env.integer(geometry.alignment)?)?;
+    env.define(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
     Ok(object)
 }
 
@@ -613,11 +599,11 @@ fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     for (index, arena) in held.iter().enumerate() {
         let scope = env.open_scope();
         let object = env.object()?;
-        env.set(object, c"address", env.integer(arena.address)?)?;
-        env.set(object, c"size", env.integer(arena.size)?)?;
-        env.set(object, c"freePools", env.integer(arena.free_pools)?)?;
-        env.set(object, c"totalPools", env.integer(arena.total_pools)?)?;
-        env.set_element(array, index as u32, object)?;
+        env.define(object, c"address", env.integer(arena.address)?)?;
+        env.define(object, c"size", env.integer(arena.size)?)?;
+        env.define(object, c"freePools", env.integer(arena.free_pools)?)?;
+        env.define(object, c"totalPools", env.integer(arena.total_pools)?)?;
+        env.define_element(array, index as u32, object)?;
         env.close_scope(scope);
     }
     Ok(array)

@@ -11,6 +11,7 @@ use obmalloc::{Allocator, Domain, ObjectHeap};
 
 use crate::allocators::{Lent, NESTED_MAX, Resizing, Source, enter, give_back, reserve};
 use crate::arena::{broken, fail};
+use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, live_heaps};
 use crate::js::{Env, Outcome, Value};
@@ -63,23 +64,25 @@ impl Layer {
 fn ask(core: &Core, script: u32, verb: Verb, arguments: [usize; 2]) -> Outcome {
     let env = core.env();
     let arguments = arguments.map(|argument| argument.min(args::MAX_SAFE_INTEGER as usize));
-    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
+    let kept = core.kept.object().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
     if core.allocators.nested.get() >= NESTED_MAX {
         let message = format!("expected at most {NESTED_MAX} calls of allocators inside one another");
         return Err(Failure::new(code::REENTRANT, message));
     }
     let answer = env.in_scope(|| {
-        let function = env.get(handle, c"onAllocate").map_err(|_| None)?;
-        let mut values = [ptr::null_mut(); 4];
+        let mut values = [kept; 5];
         let first =
             if matches!(verb, Verb::Realloc | Verb::Free) && arguments[0] == 0 { env.null() } else { env.integer(arguments[0]) };
-        for (value, made) in
-            values.iter_mut().zip([env.integer(script as usize), env.integer(verb as usize), first, env.integer(arguments[1])])
-        {
+        for (value, made) in values[1..].iter_mut().zip([
+            env.integer(script as usize),
+            env.integer(verb as usize),
+            first,
+            env.integer(arguments[1]),
+        ]) {
             *value = made.map_err(|_| None)?;
         }
         core.allocators.nested.set(core.allocators.nested.get() + 1);
-        let answer = core.while_asking(|| env.call(function, &values));
+        let answer = core.while_asking(|| core.face.call(env, Called::Allocate, &values));
         core.allocators.nested.set(core.allocators.nested.get() - 1);
         answer
     });

@@ -1,6 +1,6 @@
 //! Views: a block's own bytes as a `Uint8Array`, one per block.
 //!
-//! The arrays are kept in the handle's `views`, so a block's view stays the same as long as the block lives; nothing in Rust keeps
+//! The arrays are kept with the heap's values in JavaScript, so a block's view stays the same as long as the block lives; nothing in Rust keeps
 //! them, so they go with the handle. Freeing or moving a block detaches its buffer before the memory can be used again. A buffer that
 //! somebody else has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
 //! memory is used again when the last buffer over it is gone.
@@ -13,17 +13,17 @@ use std::rc::Rc;
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
+use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark, release_rings};
 use crate::js::{Env, Outcome, TypedArray, Value};
-use crate::places::Places;
 use crate::shell::reached;
 
 /// What is known of the view of a block.
 #[derive(Default)]
 pub(crate) struct View {
-    /// Its place in the handle's `views`.
-    index: u32,
+    /// Where its array is kept.
+    place: u32,
     /// Buffers over the block that have not been finalized.
     buffers: Cell<usize>,
     /// Whether one of them was detached by somebody else while it lived.
@@ -42,8 +42,6 @@ impl View {
 /// All views of a heap. What is counted here is so that nobody has to look at every one of them for each block that is freed.
 #[derive(Default)]
 pub(crate) struct Views {
-    /// Places in the handle's `views`.
-    places: Places,
     /// Views that JavaScript may reach through a buffer that is not ours to detach.
     reachable: Cell<usize>,
     /// Retired blocks, by domain.
@@ -109,9 +107,9 @@ unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_voi
     }));
 }
 
-/// The array in the view's place.
+/// The view's array; none where JavaScript cannot run any more.
 fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
-    let array = env.element(env.get(core.handle()?, c"views").ok()?, view.index).ok()?;
+    let array = core.kept.get(view.place).ok()?;
     Some((array, env.typed_array(array)?))
 }
 
@@ -135,8 +133,7 @@ impl Core {
             return env.own_bytes(length);
         }
         self.check_array(length)?;
-        let handle = self.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-        let made = env.call(env.get(handle, c"makeBytes")?, &[env.integer(length)?]);
+        let made = self.face.call(env, Called::MakeBytes, &[env.integer(length)?]);
         let array = made.map_err(|cause| Failure::no_memory("no memory for a copy of the bytes").caused_by(cause))?;
         let bytes = env.typed_array(array).ok_or_else(|| Failure::new(code::INTERNAL, "expected a typed array"))?;
         Ok((array, bytes.data.cast()))
@@ -159,11 +156,9 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
             _ => core.views.change(view, |view| view.escaped.set(true)),
         }
     }
-    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-    let views = env.get(handle, c"views")?;
-    let view = known.unwrap_or_else(|| Rc::new(View { index: core.views.places.take(), ..View::default() }));
+    let view = known.unwrap_or_else(|| Rc::new(View { place: core.kept.take_place(), ..View::default() }));
     let made = if length == 0 { env.own_bytes(0).map(|(array, _)| array) } else { outside(core, env, &view, address, length) };
-    let entered = made.and_then(|array| env.set_element(views, view.index, array).map(|()| array));
+    let entered = made.and_then(|array| core.kept.set(view.place, array).map(|()| array));
     match entered {
         Ok(array) => {
             core.marks.borrow_mut().insert(address, Mark::Viewed(view));
@@ -172,7 +167,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
         }
         Err(failure) => {
             if !core.marks.borrow().contains_key(&address) {
-                core.views.places.give(view.index);
+                core.kept.give_place(view.place);
             }
             Err(failure)
         }
@@ -224,7 +219,7 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
         core.views.change(view, |view| view.escaped.set(true));
         return true;
     }
-    forget(core, env, address, view);
+    forget(core, address, view);
     false
 }
 
@@ -232,26 +227,22 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
 fn detach_array(core: &Core, env: Env, view: &View) -> bool {
     let scope = env.open_scope();
     core.disturbances.set(core.disturbances.get() + 1);
-    let done = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer) || env.detach(array.buffer));
+    let done = array(core, env, view).is_some_and(|(_, array)| env.is_detached(array.buffer) || env.detach(array.buffer));
     env.close_scope(scope);
     done
 }
 
-/// Takes the array out of the handle's `views`, and the mark off the block.
-fn forget(core: &Core, env: Env, address: usize, view: &View) {
+/// Lets the array go, and takes the mark off the block.
+fn forget(core: &Core, address: usize, view: &View) {
     core.marks.borrow_mut().remove(&address);
     core.update_attention();
-    let scope = env.open_scope();
-    // Where JavaScript cannot run any more, the array goes with the handle.
-    let _ = core.handle().map(|handle| env.get(handle, c"views").and_then(|views| env.delete_element(views, view.index)));
-    env.close_scope(scope);
-    core.views.places.give(view.index);
+    core.kept.drop(view.place);
 }
 
 /// The block is freed for its user, but its memory waits for the last buffer over it. The view that it has got since is not one of those.
 pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view: &Rc<View>) {
     detach_array(core, env, view);
-    forget(core, env, address, view);
+    forget(core, address, view);
     core.marks.borrow_mut().insert(address, Mark::Retired(domain, view.clone()));
     core.views.change(view, |view| view.retired.set(true));
     add(&core.views.retired[domain as usize], 1);
