@@ -4,8 +4,8 @@
  * No argument is ever converted: no `valueOf` is called. Missing arguments are `undefined`; further ones are ignored. A heap or
  * anything of it cannot be posted to another thread: that throws a `DataCloneError`.
  *
- * Callbacks may use their heap, with these exceptions. From inside an arena allocator, only the heap's own arena allocator may be
- * called (`ERR_REENTRANT`). From inside a type's `traverse`, only what looks at one thing may be called; what changes something, makes a
+ * Callbacks may use their heap, with these exceptions. From inside an arena allocator, only the heap's own arena allocator and its own
+ * allocator for raw memory may be called (`ERR_REENTRANT`). From inside a type's `traverse`, only what looks at one thing may be called; what changes something, makes a
  * view, or goes through the heap (`verify`, `gc.getObjects` and its like) throws `ERR_GC_IN_PROGRESS`, and `gc.collect` gives 0.
  * No callback may close its heap, nor run calls that may call back inside more than 50 callbacks one inside another
  * (`ERR_REENTRANT`). What a callback throws that no call can throw on goes to {@link HeapOptions.onUnraisable}. A callback that gives
@@ -54,7 +54,8 @@ export interface HeapOptions {
    * again is `ERR_DOUBLE_FREE` and using it `ERR_USE_AFTER_FREE`, also where its address would have been handed out again by then; so with
    * the addresses of objects. What waits is free to {@link Heap.allocatedBlocks}, but takes memory, until a domain's request would fail
    * for it. Addresses are not CPython's with it, and a `realloc` moves where it can. Nothing waits while a script's allocator is in. Debug
-   * hooks fill and watch a block as a freed one when it has waited; guard bytes that were damaged meanwhile go to {@link onUnraisable}.
+   * hooks fill a block when it is freed, and watch it from then on: a write to it is found by {@link Heap.verify}, or goes to
+   * {@link onUnraisable} when it has waited.
    * @defaultValue `0`
    */
   quarantine?: Size
@@ -84,18 +85,22 @@ export interface UnraisableContext {
  * `PyMemAllocatorEx`: what a domain does. Put one in with {@link Heap.setAllocator}, take the present one out with
  * {@link Heap.getAllocator}.
  *
- * One of the heap's own, taken out, can be called directly. What it gives then is the caller's, until it is given back to the same
- * allocator: no domain knows it, but {@link Domain.read} and {@link Domain.write} reach it. In a domain that the allocator is in, its
+ * One of the heap's own, taken out, can be called directly. What it gives then is a *grant*: the caller's, until it is given back to the same
+ * allocator. No domain knows it, but {@link Domain.read} and {@link Domain.write} reach it. In a domain that the allocator is in, its
  * blocks may be freed and resized through the one as well as through the other, as in C.
  *
- * One of a script's, put in, is called for every request. What it gives must lie in what the heap's own allocators gave to a script, or be a
- * whole live block of another heap; be aligned as blocks are; hold no other block; for `calloc` be zeroed, and for the raw domain lie in no
- * arena. Anything else but `null` fails the call with `ERR_CALLBACK_RESULT`, and an exception with `ERR_CALLBACK_THREW`, its `cause` the
- * exception; the heap is as before then. When `free` throws, the call throws the same, but is done: the block is freed. In the middle of a
- * `realloc` the old block may be given back; should the `realloc` fail then, the block is there all the same. Only what the heap's own
- * allocator has resized by then stays so, and the error's `address` says where the block is. While a block lies in memory,
- * that cannot be given back (`ERR_REENTRANT`). While a script's allocator runs, its heap cannot be used, but its own allocators can be called
- * (`ERR_REENTRANT`), at most 50 scripts' allocators deep.
+ * One of a script's, put in, is called for every request. It answers with `null`, or with bytes that lie in one grant of this heap, are aligned
+ * as blocks are, and hold no other block or arena; for `calloc` they must be zeroed, and for the raw domain lie in no arena. Anything else
+ * fails the call with `ERR_CALLBACK_RESULT`, and an exception with `ERR_CALLBACK_THREW`, its `cause` the exception; the heap is as before
+ * then. When `free` throws, the call throws the same, but is done: the block is freed. Memory of another heap is no grant.
+ *
+ * While a block lies in a grant, the grant can be neither given back nor moved (`ERR_REENTRANT`), with one exception: inside a script's
+ * `realloc`, the heap's own `realloc` of the grant in which nothing but that block lies. Its result is then the block, whatever else the
+ * script says: should the call fail all the same, the error's `address` says where the block is. A grant that is given back inside a `realloc`
+ * goes when the block has left it.
+ *
+ * While a script's allocator runs, its heap cannot be used, but its own allocators can be called (`ERR_REENTRANT`), at most 50 scripts'
+ * allocators deep.
  */
 export interface Allocator {
   /** A block of at least `size` bytes with unspecified contents; zero bytes give a block too. */
@@ -111,10 +116,10 @@ export interface Allocator {
 /**
  * `PyObjectArenaAllocator`: where arenas come from.
  *
- * What `alloc` gives must be `size` bytes in a live block of another heap, in what a heap's own arena allocator (the one that
- * {@link Heap.getArenaAllocator} gives at first) gave, or in what this heap's own raw allocator gave to a script, at a multiple of 16 and clear of all other arenas; anything else fails the call
+ * What `alloc` gives must be `size` bytes in one grant of this heap, given by one of its own allocators or by its own arena allocator (the one
+ * that {@link Heap.getArenaAllocator} gives at first), at a multiple of 16, and hold no block or other arena; anything else fails the call
  * that needed it with `ERR_CALLBACK_RESULT`, and an exception with `ERR_CALLBACK_THREW`, its `cause` the exception. The heap is as
- * before then. While an arena lies in a block, the block cannot be freed, moved or viewed (`ERR_REENTRANT`). When `free` throws, the
+ * before then. While an arena lies in a grant, the grant cannot be given back or moved (`ERR_REENTRANT`). When `free` throws, the
  * call that gave the arena back throws `ERR_CALLBACK_THREW`, but is done: the block is freed, or moved to the error's `address`.
  */
 export interface ArenaAllocator {
@@ -235,7 +240,7 @@ export class Heap {
   removeNomemory(): void
   /**
    * Gives all memory back; every later call throws `ERR_HEAP_CLOSED`. Closing twice is fine, and goes on where the time of a script
-   * (`timeout` of `node:vm`) was over. Where another heap has arenas or blocks in this one's memory, that goes when the other does.
+   * (`timeout` of `node:vm`) was over. Where a buffer that could not be detached lies in its memory, that goes with the buffer.
    */
   close(): void
   [Symbol.dispose](): void

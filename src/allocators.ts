@@ -3,63 +3,87 @@
 import type { Address, Allocator, DomainName, Size } from '../index.js'
 import { badArgument, isFunction } from './errors.js'
 import { isAwaited, settled } from './functions.js'
-import type { Handle } from './native.js'
-
-const functions = ['malloc', 'calloc', 'realloc', 'free'] as const
+import type { Kept } from './kept.js'
+import { native, type Handle } from './native.js'
+import { NewMap, freeze, mapGet, mapSet } from './primordials.js'
 
 function isAllocator(value: unknown): value is Allocator {
-  const object = typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : undefined
-  return object !== undefined && functions.every((name) => isFunction(object[name]))
+  if (typeof value !== 'object' || value === null) return false
+  const { malloc, calloc, realloc, free } = value as Record<string, unknown>
+  return isFunction(malloc) && isFunction(calloc) && isFunction(realloc) && isFunction(free)
 }
 
 /** One of the heap's own allocators. */
 function nativeAllocator(handle: Handle, number: number): Allocator {
-  return Object.freeze({
-    malloc: (size: Size): Address | null => handle.nativeMalloc(number, size),
-    calloc: (count: Size, size: Size): Address | null => handle.nativeCalloc(number, count, size),
-    realloc: (address: Address | null, size: Size): Address | null => handle.nativeRealloc(number, address, size),
-    free: (address: Address | null): void => handle.nativeFree(number, address),
+  return freeze({
+    malloc: (size: Size): Address | null => native.nativeMalloc(handle, number, size),
+    calloc: (count: Size, size: Size): Address | null => native.nativeCalloc(handle, number, count, size),
+    realloc: (address: Address | null, size: Size): Address | null => native.nativeRealloc(handle, number, address, size),
+    free: (address: Address | null): void => native.nativeFree(handle, number, address),
   })
 }
 
 /** A heap's allocators, each at its number, so that the same one is always the same object. */
 export class Allocators {
   readonly #handle: Handle
-  readonly #natives: Allocator[] = []
-  readonly #scripts: Allocator[] = []
+  readonly #natives = new NewMap<number, Allocator>()
+  readonly #nativeNumbers = new NewMap<Allocator, number>()
+  readonly #scripts = new NewMap<number, Allocator>()
+  readonly #scriptNumbers = new NewMap<Allocator, number>()
+  #scriptCount = 0
 
   constructor(handle: Handle) {
     this.#handle = handle
-    handle.onAllocate = (script, verb, first, second) => {
-      const allocator = this.#scripts[script]!
-      switch (functions[verb]) {
-        case 'malloc':
-          return settled(allocator.malloc(first))
-        case 'calloc':
-          return settled(allocator.calloc(first, second))
-        case 'realloc':
-          return settled(allocator.realloc((first as Address) || null, second))
-        default:
-          return isAwaited(allocator.free((first as Address) || null))
-      }
-    }
   }
 
   get(domain: DomainName): Allocator {
-    const number = this.#handle.presentAllocator(domain)
-    return number < 0 ? this.#scripts[-1 - number]! : (this.#natives[number] ??= nativeAllocator(this.#handle, number))
+    const number = native.presentAllocator(this.#handle, domain)
+    if (number < 0) return this.script(-1 - number)
+    const known = mapGet(this.#natives, number)
+    if (known) return known
+    const made = nativeAllocator(this.#handle, number)
+    mapSet(this.#natives, number, made)
+    mapSet(this.#nativeNumbers, made, number)
+    return made
   }
 
   set(domain: DomainName, allocator: Allocator): void {
-    const native = this.#natives.indexOf(allocator)
-    if (native >= 0 && this.#handle.setNative(domain, native)) return
+    const own = mapGet(this.#nativeNumbers, allocator)
+    if (own !== undefined && native.setNative(this.#handle, domain, own)) return
     if (!isAllocator(allocator)) {
       const expected = 'an object with the functions malloc, calloc, realloc and free'
       throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', expected, allocator)
     }
-    const known = this.#scripts.indexOf(allocator)
-    const script = known >= 0 ? known : this.#scripts.length
-    this.#handle.setScript(domain, script)
-    this.#scripts[script] = allocator
+    const known = mapGet(this.#scriptNumbers, allocator)
+    const script = known ?? this.#scriptCount
+    native.setScript(this.#handle, domain, script)
+    if (known !== undefined) return
+    this.#scriptCount++
+    mapSet(this.#scripts, script, allocator)
+    mapSet(this.#scriptNumbers, allocator, script)
   }
+
+  script(number: number): Allocator {
+    return mapGet(this.#scripts, number)!
+  }
+}
+
+/** Calls a function of a script's allocator, by its number in this order: malloc, calloc, realloc, free. */
+export function callAllocator(kept: Kept, script: number, verb: number, first: number | null, second: number): unknown {
+  const allocator = kept.allocators!.script(script)
+  switch (verb) {
+    case 0:
+      return settled(allocator.malloc(first!))
+    case 1:
+      return settled(allocator.calloc(first!, second))
+    case 2:
+      return settled(allocator.realloc(first as Address | null, second))
+    default:
+      return isAwaited(allocator.free(first as Address | null))
+  }
+}
+
+/** Asks a script for an arena, or gives it one back; that says whether it gave something to wait for. */
+export function callArenas({ arenas }: Kept, size: number, address?: Address): unknown {
+  return address === undefined ? settled(arenas!.alloc(size)) : isAwaited(arenas!.free(address, size))
 }

@@ -4,13 +4,17 @@ import process from 'node:process'
 
 import type { Address, Collector as Contract, CollectorCallback, GenerationStats, Size, TraverseMismatch } from '../index.js'
 import { checkFunction } from './functions.js'
-import type { Handle } from './native.js'
+import type { Kept } from './kept.js'
+import { native, type Handle } from './native.js'
+import { Doubles, NewMap, append, bufferOf, lengthOf, mapGet, mapSet } from './primordials.js'
 import type { Types } from './type.js'
 
 function addresses(bytes: Uint8Array<ArrayBuffer>): Address[] {
   const all: Address[] = []
-  // A loop of the script's own can be ended half-way; `Array.from` cannot, which takes longer, too.
-  for (const address of new Float64Array(bytes.buffer) as Iterable<number>) all.push(address as Address)
+  const numbers = new Doubles(bufferOf(bytes))
+  const count = lengthOf(numbers)
+  // A loop of the script's own can be ended half-way, as a function of the engine's cannot.
+  for (let index = 0; index < count; index++) append(all, numbers[index] as Address)
   return all
 }
 
@@ -27,133 +31,147 @@ export class Collector implements Contract {
   readonly #handle: Handle
   readonly #types: Types
 
-  constructor(handle: Handle, types: Types) {
-    this.garbage = handle.garbage
-    this.callbacks = handle.callbacks
-    this.native = handle.external
+  constructor(handle: Handle, kept: Kept, types: Types) {
+    this.garbage = kept[0]
+    this.callbacks = kept[1]
+    this.native = native.external
     this.#handle = handle
     this.#types = types
   }
 
   track(object: Address): void {
-    this.#handle.track(object)
+    native.track(this.#handle, object)
   }
 
   untrack(object: Address): void {
-    this.#handle.untrack(object)
+    native.untrack(this.#handle, object)
   }
 
   isTracked(object: Address): boolean {
-    return this.#handle.isTracked(object)
+    return native.isTracked(this.#handle, object)
   }
 
   isFinalized(object: Address): boolean {
-    return this.#handle.isFinalized(object)
+    return native.isFinalized(this.#handle, object)
   }
 
   del(object: Address): void {
-    const { name } = this.#types.of(object)
-    if (!this.#handle.gcDel(object)) return
+    const name = this.#types.of(object).name
+    if (!native.gcDel(this.#handle, object)) return
     process.emitWarning(`gc: Object of type ${name} is not untracked before destruction`, 'ResourceWarning')
   }
 
   resize(object: Address, nitems: Size): Address {
-    return this.#handle.gcResize(object, nitems)
+    return native.gcResize(this.#handle, object, nitems)
   }
 
   collect(generation?: 0 | 1 | 2): number {
-    return this.#handle.collect(generation)
+    return native.collect(this.#handle, generation)
   }
 
   enable(): void {
-    this.#handle.enable()
+    native.enable(this.#handle)
   }
 
   disable(): void {
-    this.#handle.disable()
+    native.disable(this.#handle)
   }
 
   isEnabled(): boolean {
-    return this.#handle.isEnabled()
+    return native.isEnabled(this.#handle)
   }
 
   getThreshold(): [number, number, number] {
-    return this.#handle.getThreshold()
+    return native.getThreshold(this.#handle)
   }
 
   setThreshold(threshold0: number, threshold1?: number, threshold2?: number): void {
-    this.#handle.setThreshold(threshold0, threshold1, threshold2)
+    native.setThreshold(this.#handle, threshold0, threshold1, threshold2)
   }
 
   getCount(): [number, number, number] {
-    return this.#handle.getCount()
+    return native.getCount(this.#handle)
   }
 
   getStats(): GenerationStats[] {
-    const numbers = this.#handle.getStats()
-    return [0, 3, 6].map((first) => ({
+    const numbers = native.getStats(this.#handle)
+    const stats = (first: number): GenerationStats => ({
       collections: numbers[first]!,
       collected: numbers[first + 1]!,
       uncollectable: numbers[first + 2]!,
-    }))
+    })
+    return [stats(0), stats(3), stats(6)]
   }
 
   getObjects(generation?: 0 | 1 | 2): Address[] {
-    return addresses(this.#handle.getObjects(generation))
+    return addresses(native.getObjects(this.#handle, generation))
   }
 
   getReferrers(...objects: Address[]): Address[] {
-    return addresses(this.#handle.getReferrers(objects))
+    return addresses(native.getReferrers(this.#handle, objects))
   }
 
   getReferents(...objects: Address[]): Address[] {
-    return addresses(this.#handle.getReferents(objects))
+    return addresses(native.getReferents(this.#handle, objects))
   }
 
   freeze(): void {
-    this.#handle.freeze()
+    native.freeze(this.#handle)
   }
 
   unfreeze(): void {
-    this.#handle.unfreeze()
+    native.unfreeze(this.#handle)
   }
 
   getFreezeCount(): number {
-    return this.#handle.getFreezeCount()
+    return native.getFreezeCount(this.#handle)
   }
 
   setDebug(flags: number): void {
-    this.#handle.setDebug(flags)
+    native.setDebug(this.#handle, flags)
   }
 
   getDebug(): number {
-    return this.#handle.getDebug()
+    return native.getDebug(this.#handle)
   }
 
   newWeakref(object: Address, callback?: (ref: Address) => void): Address {
     checkFunction('callback', callback)
-    return this.#handle.newWeakref(object, callback)
+    return native.newWeakref(this.#handle, object, callback)
   }
 
   deref(ref: Address): Address | null {
-    return this.#handle.deref(ref)
+    return native.deref(this.#handle, ref)
   }
 
   check(): TraverseMismatch[] {
-    return this.getObjects().flatMap((object) => {
+    const found: TraverseMismatch[] = []
+    const objects = this.getObjects()
+    for (let index = 0; index < objects.length; index++) {
+      const object = objects[index]!
       const held = this.#types.held(object)
-      return held ? mismatches(object, held, this.getReferents(object)) : []
-    })
+      if (held) compare(object, held, addresses(native.getReferents(this.#handle, [object])), found)
+    }
+    return found
   }
 }
 
-function mismatches(object: Address, held: Address[], visited: Address[]): TraverseMismatch[] {
-  const [holds, visits] = [held, visited].map((all) => {
-    const times = new Map<Address, number>()
-    for (const one of all) times.set(one, (times.get(one) ?? 0) + 1)
-    return times
-  }) as [Map<Address, number>, Map<Address, number>]
-  return [...holds]
-    .map(([referent, times]) => ({ object, referent, held: times, visited: visits.get(referent) ?? 0 }))
-    .filter((mismatch) => mismatch.visited < mismatch.held)
+/** How many times each address is among these. */
+function count(all: readonly Address[]): Map<Address, number> {
+  const times = new NewMap<Address, number>()
+  for (let index = 0; index < all.length; index++) mapSet(times, all[index]!, (mapGet(times, all[index]!) ?? 0) + 1)
+  return times
+}
+
+function compare(object: Address, held: Address[], visited: Address[], found: TraverseMismatch[]): void {
+  const holds = count(held)
+  const visits = count(visited)
+  const told = new NewMap<Address, number>()
+  for (let index = 0; index < held.length; index++) {
+    const referent = held[index]!
+    if (mapGet(told, referent) !== undefined) continue
+    mapSet(told, referent, 1)
+    const mismatch = { object, referent, held: mapGet(holds, referent)!, visited: mapGet(visits, referent) ?? 0 }
+    if (mismatch.visited < mismatch.held) append(found, mismatch)
+  }
 }

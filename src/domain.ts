@@ -1,12 +1,13 @@
 /** A domain's face: made once per heap. */
 
 import type { Address, Domain as Contract, DomainName } from '../index.js'
-import type { DomainCalls, Handle } from './native.js'
+import { native, type DomainCalls, type Handle } from './native.js'
 
 export class Domain implements Contract {
   readonly name: DomainName
   /** Keeps a domain from being posted to another thread as if it were a plain object. */
   private readonly native: object
+  readonly #handle: Handle
   readonly #malloc: DomainCalls['malloc']
   readonly #calloc: DomainCalls['calloc']
   readonly #realloc: DomainCalls['realloc']
@@ -17,9 +18,10 @@ export class Domain implements Contract {
   readonly #write: DomainCalls['write']
 
   constructor(name: DomainName, handle: Handle) {
-    const calls = handle[name]
+    const calls = native[name]
     this.name = name
-    this.native = handle.external
+    this.native = native.external
+    this.#handle = handle
     this.#malloc = calls.malloc
     this.#calloc = calls.calloc
     this.#realloc = calls.realloc
@@ -31,34 +33,34 @@ export class Domain implements Contract {
   }
 
   malloc(size: number | bigint): Address | null {
-    return this.#malloc(size)
+    return this.#malloc(this.#handle, size)
   }
 
   calloc(count: number | bigint, size: number | bigint): Address | null {
-    return this.#calloc(count, size)
+    return this.#calloc(this.#handle, count, size)
   }
 
   realloc(address: Address | null, size: number | bigint): Address | null {
-    return this.#realloc(address, size)
+    return this.#realloc(this.#handle, address, size)
   }
 
   free(address: Address | null): void {
-    this.#free(address)
+    this.#free(this.#handle, address)
   }
 
   usableSize(address: Address): number {
-    return this.#usableSize(address)
+    return this.#usableSize(this.#handle, address)
   }
 
   view(address: Address): Uint8Array<ArrayBuffer> {
-    return this.#view(address) as Uint8Array<ArrayBuffer>
+    return this.#view(this.#handle, address) as Uint8Array<ArrayBuffer>
   }
 
   read(address: Address, offset?: number, length?: number): Uint8Array<ArrayBuffer> {
-    return this.#read(address, offset, length) as Uint8Array<ArrayBuffer>
+    return this.#read(this.#handle, address, offset, length) as Uint8Array<ArrayBuffer>
   }
 
   write(address: Address, bytes: Uint8Array, offset?: number): void {
-    this.#write(address, bytes, offset)
+    this.#write(this.#handle, address, bytes, offset)
   }
 }

@@ -4,12 +4,35 @@ import { inspect, types } from 'node:util'
 
 import type { Address, DomainName, FaultCode } from '../index.js'
 import type { ErrorMaker } from './native.js'
+import {
+  NewRangeError,
+  NewTypeError,
+  captureStackTrace,
+  define,
+  defineProperty,
+  is,
+  keys,
+  slice,
+  stringify,
+  text,
+  textOf,
+} from './primordials.js'
 
-function define(error: object, fields: Record<string, unknown>): void {
-  for (const [name, value] of Object.entries(fields)) {
-    if (value !== undefined) Object.defineProperty(error, name, { value, enumerable: true, configurable: true, writable: true })
+/** Gives an error what is known. */
+function defineAll(error: object, code: string, fields: object): void {
+  define(error, 'code', code)
+  const names = keys(fields)
+  for (let index = 0; index < names.length; index++) {
+    const value = fields[names[index] as keyof typeof fields] as unknown
+    if (value !== undefined) define(error, names[index]!, value)
   }
 }
+
+function nameAfter(prototype: object, value: string): void {
+  defineProperty(prototype, 'name', { __proto__: null, value, configurable: true, writable: true } as PropertyDescriptor)
+}
+
+let isOwn: (error: object) => boolean
 
 export class MemoryFault extends Error {
   declare readonly code: FaultCode
@@ -23,48 +46,65 @@ export class MemoryFault extends Error {
   declare readonly offset?: number
   declare readonly report?: string
   declare readonly index?: number
+  readonly #isFault = true
+
+  static {
+    isOwn = (error) => #isFault in error && error.#isFault
+  }
 
   constructor(code: FaultCode, message: string, fields: object = {}) {
     const { cause, ...others } = fields as Record<string, unknown>
-    super(message, cause === undefined ? undefined : { cause })
-    define(this, { code, ...others })
+    super(message, cause === undefined ? undefined : ({ __proto__: null, cause } as ErrorOptions))
+    defineAll(this, code, others)
   }
 }
-Object.defineProperty(MemoryFault.prototype, 'name', { value: 'MemoryFault', configurable: true, writable: true })
+nameAfter(MemoryFault.prototype, 'MemoryFault')
+
+/** Whether something is an error of that class, whatever scripts make of `instanceof`. */
+export function isFault(error: unknown): error is MemoryFault {
+  return typeof error === 'object' && error !== null && isOwn(error)
+}
 
 export class MemoryError extends Error {
   declare readonly code: 'ERR_NO_MEMORY'
 
   constructor(message: string, fields: object = {}) {
     super(message)
-    define(this, { code: 'ERR_NO_MEMORY', ...fields })
+    defineAll(this, 'ERR_NO_MEMORY', fields)
   }
 }
-Object.defineProperty(MemoryError.prototype, 'name', { value: 'MemoryError', configurable: true, writable: true })
+nameAfter(MemoryError.prototype, 'MemoryError')
 
 /** Whether something can be called without `new`. Runs no code of its own. */
 export function isFunction(value: unknown): value is (this: unknown, ...args: unknown[]) => unknown {
   if (typeof value !== 'function') return false
-  if (types.isProxy(value)) return !inspect(value, { showProxy: true, depth: -1 }).startsWith('<Revoked')
-  return !/^class\b/.test(Function.prototype.toString.call(value))
+  if (types.isProxy(value)) return slice(inspect(value, { showProxy: true, depth: -1 }), 0, 8) !== '<Revoked'
+  return !isClass(textOf(value))
+}
+
+/** Whether a function's text is a class's. */
+function isClass(source: string): boolean {
+  if (slice(source, 0, 5) !== 'class') return false
+  const next = slice(source, 5, 6)
+  return next === ' ' || next === '{' || next === '/' || next === '\n' || next === '\t' || next === '\r'
 }
 
 /** What came, in a few words; asks nothing of the value itself. */
 function describe(value: unknown): string {
   switch (typeof value) {
     case 'string':
-      return value.length > 40 ? `${JSON.stringify(value.slice(0, 40))}...` : JSON.stringify(value)
+      return value.length > 40 ? `${stringify(slice(value, 0, 40))}...` : stringify(value)
     case 'bigint':
       return `${value}n`
     case 'number':
-      return Object.is(value, -0) ? '-0' : String(value)
+      return is(value, -0) ? '-0' : text(value)
     case 'function':
       if (isFunction(value)) return 'a function'
       return types.isProxy(value) ? 'a revoked proxy' : 'a class'
     case 'object':
       return value === null ? 'null' : 'an object'
     default:
-      return String(value)
+      return text(value)
   }
 }
 
@@ -75,28 +115,50 @@ export function badArgument(
   expected: string,
   received: unknown,
 ): Error {
-  return makeError(code, expected, { name, received })
+  return makeError(code, expected, name, received)
+}
+
+/** What a callback did wrong. */
+export function fault(code: FaultCode, message: string, address?: Address, cause?: unknown): Error {
+  return makeError(code, message, undefined, undefined, cause, address)
 }
 
 /** Makes the error for a code. Its stack begins with the call that went wrong. */
-export const makeError: ErrorMaker = (code, message, fields) => {
-  const error = newError(code, message, fields)
-  Error.captureStackTrace(error, makeError)
+export const makeError: ErrorMaker = (
+  code,
+  message,
+  name,
+  received,
+  cause,
+  address,
+  domain,
+  used,
+  allocated,
+  base,
+  object,
+  referent,
+  offset,
+  report,
+  index,
+) => {
+  const said = name === undefined ? message : `${name}: expected ${message}, got ${describe(received)}`
+  const known = { cause, address, domain, used, allocated, base, object, referent, offset, report, index }
+  const error = newError(code, said, { __proto__: null, ...known })
+  captureStackTrace(error, makeError)
   return error
 }
 
-function newError(code: string, message: string, { name, received, ...fields }: Record<string, unknown>): Error {
-  const text = name === undefined ? message : `${String(name)}: expected ${message}, got ${describe(received)}`
+function newError(code: string, message: string, fields: object): Error {
   switch (code) {
     case 'ERR_INVALID_ARG_TYPE':
     case 'ERR_OUT_OF_RANGE': {
-      const error = code === 'ERR_OUT_OF_RANGE' ? new RangeError(text) : new TypeError(text)
-      define(error, { code, ...fields })
+      const error = code === 'ERR_OUT_OF_RANGE' ? new NewRangeError(message) : new NewTypeError(message)
+      defineAll(error, code, fields)
       return error
     }
     case 'ERR_NO_MEMORY':
-      return new MemoryError(text, fields)
+      return new MemoryError(message, fields)
     default:
-      return new MemoryFault(code as FaultCode, text, fields)
+      return new MemoryFault(code as FaultCode, message, fields)
   }
 }

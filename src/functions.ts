@@ -3,7 +3,8 @@
 import { types } from 'node:util'
 
 import type { Address } from '../index.js'
-import { badArgument, isFunction, makeError } from './errors.js'
+import { badArgument, fault, isFunction } from './errors.js'
+import { settle } from './primordials.js'
 
 /** A callback that has to be a function, or may be left out. */
 export function checkFunction(name: string, value: unknown): void {
@@ -13,7 +14,7 @@ export function checkFunction(name: string, value: unknown): void {
 /** Whether what a callback gave is something to wait for, because nobody would. */
 export function isAwaited(result: unknown): boolean {
   // What becomes of it is nobody's any more; least of all is it an unhandled rejection.
-  if (types.isPromise(result)) Promise.prototype.then.call(result, undefined, () => {})
+  if (types.isPromise(result)) settle(result, undefined, () => {})
   return types.isPromise(result) || types.isGeneratorObject(result)
 }
 
@@ -25,7 +26,5 @@ export function settled(result: unknown): unknown {
 /** Refuses what a callback gave where that is something to wait for. */
 export function checkResult(result: unknown, what: string, address?: Address): void {
   if (!isAwaited(result)) return
-  throw makeError('ERR_CALLBACK_RESULT', `expected ${what} to be done when it returns, but it gave something to wait for`, {
-    address,
-  })
+  throw fault('ERR_CALLBACK_RESULT', `expected ${what} to be done when it returns, but it gave something to wait for`, address)
 }

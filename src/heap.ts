@@ -17,39 +17,41 @@ import type {
 import { Allocators } from './allocators.js'
 import { Collector } from './collector.js'
 import { Domain } from './domain.js'
-import { badArgument, isFunction, makeError } from './errors.js'
-import { checkFunction, isAwaited, settled } from './functions.js'
+import { badArgument, isFunction } from './errors.js'
+import { checkFunction } from './functions.js'
+import { keep, newKept, type Kept } from './kept.js'
 import { native, type Handle } from './native.js'
-import { serve } from './scripts.js'
+import { freeze, slice } from './primordials.js'
+import { face } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
 
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null
 }
 
-/** The engine's own, whatever a script makes of the global. */
-const Bytes = Uint8Array
+/** The longest array that the engine can make. */
+const longestArray = constants.MAX_LENGTH
 
-function makeBytes(length: number): Uint8Array<ArrayBuffer> {
-  return new Bytes(length)
-}
+/** What is left out, wherever scripts put something under its names. */
+const none = freeze({ __proto__: null }) as HeapOptions & Partial<Geometry>
 
 interface Opened {
   readonly handle: Handle
+  readonly kept: Kept
   readonly release: Release
   readonly pymalloc: boolean
-  readonly types: Types
 }
 
 function open(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
-  const { release = '3.14', allocator = 'default', geometry = {}, memoryLimit, quarantine, onUnraisable } = options
+  const { release = '3.14', allocator = 'default', geometry = none, memoryLimit, quarantine, onUnraisable } = options
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
+  const kept = newKept(face, onUnraisable)
   const handle = native.open(
-    makeError,
-    constants.MAX_LENGTH,
+    kept,
+    longestArray,
     release,
     arenaSize,
     poolSize,
@@ -59,11 +61,8 @@ function open(options: HeapOptions): Opened {
     quarantine,
     allocator,
   )
-  handle.makeBytes = makeBytes
-  const pymalloc = !allocator.startsWith('malloc')
-  const types = new Types(handle)
-  serve(handle, types, onUnraisable)
-  return { handle, release, pymalloc, types }
+  keep(handle, kept)
+  return { handle, kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
 }
 
 export class Heap {
@@ -76,30 +75,32 @@ export class Heap {
   /** Keeps a heap from being posted to another thread as if it were a plain object. */
   private readonly native: object
   readonly #handle: Handle
+  readonly #kept: Kept
   readonly #pymalloc: boolean
   readonly #types: Types
   readonly #allocators: Allocators
   readonly #ownArenas: ArenaAllocator
   #arenaAllocator: ArenaAllocator
 
-  constructor(options: HeapOptions = {}) {
-    const { handle, release, pymalloc, types } = open(options)
+  constructor(options: HeapOptions = none) {
+    const { handle, kept, release, pymalloc } = open(options)
     this.#handle = handle
+    this.#kept = kept
     this.#pymalloc = pymalloc
-    this.#types = types
-    this.#allocators = new Allocators(handle)
-    this.#ownArenas = Object.freeze({
-      alloc: (size: number): Address | null => handle.takeArena(size),
-      free: (address: Address, size: number): void => handle.giveArena(address, size),
+    this.#types = kept.types = new Types(handle)
+    this.#allocators = kept.allocators = new Allocators(handle)
+    this.#ownArenas = freeze({
+      alloc: (size: number): Address | null => native.takeArena(handle, size),
+      free: (address: Address, size: number): void => native.giveArena(handle, address, size),
     })
     this.#arenaAllocator = this.#ownArenas
     this.release = release
-    this.geometry = Object.freeze(handle.geometry())
+    this.geometry = freeze(native.geometry(handle))
     this.raw = new Domain('raw', handle)
     this.mem = new Domain('mem', handle)
     this.obj = new Domain('obj', handle)
-    this.gc = new Collector(handle, types)
-    this.native = handle.external
+    this.gc = new Collector(handle, kept, this.#types)
+    this.native = native.external
   }
 
   getAllocator(domain: DomainName): Allocator {
@@ -111,27 +112,25 @@ export class Heap {
   }
 
   setupDebugHooks(): void {
-    this.#handle.setupDebugHooks()
+    native.setupDebugHooks(this.#handle)
   }
 
   getArenaAllocator(): ArenaAllocator {
     // Any call says so when the heap is closed.
-    this.#handle.geometry()
+    native.geometry(this.#handle)
     return this.#arenaAllocator
   }
 
   setArenaAllocator(allocator: ArenaAllocator): void {
-    const handle = this.#handle
     if (allocator === this.#ownArenas) {
-      handle.askOwn()
-      handle.arenaAlloc = handle.arenaFree = undefined
+      native.askOwn(this.#handle)
+      this.#kept.arenas = undefined
     } else {
       if (!isObject(allocator) || !isFunction(allocator.alloc) || !isFunction(allocator.free)) {
         throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', 'an object with the functions alloc and free', allocator)
       }
-      handle.askScript()
-      handle.arenaAlloc = (size) => settled(allocator.alloc(size))
-      handle.arenaFree = (address, size) => isAwaited(allocator.free(address, size))
+      native.askScript(this.#handle)
+      this.#kept.arenas = allocator
     }
     this.#arenaAllocator = allocator
   }
@@ -145,56 +144,56 @@ export class Heap {
   }
 
   incref(object: Address): void {
-    this.#handle.incref(object)
+    native.incref(this.#handle, object)
   }
 
   decref(object: Address): void {
-    this.#handle.decref(object)
+    native.decref(this.#handle, object)
   }
 
   refcount(object: Address): number {
-    return this.#handle.refcount(object)
+    return native.refcount(this.#handle, object)
   }
 
   setImmortal(object: Address): boolean {
-    return this.#handle.setImmortal(object)
+    return native.setImmortal(this.#handle, object)
   }
 
   run(ops: Uint32Array, addresses?: Float64Array): void {
-    this.#handle.run(ops, addresses)
+    native.run(this.#handle, ops, addresses)
   }
 
   allocatedBlocks(): number {
-    return this.#handle.allocatedBlocks()
+    return native.allocatedBlocks(this.#handle)
   }
 
   arenas(): ArenaInfo[] {
-    return this.#handle.arenas()
+    return native.arenas(this.#handle)
   }
 
   debugMallocStats(): string {
-    const text = this.#handle.debugMallocStats()
+    const text = native.debugMallocStats(this.#handle)
     // A CPython without pymalloc has nothing to say.
     return this.#pymalloc ? text : ''
   }
 
   verify(): void {
-    this.#handle.verify()
+    native.verify(this.#handle)
   }
 
   setNomemory(start: Size, stop?: Size): void {
-    this.#handle.setNomemory(start, stop)
+    native.setNomemory(this.#handle, start, stop)
   }
 
   removeNomemory(): void {
-    this.#handle.removeNomemory()
+    native.removeNomemory(this.#handle)
   }
 
   close(): void {
-    this.#handle.close()
+    native.close(this.#handle)
   }
 
   [Symbol.dispose](): void {
-    this.#handle.close()
+    native.close(this.#handle)
   }
 }

@@ -1,10 +1,17 @@
 /** The native binding: what it has, and where it is found. */
 
-import type { Address, ArenaInfo, CollectorCallback, Geometry, Release } from '../index.js'
+import type { Address, ArenaInfo, Geometry, Release } from '../index.js'
+import type { Kept } from './kept.js'
 import { platform } from './platform.js'
 
+declare const brand: unique symbol
+/** A heap in the binding. It is given back when nothing refers to this any more, which no script ever sees. */
+export interface Handle {
+  readonly [brand]: never
+}
+
 /** A call as the binding takes it: everything is checked there. */
-type Call<Result = unknown> = (...values: unknown[]) => Result
+type Call<Result = unknown> = (heap: Handle, ...values: unknown[]) => Result
 
 /** The calls of one domain. */
 export interface DomainCalls {
@@ -18,13 +25,70 @@ export interface DomainCalls {
   readonly write: Call<void>
 }
 
-/** A heap in the binding. It is given back when nothing refers to this object or any function of it. */
-export interface Handle {
+/** How the binding makes its errors. */
+export type ErrorMaker = (
+  code: string,
+  message: string,
+  name?: string,
+  received?: unknown,
+  cause?: unknown,
+  address?: Address,
+  domain?: string,
+  used?: string,
+  allocated?: string,
+  base?: Address,
+  object?: Address,
+  referent?: Address,
+  offset?: number,
+  report?: string,
+  index?: number,
+) => Error
+
+/**
+ * What the binding calls, in this order. An exception of null is V8's word for the end of an execution, so a function in which a script has
+ * thrown null throws what is kept of the heap.
+ */
+export type Face = [
+  makeError: ErrorMaker,
+  makeBytes: (length: number) => Uint8Array<ArrayBuffer>,
+  /** Does nothing: that it can be called says that the execution is not being terminated. */
+  look: () => void,
+  /** What went wrong, if anything. */
+  traverse: (kept: Kept, type: number, object: Address) => unknown,
+  hook: (kept: Kept, hook: number, type: number, object: Address) => void,
+  weakref: (kept: Kept, callback: (ref: Address) => void, ref: Address) => void,
+  collection: (kept: Kept, stopped: number, generation: number, collected: number, uncollectable: number) => void,
+  text: (kept: Kept, text: string) => void,
+  /** What no call can throw. */
+  failure: (kept: Kept, error: unknown) => void,
+  /** What was thrown where it could not be caught. */
+  escaped: (kept: Kept, error: unknown) => void,
+  /** A script's allocator: its number, the number of the function, its arguments. Gives an address, or whether `free` gave something to wait for. */
+  allocate: (kept: Kept, script: number, verb: number, first: number | null, second: number) => unknown,
+  arenaAlloc: (kept: Kept, size: number) => unknown,
+  /** Whether it gave something to wait for. */
+  arenaFree: (kept: Kept, address: Address, size: number) => boolean,
+]
+
+interface Binding {
+  serve(...face: Face): void
+  open(
+    kept: Kept,
+    longestArray: number,
+    release: unknown,
+    arenaSize: unknown,
+    poolSize: unknown,
+    alignment: unknown,
+    smallRequestThreshold: unknown,
+    memoryLimit: unknown,
+    quarantine: unknown,
+    allocator: unknown,
+  ): Handle
+  /** What cannot be posted to another thread, nor can an object that has it. */
+  readonly external: object
   readonly raw: DomainCalls
   readonly mem: DomainCalls
   readonly obj: DomainCalls
-  /** What cannot be posted to another thread, nor can an object that has it. */
-  readonly external: object
   readonly run: Call<void>
   readonly geometry: Call<Geometry>
   readonly allocatedBlocks: Call<number>
@@ -66,7 +130,7 @@ export interface Handle {
   readonly decref: Call<void>
   readonly refcount: Call<number>
   readonly setImmortal: Call<boolean>
-  /** From inside `onTraverse`. */
+  /** From inside a `traverse`. */
   readonly visit: Call<void>
   readonly track: Call<void>
   readonly untrack: Call<void>
@@ -95,53 +159,6 @@ export interface Handle {
   readonly getDebug: Call<number>
   readonly newWeakref: Call<Address>
   readonly deref: Call<Address | null>
-  /** What collections appended to `gc.garbage`. */
-  readonly garbage: Address[]
-  /** `gc.callbacks` */
-  readonly callbacks: CollectorCallback[]
-  /** The callbacks of weak references, each as long as it may be called. */
-  readonly weakrefCallbacks: Array<(ref: Address) => void>
-  /** What was thrown where it could not be caught, until `onEscaped` is called. */
-  readonly escaped: unknown[]
-  /** What a call throws whose `onTraverse` failed, at the number of callbacks that the call is inside of. */
-  readonly failures: unknown[]
-  /** What the binding calls for the types' functions and callbacks; only `onTraverse` has an answer. */
-  onTraverse?: (type: number, object: Address, around: number) => boolean
-  onHook?: (hook: number, type: number, object: Address) => void
-  onWeakref?: (index: number, ref: Address) => void
-  onCollection?: (stopped: number, generation: number, collected: number, uncollectable: number) => void
-  /** Does nothing: that it can be called says that the thread's JavaScript has not been ended. */
-  onLook?: () => void
-  onText?: (text: string) => void
-  /** A collection that nobody asked for was given up. */
-  onFailure?: (error: unknown) => void
-  onEscaped?: () => void
-  /** What the binding calls for a script's allocator: the number of the function, its arguments, and an address or what `free` gave. */
-  onAllocate?: (script: number, verb: number, first: number, second: number) => unknown
-  /** What the binding calls for the bytes of a long array. */
-  makeBytes?: (length: number) => Uint8Array<ArrayBuffer>
-  /** What the binding asks for arenas after `askScript`. */
-  arenaAlloc?: (size: number) => unknown
-  /** Whether it gave something to wait for. */
-  arenaFree?: (address: Address, size: number) => boolean
-}
-
-/** How the binding makes its errors. */
-export type ErrorMaker = (code: string, message: string, fields: Record<string, unknown>) => Error
-
-interface Binding {
-  open(
-    makeError: ErrorMaker,
-    longestArray: number,
-    release: unknown,
-    arenaSize: unknown,
-    poolSize: unknown,
-    alignment: unknown,
-    smallRequestThreshold: unknown,
-    memoryLimit: unknown,
-    quarantine: unknown,
-    allocator: unknown,
-  ): Handle
   /** The cheapest native call there is; for the benchmark. */
   identity(value: number): number
   /** Bytes that V8 was told of in this thread; for the tests. */
@@ -151,14 +168,14 @@ interface Binding {
   /** The release that a CPython's version belongs to, if there is one. */
   releaseOf(version: string): Release | null
   /** The number of a replay of the traces that the options, as JSON, name. */
-  openReplay(makeError: ErrorMaker, options: string): number
+  openReplay(options: string): number
   /** Replays at most `count` events; 0 when there is nothing left. */
-  stepReplay(makeError: ErrorMaker, replay: number, count: number): number
+  stepReplay(replay: number, count: number): number
   /** What has been found so far, as JSON. */
-  reportReplay(makeError: ErrorMaker, replay: number): string
-  closeReplay(makeError: ErrorMaker, replay: number): void
+  reportReplay(replay: number): string
+  closeReplay(replay: number): void
   /** Judges the collector by the answers, as JSON, of a real CPython; what came of it is JSON too. */
-  checkGolden(makeError: ErrorMaker, golden: string): string
+  checkGolden(golden: string): string
 }
 
 function load(): Binding {

@@ -44,9 +44,13 @@ export interface Report {
 /** Events replayed between two looks at the clock and the terminal. */
 const SLICE = 200_000
 
-/** Makes the binding's errors; the only ones here are unreadable traces and a lack of memory. */
-function makeError(code: string, message: string): Error {
-  return code === 'ERR_UNREADABLE_TRACE' ? new TraceError(message) : Object.assign(new Error(message), { code })
+/** A call of the binding's, the only errors of which are unreadable traces and a lack of memory. */
+function reading<Result>(call: () => Result): Result {
+  try {
+    return call()
+  } catch (error) {
+    throw (error as { code?: unknown }).code === 'ERR_UNREADABLE_TRACE' ? new TraceError((error as Error).message) : error
+  }
 }
 
 export interface ReplayOptions {
@@ -59,18 +63,18 @@ export interface ReplayOptions {
 
 /** Replays a trace and compares every answer. Throws {@link TraceError} when it cannot be read. */
 export async function replay({ release, segments, stopAt, onProgress }: ReplayOptions): Promise<Report> {
-  const number = native.openReplay(makeError, JSON.stringify({ release, segments, stop_at: stopAt }))
+  const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt })))
   try {
-    while (native.stepReplay(makeError, number, SLICE) !== 0) {
+    while (reading(() => native.stepReplay(number, SLICE)) !== 0) {
       if (onProgress) {
-        const { progress } = JSON.parse(native.reportReplay(makeError, number)) as Report
+        const { progress } = JSON.parse(native.reportReplay(number)) as Report
         onProgress(...progress)
       }
       await new Promise((done) => setImmediate(done))
     }
-    return JSON.parse(native.reportReplay(makeError, number)) as Report
+    return JSON.parse(native.reportReplay(number)) as Report
   } finally {
-    native.closeReplay(makeError, number)
+    native.closeReplay(number)
   }
 }
 

@@ -4,20 +4,20 @@ import process from 'node:process'
 import { inspect } from 'node:util'
 import { isNativeError } from 'node:util/types'
 
-import type { Address, HeapOptions, UnraisableContext } from '../index.js'
-import { MemoryFault, badArgument, isFunction, makeError } from './errors.js'
+import type { Address, UnraisableContext } from '../index.js'
+import { callAllocator, callArenas } from './allocators.js'
+import { badArgument, fault, isFault, isFunction, makeError } from './errors.js'
 import { checkResult } from './functions.js'
-import type { Handle } from './native.js'
-import type { Types } from './type.js'
+import type { Kept } from './kept.js'
+import { native, type Face } from './native.js'
+import { Bytes, apply, hex } from './primordials.js'
 
-/** The hooks that `onHook` is told of, by number. */
+/** The hooks by number. */
 const hookNames = ['clear', 'finalize', 'del', 'dealloc'] as const
-
-const hex = (address: Address): string => `0x${address.toString(16)}`
 
 /** What a warning says before the error. */
 function describe({ hook, object, type }: UnraisableContext): string {
-  const where = object === undefined ? '' : ` of ${type ? `${type.name} at ` : ''}${hex(object)}`
+  const where = object === undefined ? '' : ` of ${type ? `${type.name} at ` : ''}0x${hex(object, 16)}`
   return `Exception ignored in ${hook}${where}`
 }
 
@@ -32,90 +32,108 @@ function warn(error: unknown, context: UnraisableContext): void {
   process.emitWarning(`${describe(context)}: ${text}`, { type: 'UnraisableException', detail })
 }
 
-/** Lets the binding call the functions of types and all other callbacks of a heap. */
-export function serve(handle: Handle, types: Types, onUnraisable: HeapOptions['onUnraisable']): void {
-  /** What no call can throw. */
-  const tell = (error: unknown, context: UnraisableContext): void => {
-    if (!onUnraisable) {
-      warn(error, context)
-      return
-    }
+/** What no call can throw. */
+function tell({ onUnraisable }: Kept, error: unknown, context: UnraisableContext): void {
+  if (!onUnraisable) {
+    warn(error, context)
+    return
+  }
+  try {
+    checkResult(apply(onUnraisable, undefined, [error, context]), 'onUnraisable')
+  } catch (second) {
+    warn(error, context)
+    warn(second, { hook: 'onUnraisable' })
+  }
+}
+
+/** Makes sure that what escapes is never null, V8's word for the end of an execution. */
+function guarded<Callback extends (kept: Kept, ...args: never[]) => unknown>(callback: Callback): Callback {
+  const guard = (kept: Kept, first: never, second: never, third: never, fourth: never): unknown => {
     try {
-      checkResult(Reflect.apply(onUnraisable, undefined, [error, context]), 'onUnraisable')
-    } catch (second) {
-      warn(error, context)
-      warn(second, { hook: 'onUnraisable' })
+      return callback(kept, first, second, third, fourth)
+    } catch (thrown) {
+      throw thrown === null ? kept : thrown
     }
   }
+  return guard as Callback
+}
 
-  /** Whether all went well; if not, `failures` says what did not. */
-  handle.onTraverse = (number, object, around) => {
-    let failure: unknown
-    let over = false
-    const threw = (cause: unknown): Error =>
-      makeError('ERR_CALLBACK_THREW', `traverse of ${types.numbered(number).name} threw`, { cause, address: object })
-    const visit = (referent: Address): void => {
-      if (over) throw makeError('ERR_REENTRANT', 'expected a visit from inside the traverse that it was given to', {})
-      try {
-        handle.visit(referent)
-      } catch (error) {
-        // Also where the script catches it: a collection must not go on with half an answer.
-        failure ??= error instanceof MemoryFault ? error : threw(error)
-        throw error
-      }
-    }
+function traverse(kept: Kept, number: number, object: Address): unknown {
+  const types = kept.types!
+  let failure: unknown
+  let over = false
+  const threw = (cause: unknown): Error =>
+    fault('ERR_CALLBACK_THREW', `traverse of ${types.numbered(number).name} threw`, object, cause)
+  const visit = (referent: Address): void => {
+    if (over) throw fault('ERR_REENTRANT', 'expected a visit from inside the traverse that it was given to')
     try {
-      checkResult(types.call(number, 'traverse', [object, visit]), 'traverse', object)
+      types.visit(referent)
     } catch (error) {
-      failure ??= isResultError(error) ? error : threw(error)
+      // Also where the script catches it: a collection must not go on with half an answer.
+      failure ??= isFault(error) ? error : threw(error)
+      throw error
     }
-    over = true
-    if (failure === undefined) return true
-    handle.failures[around] = failure
-    return false
   }
+  try {
+    checkResult(types.call(number, 'traverse', [object, visit]), 'traverse', object)
+  } catch (error) {
+    failure ??= isResultError(error) ? error : threw(error)
+  }
+  over = true
+  return failure
+}
 
-  handle.onHook = (index, number, object) => {
-    const hook = hookNames[index]!
+function runHook(kept: Kept, index: number, number: number, object: Address): void {
+  const types = kept.types!
+  const hook = hookNames[index]!
+  try {
+    checkResult(types.call(number, hook, [object]), hook, object)
+  } catch (error) {
+    tell(kept, error, { hook, object, type: types.numbered(number) })
+  }
+}
+
+function weakref(kept: Kept, callback: (ref: Address) => void, ref: Address): void {
+  try {
+    checkResult(apply(callback, undefined, [ref]), 'the callback of a weak reference', ref)
+  } catch (error) {
+    tell(kept, error, { hook: 'weakref', object: ref })
+  }
+}
+
+function collection(kept: Kept, stopped: number, generation: number, collected: number, uncollectable: number): void {
+  const callbacks = kept[1]
+  const info = { generation, collected, uncollectable }
+  // As CPython does: the same info for all, and a callback that one of them adds is called too.
+  for (let index = 0; index < callbacks.length; index++) {
     try {
-      checkResult(types.call(number, hook, [object]), hook, object)
-    } catch (error) {
-      tell(error, { hook, object, type: types.numbered(number) })
-    }
-  }
-
-  handle.onWeakref = (index, ref) => {
-    try {
-      checkResult(Reflect.apply(handle.weakrefCallbacks[index]!, undefined, [ref]), 'the callback of a weak reference', ref)
-    } catch (error) {
-      tell(error, { hook: 'weakref', object: ref })
-    }
-  }
-
-  handle.onCollection = (stopped, generation, collected, uncollectable) => {
-    const { callbacks } = handle
-    const info = { generation, collected, uncollectable }
-    // As CPython does: the same info for all, and a callback that one of them adds is called too.
-    for (let index = 0; index < callbacks.length; index++) {
       const callback: unknown = callbacks[index]
-      try {
-        if (!isFunction(callback)) throw badArgument('ERR_INVALID_ARG_TYPE', `gc.callbacks[${index}]`, 'a function', callback)
-        checkResult(Reflect.apply(callback, undefined, [stopped ? 'stop' : 'start', info]), 'a callback of the collector')
-      } catch (error) {
-        tell(error, { hook: 'callbacks' })
-      }
+      if (!isFunction(callback)) throw badArgument('ERR_INVALID_ARG_TYPE', `gc.callbacks[${index}]`, 'a function', callback)
+      checkResult(apply(callback, undefined, [stopped ? 'stop' : 'start', info]), 'a callback of the collector')
+    } catch (error) {
+      tell(kept, error, { hook: 'callbacks' })
     }
-  }
-
-  handle.onLook = () => {}
-  handle.onText = (text) => void process.stderr.write(text)
-  handle.onFailure = (error) => tell(error, { hook: 'collect' })
-  handle.onEscaped = () => {
-    // Taken out when it has been told, because that may fail too.
-    for (; handle.escaped.length > 0; handle.escaped.shift()) tell(handle.escaped[0], { hook: 'callback' })
   }
 }
 
 function isResultError(error: unknown): boolean {
-  return error instanceof MemoryFault && error.code === 'ERR_CALLBACK_RESULT'
+  return isFault(error) && error.code === 'ERR_CALLBACK_RESULT'
 }
+
+/** What the binding calls. It does not keep these functions, so each heap does. */
+export const face: Face = [
+  makeError,
+  (length) => new Bytes(length),
+  () => {},
+  guarded(traverse),
+  guarded(runHook),
+  guarded(weakref),
+  guarded(collection),
+  guarded((_, text: string) => void process.stderr.write(text)),
+  guarded((kept, error: unknown) => tell(kept, error, { hook: 'collect' })),
+  guarded((kept, error: unknown) => tell(kept, error, { hook: 'callback' })),
+  guarded(callAllocator),
+  guarded((kept, size: number) => callArenas(kept, size)),
+  guarded((kept, address: Address, size: number) => callArenas(kept, size, address) === true),
+]
+native.serve(...face)

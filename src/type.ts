@@ -2,8 +2,9 @@
 
 import type { Address, FieldKind, ObjectType as Contract, Size, TypeSpec } from '../index.js'
 import { badArgument } from './errors.js'
-import type { Handle } from './native.js'
 import { checkFunction } from './functions.js'
+import { native, type Handle } from './native.js'
+import { NewMap, append, apply, freeze, hasOwn, isArray, isWellFormed, join, keys, mapGet, mapSet } from './primordials.js'
 
 export type HookName = 'traverse' | 'clear' | 'finalize' | 'del' | 'dealloc'
 type Hooks = Partial<Record<HookName, (...args: never[]) => unknown>>
@@ -14,24 +15,25 @@ const itemKinds = { object: 'o', byte: 'b' } as const
 /** What a type can do, as the binding calls it. */
 const flags = { gc: 'g', weakrefs: 'w', managedDict: 'm' } as const
 const hooks = { traverse: 't', clear: 'c', finalize: 'f', del: 'd', dealloc: 'x' } as const
-
-const loneSurrogate = /\p{Surrogate}/u
+const flagNames = keys(flags) as Array<keyof typeof flags>
+const hookNames = keys(hooks) as HookName[]
+const none = freeze({ __proto__: null }) as object
 
 /** Only this module makes types. */
 const key = Symbol('types are made by heap.defineType')
 
 function oneOf(names: object): string {
-  return `one of '${Object.keys(names).join("', '")}'`
+  return `one of '${join(keys(names), "', '")}'`
 }
 
 function member<Names extends object>(name: string, value: unknown, names: Names): Names[keyof Names] {
-  if (typeof value === 'string' && Object.hasOwn(names, value)) return names[value as keyof Names]
+  if (typeof value === 'string' && hasOwn(names, value)) return names[value as keyof Names]
   throw badArgument(typeof value === 'string' ? 'ERR_OUT_OF_RANGE' : 'ERR_INVALID_ARG_TYPE', name, oneOf(names), value)
 }
 
 function checkText(name: string, value: unknown): void {
   if (typeof value !== 'string') throw badArgument('ERR_INVALID_ARG_TYPE', name, 'a string', value)
-  if (loneSurrogate.test(value)) throw badArgument('ERR_OUT_OF_RANGE', name, 'a string without lone surrogates', value)
+  if (!isWellFormed(value)) throw badArgument('ERR_OUT_OF_RANGE', name, 'a string without lone surrogates', value)
 }
 
 interface Reading {
@@ -47,31 +49,35 @@ interface Reading {
 /** Looks a spec through before the heap is touched; what it says is read once. */
 function read(spec: TypeSpec): Reading {
   if (typeof spec !== 'object' || spec === null) throw badArgument('ERR_INVALID_ARG_TYPE', 'spec', 'an object', spec)
-  const { name, fields = {}, items, freeList = 0 } = spec
+  const { name, fields = none, items, freeList = 0 } = spec
   checkText('spec.name', name)
-  if (typeof fields !== 'object' || fields === null || Array.isArray(fields)) {
+  if (typeof fields !== 'object' || fields === null || isArray(fields)) {
     throw badArgument('ERR_INVALID_ARG_TYPE', 'spec.fields', 'an object of names and kinds', fields)
   }
-  const members = Object.entries(fields)
-  for (const [field] of members) checkText('spec.fields', field)
-  const letters = members.map(([field, kind]) => member(`spec.fields.${field}`, kind, kinds)).join('')
+  const names = keys(fields)
+  const values: unknown[] = []
+  for (let index = 0; index < names.length; index++) append(values, (fields as Record<string, unknown>)[names[index]!])
+  for (let index = 0; index < names.length; index++) checkText('spec.fields', names[index])
+  let letters = ''
+  for (let index = 0; index < names.length; index++) letters += member(`spec.fields.${names[index]}`, values[index], kinds)
   const itemKind = items === undefined ? '' : member('spec.items', items, itemKinds)
   let chosen = ''
-  for (const [flag, letter] of Object.entries(flags)) {
-    const value = spec[flag as keyof typeof flags] as unknown
+  for (let index = 0; index < flagNames.length; index++) {
+    const flag = flagNames[index]!
+    const value = spec[flag] as unknown
     if (value !== undefined && typeof value !== 'boolean')
       throw badArgument('ERR_INVALID_ARG_TYPE', `spec.${flag}`, 'a boolean', value)
-    if (value) chosen += letter
+    if (value) chosen += flags[flag]
   }
-  const functions: Hooks = {}
-  for (const [hook, letter] of Object.entries(hooks)) {
-    const value = spec[hook as HookName]
+  const functions = { __proto__: null } as Hooks
+  for (let index = 0; index < hookNames.length; index++) {
+    const hook = hookNames[index]!
+    const value = spec[hook]
     checkFunction(`spec.${hook}`, value)
     if (value === undefined) continue
-    functions[hook as HookName] = value
-    chosen += letter
+    functions[hook] = value
+    chosen += hooks[hook]
   }
-  const names = members.map(([field]) => field)
   return { name, fields: names, kinds: letters, items: itemKind, flags: chosen, hooks: functions, freeList }
 }
 
@@ -92,56 +98,60 @@ export class ObjectType implements Contract {
   private readonly native: object
   readonly #handle: Handle
   readonly #number: number
-  readonly #fields: ReadonlyMap<string, number>
+  readonly #fields: readonly string[]
+  readonly #indices = new NewMap<string, number>()
 
   constructor(made?: Made) {
     if (made?.key !== key) throw badArgument('ERR_INVALID_ARG_TYPE', 'ObjectType', 'a call of heap.defineType instead', made)
     const { handle, number, shape, fields } = made
-    ;[this.name, this.basicsize, this.itemsize] = shape
-    this.native = handle.external
+    this.name = shape[0]
+    this.basicsize = shape[1]
+    this.itemsize = shape[2]
+    this.native = native.external
     this.#handle = handle
     this.#number = number
-    this.#fields = new Map(fields.map((field, index) => [field, index]))
+    this.#fields = fields
+    for (let index = 0; index < fields.length; index++) mapSet(this.#indices, fields[index]!, index)
   }
 
   alloc(nitems?: Size): Address {
-    return this.#handle.alloc(this.#number, nitems)
+    return native.alloc(this.#handle, this.#number, nitems)
   }
 
   new(): Address {
-    return this.#handle.new(this.#number)
+    return native.new(this.#handle, this.#number)
   }
 
   newVar(nitems: Size): Address {
-    return this.#handle.newVar(this.#number, nitems)
+    return native.newVar(this.#handle, this.#number, nitems)
   }
 
   init(memory: Address): Address {
-    return this.#handle.init(this.#number, memory)
+    return native.init(this.#handle, this.#number, memory)
   }
 
   initVar(memory: Address, nitems: Size): Address {
-    return this.#handle.initVar(this.#number, memory, nitems)
+    return native.initVar(this.#handle, this.#number, memory, nitems)
   }
 
   get(object: Address, field: string | number): Address | number | bigint | null {
-    if (typeof field === 'number') return this.#handle.getItem(this.#number, object, field)
-    return this.#handle.getField(this.#number, object, this.#index(field))
+    if (typeof field === 'number') return native.getItem(this.#handle, this.#number, object, field)
+    return native.getField(this.#handle, this.#number, object, this.#index(field))
   }
 
   set(object: Address, field: string | number, value: Address | number | bigint | null): void {
-    if (typeof field === 'number') this.#handle.setItem(this.#number, object, field, value)
-    else this.#handle.setField(this.#number, object, this.#index(field), value)
+    if (typeof field === 'number') native.setItem(this.#handle, this.#number, object, field, value)
+    else native.setField(this.#handle, this.#number, object, this.#index(field), value)
   }
 
   nitems(object: Address): number {
-    return this.#handle.nitems(this.#number, object)
+    return native.nitems(this.#handle, this.#number, object)
   }
 
   #index(field: string): number {
-    const index = this.#fields.get(field)
+    const index = mapGet(this.#indices, field)
     if (index !== undefined) return index
-    const names = [...this.#fields.keys()].map((name) => `'${name}'`).join(', ')
+    const names = this.#fields.length === 0 ? '' : `'${join(this.#fields, "', '")}'`
     const code = typeof field === 'string' ? 'ERR_OUT_OF_RANGE' : 'ERR_INVALID_ARG_TYPE'
     throw badArgument(code, 'field', `a field of ${this.name} (${names || 'it has none'}) or the number of an item`, field)
   }
@@ -160,7 +170,7 @@ interface Entry {
 /** The types of a heap, by number. */
 export class Types {
   readonly #handle: Handle
-  readonly #entries: Entry[] = []
+  readonly #entries = new NewMap<number, Entry>()
 
   constructor(handle: Handle) {
     this.#handle = handle
@@ -168,42 +178,54 @@ export class Types {
 
   define(spec: TypeSpec): ObjectType {
     const { name, fields, kinds, items, flags, hooks, freeList } = read(spec)
-    const [number, basicsize, itemsize] = this.#handle.defineType(name, fields, kinds, items, flags, freeList)
-    const type = new ObjectType({ key, handle: this.#handle, number, shape: [name, basicsize, itemsize], fields })
-    const references = fields.filter((_, index) => kinds[index] === 'o')
-    this.#entries[number] = { type, hooks, spec, references, items: items === itemKinds.object }
+    const made = native.defineType(this.#handle, name, fields, kinds, items, flags, freeList)
+    const number = made[0]
+    const type = new ObjectType({ key, handle: this.#handle, number, shape: [name, made[1], made[2]], fields })
+    const references: string[] = []
+    for (let index = 0; index < fields.length; index++) if (kinds[index] === 'o') append(references, fields[index]!)
+    mapSet(this.#entries, number, { type, hooks, spec, references, items: items === itemKinds.object })
     return type
   }
 
   of(object: Address): ObjectType {
-    const number = this.#handle.typeOf(object)
+    const number = native.typeOf(this.#handle, object)
+    const known = mapGet(this.#entries, number)
+    if (known) return known.type
     // The type of weak references is not defined by anybody.
-    this.#entries[number] ??= this.#foreign(number, object)
-    return this.#entries[number].type
-  }
-
-  #foreign(number: number, object: Address): Entry {
-    const type = new ObjectType({ key, handle: this.#handle, number, shape: this.#handle.describeType(object), fields: [] })
-    return { type, hooks: {}, references: [], items: false }
+    const shape = native.describeType(this.#handle, object)
+    const type = new ObjectType({ key, handle: this.#handle, number, shape, fields: [] })
+    mapSet(this.#entries, number, { type, hooks: none, references: [], items: false })
+    return type
   }
 
   /** What the fields and items of an object hold, where its type has a `traverse` of its own. */
   held(object: Address): Address[] | undefined {
-    const { type, hooks, references, items } = this.#entries[this.#handle.typeOf(object)] ?? {}
-    if (!type || !hooks?.traverse) return undefined
-    const held = references!.map((field) => type.get(object, field))
-    if (items) for (let index = 0; index < type.nitems(object); index++) held.push(type.get(object, index))
-    return held.filter((referent) => referent !== null) as Address[]
+    const entry = mapGet(this.#entries, native.typeOf(this.#handle, object))
+    if (!entry?.hooks.traverse) return undefined
+    const { type, references, items } = entry
+    const held: Address[] = []
+    const add = (field: string | number): void => {
+      const referent = type.get(object, field) as Address | null
+      if (referent !== null) append(held, referent)
+    }
+    for (let index = 0; index < references.length; index++) add(references[index]!)
+    if (items) for (let index = 0; index < type.nitems(object); index++) add(index)
+    return held
   }
 
   /** A type that has objects. */
   numbered(number: number): ObjectType {
-    return this.#entries[number]!.type
+    return mapGet(this.#entries, number)!.type
   }
 
   /** Calls a function of a type's spec. */
   call(number: number, hook: HookName, args: unknown[]): unknown {
-    const { hooks, spec } = this.#entries[number]!
-    return Reflect.apply(hooks[hook]!, spec, args)
+    const { hooks, spec } = mapGet(this.#entries, number)!
+    return apply(hooks[hook]!, spec, args)
+  }
+
+  /** From inside a `traverse`. */
+  visit(referent: Address): void {
+    native.visit(this.#handle, referent)
   }
 }

@@ -134,8 +134,8 @@ fn run_all(
         let attentive = core.needs_attention();
         let disturbances = core.disturbances.get();
         let block = match verb {
-            0 => heap.malloc(domain, size),
-            1 => heap.calloc(domain, 1, size),
+            0 => heap.blocks().malloc(domain, size),
+            1 => heap.blocks().calloc(domain, 1, size),
             2 => core.realloc(env, heap, domain, Some(slots[slot]).filter(|&address| address != 0), size)?,
             3 => {
                 if slots[slot] != 0 {
@@ -153,7 +153,7 @@ fn run_all(
             continue;
         }
         if (attentive || block.is_none()) && verb != 2 {
-            core.settle(env, heap, domain, block)?;
+            core.settle(heap, domain, block)?;
         }
         let address = block.map_or(0, |block| block.addr().get());
         // A realloc that failed has left the old block where it was.
@@ -190,11 +190,11 @@ fn run_plainly(
         let size = size as usize;
         let block = match verb {
             // A request that fails may have a reason, which the caller finds.
-            0 => match heap.malloc(domain, size) {
+            0 => match heap.blocks().malloc(domain, size) {
                 None if heap.is_corrupted() => break,
                 block => block,
             },
-            3 if *place == 0 || heap.free(domain, *place).is_ok() => {
+            3 if *place == 0 || heap.blocks().free(domain, *place).is_ok() => {
                 number += 1;
                 continue;
             }

@@ -4,38 +4,38 @@ use crate::args;
 use crate::failure::{Failure, code};
 use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::method;
+use crate::shell::{Table, method};
 use napi_sys as sys;
 
 /// Addresses after which to look whether the thread is being ended.
 const STRIDE: usize = 1 << 16;
 
 /// Adds the collector's functions to the handle.
-pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
-    method(env, of, of.0, c"track", track)?;
-    method(env, of, of.0, c"untrack", untrack)?;
-    method(env, of, of.0, c"isTracked", is_tracked)?;
-    method(env, of, of.0, c"isFinalized", is_finalized)?;
-    method(env, of, of.0, c"gcDel", gc_del)?;
-    method(env, of, of.0, c"gcResize", gc_resize)?;
-    method(env, of, of.0, c"collect", collect)?;
-    method(env, of, of.0, c"enable", enable)?;
-    method(env, of, of.0, c"disable", disable)?;
-    method(env, of, of.0, c"isEnabled", is_enabled)?;
-    method(env, of, of.0, c"getThreshold", get_threshold)?;
-    method(env, of, of.0, c"setThreshold", set_threshold)?;
-    method(env, of, of.0, c"getCount", get_count)?;
-    method(env, of, of.0, c"getStats", get_stats)?;
-    method(env, of, of.0, c"getObjects", get_objects)?;
-    method(env, of, of.0, c"getReferrers", get_referrers)?;
-    method(env, of, of.0, c"getReferents", get_referents)?;
-    method(env, of, of.0, c"freeze", freeze)?;
-    method(env, of, of.0, c"unfreeze", unfreeze)?;
-    method(env, of, of.0, c"getFreezeCount", get_freeze_count)?;
-    method(env, of, of.0, c"setDebug", set_debug)?;
-    method(env, of, of.0, c"getDebug", get_debug)?;
-    method(env, of, of.0, c"newWeakref", new_weakref)?;
-    method(env, of, of.0, c"deref", deref)
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    method(to, c"track", track)?;
+    method(to, c"untrack", untrack)?;
+    method(to, c"isTracked", is_tracked)?;
+    method(to, c"isFinalized", is_finalized)?;
+    method(to, c"gcDel", gc_del)?;
+    method(to, c"gcResize", gc_resize)?;
+    method(to, c"collect", collect)?;
+    method(to, c"enable", enable)?;
+    method(to, c"disable", disable)?;
+    method(to, c"isEnabled", is_enabled)?;
+    method(to, c"getThreshold", get_threshold)?;
+    method(to, c"setThreshold", set_threshold)?;
+    method(to, c"getCount", get_count)?;
+    method(to, c"getStats", get_stats)?;
+    method(to, c"getObjects", get_objects)?;
+    method(to, c"getReferrers", get_referrers)?;
+    method(to, c"getReferents", get_referents)?;
+    method(to, c"freeze", freeze)?;
+    method(to, c"unfreeze", unfreeze)?;
+    method(to, c"getFreezeCount", get_freeze_count)?;
+    method(to, c"setDebug", set_debug)?;
+    method(to, c"getDebug", get_debug)?;
+    method(to, c"newWeakref", new_weakref)?;
+    method(to, c"deref", deref)
 }
 
 fn track(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
@@ -124,7 +124,7 @@ fn is_enabled(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 fn numbers<const N: usize>(env: Env, numbers: [f64; N]) -> Outcome {
     let array = env.array()?;
     for (index, number) in numbers.into_iter().enumerate() {
-        env.set_element(array, index as u32, env.number(number)?)?;
+        env.define_element(array, index as u32, env.number(number)?)?;
     }
     Ok(array)
 }
@@ -239,11 +239,11 @@ fn new_weakref(core: &Core, env: Env, [object, callback]: [Value; 2]) -> Outcome
     let heap = core.objects()?;
     let place = match env.type_of(callback) {
         sys::ValueType::napi_undefined => None,
-        _ => Some(core.keep_callback(env, callback)?),
+        _ => Some(core.kept.keep(callback)?),
     };
     let made = heap.new_weakref(address, place.map(crate::hooks::number_of));
     if let (Err(_), Some(place)) = (&made, place) {
-        core.drop_callback(place);
+        core.kept.drop(place);
     }
     core.settle_objects(env, heap, made.ok())?;
     env.integer(made.map_err(|error| core.object_failure(error, "object", object))?)

@@ -9,21 +9,22 @@ use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
 use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::method;
+use crate::shell::{Table, method};
 use crate::{args, view};
 
-/// Adds an object `name` with the functions of domain number `D` to the handle.
-pub(crate) fn methods<const D: u8>(env: Env, of: (Value, *const Core), name: &CStr) -> Result<(), Failure> {
-    let functions = env.object()?;
-    method(env, of, functions, c"malloc", malloc::<D>)?;
-    method(env, of, functions, c"calloc", calloc::<D>)?;
-    method(env, of, functions, c"realloc", realloc::<D>)?;
-    method(env, of, functions, c"free", free::<D>)?;
-    method(env, of, functions, c"usableSize", usable_size::<D>)?;
-    method(env, of, functions, c"view", view::<D>)?;
-    method(env, of, functions, c"read", read::<D>)?;
-    method(env, of, functions, c"write", write::<D>)?;
-    env.set(of.0, name, functions)
+/// Adds an object `name` with the functions of domain number `D`.
+pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
+    let functions = Table { object: to.env.object()?, ..to };
+    method(functions, c"malloc", malloc::<D>)?;
+    method(functions, c"calloc", calloc::<D>)?;
+    method(functions, c"realloc", realloc::<D>)?;
+    method(functions, c"free", free::<D>)?;
+    method(functions, c"usableSize", usable_size::<D>)?;
+    method(functions, c"view", view::<D>)?;
+    method(functions, c"read", read::<D>)?;
+    method(functions, c"write", write::<D>)?;
+    to.env.freeze(functions.object)?;
+    to.env.define(to.object, name, functions.object)
 }
 
 /// The domain with number `D`.
@@ -35,14 +36,14 @@ const fn domain<const D: u8>() -> Domain {
 fn malloc<const D: u8>(core: &Core, env: Env, [size]: [Value; 1]) -> Outcome {
     let size = args::size(env, "size", size)?;
     let heap = core.heap()?;
-    let block = heap.malloc(domain::<D>(), size);
+    let block = heap.blocks().malloc(domain::<D>(), size);
     give(core, env, heap, domain::<D>(), block)
 }
 
 fn calloc<const D: u8>(core: &Core, env: Env, [count, size]: [Value; 2]) -> Outcome {
     let (count, size) = (args::size(env, "count", count)?, args::size(env, "size", size)?);
     let heap = core.heap()?;
-    let block = heap.calloc(domain::<D>(), count, size);
+    let block = heap.blocks().calloc(domain::<D>(), count, size);
     give(core, env, heap, domain::<D>(), block)
 }
 
@@ -124,7 +125,7 @@ fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<u
 #[inline(always)]
 fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
     if core.needs_attention() || block.is_none() {
-        core.settle(env, heap, domain, block)?;
+        core.settle(heap, domain, block)?;
     }
     core.report(env, heap);
     match block {
@@ -135,21 +136,17 @@ fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<
 
 /// The domains' calls as both single calls and batches make them.
 impl Core {
-    /// After a request that may have asked a script for an arena, or that the debug hooks may have refused: if that failed, so has the call.
+    /// After a request that may have asked a script, or that the debug hooks may have refused: if that failed, so has the call.
     #[cold]
-    pub fn settle(&self, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+    pub fn settle(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         if block.is_none()
             && let Some(fault) = heap.take_fault()
         {
-            // Whom a broken link refuses, pymalloc does not know.
+            // What a broken link refuses, pymalloc does not know.
             let used = if fault.kind == FaultKind::HeapCorrupted { domain } else { fault.used };
             return Err(self.fault(Fault { used, ..fault }));
         }
-        let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
-        if let Some(block) = block {
-            self.free(env, heap, domain, block.addr().get())?;
-        }
-        Err(failure.in_domain(domain))
+        self.take_guest_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain)))
     }
 
     #[inline(always)]
@@ -164,17 +161,7 @@ impl Core {
         if self.needs_attention() {
             return self.realloc_attentively(env, heap, domain, address, size);
         }
-        heap.realloc(domain, address, size).or_else(|fault| {
-            self.adopt(heap, domain, fault)?;
-            heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))
-        })
-    }
-
-    /// A block that is none of the domain's, but was given by the allocator that is in there, becomes one.
-    #[cold]
-    fn adopt(&self, heap: &ObjectHeap, domain: Domain, fault: Fault) -> Result<(), Failure> {
-        let Some(size) = self.allocators.take_grant(heap, domain, fault.address) else { return Err(self.fault(fault)) };
-        if heap.adopt(domain, fault.address, size) { Ok(()) } else { Err(Failure::no_memory("no memory to remember a block")) }
+        heap.blocks().realloc(domain, address, size).map_err(|fault| self.fault(fault))
     }
 
     #[cold]
@@ -187,27 +174,24 @@ impl Core {
         size: usize,
     ) -> Result<Option<NonNull<u8>>, Failure> {
         view::sweep(self, heap);
+        let blocks = heap.blocks();
+        let resize = || blocks.realloc(domain, address, size).map_err(|fault| self.fault(fault));
         let Some(old) = address else {
-            let block = heap.realloc(domain, None, size).map_err(|fault| self.fault(fault))?;
-            self.settle(env, heap, domain, block)?;
+            let block = resize()?;
+            self.settle(heap, domain, block)?;
             return Ok(block);
         };
         self.refuse_retired(domain, old)?;
-        if let Err(fault) = heap.usable_size(domain, old) {
-            // What is wrong with it otherwise is found below.
-            let _ = self.adopt(heap, domain, fault);
-        }
-        let usable =
-            heap.usable_size(domain, old).map_err(|fault| self.fault(as_told(fault, heap.check_realloc(domain, old))))?;
-        self.refuse_pinned(old, domain)?;
         let mut view = match self.marks.borrow().get(&old) {
             Some(Mark::Viewed(view)) => Some(view.clone()),
             _ => None,
         };
+        // What is wrong with the block, or what it becomes that was given directly, the heap finds.
+        let Ok(usable) = blocks.usable_size(domain, old) else { return resize() };
         let mut reachable = false;
         if let Some(known) = &view {
-            heap.check_realloc(domain, old).map_err(|fault| self.fault(fault))?;
-            if self.arenas.need_attention() || self.allocators.need_attention(heap) {
+            blocks.check_realloc(domain, old).map_err(|fault| self.fault(fault))?;
+            if heap.calls_guests() {
                 // While a script gives arenas or blocks, JavaScript may run between the freeing of the old block and the end of the call: also
                 // where that fails, and the block stays, its view does not.
                 reachable = view::detach(self, env, old, known);
@@ -220,22 +204,22 @@ impl Core {
         }
         let block = if reachable {
             // Somebody holds a buffer over the old block that cannot be detached: the block must not be freed or moved by the C library.
-            let block = heap.malloc(domain, size);
+            let block = blocks.malloc(domain, size);
             if let (Some(block), Some(view)) = (block, view.as_ref()) {
                 // SAFETY: both are live blocks with at least so many bytes.
                 let copied = unsafe { self.copy(block.as_ptr(), std::ptr::with_exposed_provenance(old), usable.min(size)) };
                 copied.inspect_err(|_| {
                     // What is wrong with the new block is of no interest.
-                    let _ = heap.free(domain, block.addr().get());
+                    let _ = blocks.free(domain, block.addr().get());
                 })?;
                 view::retire(self, env, old, domain, view);
             }
             block
         } else {
-            heap.realloc(domain, address, size).map_err(|fault| self.fault(fault))?
+            resize()?
         };
         let moved = block.is_some_and(|block| block.addr().get() != old);
-        let resized = |block: NonNull<u8>| heap.usable_size(domain, block.addr().get()).is_ok_and(|now| now != usable);
+        let resized = |block: NonNull<u8>| blocks.usable_size(domain, block.addr().get()).is_ok_and(|now| now != usable);
         if let (Some(view), false) = (view, reachable)
             && (moved || block.is_some_and(resized))
         {
@@ -247,7 +231,7 @@ impl Core {
     /// After a `realloc`: whether a script failed on the way. The block may have moved before it did; where it is then is in the error.
     #[cold]
     pub fn settle_realloc(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
-        let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
+        let Some(failure) = self.take_guest_failure(heap) else { return Ok(()) };
         let failure = failure.in_domain(domain);
         Err(match block {
             Some(block) => failure.at(block.addr().get()),
@@ -260,52 +244,50 @@ impl Core {
         if self.needs_attention() {
             return self.free_attentively(env, heap, domain, address);
         }
-        heap.free(domain, address).or_else(|fault| {
-            self.adopt(heap, domain, fault)?;
-            heap.free(domain, address).map_err(|fault| self.fault(fault))
-        })
+        heap.blocks().free(domain, address).map_err(|fault| self.fault(fault))
     }
 
     /// Whatever is in is called with NULL too.
     #[cold]
     fn free_null(&self, heap: &ObjectHeap, domain: Domain) -> Result<(), Failure> {
-        heap.free_null(domain);
-        self.arenas.take_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain)))
+        heap.blocks().free_null(domain);
+        self.take_guest_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain)))
     }
 
     #[cold]
     fn free_attentively(&self, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<(), Failure> {
         view::sweep(self, heap);
-        if let Err(fault) = heap.usable_size(domain, address) {
-            // What is wrong with it otherwise is found below.
-            let _ = self.adopt(heap, domain, fault);
-        }
+        let blocks = heap.blocks();
         let view = match self.marks.borrow().get(&address) {
             Some(Mark::Retired(..)) => return Err(retired(FaultKind::DoubleFree, domain, address).into()),
             Some(Mark::Viewed(view)) => Some(view.clone()),
-            _ => None,
+            None => None,
         };
         if let Some(view) = view {
-            heap.usable_size(domain, address).map_err(|fault| self.fault(as_told(fault, heap.check_free(domain, address))))?;
-            heap.check_free(domain, address).map_err(|fault| self.fault(fault))?;
+            blocks
+                .usable_size(domain, address)
+                .map_err(|fault| self.fault(as_told(fault, blocks.check_free(domain, address))))?;
+            blocks.check_free(domain, address).map_err(|fault| self.fault(fault))?;
             if view::detach(self, env, address, &view) {
                 view::retire(self, env, address, domain, &view);
                 return Ok(());
             }
         }
-        self.refuse_pinned(address, domain)?;
-        heap.free(domain, address).map_err(|fault| self.fault(fault))?;
-        self.arenas.take_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain).at(address)))
+        blocks.free(domain, address).map_err(|fault| self.fault(fault))?;
+        self.take_guest_failure(heap).map_or(Ok(()), |failure| Err(failure.in_domain(domain).at(address)))
     }
 
     pub fn usable_size(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
         self.refuse_retired(domain, address)?;
-        heap.usable_size(domain, address).map_err(|fault| self.fault(fault))
+        heap.blocks().usable_size(domain, address).map_err(|fault| self.fault(fault))
     }
 
     /// As [`usable_size`](Self::usable_size), also of what an allocator gave that was called directly.
     fn size_to_copy(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
-        self.bytes_of(heap, domain, address).or_else(|failure| self.allocators.size_of_grant(address).ok_or(failure))
+        self.usable_size(heap, domain, address).or_else(|failure| {
+            let own = if self.needs_attention() || heap.has_guests() { heap.own_allocators().ok() } else { None };
+            own.and_then(|own| own.grant_size(address)).ok_or(failure)
+        })
     }
 
     fn refuse_retired(&self, domain: Domain, address: usize) -> Result<(), Failure> {
@@ -313,23 +295,6 @@ impl Core {
             return Err(retired(FaultKind::UseAfterFree, domain, address).into());
         }
         Ok(())
-    }
-
-    /// Bytes of a block that may be looked into.
-    pub fn bytes_of(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
-        let usable = self.usable_size(heap, domain, address)?;
-        self.refuse_pinned(address, domain)?;
-        Ok(usable)
-    }
-
-    /// A block that arenas lie in is not to be freed, moved, or looked into.
-    pub fn refuse_pinned(&self, address: usize, domain: Domain) -> Result<(), Failure> {
-        if !self.needs_attention() || !matches!(self.marks.borrow().get(&address), Some(Mark::Pinned(_))) {
-            return Ok(());
-        }
-        let message =
-            "expected a block of one's own, but a heap has an arena in it, and gives that back through its arena allocator";
-        Err(Failure::new(code::REENTRANT, message).at(address).in_domain(domain))
     }
 }
 

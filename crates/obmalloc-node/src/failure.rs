@@ -146,64 +146,61 @@ impl Failure {
         self
     }
 
-    /// The error that `maker` (a function of JavaScript's) makes of it, or, when that fails, an exception instead, if there is one.
+    /// The error that `make`, a function of the face's, makes of it, or, when that fails, an exception instead, if there is one.
     #[cold]
-    pub fn error(self, env: Env, maker: Option<Value>) -> Result<Value, Option<Value>> {
-        let details = self.0.ok_or(None)?;
-        maker.ok_or(None).and_then(|maker| details.make(env, maker))
+    pub fn error(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
+        self.0.ok_or(None)?.error(env, make)
     }
 
-    /// Throws it, as the error that `maker` (a function of JavaScript's) makes of it.
+    /// Throws it, as the error that `make`, a function of the face's, makes of it.
     #[cold]
-    pub fn throw(self, env: Env, maker: Option<Value>) -> Value {
+    pub fn throw(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) {
         let Some(details) = self.0 else {
             env.throw_plainly(c"ERR_INTERNAL", c"JavaScript cannot run");
-            return UNDEFINED;
+            return;
         };
-        match maker.ok_or(None).and_then(|maker| details.make(env, maker)) {
-            Ok(error) => env.throw(error),
-            // Making the error failed: that is thrown, or, when there is nothing to throw, what needs no help from JavaScript.
-            Err(Some(exception)) => env.throw(exception),
+        match details.error(env, make) {
+            Ok(error) | Err(Some(error)) => env.throw(error),
+            // What needs no help from the face.
             Err(None) => {
                 let code = CString::new(details.code).unwrap_or_default();
                 let message = CString::new(details.message.as_ref()).unwrap_or_default();
                 env.throw_plainly(&code, &message);
             }
         }
-        UNDEFINED
     }
 }
 
 impl Details {
-    fn make(&self, env: Env, maker: Value) -> Result<Value, Option<Value>> {
+    fn error(&self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
         if let Some(error) = self.made {
             return Ok(error);
         }
-        let none = |_: Failure| None;
-        let fields = env.object().map_err(none)?;
-        let number = |value: Option<usize>| value.map(|value| env.integer(value)).transpose();
-        let text = |value: Option<&str>| value.map(|value| env.string(value)).transpose();
-        for (name, value) in [
-            (c"name", text(self.name)),
-            (c"received", self.received.map(|value| if value == UNDEFINED { env.undefined() } else { Ok(value) }).transpose()),
-            (c"cause", Ok(self.cause)),
-            (c"address", number(self.address)),
-            (c"domain", text(self.domain.map(Domain::name))),
-            (c"used", text(self.allocated.and(self.domain).map(Domain::name))),
-            (c"allocated", text(self.allocated.map(Domain::name))),
-            (c"base", number(self.base)),
-            (c"object", number(self.object)),
-            (c"referent", number(self.referent)),
-            (c"offset", self.offset.map(|offset| env.number(offset as f64)).transpose()),
-            (c"report", text(self.report.as_deref())),
-            (c"index", number(self.index)),
-        ] {
-            if let Some(value) = value.map_err(none)? {
-                env.set(fields, name, value).map_err(none)?;
-            }
-        }
-        let (code, message) = (env.string(self.code).map_err(none)?, env.string(&self.message).map_err(none)?);
-        env.call(maker, &[code, message, fields])
+        let undefined = || env.undefined();
+        let value = |value: Option<Value>| value.filter(|&value| value != UNDEFINED).map_or_else(undefined, Ok);
+        let number = |value: Option<usize>| value.map_or_else(undefined, |value| env.integer(value));
+        let text = |value: Option<&str>| value.map_or_else(undefined, |value| env.string(value));
+        let domain = |value: Option<Domain>| text(value.map(Domain::name));
+        let arguments = || {
+            Ok([
+                env.string(self.code)?,
+                env.string(&self.message)?,
+                text(self.name)?,
+                value(self.received)?,
+                value(self.cause)?,
+                number(self.address)?,
+                domain(self.domain)?,
+                domain(self.allocated.and(self.domain))?,
+                domain(self.allocated)?,
+                number(self.base)?,
+                number(self.object)?,
+                number(self.referent)?,
+                self.offset.map_or_else(undefined, |offset| env.number(offset as f64))?,
+                text(self.report.as_deref())?,
+                number(self.index)?,
+            ])
+        };
+        make(&arguments().map_err(|_: Failure| None)?)
     }
 }
 

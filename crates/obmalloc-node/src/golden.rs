@@ -3,18 +3,18 @@
 use obmalloc_proof::Golden;
 use serde_json::json;
 
+use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};
-use crate::shell::export;
+use crate::shell::{Table, export};
 
-pub(crate) fn exports(env: Env, exports: Value) {
-    // As for the module's other functions: what cannot be exported is missing, and the face says so.
-    let _ = export(env, exports, c"checkGolden", check);
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"checkGolden", check)
 }
 
-/// `(makeError, golden)`: takes the answers as JSON, runs the same programs, and gives how many there were, how many events, and what was
+/// `(golden)`: takes the answers as JSON, runs the same programs, and gives how many there were, how many events, and what was
 /// different, if anything.
-fn check(env: Env, [_, golden]: [Value; 2]) -> Outcome {
+fn check(_: &Realm, env: Env, [golden]: [Value; 1]) -> Outcome {
     let text = env.text(golden).unwrap_or_default();
     let golden: Golden =
         serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("golden answers: {error}")))?;

@@ -1,24 +1,24 @@
 //! A heap as JavaScript holds it: its life, and what it tells of itself.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::rc::{Rc, Weak};
 use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TypeId};
+use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TakeDown, TypeId, Undone};
 use rustc_hash::FxHashMap;
 
-use crate::allocators::Allocators;
-use crate::arena::Arenas;
+use crate::face::{Face, Realm};
 use crate::failure::{Failure, code};
+use crate::guests::Guests;
 use crate::hooks::{Host, Scripts};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{method, reached};
+use crate::kept::Kept;
+use crate::shell::{Table, method, reached};
 use crate::view::Views;
-use crate::{allocators, arena, args, batch, collector, domain, objects, view};
+use crate::{args, batch, collector, domain, guests, objects, view};
 
 /// Bytes by which what V8 was told of a heap may be wrong.
 const REPORT_STEP: i64 = 1 << 20;
@@ -49,23 +49,24 @@ pub(crate) enum State {
     Poisoned,
 }
 
-/// A heap. It lives as long as the handle in JavaScript, any view of its blocks, and any other heap that has arenas in its memory.
+/// A heap. It lives as long as the handle in JavaScript, and any view of its blocks.
 ///
 /// Invariants:
-/// 1. `heap` holds a heap until the state is closed, and beyond that while something lies in its memory or taking it down was put off; it is
-///    taken out only by [`close`], [`release_rings`], [`Core::release_if_closed`] and by dropping, when no call is on its way.
-/// 2. JavaScript runs only from [`Arenas`](crate::arena), with the state at busy, from [`Allocators`](crate::allocators), with the state at
-///    asking, and from [`Scripts`](crate::hooks), which count it: in all cases closing is refused, so that whoever has a reference to the
-///    heap at that time keeps it.
-/// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty, arenas come from a
-///    script, a domain's allocator is not its own, or there are debug hooks.
+/// 1. `heap` holds a heap until the state is closed, and beyond that while a buffer over its memory is reachable; it is taken out only by
+///    [`close`], [`Core::release_if_closed`] and by dropping, when no call is on its way. `down` has what is left of it then.
+/// 2. JavaScript runs only from [`guests`](crate::guests), with the state at busy or asking, and from [`Scripts`](crate::hooks), which count
+///    it: in both cases closing is refused, so that a call that has a reference to the heap at that time keeps it.
+/// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
+///    from a script, or there are debug hooks.
 pub(crate) struct Core {
     state: Cell<State>,
     attention: Cell<bool>,
     heap: UnsafeCell<Option<ObjectHeap>>,
+    down: Cell<Option<TakeDown>>,
     /// Good as long as there is a handle.
     env: Env,
-    handle: Cell<sys::napi_ref>,
+    pub face: Rc<Face>,
+    pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
     pub longest_array: usize,
@@ -75,8 +76,7 @@ pub(crate) struct Core {
     pub disturbances: Cell<u64>,
     pub marks: RefCell<FxHashMap<usize, Mark>>,
     pub views: Views,
-    pub arenas: Arenas,
-    pub allocators: Allocators,
+    pub guests: Guests,
     pub slots: RefCell<Vec<usize>>,
     pub scripts: Scripts,
     /// The types that JavaScript has defined, in order.
@@ -89,15 +89,11 @@ pub(crate) enum Mark {
     Viewed(Rc<view::View>),
     /// It was freed, but a buffer over it may still be reachable, so its memory is not used again yet.
     Retired(Domain, Rc<view::View>),
-    /// So many arenas or blocks of another heap lie in it.
-    Pinned(usize),
 }
 
 thread_local! {
     /// The heaps of this thread's JavaScript.
     static HEAPS: RefCell<Vec<Weak<Core>>> = const { RefCell::new(Vec::new()) };
-    /// Whether something has left a heap in which something else may still lie, and that is closed or that nobody can call.
-    static RINGS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The regions of all heaps of all threads: first byte and bytes.
@@ -120,10 +116,9 @@ impl Core {
     fn heap_when_due(&self) -> Result<&ObjectHeap, Failure> {
         let Some(heap) = self.heap_in_use().filter(|_| self.state.get() == State::Due) else { return Err(self.unusable()) };
         if !self.scripts.are_running() {
-            self.scripts.enter();
             self.state.set(State::Open);
             heap.run_scheduled();
-            if let Some(failure) = self.arenas.take_failure(heap) {
+            if let Some(failure) = self.take_guest_failure(heap) {
                 self.tell(failure);
             }
         }
@@ -202,10 +197,10 @@ impl Core {
         self.in_state(State::Busy, run)
     }
 
-    /// As [`while_busy`](Self::while_busy), for a callback of a domain's allocator.
-    pub fn while_asking<T>(&self, run: impl FnOnce() -> T) -> T {
+    /// As [`while_busy`](Self::while_busy), for a callback of a guest, in the state that it runs in.
+    pub fn while_asking<T>(&self, state: State, run: impl FnOnce() -> T) -> T {
         self.disturbances.set(self.disturbances.get() + 1);
-        self.in_state(State::Asking, run)
+        self.in_state(state, run)
     }
 
     /// Whether it can only be closed.
@@ -224,18 +219,8 @@ impl Core {
     }
 
     pub fn update_attention(&self) {
-        let changed = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks() || self.allocators.need_attention(heap));
-        self.attention.set(changed || !self.marks.borrow().is_empty() || self.arenas.need_attention());
-    }
-
-    /// The object in JavaScript that has this heap's functions.
-    pub fn handle(&self) -> Option<Value> {
-        let reference = self.handle.get();
-        if reference.is_null() { None } else { self.env.referent(reference) }
-    }
-
-    pub fn error_maker(&self, env: Env) -> Option<Value> {
-        env.get(self.handle()?, c"makeError").ok()
+        let changed = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks() || heap.calls_guests());
+        self.attention.set(changed || !self.marks.borrow().is_empty());
     }
 
     /// Tells V8 how much memory the heap holds, now and then.
@@ -294,15 +279,12 @@ impl Core {
                 !std::ptr::eq(&raw const **other, self)
                     // A closed one may have given the arenas back that it would look into.
                     && !matches!(other.state(), State::Closed | State::Poisoned)
-                    && other.heap_in_use().is_some_and(|heap| heap.owns(address))
+                    && other.heap_in_use().is_some_and(|heap| heap.blocks().owns(address))
             })
     }
 
     /// Gives everything back that can be given back now.
     fn close(&self, env: Env) -> Result<(), Failure> {
-        if self.state.get() == State::Closed && (self.heap_in_use().is_none() || self.is_lent_out()) {
-            return Ok(());
-        }
         if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking) {
             return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
         }
@@ -310,76 +292,40 @@ impl Core {
         if !view::detach_all(self, env) {
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
-        // Where something still lies in its memory, the heap goes when that goes.
-        let is_lent_out = self.is_lent_out();
-        let failure = if poisoned {
-            // SAFETY: invariant 1; no call is on its way. What broke it is not asked to give anything back.
-            std::mem::forget(unsafe { (*self.heap.get()).take() });
-            None
-        } else if is_lent_out {
-            None
-        } else {
-            self.state.set(State::Busy);
-            // SAFETY: as above.
-            let heap = unsafe { (*self.heap.get()).take() };
-            heap.and_then(|heap| arena::release(self, heap, true))
-        };
-        self.state.set(State::Closed);
         self.forget_region();
         self.slots.replace(Vec::new());
+        let mut down = self.down.take();
+        if !self.views.are_reachable() {
+            // SAFETY: invariant 1; no call is on its way.
+            match unsafe { (*self.heap.get()).take() } {
+                // What broke it is not asked to give anything back.
+                Some(heap) if poisoned && !heap.is_closed() => std::mem::forget(heap),
+                Some(heap) => down = Some(heap.take_down()),
+                None => {}
+            }
+        }
         self.report_change(env, -self.reported.get());
-        release_rings(is_lent_out);
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Keeps what is left of a heap that was to be taken down.
-    pub fn keep(&self, heap: ObjectHeap) {
-        // SAFETY: invariant 1; the heap was taken out.
-        unsafe { *self.heap.get() = Some(heap) };
-    }
-
-    /// Whether arenas of other heaps, or buffers that could not be detached, lie in its memory.
-    fn is_lent_out(&self) -> bool {
-        self.views.are_reachable() || self.guests() != 0
-    }
-
-    /// Arenas and blocks of other heaps in its memory.
-    fn guests(&self) -> usize {
-        let pins = |mark: &Mark| if let Mark::Pinned(pins) = mark { *pins } else { 0 };
-        self.arenas.lends() + self.marks.borrow().values().map(pins).sum::<usize>()
-    }
-
-    /// A buffer over its memory is gone: whether it may be the one that kept a heap that nobody can call.
-    pub fn was_kept_by(&self, was_reachable: bool) -> bool {
-        let views = &self.views;
-        let closed = self.state.get() == State::Closed;
-        let kept =
-            if closed { was_reachable && !views.are_reachable() } else { self.handle.get().is_null() && views.buffers() == 0 };
-        kept && self.heap_in_use().is_some()
-    }
-
-    /// Whether it can go once nothing lies in its memory any more: it was closed, or nobody is left who could call it.
-    fn is_left(self: &Rc<Self>, references: usize) -> bool {
-        match self.state.get() {
-            State::Closed => !self.views.are_reachable(),
-            State::Open | State::Due | State::Corrupted => self.handle.get().is_null() && Rc::strong_count(self) == references,
-            _ => false,
+        // Where a buffer still lies in its memory, the heap goes when that goes.
+        let Some(mut down) = down else {
+            self.state.set(State::Closed);
+            return Ok(());
+        };
+        self.state.set(State::Busy);
+        let done = down.go_on(|| self.is_interrupted());
+        self.state.set(State::Closed);
+        if !done {
+            // Closing again goes on; otherwise the rest goes with the core.
+            self.down.set(Some(down));
+            return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
+        down.take_guest_fault().map_or(Ok(()), |fault| Err(self.guest_failure(fault)))
     }
 
-    /// Something that lay in its memory is gone: a heap that has been closed may be able to go now.
+    /// A buffer over its memory is gone: a heap that has been closed may be able to go now.
     pub fn release_if_closed(&self) {
-        if self.heap_in_use().is_none() {
-            return;
-        }
-        if self.state.get() != State::Closed || self.is_lent_out() {
-            // What still keeps one that nobody can call may be kept by it.
-            RINGS.set(RINGS.get() || self.state.get() == State::Closed || self.handle.get().is_null());
-            return;
-        }
-        // SAFETY: invariant 1; after closing there are no calls.
-        if let Some(heap) = unsafe { (*self.heap.get()).take() } {
-            arena::release(self, heap, false);
+        if self.state.get() == State::Closed && !self.views.are_reachable() {
+            // SAFETY: invariant 1; after closing there are no calls.
+            drop(unsafe { (*self.heap.get()).take() });
         }
     }
 
@@ -397,53 +343,12 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.forget_region();
         let heap = self.heap.get_mut().take();
-        if self.state.get() == State::Poisoned {
+        if self.state.get() == State::Poisoned && heap.as_ref().is_some_and(|heap| !heap.is_closed()) {
             // As in `close`.
             std::mem::forget(heap);
-        } else if let Some(heap) = heap {
-            arena::release(self, heap, false);
         }
         // At the end of a thread the list may be gone already.
         let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().retain(|heap| heap.strong_count() != 0));
-    }
-}
-
-/// Takes down the heaps that keep nothing but each other, because each has arenas or blocks in another one's memory. To be called when a heap
-/// has been closed or a reference to one is gone, and `are_likely` when that heap may be one of them.
-pub(crate) fn release_rings(are_likely: bool) {
-    if !RINGS.replace(false) && !are_likely {
-        return;
-    }
-    let mut ring = live_heaps();
-    ring.retain(|core| core.heap_in_use().is_some());
-    loop {
-        let mut held: HashMap<*const Core, usize> = HashMap::new();
-        for core in &ring {
-            arena::count_owners(core, |owner| *held.entry(Rc::as_ptr(owner)).or_default() += 1);
-        }
-        let before = ring.len();
-        ring.retain(|core| {
-            let guests = held.get(&Rc::as_ptr(core)).copied().unwrap_or(0);
-            // The ring has a reference, too.
-            guests != 0 && core.guests() == guests && core.is_left(guests + 1)
-        });
-        if ring.len() == before {
-            break;
-        }
-    }
-    let take = |core: &Rc<Core>| {
-        core.state.set(State::Closed);
-        // SAFETY: invariant 1; of what is left nobody makes calls.
-        unsafe { (*core.heap.get()).take() }
-    };
-    let mut heaps: Vec<_> = ring.iter().filter_map(|core| take(core).map(|heap| (core, heap))).collect();
-    // The arenas of each are needed for that, and lie in blocks of others.
-    if heaps.iter_mut().all(|(core, heap)| arena::prepare(core, heap, false).is_ok()) {
-        heaps.into_iter().for_each(|(core, heap)| drop(arena::finish(core, heap, false)));
-    } else {
-        // There is no memory for it now.
-        RINGS.set(true);
-        heaps.into_iter().for_each(|(core, heap)| core.keep(heap));
     }
 }
 
@@ -453,17 +358,15 @@ pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
 }
 
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
-    // SAFETY: called by Node.js on its own thread, with what `open` gave to `wrap`, once.
+    // SAFETY: called by Node.js on its own thread, with what `open` gave it, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
-    env.delete_reference(core.handle.replace(std::ptr::null_mut()));
+    core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
     // Should giving back break an invariant, there is nobody left to tell.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         reached("heap::finalize_handle");
-        let is_needed = Rc::strong_count(&core) > 1;
         drop(core);
-        release_rings(is_needed);
     }));
 }
 
@@ -496,12 +399,14 @@ fn no_heap(error: HeapError) -> Failure {
     Failure::new(code::NO_MEMORY, error.to_string())
 }
 
-/// Makes a heap: `(makeError, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
+/// Makes a heap: `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
 /// allocator)`, where sizes that are undefined are the release's own.
 pub(crate) fn open(
+    realm: &Realm,
     env: Env,
-    [make_error, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
+    [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
 ) -> Outcome {
+    let face = realm.face().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its face"))?;
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
@@ -527,25 +432,26 @@ pub(crate) fn open(
     }
     let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
     let quarantine = args::optional_size(env, "quarantine", quarantine)?.unwrap_or(0);
-    let options = HeapOptions { geometry: Some(geometry), memory_limit, quarantine, ..HeapOptions::new(profile) };
+    let options = HeapOptions { geometry: Some(geometry), allocator, memory_limit, quarantine, ..HeapOptions::new(profile) };
     let host = Host::default();
     let heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
-    heap.use_allocator(allocator).map_err(no_heap)?;
+    let kept = Kept::new(env, kept)?;
     let region = heap.region();
     let core = Rc::new_cyclic(|this| Core {
         this: this.clone(),
         state: Cell::new(State::Open),
         attention: Cell::new(false),
         env,
-        handle: Cell::new(std::ptr::null_mut()),
+        face,
+        kept,
         reported: Cell::new(0),
         longest_array,
         region,
         disturbances: Cell::new(0),
         marks: RefCell::default(),
         views: Views::default(),
-        arenas: Arenas::new(heap.arena_allocator()),
-        allocators: Allocators::new(&heap),
+        guests: Guests::default(),
+        down: Cell::new(None),
         slots: RefCell::default(),
         scripts: Scripts::default(),
         types: RefCell::default(),
@@ -556,51 +462,41 @@ pub(crate) fn open(
     REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
     // At the end of a thread the list may be gone already; then the heap is merely not found by others.
     let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
-    handle(env, &core, make_error)
-}
-
-fn handle(env: Env, core: &Rc<Core>, make_error: Value) -> Outcome {
-    let handle = env.object()?;
-    let owned = Rc::into_raw(Rc::clone(core));
-    let wrapped = env.wrap(handle, owned.cast_mut().cast(), Some(finalize_handle));
-    if wrapped.is_err() {
+    let owned = Rc::into_raw(Rc::clone(&core));
+    let handle = env.external(owned.cast_mut().cast(), Some(finalize_handle));
+    if handle.is_err() {
         // SAFETY: made just above, and nobody took it.
         drop(unsafe { Rc::from_raw(owned) });
     }
-    core.handle.set(wrapped?);
-    env.set(handle, c"makeError", make_error)?;
-    for name in [c"views", c"weakrefCallbacks", c"callbacks", c"garbage", c"failures", c"escaped"] {
-        env.set(handle, name, env.array()?)?;
-    }
-    // An object that refers to this cannot be posted to another thread.
-    env.set(handle, c"external", env.external()?)?;
-    let of = (handle, Rc::as_ptr(core));
-    domain::methods::<{ Domain::Raw as u8 }>(env, of, c"raw")?;
-    domain::methods::<{ Domain::Mem as u8 }>(env, of, c"mem")?;
-    domain::methods::<{ Domain::Obj as u8 }>(env, of, c"obj")?;
-    allocators::methods(env, of)?;
-    arena::methods(env, of)?;
-    objects::methods(env, of)?;
-    collector::methods(env, of)?;
-    method(env, of, handle, c"run", batch::run)?;
-    method(env, of, handle, c"geometry", geometry)?;
-    method(env, of, handle, c"allocatedBlocks", allocated_blocks)?;
-    method(env, of, handle, c"arenas", arenas)?;
-    method(env, of, handle, c"debugMallocStats", debug_malloc_stats)?;
-    method(env, of, handle, c"verify", verify)?;
-    method(env, of, handle, c"setupDebugHooks", setup_debug_hooks)?;
-    method(env, of, handle, c"setNomemory", set_nomemory)?;
-    method(env, of, handle, c"removeNomemory", remove_nomemory)?;
-    method(env, of, handle, c"close", close)?;
-    Ok(handle)
+    handle
+}
+
+/// Adds all functions of heaps.
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    domain::methods::<{ Domain::Raw as u8 }>(to, c"raw")?;
+    domain::methods::<{ Domain::Mem as u8 }>(to, c"mem")?;
+    domain::methods::<{ Domain::Obj as u8 }>(to, c"obj")?;
+    guests::methods(to)?;
+    objects::methods(to)?;
+    collector::methods(to)?;
+    method(to, c"run", batch::run)?;
+    method(to, c"geometry", geometry)?;
+    method(to, c"allocatedBlocks", allocated_blocks)?;
+    method(to, c"arenas", arenas)?;
+    method(to, c"debugMallocStats", debug_malloc_stats)?;
+    method(to, c"verify", verify)?;
+    method(to, c"setupDebugHooks", setup_debug_hooks)?;
+    method(to, c"setNomemory", set_nomemory)?;
+    method(to, c"removeNomemory", remove_nomemory)?;
+    method(to, c"close", close)
 }
 
 fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     let (geometry, object) = (core.heap_to_look()?.geometry(), env.object()?);
-    env.set(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
-    env.set(object, c"poolSize", env.integer(geometry.pool_size)?)?;
-    env.set(object, c"alignment", env.integer(geometry.alignment)?)?;
-    env.set(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
+    env.define(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
+    env.define(object, c"poolSize", env.integer(geometry.pool_size)?)?;
+    env.define(object, c"alignment", env.integer(geometry.alignment)?)?;
+    env.define(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
     Ok(object)
 }
 
@@ -614,11 +510,11 @@ fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     for (index, arena) in held.iter().enumerate() {
         let scope = env.open_scope();
         let object = env.object()?;
-        env.set(object, c"address", env.integer(arena.address)?)?;
-        env.set(object, c"size", env.integer(arena.size)?)?;
-        env.set(object, c"freePools", env.integer(arena.free_pools)?)?;
-        env.set(object, c"totalPools", env.integer(arena.total_pools)?)?;
-        env.set_element(array, index as u32, object)?;
+        env.define(object, c"address", env.integer(arena.address)?)?;
+        env.define(object, c"size", env.integer(arena.size)?)?;
+        env.define(object, c"freePools", env.integer(arena.free_pools)?)?;
+        env.define(object, c"totalPools", env.integer(arena.total_pools)?)?;
+        env.define_element(array, index as u32, object)?;
         env.close_scope(scope);
     }
     Ok(array)
@@ -630,8 +526,7 @@ fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 
 fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     let heap = core.heap()?;
-    heap.verify_with(|begin, size| core.allocators.have_granted(begin, size))
-        .map_err(|corruption| Failure::corrupted(&corruption))?;
+    heap.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
     heap.verify_guards().map_err(|fault| core.fault(fault))?;
     Ok(UNDEFINED)
 }
@@ -653,13 +548,17 @@ fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
 
 fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     let heap = core.heap()?;
-    allocators::empty_quarantine(core, heap)?;
-    let left = heap.remove_nomemory();
-    let put = Domain::ALL.into_iter().zip(left).filter_map(|(domain, left)| Some((domain, left?)));
-    let done = put.map(|(domain, allocator)| allocators::put_back(core, heap, domain, allocator)).fold(Ok(()), Result::and);
+    let done = heap.remove_nomemory();
+    if let Some(failure) = core.take_guest_failure(heap) {
+        // Of blocks that left the quarantine: whoever freed them was told long ago that it was done.
+        core.tell(failure);
+    }
     core.update_attention();
-    done?;
-    Ok(UNDEFINED)
+    match done {
+        Ok(()) => Ok(UNDEFINED),
+        Err(Undone::GivenUp) => core.go_on().map(|()| UNDEFINED),
+        Err(Undone::NoMemory) => Err(Failure::no_memory("no memory to remember an allocator")),
+    }
 }
 
 fn close(core: &Core, env: Env, []: [Value; 0]) -> Outcome {

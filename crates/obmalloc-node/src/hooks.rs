@@ -1,11 +1,10 @@
-//! What JavaScript does for types and the collector: the engine's [`Hooks`], as calls of functions that the face keeps on the handle.
+//! What JavaScript does for types and the collector: the engine's [`Hooks`], as calls of functions of the face.
 //!
 //! The face finds the script's own function, catches what it throws, and tells of it. What gets past the face all the same (there was no
-//! stack left to call it) waits in the handle's `escaped`, and is told as soon as there is room for that. A thread that is being
-//! terminated runs no JavaScript any more: then hooks do nothing, and a traversal fails.
+//! stack left to call it) is kept, and is told as soon as there is room for that. An execution that is being terminated runs no
+//! JavaScript any more: then hooks do nothing, and a traversal fails.
 
-use std::cell::{Cell, OnceCell};
-use std::ffi::CStr;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::num::NonZeroU64;
 use std::panic::resume_unwind;
 use std::ptr::NonNull;
@@ -14,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use obmalloc::{Failed, Fault, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId};
 
+use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::places::Places;
+use crate::kept;
 use crate::shell::reached;
 
 /// How long a call goes on before it looks again whether its thread is being ended. A look costs a microsecond.
@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const PIECE: usize = 1 << 20;
 
 /// Callbacks that may run inside one another.
-const NESTED_MAX: u32 = 50;
+pub(crate) const NESTED_MAX: u32 = 50;
 
 type Visit<'call> = dyn FnMut(usize) -> Result<(), Fault> + 'call;
 
@@ -35,14 +35,10 @@ type Visit<'call> = dyn FnMut(usize) -> Result<(), Fault> + 'call;
 pub(crate) struct Scripts {
     /// How many are running, each inside the one before.
     running: Cell<u32>,
-    /// Whether the outermost call from JavaScript holds a value for the handle, which keeps it.
-    keeps_handle: Cell<bool>,
     /// What a reference is given to, while a `traverse` is running.
     visit: Cell<Option<NonNull<Visit<'static>>>>,
-    /// Whether there is something in the handle's `escaped`.
-    escaped: Cell<bool>,
-    /// Places in the handle's `weakrefCallbacks`.
-    weakrefs: Places,
+    /// Where exceptions are kept that could not be caught.
+    escaped: RefCell<Vec<u32>>,
     /// When it was last seen that JavaScript may run.
     looked: Cell<Option<Instant>>,
 }
@@ -50,13 +46,6 @@ pub(crate) struct Scripts {
 impl Scripts {
     pub fn are_running(&self) -> bool {
         self.running.get() != 0
-    }
-
-    /// A call from JavaScript begins that may call back.
-    pub fn enter(&self) {
-        if !self.are_running() {
-            self.keeps_handle.set(false);
-        }
     }
 }
 
@@ -72,7 +61,6 @@ enum Hook {
 impl Core {
     /// The heap, for a call that may call back.
     pub fn objects(&self) -> Result<&ObjectHeap, Failure> {
-        self.scripts.enter();
         if self.scripts.running.get() >= NESTED_MAX {
             let message = format!("expected at most {NESTED_MAX} callbacks inside one another");
             return Err(Failure::new(code::REENTRANT, message));
@@ -80,17 +68,17 @@ impl Core {
         self.heap()
     }
 
-    /// After such a call: what it has made due, and what an arena allocator did wrong meanwhile; an object is in the error then.
+    /// After such a call: what it has made due, and what a script's allocator did wrong meanwhile; an object is in the error then.
     pub fn settle_objects(&self, env: Env, heap: &ObjectHeap, object: Option<usize>) -> Result<(), Failure> {
         self.note_scheduled(heap);
         self.report(env, heap);
-        if self.scripts.escaped.get() {
+        if !self.scripts.escaped.borrow().is_empty() {
             self.tell_escaped();
         }
         if !self.needs_attention() {
             return Ok(());
         }
-        let Some(failure) = self.arenas.take_failure(heap) else { return Ok(()) };
+        let Some(failure) = self.take_guest_failure(heap) else { return Ok(()) };
         Err(match object {
             Some(object) => failure.at(object),
             None => failure,
@@ -108,46 +96,37 @@ impl Core {
         }
     }
 
-    /// Why a `traverse` failed that the present call from JavaScript called: the error is in the handle's `failures`, at the number of
-    /// callbacks around the call, because callbacks may fail in ways of their own before the call ends.
+    /// Why a `traverse` failed that the present call from JavaScript called: what was thrown is kept at the number of callbacks around the
+    /// call, because callbacks may fail in ways of their own before the call ends.
     fn aborted(&self) -> Failure {
-        let env = self.env();
-        let error = self.handle().ok_or(()).and_then(|handle| {
-            let failures = env.get(handle, c"failures").map_err(drop)?;
-            let error = env.element(failures, self.scripts.running.get()).map_err(drop)?;
-            env.delete_element(failures, self.scripts.running.get()).map_err(drop)?;
-            Ok(error)
-        });
-        error.map_or_else(|()| Failure::of_status(napi_sys::Status::napi_cannot_run_js), Failure::made)
+        let place = kept::FAILURES + self.scripts.running.get();
+        let error = self.kept.get(place);
+        self.kept.clear(place);
+        match error {
+            Ok(error) if self.env().type_of(error) == napi_sys::ValueType::napi_object => Failure::made(error),
+            _ => Failure::of_status(napi_sys::Status::napi_cannot_run_js),
+        }
     }
 
-    /// Calls a function of the handle's, with JavaScript's values living no longer than the call. Nothing comes back when it threw or
-    /// could not be called.
-    fn call_face<const N: usize>(
+    /// Calls a function of the face's with what is kept of the heap, and other arguments; JavaScript's values live no longer than that. Gives
+    /// what becomes of the answer, or of what was thrown, and nothing when there was no call.
+    fn call_face<const N: usize, T>(
         &self,
-        name: &CStr,
-        arguments: impl FnOnce(Env) -> Result<[Value; N], Failure>,
-        escaped: impl FnOnce(Value, Value),
-    ) -> Option<bool> {
+        function: Called,
+        arguments: impl FnOnce(Env, Value) -> Result<[Value; N], Failure>,
+        then: impl FnOnce(Result<Value, Value>) -> T,
+    ) -> Option<T> {
         let env = self.env();
-        if !self.scripts.keeps_handle.replace(true) {
-            self.handle();
+        if self.face.realm().is_ended() {
+            return None;
         }
         let scope = env.open_scope();
         self.disturbances.set(self.disturbances.get() + 1);
         self.scripts.running.set(self.scripts.running.get() + 1);
-        let ready = self.handle().and_then(|handle| {
-            let function = env.get(handle, name).ok()?;
-            Some((handle, function, arguments(env).ok()?))
-        });
-        let answer = ready.and_then(|(handle, function, values)| match env.call(function, &values) {
-            Ok(value) => Some(env.is_true(value)),
-            Err(exception) => {
-                if let Some(exception) = exception {
-                    escaped(handle, exception);
-                }
-                None
-            }
+        let ready = self.kept.object().and_then(|kept| arguments(env, kept).ok());
+        let answer = ready.and_then(|values| match self.face.call(env, function, &values) {
+            Ok(value) => Some(then(Ok(value))),
+            Err(exception) => exception.map(|exception| then(Err(exception))),
         });
         self.scripts.running.set(self.scripts.running.get() - 1);
         env.close_scope(scope);
@@ -159,11 +138,14 @@ impl Core {
     }
 
     /// Calls a function of the face's that has no answer.
-    fn notify<const N: usize>(&self, name: &CStr, arguments: impl FnOnce(Env) -> Result<[Value; N], Failure>) {
-        let env = self.env();
-        self.call_face(name, arguments, |handle, exception| {
-            if self.append(env, handle, c"escaped", exception).is_ok() {
-                self.scripts.escaped.set(true);
+    fn notify<const N: usize>(&self, function: Called, arguments: impl FnOnce(Env, Value) -> Result<[Value; N], Failure>) {
+        self.call_face(function, arguments, |answer| {
+            let mut escaped = self.scripts.escaped.borrow_mut();
+            if let Err(exception) = answer
+                && escaped.try_reserve(1).is_ok()
+                && let Ok(place) = self.kept.keep(exception)
+            {
+                escaped.push(place);
             }
         });
     }
@@ -171,65 +153,39 @@ impl Core {
     /// Tells of exceptions that could not be caught, once no callback is running.
     #[cold]
     fn tell_escaped(&self) {
-        if !self.scripts.are_running() && self.call_face(c"onEscaped", |_| Ok([]), |_, _| {}).is_some() {
-            self.scripts.escaped.set(false);
+        if self.scripts.are_running() {
+            return;
         }
-    }
-
-    /// Appends to an array of the handle's. Scripts may have made that impossible; then it is not done.
-    fn append(&self, env: Env, handle: Value, name: &CStr, value: Value) -> Result<(), Failure> {
-        let array = env.get(handle, name)?;
-        let length = env.length(array).unwrap_or(0);
-        let appended = env.set_element(array, length, value);
-        if appended.is_err() {
-            env.clear_exception();
-        } else if env.length(array) == Some(length) {
-            // Frozen: that is not told.
-            return Err(Failure::new(code::CALLBACK_RESULT, "expected an array that can grow"));
+        loop {
+            let Some(place) = self.scripts.escaped.borrow().first().copied() else { return };
+            let told = self.call_face(Called::Escaped, |_, kept| Ok([kept, self.kept.get(place)?]), |answer| answer.is_ok());
+            if told != Some(true) {
+                return;
+            }
+            self.scripts.escaped.borrow_mut().remove(0);
+            self.kept.drop(place);
         }
-        appended
     }
 
     /// Tells of what no call can throw.
     #[cold]
     pub fn tell(&self, failure: Failure) {
-        self.notify(c"onFailure", |env| {
-            let error = failure.error(env, self.error_maker(env));
+        self.notify(Called::Failure, |env, kept| {
+            let error = failure.error(env, |arguments| self.face.call(env, Called::MakeError, arguments));
             error
                 .or_else(|exception| exception.ok_or_else(|| Failure::of_status(napi_sys::Status::napi_cannot_run_js)))
-                .map(|error| [error])
+                .map(|error| [kept, error])
         });
     }
 
-    /// Keeps a callback for a weak reference: its number.
-    pub fn keep_callback(&self, env: Env, callback: Value) -> Result<u32, Failure> {
-        let handle = self.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-        let callbacks = env.get(handle, c"weakrefCallbacks")?;
-        let place = self.scripts.weakrefs.take();
-        match env.set_element(callbacks, place, callback) {
-            Ok(()) => Ok(place),
-            Err(failure) => {
-                self.scripts.weakrefs.give(place);
-                Err(failure)
-            }
-        }
-    }
-
-    pub fn drop_callback(&self, place: u32) {
-        let env = self.env();
-        let scope = env.open_scope();
-        // Where JavaScript cannot run any more, the callback goes with the handle.
-        let _ =
-            self.handle().map(|handle| env.get(handle, c"weakrefCallbacks").and_then(|array| env.delete_element(array, place)));
-        env.close_scope(scope);
-        self.scripts.weakrefs.give(place);
-    }
-
     fn run_hook(&self, hook: Hook, kind: TypeId, object: usize) {
-        self.notify(c"onHook", |env| Ok([env.integer(hook as usize)?, env.integer(kind.index())?, env.integer(object)?]));
+        self.notify(Called::Hook, |env, kept| {
+            Ok([kept, env.integer(hook as usize)?, env.integer(kind.index())?, env.integer(object)?])
+        });
     }
 
-    /// Moves what a collection could not collect to the end of the handle's `garbage`.
+    /// Moves what a collection could not collect to the end of `gc.garbage`. That is a script's to change; elements are defined, so that no
+    /// script runs here, and an array that cannot have them gets none.
     fn give_garbage(&self, objects: &[usize]) {
         let env = self.env();
         for (index, &object) in objects.iter().enumerate() {
@@ -237,8 +193,11 @@ impl Core {
                 return;
             }
             let scope = env.open_scope();
-            let appended = self.handle().map(|handle| self.append(env, handle, c"garbage", env.integer(object)?));
-            if let Some(Err(_)) = appended {
+            let given = self
+                .kept
+                .get(kept::GARBAGE)
+                .and_then(|garbage| env.define_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?));
+            if given.is_err() {
                 // Where JavaScript cannot run any more, nobody can ask for it, nor is told.
                 let message =
                     "expected gc.garbage to be an array that can grow; the object and its reference are in nobody's hands";
@@ -248,25 +207,21 @@ impl Core {
         }
     }
 
-    /// Whether the thread's JavaScript is being ended (a worker is terminated, a script's time is over), for calls that take long. Node-API
-    /// has no way to ask, so a function that does nothing is called: one that cannot run is ended with nothing thrown.
+    /// Whether the execution is being terminated, for calls that take long. Node-API has no way to ask, so a function that does nothing is
+    /// called.
     pub fn is_interrupted(&self) -> bool {
+        if self.face.realm().is_ended() {
+            return true;
+        }
         let now = Instant::now();
         if self.scripts.looked.get().is_some_and(|looked| now.duration_since(looked) < LOOK_EVERY) {
             return false;
         }
         let env = self.env();
         let scope = env.open_scope();
-        let look = self.handle().map(|handle| env.get(handle, c"onLook"));
-        let ended = self.while_busy(|| match look {
-            // Without a handle nobody calls.
-            None => false,
-            Some(Err(_)) => true,
-            Some(Ok(function)) => match env.call(function, &[]) {
-                Ok(_) => false,
-                Err(exception) => exception.is_none_or(|thrown| env.type_of(thrown) == napi_sys::ValueType::napi_null),
-            },
-        });
+        // Without a handle nobody calls.
+        let looks = self.kept.object().is_some();
+        let ended = looks && self.while_busy(|| matches!(self.face.call(env, Called::Look, &[]), Err(None)));
         env.close_scope(scope);
         self.scripts.looked.set((!ended).then_some(now));
         ended
@@ -302,8 +257,7 @@ impl Core {
     fn has_callbacks(&self) -> bool {
         let env = self.env();
         let scope = env.open_scope();
-        let callbacks = self.handle().and_then(|handle| env.get(handle, c"callbacks").ok());
-        let length = callbacks.and_then(|callbacks| env.length(callbacks));
+        let length = self.kept.get(kept::CALLBACKS).ok().and_then(|callbacks| env.length(callbacks));
         env.close_scope(scope);
         length.is_some_and(|length| length != 0)
     }
@@ -312,6 +266,10 @@ impl Core {
 /// A callback's number for the engine, from its place.
 pub(crate) fn number_of(place: u32) -> NonZeroU64 {
     NonZeroU64::MIN.saturating_add(place.into())
+}
+
+fn place_of(callback: u64) -> u32 {
+    (callback - 1) as u32
 }
 
 /// `(referent)`: what a script's `traverse` says that the object refers to.
@@ -369,10 +327,14 @@ impl Hooks for Host {
         let before = core.scripts.visit.replace(Some(visit));
         let around = core.scripts.running.get();
         let answer = core.in_state(State::Traversing, || {
-            let arguments = |env: Env| Ok([env.integer(kind.index())?, env.integer(object)?, env.integer(around as usize)?]);
-            core.call_face(c"onTraverse", arguments, |handle, exception| {
-                let env = core.env();
-                let _ = env.get(handle, c"failures").and_then(|failures| env.set_element(failures, around, exception));
+            let arguments = |env: Env, kept| Ok([kept, env.integer(kind.index())?, env.integer(object)?]);
+            core.call_face(Called::Traverse, arguments, |answer| match answer {
+                // Nothing, or what went wrong.
+                Ok(answer) if core.env().type_of(answer) == napi_sys::ValueType::napi_undefined => true,
+                Ok(error) | Err(error) => {
+                    let _ = core.kept.set(kept::FAILURES + around, error);
+                    false
+                }
             })
         });
         core.scripts.visit.set(before);
@@ -398,14 +360,14 @@ impl Hooks for Host {
     fn weakref_callback(&self, _: &ObjectHeap, callback: u64, reference: usize) {
         reached("hooks::weakref_callback");
         if let Some(core) = self.core() {
-            core.notify(c"onWeakref", |env| Ok([env.integer(callback as usize - 1)?, env.integer(reference)?]));
+            core.notify(Called::Weakref, |env, kept| Ok([kept, core.kept.get(place_of(callback))?, env.integer(reference)?]));
         }
     }
 
     fn weakref_dropped(&self, callback: u64) {
         reached("hooks::weakref_dropped");
         if let Some(core) = self.core() {
-            core.drop_callback((callback - 1) as u32);
+            core.kept.drop(place_of(callback));
         }
     }
 
@@ -416,10 +378,10 @@ impl Hooks for Host {
             core.give_garbage(&heap.take_garbage());
         }
         if core.has_callbacks() {
-            core.notify(c"onCollection", |env| {
+            core.notify(Called::Collection, |env, kept| {
                 let [stopped, generation] =
                     [usize::from(phase == Phase::Stop), info.generation].map(|number| env.integer(number));
-                Ok([stopped?, generation?, env.integer(info.collected)?, env.integer(info.uncollectable)?])
+                Ok([kept, stopped?, generation?, env.integer(info.collected)?, env.integer(info.uncollectable)?])
             });
         }
     }
@@ -433,7 +395,7 @@ impl Hooks for Host {
     fn write(&self, text: &str) {
         reached("hooks::write");
         if let Some(core) = self.core() {
-            core.notify(c"onText", |env| Ok([env.string(text)?]));
+            core.notify(Called::Text, |env, kept| Ok([kept, env.string(text)?]));
         }
     }
 

@@ -3,8 +3,10 @@
 
 use std::cell::{Cell, RefCell};
 
+use crate::face::Realm;
+use crate::failure::Failure;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::export;
+use crate::shell::{Table, export};
 
 thread_local! {
     /// Every entry point that this thread has reached or made a function of.
@@ -30,11 +32,11 @@ pub(crate) fn reached(name: &'static str) {
     }
 }
 
-pub(crate) fn exports(env: Env, exports: Value) {
-    let _ = export(env, exports, c"entryPoints", entry_points);
-    let _ = export(env, exports, c"panicIn", panic_in);
-    let _ = export(env, exports, c"refuseAfter", refuse_after);
-    let _ = export(env, exports, c"reserved", reserved);
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"entryPoints", entry_points)?;
+    export(to, c"panicIn", panic_in)?;
+    export(to, c"refuseAfter", refuse_after)?;
+    export(to, c"reserved", reserved)
 }
 
 /// Whether this request for memory is refused.
@@ -46,23 +48,23 @@ pub(crate) fn is_refused() -> bool {
 
 /// `(met, refused)`: after `met` more requests of this thread the C library has no memory for the binding, for `refused` requests. Gives how
 /// many are left of those that were to be refused.
-fn refuse_after(env: Env, [met, refused]: [Value; 2]) -> Outcome {
+fn refuse_after(_: &Realm, env: Env, [met, refused]: [Value; 2]) -> Outcome {
     let [met, refused] = [met, refused].map(|count| env.double(count).unwrap_or(0.0) as u32);
     env.number(REFUSED.replace((met, refused)).1.into())
 }
 
 /// How many blocks of the reserve are in use.
-fn reserved(env: Env, []: [Value; 0]) -> Outcome {
+fn reserved(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
     env.integer(crate::RESERVING.used())
 }
 
 /// The names, each on a line.
-fn entry_points(env: Env, []: [Value; 0]) -> Outcome {
+fn entry_points(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
     env.string(&KNOWN.with_borrow(|known| known.join("\n")))
 }
 
 /// `(name)`: the next time that this entry point is reached, it panics; without a name, none does.
-fn panic_in(env: Env, [name]: [Value; 1]) -> Outcome {
+fn panic_in(_: &Realm, env: Env, [name]: [Value; 1]) -> Outcome {
     let name = env.text(name);
     ARMED.set(KNOWN.with_borrow(|known| known.iter().copied().find(|&known| Some(known) == name.as_deref())));
     Ok(UNDEFINED)

@@ -1,7 +1,8 @@
 //! Node-API, as little of it as is used here.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
+use std::sync::OnceLock;
 
 use napi_sys as sys;
 
@@ -15,6 +16,30 @@ pub(crate) type Outcome = Result<Value, Failure>;
 
 /// What a function gives back to say `undefined`.
 pub(crate) const UNDEFINED: Value = ptr::null_mut();
+
+/// `v8::Isolate::GetCurrent` and `v8::Isolate::TerminateExecution`: Node-API has no way to terminate an execution.
+type CurrentIsolate = unsafe extern "C" fn() -> *mut c_void;
+type TerminateExecution = unsafe extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// The attributes of a property as an assignment makes it.
+fn property(value: Value) -> sys::napi_property_descriptor {
+    sys::napi_property_descriptor {
+        utf8name: ptr::null(),
+        name: ptr::null_mut(),
+        method: None,
+        getter: None,
+        setter: None,
+        value,
+        attributes: sys::PropertyAttributes::writable
+            | sys::PropertyAttributes::enumerable
+            | sys::PropertyAttributes::configurable,
+        data: ptr::null_mut(),
+    }
+}
 
 /// One thread's JavaScript.
 #[derive(Clone, Copy)]
@@ -130,6 +155,11 @@ impl Env {
         Self::done(napi!(self, napi_get_boolean, is, &mut value), value)
     }
 
+    pub fn are_same(self, one: Value, other: Value) -> bool {
+        let mut are = false;
+        napi!(self, napi_strict_equals, one, other, &mut are) == sys::Status::napi_ok && are
+    }
+
     pub fn is_true(self, value: Value) -> bool {
         let mut is = false;
         napi!(self, napi_get_value_bool, value, &mut is) == sys::Status::napi_ok && is
@@ -145,9 +175,17 @@ impl Env {
         Self::done(napi!(self, napi_create_array, &mut value), value)
     }
 
-    pub fn external(self) -> Outcome {
+    /// A value that JavaScript can only hold and pass on, for `native`; `finalize` is called once nothing holds it any more.
+    pub fn external(self, native: *mut c_void, finalize: sys::napi_finalize) -> Outcome {
         let mut value = ptr::null_mut();
-        Self::done(napi!(self, napi_create_external, ptr::null_mut(), None, ptr::null_mut(), &mut value), value)
+        Self::done(napi!(self, napi_create_external, native, finalize, ptr::null_mut(), &mut value), value)
+    }
+
+    /// What an external value is for.
+    #[inline(always)]
+    pub fn native(self, external: Value) -> Option<*mut c_void> {
+        let mut native = ptr::null_mut();
+        (napi!(self, napi_get_value_external, external, &mut native) == sys::Status::napi_ok).then_some(native)
     }
 
     pub fn function(self, name: &CStr, callback: sys::napi_callback, data: *mut c_void) -> Outcome {
@@ -156,23 +194,39 @@ impl Env {
         Self::done(napi!(self, napi_create_function, name.as_ptr(), length, callback, data, &mut value), value)
     }
 
-    pub fn set(self, object: Value, name: &CStr, value: Value) -> Result<(), Failure> {
-        Self::done(napi!(self, napi_set_named_property, object, name.as_ptr(), value), ())
+    /// Gives an object a property of its own. Unlike setting one, this asks nothing of the object's prototypes, so no script runs.
+    ///
+    /// # Errors
+    /// When the object cannot have it, because a script has frozen it.
+    pub fn define(self, object: Value, name: &CStr, value: Value) -> Result<(), Failure> {
+        self.define_one(object, sys::napi_property_descriptor { utf8name: name.as_ptr(), ..property(value) })
     }
 
-    pub fn get(self, object: Value, name: &CStr) -> Outcome {
-        let mut value = ptr::null_mut();
-        Self::done(napi!(self, napi_get_named_property, object, name.as_ptr(), &mut value), value)
+    /// As [`define`](Self::define), of an element of an array.
+    pub fn define_element(self, array: Value, index: u32, value: Value) -> Result<(), Failure> {
+        let name = self.string(&index.to_string())?;
+        self.define_one(array, sys::napi_property_descriptor { name, ..property(value) })
     }
 
-    pub fn set_element(self, array: Value, index: u32, value: Value) -> Result<(), Failure> {
-        Self::done(napi!(self, napi_set_element, array, index, value), ())
+    fn define_one(self, object: Value, descriptor: sys::napi_property_descriptor) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_define_properties, object, 1, &descriptor), ())
     }
 
-    pub fn delete_element(self, array: Value, index: u32) -> Result<(), Failure> {
-        Self::done(napi!(self, napi_delete_element, array, index, ptr::null_mut()), ())
+    /// Keeps a script from changing an object's properties.
+    pub fn freeze(self, object: Value) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_object_freeze, object), ())
     }
 
+    /// Sets an element of an object that has no prototype and that no script has, which therefore runs no script.
+    pub fn set_kept(self, kept: Value, place: u32, value: Value) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_set_element, kept, place, value), ())
+    }
+
+    pub fn delete_kept(self, kept: Value, place: u32) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_delete_element, kept, place, ptr::null_mut()), ())
+    }
+
+    /// An element that an object or array of the face's has itself.
     pub fn element(self, array: Value, index: u32) -> Outcome {
         let mut value = ptr::null_mut();
         Self::done(napi!(self, napi_get_element, array, index, &mut value), value)
@@ -184,7 +238,7 @@ impl Env {
         (napi!(self, napi_get_array_length, array, &mut length) == sys::Status::napi_ok).then_some(length)
     }
 
-    /// Calls a function of JavaScript's; on an exception, gives that, if there is one to be had.
+    /// Calls a function of JavaScript's; on an exception, gives that, and nothing when the execution is being terminated.
     pub fn call(self, function: Value, arguments: &[Value]) -> Result<Value, Option<Value>> {
         let (mut this, mut result) = (ptr::null_mut(), ptr::null_mut());
         napi!(self, napi_get_undefined, &mut this);
@@ -199,13 +253,9 @@ impl Env {
         }
         let mut exception = ptr::null_mut();
         let status = napi!(self, napi_get_and_clear_last_exception, &mut exception);
-        Err((status == sys::Status::napi_ok && !exception.is_null()).then_some(exception))
-    }
-
-    /// Forgets what is being thrown, where nobody can be told.
-    pub fn clear_exception(self) {
-        let mut exception = ptr::null_mut();
-        napi!(self, napi_get_and_clear_last_exception, &mut exception);
+        let thrown = status == sys::Status::napi_ok && !exception.is_null();
+        // V8 says null for a termination; what functions of the face's throw is never null.
+        Err((thrown && self.type_of(exception) != sys::ValueType::napi_null).then_some(exception))
     }
 
     /// Throws, unless something is being thrown already.
@@ -222,10 +272,15 @@ impl Env {
         }
     }
 
-    /// Makes `native` go with `object`, and gives a reference to the object that does not keep it.
-    pub fn wrap(self, object: Value, native: *mut c_void, finalize: sys::napi_finalize) -> Result<sys::napi_ref, Failure> {
+    /// A reference to an object that does not keep it.
+    pub fn reference(self, object: Value) -> Result<sys::napi_ref, Failure> {
         let mut reference = ptr::null_mut();
-        Self::done(napi!(self, napi_wrap, object, native, finalize, ptr::null_mut(), &mut reference), reference)
+        Self::done(napi!(self, napi_create_reference, object, 0, &mut reference), reference)
+    }
+
+    /// Lets `data` go with the environment.
+    pub fn set_instance_data(self, data: *mut c_void, finalize: sys::napi_finalize) -> Result<(), Failure> {
+        Self::done(napi!(self, napi_set_instance_data, data, finalize, ptr::null_mut()), ())
     }
 
     /// The object that a reference refers to, while there is one.
@@ -237,6 +292,24 @@ impl Env {
 
     pub fn delete_reference(self, reference: sys::napi_ref) {
         napi!(self, napi_delete_reference, reference);
+    }
+
+    /// Has V8 terminate the execution as soon as it is back in JavaScript; false where the engine has no way to say so.
+    pub fn terminate(self) -> bool {
+        static FUNCTIONS: OnceLock<Option<(CurrentIsolate, TerminateExecution)>> = OnceLock::new();
+        let functions = FUNCTIONS.get_or_init(|| {
+            // SAFETY: names of V8's public functions, or nothing is found; they have had these types for as long as there have been addons.
+            unsafe {
+                let current = dlsym(ptr::null_mut(), c"_ZN2v87Isolate10GetCurrentEv".as_ptr());
+                let terminate = dlsym(ptr::null_mut(), c"_ZN2v87Isolate18TerminateExecutionEv".as_ptr());
+                let found = !current.is_null() && !terminate.is_null();
+                found.then(|| (std::mem::transmute(current), std::mem::transmute(terminate)))
+            }
+        });
+        let Some((current, terminate)) = functions else { return false };
+        // SAFETY: this is called from JavaScript, so this thread has an isolate, which may be terminated at any time.
+        unsafe { terminate(current()) };
+        true
     }
 
     /// Tells V8 of `change` more (or fewer) bytes that it does not see; gives how many it was told of in all.

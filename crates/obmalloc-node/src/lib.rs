@@ -1,24 +1,23 @@
 //! The Node.js binding: numbers in, numbers out, errors to JavaScript. Leans on `obmalloc` and Node-API; the face over it is `src/`.
 //!
-//! It is written on Node-API itself (napi-rs' `napi-sys`): a call gets its heap from the function's own data pointer, so nothing is
-//! unwrapped or allocated on the way. Every function that JavaScript can call is made by [`shell`], which catches panics.
+//! It is written on Node-API itself (napi-rs' `napi-sys`): a call gets its heap from its first argument, an external value, so nothing is
+//! unwrapped or allocated on the way, and all heaps share the functions. Every function that JavaScript can call is made by [`shell`], which catches panics.
 
-mod allocators;
-mod arena;
 mod args;
 mod batch;
 mod collector;
 mod domain;
+mod face;
 mod failure;
 mod golden;
+mod guests;
 mod heap;
 mod hooks;
 #[cfg(feature = "panics")]
 mod injected;
 mod js;
-mod layers;
+mod kept;
 mod objects;
-mod places;
 #[cfg(feature = "planted")]
 mod planted;
 mod replay;
@@ -28,7 +27,10 @@ mod view;
 
 use napi_sys as sys;
 
+use face::Realm;
+use failure::Failure;
 use js::Env;
+use shell::{Table, export};
 
 #[global_allocator]
 static RESERVING: reserve::Reserving = reserve::Reserving::new();
@@ -42,28 +44,37 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
     // SAFETY: Node.js calls this on the environment's own thread.
     let env = unsafe { Env::new(env) };
     // What could not be added is not there, and the face says that the binding is not whole.
-    let _ = std::panic::catch_unwind(|| {
-        let _ = shell::export(env, exports, c"open", heap::open);
-        let _ = shell::export(env, exports, c"identity", identity);
-        replay::exports(env, exports);
-        golden::exports(env, exports);
-        #[cfg(feature = "panics")]
-        injected::exports(env, exports);
-        #[cfg(feature = "planted")]
-        planted::exports(env, exports);
-        let _ = shell::export(env, exports, c"externalMemory", external_memory);
-        let _ = shell::export(env, exports, c"trimMemory", trim_memory);
-    });
+    let _ = std::panic::catch_unwind(|| add_all(env, exports));
     exports
 }
 
+fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
+    let realm = Realm::new(env)?;
+    let to = Table { env, realm: &realm, object: exports };
+    export(to, c"serve", face::serve)?;
+    export(to, c"open", heap::open)?;
+    export(to, c"identity", identity)?;
+    export(to, c"externalMemory", external_memory)?;
+    export(to, c"trimMemory", trim_memory)?;
+    replay::exports(to)?;
+    golden::exports(to)?;
+    heap::methods(to)?;
+    // An object that refers to this cannot be posted to another thread.
+    env.define(exports, c"external", env.external(std::ptr::null_mut(), None)?)?;
+    #[cfg(feature = "panics")]
+    injected::exports(to)?;
+    #[cfg(feature = "planted")]
+    planted::exports(to)?;
+    env.freeze(exports)
+}
+
 /// Bytes that V8 was told of in this thread, by whomever: for the tests.
-fn external_memory(env: Env, []: [js::Value; 0]) -> js::Outcome {
+fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     env.number(env.adjust_external_memory(0) as f64)
 }
 
 /// Has the C library give the system back what nobody uses: for the tests, which look at what is left.
-fn trim_memory(_: Env, []: [js::Value; 0]) -> js::Outcome {
+fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
     unsafe extern "C" {
         fn malloc_trim(pad: usize) -> std::ffi::c_int;
     }
@@ -73,7 +84,7 @@ fn trim_memory(_: Env, []: [js::Value; 0]) -> js::Outcome {
 }
 
 /// The cheapest call there is that takes a number and gives one: what the benchmark compares with.
-fn identity(env: Env, [value]: [js::Value; 1]) -> js::Outcome {
+fn identity(_: &Realm, env: Env, [value]: [js::Value; 1]) -> js::Outcome {
     let number = env.double(value).unwrap_or(f64::NAN);
     env.number(number)
 }

@@ -7,29 +7,29 @@ use crate::failure::{Failure, code};
 use crate::heap::{Core, Mark};
 use crate::hooks::visit;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::method;
+use crate::shell::{Table, method};
 use crate::{args, view};
 
 /// Adds the functions of types and objects to the handle.
-pub(crate) fn methods(env: Env, of: (Value, *const Core)) -> Result<(), Failure> {
-    method(env, of, of.0, c"defineType", define_type)?;
-    method(env, of, of.0, c"describeType", describe_type)?;
-    method(env, of, of.0, c"typeOf", type_of)?;
-    method(env, of, of.0, c"alloc", alloc)?;
-    method(env, of, of.0, c"new", new)?;
-    method(env, of, of.0, c"newVar", new_var)?;
-    method(env, of, of.0, c"init", init)?;
-    method(env, of, of.0, c"initVar", init_var)?;
-    method(env, of, of.0, c"getField", get_field)?;
-    method(env, of, of.0, c"getItem", get_item)?;
-    method(env, of, of.0, c"setField", set_field)?;
-    method(env, of, of.0, c"setItem", set_item)?;
-    method(env, of, of.0, c"nitems", nitems)?;
-    method(env, of, of.0, c"incref", incref)?;
-    method(env, of, of.0, c"decref", decref)?;
-    method(env, of, of.0, c"refcount", refcount)?;
-    method(env, of, of.0, c"setImmortal", set_immortal)?;
-    method(env, of, of.0, c"visit", visit)
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    method(to, c"defineType", define_type)?;
+    method(to, c"describeType", describe_type)?;
+    method(to, c"typeOf", type_of)?;
+    method(to, c"alloc", alloc)?;
+    method(to, c"new", new)?;
+    method(to, c"newVar", new_var)?;
+    method(to, c"init", init)?;
+    method(to, c"initVar", init_var)?;
+    method(to, c"getField", get_field)?;
+    method(to, c"getItem", get_item)?;
+    method(to, c"setField", set_field)?;
+    method(to, c"setItem", set_item)?;
+    method(to, c"nitems", nitems)?;
+    method(to, c"incref", incref)?;
+    method(to, c"decref", decref)?;
+    method(to, c"refcount", refcount)?;
+    method(to, c"setImmortal", set_immortal)?;
+    method(to, c"visit", visit)
 }
 
 fn internal() -> Failure {
@@ -82,7 +82,7 @@ fn define_type(core: &Core, env: Env, [name, names, kinds, items, flags, free_li
     core.types.borrow_mut().push(kind);
     let (info, array) = (heap.type_info(kind), env.array()?);
     for (index, number) in [kind.index(), info.basicsize(), info.itemsize()].into_iter().enumerate() {
-        env.set_element(array, index as u32, env.integer(number)?)?;
+        env.define_element(array, index as u32, env.integer(number)?)?;
     }
     Ok(array)
 }
@@ -93,9 +93,9 @@ fn describe_type(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
     let heap = core.heap_to_look()?;
     let kind = heap.type_info(heap.type_of(object).map_err(|fault| core.fault(fault))?);
     let array = env.array()?;
-    env.set_element(array, 0, env.string(kind.name())?)?;
-    env.set_element(array, 1, env.integer(kind.basicsize())?)?;
-    env.set_element(array, 2, env.integer(kind.itemsize())?)?;
+    env.define_element(array, 0, env.string(kind.name())?)?;
+    env.define_element(array, 1, env.integer(kind.basicsize())?)?;
+    env.define_element(array, 2, env.integer(kind.itemsize())?)?;
     Ok(array)
 }
 
@@ -193,7 +193,7 @@ fn make_room(
     if !core.needs_attention() {
         return Ok(());
     }
-    core.bytes_of(heap, Domain::Obj, block)?;
+    core.usable_size(heap, Domain::Obj, block)?;
     // What would be refused is refused with the view in place.
     heap.check_init(kind, block, nitems).map_err(|error| core.object_failure(error, argument, received))?;
     let view = match core.marks.borrow().get(&block) {

@@ -3,15 +3,17 @@
 
 use obmalloc::{Domain, Heap, profile};
 
+use crate::face::Realm;
+use crate::failure::Failure;
 use crate::js::{Env, Outcome, Value};
-use crate::shell::export;
+use crate::shell::{Table, export};
 
 /// Adds `planted(mistake)` to the exports: 0 reads a block after it has been freed, 1 forgets one.
-pub(crate) fn exports(env: Env, exports: Value) {
-    let _ = export(env, exports, c"planted", planted);
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"planted", planted)
 }
 
-fn planted(env: Env, [mistake]: [Value; 1]) -> Outcome {
+fn planted(_: &Realm, env: Env, [mistake]: [Value; 1]) -> Outcome {
     let heap = Heap::new(&profile::V3_13).expect("a heap");
     let block = heap.malloc(Domain::Raw, 100);
     let mut read = 0;

@@ -11,9 +11,10 @@ use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::{Replay, Report};
 use serde::{Deserialize, Serialize};
 
+use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::export;
+use crate::shell::{Table, export};
 
 /// A trace that cannot be read.
 const UNREADABLE_TRACE: &str = "ERR_UNREADABLE_TRACE";
@@ -54,17 +55,16 @@ struct Found<'a> {
     stats_now: String,
 }
 
-pub(crate) fn exports(env: Env, exports: Value) {
-    // As for the module's other functions: what cannot be exported is missing, and the face says so.
-    let _ = export(env, exports, c"openReplay", open);
-    let _ = export(env, exports, c"stepReplay", step);
-    let _ = export(env, exports, c"reportReplay", report);
-    let _ = export(env, exports, c"closeReplay", close);
-    let _ = export(env, exports, c"releaseOf", release_of);
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"openReplay", open)?;
+    export(to, c"stepReplay", step)?;
+    export(to, c"reportReplay", report)?;
+    export(to, c"closeReplay", close)?;
+    export(to, c"releaseOf", release_of)
 }
 
-/// `(makeError, options)`: opens the traces and gives the replay's number.
-fn open(env: Env, [_, options]: [Value; 2]) -> Outcome {
+/// `(options)`: opens the traces and gives the replay's number.
+fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let text = env.text(options).unwrap_or_default();
     let options: Options =
         serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
@@ -99,8 +99,8 @@ fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Running) -> Result<T,
     })
 }
 
-/// `(makeError, number, count)`: replays at most `count` events; 0 when there is nothing left.
-fn step(env: Env, [_, number, count]: [Value; 3]) -> Outcome {
+/// `(number, count)`: replays at most `count` events; 0 when there is nothing left.
+fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     let count = env.double(count).unwrap_or(0.0) as usize;
     let more = with(env, number, |running| {
         let start = Instant::now();
@@ -111,8 +111,8 @@ fn step(env: Env, [_, number, count]: [Value; 3]) -> Outcome {
     env.integer(usize::from(more))
 }
 
-/// `(makeError, number)`: what has been found so far, as JSON.
-fn report(env: Env, [_, number]: [Value; 2]) -> Outcome {
+/// `(number)`: what has been found so far, as JSON.
+fn report(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let text = with(env, number, |running| {
         let report = running.replay.report();
         let found = Found {
@@ -127,15 +127,15 @@ fn report(env: Env, [_, number]: [Value; 2]) -> Outcome {
     env.string(&text)
 }
 
-/// `(makeError, number)`: gives the replay's memory back.
-fn close(env: Env, [_, number]: [Value; 2]) -> Outcome {
+/// `(number)`: gives the replay's memory back.
+fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let number = env.double(number).unwrap_or(0.0) as u32;
     drop(RUNNING.with_borrow_mut(|(_, running)| running.remove(&number)));
     Ok(UNDEFINED)
 }
 
 /// `(version)`: the name of the release that a CPython's version belongs to, or null.
-fn release_of(env: Env, [version]: [Value; 1]) -> Outcome {
+fn release_of(_: &Realm, env: Env, [version]: [Value; 1]) -> Outcome {
     match env.text(version).as_deref().and_then(Profile::of_version) {
         Some(profile) => env.string(profile.release()),
         None => env.null(),

@@ -1,23 +1,25 @@
 //! What lies between JavaScript and a function of ours: fetches the arguments, catches panics, throws failures.
 
 use std::any::type_name;
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::thread;
 
 use napi_sys as sys;
 
+use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::heap::{Core, State};
-use crate::js::{Env, Outcome, Value};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
 
 /// A function that knows its heap.
 pub(crate) trait Method<const N: usize>: Fn(&Core, Env, [Value; N]) -> Outcome + Copy {}
 impl<const N: usize, F: Fn(&Core, Env, [Value; N]) -> Outcome + Copy> Method<N> for F {}
 
 /// A function of the module.
-pub(crate) trait Export<const N: usize>: Fn(Env, [Value; N]) -> Outcome + Copy {}
-impl<const N: usize, F: Fn(Env, [Value; N]) -> Outcome + Copy> Export<N> for F {}
+pub(crate) trait Export<const N: usize>: Fn(&Realm, Env, [Value; N]) -> Outcome + Copy {}
+impl<const N: usize, F: Fn(&Realm, Env, [Value; N]) -> Outcome + Copy> Export<N> for F {}
 
 /// A value of a type that is a function item, and so has no bytes.
 #[inline(always)]
@@ -27,56 +29,98 @@ fn item<F: Copy>() -> F {
     unsafe { ptr::NonNull::<F>::dangling().as_ptr().read() }
 }
 
+/// The heap's handle, which is the first argument of a method, and the others.
+#[repr(C)]
+struct Arguments<const N: usize> {
+    handle: Value,
+    others: [Value; N],
+}
+
+/// Puts the arguments in `count` places from `values` on: missing ones become undefined, further ones are left out. Gives the realm.
+///
+/// # Safety
+/// Called from a callback with its own environment and info, of a function that has a realm; there are so many places.
 #[inline(always)]
-fn arguments<const N: usize>(env: sys::napi_env, info: sys::napi_callback_info) -> ([Value; N], *mut c_void) {
-    let (mut values, mut count, mut data) = ([ptr::null_mut(); N], N, ptr::null_mut());
-    // SAFETY: called from a callback with its own environment and info; missing arguments become undefined, further ones are left out.
-    unsafe { sys::napi_get_cb_info(env, info, &mut count, values.as_mut_ptr(), ptr::null_mut(), &mut data) };
-    (values, data)
+unsafe fn arguments<'a>(
+    env: sys::napi_env,
+    info: sys::napi_callback_info,
+    values: *mut Value,
+    mut count: usize,
+) -> (Env, &'a Realm) {
+    let mut data = ptr::null_mut();
+    // SAFETY: the caller's promise; the environment has the realm.
+    unsafe {
+        sys::napi_get_cb_info(env, info, &mut count, values, ptr::null_mut(), &mut data);
+        (Env::new(env), &*data.cast_const().cast::<Realm>())
+    }
 }
 
 unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_env, info: sys::napi_callback_info) -> Value {
-    let (values, data) = arguments::<N>(env, info);
-    // SAFETY: this is the environment's thread; the data is the heap, kept by the handle that every function of it refers to.
-    let (env, core) = unsafe { (Env::new(env), &*data.cast::<Core>()) };
-    match catch_unwind(AssertUnwindSafe(|| {
+    let mut arguments = Arguments::<N> { handle: ptr::null_mut(), others: [ptr::null_mut(); N] };
+    // SAFETY: Node.js calls this for a function that `method` made.
+    let (env, realm) = unsafe { self::arguments(env, info, (&raw mut arguments).cast(), N + 1) };
+    let Some(core) = env.native(arguments.handle) else {
+        env.throw_plainly(c"ERR_INTERNAL", c"expected a heap's handle");
+        return UNDEFINED;
+    };
+    // SAFETY: only handles of this binding come here, because the face shows them to no script; one that is an argument lives, and so does
+    // its core.
+    let core = unsafe { &*core.cast_const().cast::<Core>() };
+    let done = catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
-        item::<F>()(core, env, values)
-    })) {
-        Ok(result) => match (result, core.take_fault()) {
-            (Ok(value), None) => value,
-            (Ok(_), Some(failure)) | (Err(failure), None) => failure.throw(env, core.error_maker(env)),
-            (Err(failure), Some(found)) => {
-                core.tell(found);
-                failure.throw(env, core.error_maker(env))
-            }
+        item::<F>()(core, env, arguments.others)
+    }));
+    match done {
+        Ok(Ok(value)) if !realm.is_ended() => match core.take_fault() {
+            None => value,
+            found => throw(env, realm, found),
         },
+        done => throw(env, realm, why(core, done)),
+    }
+}
+
+/// Why a call of a heap's is to throw, if it is.
+#[cold]
+fn why(core: &Core, done: thread::Result<Outcome>) -> Option<Failure> {
+    match done {
+        Ok(Ok(_)) => None,
+        Ok(Err(failure)) => {
+            if let Some(found) = core.take_fault() {
+                core.tell(found);
+            }
+            Some(failure)
+        }
+        // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
+        Err(_) if core.state() == State::Corrupted => Some(core.unusable()),
         Err(_) => {
-            // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
-            let failure = if core.state() == State::Corrupted {
-                core.unusable()
-            } else {
-                core.poison();
-                internal()
-            };
-            failure.throw(env, core.error_maker(env))
+            core.poison();
+            Some(internal())
         }
     }
 }
 
+/// Throws, unless the execution is being terminated: then that goes on.
+#[cold]
+fn throw(env: Env, realm: &Realm, failure: Option<Failure>) -> Value {
+    if let (Some(failure), false) = (failure, realm.is_ended()) {
+        realm.throw(env, failure);
+    }
+    if realm.is_ended() {
+        realm.terminate(env);
+    }
+    UNDEFINED
+}
+
 unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_env, info: sys::napi_callback_info) -> Value {
-    let (values, _) = arguments::<N>(env, info);
-    // SAFETY: this is the environment's thread.
-    let env = unsafe { Env::new(env) };
-    // The first argument of such a function may be the one that makes errors.
-    let error_maker = values.first().copied();
+    let mut values = [ptr::null_mut(); N];
+    // SAFETY: Node.js calls this for a function that `export` made.
+    let (env, realm) = unsafe { arguments(env, info, values.as_mut_ptr(), N) };
     match catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
-        item::<F>()(env, values)
+        item::<F>()(realm, env, values)
     })) {
-        Ok(Ok(value)) => value,
-        Ok(Err(failure)) => failure.throw(env, error_maker),
-        Err(_) => internal().throw(env, error_maker),
+        Ok(Ok(value)) if !realm.is_ended() => value,
+        done => throw(env, realm, done.unwrap_or_else(|_| Err(internal())).err()),
     }
 }
 
@@ -98,23 +142,29 @@ fn internal() -> Failure {
     Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself; the heap cannot be used any more")
 }
 
-/// Adds a function of the module to `exports`.
-pub(crate) fn export<const N: usize, F: Export<N>>(env: Env, exports: Value, name: &CStr, _: F) -> Result<(), Failure> {
-    known(type_name::<F>());
-    let function = env.function(name, Some(export_shell::<N, F>), ptr::null_mut())?;
-    env.set(exports, name, function)
+/// Where functions are made: what each is given, and the object that it is added to.
+#[derive(Clone, Copy)]
+pub(crate) struct Table<'a> {
+    pub env: Env,
+    pub realm: &'a Realm,
+    pub object: Value,
 }
 
-/// Adds a function of the heap `core` to `target`. The function refers to `handle`, and with it keeps the heap.
-pub(crate) fn method<const N: usize, F: Method<N>>(
-    env: Env,
-    (handle, core): (Value, *const Core),
-    target: Value,
-    name: &CStr,
-    _: F,
-) -> Result<(), Failure> {
+impl Table<'_> {
+    fn add(self, name: &CStr, callback: sys::napi_callback) -> Result<(), Failure> {
+        let data = ptr::from_ref(self.realm).cast_mut().cast();
+        self.env.define(self.object, name, self.env.function(name, callback, data)?)
+    }
+}
+
+/// Adds a function of the module.
+pub(crate) fn export<const N: usize, F: Export<N>>(to: Table<'_>, name: &CStr, _: F) -> Result<(), Failure> {
     known(type_name::<F>());
-    let function = env.function(name, Some(method_shell::<N, F>), core.cast_mut().cast())?;
-    env.set(function, c"heap", handle)?;
-    env.set(target, name, function)
+    to.add(name, Some(export_shell::<N, F>))
+}
+
+/// Adds a function whose first argument is a heap's handle.
+pub(crate) fn method<const N: usize, F: Method<N>>(to: Table<'_>, name: &CStr, _: F) -> Result<(), Failure> {
+    known(type_name::<F>());
+    to.add(name, Some(method_shell::<N, F>))
 }

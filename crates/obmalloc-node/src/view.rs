@@ -1,6 +1,6 @@
 //! Views: a block's own bytes as a `Uint8Array`, one per block.
 //!
-//! The arrays are kept in the handle's `views`, so a block's view stays the same as long as the block lives; nothing in Rust keeps
+//! The arrays are kept with the heap's values in JavaScript, so a block's view stays the same as long as the block lives; nothing in Rust keeps
 //! them, so they go with the handle. Freeing or moving a block detaches its buffer before the memory can be used again. A buffer that
 //! somebody else has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
 //! memory is used again when the last buffer over it is gone.
@@ -13,17 +13,17 @@ use std::rc::Rc;
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
+use crate::face::Called;
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark, release_rings};
+use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, TypedArray, Value};
-use crate::places::Places;
 use crate::shell::reached;
 
 /// What is known of the view of a block.
 #[derive(Default)]
 pub(crate) struct View {
-    /// Its place in the handle's `views`.
-    index: u32,
+    /// Where its array is kept.
+    place: u32,
     /// Buffers over the block that have not been finalized.
     buffers: Cell<usize>,
     /// Whether one of them was detached by somebody else while it lived.
@@ -42,16 +42,12 @@ impl View {
 /// All views of a heap. What is counted here is so that nobody has to look at every one of them for each block that is freed.
 #[derive(Default)]
 pub(crate) struct Views {
-    /// Places in the handle's `views`.
-    places: Places,
     /// Views that JavaScript may reach through a buffer that is not ours to detach.
     reachable: Cell<usize>,
     /// Retired blocks, by domain.
     retired: [Cell<usize>; 3],
     /// Retired blocks that nothing can reach any more.
     gone: Cell<usize>,
-    /// All buffers that have not been finalized.
-    buffers: Cell<usize>,
 }
 
 fn add(counter: &Cell<usize>, change: isize) {
@@ -74,11 +70,6 @@ impl Views {
         self.reachable.get() != 0
     }
 
-    /// Buffers that JavaScript may reach, or has not finalized yet.
-    pub fn buffers(&self) -> usize {
-        self.buffers.get()
-    }
-
     /// Blocks of the domain that are freed, but not given back yet.
     pub fn retired(&self, domain: Domain) -> usize {
         self.retired[domain as usize].get()
@@ -99,19 +90,14 @@ unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_voi
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("view::finalize");
         let Hold { view, core } = *hold;
-        let was_reachable = core.views.are_reachable();
         core.views.change(&view, |view| add(&view.buffers, -1));
         core.release_if_closed();
-        add(&core.views.buffers, -1);
-        let may_go = core.was_kept_by(was_reachable);
-        drop(core);
-        release_rings(may_go);
     }));
 }
 
-/// The array in the view's place.
+/// The view's array; none where JavaScript cannot run any more.
 fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
-    let array = env.element(env.get(core.handle()?, c"views").ok()?, view.index).ok()?;
+    let array = core.kept.get(view.place).ok()?;
     Some((array, env.typed_array(array)?))
 }
 
@@ -135,8 +121,7 @@ impl Core {
             return env.own_bytes(length);
         }
         self.check_array(length)?;
-        let handle = self.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-        let made = env.call(env.get(handle, c"makeBytes")?, &[env.integer(length)?]);
+        let made = self.face.call(env, Called::MakeBytes, &[env.integer(length)?]);
         let array = made.map_err(|cause| Failure::no_memory("no memory for a copy of the bytes").caused_by(cause))?;
         let bytes = env.typed_array(array).ok_or_else(|| Failure::new(code::INTERNAL, "expected a typed array"))?;
         Ok((array, bytes.data.cast()))
@@ -146,7 +131,7 @@ impl Core {
 /// The view of a live block.
 pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Outcome {
     sweep(core, heap);
-    let length = core.bytes_of(heap, domain, address)?;
+    let length = core.usable_size(heap, domain, address)?;
     core.check_array(length).map_err(|failure| failure.at(address))?;
     let known = match core.marks.borrow().get(&address) {
         Some(Mark::Viewed(view)) => Some(view.clone()),
@@ -159,11 +144,9 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
             _ => core.views.change(view, |view| view.escaped.set(true)),
         }
     }
-    let handle = core.handle().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-    let views = env.get(handle, c"views")?;
-    let view = known.unwrap_or_else(|| Rc::new(View { index: core.views.places.take(), ..View::default() }));
+    let view = known.unwrap_or_else(|| Rc::new(View { place: core.kept.take_place(), ..View::default() }));
     let made = if length == 0 { env.own_bytes(0).map(|(array, _)| array) } else { outside(core, env, &view, address, length) };
-    let entered = made.and_then(|array| env.set_element(views, view.index, array).map(|()| array));
+    let entered = made.and_then(|array| core.kept.set(view.place, array).map(|()| array));
     match entered {
         Ok(array) => {
             core.marks.borrow_mut().insert(address, Mark::Viewed(view));
@@ -172,7 +155,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
         }
         Err(failure) => {
             if !core.marks.borrow().contains_key(&address) {
-                core.views.places.give(view.index);
+                core.kept.give_place(view.place);
             }
             Err(failure)
         }
@@ -187,11 +170,9 @@ fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize
         env.outside_bytes(std::ptr::with_exposed_provenance_mut(address), length, Some(finalize), hold.cast::<c_void>())
     };
     core.views.change(view, |view| add(&view.buffers, 1));
-    add(&core.views.buffers, 1);
     made.map_err(|(status, will_finalize)| {
         if !will_finalize {
             core.views.change(view, |view| add(&view.buffers, -1));
-            add(&core.views.buffers, -1);
             // SAFETY: made above, and refused.
             drop(unsafe { Box::from_raw(hold) });
         }
@@ -224,7 +205,7 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
         core.views.change(view, |view| view.escaped.set(true));
         return true;
     }
-    forget(core, env, address, view);
+    forget(core, address, view);
     false
 }
 
@@ -232,26 +213,22 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
 fn detach_array(core: &Core, env: Env, view: &View) -> bool {
     let scope = env.open_scope();
     core.disturbances.set(core.disturbances.get() + 1);
-    let done = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer) || env.detach(array.buffer));
+    let done = array(core, env, view).is_some_and(|(_, array)| env.is_detached(array.buffer) || env.detach(array.buffer));
     env.close_scope(scope);
     done
 }
 
-/// Takes the array out of the handle's `views`, and the mark off the block.
-fn forget(core: &Core, env: Env, address: usize, view: &View) {
+/// Lets the array go, and takes the mark off the block.
+fn forget(core: &Core, address: usize, view: &View) {
     core.marks.borrow_mut().remove(&address);
     core.update_attention();
-    let scope = env.open_scope();
-    // Where JavaScript cannot run any more, the array goes with the handle.
-    let _ = core.handle().map(|handle| env.get(handle, c"views").and_then(|views| env.delete_element(views, view.index)));
-    env.close_scope(scope);
-    core.views.places.give(view.index);
+    core.kept.drop(view.place);
 }
 
 /// The block is freed for its user, but its memory waits for the last buffer over it. The view that it has got since is not one of those.
 pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view: &Rc<View>) {
     detach_array(core, env, view);
-    forget(core, env, address, view);
+    forget(core, address, view);
     core.marks.borrow_mut().insert(address, Mark::Retired(domain, view.clone()));
     core.views.change(view, |view| view.retired.set(true));
     add(&core.views.retired[domain as usize], 1);
@@ -282,11 +259,11 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
         core.views.change(&view, |view| view.retired.set(false));
         add(&core.views.retired[domain as usize], -1);
         core.update_attention();
-        if let Err(fault) = heap.free(domain, address) {
+        if let Err(fault) = heap.blocks().free(domain, address) {
             // Its guard bytes have been damaged since it was retired.
-            heap.keep_fault(fault);
+            core.tell(core.fault(fault));
         }
-        if let Some(failure) = core.arenas.take_failure(heap) {
+        if let Some(failure) = core.take_guest_failure(heap) {
             // Whoever freed it was told long ago that it was done.
             core.tell(failure);
         }

@@ -607,6 +607,11 @@ impl GuestHeap {
         Ok(())
     }
 
+    /// Whether there may be grants: an allocator has been taken out, or a guest put in.
+    pub fn has_guests(&self) -> bool {
+        self.guests.get().is_some()
+    }
+
     /// Whether a call of the domains may run a guest.
     pub fn calls_guests(&self) -> bool {
         self.guests.get().is_some() && self.heap.inner().calls_out()

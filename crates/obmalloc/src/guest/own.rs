@@ -66,15 +66,29 @@ impl<'heap> OwnAllocators<'heap> {
     fn allocator(&self, id: AllocatorId) -> Result<(u32, Allocator), OwnError> {
         let AllocatorId::Own(number) = id else { return Err(OwnError::Unknown) };
         let allocator = self.0.own_allocator(number).ok_or(OwnError::Unknown)?;
-        let heap = self.0.heap();
-        let is_raw = || {
-            let raw = heap.own(Domain::Raw);
-            allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw))
-        };
-        if heap.is_closed() || (self.0.leaving.get() && !is_raw()) {
+        if self.0.heap().is_closed() || (self.0.leaving.get() && !self.is_raw(id)) {
             return Err(OwnError::Fault(Fault::new(FaultKind::HeapClosed, 0, Domain::Raw)));
         }
         Ok((number, allocator))
+    }
+
+    /// Whether an allocator is the heap's own for raw memory, perhaps with debug hooks around it, which needs no arena.
+    pub fn is_raw(&self, id: AllocatorId) -> bool {
+        let (heap, raw) = (self.0.heap(), self.0.heap().own(Domain::Raw));
+        let AllocatorId::Own(number) = id else { return false };
+        self.0
+            .own_allocator(number)
+            .is_some_and(|allocator| allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw)))
+    }
+
+    /// The domain that one of the heap's own allocators is in, if the address is a live block of it: that may be freed and resized through the
+    /// one as well as through the other.
+    pub fn domain_block(&self, id: AllocatorId, address: usize) -> Option<Domain> {
+        let (number, own) = self.allocator(id).ok()?;
+        match self.held(number, own, address) {
+            Ok(Held::Block(domain)) => Some(domain),
+            _ => None,
+        }
     }
 
     /// A grant of at least `size` bytes; `None` when there is no memory.

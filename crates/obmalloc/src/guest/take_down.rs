@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::any::Any;
+use core::ptr::NonNull;
 
 use super::{GuestFault, GuestHeap};
 use crate::heap::Pieces;
@@ -20,14 +21,14 @@ pub struct TakeDown {
 }
 
 impl TakeDown {
-    pub(crate) fn new(heap: GuestHeap, kept: Option<Box<dyn Any>>) -> Self {
-        let pieces = heap.heap.pieces();
+    /// Of a heap, and what else has memory that is to go back in pieces: the part of it that has been in use, address and bytes.
+    pub(crate) fn new(heap: GuestHeap, kept: Option<(Box<dyn Any>, (NonNull<u8>, usize))>) -> Self {
+        let mut pieces = heap.heap.pieces();
+        let kept = kept.map(|(kept, (address, size))| {
+            pieces.add_table(address, size);
+            kept
+        });
         Self { heap, pieces, _kept: kept, arenas: None }
-    }
-
-    /// As [`new`](Self::new), with more parts of mappings that have been in use and belong to what is kept.
-    pub(crate) fn add_table(&mut self, (address, size): (core::ptr::NonNull<u8>, usize)) {
-        self.pieces.add_table(address, size);
     }
 
     /// Tells the arena guest, if there is one, of its arenas, and gives memory back, until all is gone or `is_over`, which is asked every few

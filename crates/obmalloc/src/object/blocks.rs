@@ -256,6 +256,11 @@ impl ObjectHeap {
         self.heap.set_arena_guest(guest)
     }
 
+    /// As [`GuestHeap::has_guests`](crate::GuestHeap::has_guests).
+    pub fn has_guests(&self) -> bool {
+        self.heap.has_guests()
+    }
+
     /// As [`GuestHeap::calls_guests`](crate::GuestHeap::calls_guests).
     pub fn calls_guests(&self) -> bool {
         self.heap.calls_guests()

@@ -564,14 +564,13 @@ impl ObjectHeap {
         let Self { heap, table, state, .. } = self;
         // The hooks are gone at the end of this.
         heap.checked().set_interrupt(Interrupt::NEVER);
-        let used = heap.checked().used();
-        let tables = [table.into_inner().used_table(used)];
         drop(state);
-        let mut down = TakeDown::new(heap, None);
-        for table in tables {
-            down.add_table(table);
+        let table = table.into_inner();
+        let used = table.used_table(heap.checked().used());
+        match try_box(table) {
+            Some(table) => TakeDown::new(heap, Some((table, used))),
+            None => TakeDown::new(heap, None),
         }
-        down
     }
 }
 

@@ -1,0 +1,72 @@
+/** What JavaScript has when this is loaded, whatever scripts make of it later; and properties that are defined, which runs no setter. */
+
+type Method<This, Args extends unknown[], Result> = (this: This, ...args: Args) => Result
+
+const { bind, call } = Function.prototype
+/** A method as a function of its `this` and its arguments. */
+const uncurried = bind.bind(call) as <This, Args extends unknown[], Result>(
+  method: Method<This, Args, Result>,
+) => (self: This, ...args: Args) => Result
+
+export const { apply, defineProperty } = Reflect
+export const { freeze, hasOwn, is, keys } = Object
+export const { isArray } = Array
+export const { captureStackTrace } = Error
+export const NewRangeError = RangeError
+export const NewTypeError = TypeError
+export const stringify = JSON.stringify
+export const text = String
+export const Bytes = Uint8Array
+export const Doubles = Float64Array
+export const textOf = uncurried(Function.prototype.toString)
+export const slice = uncurried<string, [start: number, end?: number], string>(String.prototype.slice)
+export const hex = uncurried<number, [radix: number], string>(Number.prototype.toString)
+export const isWellFormed = uncurried<string, [], boolean>(
+  (String.prototype as unknown as { isWellFormed(this: string): boolean }).isWellFormed,
+)
+export const settle = uncurried<Promise<unknown>, [undefined, () => void], unknown>(Promise.prototype.then)
+
+export const NewMap = Map
+const { get, set } = Map.prototype
+export const mapGet = uncurried(get) as <Key, Value>(map: ReadonlyMap<Key, Value>, key: Key) => Value | undefined
+export const mapSet = uncurried(set) as <Key, Value>(map: Map<Key, Value>, key: Key, value: Value) => void
+
+export const NewWeakMap = WeakMap
+export const weakMapSet = uncurried(WeakMap.prototype.set) as <Key extends object, Value>(
+  map: WeakMap<Key, Value>,
+  key: Key,
+  value: Value,
+) => void
+
+/** A getter as a function of its object. */
+function getter<Self, Value>(prototype: object, name: string): (self: Self) => Value {
+  const { get: read } = Object.getOwnPropertyDescriptor(prototype, name)!
+  return uncurried(read as Method<Self, [], Value>)
+}
+
+const TypedArray = Object.getPrototypeOf(Uint8Array.prototype) as object
+export const bufferOf = getter<Uint8Array<ArrayBuffer>, ArrayBuffer>(TypedArray, 'buffer')
+export const lengthOf = getter<Float64Array, number>(TypedArray, 'length')
+
+/** Gives an object a property of its own, as an assignment makes it; false where a script has made that impossible. */
+export function define(object: object, name: PropertyKey, value: unknown): boolean {
+  return defineProperty(object, name, {
+    __proto__: null,
+    value,
+    enumerable: true,
+    configurable: true,
+    writable: true,
+  } as PropertyDescriptor)
+}
+
+/** Appends to an array. */
+export function append<Element>(array: Element[], element: Element): void {
+  define(array, array.length, element)
+}
+
+/** Texts in a row. */
+export function join(texts: readonly string[], between: string): string {
+  let joined = ''
+  for (let index = 0; index < texts.length; index++) joined += (index === 0 ? '' : between) + texts[index]
+  return joined
+}
