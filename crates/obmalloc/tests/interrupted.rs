@@ -204,6 +204,24 @@ fn interrupted_collection_loses_nothing() {
 }
 
 #[test]
+fn collection_without_hooks_destroys_all_or_nothing() {
+    for &profile in RELEASES {
+        for &shape in SHAPES.iter().filter(|shape| !matches!(shape, Shape::Alive | Shape::Watched)) {
+            each_place(profile, shape, |scene| {
+                let collected = scene.heap.collect(2);
+                let times = scene.asked.times.get();
+                scene.asked.until.set(None);
+                let left = scene.heap.objects(None).unwrap().len();
+                scene.asked.times.set(times);
+                let all = if shape == Shape::Wide { COUNT + 1 } else { COUNT };
+                assert_eq!(left, if collected.is_ok() { 0 } else { all }, "{} {shape:?}, asked {times} times", profile.release());
+                collected.map(drop)
+            });
+        }
+    }
+}
+
+#[test]
 fn interrupted_increment_loses_nothing() {
     for &shape in SHAPES {
         let places = each_place(&profile::V3_14_0, shape, |scene| {

@@ -302,6 +302,14 @@ impl ObjectHeap {
         if self.is_interrupted_after(steps) { Err(ObjectError::Aborted) } else { Ok(()) }
     }
 
+    /// Runs something that calls no hook of a type, and is not interrupted.
+    pub(crate) fn to_the_end<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.patience.is_endless.set(true);
+        let result = work();
+        self.patience.is_endless.set(false);
+        result
+    }
+
     /// Runs a hook.
     pub(crate) fn in_hook<T>(&self, hook: impl FnOnce() -> T) -> T {
         self.count_steps(HOOK_STEPS);
