@@ -434,7 +434,10 @@ pub(crate) fn open(
     let quarantine = args::optional_size(env, "quarantine", quarantine)?.unwrap_or(0);
     let options = HeapOptions { geometry: Some(geometry), allocator, memory_limit, quarantine, ..HeapOptions::new(profile) };
     let host = Host::default();
-    let heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
+    let mut heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
+    let asked = host.clone();
+    // SAFETY: it calls a function of the face's that does nothing, in a state in which nothing of the heap can be called, and does not unwind.
+    unsafe { heap.set_interrupt(Box::new(move || asked.is_interrupted())) }.map_err(no_heap)?;
     let kept = Kept::new(env, kept)?;
     let region = heap.region();
     let core = Rc::new_cyclic(|this| Core {

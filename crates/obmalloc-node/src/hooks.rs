@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::num::NonZeroU64;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -303,6 +303,21 @@ impl Host {
         self.0.get().and_then(Weak::upgrade)
     }
 
+    /// Whether the engine is to give up what it is at. It may be in the middle of anything, so a panic does not get out of here.
+    pub fn is_interrupted(&self) -> bool {
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            reached("hooks::interrupted");
+            // What is given back after closing may be so while JavaScript's own collector runs.
+            self.core().is_some_and(|core| core.state() != State::Closed && core.is_interrupted())
+        }));
+        asked.unwrap_or_else(|_| {
+            if let Some(core) = self.core() {
+                core.poison();
+            }
+            true
+        })
+    }
+
     fn run(&self, hook: Hook, kind: TypeId, object: usize) {
         reached("hooks::run");
         if let Some(core) = self.core() {
@@ -384,12 +399,6 @@ impl Hooks for Host {
                 Ok([kept, stopped?, generation?, env.integer(info.collected)?, env.integer(info.uncollectable)?])
             });
         }
-    }
-
-    fn interrupted(&self) -> bool {
-        reached("hooks::interrupted");
-        // What is given back after closing may be so while JavaScript's own collector runs.
-        self.core().is_some_and(|core| core.state() != State::Closed && core.is_interrupted())
     }
 
     fn write(&self, text: &str) {

@@ -57,10 +57,8 @@ impl ObjectHeap {
         let done = || {
             if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
                 let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
-                self.hooks.write(&format!(
-                    "gc: done, {all} unreachable, {} uncollectable, {elapsed:.4}s elapsed\n",
-                    found.uncollectable
-                ));
+                let uncollectable = found.uncollectable;
+                self.say(&format!("gc: done, {all} unreachable, {uncollectable} uncollectable, {elapsed:.4}s elapsed\n"));
             }
         };
         if self.rules.algorithm == Algorithm::Generational {
@@ -90,6 +88,11 @@ impl ObjectHeap {
         }
     }
 
+    /// Text for CPython's standard error.
+    fn say(&self, text: &str) {
+        self.in_hook(|| self.hooks.write(text));
+    }
+
     fn show_stats_each_generations(&self, generation: usize) {
         let gc = &self.state().gc;
         let order = match self.rules.algorithm {
@@ -98,9 +101,8 @@ impl ObjectHeap {
         };
         let [a, b, c] = order.map(|id| gc.lists[id as usize].len());
         let frozen = gc.lists[ListId::Permanent as usize].len();
-        self.hooks.write(&format!("gc: collecting generation {generation}...\n"));
-        self.hooks
-            .write(&format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n"));
+        self.say(&format!("gc: collecting generation {generation}...\n"));
+        self.say(&format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n"));
     }
 
     /// Collects a generation and all that are younger.
@@ -562,7 +564,7 @@ impl ObjectHeap {
     fn debug_cycle(&self, what: &str, object: usize) {
         // SAFETY: a tracked object.
         let name = unsafe { header::kind(object) }.name();
-        self.hooks.write(&format!("gc: {what} <{name} {object:#x}>\n"));
+        self.say(&format!("gc: {what} <{name} {object:#x}>\n"));
     }
 
     /// Runs the finalizers of unreachable objects that have not been finalized; whether there were any.
