@@ -43,7 +43,7 @@ fn after<const D: u8>(checkpoint: bool) {
     }
 }
 
-unsafe extern "C" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
     let (result, nested) = within::<D, _>(|| unsafe { (inner.malloc)(inner.ctx, size) });
@@ -51,7 +51,7 @@ unsafe extern "C" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_
     result
 }
 
-unsafe extern "C" fn calloc<const D: u8>(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn calloc<const D: u8>(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(|| unsafe { (inner.calloc)(inner.ctx, count, size) });
@@ -59,7 +59,7 @@ unsafe extern "C" fn calloc<const D: u8>(_: *mut c_void, count: usize, size: usi
     result
 }
 
-unsafe extern "C" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(|| unsafe { (inner.realloc)(inner.ctx, address, size) });
@@ -71,7 +71,7 @@ unsafe extern "C" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, 
     result
 }
 
-unsafe extern "C" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
     let inner = inner::<D>();
     if D == RAW {
         let nested = inside::is_inside();
@@ -85,7 +85,7 @@ unsafe extern "C" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
     }
 }
 
-unsafe extern "C" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: hooks run only once `install` has set the originals.
     let inner = unsafe { ORIGINAL_ARENA.get() };
     // SAFETY: as in `malloc`.
@@ -97,7 +97,7 @@ unsafe extern "C" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
     result
 }
 
-unsafe extern "C" fn arena_free(_: *mut c_void, address: *mut c_void, size: usize) {
+unsafe extern "C-unwind" fn arena_free(_: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: hooks run only once `install` has set the originals.
     let inner = unsafe { ORIGINAL_ARENA.get() };
     let nested = inside::is_inside();

@@ -267,7 +267,7 @@ impl Objects {
     unsafe fn use_up_free_ints(&self) -> (Vec<Object>, usize) {
         static BELOW: SetOnce<Allocator> = SetOnce::new();
         static SIZE: AtomicUsize = AtomicUsize::new(0);
-        unsafe extern "C" fn watched_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+        unsafe extern "C-unwind" fn watched_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
             // Interpreters with allocators of their own go on meanwhile.
             if interpreters::present() == 0 {
                 SIZE.store(size, Ordering::Relaxed);

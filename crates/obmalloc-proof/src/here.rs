@@ -53,8 +53,7 @@ impl Here {
     pub fn with(profile: &Profile, allocator: AllocatorName) -> Self {
         let (types, session) = (Types::default(), Current::default());
         let calls = Calls { types: types.clone(), session: session.clone() };
-        let heap = done(ObjectHeap::new(HeapOptions::new(profile), Box::new(calls)));
-        done(heap.use_allocator(allocator));
+        let heap = done(ObjectHeap::new(HeapOptions { allocator, ..HeapOptions::new(profile) }, Box::new(calls)));
         for kind in &KINDS {
             let spec = TypeSpec {
                 name: format!("proof.{}", kind.name),

@@ -1,9 +1,14 @@
 //! What `PyType_GenericAlloc` requests: for classes that a Python program may make, and for types of the same make here.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use obmalloc::profile::{self, Profile};
-use obmalloc::{AllocatorName, FieldKind, HeapOptions, ItemKind, NoHooks, ObjectHeap, TypeSpec};
+use obmalloc::{
+    AllocatorId, Answer, Domain, FieldKind, Guest, HeapOptions, ItemKind, NoHooks, ObjectHeap, OwnAllocators, OwnError, Threw,
+    TypeSpec,
+};
 
 /// Bytes requested for an object, and how many of them lie before it.
 pub type Size = [usize; 2];
@@ -76,6 +81,36 @@ fn twin(class: &Class, profile: &Profile) -> (TypeSpec, usize) {
     }
 }
 
+/// Remembers the last request.
+struct Requests {
+    below: AllocatorId,
+    /// Where the block is, and what was requested.
+    last: Cell<(usize, usize)>,
+}
+
+impl Requests {
+    fn note(&self, size: usize, block: Result<Option<usize>, OwnError>) -> Answer {
+        let block = block.map_err(|_| Threw(0))?;
+        self.last.set((block.unwrap_or(0), size));
+        Ok(block)
+    }
+}
+
+impl Guest for Requests {
+    fn malloc(&self, own: &OwnAllocators<'_>, size: usize) -> Answer {
+        self.note(size, own.malloc(self.below, size))
+    }
+    fn calloc(&self, own: &OwnAllocators<'_>, count: usize, size: usize) -> Answer {
+        self.note(count * size, own.calloc(self.below, count, size))
+    }
+    fn realloc(&self, own: &OwnAllocators<'_>, address: Option<usize>, size: usize) -> Answer {
+        self.note(size, own.realloc(self.below, address, size))
+    }
+    fn free(&self, own: &OwnAllocators<'_>, address: Option<usize>) -> Result<(), Threw> {
+        own.free(self.below, address).map_err(|_| Threw(0))
+    }
+}
+
 /// What this engine requests, by the class's name.
 ///
 /// # Panics
@@ -83,17 +118,13 @@ fn twin(class: &Class, profile: &Profile) -> (TypeSpec, usize) {
 pub fn requested_here(profile: &Profile) -> BTreeMap<String, Size> {
     let of = |class: &Class| {
         let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).expect("memory for a heap");
-        // Then the heap knows of each block what was requested.
-        heap.use_allocator(AllocatorName::Malloc).expect("no hooks are wanted");
+        let requests = Rc::new(Requests { below: heap.allocator(Domain::Obj).expect("memory"), last: Cell::default() });
+        let guest = heap.add_guest(requests.clone()).expect("memory for a guest");
+        heap.set_allocator(Domain::Obj, guest).expect("memory for a guest");
         let (spec, nitems) = twin(class, profile);
         let kind = heap.define_type(spec).expect("a type");
-        let before = heap.blocks_elsewhere();
         let object = heap.alloc(kind, nitems).expect("memory for an object");
-        let made = heap.blocks_elsewhere().into_iter().filter(|block| !before.contains(block));
-        let (address, size, _) = made
-            .into_iter()
-            .find(|(address, size, _)| (*address..*address + *size).contains(&object))
-            .expect("the object's block");
+        let (address, size) = requests.last.get();
         (class.name.to_owned(), [size, object - address])
     };
     CLASSES.iter().map(of).collect()

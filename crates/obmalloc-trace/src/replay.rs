@@ -676,7 +676,7 @@ unsafe fn hooks<'a>(ctx: *mut c_void) -> &'a mut Hooks {
     unsafe { &mut *ctx.cast::<Hooks>() }
 }
 
-unsafe extern "C" fn hook_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn hook_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as said at `hooks`; the inner functions take what they are given here.
     unsafe {
         let hooks = hooks(ctx);
@@ -688,7 +688,7 @@ unsafe extern "C" fn hook_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     }
 }
 
-unsafe extern "C" fn hook_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn hook_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: as in `hook_malloc`.
     unsafe {
         let hooks = hooks(ctx);
@@ -700,7 +700,7 @@ unsafe extern "C" fn hook_calloc(ctx: *mut c_void, count: usize, size: usize) ->
     }
 }
 
-unsafe extern "C" fn hook_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn hook_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as in `hook_malloc`.
     unsafe {
         let hooks = hooks(ctx);
@@ -713,7 +713,7 @@ unsafe extern "C" fn hook_realloc(ctx: *mut c_void, address: *mut c_void, size: 
     }
 }
 
-unsafe extern "C" fn hook_free(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn hook_free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as in `hook_malloc`.
     unsafe {
         let hooks = hooks(ctx);
@@ -724,12 +724,12 @@ unsafe extern "C" fn hook_free(ctx: *mut c_void, address: *mut c_void) {
     }
 }
 
-unsafe extern "C" fn hook_arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn hook_arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as in `hook_malloc`.
     unsafe { hooks(ctx).arena_alloc(size).map_or(ptr::null_mut(), |address| address.as_ptr().cast()) }
 }
 
-unsafe extern "C" fn hook_arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+unsafe extern "C-unwind" fn hook_arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: as in `hook_malloc`. The place is given back, not the address that is off it.
     unsafe {
         let hooks = hooks(ctx);

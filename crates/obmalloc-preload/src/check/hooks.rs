@@ -52,7 +52,7 @@ macro_rules! entry {
     ($(#[$doc:meta])* $name:ident => $target:ident($($argument:ty),*) -> $result:ty, $x86_64:literal, $aarch64:literal) => {
         $(#[$doc])*
         #[unsafe(naked)]
-        unsafe extern "C" fn $name<const D: u8>($(_: $argument),*) -> $result {
+        unsafe extern "C-unwind" fn $name<const D: u8>($(_: $argument),*) -> $result {
             #[cfg(target_arch = "x86_64")]
             naked_asm!(concat!("mov ", $x86_64, ", qword ptr [rsp]"), "jmp {}", sym $target::<D>);
             #[cfg(target_arch = "aarch64")]
@@ -66,7 +66,7 @@ entry!(calloc => calloc_from(*mut c_void, usize, usize) -> *mut c_void, "rcx", "
 entry!(realloc => realloc_from(*mut c_void, *mut c_void, usize) -> *mut c_void, "rcx", "x3");
 entry!(free => free_from(*mut c_void, *mut c_void) -> (), "rdx", "x2");
 
-unsafe extern "C" fn malloc_from<const D: u8>(_: *mut c_void, size: usize, caller: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn malloc_from<const D: u8>(_: *mut c_void, size: usize, caller: usize) -> *mut c_void {
     let inner = original(Domain::ALL[D as usize]);
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
     let result = within(Domain::ALL[D as usize], || unsafe { (inner.malloc)(inner.ctx, size) });
@@ -76,7 +76,7 @@ unsafe extern "C" fn malloc_from<const D: u8>(_: *mut c_void, size: usize, calle
     result
 }
 
-unsafe extern "C" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size: usize, caller: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size: usize, caller: usize) -> *mut c_void {
     let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
     let result = within(Domain::ALL[D as usize], || unsafe { (inner.calloc)(inner.ctx, count, size) });
@@ -86,7 +86,12 @@ unsafe extern "C" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size
     result
 }
 
-unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize, caller: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn realloc_from<const D: u8>(
+    _: *mut c_void,
+    address: *mut c_void,
+    size: usize,
+    caller: usize,
+) -> *mut c_void {
     let before = BLOCKS.at(address as usize);
     let taken = BLOCKS.free(address as usize, Domain::ALL[D as usize], caller);
     if !taken
@@ -111,7 +116,7 @@ unsafe extern "C" fn realloc_from<const D: u8>(_: *mut c_void, address: *mut c_v
     result
 }
 
-unsafe extern "C" fn free_from<const D: u8>(_: *mut c_void, address: *mut c_void, caller: usize) {
+unsafe extern "C-unwind" fn free_from<const D: u8>(_: *mut c_void, address: *mut c_void, caller: usize) {
     let taken = BLOCKS.free(address as usize, Domain::ALL[D as usize], caller);
     if !taken
         && !address.is_null()
