@@ -607,7 +607,6 @@ impl ObjectHeap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::Mode;
     use crate::object::{NoHooks, TypeSpec};
     use crate::{HeapOptions, profile};
     use alloc::boxed::Box;

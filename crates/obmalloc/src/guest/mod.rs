@@ -56,7 +56,7 @@ pub type Answer = Result<Option<usize>, Threw>;
 /// that is being resized is out of its reach. A guest that unwinds closes its heap for good: every later call fails, and the memory goes
 /// back when the heap is dropped.
 pub trait Guest {
-    /// A block of at least `size` bytes; zero bytes give a block too.
+    /// A block of at least `size` bytes. Zero bytes give a block too, which takes one byte of its grant.
     ///
     /// # Errors
     /// When the guest cannot answer: the call fails.
