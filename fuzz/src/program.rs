@@ -15,7 +15,7 @@ use obmalloc::{
 
 use crate::bytes::Bytes;
 use crate::guests::Passing;
-use crate::hooks::Script;
+use crate::hooks::{Script, is_to_give_up};
 use crate::model::{Block, Held, World, places};
 
 const BLOCKS_MAX: usize = 48;
@@ -75,7 +75,10 @@ pub fn run(data: &[u8]) {
     let allocator = if malloc { AllocatorName::Malloc } else { AllocatorName::Default };
     let options = HeapOptions { geometry, memory_limit, quarantine, allocator, ..HeapOptions::new(profile) };
     let hooks = Box::new(Script { world: Rc::clone(&world), never_refuses: !limited && arenas.refuse_every == 0 });
-    let heap = ObjectHeap::new(options, hooks).expect("a heap");
+    let mut heap = ObjectHeap::new(options, hooks).expect("a heap");
+    let asked = Rc::clone(&world);
+    // SAFETY: it looks at the program's own state, and uses no heap.
+    unsafe { heap.set_interrupt(Box::new(move || is_to_give_up(&asked))) }.expect("memory");
     if own_arenas != 0 {
         let ctx = (&raw const arenas).cast_mut().cast();
         // SAFETY: the functions give and take memory and do not unwind; `arenas` is dropped after the heap.

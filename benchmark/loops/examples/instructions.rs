@@ -67,11 +67,11 @@ fn run(domain: Domain, count: usize, free: bool) -> ! {
     let heap = heap();
     let mut slots = vec![0; count];
     for slot in &mut slots {
-        *slot = heap.malloc(domain, black_box(SIZE)).map_or(0, |block| block.addr().get());
+        *slot = heap.blocks().malloc(domain, black_box(SIZE)).map_or(0, |block| block.addr().get());
     }
     if free {
         for &slot in &slots {
-            heap.free(domain, slot).expect("a block");
+            heap.blocks().free(domain, slot).expect("a block");
         }
     }
     exit(0)

@@ -31,12 +31,23 @@ impl Asked {
     }
 }
 
-impl Hooks for Asked {
-    fn interrupted(&self) -> bool {
-        let times = self.times.get();
-        self.times.set(times + 1);
-        self.until.get().is_some_and(|until| times >= until)
+impl Asked {
+    /// A heap that asks it, and has its hooks.
+    fn heap(&self, options: HeapOptions) -> ObjectHeap {
+        let mut heap = ObjectHeap::new(options, Box::new(self.clone())).expect("memory");
+        let asked = self.clone();
+        let ask = move || {
+            let times = asked.times.get();
+            asked.times.set(times + 1);
+            asked.until.get().is_some_and(|until| times >= until)
+        };
+        // SAFETY: it counts, and uses no heap.
+        unsafe { heap.set_interrupt(Box::new(ask)) }.expect("memory");
+        heap
     }
+}
+
+impl Hooks for Asked {
     fn traverse(
         &self,
         heap: &ObjectHeap,
@@ -88,7 +99,7 @@ struct Scene {
 impl Scene {
     fn new(profile: &'static Profile, shape: Shape) -> Self {
         let asked = Asked::default();
-        let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(asked.clone())).unwrap();
+        let heap = asked.heap(HeapOptions::new(profile));
         heap.disable_gc();
         let watched = shape == Shape::Watched;
         let hooks = HookSet { finalize: watched, traverse: watched, ..HookSet::default() };
@@ -282,7 +293,7 @@ fn each_place_in_blocks(debug: bool, deed: impl Fn(&ObjectHeap, TypeId, TypeId) 
     let mut place = 0;
     loop {
         let asked = Asked::default();
-        let heap = ObjectHeap::new(HeapOptions::new(&profile::V3_13), Box::new(asked.clone())).unwrap();
+        let heap = asked.heap(HeapOptions::new(&profile::V3_13));
         if debug {
             heap.setup_debug_hooks().unwrap();
         }
@@ -413,7 +424,7 @@ fn what_a_hook_visits_is_compared_in_pieces() {
 fn asked_heap(allocator: AllocatorName) -> (ObjectHeap, Asked) {
     let asked = Asked::default();
     let options = HeapOptions { allocator, ..HeapOptions::new(&profile::V3_13) };
-    (ObjectHeap::new(options, Box::new(asked.clone())).expect("memory"), asked)
+    (asked.heap(options), asked)
 }
 
 #[test]
