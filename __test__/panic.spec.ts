@@ -3,15 +3,13 @@
 
 import assert from 'node:assert/strict'
 import { constants } from 'node:buffer'
-import { execFile } from 'node:child_process'
 import { createRequire } from 'node:module'
-import { promisify } from 'node:util'
 
 import test from 'ava'
 
 import type * as obmalloc from 'obmalloc'
 
-import { collectUntil } from './tools.ts'
+import { buildInjected, collectUntil } from './tools.ts'
 
 interface Injected {
   /** Names of entry points, each on a line. */
@@ -22,16 +20,10 @@ interface Injected {
   [name: string]: (...values: unknown[]) => unknown
 }
 
-/** The binding with the feature `panics`, which is built for this test alone. */
+/** The binding with the feature `panics`. */
 async function build(): Promise<Injected> {
-  const build = ['build', '--quiet', '-p', 'obmalloc-node', '--features', 'panics', '--message-format=json']
-  const { stdout } = await promisify(execFile)('cargo', build, { cwd: new URL('..', import.meta.url), maxBuffer: 1 << 28 })
-  const artifacts = stdout
-    .split('\n')
-    .filter((line) => line.includes('libobmalloc_node.so'))
-    .map((line) => JSON.parse(line) as { filenames: string[] })
   const module = { exports: {} }
-  process.dlopen(module, artifacts.at(-1)!.filenames[0]!)
+  process.dlopen(module, await buildInjected())
   return module.exports as Injected
 }
 
@@ -68,7 +60,7 @@ type Call = (...values: unknown[]) => unknown
 
 /** Functions that have no heap. */
 const ofModule =
-  /^(serve|open|identity|externalMemory|trimMemory|(open|step|report|close)Replay|checkGolden|refuseAfter|reserved|planted)$/
+  /^(serve|open|identity|externalMemory|trimMemory|(open|step|report|close)Replay|checkGolden|refuseAfter|reserved|touchedNames|planted)$/
 
 /** All functions of the binding, closing last. */
 function functions(native: Injected): Array<[name: string, call: Call]> {

@@ -9,6 +9,33 @@ import { native, type Handle } from './native.js'
 import { Doubles, NewMap, append, bufferOf, lengthOf, mapGet, mapSet } from './primordials.js'
 import type { Types } from './type.js'
 
+const {
+  track,
+  untrack,
+  isTracked,
+  isFinalized,
+  gcDel,
+  gcResize,
+  collect,
+  enable,
+  disable,
+  isEnabled,
+  getThreshold,
+  setThreshold,
+  getCount,
+  getStats,
+  getObjects,
+  getReferrers,
+  getReferents,
+  freeze,
+  unfreeze,
+  getFreezeCount,
+  setDebug,
+  getDebug,
+  newWeakref,
+  deref,
+} = native
+
 function addresses(bytes: Uint8Array<ArrayBuffer>): Address[] {
   const all: Address[] = []
   const numbers = new Doubles(bufferOf(bytes))
@@ -40,61 +67,61 @@ export class Collector implements Contract {
   }
 
   track(object: Address): void {
-    native.track(this.#handle, object)
+    track(this.#handle, object)
   }
 
   untrack(object: Address): void {
-    native.untrack(this.#handle, object)
+    untrack(this.#handle, object)
   }
 
   isTracked(object: Address): boolean {
-    return native.isTracked(this.#handle, object)
+    return isTracked(this.#handle, object)
   }
 
   isFinalized(object: Address): boolean {
-    return native.isFinalized(this.#handle, object)
+    return isFinalized(this.#handle, object)
   }
 
   del(object: Address): void {
     const name = this.#types.of(object).name
-    if (!native.gcDel(this.#handle, object)) return
+    if (!gcDel(this.#handle, object)) return
     process.emitWarning(`gc: Object of type ${name} is not untracked before destruction`, 'ResourceWarning')
   }
 
   resize(object: Address, nitems: Size): Address {
-    return native.gcResize(this.#handle, object, nitems)
+    return gcResize(this.#handle, object, nitems)
   }
 
   collect(generation?: 0 | 1 | 2): number {
-    return native.collect(this.#handle, generation)
+    return collect(this.#handle, generation)
   }
 
   enable(): void {
-    native.enable(this.#handle)
+    enable(this.#handle)
   }
 
   disable(): void {
-    native.disable(this.#handle)
+    disable(this.#handle)
   }
 
   isEnabled(): boolean {
-    return native.isEnabled(this.#handle)
+    return isEnabled(this.#handle)
   }
 
   getThreshold(): [number, number, number] {
-    return native.getThreshold(this.#handle)
+    return getThreshold(this.#handle)
   }
 
   setThreshold(threshold0: number, threshold1?: number, threshold2?: number): void {
-    native.setThreshold(this.#handle, threshold0, threshold1, threshold2)
+    setThreshold(this.#handle, threshold0, threshold1, threshold2)
   }
 
   getCount(): [number, number, number] {
-    return native.getCount(this.#handle)
+    return getCount(this.#handle)
   }
 
   getStats(): GenerationStats[] {
-    const numbers = native.getStats(this.#handle)
+    const numbers = getStats(this.#handle)
     const stats = (first: number): GenerationStats => ({
       collections: numbers[first]!,
       collected: numbers[first + 1]!,
@@ -104,44 +131,44 @@ export class Collector implements Contract {
   }
 
   getObjects(generation?: 0 | 1 | 2): Address[] {
-    return addresses(native.getObjects(this.#handle, generation))
+    return addresses(getObjects(this.#handle, generation))
   }
 
   getReferrers(...objects: Address[]): Address[] {
-    return addresses(native.getReferrers(this.#handle, objects))
+    return addresses(getReferrers(this.#handle, objects))
   }
 
   getReferents(...objects: Address[]): Address[] {
-    return addresses(native.getReferents(this.#handle, objects))
+    return addresses(getReferents(this.#handle, objects))
   }
 
   freeze(): void {
-    native.freeze(this.#handle)
+    freeze(this.#handle)
   }
 
   unfreeze(): void {
-    native.unfreeze(this.#handle)
+    unfreeze(this.#handle)
   }
 
   getFreezeCount(): number {
-    return native.getFreezeCount(this.#handle)
+    return getFreezeCount(this.#handle)
   }
 
   setDebug(flags: number): void {
-    native.setDebug(this.#handle, flags)
+    setDebug(this.#handle, flags)
   }
 
   getDebug(): number {
-    return native.getDebug(this.#handle)
+    return getDebug(this.#handle)
   }
 
   newWeakref(object: Address, callback?: (ref: Address) => void): Address {
     checkFunction('callback', callback)
-    return native.newWeakref(this.#handle, object, callback)
+    return newWeakref(this.#handle, object, callback)
   }
 
   deref(ref: Address): Address | null {
-    return native.deref(this.#handle, ref)
+    return deref(this.#handle, ref)
   }
 
   check(): TraverseMismatch[] {
@@ -150,7 +177,7 @@ export class Collector implements Contract {
     for (let index = 0; index < objects.length; index++) {
       const object = objects[index]!
       const held = this.#types.held(object)
-      if (held) compare(object, held, addresses(native.getReferents(this.#handle, [object])), found)
+      if (held) compare(object, held, addresses(getReferents(this.#handle, [object])), found)
     }
     return found
   }

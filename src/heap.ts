@@ -25,6 +25,28 @@ import { freeze, slice } from './primordials.js'
 import { face } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
 
+const {
+  open,
+  takeArena,
+  giveArena,
+  geometry,
+  setupDebugHooks,
+  askOwn,
+  askScript,
+  incref,
+  decref,
+  refcount,
+  setImmortal,
+  run,
+  allocatedBlocks,
+  arenas,
+  debugMallocStats,
+  verify,
+  setNomemory,
+  removeNomemory,
+  close,
+} = native
+
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null
 }
@@ -42,14 +64,14 @@ interface Opened {
   readonly pymalloc: boolean
 }
 
-function open(options: HeapOptions): Opened {
+function opened(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
   const { release = '3.14', allocator = 'default', geometry = none, memoryLimit, quarantine, onUnraisable } = options
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
   const kept = newKept(face, onUnraisable)
-  const handle = native.open(
+  const handle = open(
     kept,
     longestArray,
     release,
@@ -83,19 +105,19 @@ export class Heap {
   #arenaAllocator: ArenaAllocator
 
   constructor(options: HeapOptions = none) {
-    const { handle, kept, release, pymalloc } = open(options)
+    const { handle, kept, release, pymalloc } = opened(options)
     this.#handle = handle
     this.#kept = kept
     this.#pymalloc = pymalloc
     this.#types = kept.types = new Types(handle)
     this.#allocators = kept.allocators = new Allocators(handle)
     this.#ownArenas = freeze({
-      alloc: (size: number): Address | null => native.takeArena(handle, size),
-      free: (address: Address, size: number): void => native.giveArena(handle, address, size),
+      alloc: (size: number): Address | null => takeArena(handle, size),
+      free: (address: Address, size: number): void => giveArena(handle, address, size),
     })
     this.#arenaAllocator = this.#ownArenas
     this.release = release
-    this.geometry = freeze(native.geometry(handle))
+    this.geometry = freeze(geometry(handle))
     this.raw = new Domain('raw', handle)
     this.mem = new Domain('mem', handle)
     this.obj = new Domain('obj', handle)
@@ -112,24 +134,24 @@ export class Heap {
   }
 
   setupDebugHooks(): void {
-    native.setupDebugHooks(this.#handle)
+    setupDebugHooks(this.#handle)
   }
 
   getArenaAllocator(): ArenaAllocator {
     // Any call says so when the heap is closed.
-    native.geometry(this.#handle)
+    geometry(this.#handle)
     return this.#arenaAllocator
   }
 
   setArenaAllocator(allocator: ArenaAllocator): void {
     if (allocator === this.#ownArenas) {
-      native.askOwn(this.#handle)
+      askOwn(this.#handle)
       this.#kept.arenas = undefined
     } else {
       if (!isObject(allocator) || !isFunction(allocator.alloc) || !isFunction(allocator.free)) {
         throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', 'an object with the functions alloc and free', allocator)
       }
-      native.askScript(this.#handle)
+      askScript(this.#handle)
       this.#kept.arenas = allocator
     }
     this.#arenaAllocator = allocator
@@ -144,56 +166,56 @@ export class Heap {
   }
 
   incref(object: Address): void {
-    native.incref(this.#handle, object)
+    incref(this.#handle, object)
   }
 
   decref(object: Address): void {
-    native.decref(this.#handle, object)
+    decref(this.#handle, object)
   }
 
   refcount(object: Address): number {
-    return native.refcount(this.#handle, object)
+    return refcount(this.#handle, object)
   }
 
   setImmortal(object: Address): boolean {
-    return native.setImmortal(this.#handle, object)
+    return setImmortal(this.#handle, object)
   }
 
   run(ops: Uint32Array, addresses?: Float64Array): void {
-    native.run(this.#handle, ops, addresses)
+    run(this.#handle, ops, addresses)
   }
 
   allocatedBlocks(): number {
-    return native.allocatedBlocks(this.#handle)
+    return allocatedBlocks(this.#handle)
   }
 
   arenas(): ArenaInfo[] {
-    return native.arenas(this.#handle)
+    return arenas(this.#handle)
   }
 
   debugMallocStats(): string {
-    const text = native.debugMallocStats(this.#handle)
+    const text = debugMallocStats(this.#handle)
     // A CPython without pymalloc has nothing to say.
     return this.#pymalloc ? text : ''
   }
 
   verify(): void {
-    native.verify(this.#handle)
+    verify(this.#handle)
   }
 
   setNomemory(start: Size, stop?: Size): void {
-    native.setNomemory(this.#handle, start, stop)
+    setNomemory(this.#handle, start, stop)
   }
 
   removeNomemory(): void {
-    native.removeNomemory(this.#handle)
+    removeNomemory(this.#handle)
   }
 
   close(): void {
-    native.close(this.#handle)
+    close(this.#handle)
   }
 
   [Symbol.dispose](): void {
-    native.close(this.#handle)
+    close(this.#handle)
   }
 }

@@ -48,15 +48,15 @@ const TypedArray = Object.getPrototypeOf(Uint8Array.prototype) as object
 export const bufferOf = getter<Uint8Array<ArrayBuffer>, ArrayBuffer>(TypedArray, 'buffer')
 export const lengthOf = getter<Float64Array, number>(TypedArray, 'length')
 
-/** Gives an object a property of its own, as an assignment makes it; false where a script has made that impossible. */
+/** Without a prototype, so that nothing is looked for in one. */
+const description = { __proto__: null, value: undefined as unknown, enumerable: true, configurable: true, writable: true }
+
+/** Gives an object that no script has yet, or an array, a property of its own; false where a script has made that impossible. */
 export function define(object: object, name: PropertyKey, value: unknown): boolean {
-  return defineProperty(object, name, {
-    __proto__: null,
-    value,
-    enumerable: true,
-    configurable: true,
-    writable: true,
-  } as PropertyDescriptor)
+  description.value = value
+  const done = defineProperty(object, name, description)
+  description.value = undefined
+  return done
 }
 
 /** Appends to an array. */

@@ -6,6 +6,23 @@ import { checkFunction } from './functions.js'
 import { native, type Handle } from './native.js'
 import { NewMap, append, apply, freeze, hasOwn, isArray, isWellFormed, join, keys, mapGet, mapSet } from './primordials.js'
 
+const {
+  alloc,
+  new: newObject,
+  newVar,
+  init,
+  initVar,
+  getItem,
+  getField,
+  setItem,
+  setField,
+  nitems,
+  defineType,
+  typeOf,
+  describeType,
+  visit,
+} = native
+
 export type HookName = 'traverse' | 'clear' | 'finalize' | 'del' | 'dealloc'
 type Hooks = Partial<Record<HookName, (...args: never[]) => unknown>>
 
@@ -115,37 +132,37 @@ export class ObjectType implements Contract {
   }
 
   alloc(nitems?: Size): Address {
-    return native.alloc(this.#handle, this.#number, nitems)
+    return alloc(this.#handle, this.#number, nitems)
   }
 
   new(): Address {
-    return native.new(this.#handle, this.#number)
+    return newObject(this.#handle, this.#number)
   }
 
   newVar(nitems: Size): Address {
-    return native.newVar(this.#handle, this.#number, nitems)
+    return newVar(this.#handle, this.#number, nitems)
   }
 
   init(memory: Address): Address {
-    return native.init(this.#handle, this.#number, memory)
+    return init(this.#handle, this.#number, memory)
   }
 
   initVar(memory: Address, nitems: Size): Address {
-    return native.initVar(this.#handle, this.#number, memory, nitems)
+    return initVar(this.#handle, this.#number, memory, nitems)
   }
 
   get(object: Address, field: string | number): Address | number | bigint | null {
-    if (typeof field === 'number') return native.getItem(this.#handle, this.#number, object, field)
-    return native.getField(this.#handle, this.#number, object, this.#index(field))
+    if (typeof field === 'number') return getItem(this.#handle, this.#number, object, field)
+    return getField(this.#handle, this.#number, object, this.#index(field))
   }
 
   set(object: Address, field: string | number, value: Address | number | bigint | null): void {
-    if (typeof field === 'number') native.setItem(this.#handle, this.#number, object, field, value)
-    else native.setField(this.#handle, this.#number, object, this.#index(field), value)
+    if (typeof field === 'number') setItem(this.#handle, this.#number, object, field, value)
+    else setField(this.#handle, this.#number, object, this.#index(field), value)
   }
 
   nitems(object: Address): number {
-    return native.nitems(this.#handle, this.#number, object)
+    return nitems(this.#handle, this.#number, object)
   }
 
   #index(field: string): number {
@@ -178,7 +195,7 @@ export class Types {
 
   define(spec: TypeSpec): ObjectType {
     const { name, fields, kinds, items, flags, hooks, freeList } = read(spec)
-    const made = native.defineType(this.#handle, name, fields, kinds, items, flags, freeList)
+    const made = defineType(this.#handle, name, fields, kinds, items, flags, freeList)
     const number = made[0]
     const type = new ObjectType({ key, handle: this.#handle, number, shape: [name, made[1], made[2]], fields })
     const references: string[] = []
@@ -188,11 +205,11 @@ export class Types {
   }
 
   of(object: Address): ObjectType {
-    const number = native.typeOf(this.#handle, object)
+    const number = typeOf(this.#handle, object)
     const known = mapGet(this.#entries, number)
     if (known) return known.type
     // The type of weak references is not defined by anybody.
-    const shape = native.describeType(this.#handle, object)
+    const shape = describeType(this.#handle, object)
     const type = new ObjectType({ key, handle: this.#handle, number, shape, fields: [] })
     mapSet(this.#entries, number, { type, hooks: none, references: [], items: false })
     return type
@@ -200,7 +217,7 @@ export class Types {
 
   /** What the fields and items of an object hold, where its type has a `traverse` of its own. */
   held(object: Address): Address[] | undefined {
-    const entry = mapGet(this.#entries, native.typeOf(this.#handle, object))
+    const entry = mapGet(this.#entries, typeOf(this.#handle, object))
     if (!entry?.hooks.traverse) return undefined
     const { type, references, items } = entry
     const held: Address[] = []
@@ -226,6 +243,6 @@ export class Types {
 
   /** From inside a `traverse`. */
   visit(referent: Address): void {
-    native.visit(this.#handle, referent)
+    visit(this.#handle, referent)
   }
 }
