@@ -19,8 +19,8 @@ import { Collector } from './collector.js'
 import { Domain } from './domain.js'
 import { badArgument, isFunction } from './errors.js'
 import { checkFunction } from './functions.js'
-import { keep, newKept, type Kept } from './kept.js'
-import { native, type Handle } from './native.js'
+import { newKept, type Kept } from './kept.js'
+import { native, newHandle, on, type Handle } from './native.js'
 import { freeze, slice } from './primordials.js'
 import { face } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
@@ -71,7 +71,7 @@ function opened(options: HeapOptions): Opened {
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
   const kept = newKept(face, onUnraisable)
-  const handle = open(
+  const external = open(
     kept,
     longestArray,
     release,
@@ -83,8 +83,7 @@ function opened(options: HeapOptions): Opened {
     quarantine,
     allocator,
   )
-  keep(handle, kept)
-  return { handle, kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
+  return { handle: newHandle(external, kept), kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
 }
 
 export class Heap {
@@ -112,12 +111,12 @@ export class Heap {
     this.#types = kept.types = new Types(handle)
     this.#allocators = kept.allocators = new Allocators(handle)
     this.#ownArenas = freeze({
-      alloc: (size: number): Address | null => takeArena(handle, size),
-      free: (address: Address, size: number): void => giveArena(handle, address, size),
+      alloc: (size: number): Address | null => takeArena(size, on(handle)),
+      free: (address: Address, size: number): void => giveArena(address, size, on(handle)),
     })
     this.#arenaAllocator = this.#ownArenas
     this.release = release
-    this.geometry = freeze(geometry(handle))
+    this.geometry = freeze(geometry(on(handle)))
     this.raw = new Domain('raw', handle)
     this.mem = new Domain('mem', handle)
     this.obj = new Domain('obj', handle)
@@ -134,24 +133,24 @@ export class Heap {
   }
 
   setupDebugHooks(): void {
-    setupDebugHooks(this.#handle)
+    setupDebugHooks(on(this.#handle))
   }
 
   getArenaAllocator(): ArenaAllocator {
     // Any call says so when the heap is closed.
-    geometry(this.#handle)
+    geometry(on(this.#handle))
     return this.#arenaAllocator
   }
 
   setArenaAllocator(allocator: ArenaAllocator): void {
     if (allocator === this.#ownArenas) {
-      askOwn(this.#handle)
+      askOwn(on(this.#handle))
       this.#kept.arenas = undefined
     } else {
       if (!isObject(allocator) || !isFunction(allocator.alloc) || !isFunction(allocator.free)) {
         throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', 'an object with the functions alloc and free', allocator)
       }
-      askScript(this.#handle)
+      askScript(on(this.#handle))
       this.#kept.arenas = allocator
     }
     this.#arenaAllocator = allocator
@@ -166,56 +165,56 @@ export class Heap {
   }
 
   incref(object: Address): void {
-    incref(this.#handle, object)
+    incref(object, on(this.#handle))
   }
 
   decref(object: Address): void {
-    decref(this.#handle, object)
+    decref(object, on(this.#handle))
   }
 
   refcount(object: Address): number {
-    return refcount(this.#handle, object)
+    return refcount(object, on(this.#handle))
   }
 
   setImmortal(object: Address): boolean {
-    return setImmortal(this.#handle, object)
+    return setImmortal(object, on(this.#handle))
   }
 
   run(ops: Uint32Array, addresses?: Float64Array): void {
-    run(this.#handle, ops, addresses)
+    run(ops, addresses, on(this.#handle))
   }
 
   allocatedBlocks(): number {
-    return allocatedBlocks(this.#handle)
+    return allocatedBlocks(on(this.#handle))
   }
 
   arenas(): ArenaInfo[] {
-    return arenas(this.#handle)
+    return arenas(on(this.#handle))
   }
 
   debugMallocStats(): string {
-    const text = debugMallocStats(this.#handle)
+    const text = debugMallocStats(on(this.#handle))
     // A CPython without pymalloc has nothing to say.
     return this.#pymalloc ? text : ''
   }
 
   verify(): void {
-    verify(this.#handle)
+    verify(on(this.#handle))
   }
 
   setNomemory(start: Size, stop?: Size): void {
-    setNomemory(this.#handle, start, stop)
+    setNomemory(start, stop, on(this.#handle))
   }
 
   removeNomemory(): void {
-    removeNomemory(this.#handle)
+    removeNomemory(on(this.#handle))
   }
 
   close(): void {
-    close(this.#handle)
+    close(on(this.#handle))
   }
 
   [Symbol.dispose](): void {
-    close(this.#handle)
+    close(on(this.#handle))
   }
 }

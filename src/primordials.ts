@@ -31,13 +31,6 @@ const { get, set } = Map.prototype
 export const mapGet = uncurried(get) as <Key, Value>(map: ReadonlyMap<Key, Value>, key: Key) => Value | undefined
 export const mapSet = uncurried(set) as <Key, Value>(map: Map<Key, Value>, key: Key, value: Value) => void
 
-export const NewWeakMap = WeakMap
-export const weakMapSet = uncurried(WeakMap.prototype.set) as <Key extends object, Value>(
-  map: WeakMap<Key, Value>,
-  key: Key,
-  value: Value,
-) => void
-
 /** A getter as a function of its object. */
 function getter<Self, Value>(prototype: object, name: string): (self: Self) => Value {
   const { get: read } = Object.getOwnPropertyDescriptor(prototype, name)!

@@ -244,7 +244,7 @@ fn call(core: &Core, env: Env, function: Called, arguments: &[usize]) -> Outcome
     for (value, &argument) in values[1..].iter_mut().zip(arguments) {
         *value = env.integer(argument)?;
     }
-    core.while_busy(|| core.face.call(env, function, &values[..=arguments.len()])).map_err(|cause| {
+    core.while_busy(|| core.realm.call(env, function, &values[..=arguments.len()])).map_err(|cause| {
         let which = if arguments.len() == 1 { "alloc" } else { "free" };
         Failure::new(code::CALLBACK_THREW, format!("the arena allocator's {which} threw")).caused_by(cause)
     })

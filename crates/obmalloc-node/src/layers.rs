@@ -82,7 +82,7 @@ fn ask(core: &Core, script: u32, verb: Verb, arguments: [usize; 2]) -> Outcome {
             *value = made.map_err(|_| None)?;
         }
         core.allocators.nested.set(core.allocators.nested.get() + 1);
-        let answer = core.while_asking(|| core.face.call(env, Called::Allocate, &values));
+        let answer = core.while_asking(|| core.realm.call(env, Called::Allocate, &values));
         core.allocators.nested.set(core.allocators.nested.get() - 1);
         answer
     });
