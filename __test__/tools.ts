@@ -1,5 +1,7 @@
 /** What several tests need. */
 
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { setImmediate as turn } from 'node:timers/promises'
 import { runInNewContext } from 'node:vm'
@@ -62,4 +64,15 @@ export function arenasFrom(heap: Heap): ArenaAllocator & { held: Set<Address>; c
       raw.free(address)
     },
   }
+}
+
+/** Builds the binding with the feature `panics`: where it is. */
+export async function buildInjected(): Promise<string> {
+  const build = ['build', '--quiet', '-p', 'obmalloc-node', '--features', 'panics', '--message-format=json']
+  const { stdout } = await promisify(execFile)('cargo', build, { cwd: new URL('..', import.meta.url), maxBuffer: 1 << 28 })
+  const artifacts = stdout
+    .split('\n')
+    .filter((line) => line.includes('libobmalloc_node.so'))
+    .map((line) => JSON.parse(line) as { filenames: string[] })
+  return artifacts.at(-1)!.filenames[0]!
 }

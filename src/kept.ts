@@ -2,8 +2,7 @@
 
 import type { Address, ArenaAllocator, CollectorCallback, HeapOptions } from '../index.js'
 import type { Allocators } from './allocators.js'
-import type { Face, Handle } from './native.js'
-import { NewWeakMap, weakMapSet } from './primordials.js'
+import type { Face } from './native.js'
 import type { Types } from './type.js'
 
 /** It has no prototype, and no script ever sees it. So what is not in it is undefined, and setting it runs no setter. */
@@ -24,11 +23,4 @@ export interface Kept {
 
 export function newKept(face: Face, onUnraisable: HeapOptions['onUnraisable']): Kept {
   return { __proto__: null, 0: [], 1: [], face, onUnraisable } as unknown as Kept
-}
-
-/** The binding does not keep it, because it refers to the handle. The handle does. */
-const kept = new NewWeakMap<Handle, Kept>()
-
-export function keep(handle: Handle, values: Kept): void {
-  weakMapSet(kept, handle, values)
 }

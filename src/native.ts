@@ -5,13 +5,28 @@ import type { Kept } from './kept.js'
 import { platform } from './platform.js'
 
 declare const brand: unique symbol
-/** A heap in the binding. It is given back when nothing refers to this any more, which no script ever sees. */
-export interface Handle {
+/** A heap in the binding. It is given back when nothing refers to this any more. */
+export interface External {
   readonly [brand]: never
 }
 
-/** A call as the binding takes it: everything is checked there. */
-type Call<Result = unknown> = (heap: Handle, ...values: unknown[]) => Result
+/** A heap as all of its faces hold it. No script ever sees it. */
+export class Handle {
+  /** No other heap has or will have it. */
+  readonly number: number
+  readonly external: External
+  /** The binding does not keep it, because it refers to the heap. */
+  readonly kept: Kept
+
+  constructor(number: number, external: External, kept: Kept) {
+    this.number = number
+    this.external = external
+    this.kept = kept
+  }
+}
+
+/** A call as the binding takes it: everything is checked there. The last argument is the heap, which has to have been chosen. */
+type Call<Result = unknown> = (...values: [...unknown[], heap: Handle]) => Result
 
 /** The calls of one domain. */
 export interface DomainCalls {
@@ -83,7 +98,8 @@ interface Binding {
     memoryLimit: unknown,
     quarantine: unknown,
     allocator: unknown,
-  ): Handle
+  ): External
+  choose(heap: External): void
   /** What cannot be posted to another thread, nor can an object that has it. */
   readonly external: object
   readonly raw: DomainCalls
@@ -178,13 +194,13 @@ interface Binding {
   checkGolden(golden: string): string
 }
 
-function load(): Binding {
+function load(): { bind(): Binding } {
   // In a clone the binding lies in the platform package's folder; installed, that is a package of its own.
   const places = [`../npm/${platform}/obmalloc.${platform}.node`, `obmalloc-${platform}`]
   const causes: unknown[] = []
   for (const place of places) {
     try {
-      return require(place) as Binding
+      return require(place) as { bind(): Binding }
     } catch (cause) {
       causes.push(cause)
     }
@@ -195,4 +211,29 @@ function load(): Binding {
   })
 }
 
-export const native = load()
+export const native = load().bind()
+
+/** Which heap has been chosen, by its number. */
+class Chosen {
+  number = 0
+}
+const chosen = new Chosen()
+const { choose } = native
+let heaps = 0
+
+export function newHandle(external: External, kept: Kept): Handle {
+  return new Handle(++heaps, external, kept)
+}
+
+function change(heap: Handle): Handle {
+  // Should the execution be terminated in between, none is.
+  chosen.number = 0
+  choose(heap.external)
+  chosen.number = heap.number
+  return heap
+}
+
+/** Lets the binding's calls be about a heap, as the last argument of each, after which no script can run before the call. */
+export function on(heap: Handle): Handle {
+  return chosen.number === heap.number ? heap : change(heap)
+}

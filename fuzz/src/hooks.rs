@@ -40,6 +40,17 @@ impl Script {
     }
 }
 
+/// Says when the program wants what takes long to be given up.
+pub fn is_to_give_up(world: &World) -> bool {
+    let patience = world.patience.get();
+    let over = !world.quiet.get() && patience == Some(0);
+    if over {
+        world.lied.set(true);
+    }
+    world.patience.set(patience.map(|questions| questions.saturating_sub(1)));
+    over
+}
+
 impl Hooks for Script {
     fn traverse(
         &self,
@@ -129,16 +140,6 @@ impl Hooks for Script {
 
     fn gc_callback(&self, heap: &ObjectHeap, _: Phase, _: &Info) {
         self.steps(heap);
-    }
-
-    fn interrupted(&self) -> bool {
-        let (world, patience) = (&*self.world, self.world.patience.get());
-        let over = !world.quiet.get() && patience == Some(0);
-        if over {
-            world.lied.set(true);
-        }
-        world.patience.set(patience.map(|questions| questions.saturating_sub(1)));
-        over
     }
 
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {

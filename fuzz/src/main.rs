@@ -5,6 +5,7 @@
 #![no_main]
 
 mod bytes;
+mod guests;
 mod hooks;
 mod model;
 mod program;

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
-use obmalloc::{Allocator, Domain, Field, FieldKind, ItemKind, ObjectHeap, TypeId, Value};
+use obmalloc::{AllocatorId, Domain, Field, FieldKind, ItemKind, ObjectHeap, TypeId, Value};
 
 use crate::bytes::Bytes;
 
@@ -63,10 +63,9 @@ pub struct World {
     pub made: RefCell<BTreeSet<usize>>,
     pub types: RefCell<Vec<TypeId>>,
     /// What the domains began with.
-    pub own: Cell<Option<[Allocator; 3]>>,
-    /// What the wrappers that have been put in are around.
-    #[allow(clippy::vec_box, reason = "allocators point to them")]
-    pub wrappers: RefCell<Vec<Box<Allocator>>>,
+    pub own: Cell<Option<[AllocatorId; 3]>>,
+    /// Guests that have been put in.
+    pub wrappers: Cell<usize>,
     pub callbacks: Cell<u64>,
     /// Callbacks that were given to weak references and have not come back.
     pub callbacks_out: RefCell<BTreeSet<u64>>,
@@ -89,7 +88,7 @@ impl World {
             made: RefCell::default(),
             types: RefCell::default(),
             own: Cell::new(None),
-            wrappers: RefCell::default(),
+            wrappers: Cell::new(0),
             callbacks: Cell::new(0),
             callbacks_out: RefCell::default(),
         }

@@ -9,12 +9,13 @@ use std::rc::Rc;
 
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{
-    Allocator, AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind,
-    ObjectError, ObjectHeap, TypeId, TypeSpec, Value,
+    AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind, ObjectError,
+    ObjectHeap, TypeId, TypeSpec, Value,
 };
 
 use crate::bytes::Bytes;
-use crate::hooks::Script;
+use crate::guests::Passing;
+use crate::hooks::{Script, is_to_give_up};
 use crate::model::{Block, Held, World, places};
 
 const BLOCKS_MAX: usize = 48;
@@ -33,7 +34,7 @@ struct Arenas {
     asked: Cell<usize>,
 }
 
-unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: `ctx` is the `Arenas` that outlives the heap; the layout is not empty.
     unsafe {
         let arenas = &*ctx.cast::<Arenas>();
@@ -45,33 +46,12 @@ unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     }
 }
 
-unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: as above; what `arena_alloc` gave.
     unsafe {
         let arenas = &*ctx.cast::<Arenas>();
         dealloc(address.cast(), Layout::from_size_align_unchecked(size, arenas.align));
     }
-}
-
-/// An allocator that passes everything on to another.
-fn wrapper(inner: *const Allocator) -> Allocator {
-    unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
-        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
-        unsafe { ((*ctx.cast::<Allocator>()).malloc)((*ctx.cast::<Allocator>()).ctx, size) }
-    }
-    unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
-        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
-        unsafe { ((*ctx.cast::<Allocator>()).calloc)((*ctx.cast::<Allocator>()).ctx, count, size) }
-    }
-    unsafe extern "C" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
-        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
-        unsafe { ((*ctx.cast::<Allocator>()).realloc)((*ctx.cast::<Allocator>()).ctx, address, size) }
-    }
-    unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
-        // SAFETY: `ctx` is the inner allocator, and is called as this one is.
-        unsafe { ((*ctx.cast::<Allocator>()).free)((*ctx.cast::<Allocator>()).ctx, address) }
-    }
-    Allocator { ctx: inner.cast_mut().cast(), malloc, calloc, realloc, free }
 }
 
 pub fn run(data: &[u8]) {
@@ -92,18 +72,19 @@ pub fn run(data: &[u8]) {
         asked: Cell::new(0),
     };
     let quarantine = if options & 64 != 0 { 4000 } else { 0 };
-    let options = HeapOptions { geometry, memory_limit, quarantine, ..HeapOptions::new(profile) };
+    let allocator = if malloc { AllocatorName::Malloc } else { AllocatorName::Default };
+    let options = HeapOptions { geometry, memory_limit, quarantine, allocator, ..HeapOptions::new(profile) };
     let hooks = Box::new(Script { world: Rc::clone(&world), never_refuses: !limited && arenas.refuse_every == 0 });
-    let heap = ObjectHeap::new(options, hooks).expect("a heap");
+    let mut heap = ObjectHeap::new(options, hooks).expect("a heap");
+    let asked = Rc::clone(&world);
+    // SAFETY: it looks at the program's own state, and uses no heap.
+    unsafe { heap.set_interrupt(Box::new(move || is_to_give_up(&asked))) }.expect("memory");
     if own_arenas != 0 {
         let ctx = (&raw const arenas).cast_mut().cast();
         // SAFETY: the functions give and take memory and do not unwind; `arenas` is dropped after the heap.
-        unsafe { heap.set_arena_allocator(ArenaAllocator { ctx, alloc: arena_alloc, free: arena_free }) };
+        unsafe { heap.set_arena_allocator(ArenaAllocator { ctx, alloc: arena_alloc, free: arena_free }) }.expect("memory");
     }
-    if malloc {
-        heap.use_allocator(AllocatorName::Malloc).expect("memory");
-    }
-    world.own.set(Some(Domain::ALL.map(|domain| heap.allocator(domain))));
+    world.own.set(Some(Domain::ALL.map(|domain| heap.allocator(domain).expect("memory"))));
     let mut program = Program { heap: &heap, world: &world, may_refuse: limited || arenas.refuse_every != 0 };
     let mut steps = 0;
     while let Some(op) = world.bytes.next() {
@@ -155,9 +136,9 @@ impl Program<'_> {
                 let Some((index, block)) = world.block() else { return };
                 block.check(block.address, block.size);
                 world.blocks.borrow_mut().swap_remove(index);
-                assert_eq!(heap.free(block.domain, block.address), Ok(()), "a live block");
+                assert_eq!(heap.blocks().free(block.domain, block.address), Ok(()), "a live block");
                 // At once, so that nothing else can have been given the address.
-                let again = heap.free(block.domain, block.address).expect_err("freed twice");
+                let again = heap.blocks().free(block.domain, block.address).expect_err("freed twice");
                 assert_eq!(again.kind, FaultKind::DoubleFree, "freed twice");
                 world.freed.borrow_mut().push((block.domain, block.address));
             }
@@ -202,15 +183,14 @@ impl Program<'_> {
             2 => heap.set_nomemory(world.bytes.below(16), Some(world.bytes.below(32))).expect("memory"),
             3 => _ = heap.remove_nomemory(),
             4 => {
-                let mut wrappers = world.wrappers.borrow_mut();
-                if wrappers.len() < WRAPPERS_MAX {
-                    wrappers.push(Box::new(heap.allocator(domain)));
-                    // SAFETY: it passes everything on as it is, and is dropped after the heap.
-                    unsafe { heap.set_allocator(domain, wrapper(&raw const **wrappers.last().expect("pushed just now"))) };
+                if world.wrappers.get() < WRAPPERS_MAX {
+                    world.wrappers.set(world.wrappers.get() + 1);
+                    let below = heap.allocator(domain).expect("memory");
+                    let guest = heap.add_guest(Rc::new(Passing(below))).expect("memory");
+                    _ = heap.set_allocator(domain, guest);
                 }
             }
-            // SAFETY: what the others gave has come from it as it is.
-            _ => unsafe { heap.set_allocator(domain, world.own.get().expect("kept at first")[domain as usize]) },
+            _ => _ = heap.set_allocator(domain, world.own.get().expect("kept at first")[domain as usize]),
         }
     }
 
@@ -242,7 +222,7 @@ impl Program<'_> {
         if world.blocks.borrow().len() >= BLOCKS_MAX {
             return;
         }
-        let block = if zeroed { heap.calloc(domain, 1, size) } else { heap.malloc(domain, size) };
+        let block = if zeroed { heap.blocks().calloc(domain, 1, size) } else { heap.blocks().malloc(domain, size) };
         let Some(block) = block else { return };
         assert!(size <= 1 << 30, "{size} bytes cannot be had");
         let block = Block { domain, address: block.as_ptr().expose_provenance(), size, fill: world.bytes.byte() as u8 };
@@ -259,8 +239,8 @@ impl Program<'_> {
             let apart = block.address + block.size <= other.address || other.address + other.size <= block.address;
             assert!(apart && block.address != other.address, "{:#x} overlaps {:#x}", block.address, other.address);
         }
-        assert!(self.heap.usable_size(block.domain, block.address).expect("a block") >= block.size);
-        assert!(self.heap.owns(block.address));
+        assert!(self.heap.blocks().usable_size(block.domain, block.address).expect("a block") >= block.size);
+        assert!(self.heap.blocks().owns(block.address));
         block.fill();
         self.world.blocks.borrow_mut().push(block);
     }
@@ -270,7 +250,7 @@ impl Program<'_> {
         let size = world.bytes.size();
         let Some((index, block)) = world.block() else { return };
         block.check(block.address, block.size);
-        let Some(moved) = heap.realloc(block.domain, Some(block.address), size).expect("a live block") else { return };
+        let Some(moved) = heap.blocks().realloc(block.domain, Some(block.address), size).expect("a live block") else { return };
         world.blocks.borrow_mut().swap_remove(index);
         let moved = Block { address: moved.as_ptr().expose_provenance(), size, ..block };
         block.check(moved.address, block.size.min(size));
@@ -293,10 +273,10 @@ impl Program<'_> {
         let inside = blocks.iter().any(|block| address > block.address && address < block.address + block.size);
         drop(blocks);
         let result = match how {
-            0 => heap.usable_size(domain, address).map(drop),
+            0 => heap.blocks().usable_size(domain, address).map(drop),
             // A block that is as large as it was stays where it was; one that cannot be had leaves everything as it was.
-            1 => heap.realloc(domain, Some(address), isize::MAX as usize).map(|block| assert!(block.is_none())),
-            _ => heap.free(domain, address),
+            1 => heap.blocks().realloc(domain, Some(address), isize::MAX as usize).map(|block| assert!(block.is_none())),
+            _ => heap.blocks().free(domain, address),
         };
         match (expected, result) {
             (Some(allocated), Ok(())) => {
@@ -667,7 +647,7 @@ impl Program<'_> {
             _ => {
                 let _ =
                     (heap.count(), heap.threshold(), heap.gc_stats(), heap.freeze_count(), heap.debug(), heap.gc_is_enabled());
-                let _ = (heap.stats().to_string(), heap.arenas(), heap.region(), heap.blocks_elsewhere(), heap.held());
+                let _ = (heap.stats().to_string(), heap.arenas(), heap.region(), heap.held());
             }
         }
     }
@@ -703,12 +683,12 @@ impl Program<'_> {
         let (heap, world) = (self.heap, self.world);
         world.quiet.set(true);
         heap.set_refusing(false);
-        heap.remove_nomemory();
+        heap.remove_nomemory().expect("memory");
         heap.disable_gc();
         heap.set_debug(0);
         for block in std::mem::take(&mut *world.blocks.borrow_mut()) {
             block.check(block.address, block.size);
-            heap.free(block.domain, block.address).expect("a live block");
+            heap.blocks().free(block.domain, block.address).expect("a live block");
         }
         let _ = heap.unfreeze();
         self.take_garbage();

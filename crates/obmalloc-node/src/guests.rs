@@ -91,7 +91,7 @@ impl Core {
             for (value, made) in values[1..].iter_mut().zip(arguments) {
                 *value = made.map_err(|_| None)?;
             }
-            self.while_asking(state, || self.face.call(env, function, &values[..=N]))
+            self.while_asking(state, || self.realm.call(env, function, &values[..=N]))
         });
         self.guests.own.set(before);
         if self.is_broken() {

@@ -10,7 +10,7 @@ use obmalloc::profile::{ALL, GeometryError, Profile};
 use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TakeDown, TypeId, Undone};
 use rustc_hash::FxHashMap;
 
-use crate::face::{Face, Realm};
+use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::guests::Guests;
 use crate::hooks::{Host, Scripts};
@@ -65,7 +65,7 @@ pub(crate) struct Core {
     down: Cell<Option<TakeDown>>,
     /// Good as long as there is a handle.
     env: Env,
-    pub face: Rc<Face>,
+    pub realm: Rc<Realm>,
     pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
@@ -362,6 +362,7 @@ pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
     // SAFETY: called by Node.js on its own thread, with what `open` gave it, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
+    core.realm.forget(Rc::as_ptr(&core).cast());
     core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
@@ -408,7 +409,6 @@ pub(crate) fn open(
     env: Env,
     [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
 ) -> Outcome {
-    let face = realm.face().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its face"))?;
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
@@ -436,15 +436,19 @@ pub(crate) fn open(
     let quarantine = args::optional_size(env, "quarantine", quarantine)?.unwrap_or(0);
     let options = HeapOptions { geometry: Some(geometry), allocator, memory_limit, quarantine, ..HeapOptions::new(profile) };
     let host = Host::default();
-    let heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
+    let mut heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
+    let asked = host.clone();
+    // SAFETY: it calls a function of the face's that does nothing, in a state in which nothing of the heap can be called, and does not unwind.
+    unsafe { heap.set_interrupt(Box::new(move || asked.is_interrupted())) }.map_err(no_heap)?;
     let kept = Kept::new(env, kept)?;
     let region = heap.region();
+    let realm = realm.share()?;
     let core = Rc::new_cyclic(|this| Core {
         this: this.clone(),
         state: Cell::new(State::Open),
         attention: Cell::new(false),
         env,
-        face,
+        realm,
         kept,
         reported: Cell::new(0),
         longest_array,
@@ -471,6 +475,13 @@ pub(crate) fn open(
         drop(unsafe { Rc::from_raw(owned) });
     }
     handle
+}
+
+/// `(handle)`: the heap that the next calls are about.
+pub(crate) fn choose(realm: &Realm, env: Env, [handle]: [Value; 1]) -> Outcome {
+    // Only handles of this realm come here, because the face shows them to no script.
+    realm.choose(env.native(handle).unwrap_or(std::ptr::null_mut()));
+    Ok(UNDEFINED)
 }
 
 /// Adds all functions of heaps.

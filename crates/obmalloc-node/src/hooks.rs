@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::num::NonZeroU64;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -117,14 +117,14 @@ impl Core {
         then: impl FnOnce(Result<Value, Value>) -> T,
     ) -> Option<T> {
         let env = self.env();
-        if self.face.realm().is_ended() {
+        if self.realm.is_ended() {
             return None;
         }
         let scope = env.open_scope();
         self.disturbances.set(self.disturbances.get() + 1);
         self.scripts.running.set(self.scripts.running.get() + 1);
         let ready = self.kept.object().and_then(|kept| arguments(env, kept).ok());
-        let answer = ready.and_then(|values| match self.face.call(env, function, &values) {
+        let answer = ready.and_then(|values| match self.realm.call(env, function, &values) {
             Ok(value) => Some(then(Ok(value))),
             Err(exception) => exception.map(|exception| then(Err(exception))),
         });
@@ -171,7 +171,7 @@ impl Core {
     #[cold]
     pub fn tell(&self, failure: Failure) {
         self.notify(Called::Failure, |env, kept| {
-            let error = failure.error(env, |arguments| self.face.call(env, Called::MakeError, arguments));
+            let error = failure.error(env, |arguments| self.realm.call(env, Called::MakeError, arguments));
             error
                 .or_else(|exception| exception.ok_or_else(|| Failure::of_status(napi_sys::Status::napi_cannot_run_js)))
                 .map(|error| [kept, error])
@@ -210,7 +210,7 @@ impl Core {
     /// Whether the execution is being terminated, for calls that take long. Node-API has no way to ask, so a function that does nothing is
     /// called.
     pub fn is_interrupted(&self) -> bool {
-        if self.face.realm().is_ended() {
+        if self.realm.is_ended() {
             return true;
         }
         let now = Instant::now();
@@ -221,7 +221,7 @@ impl Core {
         let scope = env.open_scope();
         // Without a handle nobody calls.
         let looks = self.kept.object().is_some();
-        let ended = looks && self.while_busy(|| matches!(self.face.call(env, Called::Look, &[]), Err(None)));
+        let ended = looks && self.while_busy(|| matches!(self.realm.call(env, Called::Look, &[]), Err(None)));
         env.close_scope(scope);
         self.scripts.looked.set((!ended).then_some(now));
         ended
@@ -301,6 +301,21 @@ impl Host {
     /// The heap, held so that it cannot go before the callback has returned; none once it is being dropped.
     fn core(&self) -> Option<Rc<Core>> {
         self.0.get().and_then(Weak::upgrade)
+    }
+
+    /// Whether the engine is to give up what it is at. It may be in the middle of anything, so a panic does not get out of here.
+    pub fn is_interrupted(&self) -> bool {
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            reached("hooks::interrupted");
+            // What is given back after closing may be so while JavaScript's own collector runs.
+            self.core().is_some_and(|core| core.state() != State::Closed && core.is_interrupted())
+        }));
+        asked.unwrap_or_else(|_| {
+            if let Some(core) = self.core() {
+                core.poison();
+            }
+            true
+        })
     }
 
     fn run(&self, hook: Hook, kind: TypeId, object: usize) {
@@ -384,12 +399,6 @@ impl Hooks for Host {
                 Ok([kept, stopped?, generation?, env.integer(info.collected)?, env.integer(info.uncollectable)?])
             });
         }
-    }
-
-    fn interrupted(&self) -> bool {
-        reached("hooks::interrupted");
-        // What is given back after closing may be so while JavaScript's own collector runs.
-        self.core().is_some_and(|core| core.state() != State::Closed && core.is_interrupted())
     }
 
     fn write(&self, text: &str) {

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use obmalloc::profile::Profile;
-use obmalloc::{Allocator, CheckedHeap, Domain, HeapOptions};
+use obmalloc::{Allocator, CheckedHeap, Domain, Fault, HeapOptions};
 use obmalloc_proof::Random;
 use pyo3::ffi;
 
@@ -24,11 +24,11 @@ impl Request {
         Self { domain: Domain::ALL[random.below(3)], verb: random.below(3), count: random.below(3), size }
     }
 
-    /// Makes the request; `block` is a small one of the domain's, and is so again afterwards.
+    /// Makes the request of the CPython around; `block` is a small one of the domain's, and is so again afterwards.
     ///
     /// # Safety
     /// `allocator` is the domain's, and `block` came from it.
-    unsafe fn succeeds(&self, allocator: Allocator, block: &mut *mut c_void) -> bool {
+    unsafe fn succeeds_there(&self, allocator: Allocator, block: &mut *mut c_void) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
             let given = match self.verb {
@@ -45,6 +45,23 @@ impl Request {
             (allocator.free)(allocator.ctx, given);
             !given.is_null()
         }
+    }
+
+    /// As [`succeeds_there`](Self::succeeds_there), of a heap of ours.
+    fn succeeds_here(&self, heap: &CheckedHeap, block: &mut usize) -> Result<bool, Fault> {
+        let given = match self.verb {
+            0 => heap.malloc(self.domain, self.size),
+            1 => heap.calloc(self.domain, self.count, self.size),
+            _ => {
+                let moved = heap.realloc(self.domain, Some(*block), self.size)?;
+                *block = moved.map_or(*block, |moved| moved.as_ptr().expose_provenance());
+                return Ok(moved.is_some());
+            }
+        };
+        if let Some(given) = given {
+            heap.free(self.domain, given.as_ptr().expose_provenance())?;
+        }
+        Ok(given.is_some())
     }
 }
 
@@ -92,9 +109,10 @@ pub fn run(profile: &'static Profile, seed: u64, count: u64) -> Result<Option<(u
     let heap = CheckedHeap::new(HeapOptions::new(profile)).map_err(|error| error.to_string())?;
     let (mut requests, mut failures) = (0, 0);
     // SAFETY: a malloc of any size.
-    let small = |allocator: Allocator| unsafe { (allocator.malloc)(allocator.ctx, 40) };
-    let mut there = Domain::ALL.map(|domain| small(cpython::allocator(domain)));
-    let mut here = Domain::ALL.map(|domain| small(heap.allocator(domain)));
+    let small_there = |allocator: Allocator| unsafe { (allocator.malloc)(allocator.ctx, 40) };
+    let small_here = |domain| heap.malloc(domain, 40).map_or(0, |block| block.as_ptr().expose_provenance());
+    let mut there = Domain::ALL.map(|domain| small_there(cpython::allocator(domain)));
+    let mut here = Domain::ALL.map(small_here);
     for seed in seed..seed + count {
         let mut random = Random::new(seed);
         let (start, length) = (random.below(12), random.below(8));
@@ -106,15 +124,13 @@ pub fn run(profile: &'static Profile, seed: u64, count: u64) -> Result<Option<(u
         for (answer, request) in answers[0].iter_mut().zip(&program) {
             let domain = request.domain as usize;
             // SAFETY: the allocators that are in, and blocks that they know.
-            *answer = unsafe { request.succeeds(allocators[domain], &mut there[domain]) };
+            *answer = unsafe { request.succeeds_there(allocators[domain], &mut there[domain]) };
         }
         capi.remove();
         heap.set_nomemory(start, Some(stop)).map_err(|error| error.to_string())?;
-        let allocators = Domain::ALL.map(|domain| heap.allocator(domain));
         for (answer, request) in answers[1].iter_mut().zip(&program) {
-            let domain = request.domain as usize;
-            // SAFETY: as above.
-            *answer = unsafe { request.succeeds(allocators[domain], &mut here[domain]) };
+            let done = request.succeeds_here(&heap, &mut here[request.domain as usize]);
+            *answer = done.map_err(|fault| fault.to_string())?;
         }
         heap.remove_nomemory();
         if answers[0] != answers[1] {
@@ -124,15 +140,12 @@ pub fn run(profile: &'static Profile, seed: u64, count: u64) -> Result<Option<(u
         failures += answers[0].iter().filter(|&&answer| !answer).count() as u64;
         for domain in Domain::ALL {
             let index = domain as usize;
-            for (allocator, block) in
-                [(cpython::allocator(domain), &mut there[index]), (heap.allocator(domain), &mut here[index])]
-            {
-                // SAFETY: as above.
-                unsafe {
-                    (allocator.free)(allocator.ctx, *block);
-                    *block = small(allocator);
-                }
-            }
+            let allocator = cpython::allocator(domain);
+            // SAFETY: as above.
+            unsafe { (allocator.free)(allocator.ctx, there[index]) };
+            there[index] = small_there(allocator);
+            heap.free(domain, here[index]).map_err(|fault| fault.to_string())?;
+            here[index] = small_here(domain);
         }
     }
     Ok(Some((requests, failures)))

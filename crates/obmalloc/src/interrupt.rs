@@ -44,7 +44,7 @@ impl Interrupt {
 
     /// For work in steps.
     pub const fn patience(self) -> Patience {
-        Patience { interrupt: self, steps: Cell::new(0) }
+        Patience { interrupt: self, steps: Cell::new(0), is_endless: Cell::new(false) }
     }
 
     /// Fills `size` bytes; false when that was given up before the end.
@@ -84,8 +84,10 @@ impl Interrupt {
 /// Counts the steps of something, and asks now and then.
 pub(crate) struct Patience {
     interrupt: Interrupt,
-    /// Since somebody was last asked.
+    /// Since the embedder was last asked.
     steps: Cell<usize>,
+    /// While this is set, the embedder is not asked.
+    pub is_endless: Cell<bool>,
 }
 
 impl Patience {
@@ -104,7 +106,7 @@ impl Patience {
 
     #[cold]
     fn is_over(&self) -> bool {
-        let over = self.interrupt.is_now();
+        let over = !self.is_endless.get() && self.interrupt.is_now();
         // Whatever goes on around what is given up is to ask soon.
         self.steps.set(if over { STRIDE } else { 0 });
         over

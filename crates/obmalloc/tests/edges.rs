@@ -35,19 +35,19 @@ fn zero_bytes_give_a_block_of_their_own() {
 #[test]
 fn sizes_above_the_limit_are_refused_without_asking_anybody() {
     thread_local! { static ASKED: RefCell<u32> = const { RefCell::new(0) }; }
-    unsafe extern "C" fn malloc(_: *mut c_void, _: usize) -> *mut c_void {
+    unsafe extern "C-unwind" fn malloc(_: *mut c_void, _: usize) -> *mut c_void {
         ASKED.with_borrow_mut(|asked| *asked += 1);
         ptr::null_mut()
     }
-    unsafe extern "C" fn calloc(ctx: *mut c_void, _: usize, size: usize) -> *mut c_void {
+    unsafe extern "C-unwind" fn calloc(ctx: *mut c_void, _: usize, size: usize) -> *mut c_void {
         // SAFETY: as harmless as `malloc` itself.
         unsafe { malloc(ctx, size) }
     }
-    unsafe extern "C" fn realloc(ctx: *mut c_void, _: *mut c_void, size: usize) -> *mut c_void {
+    unsafe extern "C-unwind" fn realloc(ctx: *mut c_void, _: *mut c_void, size: usize) -> *mut c_void {
         // SAFETY: as harmless as `malloc` itself.
         unsafe { malloc(ctx, size) }
     }
-    unsafe extern "C" fn free(_: *mut c_void, _: *mut c_void) {}
+    unsafe extern "C-unwind" fn free(_: *mut c_void, _: *mut c_void) {}
     let heap = heap();
     let block = heap.malloc(Domain::Raw, 10);
     let before = heap.allocator(Domain::Raw);
@@ -190,25 +190,25 @@ macro_rules! below {
     }};
 }
 
-unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     let (raw, _) = below!(ctx, "malloc {size}");
     // SAFETY: passed on.
     unsafe { (raw.malloc)(raw.ctx, size) }
 }
 
-unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     let (raw, _) = below!(ctx, "calloc {count} {size}");
     // SAFETY: passed on.
     unsafe { (raw.calloc)(raw.ctx, count, size) }
 }
 
-unsafe extern "C" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     let (raw, _) = below!(ctx, "realloc {} {size}", if address.is_null() { "NULL" } else { "block" });
     // SAFETY: passed on.
     unsafe { (raw.realloc)(raw.ctx, address, size) }
 }
 
-unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as in `below!`; passed on.
     unsafe {
         let mut below = (*ctx.cast::<RefCell<Below>>()).borrow_mut();
@@ -218,13 +218,13 @@ unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
     }
 }
 
-unsafe extern "C" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     let (_, arena) = below!(ctx, "arena {size}");
     // SAFETY: passed on.
     unsafe { (arena.alloc)(arena.ctx, size) }
 }
 
-unsafe extern "C" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
     // SAFETY: as in `below!`; passed on.
     unsafe {
         let mut below = (*ctx.cast::<RefCell<Below>>()).borrow_mut();

@@ -59,11 +59,11 @@ fn arenas() -> ArenaAllocator {
     fn layout(size: usize) -> Layout {
         Layout::from_size_align(size, 1 << 16).expect("a layout")
     }
-    unsafe extern "C" fn give(_: *mut c_void, size: usize) -> *mut c_void {
+    unsafe extern "C-unwind" fn give(_: *mut c_void, size: usize) -> *mut c_void {
         // SAFETY: the layout is not empty.
         if refused() { ptr::null_mut() } else { unsafe { System.alloc(layout(size)).cast() } }
     }
-    unsafe extern "C" fn take(_: *mut c_void, address: *mut c_void, size: usize) {
+    unsafe extern "C-unwind" fn take(_: *mut c_void, address: *mut c_void, size: usize) {
         // SAFETY: what `give` gave.
         unsafe { System.dealloc(address.cast(), layout(size)) }
     }
@@ -115,7 +115,7 @@ struct Scene {
 fn scene(profile: &Profile) -> Scene {
     let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(Busy(Cell::new(None)))).expect("a heap");
     // SAFETY: the functions give and take memory, and do not unwind.
-    unsafe { heap.set_arena_allocator(arenas()) };
+    unsafe { heap.set_arena_allocator(arenas()) }.expect("memory");
     heap.disable_gc();
     let fields = || vec![("a".to_owned(), FieldKind::Object), ("b".to_owned(), FieldKind::Object)];
     let define =

@@ -227,7 +227,7 @@ fn what_is_found_of_a_block_that_waited_is_no_fault_of_another_call() {
     let moved = heap.realloc(Domain::Obj, Some(other), 401).expect("no fault of this call").expect("memory").as_ptr() as usize;
     assert_eq!(heap.take_fault(), None);
     let fault = heap.take_late_fault().expect("a fault");
-    assert_eq!((fault.kind, fault.address), (FaultKind::BufferOverflow, damaged));
+    assert_eq!((fault.kind, fault.address), (FaultKind::WriteAfterFree, damaged));
     assert_eq!(heap.take_late_fault(), None);
     assert_eq!(heap.free(Domain::Obj, damaged).expect_err("a fault").kind, FaultKind::DoubleFree);
     heap.free(Domain::Obj, moved).expect("live");

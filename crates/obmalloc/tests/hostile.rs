@@ -4,6 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
+#[path = "common/guests.rs"]
+mod guests;
+
+use guests::Wrapper;
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
     AllocatorName, Domain, Failed, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError,
@@ -86,9 +90,9 @@ struct Scene {
 
 fn scene(profile: &Profile, hooks: HookSet) -> Scene {
     let deeds = Hostile::default();
-    let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(deeds.clone())).expect("a heap");
     // Every block comes from the C library then, where AddressSanitizer sees it.
-    heap.use_allocator(AllocatorName::Malloc).expect("memory");
+    let options = HeapOptions { allocator: AllocatorName::Malloc, ..HeapOptions::new(profile) };
+    let heap = ObjectHeap::new(options, Box::new(deeds.clone())).expect("a heap");
     heap.disable_gc();
     let fields = vec![("a".to_owned(), FieldKind::Object), ("b".to_owned(), FieldKind::Object)];
     let kind = heap.define_type(TypeSpec { fields, gc: true, weakrefs: true, hooks, ..TypeSpec::default() }).expect("a type");
@@ -245,11 +249,11 @@ fn nothing_can_be_done_with_an_object_whose_items_go_while_it_shrinks() {
 fn block_that_is_to_become_an_object_is_nobodys_until_then() {
     for profile in profile::ALL {
         let s = scene(profile, HookSet::default());
-        let known: Vec<(usize, usize, Domain)> = s.heap.blocks_elsewhere();
-        assert!(known.is_empty());
-        *s.hooks.0.start.borrow_mut() = Some(Box::new(|heap, _| {
-            for (address, _, domain) in heap.blocks_elsewhere() {
-                assert_eq!(heap.free(domain, address).expect_err("not to be freed").kind, FaultKind::WrongType);
+        let wrapper = Wrapper::put_in(&s.heap, Domain::Obj, 0);
+        *s.hooks.0.start.borrow_mut() = Some(Box::new(move |heap, _| {
+            assert!(!wrapper.given.borrow().is_empty());
+            for &address in wrapper.given.borrow().iter() {
+                assert_eq!(heap.blocks().free(Domain::Obj, address).expect_err("not to be freed").kind, FaultKind::WrongType);
             }
         }));
         s.heap.enable_gc();

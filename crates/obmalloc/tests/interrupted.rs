@@ -1,14 +1,17 @@
 //! Calls that take long, and are interrupted at every place where they ask.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
+#[path = "common/guests.rs"]
+mod guests;
+
+use guests::Wrapper;
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
-    Allocator, AllocatorName, Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId,
-    TypeSpec, Undone, Value,
+    AllocatorName, Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec,
+    Value,
 };
 
 /// Enough to be asked several times in each phase.
@@ -28,12 +31,23 @@ impl Asked {
     }
 }
 
-impl Hooks for Asked {
-    fn interrupted(&self) -> bool {
-        let times = self.times.get();
-        self.times.set(times + 1);
-        self.until.get().is_some_and(|until| times >= until)
+impl Asked {
+    /// A heap that asks it, and has its hooks.
+    fn heap(&self, options: HeapOptions) -> ObjectHeap {
+        let mut heap = ObjectHeap::new(options, Box::new(self.clone())).expect("memory");
+        let asked = self.clone();
+        let ask = move || {
+            let times = asked.times.get();
+            asked.times.set(times + 1);
+            asked.until.get().is_some_and(|until| times >= until)
+        };
+        // SAFETY: it counts, and uses no heap.
+        unsafe { heap.set_interrupt(Box::new(ask)) }.expect("memory");
+        heap
     }
+}
+
+impl Hooks for Asked {
     fn traverse(
         &self,
         heap: &ObjectHeap,
@@ -85,7 +99,7 @@ struct Scene {
 impl Scene {
     fn new(profile: &'static Profile, shape: Shape) -> Self {
         let asked = Asked::default();
-        let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(asked.clone())).unwrap();
+        let heap = asked.heap(HeapOptions::new(profile));
         heap.disable_gc();
         let watched = shape == Shape::Watched;
         let hooks = HookSet { finalize: watched, traverse: watched, ..HookSet::default() };
@@ -142,8 +156,8 @@ impl Scene {
     fn finish(self) {
         self.asked.interrupt_at(None);
         self.heap.verify().unwrap();
-        let block = self.heap.malloc(Domain::Obj, 40).unwrap();
-        self.heap.free(Domain::Obj, block.as_ptr() as usize).unwrap();
+        let block = self.heap.blocks().malloc(Domain::Obj, 40).unwrap();
+        self.heap.blocks().free(Domain::Obj, block.as_ptr() as usize).unwrap();
         let _ = self.heap.unfreeze();
         self.heap.collect(2).unwrap();
         for object in self.held.take() {
@@ -199,6 +213,24 @@ fn interrupted_collection_loses_nothing() {
             });
             // In each of counting, moving and destroying, where there is something to destroy.
             assert!(places >= 5, "{} {shape:?}: asked {places} times", profile.release());
+        }
+    }
+}
+
+#[test]
+fn collection_without_hooks_destroys_all_or_nothing() {
+    for &profile in RELEASES {
+        for &shape in SHAPES.iter().filter(|shape| !matches!(shape, Shape::Alive | Shape::Watched)) {
+            each_place(profile, shape, |scene| {
+                let collected = scene.heap.collect(2);
+                let times = scene.asked.times.get();
+                scene.asked.until.set(None);
+                let left = scene.heap.objects(None).unwrap().len();
+                scene.asked.times.set(times);
+                let all = if shape == Shape::Wide { COUNT + 1 } else { COUNT };
+                assert_eq!(left, if collected.is_ok() { 0 } else { all }, "{} {shape:?}, asked {times} times", profile.release());
+                collected.map(drop)
+            });
         }
     }
 }
@@ -261,7 +293,7 @@ fn each_place_in_blocks(debug: bool, deed: impl Fn(&ObjectHeap, TypeId, TypeId) 
     let mut place = 0;
     loop {
         let asked = Asked::default();
-        let heap = ObjectHeap::new(HeapOptions::new(&profile::V3_13), Box::new(asked.clone())).unwrap();
+        let heap = asked.heap(HeapOptions::new(&profile::V3_13));
         if debug {
             heap.setup_debug_hooks().unwrap();
         }
@@ -337,27 +369,6 @@ fn interrupted_deletion_leaves_the_object_with_what_it_still_refers_to() {
     assert!(places >= 2, "asked {places} times");
 }
 
-/// Allocators that pass on to the one that they have for context.
-fn passing_on(inner: &mut Allocator) -> Allocator {
-    unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
-        // SAFETY: called as the inner allocator may be.
-        unsafe { ((*ctx.cast::<Allocator>()).malloc)((*ctx.cast::<Allocator>()).ctx, size) }
-    }
-    unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
-        // SAFETY: as above.
-        unsafe { ((*ctx.cast::<Allocator>()).calloc)((*ctx.cast::<Allocator>()).ctx, count, size) }
-    }
-    unsafe extern "C" fn realloc(ctx: *mut c_void, block: *mut c_void, size: usize) -> *mut c_void {
-        // SAFETY: as above.
-        unsafe { ((*ctx.cast::<Allocator>()).realloc)((*ctx.cast::<Allocator>()).ctx, block, size) }
-    }
-    unsafe extern "C" fn free(ctx: *mut c_void, block: *mut c_void) {
-        // SAFETY: as above.
-        unsafe { ((*ctx.cast::<Allocator>()).free)((*ctx.cast::<Allocator>()).ctx, block) }
-    }
-    Allocator { ctx: std::ptr::from_mut(inner).cast(), malloc, calloc, realloc, free }
-}
-
 #[test]
 fn interrupted_resizing_keeps_count_of_references() {
     let places = each_place_in_blocks(false, |heap, _, wide| {
@@ -366,13 +377,10 @@ fn interrupted_resizing_keeps_count_of_references() {
         for index in 0..count {
             heap.set(object, Field::Item(index), Value::Object(other))?;
         }
-        let own = heap.allocator(Domain::Obj);
-        let mut inner = own;
-        // SAFETY: it passes everything on as it is, and is taken out again.
-        unsafe { heap.set_allocator(Domain::Obj, passing_on(&mut inner)) };
+        let own = heap.allocator(Domain::Obj).expect("memory");
+        Wrapper::put_in(heap, Domain::Obj, 0);
         let resized = heap.gc_resize(object, count + 1);
-        // SAFETY: the blocks are its own.
-        unsafe { heap.set_allocator(Domain::Obj, own) };
+        heap.set_allocator(Domain::Obj, own).expect("it has been in");
         let object = *resized.as_ref().unwrap_or(&object);
         let left = (0..heap.nitems(object)?).filter(|&index| heap.get(object, Field::Item(index)) != Ok(Value::Null)).count();
         assert_eq!(heap.refcount(other), Ok(1 + left));
@@ -413,9 +421,10 @@ fn what_a_hook_visits_is_compared_in_pieces() {
 }
 
 /// A heap that is asked, and what asks.
-fn asked_heap() -> (ObjectHeap, Asked) {
+fn asked_heap(allocator: AllocatorName) -> (ObjectHeap, Asked) {
     let asked = Asked::default();
-    (ObjectHeap::new(HeapOptions::new(&profile::V3_13), Box::new(asked.clone())).expect("memory"), asked)
+    let options = HeapOptions { allocator, ..HeapOptions::new(&profile::V3_13) };
+    (asked.heap(options), asked)
 }
 
 #[test]
@@ -423,17 +432,24 @@ fn asked_heap() -> (ObjectHeap, Asked) {
 #[cfg_attr(miri, ignore)]
 fn freeing_a_large_block_can_be_given_up() {
     const SIZE: usize = 100 << 20;
-    let (heap, asked) = asked_heap();
+    let (heap, asked) = asked_heap(AllocatorName::Default);
     for place in [0, 1, 50, 200] {
-        let blocks = Domain::ALL.map(|domain| heap.malloc(domain, SIZE).expect("memory").as_ptr().expose_provenance());
+        let blocks = Domain::ALL.map(|domain| heap.blocks().malloc(domain, SIZE).expect("memory").as_ptr().expose_provenance());
         for (block, domain) in blocks.into_iter().zip(Domain::ALL) {
             asked.interrupt_at(Some(place));
-            let smaller = heap.realloc(domain, Some(block), 100).expect("a block").expect("smaller").as_ptr().expose_provenance();
-            assert_eq!(heap.usable_size(domain, smaller), Ok(100));
-            let block = heap.realloc(domain, Some(smaller), SIZE).expect("a block").expect("memory").as_ptr().expose_provenance();
+            let smaller =
+                heap.blocks().realloc(domain, Some(block), 100).expect("a block").expect("smaller").as_ptr().expose_provenance();
+            assert_eq!(heap.blocks().usable_size(domain, smaller), Ok(100));
+            let block = heap
+                .blocks()
+                .realloc(domain, Some(smaller), SIZE)
+                .expect("a block")
+                .expect("memory")
+                .as_ptr()
+                .expose_provenance();
             asked.interrupt_at(Some(place));
-            heap.free(domain, block).expect("a block");
-            assert!(heap.usable_size(domain, block).is_err());
+            heap.blocks().free(domain, block).expect("a block");
+            assert!(heap.blocks().usable_size(domain, block).is_err());
             // Where it was asked, it was to go on at first.
             assert!(asked.times.get() > place.min(50), "asked {} times", asked.times.get());
         }
@@ -451,33 +467,25 @@ fn taking_down_can_be_given_up() {
         loop {
             let patience = next;
             next += further(patience);
-            let (mut heap, _) = asked_heap();
-            if shape == 1 {
-                heap.use_allocator(AllocatorName::Debug).expect("memory");
-            }
+            let (heap, _) = asked_heap(if shape == 1 { AllocatorName::Debug } else { AllocatorName::Default });
             for index in 0..count {
                 let domain = Domain::ALL[index % 3];
-                heap.malloc(domain, if shape == 2 { 100 } else { 513 + index % 100 }).expect("memory");
+                heap.blocks().malloc(domain, if shape == 2 { 100 } else { 513 + index % 100 }).expect("memory");
             }
             let left = Cell::new(patience as isize);
             let is_over = || {
                 left.set(left.get() - 1);
                 left.get() < 0
             };
-            match heap.find_blocks_outside(|_| false, is_over) {
-                Ok(()) => {}
-                Err(undone) => assert_eq!(undone, Undone::GivenUp),
-            }
-            if left.get() < 0 {
-                // What was not found, or not freed, goes with the heap.
-                continue;
-            }
-            let freed = heap.free_blocks_outside(is_over);
-            assert_eq!(freed, left.get() >= 0);
-            if freed && heap.give_back(is_over) {
+            let mut leaving = heap.take_down();
+            let gone = leaving.go_on(is_over);
+            assert_eq!(gone, left.get() >= 0);
+            if gone {
                 assert!(patience > if cfg!(miri) { 1 } else { 3 }, "asked {patience} times");
                 break;
             }
+            // What is left goes when that is gone on with, or when it is dropped.
+            assert!(patience % 2 == 0 || leaving.go_on(|| false));
         }
     }
 }

@@ -238,10 +238,11 @@ fn requested_sizes_are_those_of_the_release() {
         let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(obmalloc::NoHooks)).unwrap();
         for (index, (spec, size)) in [&plain, &slot, &weak, &empty, &tuple].into_iter().zip(sizes).enumerate() {
             let kind = heap.define_type(spec.clone()).unwrap();
-            let object = heap.alloc(kind, 3).unwrap();
-            let block = object - heap.type_info(kind).presize();
-            let usable = std::ops::Deref::deref(&heap).usable_size(Domain::Obj, block).unwrap();
-            assert_eq!(usable, usize::next_multiple_of(size, 16), "{} {index}", profile.release());
+            let in_use = || heap.stats().classes.into_iter().map(|class| class.blocks_in_use);
+            let before: Vec<usize> = in_use().collect();
+            heap.alloc(kind, 3).unwrap();
+            let class = in_use().zip(before).position(|(now, before)| now > before).unwrap();
+            assert_eq!((class + 1) * 16, usize::next_multiple_of(size, 16), "{} {index}", profile.release());
         }
     }
 }
@@ -308,12 +309,12 @@ fn misuse_is_a_fault() {
     s.heap.untrack(object).unwrap();
     s.heap.untrack(object).unwrap();
     assert_eq!(kind(s.heap.new_weakref(object, None)), FaultKind::WrongType);
-    assert_eq!(s.heap.free(Domain::Obj, object - 16).unwrap_err().kind, FaultKind::WrongType);
-    assert_eq!(s.heap.free(Domain::Obj, object).unwrap_err().kind, FaultKind::WrongType);
-    assert_eq!(s.heap.realloc(Domain::Obj, Some(object - 16), 8).unwrap_err().kind, FaultKind::WrongType);
+    assert_eq!(s.heap.blocks().free(Domain::Obj, object - 16).unwrap_err().kind, FaultKind::WrongType);
+    assert_eq!(s.heap.blocks().free(Domain::Obj, object).unwrap_err().kind, FaultKind::WrongType);
+    assert_eq!(s.heap.blocks().realloc(Domain::Obj, Some(object - 16), 8).unwrap_err().kind, FaultKind::WrongType);
     assert_eq!(s.heap.incref(object + 8).unwrap_err().kind, FaultKind::InteriorPointer);
     assert_eq!(s.heap.incref(0xdead_beef0).unwrap_err().kind, FaultKind::ForeignPointer);
-    let block = s.heap.malloc(Domain::Mem, 40).unwrap().as_ptr() as usize;
+    let block = s.heap.blocks().malloc(Domain::Mem, 40).unwrap().as_ptr() as usize;
     assert_eq!(s.heap.incref(block).unwrap_err().kind, FaultKind::WrongType);
     s.heap.decref(object).unwrap();
     assert_eq!(s.heap.decref(object).unwrap_err().kind, FaultKind::RefcountUnderflow);
@@ -330,9 +331,9 @@ fn what_a_type_keeps_for_its_next_object_is_nobody_elses() {
         let presize = s.heap.type_info(s.node).presize();
         for domain in Domain::ALL {
             for address in [object, object - presize] {
-                assert_eq!(s.heap.free(domain, address).unwrap_err().kind, FaultKind::WrongType);
-                assert_eq!(s.heap.realloc(domain, Some(address), 8).unwrap_err().kind, FaultKind::WrongType);
-                assert_eq!(s.heap.usable_size(domain, address).unwrap_err().kind, FaultKind::WrongType);
+                assert_eq!(s.heap.blocks().free(domain, address).unwrap_err().kind, FaultKind::WrongType);
+                assert_eq!(s.heap.blocks().realloc(domain, Some(address), 8).unwrap_err().kind, FaultKind::WrongType);
+                assert_eq!(s.heap.blocks().usable_size(domain, address).unwrap_err().kind, FaultKind::WrongType);
             }
         }
         assert_eq!(s.heap.incref(object).unwrap_err().kind, FaultKind::UseAfterFree);

@@ -53,7 +53,7 @@ fn every_structure_holds_in_arenas_of_a_foreign_allocator() {
         let make = || {
             let heap = heap(&profile::V3_14, Some(TINY));
             // SAFETY: the functions give and take blocks of the C library, and do not unwind.
-            unsafe { heap.set_arena_allocator(misaligned(misalignment)) };
+            unsafe { heap.set_arena_allocator(misaligned(misalignment)) }.expect("memory");
             heap
         };
         hold(make, program(seed, in_time(2000), 4200), seed);
@@ -66,12 +66,8 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
     let profiles = if cfg!(miri) { &[&profile::V3_9][..] } else { &[&profile::V3_8, &profile::V3_9, &profile::V3_14] };
     for (index, &profile) in profiles.iter().enumerate() {
         for (geometry, largest) in [(Some(TINY), 4200), (Some(NARROW), 600), (None, 600)] {
-            for name in [AllocatorName::Debug, AllocatorName::MallocDebug] {
-                let make = || {
-                    let heap = heap(profile, geometry);
-                    heap.use_allocator(name).expect("memory");
-                    heap
-                };
+            for allocator in [AllocatorName::Debug, AllocatorName::MallocDebug] {
+                let make = || CheckedHeap::new(HeapOptions { geometry, allocator, ..HeapOptions::new(profile) }).expect("a heap");
                 hold(make, program(seed + index as u64, in_time(700), largest), seed + index as u64);
             }
         }
@@ -79,7 +75,7 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
     let make = || {
         let heap = heap(&profile::V3_14, Some(TINY));
         // SAFETY: as above.
-        unsafe { heap.set_arena_allocator(misaligned(0x2010)) };
+        unsafe { heap.set_arena_allocator(misaligned(0x2010)) }.expect("memory");
         heap.setup_debug_hooks().expect("memory");
         heap
     };
@@ -89,12 +85,11 @@ fn every_structure_and_all_guard_bytes_hold_under_debug_hooks() {
 #[test]
 fn every_structure_holds_while_freed_blocks_wait() {
     let seed = seed();
-    for (quarantine, name) in [(1, AllocatorName::Default), (50_000, AllocatorName::Debug), (50_000, AllocatorName::Malloc)] {
+    for (quarantine, allocator) in [(1, AllocatorName::Default), (50_000, AllocatorName::Debug), (50_000, AllocatorName::Malloc)]
+    {
         let make = || {
-            let options = HeapOptions { geometry: Some(TINY), quarantine, ..HeapOptions::new(&profile::V3_14) };
-            let heap = CheckedHeap::new(options).expect("a heap");
-            heap.use_allocator(name).expect("memory");
-            heap
+            let options = HeapOptions { geometry: Some(TINY), quarantine, allocator, ..HeapOptions::new(&profile::V3_14) };
+            CheckedHeap::new(options).expect("a heap")
         };
         hold(make, program(seed, in_time(2000), 4200), seed);
     }
@@ -128,11 +123,11 @@ fn misaligned(misalignment: usize) -> ArenaAllocator {
     fn layout(size: usize) -> Layout {
         Layout::from_size_align(size + (64 << 10), 64 << 10).expect("a layout")
     }
-    unsafe extern "C" fn give(ctx: *mut c_void, size: usize) -> *mut c_void {
+    unsafe extern "C-unwind" fn give(ctx: *mut c_void, size: usize) -> *mut c_void {
         // SAFETY: the layout is not empty, and has room for the misalignment.
         unsafe { alloc(layout(size)).add(ctx as usize).cast() }
     }
-    unsafe extern "C" fn take(ctx: *mut c_void, address: *mut c_void, size: usize) {
+    unsafe extern "C-unwind" fn take(ctx: *mut c_void, address: *mut c_void, size: usize) {
         // SAFETY: what `give` gave.
         unsafe { dealloc(address.cast::<u8>().sub(ctx as usize), layout(size)) }
     }

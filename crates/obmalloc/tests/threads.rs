@@ -71,14 +71,14 @@ fn exercise(heap: &ObjectHeap) {
     let mut blocks = Vec::new();
     for size in (1..2000).step_by(37) {
         for domain in Domain::ALL {
-            blocks.push((domain, heap.malloc(domain, size).expect("memory").as_ptr().expose_provenance()));
+            blocks.push((domain, heap.blocks().malloc(domain, size).expect("memory").as_ptr().expose_provenance()));
         }
         let object = heap.alloc(kind, 0).expect("an object");
         heap.set(object, Field::Member(0), Value::Object(object)).expect("a reference to itself");
         heap.decref(object).expect("it has a reference");
     }
     for (domain, block) in blocks {
-        heap.free(domain, block).expect("a live block");
+        heap.blocks().free(domain, block).expect("a live block");
     }
     heap.collect(2).expect("nothing to fail");
     heap.verify().expect("holds");

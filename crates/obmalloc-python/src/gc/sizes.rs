@@ -29,26 +29,26 @@ impl Watched {
     }
 }
 
-unsafe extern "C" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: CPython calls the allocator with its context.
     let this = unsafe { watched(ctx) };
     // SAFETY: as CPython would.
     this.note(unsafe { (this.inner.malloc)(this.inner.ctx, size) }, size)
 }
 
-unsafe extern "C" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: as above.
     let this = unsafe { watched(ctx) };
     // SAFETY: as above.
     this.note(unsafe { (this.inner.calloc)(this.inner.ctx, count, size) }, count * size)
 }
 
-unsafe extern "C" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as above.
     unsafe { (watched(ctx).inner.realloc)(watched(ctx).inner.ctx, address, size) }
 }
 
-unsafe extern "C" fn free(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: as above.
     unsafe { (watched(ctx).inner.free)(watched(ctx).inner.ctx, address) }
 }

@@ -386,7 +386,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When the generation is none of 0, 1 and 2, a `traverse` failed or did not tell the truth, or there is no memory: nothing has
-    /// been destroyed then. When it is [interrupted](crate::Hooks::interrupted): what has not been destroyed stays.
+    /// been destroyed then. When it is [interrupted](crate::ObjectHeap::set_interrupt): what has not been destroyed stays.
     pub fn collect(&self, generation: usize) -> Result<usize, ObjectError> {
         if generation >= GENERATIONS {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
@@ -607,7 +607,6 @@ impl ObjectHeap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::Mode;
     use crate::object::{NoHooks, TypeSpec};
     use crate::{HeapOptions, profile};
     use alloc::boxed::Box;

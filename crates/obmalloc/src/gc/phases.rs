@@ -57,10 +57,8 @@ impl ObjectHeap {
         let done = || {
             if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
                 let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
-                self.hooks.write(&format!(
-                    "gc: done, {all} unreachable, {} uncollectable, {elapsed:.4}s elapsed\n",
-                    found.uncollectable
-                ));
+                let uncollectable = found.uncollectable;
+                self.say(&format!("gc: done, {all} unreachable, {uncollectable} uncollectable, {elapsed:.4}s elapsed\n"));
             }
         };
         if self.rules.algorithm == Algorithm::Generational {
@@ -90,6 +88,11 @@ impl ObjectHeap {
         }
     }
 
+    /// Text for CPython's standard error.
+    fn say(&self, text: &str) {
+        self.in_hook(|| self.hooks.write(text));
+    }
+
     fn show_stats_each_generations(&self, generation: usize) {
         let gc = &self.state().gc;
         let order = match self.rules.algorithm {
@@ -98,9 +101,8 @@ impl ObjectHeap {
         };
         let [a, b, c] = order.map(|id| gc.lists[id as usize].len());
         let frozen = gc.lists[ListId::Permanent as usize].len();
-        self.hooks.write(&format!("gc: collecting generation {generation}...\n"));
-        self.hooks
-            .write(&format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n"));
+        self.say(&format!("gc: collecting generation {generation}...\n"));
+        self.say(&format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n"));
     }
 
     /// Collects a generation and all that are younger.
@@ -127,8 +129,7 @@ impl ObjectHeap {
             if generation == GENERATIONS - 2 {
                 gc.long_lived_pending += gc.list(young).len();
             }
-            // Those that have not joined when it is interrupted stay as young as they are.
-            gc.try_merge(young, old, self.interrupt());
+            gc.merge(young, old);
         }
         let found = self.collect_unreachable(old)?;
         if generation == GENERATIONS - 1 {
@@ -148,7 +149,8 @@ impl ObjectHeap {
         gc.scratch.unreachable.try_reserve(all).map_err(|_| ObjectError::NoMemory)
     }
 
-    /// What a collection does with the unreachable objects once it knows them: `old` is where those that stay go.
+    /// What a collection does with the unreachable objects once it knows them: `old` is where those that stay go. From the weak references
+    /// on it is given up only between two calls of hooks.
     pub(super) fn collect_unreachable(&self, old: ListId) -> Result<Found, ObjectError> {
         let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
         let result = self.end_unreachable(&mut unreachable, old);
@@ -167,10 +169,10 @@ impl ObjectHeap {
         if unreachable.is_empty() {
             return Ok(found);
         }
-        self.move_legacy_finalizers(unreachable)?;
+        self.move_legacy_finalizers(unreachable);
         self.move_legacy_finalizer_reachable()?;
         if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
-            self.try_each_unreachable(unreachable, |object| self.debug_cycle("collectable", object))?;
+            self.each_unreachable(unreachable, |object| self.debug_cycle("collectable", object));
         }
         let (freed, called_back) = self.handle_weakrefs(unreachable, old)?;
         found.collected += freed;
@@ -180,12 +182,9 @@ impl ObjectHeap {
             unreachable.clear();
         }
         if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
-            self.clear_weakrefs_of(unreachable)?;
+            self.clear_weakrefs_of(unreachable);
         }
-        for part in unreachable.chunks(STRIDE) {
-            self.each_unreachable(part, |_| found.collected += 1);
-            self.go_on_after(part.len())?;
-        }
+        self.each_unreachable(unreachable, |_| found.collected += 1);
         self.delete_garbage(unreachable, old)?;
         found.uncollectable = self.state().gc.list(ListId::Finalizers).len();
         if self.state().gc.debug & DEBUG_UNCOLLECTABLE != 0 {
@@ -203,20 +202,6 @@ impl ObjectHeap {
                 visit(object);
             }
         }
-    }
-
-    /// As [`each_unreachable`](Self::each_unreachable), for what takes longer.
-    ///
-    /// # Errors
-    /// When it is interrupted, or `visit` fails.
-    pub(super) fn try_each_unreachable(&self, unreachable: &[usize], mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
-        for &object in unreachable {
-            if self.table().state(object) == UNREACHABLE {
-                visit(object);
-            }
-            self.go_on_after(1)?;
-        }
-        Ok(())
     }
 
     /// Takes an object out of the set of unreachable ones, and puts it into a list, which has room.
@@ -546,16 +531,16 @@ impl ObjectHeap {
     }
 
     /// Moves objects with a `tp_del` from the unreachable ones to the finalizers.
-    fn move_legacy_finalizers(&self, unreachable: &[usize]) -> Result<(), ObjectError> {
+    fn move_legacy_finalizers(&self, unreachable: &[usize]) {
         if !self.state().types.iter().any(|kind| kind.hooks.del) {
-            return Ok(());
+            return;
         }
-        self.try_each_unreachable(unreachable, |object| {
+        self.each_unreachable(unreachable, |object| {
             // SAFETY: a tracked object.
             if unsafe { header::kind(object) }.hooks.del {
                 self.rejoin(object, ListId::Finalizers);
             }
-        })
+        });
     }
 
     /// Moves what is reached from the finalizers to them, from the unreachable objects.
@@ -579,16 +564,22 @@ impl ObjectHeap {
     fn debug_cycle(&self, what: &str, object: usize) {
         // SAFETY: a tracked object.
         let name = unsafe { header::kind(object) }.name();
-        self.hooks.write(&format!("gc: {what} <{name} {object:#x}>\n"));
+        self.say(&format!("gc: {what} <{name} {object:#x}>\n"));
     }
 
     /// Runs the finalizers of unreachable objects that have not been finalized; whether there were any.
+    ///
+    /// # Errors
+    /// When it is interrupted between two of them.
     fn finalize_garbage(&self, unreachable: &[usize]) -> Result<bool, ObjectError> {
         let mut any = false;
         if !self.state().types.iter().any(|kind| kind.hooks.finalize) {
             return Ok(any);
         }
-        self.try_each_unreachable(unreachable, |object| {
+        for &object in unreachable {
+            if self.table().state(object) != UNREACHABLE {
+                continue;
+            }
             // SAFETY: a tracked object, kept by the reference that it is given.
             unsafe {
                 if header::kind(object).hooks.finalize && !header::is_finalized(object) {
@@ -598,9 +589,10 @@ impl ObjectHeap {
                     let id = header::kind(object).id();
                     self.holding(object, || self.in_hook(|| self.hooks.finalize(self, id, object)));
                     self.decref_object(object);
+                    self.go_on_after(1)?;
                 }
             }
-        })?;
+        }
         Ok(any)
     }
 
@@ -648,15 +640,12 @@ impl ObjectHeap {
     /// joins the old objects, for it may die later.
     ///
     /// # Errors
-    /// When it is interrupted: the others are still in the set.
+    /// When hooks see it, and it is interrupted between two objects: the others are still in the set.
     fn delete_garbage(&self, garbage: &[usize], old: ListId) -> Result<(), ObjectError> {
-        let watched = self.state().types.iter().any(|kind| kind.has_end && !kind.is_weakref() || kind.hooks.clear);
-        let mut survived = false;
-        for part in garbage.chunks(STRIDE) {
-            self.go_on_after(part.len())?;
-            survived |= if watched { self.clear_each::<true>(part, old) } else { self.clear_each::<false>(part, old) };
+        if self.state().types.iter().any(|kind| kind.has_end && !kind.is_weakref() || kind.hooks.clear) {
+            return self.clear_each::<true>(garbage, old).map(drop);
         }
-        if survived && !watched {
+        if self.to_the_end(|| self.clear_each::<false>(garbage, old))? {
             self.each_unreachable(garbage, |object| self.rejoin(object, old));
         }
         Ok(())
@@ -665,12 +654,15 @@ impl ObjectHeap {
     /// Calls `tp_clear` of unreachable objects; whether any has lived on. Most of those die soon, so where no hook can see it they are not
     /// moved to `old` yet.
     #[inline(never)]
-    fn clear_each<const WATCHED: bool>(&self, garbage: &[usize], old: ListId) -> bool {
+    fn clear_each<const WATCHED: bool>(&self, garbage: &[usize], old: ListId) -> Result<bool, ObjectError> {
         let table = self.table();
         let mut survived = false;
         for (index, &object) in garbage.iter().enumerate() {
             if table.state(object) != UNREACHABLE {
                 continue;
+            }
+            if WATCHED {
+                self.go_on_after(1)?;
             }
             // SAFETY: an object of the set is tracked, and kept by the reference that it is given.
             unsafe {
@@ -695,7 +687,7 @@ impl ObjectHeap {
                 self.rejoin(object, old);
             }
         }
-        survived
+        Ok(survived)
     }
 
     /// # Safety
@@ -707,7 +699,7 @@ impl ObjectHeap {
         } else if kind.is_weakref() {
             self.clear_weakref(object);
         } else {
-            // What it leaves when it is interrupted is the next collection's.
+            // What it leaves when it is interrupted, which only hooks let happen, is the next collection's.
             // SAFETY: the caller's promise.
             let _ = unsafe { self.clear_references(kind, object) };
         }

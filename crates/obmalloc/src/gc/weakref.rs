@@ -209,13 +209,13 @@ impl ObjectHeap {
     /// from 3.15 `handle_weakref_callbacks`). Gives how many of these died of it, and whether any callback was called.
     ///
     /// # Errors
-    /// When it is interrupted.
+    /// When it is interrupted between two callbacks.
     pub(super) fn handle_weakrefs(&self, unreachable: &[usize], old: ListId) -> Result<(usize, bool), ObjectError> {
         if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
             return Ok((0, false));
         }
         let only_callbacks = self.rules.weakrefs_cleared == WeakrefsCleared::CallbacksBeforeOthersAfter;
-        let handled = self.try_each_unreachable(unreachable, |object| {
+        self.each_unreachable(unreachable, |object| {
             // SAFETY: tracked objects; the lists of objects lead to weak references.
             unsafe {
                 let kind = header::kind(object);
@@ -239,8 +239,7 @@ impl ObjectHeap {
                 }
             }
         });
-        // Those that are to be called back are called, or let go.
-        self.call_weakref_callbacks(old, handled)
+        self.call_weakref_callbacks(old)
     }
 
     /// Whether an object is a weak reference that a collection has yet to call back for, and keeps until then.
@@ -252,8 +251,9 @@ impl ObjectHeap {
         next != 0 && list.has(object, super::list::place(next)) && list.first() != Some(object)
     }
 
-    fn call_weakref_callbacks(&self, old: ListId, mut going_on: Result<(), ObjectError>) -> Result<(usize, bool), ObjectError> {
-        let (mut freed, mut called) = (0, false);
+    /// Calls the callbacks, and lets their weak references go; those that are left when it is interrupted are only let go.
+    fn call_weakref_callbacks(&self, old: ListId) -> Result<(usize, bool), ObjectError> {
+        let (mut freed, mut called, mut going_on) = (0, false, Ok(()));
         while let Some(reference) = self.state().gc.list(ListId::WrcbToCall).first() {
             called = true;
             // SAFETY: a weak reference, kept by the reference that it was given.
@@ -279,14 +279,11 @@ impl ObjectHeap {
     }
 
     /// Clears all weak references to unreachable objects, and those among them (`clear_weakrefs`).
-    ///
-    /// # Errors
-    /// When it is interrupted.
-    pub(super) fn clear_weakrefs_of(&self, unreachable: &[usize]) -> Result<(), ObjectError> {
+    pub(super) fn clear_weakrefs_of(&self, unreachable: &[usize]) {
         if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
-            return Ok(());
+            return;
         }
-        self.try_each_unreachable(unreachable, |object| {
+        self.each_unreachable(unreachable, |object| {
             // SAFETY: a tracked object.
             let kind = unsafe { header::kind(object) };
             if kind.is_weakref() {
@@ -295,6 +292,6 @@ impl ObjectHeap {
             if let Some(offset) = kind.weaklist {
                 self.clear_weakrefs_silently(object, offset);
             }
-        })
+        });
     }
 }

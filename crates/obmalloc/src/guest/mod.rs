@@ -56,7 +56,7 @@ pub type Answer = Result<Option<usize>, Threw>;
 /// that is being resized is out of its reach. A guest that unwinds closes its heap for good: every later call fails, and the memory goes
 /// back when the heap is dropped.
 pub trait Guest {
-    /// A block of at least `size` bytes; zero bytes give a block too.
+    /// A block of at least `size` bytes. Zero bytes give a block too, which takes one byte of its grant.
     ///
     /// # Errors
     /// When the guest cannot answer: the call fails.
@@ -608,6 +608,7 @@ impl GuestHeap {
     }
 
     /// Whether there may be grants: an allocator has been taken out, or a guest put in.
+    #[inline(always)]
     pub fn has_guests(&self) -> bool {
         self.guests.get().is_some()
     }
@@ -652,13 +653,18 @@ impl GuestHeap {
     /// As [`CheckedHeap::malloc`]; also `None` when a guest [failed](Self::take_guest_fault).
     #[inline]
     pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        self.heap.malloc_or(domain, size, |block| self.settle_request(domain, block))
+        self.heap.malloc_or(domain, size, |block| if self.has_guests() { self.settle_request(domain, block) } else { block })
     }
 
     /// As [`CheckedHeap::calloc`]; also `None` when a guest [failed](Self::take_guest_fault).
     #[inline]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        self.heap.calloc_or(domain, count, size, |block| self.settle_request(domain, block))
+        self.heap.calloc_or(
+            domain,
+            count,
+            size,
+            |block| if self.has_guests() { self.settle_request(domain, block) } else { block },
+        )
     }
 
     /// As [`CheckedHeap::realloc`]; also `None` when a guest [failed](Self::take_guest_fault), unless the block has been resized all the same.
@@ -687,7 +693,7 @@ impl GuestHeap {
             (result, _) => result,
         };
         if address.is_none() {
-            return result.map(|block| self.settle_request(domain, block));
+            return result.map(|block| if self.has_guests() { self.settle_request(domain, block) } else { block });
         }
         self.settle();
         result
@@ -699,7 +705,11 @@ impl GuestHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        self.heap.free_or(domain, address, |result| self.settle_free(domain, address, result))
+        self.heap.free_or(
+            domain,
+            address,
+            |result| if self.has_guests() { self.settle_free(domain, address, result) } else { result },
+        )
     }
 
     #[cold]
@@ -723,7 +733,7 @@ impl GuestHeap {
     #[inline]
     pub(crate) unsafe fn free_unchecked(&self, domain: Domain, address: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.heap.free_unchecked_or(domain, address, || self.settle()) };
+        unsafe { self.heap.free_unchecked_or(domain, address, || self.has_guests() && self.settle()) };
     }
 
     /// In C a block is the allocator's, whether that was called directly or through the domain: a grant of the allocator that is in becomes a

@@ -62,12 +62,11 @@ impl TakeDown {
 
 impl Drop for TakeDown {
     fn drop(&mut self) {
-        if let Some(guests) = self.heap.guests.get() {
+        if let (Some(guests), Some(left)) = (self.heap.guests.get(), self.arenas.take()) {
             guests.leave_arenas();
-        }
-        if let Some(left) = self.arenas.take().filter(|left| !left.is_empty()) {
-            // Those that the guest was told of are the guest's, and what is left goes with the region.
-            drop(left);
+            for arena in left {
+                guests.tell_of_arena(arena.address, arena.size);
+            }
             self.heap.heap.inner().forget_arenas();
         }
         // SAFETY: as above.

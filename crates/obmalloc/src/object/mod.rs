@@ -43,7 +43,7 @@ pub enum ObjectError {
     NoMemory,
     /// An argument is not what it has to be; the text says what that is.
     Argument(&'static str),
-    /// A hook failed, which knows why, or [`Hooks::interrupted`] said that nobody waits for the result any more.
+    /// A hook failed, which knows why, or what is asked ([`ObjectHeap::set_interrupt`]) said to give up.
     Aborted,
 }
 
@@ -118,15 +118,6 @@ pub trait Hooks {
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
     fn write(&self, text: &str) {}
-    /// Asked some milliseconds apart by whatever goes over many objects or blocks, or fills or frees a large one: whether to give it up. It
-    /// must not use the heap.
-    ///
-    /// What is looked for is not found then ([`ObjectError::Aborted`]), a collection leaves what it has not destroyed yet as it is, and
-    /// objects whose end has begun wait for the next destruction or collection, memory that was to be given back for the next free. The heap
-    /// is whole.
-    fn interrupted(&self) -> bool {
-        false
-    }
 }
 
 /// No hooks at all.
@@ -136,7 +127,7 @@ impl Hooks for NoHooks {}
 
 /// A heap with types, objects and the cyclic collector. It is for one thread at a time, and may be called from its own hooks.
 pub struct ObjectHeap {
-    // Field order is drop order: the heap's memory goes last but for the hooks, which it may ask.
+    // Field order is drop order: the heap's memory goes before what it may ask.
     pub(crate) state: UnsafeCell<State>,
     /// Beside the state, for it is read while that is changed.
     table: UnsafeCell<ObjectTable>,
@@ -147,12 +138,14 @@ pub struct ObjectHeap {
     immortal_bit: usize,
     /// How many hooks are under way.
     pub(crate) depth: Cell<u32>,
-    /// Asks the hooks whether to give up.
+    /// Asks whether to give up.
     patience: Patience,
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
     heap: GuestHeap,
-    pub(crate) hooks: Pinned<Box<dyn Hooks>>,
+    pub(crate) hooks: Box<dyn Hooks>,
+    /// What is asked whether to give up.
+    asked: Option<Pinned<Box<dyn Fn() -> bool>>>,
 }
 
 /// Objects that the heap itself has a reference to while hooks run. However often a hook gives references back, these stay.
@@ -209,10 +202,6 @@ impl ObjectHeap {
             Immortality::ThreeQuarters => (THREE_QUARTERS, IMMORTAL_BIT),
         };
         let state = State { types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
-        let hooks = Pinned::try_new(hooks).ok_or(HeapError::NoMemory)?;
-        // SAFETY: the hooks outlive the heap.
-        let interrupt = unsafe { Interrupt::new(hooks.as_ptr().cast(), ask) };
-        heap.checked().set_interrupt(interrupt);
         Ok(Self {
             state: UnsafeCell::new(state),
             table: UnsafeCell::new(table),
@@ -220,11 +209,33 @@ impl ObjectHeap {
             refcount_limit,
             immortal_bit,
             depth: Cell::new(0),
-            patience: interrupt.patience(),
+            patience: Interrupt::NEVER.patience(),
             held: Cell::new(core::ptr::null()),
             heap,
             hooks,
+            asked: None,
         })
+    }
+
+    /// From now on whatever goes over many objects or blocks, or fills or frees a large one, asks some milliseconds apart whether to give it up.
+    ///
+    /// What is looked for is not found then ([`ObjectError::Aborted`]), a collection that has not found its garbage yet does nothing, and
+    /// objects whose end has begun wait for the next destruction or collection, memory that was to be given back for the next free. The heap
+    /// is whole.
+    ///
+    /// # Errors
+    /// When there is no memory to remember it.
+    ///
+    /// # Safety
+    /// `ask` does not use the heap, and does not unwind.
+    pub unsafe fn set_interrupt(&mut self, ask: Box<dyn Fn() -> bool>) -> Result<(), HeapError> {
+        let asked = Pinned::try_new(ask).ok_or(HeapError::NoMemory)?;
+        // SAFETY: the function lives as long as the heap.
+        let interrupt = unsafe { Interrupt::new(asked.as_ptr().cast(), is_to_give_up) };
+        self.heap.checked().set_interrupt(interrupt);
+        self.patience = interrupt.patience();
+        self.asked = Some(asked);
+        Ok(())
     }
 
     /// What is kept, for the length of one step that calls no hook and nothing else that takes it.
@@ -300,6 +311,14 @@ impl ObjectHeap {
     #[inline(always)]
     pub(crate) fn go_on_after(&self, steps: usize) -> Result<(), ObjectError> {
         if self.is_interrupted_after(steps) { Err(ObjectError::Aborted) } else { Ok(()) }
+    }
+
+    /// Runs something that calls no hook of a type, and is not interrupted.
+    pub(crate) fn to_the_end<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.patience.is_endless.set(true);
+        let result = work();
+        self.patience.is_endless.set(false);
+        result
     }
 
     /// Runs a hook.
@@ -582,10 +601,10 @@ const THREE_QUARTERS: usize = 3 << 30;
 /// The sign of the lower 32 bits.
 const IMMORTAL_BIT: usize = 1 << 31;
 
-/// [`Hooks::interrupted`] of the hooks of a heap.
-unsafe fn ask(hooks: *const c_void) -> bool {
-    // SAFETY: a heap's hooks, which are where they were.
-    unsafe { (*hooks.cast::<Box<dyn Hooks>>()).interrupted() }
+/// Calls the function that [`ObjectHeap::set_interrupt`] was given.
+unsafe fn is_to_give_up(asked: *const c_void) -> bool {
+    // SAFETY: it is where it was.
+    unsafe { (*asked.cast::<Box<dyn Fn() -> bool>>())() }
 }
 
 /// A fault about an object.

@@ -19,7 +19,7 @@ impl ObjectHeap {
     /// As [`CheckedHeap::verify`](crate::CheckedHeap::verify), and walks the collector's lists and the objects in them: their headers, and
     /// what they refer to.
     ///
-    /// Not to its end when it is [interrupted](crate::Hooks::interrupted).
+    /// Not to its end when it is [interrupted](crate::ObjectHeap::set_interrupt).
     ///
     /// # Errors
     /// The first structure that does not hold.

@@ -22,6 +22,34 @@ use crate::interrupt::Interrupt;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Location, Pymalloc, Stats, non_null};
 
+/// A request for a block.
+#[derive(Clone, Copy)]
+enum Request {
+    Malloc(usize),
+    Calloc(usize, usize),
+    /// Without a block.
+    Realloc(usize),
+}
+
+impl Request {
+    /// Bytes of the block. Where the product does not fit, there is none.
+    fn size(self) -> usize {
+        match self {
+            Self::Malloc(size) | Self::Realloc(size) => size,
+            Self::Calloc(count, size) => count.saturating_mul(size),
+        }
+    }
+
+    fn make(self, heap: &Checked, domain: Domain) -> Block {
+        match self {
+            Self::Malloc(size) => heap.malloc(domain, size),
+            Self::Calloc(count, size) => heap.calloc(domain, count, size),
+            // SAFETY: no block.
+            Self::Realloc(size) => unsafe { heap.realloc(domain, None, size) },
+        }
+    }
+}
+
 /// What a request gives.
 type Block = Option<NonNull<u8>>;
 
@@ -348,9 +376,8 @@ impl CheckedHeap {
     /// As [`malloc`](Self::malloc); `then` has the last word where the request does not go the quick way.
     #[inline(always)]
     pub(crate) fn malloc_or(&self, domain: Domain, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
-        let request = || self.inner().malloc(domain, size);
-        let block = request();
-        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, size, request)) }
+        let block = self.inner().malloc(domain, size);
+        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, Request::Malloc(size))) }
     }
 
     /// As [`Heap::calloc`](crate::Heap::calloc).
@@ -362,11 +389,12 @@ impl CheckedHeap {
     /// As [`malloc_or`](Self::malloc_or), for [`calloc`](Self::calloc).
     #[inline(always)]
     pub(crate) fn calloc_or(&self, domain: Domain, count: usize, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
-        let request = || self.inner().calloc(domain, count, size);
-        let block = request();
-        // Where the product does not fit, there is no block.
-        let whole = count.saturating_mul(size);
-        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, whole, request)) }
+        let block = self.inner().calloc(domain, count, size);
+        if self.enters_quickly(domain, block) {
+            block
+        } else {
+            then(self.enter_slowly(domain, block, Request::Calloc(count, size)))
+        }
     }
 
     /// Enters a block, if it is one in the region of which nothing more is to be known.
@@ -377,10 +405,11 @@ impl CheckedHeap {
 
     /// Enters a block that a request gave, or repeats the request when quarantined blocks may have been in its way.
     #[inline(never)]
-    fn enter_slowly(&self, domain: Domain, block: Block, size: usize, request: impl FnOnce() -> Block) -> Block {
+    fn enter_slowly(&self, domain: Domain, block: Block, request: Request) -> Block {
+        let size = request.size();
         let block = match block {
             Some(block) => block,
-            None if self.may_ask_again(size) => request()?,
+            None if self.may_ask_again(size) => request.make(self.inner(), domain)?,
             None => return None,
         };
         let (inner, address) = (self.inner(), block.as_ptr().expose_provenance());
@@ -408,10 +437,9 @@ impl CheckedHeap {
     #[inline]
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else {
-            // SAFETY: no block.
-            let request = || unsafe { self.inner().realloc(domain, None, size) };
-            let block = request();
-            let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, size, request) };
+            let request = Request::Realloc(size);
+            let block = request.make(self.inner(), domain);
+            let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, request) };
             // A request that the hooks have refused has a reason.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };
