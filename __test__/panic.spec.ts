@@ -87,15 +87,12 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
   const told: unknown[] = []
   // A release that gives an empty arena back at once.
   const heap = new Heap({ release: '3.8', onUnraisable: (error) => void told.push((error as { code?: unknown }).code) })
-  const provider = new Heap()
   const codes: unknown[] = []
   const attempt = (call: () => unknown): void => void codes.push(codeOf(call))
   let lies = false
   attempt(() => {
-    heap.setArenaAllocator({
-      alloc: (size) => provider.raw.malloc(size),
-      free: (address) => provider.raw.free(address),
-    })
+    const raw = heap.getAllocator('raw')
+    heap.setArenaAllocator({ alloc: (size) => raw.malloc(size), free: (address) => raw.free(address) })
     const block = heap.mem.malloc(400)!
     heap.mem.free(block)
   })
@@ -137,7 +134,6 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
     codes: [...codes, ...told],
     close() {
       heap.close()
-      provider.close()
     },
   }
 }

@@ -44,8 +44,9 @@ export function transfer(buffer: ArrayBufferLike): ArrayBuffer {
   return known.call(buffer)
 }
 
-/** Arenas from another heap's raw domain, and a count of what is out. */
-export function arenasFrom(provider: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
+/** Arenas from a heap's own allocator for raw memory, and a count of what is out. */
+export function arenasFrom(heap: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
+  const raw = heap.getAllocator('raw')
   const held = new Set<Address>()
   const calls: string[] = []
   return {
@@ -53,14 +54,14 @@ export function arenasFrom(provider: Heap): ArenaAllocator & { held: Set<Address
     calls,
     alloc(size) {
       calls.push('alloc')
-      const address = provider.raw.malloc(size)
+      const address = raw.malloc(size)
       if (address !== null) held.add(address)
       return address
     },
     free(address) {
       calls.push('free')
       if (!held.delete(address)) throw new Error(`${address} is not out`)
-      provider.raw.free(address)
+      raw.free(address)
     },
   }
 }

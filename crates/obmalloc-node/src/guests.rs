@@ -43,6 +43,11 @@ impl Guests {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
         self.failures.borrow_mut().get_mut(index)?.take()
     }
+
+    /// What scripts threw is of no interest any more.
+    pub fn forget_failures(&self) {
+        self.failures.borrow_mut().clear();
+    }
 }
 
 /// A script's allocator, by its number.
@@ -151,7 +156,7 @@ impl Core {
     pub fn take_guest_failure(&self, heap: &ObjectHeap) -> Option<Failure> {
         let failure = heap.take_guest_fault().map(|fault| self.guest_failure(fault));
         if self.state() != State::Asking && self.state() != State::Busy {
-            self.guests.failures.borrow_mut().clear();
+            self.guests.forget_failures();
         }
         failure
     }

@@ -314,7 +314,9 @@ impl Core {
         let done = down.go_on(|| self.is_interrupted());
         self.state.set(State::Closed);
         if !done {
-            // Closing again goes on; otherwise the rest goes with the core.
+            // Closing again goes on; otherwise the rest goes with the core. What a script threw does not outlive this call.
+            let _ = down.take_guest_fault();
+            self.guests.forget_failures();
             self.down.set(Some(down));
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
