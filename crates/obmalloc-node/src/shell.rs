@@ -56,10 +56,13 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
         reached(type_name::<F>());
         item::<F>()(core, env, values)
     }));
-    match done {
-        Ok(Ok(value)) if !realm.is_ended() && !core.needs_attention() => value,
-        done => end(core, env, realm, done),
-    }
+    let done = match done {
+        Ok(Ok(value)) if realm.is_ended() || core.needs_attention() => Ok(Ok(value)),
+        Ok(Ok(value)) => return value,
+        Ok(Err(failure)) => Ok(Err(failure)),
+        Err(panic) => Err(panic),
+    };
+    end(core, env, realm, done)
 }
 
 /// The end of a call of a heap's that did not go well, or where more is to be looked at.
