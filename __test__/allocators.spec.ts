@@ -325,7 +325,6 @@ test('memory of another heap is no answer, and nothing has changed', (t) => {
   ].map(some)
   const type = other.defineType({ name: 'node', gc: true })
   foreign.push(type.alloc())
-  const stats = other.debugMallocStats()
   for (const allocator of ['default', 'debug', 'malloc'] as const) {
     using heap = new Heap({ allocator })
     for (const domain of domains) {

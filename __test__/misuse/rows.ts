@@ -1133,8 +1133,6 @@ const blocks: Row[] = [
         for (const take of [() => own.free(block), () => own.realloc(block, 9), () => own.realloc(block, 9000)]) {
           scene.throws(take, 'ERR_REENTRANT')
         }
-        for (const take of [() => heap[name].free(block), () => heap[name].realloc(block, 9)])
-          scene.throws(take, 'ERR_FOREIGN_POINTER')
         heap[name].free(tenant)
         own.free(block)
       }
