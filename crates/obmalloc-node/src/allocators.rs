@@ -279,13 +279,13 @@ impl Allocators {
 
 /// Adds what a script needs of a heap's allocators to the handle.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"presentAllocator", present)?;
-    method(to, c"setNative", set_native)?;
-    method(to, c"setScript", set_script)?;
-    method(to, c"nativeMalloc", malloc)?;
-    method(to, c"nativeCalloc", calloc)?;
-    method(to, c"nativeRealloc", realloc)?;
-    method(to, c"nativeFree", free)
+    method(to, c"presentAllocator", ["domain"], "number", present)?;
+    method(to, c"setNative", ["domain", "number"], "boolean", set_native)?;
+    method(to, c"setScript", ["domain", "script"], "void", set_script)?;
+    method(to, c"nativeMalloc", ["number", "size"], "Address | null", malloc)?;
+    method(to, c"nativeCalloc", ["number", "count", "size"], "Address | null", calloc)?;
+    method(to, c"nativeRealloc", ["number", "address", "size"], "Address | null", realloc)?;
+    method(to, c"nativeFree", ["number", "address"], "void", free)
 }
 
 fn no_room() -> Failure {

@@ -126,10 +126,10 @@ impl Arenas {
 
 /// Adds what a script needs of a heap's arenas to the handle.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"takeArena", take)?;
-    method(to, c"giveArena", give)?;
-    method(to, c"askScript", ask_script)?;
-    method(to, c"askOwn", ask_own)
+    method(to, c"takeArena", ["size"], "Address | null", take)?;
+    method(to, c"giveArena", ["address", "size"], "void", give)?;
+    method(to, c"askScript", [], "void", ask_script)?;
+    method(to, c"askOwn", [], "void", ask_own)
 }
 
 /// From now on arenas come from a script, and go to it.
