@@ -6,16 +6,17 @@
 //! has V8 terminate the execution once more.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::rc::{Rc, Weak};
 
 use napi_sys as sys;
+use obmalloc::Domain;
 
-use crate::failure::{Failure, code};
+use crate::failure::{Details, Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::reached;
+use crate::probe::reached;
 
 /// A function of the face, in the order in which it gives them. All but the first three are given what the face keeps of the heap first.
 #[derive(Clone, Copy)]
@@ -157,4 +158,64 @@ pub(crate) fn serve(realm: &Realm, env: Env, functions: [Value; COUNT]) -> Outco
     let served = realm.functions.set(references);
     served.map_err(|_| Failure::new(code::INTERNAL, "expected one face, but there is one already"))?;
     Ok(UNDEFINED)
+}
+
+/// Errors, as the face makes them.
+impl Failure {
+    /// The error that `make`, a function of the face's, makes of it, or, when that fails, an exception instead, if there is one.
+    #[cold]
+    pub fn error(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
+        self.0.ok_or(None)?.error(env, make)
+    }
+
+    /// Throws it, as the error that `make`, a function of the face's, makes of it.
+    #[cold]
+    pub fn throw(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) {
+        let Some(details) = self.0 else {
+            env.throw_plainly(c"ERR_INTERNAL", c"JavaScript cannot run");
+            return;
+        };
+        match details.error(env, make) {
+            Ok(error) | Err(Some(error)) => env.throw(error),
+            // What needs no help from the face.
+            Err(None) => {
+                let code = CString::new(details.code).unwrap_or_default();
+                let message = CString::new(details.message.as_ref()).unwrap_or_default();
+                env.throw_plainly(&code, &message);
+            }
+        }
+    }
+}
+
+impl Details {
+    fn error(&self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
+        if let Some(error) = self.made {
+            return Ok(error);
+        }
+        let undefined = || env.undefined();
+        let value = |value: Option<Value>| value.filter(|&value| value != UNDEFINED).map_or_else(undefined, Ok);
+        let number = |value: Option<usize>| value.map_or_else(undefined, |value| env.integer(value));
+        let text = |value: Option<&str>| value.map_or_else(undefined, |value| env.string(value));
+        let domain = |value: Option<Domain>| text(value.map(Domain::name));
+        let arguments = || {
+            Ok([
+                env.string(self.code)?,
+                env.string(&self.message)?,
+                text(self.name)?,
+                value(self.received)?,
+                value(self.cause)?,
+                number(self.address)?,
+                domain(self.domain)?,
+                domain(self.allocated.and(self.domain))?,
+                domain(self.allocated)?,
+                number(self.base)?,
+                number(self.object)?,
+                number(self.referent)?,
+                self.offset.map_or_else(undefined, |offset| env.number(offset as f64))?,
+                text(self.report.as_deref())?,
+                number(self.index)?,
+            ])
+        };
+        make(&arguments().map_err(|_: Failure| None)?)
+    }
 }

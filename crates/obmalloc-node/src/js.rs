@@ -7,15 +7,8 @@ use std::sync::OnceLock;
 use napi_sys as sys;
 
 use crate::failure::Failure;
-
-/// A JavaScript value, good until the call from JavaScript that it was made in returns.
-pub(crate) type Value = sys::napi_value;
-
-/// What a function gives back to JavaScript, or why it throws.
-pub(crate) type Outcome = Result<Value, Failure>;
-
-/// What a function gives back to say `undefined`.
-pub(crate) const UNDEFINED: Value = ptr::null_mut();
+pub(crate) use crate::failure::{Outcome, UNDEFINED, Value};
+use crate::probe::touched;
 
 /// `v8::Isolate::GetCurrent` and `v8::Isolate::TerminateExecution`: Node-API has no way to terminate an execution.
 type CurrentIsolate = unsafe extern "C" fn() -> *mut c_void;
@@ -23,13 +16,6 @@ type TerminateExecution = unsafe extern "C" fn(*mut c_void);
 
 unsafe extern "C" {
     fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-}
-
-/// A property is made, read, changed or deleted; for the tests, which put something under each of these names.
-#[inline(always)]
-fn touched(_name: impl ToString) {
-    #[cfg(feature = "panics")]
-    crate::injected::touched(_name);
 }
 
 /// The attributes of a property as an assignment makes it.

@@ -4,26 +4,20 @@
 //! the heap before a call that is about another one than the call before, so nothing is unwrapped or allocated on the way. Every function that JavaScript can call is made by [`shell`], which catches panics.
 
 mod args;
-mod batch;
-mod collector;
-mod domain;
+mod calls;
+mod core;
 mod face;
 mod failure;
-mod golden;
-mod guests;
-mod heap;
 mod hooks;
 #[cfg(feature = "panics")]
 mod injected;
 mod js;
-mod kept;
-mod objects;
+mod lifetime;
 #[cfg(feature = "planted")]
 mod planted;
-mod replay;
+mod probe;
 mod reserve;
 mod shell;
-mod view;
 
 use napi_sys as sys;
 
@@ -62,14 +56,14 @@ fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
 fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     let to = Table { env, realm: &realm.another(), object: env.object()? };
     export(to, c"serve", face::serve)?;
-    export(to, c"open", heap::open)?;
-    export(to, c"choose", heap::choose)?;
+    export(to, c"open", lifetime::open)?;
+    export(to, c"choose", lifetime::choose)?;
     export(to, c"identity", identity)?;
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
-    replay::exports(to)?;
-    golden::exports(to)?;
-    heap::methods(to)?;
+    calls::replay::exports(to)?;
+    calls::golden::exports(to)?;
+    calls::methods(to)?;
     // An object that refers to this cannot be posted to another thread.
     env.define(to.object, c"external", env.external(std::ptr::null_mut(), None)?)?;
     env.freeze(to.object)?;

@@ -3,12 +3,13 @@
 use napi_sys as sys;
 use obmalloc::{Domain, Field, FieldKind, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value as FieldValue};
 
+use crate::args;
+use crate::core::views;
+use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark};
 use crate::hooks::visit;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{Table, method};
-use crate::{args, view};
 
 /// Adds the functions of types and objects to the handle.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
@@ -206,7 +207,7 @@ fn make_room(
         Some(Mark::Viewed(view)) => view.clone(),
         _ => return Ok(()),
     };
-    if view::detach(core, env, block, &view) {
+    if views::detach(core, env, block, &view) {
         let message = "expected memory that no buffer in JavaScript can reach";
         return Err(Failure::new(code::REENTRANT, message).at(block).in_domain(Domain::Obj));
     }

@@ -1,8 +1,8 @@
 //! The collector's functions: `PyObject_GC_*` and Python's module `gc`.
 
 use crate::args;
+use crate::core::{Core, State};
 use crate::failure::{Failure, code};
-use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{Table, method};
 use napi_sys as sys;

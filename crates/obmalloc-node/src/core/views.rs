@@ -13,11 +13,11 @@ use std::rc::Rc;
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
+use super::{Core, Mark};
 use crate::face::Called;
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, TypedArray, Value};
-use crate::shell::reached;
+use crate::probe::reached;
 
 /// What is known of the view of a block.
 #[derive(Default)]
