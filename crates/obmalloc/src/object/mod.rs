@@ -386,10 +386,20 @@ impl ObjectHeap {
     /// What is known of a type of this heap.
     ///
     /// # Panics
-    /// When it is another heap's.
+    /// When it is another heap's, and this heap has no type with that number.
     pub fn type_info(&self, id: TypeId) -> &Type {
         // SAFETY: types are only ever added, and each stays where it is in memory.
         unsafe { &(&(*self.state.get()).types)[id.index()] }
+    }
+
+    /// A type of which a program may make objects: another heap's number may be none here, and only
+    /// [`new_weakref`](Self::new_weakref) makes weak references.
+    fn kind(&self, id: TypeId) -> Result<&Type, ObjectError> {
+        // SAFETY: as in `type_info`.
+        let kind = unsafe { (&(*self.state.get()).types).get(id.index()) };
+        kind.map(|kind| &**kind)
+            .filter(|kind| !kind.is_weakref())
+            .ok_or(ObjectError::Argument("a type that this heap has defined"))
     }
 
     /// `Py_TYPE`
