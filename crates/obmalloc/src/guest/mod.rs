@@ -486,6 +486,13 @@ impl Drop for Closes<'_> {
 /// assert_eq!(counting.1.get(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// An address becomes a block only if the heap knows it for a grant:
+///
+/// ```compile_fail,E0624
+/// # let heap = obmalloc::GuestHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.adopt(obmalloc::Domain::Raw, 0x1000);
+/// ```
 pub struct GuestHeap {
     // Before the guests: the heap's own functions may point to them until it is gone.
     heap: CheckedHeap,

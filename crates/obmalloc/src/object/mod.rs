@@ -126,6 +126,14 @@ pub struct NoHooks;
 impl Hooks for NoHooks {}
 
 /// A heap with types, objects and the cyclic collector. It is for one thread at a time, and may be called from its own hooks.
+/// Blocks are used through [`blocks`](Self::blocks), which refuses those of objects:
+///
+/// ```compile_fail,E0599
+/// # let options = obmalloc::HeapOptions::new(&obmalloc::profile::V3_13);
+/// # let heap = obmalloc::ObjectHeap::new(options, Box::new(obmalloc::NoHooks)).unwrap();
+/// # let object = 0x1000;
+/// heap.free(obmalloc::Domain::Obj, object);
+/// ```
 pub struct ObjectHeap {
     // Field order is drop order: the heap's memory goes before what it may ask.
     pub(crate) state: UnsafeCell<State>,
@@ -396,8 +404,10 @@ impl ObjectHeap {
     /// [`new_weakref`](Self::new_weakref) makes weak references.
     fn kind(&self, id: TypeId) -> Result<&Type, ObjectError> {
         // SAFETY: as in `type_info`.
-        let kind = unsafe { (&(*self.state.get()).types).get(id.index()) };
-        kind.map(|kind| &**kind)
+        let types = unsafe { &(*self.state.get()).types };
+        types
+            .get(id.index())
+            .map(|kind| &**kind)
             .filter(|kind| !kind.is_weakref())
             .ok_or(ObjectError::Argument("a type that this heap has defined"))
     }

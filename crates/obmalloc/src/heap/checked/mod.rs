@@ -56,6 +56,21 @@ type Block = Option<NonNull<u8>>;
 /// A heap with a ledger of its live blocks: every misused address gives a [`Fault`], before anything is read or changed.
 ///
 /// Unlike a [`Heap`](crate::Heap), it gives back everything when it is dropped, raw blocks included.
+///
+/// Only the heap says what is a block, and its allocators are chosen when it is made:
+///
+/// ```compile_fail,E0599
+/// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.use_allocator(obmalloc::AllocatorName::Malloc);
+/// ```
+/// ```compile_fail,E0599
+/// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.size_given(0x1000);
+/// ```
+/// ```compile_fail,E0599
+/// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.find_blocks_outside();
+/// ```
 pub struct CheckedHeap {
     /// Owned. It stays where it is, because allocators point to it.
     inner: NonNull<Checked>,
