@@ -10,7 +10,7 @@ use obmalloc::profile::{ALL, GeometryError, Profile};
 use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TakeDown, TypeId, Undone};
 use rustc_hash::FxHashMap;
 
-use crate::face::{Face, Realm};
+use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::guests::Guests;
 use crate::hooks::{Host, Scripts};
@@ -65,7 +65,7 @@ pub(crate) struct Core {
     down: Cell<Option<TakeDown>>,
     /// Good as long as there is a handle.
     env: Env,
-    pub face: Rc<Face>,
+    pub realm: Rc<Realm>,
     pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
@@ -314,7 +314,9 @@ impl Core {
         let done = down.go_on(|| self.is_interrupted());
         self.state.set(State::Closed);
         if !done {
-            // Closing again goes on; otherwise the rest goes with the core.
+            // Closing again goes on; otherwise the rest goes with the core. What a script threw does not outlive this call.
+            let _ = down.take_guest_fault();
+            self.guests.forget_failures();
             self.down.set(Some(down));
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
@@ -360,6 +362,7 @@ pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
     // SAFETY: called by Node.js on its own thread, with what `open` gave it, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
+    core.realm.forget(Rc::as_ptr(&core).cast());
     core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
@@ -406,7 +409,6 @@ pub(crate) fn open(
     env: Env,
     [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
 ) -> Outcome {
-    let face = realm.face().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its face"))?;
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
     let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
@@ -440,12 +442,13 @@ pub(crate) fn open(
     unsafe { heap.set_interrupt(Box::new(move || asked.is_interrupted())) }.map_err(no_heap)?;
     let kept = Kept::new(env, kept)?;
     let region = heap.region();
+    let realm = realm.share()?;
     let core = Rc::new_cyclic(|this| Core {
         this: this.clone(),
         state: Cell::new(State::Open),
         attention: Cell::new(false),
         env,
-        face,
+        realm,
         kept,
         reported: Cell::new(0),
         longest_array,
@@ -474,6 +477,13 @@ pub(crate) fn open(
     handle
 }
 
+/// `(handle)`: the heap that the next calls are about.
+pub(crate) fn choose(realm: &Realm, env: Env, [handle]: [Value; 1]) -> Outcome {
+    // Only handles of this realm come here, because the face shows them to no script.
+    realm.choose(env.native(handle).unwrap_or(std::ptr::null_mut()));
+    Ok(UNDEFINED)
+}
+
 /// Adds all functions of heaps.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     domain::methods::<{ Domain::Raw as u8 }>(to, c"raw")?;
@@ -482,16 +492,16 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     guests::methods(to)?;
     objects::methods(to)?;
     collector::methods(to)?;
-    method(to, c"run", batch::run)?;
-    method(to, c"geometry", geometry)?;
-    method(to, c"allocatedBlocks", allocated_blocks)?;
-    method(to, c"arenas", arenas)?;
-    method(to, c"debugMallocStats", debug_malloc_stats)?;
-    method(to, c"verify", verify)?;
-    method(to, c"setupDebugHooks", setup_debug_hooks)?;
-    method(to, c"setNomemory", set_nomemory)?;
-    method(to, c"removeNomemory", remove_nomemory)?;
-    method(to, c"close", close)
+    method(to, c"run", ["ops", "addresses"], "void", batch::run)?;
+    method(to, c"geometry", [], "Geometry", geometry)?;
+    method(to, c"allocatedBlocks", [], "number", allocated_blocks)?;
+    method(to, c"arenas", [], "ArenaInfo[]", arenas)?;
+    method(to, c"debugMallocStats", [], "string", debug_malloc_stats)?;
+    method(to, c"verify", [], "void", verify)?;
+    method(to, c"setupDebugHooks", [], "void", setup_debug_hooks)?;
+    method(to, c"setNomemory", ["start", "stop"], "void", set_nomemory)?;
+    method(to, c"removeNomemory", [], "void", remove_nomemory)?;
+    method(to, c"close", [], "void", close)
 }
 
 fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {

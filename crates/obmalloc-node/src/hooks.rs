@@ -117,14 +117,14 @@ impl Core {
         then: impl FnOnce(Result<Value, Value>) -> T,
     ) -> Option<T> {
         let env = self.env();
-        if self.face.realm().is_ended() {
+        if self.realm.is_ended() {
             return None;
         }
         let scope = env.open_scope();
         self.disturbances.set(self.disturbances.get() + 1);
         self.scripts.running.set(self.scripts.running.get() + 1);
         let ready = self.kept.object().and_then(|kept| arguments(env, kept).ok());
-        let answer = ready.and_then(|values| match self.face.call(env, function, &values) {
+        let answer = ready.and_then(|values| match self.realm.call(env, function, &values) {
             Ok(value) => Some(then(Ok(value))),
             Err(exception) => exception.map(|exception| then(Err(exception))),
         });
@@ -171,7 +171,7 @@ impl Core {
     #[cold]
     pub fn tell(&self, failure: Failure) {
         self.notify(Called::Failure, |env, kept| {
-            let error = failure.error(env, |arguments| self.face.call(env, Called::MakeError, arguments));
+            let error = failure.error(env, |arguments| self.realm.call(env, Called::MakeError, arguments));
             error
                 .or_else(|exception| exception.ok_or_else(|| Failure::of_status(napi_sys::Status::napi_cannot_run_js)))
                 .map(|error| [kept, error])
@@ -198,6 +198,7 @@ impl Core {
                 .get(kept::GARBAGE)
                 .and_then(|garbage| env.define_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?));
             if given.is_err() {
+                env.clear_exception();
                 // Where JavaScript cannot run any more, nobody can ask for it, nor is told.
                 let message =
                     "expected gc.garbage to be an array that can grow; the object and its reference are in nobody's hands";
@@ -210,7 +211,7 @@ impl Core {
     /// Whether the execution is being terminated, for calls that take long. Node-API has no way to ask, so a function that does nothing is
     /// called.
     pub fn is_interrupted(&self) -> bool {
-        if self.face.realm().is_ended() {
+        if self.realm.is_ended() {
             return true;
         }
         let now = Instant::now();
@@ -221,7 +222,7 @@ impl Core {
         let scope = env.open_scope();
         // Without a handle nobody calls.
         let looks = self.kept.object().is_some();
-        let ended = looks && self.while_busy(|| matches!(self.face.call(env, Called::Look, &[]), Err(None)));
+        let ended = looks && self.while_busy(|| matches!(self.realm.call(env, Called::Look, &[]), Err(None)));
         env.close_scope(scope);
         self.scripts.looked.set((!ended).then_some(now));
         ended

@@ -121,7 +121,7 @@ impl Core {
             return env.own_bytes(length);
         }
         self.check_array(length)?;
-        let made = self.face.call(env, Called::MakeBytes, &[env.integer(length)?]);
+        let made = self.realm.call(env, Called::MakeBytes, &[env.integer(length)?]);
         let array = made.map_err(|cause| Failure::no_memory("no memory for a copy of the bytes").caused_by(cause))?;
         let bytes = env.typed_array(array).ok_or_else(|| Failure::new(code::INTERNAL, "expected a typed array"))?;
         Ok((array, bytes.data.cast()))
