@@ -7,6 +7,7 @@ mod incremental;
 pub(crate) mod list;
 mod phases;
 mod scan;
+mod verify;
 mod weakref;
 
 use alloc::vec::Vec;

@@ -11,7 +11,6 @@ mod fields;
 pub(crate) mod header;
 pub(crate) mod table;
 mod types;
-mod verify;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -150,7 +149,7 @@ pub struct ObjectHeap {
     patience: Patience,
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
-    heap: GuestHeap,
+    pub(crate) heap: GuestHeap,
     pub(crate) hooks: Box<dyn Hooks>,
     /// What is asked whether to give up.
     asked: Option<Pinned<Box<dyn Fn() -> bool>>>,
