@@ -28,6 +28,7 @@ use core::cell::{Cell, OnceCell, RefCell};
 use core::fmt;
 use core::ptr::{self, NonNull};
 
+pub(crate) use own::Keeper;
 pub use own::{OwnAllocators, OwnError};
 use router::{Layer, Target};
 use spans::{SpanId, Spans};
@@ -278,15 +279,17 @@ impl Guests {
     /// Asks a guest. Should it unwind, the heap is closed for good.
     fn ask<T>(&self, verb: Verb, call: impl FnOnce(&OwnAllocators<'_>) -> Result<T, Threw>) -> Result<T, GuestFault> {
         let fault = |kind| GuestFault { verb, kind, answer: None, address: None };
-        if self.nested.get() >= NESTED_MAX {
+        let nested = self.nested.get();
+        if nested >= NESTED_MAX {
             return Err(fault(GuestFaultKind::TooDeep));
         }
-        self.nested.set(self.nested.get() + 1);
+        self.nested.set(nested + 1);
         let before = self.heap().mode().replace(Mode::Asking);
-        let closes = Closes(self);
-        let result = call(&OwnAllocators::new(self));
+        let closes = Closes(self, nested);
+        // While a guest is asked, blocks of domains are out of its reach.
+        let result = call(&OwnAllocators::new(self, None));
         core::mem::forget(closes);
-        self.nested.set(self.nested.get() - 1);
+        self.nested.set(nested);
         if self.heap().mode().get() == Mode::Asking {
             self.heap().mode().set(before);
         }
@@ -439,12 +442,11 @@ impl Guests {
 }
 
 /// Closes a heap for good when it is dropped: a guest has unwound.
-struct Closes<'guests>(&'guests Guests);
+struct Closes<'guests>(&'guests Guests, u32);
 
 impl Drop for Closes<'_> {
     fn drop(&mut self) {
-        self.0.nested.set(0);
-        self.0.moving.borrow_mut().clear();
+        self.0.nested.set(self.1);
         self.0.heap().close();
     }
 }
@@ -483,6 +485,13 @@ impl Drop for Closes<'_> {
 /// heap.free(Domain::Obj, block)?;
 /// assert_eq!(counting.1.get(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// An address becomes a block only if the heap knows it for a grant:
+///
+/// ```compile_fail,E0624
+/// # let heap = obmalloc::GuestHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.adopt(obmalloc::Domain::Raw, 0x1000);
 /// ```
 pub struct GuestHeap {
     // Before the guests: the heap's own functions may point to them until it is gone.
@@ -592,7 +601,15 @@ impl GuestHeap {
     /// # Errors
     /// When there is no memory for what that takes.
     pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
-        Ok(OwnAllocators::new(self.guests()?))
+        Ok(OwnAllocators::new(self.guests()?, None))
+    }
+
+    /// The same, for a heap in which some blocks are nobody else's.
+    pub(crate) fn own_allocators_beside<'heap>(
+        &'heap self,
+        keeper: &'heap dyn Keeper,
+    ) -> Result<OwnAllocators<'heap>, HeapError> {
+        Ok(OwnAllocators::new(self.guests()?, Some(keeper)))
     }
 
     /// `PyObject_SetArenaAllocator`: from now on arenas come from a guest, or from the heap's own arena allocator again.

@@ -43,7 +43,16 @@ impl core::error::Error for OwnError {}
 
 /// The heap's own allocators, to be called directly, also by a guest while it is asked.
 #[derive(Clone, Copy)]
-pub struct OwnAllocators<'heap>(&'heap Guests);
+pub struct OwnAllocators<'heap> {
+    guests: &'heap Guests,
+    keeper: Option<&'heap dyn Keeper>,
+}
+
+/// What has blocks of the domains that are nobody else's to give back: a heap's objects.
+pub(crate) trait Keeper {
+    /// Refuses the address of such a block.
+    fn refuse(&self, domain: Domain, address: usize) -> Result<(), Fault>;
+}
 
 /// What an address is to one of the heap's own allocators.
 enum Held {
@@ -54,19 +63,19 @@ enum Held {
 }
 
 impl<'heap> OwnAllocators<'heap> {
-    pub(super) fn new(guests: &'heap Guests) -> Self {
-        Self(guests)
+    pub(super) fn new(guests: &'heap Guests, keeper: Option<&'heap dyn Keeper>) -> Self {
+        Self { guests, keeper }
     }
 
     pub(super) fn guests(&self) -> &'heap Guests {
-        self.0
+        self.guests
     }
 
     /// One of the heap's own allocators. While the heap is taken down, that is one for raw memory, which needs no arena.
     fn allocator(&self, id: AllocatorId) -> Result<(u32, Allocator), OwnError> {
         let AllocatorId::Own(number) = id else { return Err(OwnError::Unknown) };
-        let allocator = self.0.own_allocator(number).ok_or(OwnError::Unknown)?;
-        if self.0.heap().is_closed() || (self.0.leaving.get() && !self.is_raw(id)) {
+        let allocator = self.guests.own_allocator(number).ok_or(OwnError::Unknown)?;
+        if self.guests.heap().is_closed() || (self.guests.leaving.get() && !self.is_raw(id)) {
             return Err(OwnError::Fault(Fault::new(FaultKind::HeapClosed, 0, Domain::Raw)));
         }
         Ok((number, allocator))
@@ -74,9 +83,9 @@ impl<'heap> OwnAllocators<'heap> {
 
     /// Whether an allocator is the heap's own for raw memory, perhaps with debug hooks around it, which needs no arena.
     pub fn is_raw(&self, id: AllocatorId) -> bool {
-        let (heap, raw) = (self.0.heap(), self.0.heap().own(Domain::Raw));
+        let (heap, raw) = (self.guests.heap(), self.guests.heap().own(Domain::Raw));
         let AllocatorId::Own(number) = id else { return false };
-        self.0
+        self.guests
             .own_allocator(number)
             .is_some_and(|allocator| allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw)))
     }
@@ -120,7 +129,7 @@ impl<'heap> OwnAllocators<'heap> {
         size: usize,
         request: impl FnOnce() -> *mut c_void,
     ) -> Result<Option<usize>, OwnError> {
-        let guests = self.0;
+        let guests = self.guests;
         if size > PY_SSIZE_T_MAX || !guests.spans.borrow_mut().reserve(1) {
             return Ok(None);
         }
@@ -154,14 +163,17 @@ impl<'heap> OwnAllocators<'heap> {
     /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is.
     pub fn realloc(&self, id: AllocatorId, address: Option<usize>, size: usize) -> Result<Option<usize>, OwnError> {
         let (number, own) = self.allocator(id)?;
-        let guests = self.0;
+        let guests = self.guests;
         let Some(address) = address else {
             // SAFETY: as for `malloc`.
             return self.give(number, own, size, || unsafe { (own.realloc)(own.ctx, ptr::null_mut(), size) });
         };
         let grant = match self.held(number, own, address)? {
             Held::Grant(grant) => grant,
-            Held::Block(domain) => return self.realloc_block(domain, address, size),
+            Held::Block(domain) => {
+                self.refuse_kept(domain, address)?;
+                return self.realloc_block(domain, address, size);
+            }
         };
         if size > PY_SSIZE_T_MAX {
             return Ok(None);
@@ -212,11 +224,14 @@ impl<'heap> OwnAllocators<'heap> {
     /// failed, the grant is given back all the same.
     pub fn free(&self, id: AllocatorId, address: Option<usize>) -> Result<(), OwnError> {
         let (number, own) = self.allocator(id)?;
-        let guests = self.0;
+        let guests = self.guests;
         let Some(address) = address else { return Ok(()) };
         let grant = match self.held(number, own, address)? {
             Held::Grant(grant) => grant,
-            Held::Block(domain) => return self.free_block(domain, address),
+            Held::Block(domain) => {
+                self.refuse_kept(domain, address)?;
+                return self.free_block(domain, address);
+            }
         };
         if let Some(index) = guests.moving_in(grant) {
             guests.moving.borrow_mut()[index].given_back = true;
@@ -227,13 +242,13 @@ impl<'heap> OwnAllocators<'heap> {
 
     /// Bytes of a grant in which nothing lies, whichever allocator gave it.
     pub fn grant_size(&self, address: usize) -> Option<usize> {
-        let spans = self.0.spans.borrow();
+        let spans = self.guests.spans.borrow();
         let id = spans.at(address)?;
         matches!(spans.get(id).kind, Kind::Grant(_)).then(|| spans.get(id).size).filter(|_| spans.is_empty(id))
     }
 
     fn held(&self, number: u32, own: Allocator, address: usize) -> Result<Held, OwnError> {
-        let guests = self.0;
+        let guests = self.guests;
         if let Some(grant) = guests.grant_at(number, address) {
             if let Some(index) = guests.moving_in(grant) {
                 if guests.moving.borrow()[index].given_back {
@@ -262,15 +277,19 @@ impl<'heap> OwnAllocators<'heap> {
         Err(OwnError::Fault(fault))
     }
 
+    fn refuse_kept(&self, domain: Domain, address: usize) -> Result<(), OwnError> {
+        self.keeper.map_or(Ok(()), |keeper| keeper.refuse(domain, address).map_err(OwnError::Fault))
+    }
+
     fn free_block(&self, domain: Domain, address: usize) -> Result<(), OwnError> {
-        self.0.as_heap(|heap| heap.free(domain, address)).map_err(OwnError::Fault)?;
-        self.0.take_failure().map_or(Ok(()), |fault| Err(OwnError::Guest(fault)))
+        self.guests.as_heap(|heap| heap.free(domain, address)).map_err(OwnError::Fault)?;
+        self.guests.take_failure().map_or(Ok(()), |fault| Err(OwnError::Guest(fault)))
     }
 
     fn realloc_block(&self, domain: Domain, address: usize, size: usize) -> Result<Option<usize>, OwnError> {
-        let block = self.0.as_heap(|heap| heap.realloc(domain, Some(address), size)).map_err(OwnError::Fault)?;
+        let block = self.guests.as_heap(|heap| heap.realloc(domain, Some(address), size)).map_err(OwnError::Fault)?;
         let block = block.map(|block| block.as_ptr().expose_provenance());
-        match self.0.take_failure() {
+        match self.guests.take_failure() {
             Some(fault) => Err(OwnError::Guest(GuestFault { address: block.or(fault.address), ..fault })),
             None => Ok(block),
         }
