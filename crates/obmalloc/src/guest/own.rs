@@ -43,7 +43,19 @@ impl core::error::Error for OwnError {}
 
 /// The heap's own allocators, to be called directly, also by a guest while it is asked.
 #[derive(Clone, Copy)]
-pub struct OwnAllocators<'heap>(&'heap Guests);
+pub struct OwnAllocators<'heap> {
+    guests: &'heap Guests,
+    blocks: Option<&'heap dyn Refuses>,
+}
+
+/// What does not let every block of a domain be given back.
+pub(crate) trait Refuses {
+    /// Whether a block may be freed and resized.
+    ///
+    /// # Errors
+    /// Why it may not.
+    fn may_change(&self, domain: Domain, address: usize) -> Result<(), Fault>;
+}
 
 /// What an address is to one of the heap's own allocators.
 enum Held {
@@ -55,18 +67,23 @@ enum Held {
 
 impl<'heap> OwnAllocators<'heap> {
     pub(super) fn new(guests: &'heap Guests) -> Self {
-        Self(guests)
+        Self { guests, blocks: None }
+    }
+
+    /// Asks before it gives back or resizes a block of a domain.
+    pub(crate) fn asking(self, blocks: &'heap dyn Refuses) -> Self {
+        Self { blocks: Some(blocks), ..self }
     }
 
     pub(super) fn guests(&self) -> &'heap Guests {
-        self.0
+        self.guests
     }
 
     /// One of the heap's own allocators. While the heap is taken down, that is one for raw memory, which needs no arena.
     fn allocator(&self, id: AllocatorId) -> Result<(u32, Allocator), OwnError> {
         let AllocatorId::Own(number) = id else { return Err(OwnError::Unknown) };
-        let allocator = self.0.own_allocator(number).ok_or(OwnError::Unknown)?;
-        if self.0.heap().is_closed() || (self.0.leaving.get() && !self.is_raw(id)) {
+        let allocator = self.guests.own_allocator(number).ok_or(OwnError::Unknown)?;
+        if self.guests.heap().is_closed() || (self.guests.leaving.get() && !self.is_raw(id)) {
             return Err(OwnError::Fault(Fault::new(FaultKind::HeapClosed, 0, Domain::Raw)));
         }
         Ok((number, allocator))
@@ -74,9 +91,9 @@ impl<'heap> OwnAllocators<'heap> {
 
     /// Whether an allocator is the heap's own for raw memory, perhaps with debug hooks around it, which needs no arena.
     pub fn is_raw(&self, id: AllocatorId) -> bool {
-        let (heap, raw) = (self.0.heap(), self.0.heap().own(Domain::Raw));
+        let (heap, raw) = (self.guests.heap(), self.guests.heap().own(Domain::Raw));
         let AllocatorId::Own(number) = id else { return false };
-        self.0
+        self.guests
             .own_allocator(number)
             .is_some_and(|allocator| allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw)))
     }
@@ -120,7 +137,7 @@ impl<'heap> OwnAllocators<'heap> {
         size: usize,
         request: impl FnOnce() -> *mut c_void,
     ) -> Result<Option<usize>, OwnError> {
-        let guests = self.0;
+        let guests = self.guests;
         if size > PY_SSIZE_T_MAX || !guests.spans.borrow_mut().reserve(1) {
             return Ok(None);
         }
@@ -154,7 +171,7 @@ impl<'heap> OwnAllocators<'heap> {
     /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is.
     pub fn realloc(&self, id: AllocatorId, address: Option<usize>, size: usize) -> Result<Option<usize>, OwnError> {
         let (number, own) = self.allocator(id)?;
-        let guests = self.0;
+        let guests = self.guests;
         let Some(address) = address else {
             // SAFETY: as for `malloc`.
             return self.give(number, own, size, || unsafe { (own.realloc)(own.ctx, ptr::null_mut(), size) });
@@ -193,9 +210,13 @@ impl<'heap> OwnAllocators<'heap> {
         let mut spans = guests.spans.borrow_mut();
         spans.attach(grant, at, now);
         if let (Some(index), Some(piece)) = (moving, piece) {
-            let moving = &mut guests.moving.borrow_mut()[index];
-            spans.attach(piece, at + offset, if moved.is_null() { piece_was } else { moving.wanted });
-            moving.done |= !moved.is_null();
+            // A guest below that has unwound has closed the heap, and nothing moves any more.
+            let mut moving = guests.moving.borrow_mut();
+            let now = moving.get_mut(index).filter(|_| !moved.is_null()).map(|moving| {
+                moving.done = true;
+                moving.wanted
+            });
+            spans.attach(piece, at + offset, now.unwrap_or(piece_was));
         }
         match error {
             Some(OwnError::Guest(fault)) => Err(OwnError::Guest(GuestFault { address: Some(at), ..fault })),
@@ -212,7 +233,7 @@ impl<'heap> OwnAllocators<'heap> {
     /// failed, the grant is given back all the same.
     pub fn free(&self, id: AllocatorId, address: Option<usize>) -> Result<(), OwnError> {
         let (number, own) = self.allocator(id)?;
-        let guests = self.0;
+        let guests = self.guests;
         let Some(address) = address else { return Ok(()) };
         let grant = match self.held(number, own, address)? {
             Held::Grant(grant) => grant,
@@ -227,13 +248,13 @@ impl<'heap> OwnAllocators<'heap> {
 
     /// Bytes of a grant in which nothing lies, whichever allocator gave it.
     pub fn grant_size(&self, address: usize) -> Option<usize> {
-        let spans = self.0.spans.borrow();
+        let spans = self.guests.spans.borrow();
         let id = spans.at(address)?;
         matches!(spans.get(id).kind, Kind::Grant(_)).then(|| spans.get(id).size).filter(|_| spans.is_empty(id))
     }
 
     fn held(&self, number: u32, own: Allocator, address: usize) -> Result<Held, OwnError> {
-        let guests = self.0;
+        let guests = self.guests;
         if let Some(grant) = guests.grant_at(number, address) {
             if let Some(index) = guests.moving_in(grant) {
                 if guests.moving.borrow()[index].given_back {
@@ -253,6 +274,7 @@ impl<'heap> OwnAllocators<'heap> {
         for domain in Domain::ALL.into_iter().filter(|&domain| domains[domain as usize]) {
             match guests.heap().check(domain, address, Purpose::Free) {
                 Ok(()) if guests.nested.get() == 0 && guests.present(domain) == Some(AllocatorId::Own(number)) => {
+                    self.blocks.map_or(Ok(()), |blocks| blocks.may_change(domain, address)).map_err(OwnError::Fault)?;
                     return Ok(Held::Block(domain));
                 }
                 Ok(()) => return Err(OwnError::BlockOf(domain, address)),
@@ -263,14 +285,14 @@ impl<'heap> OwnAllocators<'heap> {
     }
 
     fn free_block(&self, domain: Domain, address: usize) -> Result<(), OwnError> {
-        self.0.as_heap(|heap| heap.free(domain, address)).map_err(OwnError::Fault)?;
-        self.0.take_failure().map_or(Ok(()), |fault| Err(OwnError::Guest(fault)))
+        self.guests.as_heap(|heap| heap.free(domain, address)).map_err(OwnError::Fault)?;
+        self.guests.take_failure().map_or(Ok(()), |fault| Err(OwnError::Guest(fault)))
     }
 
     fn realloc_block(&self, domain: Domain, address: usize, size: usize) -> Result<Option<usize>, OwnError> {
-        let block = self.0.as_heap(|heap| heap.realloc(domain, Some(address), size)).map_err(OwnError::Fault)?;
+        let block = self.guests.as_heap(|heap| heap.realloc(domain, Some(address), size)).map_err(OwnError::Fault)?;
         let block = block.map(|block| block.as_ptr().expose_provenance());
-        match self.0.take_failure() {
+        match self.guests.take_failure() {
             Some(fault) => Err(OwnError::Guest(GuestFault { address: block.or(fault.address), ..fault })),
             None => Ok(block),
         }

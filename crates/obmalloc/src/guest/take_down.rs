@@ -20,9 +20,12 @@ pub struct TakeDown {
     arenas: Option<Vec<ArenaInfo>>,
 }
 
+/// What else has memory that is to go back in pieces: itself, and the part of that memory that has been in use, address and bytes.
+type Kept = (Box<dyn Any>, (NonNull<u8>, usize));
+
 impl TakeDown {
-    /// Of a heap, and what else has memory that is to go back in pieces: the part of it that has been in use, address and bytes.
-    pub(crate) fn new(heap: GuestHeap, kept: Option<(Box<dyn Any>, (NonNull<u8>, usize))>) -> Self {
+    /// Of a heap, and what belongs to it.
+    pub(crate) fn new(heap: GuestHeap, kept: Option<Kept>) -> Self {
         let mut pieces = heap.heap.pieces();
         let kept = kept.map(|(kept, (address, size))| {
             pieces.add_table(address, size);

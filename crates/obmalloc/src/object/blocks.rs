@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::{ObjectHeap, object_fault, table};
 use crate::allocator::ArenaAllocator;
 use crate::domain::{Domain, Fault, FaultKind};
-use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, OwnAllocators, SetError};
+use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, OwnAllocators, Refuses, SetError};
 use crate::heap::HeapError;
 use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
@@ -105,6 +105,13 @@ impl Blocks<'_> {
     }
 }
 
+/// An allocator that is called directly gives back no object's memory either.
+impl Refuses for ObjectHeap {
+    fn may_change(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        self.blocks().refuse_object(domain, address)
+    }
+}
+
 /// What a heap with objects is as a heap of blocks.
 impl ObjectHeap {
     /// The domains: blocks, but no object's.
@@ -192,7 +199,7 @@ impl ObjectHeap {
 
     /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
     pub fn empty_quarantine(&self) -> bool {
-        self.heap.checked().empty_quarantine()
+        self.heap.empty_quarantine()
     }
 
     /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
@@ -245,7 +252,7 @@ impl ObjectHeap {
     /// # Errors
     /// When there is no memory for what that takes.
     pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
-        self.heap.own_allocators()
+        Ok(self.heap.own_allocators()?.asking(self))
     }
 
     /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).
