@@ -283,6 +283,15 @@ impl Ledger {
         self.quick_len = 0;
     }
 
+    /// As [`insert`](Self::insert), for a block that one of the heap's own allocators gave, perhaps where a part is laid up.
+    pub fn insert_whole(&mut self, address: usize, size: usize, domain: Domain) -> bool {
+        let entered = self.insert(address, size, domain);
+        if entered && self.parts.remove(&address).is_some() {
+            self.take_long_way(self.long);
+        }
+        entered
+    }
+
     /// Forgets the sizes of those blocks that are pymalloc's after all.
     pub fn settle_parts(&mut self, is_block: impl Fn(usize) -> bool) {
         self.parts.retain(|&address, _| !is_block(address));

@@ -36,7 +36,9 @@ impl Arenas {
 
 impl Guests {
     pub(super) fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) {
-        let is_own = guest.is_none() && !self.spans.borrow().iter().any(|(_, span)| span.kind == Kind::Arena);
+        // What a guest is being asked for may become an arena.
+        let is_own =
+            guest.is_none() && self.nested.get() == 0 && !self.spans.borrow().iter().any(|(_, span)| span.kind == Kind::Arena);
         self.arenas.source.replace(guest.map_or(Source::Own, Source::Guest));
         let ctx = ptr::from_ref(self).cast_mut().cast();
         let allocator =

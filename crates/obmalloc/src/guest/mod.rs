@@ -254,13 +254,13 @@ impl Guests {
 
     /// Notes why the present call is to fail, and lets it have no memory from elsewhere.
     fn fail(&self, fault: GuestFault) {
-        self.heap().account().set_refusing(true);
+        self.heap().account().set_failing(true);
         self.failure.set(self.failure.take().or(Some(fault)));
     }
 
     fn take_failure(&self) -> Option<GuestFault> {
         let failure = self.failure.take()?;
-        self.heap().account().set_refusing(false);
+        self.heap().account().set_failing(false);
         Some(failure)
     }
 
@@ -354,7 +354,9 @@ impl Guests {
     fn put_back(&self, domain: Domain, number: u32) -> bool {
         let Some(allocator) = self.own_allocator(number) else { return false };
         self.take_back_whole_blocks(domain, number);
-        let takes_all = self.pieces[domain as usize].get() == 0 && self.heap().takes_back(domain, &allocator);
+        // What a guest is being asked for may become a piece.
+        let is_free_of_pieces = self.nested.get() == 0 && self.pieces[domain as usize].get() == 0;
+        let takes_all = is_free_of_pieces && self.heap().takes_back(domain, &allocator);
         let allocator = if takes_all { Some(allocator) } else { self.layer(domain, Target::Router(number)) };
         let Some(allocator) = allocator else { return false };
         // SAFETY: an allocator of the heap's own that takes back all of the domain's blocks, or a router, which finds out which one does.
@@ -573,7 +575,7 @@ impl GuestHeap {
             return Err(SetError::Unknown);
         }
         // Quarantined blocks are the present one's.
-        if !self.heap.empty_quarantine() {
+        if !self.empty_quarantine() {
             return Err(SetError::Undone(Undone::GivenUp));
         }
         match allocator {
@@ -753,6 +755,13 @@ impl GuestHeap {
         unsafe { self.heap.free_unchecked_or(domain, address, || self.has_guests() && self.settle()) };
     }
 
+    /// As [`CheckedHeap::empty_quarantine`].
+    pub fn empty_quarantine(&self) -> bool {
+        let is_empty = self.heap.empty_quarantine();
+        self.settle();
+        is_empty
+    }
+
     /// In C a block is the allocator's, whether that was called directly or through the domain: a grant of the allocator that is in becomes a
     /// block of the domain.
     fn adopt(&self, domain: Domain, address: usize) -> bool {
@@ -764,7 +773,7 @@ impl GuestHeap {
         let Some(grant) = guests.grant_at(number, address) else { return false };
         let mut spans = guests.spans.borrow_mut();
         let size = spans.get(grant).size;
-        if !spans.is_empty(grant) || !guests.heap().ledger().insert(address, size, domain) {
+        if !spans.is_empty(grant) || !guests.heap().ledger().insert_whole(address, size, domain) {
             return false;
         }
         spans.remove(grant);
@@ -782,7 +791,7 @@ impl GuestHeap {
             return Ok(());
         }
         let guests = self.guests().map_err(|_| Undone::NoMemory)?;
-        if !self.heap.empty_quarantine() {
+        if !self.empty_quarantine() {
             return Err(Undone::GivenUp);
         }
         for (domain, left) in Domain::ALL.into_iter().zip(self.heap.take_nomemory()) {

@@ -40,8 +40,9 @@ impl Layer {
         match self.target {
             Target::Router(number) => guests.own_allocator(number).map_or(ptr::null_mut(), own),
             Target::Guest(number) => {
+                let way = Way { domain: self.domain, guest: number, before: guests.heap().allocator(self.domain) };
                 let asked = guests.ask_guest(number, verb, ask);
-                guests.end(asked.and_then(|answer| guests.claim((self.domain, number), verb, answer, size, None)))
+                guests.end(asked.and_then(|answer| guests.claim(way, verb, answer, size, None)))
             }
         }
     }
@@ -63,8 +64,19 @@ impl Layer {
             Target::Router(number) => self.guests().own_allocator(number),
             Target::Guest(_) => None,
         };
-        heap.giver(self.domain, address, expected.unwrap_or(heap.own(self.domain)))
+        let expected = expected.unwrap_or(heap.own(self.domain));
+        // What pymalloc has from a guest of the raw domain is no hook's block, though a hook may have given the memory to that guest.
+        if self.guests().passed_on(address).is_some() { expected } else { heap.giver(self.domain, address, expected) }
     }
+}
+
+/// The way by which a request has come to a guest.
+#[derive(Clone, Copy)]
+struct Way {
+    domain: Domain,
+    guest: u32,
+    /// What was in the domain then.
+    before: Allocator,
 }
 
 /// How a guest is asked.
@@ -90,7 +102,7 @@ impl Guests {
     /// Makes sure that what a guest gave can be a block of the domain (rule 2), perhaps instead of another, and enters it.
     fn claim(
         &self,
-        (domain, guest): (Domain, u32),
+        Way { domain, guest, before }: Way,
         verb: Verb,
         answer: Option<usize>,
         size: usize,
@@ -107,6 +119,9 @@ impl Guests {
         let is_pymallocs = address.wrapping_sub(region) < len || heap.pymalloc().locate(address) != Location::Outside;
         if domain == Domain::Raw && is_pymallocs {
             return refuse(GuestFaultKind::InArena);
+        }
+        if heap.confuses_hook(domain, address, before) {
+            return refuse(GuestFaultKind::Occupied);
         }
         let mut spans = self.spans.borrow_mut();
         if !spans.reserve(1) {
@@ -150,14 +165,18 @@ impl Guests {
         }
     }
 
+    /// Bytes of a block that pymalloc has from a guest of the raw domain: as many as that guest was asked for.
+    fn passed_on(&self, address: usize) -> Option<usize> {
+        let spans = self.spans.borrow();
+        let span = spans.get(spans.at(address)?);
+        matches!(span.kind, Kind::Piece(..)).then_some(span.size)
+    }
+
     /// Makes a grant of a block that one of the heap's own allocators gave to a domain; `None` when there is no memory for it.
     fn grant_block(&self, layer: &Layer, address: usize) -> Option<SpanId> {
         let number = self.number_of(layer.own(address), layer.domain)?;
+        let size = self.passed_on(address).or_else(|| self.heap().size_given(address))?;
         let mut spans = self.spans.borrow_mut();
-        // What pymalloc has from a guest of the raw domain is as long as that guest was asked for.
-        let passed_on = spans.at(address).map(|id| *spans.get(id)).filter(|span| matches!(span.kind, Kind::Piece(..)));
-        let hooked = self.heap().hooks().and_then(|hooks| hooks.size_of(address));
-        let size = hooked.or(passed_on.map(|span| span.size)).or_else(|| self.heap().size_given(address))?;
         spans.reserve(2).then(|| spans.insert(address, size, Kind::Grant(number)))
     }
 
@@ -206,6 +225,7 @@ impl Guests {
         };
         let index = self.moving.borrow().len();
         self.moving.borrow_mut().push(Moving { piece, grant, wanted: size, done: false, given_back: false });
+        let way = Way { domain: layer.domain, guest: number, before: self.heap().allocator(layer.domain) };
         let asked = self.ask_guest(number, Verb::Realloc, &|guest, own| guest.realloc(own, Some(address), size));
         let moved = self.moving.borrow()[index];
         // Behind it are those that guests were resizing when they unwound.
@@ -222,7 +242,7 @@ impl Guests {
         }
         // As long as it has not moved, its grant is as it was.
         self.moving.borrow_mut().push(moved);
-        let claimed = asked.and_then(|answer| self.claim((layer.domain, number), Verb::Realloc, answer, size, Some(piece)));
+        let claimed = asked.and_then(|answer| self.claim(way, Verb::Realloc, answer, size, Some(piece)));
         self.moving.borrow_mut().pop();
         if let Ok(Some(at)) = claimed {
             if moved.given_back && self.spans.borrow().is_empty(grant) {

@@ -170,7 +170,12 @@ impl<K: Copy> Spans<K> {
         let around = self.innermost(address).ok_or(Taken::Nothing)?;
         let end = address.checked_add(size.max(1)).ok_or(Taken::Nothing)?;
         if end > self.get(around).end() {
-            return Err(Taken::Nothing);
+            // Where another one is around them all, this one lies in some of them.
+            let mut outer = self.around(around);
+            while let Some(id) = outer.filter(|&id| self.get(id).end() < end) {
+                outer = self.around(id);
+            }
+            return Err(outer.map_or(Taken::Nothing, |_| Taken::Occupied));
         }
         if self.first_behind(address).is_some_and(|next| next < end) { Err(Taken::Occupied) } else { Ok(around) }
     }

@@ -27,6 +27,8 @@ struct Held {
     limit: usize,
     /// While set, there is no more memory, as if the system had none.
     refusing: bool,
+    /// The same, because the present call is to fail.
+    failing: bool,
     raw: Allocator,
     arena: ArenaAllocator,
     /// As the heap's.
@@ -41,7 +43,7 @@ impl Account {
     /// An account over the C library's allocator and an arena allocator.
     pub fn new(limit: usize, raw: Allocator, arena: ArenaAllocator) -> Self {
         let (interrupt, late) = (Interrupt::NEVER, ptr::null_mut());
-        Self(UnsafeCell::new(Held { held: 0, limit, refusing: false, raw, arena, interrupt, roots: None, late }))
+        Self(UnsafeCell::new(Held { held: 0, limit, refusing: false, failing: false, raw, arena, interrupt, roots: None, late }))
     }
 
     /// The raw allocator of a heap with this account, as long as that stays where it is.
@@ -82,12 +84,17 @@ impl Account {
 
     /// Whether there is to be no more memory.
     pub fn is_refusing(&self) -> bool {
-        self.fields().refusing
+        self.fields().refusing || self.fields().failing
     }
 
     /// While set, there is no more memory.
     pub fn set_refusing(&self, refusing: bool) {
         self.fields().refusing = refusing;
+    }
+
+    /// While set, the present call is to fail, and gets no more memory.
+    pub fn set_failing(&self, failing: bool) {
+        self.fields().failing = failing;
     }
 
     /// Is asked while large blocks are given back.
@@ -215,7 +222,7 @@ impl Account {
 impl Held {
     /// Whether `more` bytes may still be held.
     fn has_room(&self, more: usize) -> bool {
-        !self.refusing && self.held.checked_add(more).is_some_and(|sum| sum <= self.limit)
+        !self.refusing && !self.failing && self.held.checked_add(more).is_some_and(|sum| sum <= self.limit)
     }
 
     fn subtract(&mut self, bytes: usize) {

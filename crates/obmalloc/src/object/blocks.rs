@@ -198,7 +198,7 @@ impl ObjectHeap {
 
     /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
     pub fn empty_quarantine(&self) -> bool {
-        self.heap.checked().empty_quarantine()
+        self.heap.empty_quarantine()
     }
 
     /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).

@@ -156,7 +156,23 @@ impl Pymalloc {
                     return None;
                 }
             }
+            // An allocator that is asked now may give an arena back, whose object is unused then.
             let index = (*this).unused_arena_objects;
+            (*this).unused_arena_objects = (&(*this).arenas)[index as usize].nextarena;
+            let base = Self::request_arena_for(this, index);
+            if base.is_none() {
+                let unused = (*this).unused_arena_objects;
+                (&mut (*this).arenas)[index as usize].nextarena = unused;
+                (*this).unused_arena_objects = index;
+            }
+            Some((index, base?))
+        }
+    }
+
+    /// The arena itself, for an object that is in no list, and its entry in the map.
+    unsafe fn request_arena_for(this: *mut Self, index: u32) -> Option<usize> {
+        // SAFETY: as in `new_arena`.
+        unsafe {
             let (size, arena_allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);
             let arena = (arena_allocator.alloc)(arena_allocator.ctx, size);
             if arena.is_null() {
@@ -169,7 +185,7 @@ impl Pymalloc {
                 (arena_allocator.free)(arena_allocator.ctx, arena, size);
                 return None;
             }
-            Some((index, base))
+            Some(base)
         }
     }
 
@@ -224,23 +240,29 @@ impl Pymalloc {
 
     fn add_arena(&mut self, index: u32, address: usize) {
         let geometry = self.geometry;
-        let arena = &mut self.arenas[index as usize];
-        self.unused_arena_objects = arena.nextarena;
         let excess = address & (geometry.pool_size - 1);
         let pools = geometry.pools_per_arena() - usize::from(excess != 0);
         self.arena_serial += 1;
-        *arena = ArenaObject {
+        // No arena was usable, but one may have become so while others were asked. None has more free pools than this one.
+        let mut last = self.usable_arenas;
+        while last != NO_ARENA && self.arenas[last as usize].nextarena != NO_ARENA {
+            last = self.arenas[last as usize].nextarena;
+        }
+        self.arenas[index as usize] = ArenaObject {
             address,
             pool_address: address.next_multiple_of(geometry.pool_size),
             nfreepools: pools as u32,
             ntotalpools: pools as u32,
             freepools: ptr::null_mut(),
             nextarena: NO_ARENA,
-            prevarena: NO_ARENA,
+            prevarena: last,
             serial: self.arena_serial,
         };
+        match self.arenas.get_mut(last as usize) {
+            Some(before) => before.nextarena = index,
+            None => self.usable_arenas = index,
+        }
         self.forget_dead(address.next_multiple_of(geometry.pool_size), pools * geometry.pool_size);
-        self.usable_arenas = index;
         self.nfp2lasta[pools] = index;
         self.narenas_currently_allocated += 1;
         self.ntimes_arena_allocated += 1;

@@ -226,6 +226,15 @@ impl Checked {
         self.hooks().and_then(|hooks| hooks.giver(domain, address)).unwrap_or(expected)
     }
 
+    /// Whether a debug hook has given a block at an address, and would take another block of a domain there for its own: the hook that is
+    /// in, and was not when `before` was, or that of a domain whose requests pymalloc passes on to raw.
+    pub fn confuses_hook(&self, domain: Domain, address: usize, before: Allocator) -> bool {
+        let Some(hooks) = self.hooks() else { return false };
+        let is_new = |hook| hook == Domains::unwrapped(self.allocator(domain)) && hook != Domains::unwrapped(before);
+        let passed_on = || [Domain::Mem, Domain::Obj].into_iter().any(|domain| hooks.giver(domain, address).is_some());
+        hooks.giver(domain, address).is_some_and(is_new) || domain == Domain::Raw && passed_on()
+    }
+
     /// Bytes of a block that the heap's own allocators gave, as far as pymalloc, the hooks and the account know.
     pub fn size_given(&self, address: usize) -> Option<usize> {
         if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
@@ -428,6 +437,9 @@ impl CheckedHeap {
             None => return None,
         };
         let (inner, address) = (self.inner(), block.as_ptr().expose_provenance());
+        if inner.is_closed() {
+            return None;
+        }
         if inner.hooked.get() {
             inner.forget_dead(address);
         }
@@ -437,7 +449,7 @@ impl CheckedHeap {
                 ledger.insert_part(address, size, domain);
                 return Some(block);
             }
-        } else if ledger.insert(address, size, domain) {
+        } else if ledger.insert_whole(address, size, domain) {
             return Some(block);
         }
         // SAFETY: the block was given just now and nobody else knows it.
@@ -508,7 +520,7 @@ impl CheckedHeap {
         inner.ledger().lay_up(address);
         // SAFETY: the caller has checked that it was a live block of this domain.
         let block = unsafe { inner.realloc(domain, Some(address), size) };
-        let Some(block) = block else {
+        let Some(block) = block.filter(|_| !inner.is_closed()) else {
             inner.ledger().revive(address, domain);
             return None;
         };
@@ -525,7 +537,7 @@ impl CheckedHeap {
         if replaced {
             ledger.insert_part(moved, size, domain);
         } else {
-            ledger.insert(moved, size, domain);
+            ledger.insert_whole(moved, size, domain);
         }
         Some(block)
     }
@@ -620,7 +632,8 @@ impl CheckedHeap {
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         let inner = self.inner();
         inner.check(domain, address, Purpose::Use)?;
-        let known = inner.hooks().and_then(|hooks| hooks.size_of(address)).or_else(|| inner.ledger().size_of_part(address));
+        // A part may begin where the hooks have given the memory that it lies in.
+        let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(address));
         if let Some(size) = known {
             return Ok(size);
         }
