@@ -431,9 +431,13 @@ export class Memory {
     for (const block of this.blocks.slice()) this.look(block)
   }
 
-  /** All heaps have been closed. */
-  close(): void {
-    for (const block of this.blocks.splice(0)) this.#leave(block)
+  /** A heap has been closed. */
+  end(heap: Heap): void {
+    for (const block of this.blocks.filter((block) => block.heap === heap)) {
+      this.#remove(block)
+      this.#leave(block)
+    }
+    for (let left = this.gone.length - 1; left >= 0; left--) if (this.gone[left]!.heap === heap) this.gone.splice(left, 1)
     this.lookAtGhosts()
   }
 }
