@@ -215,7 +215,8 @@ export class Memory {
       array.fill(byte, from, to)
       bytes.fill(byte, from, Math.min(to, array.length))
     } else {
-      const others = this.blocks.flatMap((other) => (other.view && !other.busy ? [other.view] : []))
+      // Closing detaches the views of a heap before it asks scripts.
+      const others = this.blocks.flatMap((other) => (other.view && other.view.length > 0 && !other.busy ? [other.view] : []))
       const all = [...arrays, ...others, ...this.ghosts.map(({ arrays }) => arrays[0]!), Uint8Array.of(random(256), 1, 2, 3)]
       const source = all[random(all.length)]!
       const length = Math.min(source.length, to - from)
