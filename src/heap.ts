@@ -19,7 +19,7 @@ import { Collector } from './collector.js'
 import { Domain } from './domain.js'
 import { badArgument, isFunction } from './errors.js'
 import { checkFunction } from './functions.js'
-import { newKept, type Kept } from './kept.js'
+import { Kept } from './kept.js'
 import { native, newHandle, on, type Handle } from './native.js'
 import { freeze, slice } from './primordials.js'
 import { face } from './scripts.js'
@@ -70,7 +70,7 @@ function opened(options: HeapOptions): Opened {
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
-  const kept = newKept(face, onUnraisable)
+  const kept = new Kept(face, onUnraisable)
   const external = open(
     kept,
     longestArray,
@@ -99,7 +99,7 @@ export class Heap {
   readonly #kept: Kept
   readonly #pymalloc: boolean
   readonly #types: Types
-  readonly #allocators: Allocators
+  #allocators?: Allocators
   readonly #ownArenas: ArenaAllocator
   #arenaAllocator: ArenaAllocator
 
@@ -109,7 +109,6 @@ export class Heap {
     this.#kept = kept
     this.#pymalloc = pymalloc
     this.#types = kept.types = new Types(handle)
-    this.#allocators = kept.allocators = new Allocators(handle)
     this.#ownArenas = freeze({
       alloc: (size: number): Address | null => takeArena(size, on(handle)),
       free: (address: Address, size: number): void => giveArena(address, size, on(handle)),
@@ -125,11 +124,16 @@ export class Heap {
   }
 
   getAllocator(domain: DomainName): Allocator {
-    return this.#allocators.get(domain)
+    return this.#everyAllocator().get(domain)
   }
 
   setAllocator(domain: DomainName, allocator: Allocator): void {
-    this.#allocators.set(domain, allocator)
+    this.#everyAllocator().set(domain, allocator)
+  }
+
+  /** Made when it is first needed, because most heaps never need it. */
+  #everyAllocator(): Allocators {
+    return (this.#allocators ??= this.#kept.allocators = new Allocators(this.#handle))
   }
 
   setupDebugHooks(): void {

@@ -187,10 +187,15 @@ interface Entry {
 /** The types of a heap, by number. */
 export class Types {
   readonly #handle: Handle
-  readonly #entries = new NewMap<number, Entry>()
+  /** Made when it is first needed, because many heaps never need it. */
+  #made?: Map<number, Entry>
 
   constructor(handle: Handle) {
     this.#handle = handle
+  }
+
+  get #entries(): Map<number, Entry> {
+    return (this.#made ??= new NewMap<number, Entry>())
   }
 
   define(spec: TypeSpec): ObjectType {

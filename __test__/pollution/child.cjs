@@ -347,7 +347,8 @@ for (const object of intrinsics()) {
     const descriptor = getOwnPropertyDescriptor(object, key)
     if (!descriptor.configurable || (typeof object === 'function' && (key === 'name' || key === 'length'))) continue
     places++
-    const { run, end } = check(`${String_(object.name ?? object[Symbol.toStringTag])}'s ${String_(key)}`)
+    const called = getOwnPropertyDescriptor(object, 'name') ?? getOwnPropertyDescriptor(object, Symbol.toStringTag)
+    const { run, end } = check(`${String_(called?.value)}'s ${String_(key)}`)
     const receiver = 'value' in descriptor ? () => descriptor.value : descriptor.get
     const trap = {
       __proto__: null,

@@ -15,14 +15,14 @@ use crate::{args, view};
 /// Adds an object `name` with the functions of domain number `D`.
 pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
     let functions = Table { object: to.env.object()?, ..to };
-    method(functions, c"malloc", malloc::<D>)?;
-    method(functions, c"calloc", calloc::<D>)?;
-    method(functions, c"realloc", realloc::<D>)?;
-    method(functions, c"free", free::<D>)?;
-    method(functions, c"usableSize", usable_size::<D>)?;
-    method(functions, c"view", view::<D>)?;
-    method(functions, c"read", read::<D>)?;
-    method(functions, c"write", write::<D>)?;
+    method(functions, c"malloc", ["size"], "Address | null", malloc::<D>)?;
+    method(functions, c"calloc", ["count", "size"], "Address | null", calloc::<D>)?;
+    method(functions, c"realloc", ["address", "size"], "Address | null", realloc::<D>)?;
+    method(functions, c"free", ["address"], "void", free::<D>)?;
+    method(functions, c"usableSize", ["address"], "number", usable_size::<D>)?;
+    method(functions, c"view", ["address"], "Uint8Array", view::<D>)?;
+    method(functions, c"read", ["address", "offset", "length"], "Uint8Array", read::<D>)?;
+    method(functions, c"write", ["address", "bytes", "offset"], "void", write::<D>)?;
     to.env.freeze(functions.object)?;
     to.env.define(to.object, name, functions.object)
 }

@@ -273,17 +273,17 @@ impl ArenaGuest for ScriptArenas {
 
 /// Adds what a script needs of a heap's allocators.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"presentAllocator", present)?;
-    method(to, c"setNative", set_own)?;
-    method(to, c"setScript", set_script)?;
-    method(to, c"nativeMalloc", malloc)?;
-    method(to, c"nativeCalloc", calloc)?;
-    method(to, c"nativeRealloc", realloc)?;
-    method(to, c"nativeFree", free)?;
-    method(to, c"takeArena", take_arena)?;
-    method(to, c"giveArena", give_arena)?;
-    method(to, c"askScript", ask_script)?;
-    method(to, c"askOwn", ask_own)
+    method(to, c"presentAllocator", ["domain"], "number", present)?;
+    method(to, c"setNative", ["domain", "number"], "boolean", set_own)?;
+    method(to, c"setScript", ["domain", "script"], "void", set_script)?;
+    method(to, c"nativeMalloc", ["number", "size"], "Address | null", malloc)?;
+    method(to, c"nativeCalloc", ["number", "count", "size"], "Address | null", calloc)?;
+    method(to, c"nativeRealloc", ["number", "address", "size"], "Address | null", realloc)?;
+    method(to, c"nativeFree", ["number", "address"], "void", free)?;
+    method(to, c"takeArena", ["size"], "Address | null", take_arena)?;
+    method(to, c"giveArena", ["address", "size"], "void", give_arena)?;
+    method(to, c"askScript", [], "void", ask_script)?;
+    method(to, c"askOwn", [], "void", ask_own)
 }
 
 /// `(domain)`: the number of the allocator that is in. One of the heap's own has a number from 0 on, a script's one from -1 down.

@@ -492,16 +492,16 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     guests::methods(to)?;
     objects::methods(to)?;
     collector::methods(to)?;
-    method(to, c"run", batch::run)?;
-    method(to, c"geometry", geometry)?;
-    method(to, c"allocatedBlocks", allocated_blocks)?;
-    method(to, c"arenas", arenas)?;
-    method(to, c"debugMallocStats", debug_malloc_stats)?;
-    method(to, c"verify", verify)?;
-    method(to, c"setupDebugHooks", setup_debug_hooks)?;
-    method(to, c"setNomemory", set_nomemory)?;
-    method(to, c"removeNomemory", remove_nomemory)?;
-    method(to, c"close", close)
+    method(to, c"run", ["ops", "addresses"], "void", batch::run)?;
+    method(to, c"geometry", [], "Geometry", geometry)?;
+    method(to, c"allocatedBlocks", [], "number", allocated_blocks)?;
+    method(to, c"arenas", [], "ArenaInfo[]", arenas)?;
+    method(to, c"debugMallocStats", [], "string", debug_malloc_stats)?;
+    method(to, c"verify", [], "void", verify)?;
+    method(to, c"setupDebugHooks", [], "void", setup_debug_hooks)?;
+    method(to, c"setNomemory", ["start", "stop"], "void", set_nomemory)?;
+    method(to, c"removeNomemory", [], "void", remove_nomemory)?;
+    method(to, c"close", [], "void", close)
 }
 
 fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {

@@ -198,6 +198,7 @@ impl Core {
                 .get(kept::GARBAGE)
                 .and_then(|garbage| env.define_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?));
             if given.is_err() {
+                env.clear_exception();
                 // Where JavaScript cannot run any more, nobody can ask for it, nor is told.
                 let message =
                     "expected gc.garbage to be an array that can grow; the object and its reference are in nobody's hands";

@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 
 use crate::face::Realm;
 use crate::failure::Failure;
@@ -16,6 +17,8 @@ thread_local! {
     static ARMED: Cell<Option<&'static str>> = const { Cell::new(None) };
     /// Every name of a property that the binding has made, read, changed or deleted since the names were first asked for.
     static TOUCHED: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+    /// The functions of heaps, as TypeScript sees them, each on a line.
+    static DECLARED: RefCell<String> = const { RefCell::new(String::new()) };
     /// How many requests for memory are met, and how many are refused then.
     static REFUSED: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
 }
@@ -40,8 +43,19 @@ pub(crate) fn touched(name: impl ToString) {
     TOUCHED.with_borrow_mut(|touched| touched.as_mut().map(|touched| touched.insert(name.to_string())));
 }
 
+pub(crate) fn declared(name: &CStr, arguments: &[&'static str], result: &'static str) {
+    let arguments: String = arguments.iter().map(|argument| format!("{argument}: unknown, ")).collect();
+    let line = format!("readonly {}: ({arguments}heap: Handle) => {result}\n", name.to_string_lossy());
+    DECLARED.with_borrow_mut(|declared| {
+        if !declared.lines().any(|known| known == line.trim_end()) {
+            declared.push_str(&line);
+        }
+    });
+}
+
 pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"entryPoints", entry_points)?;
+    export(to, c"declarations", declarations)?;
     export(to, c"panicIn", panic_in)?;
     export(to, c"touchedNames", touched_names)?;
     export(to, c"refuseAfter", refuse_after)?;
@@ -70,6 +84,11 @@ fn reserved(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
 /// The names, each on a line.
 fn entry_points(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
     env.string(&KNOWN.with_borrow(|known| known.join("\n")))
+}
+
+/// The functions of heaps, as TypeScript sees them, each on a line.
+fn declarations(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
+    DECLARED.with_borrow(|declared| env.string(declared))
 }
 
 /// The names of properties that the binding has touched since the last call, each on a line.

@@ -270,6 +270,12 @@ impl Env {
         Err((thrown && self.type_of(exception) != sys::ValueType::napi_null).then_some(exception))
     }
 
+    /// Forgets what is being thrown, where something else is said.
+    pub fn clear_exception(self) {
+        let mut exception = ptr::null_mut();
+        napi!(self, napi_get_and_clear_last_exception, &mut exception);
+    }
+
     /// Throws, unless something is being thrown already.
     pub fn throw(self, error: Value) {
         napi!(self, napi_throw, error);

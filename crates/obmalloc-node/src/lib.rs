@@ -49,7 +49,8 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
 }
 
 fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
-    let to = Table { env, realm: &*Realm::of_environment(env)?, object: exports };
+    let realm = Realm::of_environment(env)?;
+    let to = Table { env, realm: &realm, object: exports };
     #[cfg(feature = "panics")]
     injected::exports(to)?;
     #[cfg(feature = "planted")]
@@ -59,7 +60,7 @@ fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
 
 /// Makes the functions of the binding for one copy of the face.
 fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
-    let to = Table { env, realm: &*realm.another(), object: env.object()? };
+    let to = Table { env, realm: &realm.another(), object: env.object()? };
     export(to, c"serve", face::serve)?;
     export(to, c"open", heap::open)?;
     export(to, c"choose", heap::choose)?;

@@ -56,10 +56,13 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
         reached(type_name::<F>());
         item::<F>()(core, env, values)
     }));
-    match done {
-        Ok(Ok(value)) if !realm.is_ended() && !core.needs_attention() => value,
-        done => end(core, env, realm, done),
-    }
+    let done = match done {
+        Ok(Ok(value)) if realm.is_ended() || core.needs_attention() => Ok(Ok(value)),
+        Ok(Ok(value)) => return value,
+        Ok(Err(failure)) => Ok(Err(failure)),
+        Err(panic) => Err(panic),
+    };
+    end(core, env, realm, done)
 }
 
 /// The end of a call of a heap's that did not go well, or where more is to be looked at.
@@ -157,8 +160,22 @@ pub(crate) fn export<const N: usize, F: Export<N>>(to: Table<'_>, name: &CStr, _
     to.add(name, Some(export_shell::<N, F>))
 }
 
-/// Adds a function of the heap that has been chosen. Its last argument, which it does not look at, is what keeps the heap.
-pub(crate) fn method<const N: usize, F: Method<N>>(to: Table<'_>, name: &CStr, _: F) -> Result<(), Failure> {
+/// Adds a function of the heap that has been chosen: its name, what its arguments are called, and the type of what it gives in TypeScript. After the
+/// arguments comes what keeps the heap, at which nothing looks. The types in `src/native.ts` are these, which a test holds them to.
+pub(crate) fn method<const N: usize, F: Method<N>>(
+    to: Table<'_>,
+    name: &CStr,
+    arguments: [&'static str; N],
+    result: &'static str,
+    _: F,
+) -> Result<(), Failure> {
     known(type_name::<F>());
+    declared(name, &arguments, result);
     to.add(name, Some(method_shell::<N, F>))
+}
+
+/// A function as TypeScript sees it; for the tests.
+fn declared(_name: &CStr, _arguments: &[&'static str], _result: &'static str) {
+    #[cfg(feature = "panics")]
+    crate::injected::declared(_name, _arguments, _result);
 }
