@@ -237,10 +237,12 @@ test("the README's TypeScript example runs as it stands, and prints what it says
   }
 })
 
-test('an allocator that wraps the one that is in runs as it stands', (t) => {
-  const file = join(root, 'examples', 'wrapping-allocator.ts')
-  prints(t, file, readFileSync(file, 'utf8'))
-})
+for (const name of ['wrapping', 'bump', 'pool']) {
+  test(`the example of a ${name} allocator runs as it stands`, (t) => {
+    const file = join(root, 'examples', `${name}-allocator.ts`)
+    prints(t, file, readFileSync(file, 'utf8'))
+  })
+}
 
 test("the specification's example runs as the README shows it", (t) => {
   const file = join(root, 'examples', 'tree-node.ts')

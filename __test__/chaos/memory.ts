@@ -215,7 +215,8 @@ export class Memory {
       array.fill(byte, from, to)
       bytes.fill(byte, from, Math.min(to, array.length))
     } else {
-      const others = this.blocks.flatMap((other) => (other.view && !other.busy ? [other.view] : []))
+      // Closing detaches the views of a heap before it asks scripts.
+      const others = this.blocks.flatMap((other) => (other.view && other.view.length > 0 && !other.busy ? [other.view] : []))
       const all = [...arrays, ...others, ...this.ghosts.map(({ arrays }) => arrays[0]!), Uint8Array.of(random(256), 1, 2, 3)]
       const source = all[random(all.length)]!
       const length = Math.min(source.length, to - from)
@@ -431,9 +432,13 @@ export class Memory {
     for (const block of this.blocks.slice()) this.look(block)
   }
 
-  /** All heaps have been closed. */
-  close(): void {
-    for (const block of this.blocks.splice(0)) this.#leave(block)
+  /** A heap has been closed. */
+  end(heap: Heap): void {
+    for (const block of this.blocks.filter((block) => block.heap === heap)) {
+      this.#remove(block)
+      this.#leave(block)
+    }
+    for (let left = this.gone.length - 1; left >= 0; left--) if (this.gone[left]!.heap === heap) this.gone.splice(left, 1)
     this.lookAtGhosts()
   }
 }

@@ -36,7 +36,8 @@ fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
 
 fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     let retired = core.views.retired(Domain::Mem) + core.views.retired(Domain::Obj);
-    env.integer(core.heap_to_look()?.allocated_blocks() - retired)
+    // Blocks of the C library's allocator are not counted, also not when they are retired.
+    env.integer(core.heap_to_look()?.allocated_blocks().saturating_sub(retired))
 }
 
 fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {

@@ -118,6 +118,7 @@ pub const ARMS: &[Arm] = arms! {
     CheckedHeap::empty_quarantine => |call, w| take!(w, call(&*w.checked()?));
 
     GuestHeap::new => |call, w| w.add(&w.guests, call(w.options())).map(drop);
+    GuestHeap::empty_quarantine => |call, w| take!(w, call(&*w.guest_heap()?));
     GuestHeap::allocator => |call, w| take!(w, call(&*w.guest_heap()?, w.domain()));
     GuestHeap::add_guest => |call, w| take!(w, call(&*w.guest_heap()?, w.player()));
     GuestHeap::set_allocator => |call, w| take!(w, call(&*w.guest_heap()?, w.domain(), w.id()));
