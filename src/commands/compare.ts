@@ -41,6 +41,8 @@ interface Row {
   /** Nanoseconds a call in CPython and here; none where they were not measured. */
   readonly timing: Timing | null
   readonly ended: number | NodeJS.Signals
+  /** What the recording lacks, in words, where it was not the end by a signal. */
+  readonly missing: readonly string[]
 }
 
 /** One line of the collector's table. */
@@ -63,10 +65,11 @@ export async function compareCommand(program: string[], options: CompareOptions)
     for (const { path, reason } of unusable) say(`left out: ${path}: ${reason}`)
     for (const row of rows) {
       const other = leftOut(row.report)
-      for (const remark of [...(other ? [other] : []), ...problems(row.report)]) say(`${name(row)}: ${remark}`)
+      const remarks = new Set([...(other ? [other] : []), ...problems(row.report), ...row.missing])
+      for (const remark of remarks) say(`${name(row)}: ${remark}`)
       if (row.ended !== 0) say(`${name(row)}: the program ended with ${row.ended}`)
     }
-    const failed = rows.filter((row) => !row.report.exact)
+    const failed = rows.filter((row) => !row.report.exact || row.missing.length > 0)
     for (const row of failed.filter((row) => row.report.mismatch)) {
       if (options.keep) say(`to see it again: obmalloc replay --operation ${row.report.mismatch!.operation} ${row.trace}`)
       else say('to see it again, run with --keep FOLDER, then: obmalloc replay --operation NUMBER TRACE')
@@ -136,11 +139,12 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
   progress.update(`CPython ${version}: recording`)
   const trace = join(folder, `${version}-${from.replaceAll(/[^\w.]+/g, '-').slice(-40)}.trace`)
   const bundled = program.length === 0
-  const { children, ended } = await record(interpreter, {
+  const { children, ended, events, complete, remarks } = await record(interpreter, {
     program: bundled ? [workload('mixed')] : program,
     trace,
     stdout: bundled ? 'ignore' : 'stderr',
   }).finally(() => progress.done())
+  if (events === 0) throw new Error(remarks.join('\n'))
   const replayed = (path: string, release: Release) =>
     replay({
       release,
@@ -154,7 +158,8 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
     const timed = drive<Record<string, Timing>>(interpreter, 'bench', [release, ROUNDS, [trace], false])
     timing = Object.values(await timed.finally(() => progress.done()))[0] ?? null
   }
-  yield { version, release, from, trace, report, timing, ended }
+  const missing = complete || typeof ended === 'string' ? [] : remarks
+  yield { version, release, from, trace, report, timing, ended, missing }
   for (const [index, path] of children.entries()) {
     const header = readHeader(path)
     const childRelease = releaseOf(header.python)
@@ -168,6 +173,7 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
       report: childReport,
       timing: null,
       ended: 0,
+      missing: [],
     }
   }
 }
@@ -179,7 +185,7 @@ async function* goldenRows(): AsyncGenerator<Row> {
     const header = readHeader(trace)
     const release = releaseOf(header.python)
     const report = await replay({ release, segments: segments(trace) })
-    yield { version: header.python, release, from: file, trace, report, timing: null, ended: 0 }
+    yield { version: header.python, release, from: file, trace, report, timing: null, ended: 0, missing: [] }
   }
 }
 
