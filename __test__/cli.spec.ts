@@ -251,6 +251,8 @@ withPython('a trace that is not whole ends with 4, and why is said', (t) => {
     t.deepEqual([status, complete, ended], [4, false, 0], stderr)
     t.regex(stderr, reason)
   }
+  recorded(['-o', file, '--', '-c', limit])
+  t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large/m)
   const compared = obmalloc(['compare', '--python', python!.path, '--', '-c', limit])
   t.is(compared.status, 4)
   t.regex(compared.stderr, /: cannot write .*: File too large/)
@@ -350,7 +352,7 @@ withPython('what is sent to the command reaches the program, and no debugger ope
   for (const [command, code] of [
     [['record', '-o', 'listening.trace'], 130],
     [['check'], 0],
-    [['compare'], 0],
+    [['compare'], 130],
   ] as const) {
     const { child, line, said } = await listening([...command])
     for (const signal of ['SIGUSR1', 'SIGUSR2', 'SIGQUIT', 'SIGALRM', 'SIGHUP', 'SIGCONT'] as const) {
@@ -364,6 +366,9 @@ withPython('what is sent to the command reaches the program, and no debugger ope
     t.notRegex(said(), /Debugger/)
   }
 })
+
+/** Says who it is, and waits to be ended. */
+const SLEEPER = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
 
 /** The letter that the system has for what a process does; nothing when it is gone. */
 function stateOf(pid: number): string | undefined {
@@ -381,6 +386,21 @@ withPython('no program is left behind when the command is killed', async (t) => 
   await once(child, 'close')
   for (let look = 0; look < 200 && stateOf(pid) !== undefined && stateOf(pid) !== 'Z'; look++) await after(10)
   t.true([undefined, 'Z'].includes(stateOf(pid)))
+})
+
+withPython('what ends npx ends the program', async (t) => {
+  // npx starts the command with a shell in between, which passes nothing on.
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    const command = `'${process.execPath}' '${join(root, 'dist', 'cli.js')}' record -o npx.trace --python '${python!.path}'`
+    const args = [`process.title = 'npm exec obmalloc'; const { spawn } = require('child_process')`, `const signal = '${signal}'`]
+    args.push(`const shell = spawn('sh', ['-c', ${JSON.stringify(`${command} -- -c '${SLEEPER}'; exit`)}], { stdio: 'inherit' })`)
+    args.push(`shell.on('exit', () => process.exit()); process.on('SIGTERM', () => shell.kill('SIGTERM'))`)
+    const npx = spawn(process.execPath, ['-e', args.join('\n')], { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] })
+    const [pid] = (await once(npx.stdout.setEncoding('utf8'), 'data')) as [string]
+    npx.kill(signal)
+    for (let look = 0; look < 1000 && ![undefined, 'Z'].includes(stateOf(Number(pid))); look++) await after(10)
+    t.true([undefined, 'Z'].includes(stateOf(Number(pid))), signal)
+  }
 })
 
 withPython('a program interrupted from a terminal is interrupted once, and one that is stopped stops the command', (t) => {

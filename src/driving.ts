@@ -54,7 +54,7 @@ export async function drive<Result>(
     child.on('error', failed)
     child.on('close', (code, signal) => done(code ?? signal ?? 1))
   })
-  const ended = await passingOn(child, closed)
+  const { result: ended } = await passingOn(child, closed)
   if (ended !== 0) {
     const said = errors!.join('').trim().split('\n').at(-1) ?? ''
     throw new Error(`the driver in ${interpreter.path} ended with ${ended}: ${said}`)

@@ -24,6 +24,8 @@ export interface Recording {
   readonly complete: boolean
   /** What is to be said of the traces, a sentence each. */
   readonly remarks: string[]
+  /** The signal that told us to end while the program ran, which got it too; `null` when there was none. */
+  readonly told: NodeJS.Signals | null
 }
 
 export interface RecordOptions {
@@ -47,7 +49,11 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
   tryPlace(path)
   const begin = Date.now()
   const identity = randomBytes(16).toString('hex')
-  const { ended, pid } = await run(interpreter, options, { ...options.env, OBMALLOC_TRACE: path, OBMALLOC_TRACE_RUN: identity })
+  const { ended, told, pid } = await run(interpreter, options, {
+    ...options.env,
+    OBMALLOC_TRACE: path,
+    OBMALLOC_TRACE_RUN: identity,
+  })
   let traces: Traced[] = []
   let running: number[] = []
   await settled(() => {
@@ -76,6 +82,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     events: recorded.reduce((all, { events }) => all + events, 0),
     complete: !gaps.some(({ isLoss }) => isLoss),
     remarks: gaps.map(({ text }) => text),
+    told,
   }
 }
 
@@ -136,7 +143,8 @@ function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ende
   else if (!traced.ended) {
     if (running.includes(header.pid)) gaps.push({ text: `process ${header.pid} still runs: its trace goes on`, isLoss: true })
     // Programs end the processes that they started as they like.
-    else if (!isOwn) gaps.push({ text: `process ${header.pid} was killed: it is recorded until then`, isLoss: false })
+    else if (!isOwn)
+      gaps.push({ text: `process ${header.pid} did not end in an orderly way: it is recorded until then`, isLoss: false })
     else if (typeof ended === 'number') gaps.push({ text: 'the trace has no end: the last calls are missing', isLoss: true })
     else gaps.push({ text: 'the last calls before that are missing', isLoss: true })
   }
@@ -148,7 +156,7 @@ export async function run(
   interpreter: Pick<Interpreter, 'path'>,
   { program, stdout }: Pick<RecordOptions, 'program' | 'stdout'>,
   variables: Record<string, string>,
-): Promise<{ ended: number | NodeJS.Signals; pid: number | undefined }> {
+): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
   const env: NodeJS.ProcessEnv = { ...process.env }
   // What an outer recorder or checker may have left.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
@@ -160,7 +168,8 @@ export async function run(
     child.on('error', failed)
     child.on('exit', (code, signal) => done(code ?? signal ?? 1))
   })
-  return { ended: await passingOn(child, exited), pid: child.pid }
+  const { result: ended, told } = await passingOn(child, exited)
+  return { ended, told, pid: child.pid }
 }
 
 /** Milliseconds for which processes that go on when the program has ended are waited for. */

@@ -25,13 +25,13 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
   try {
     // What is on stdout is the JSON alone, if that is wanted.
     const stdout = options.json ? 'stderr' : 'inherit'
-    const { remarks, ...recording } = await record(interpreter, { program, trace: options.output, stdout })
-    const { trace, children, ended, events, complete } = recording
+    const { told: _, ...recording } = await record(interpreter, { program, trace: options.output, stdout })
+    const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)
     for (const remark of remarks) say(remark)
     if (events > 0) say(`recorded CPython ${interpreter.version} into ${trace}`)
     for (const child of children) say(`  and a process that it started into ${child}`)
-    print({ ...recording, remarks })
+    print(recording)
     return complete || typeof ended === 'string' ? exitCode(ended) : 4
   } catch (error) {
     if (!(error instanceof PlaceError)) throw error

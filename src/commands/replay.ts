@@ -3,7 +3,7 @@
 import { releaseOf } from '../release.js'
 import { firstDifference, replay, type Report } from '../replaying.js'
 import { columns, grouped, paint, Progress, say } from '../terminal.js'
-import { readHeader, segments } from '../trace.js'
+import { readHeader, segments, type TraceHeader } from '../trace.js'
 import type { Release } from '../../index.js'
 
 export interface ReplayCommandOptions {
@@ -28,13 +28,16 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
       onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
     }).finally(() => progress.done())
     exact &&= report.exact
-    if (options.json) process.stdout.write(`${JSON.stringify({ path, python: header.python, release, ...report })}\n`)
-    else show(path, header.python, report, options.stats ?? options.operation !== undefined)
+    if (options.json)
+      process.stdout.write(
+        `${JSON.stringify({ path, python: header.python, release, failed: header.failed ?? null, ...report })}\n`,
+      )
+    else show(path, header, report, options.stats ?? options.operation !== undefined)
   }
   return exact ? 0 : 4
 }
 
-function show(path: string, python: string, report: Report, withStats: boolean): void {
+function show(path: string, { python, failed }: TraceHeader, report: Report, withStats: boolean): void {
   const other = leftOut(report)
   const rows = [
     ['recorded by', `CPython ${python}`],
@@ -59,6 +62,7 @@ function show(path: string, python: string, report: Report, withStats: boolean):
   if (other) say(other)
   if (report.stopped) say(`stopped after operation ${report.events - 1}, as it was told to: what comes later was not compared`)
   for (const problem of problems(report)) say(problem)
+  if (failed) say(`the recorder could not write more than this: ${failed}`)
   if (withStats) process.stdout.write(`\n${report.statsNow}`)
 }
 
