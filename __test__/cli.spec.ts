@@ -302,6 +302,23 @@ withPython('every process of a run is recorded, waited for or named', (t) => {
   t.regex(long.stderr, /^process \d+ still runs: /m)
 })
 
+withPython('a helper that ends a moment after the program is not taken for one that was killed', (t) => {
+  const [script, file] = [join(folder, 'pool.py'), join(folder, 'pool.trace')]
+  const lines = [
+    'import multiprocessing',
+    'if __name__ == "__main__":',
+    '    pool = multiprocessing.get_context("spawn").Pool(1)',
+    '    pool.map(str, range(3)); pool.close(); pool.join()',
+  ]
+  writeFileSync(script, lines.join('\n'))
+  for (let round = 0; round < 3; round++) {
+    const { status, stderr, children } = recorded(['-o', file, '--', script])
+    t.is(status, 0)
+    t.is(children.length, 2)
+    t.notRegex(stderr, /orderly/)
+  }
+})
+
 withPython('what is recorded does not notice', (t) => {
   const file = join(folder, 'unnoticed.trace')
   const run = "subprocess.run([sys.executable, '-X', 'dev', '-c', 'pass'], capture_output=True)"

@@ -84,7 +84,7 @@ export async function check(
     await settled(() => {
       // Looked for first: one that ends in between has its report by then.
       const alive = relatives(`OBMALLOC_CHECK=${report}`)
-      reports = readReports(report, pid)
+      reports = readReports(report, pid, alive)
       reports.push(...alive.filter((pid) => !reports.some(({ process }) => process.pid === pid)).map((pid) => silent(pid, null)))
       return reports.some(({ process }) => process.running)
     })
@@ -101,11 +101,15 @@ function silent(pid: number, failed: string | null): { process: Process; finding
   return { process, findings: [] }
 }
 
-function readReports(path: string, pid: number | undefined): { process: Process; findings: Finding[] }[] {
+function readReports(
+  path: string,
+  pid: number | undefined,
+  alive: readonly number[],
+): { process: Process; findings: Finding[] }[] {
   if (!existsSync(path)) return []
   return [path, ...children(path)].map((report) => {
     const number = report === path ? pid : /\.(\d+)/.exec(report.slice(path.length))?.[1]
-    return readReport(report) ?? silent(Number(number), 'its report is empty')
+    return readReport(report, alive) ?? silent(Number(number), 'its report is empty')
   })
 }
 
@@ -132,7 +136,7 @@ interface Parts extends Omit<Finding, 'count'> {
 }
 
 /** Reads one process's report: lines of JSON, and the counters beside it. `null` when there is none in the file. */
-function readReport(path: string): { process: Process; findings: Finding[] } | null {
+function readReport(path: string, alive: readonly number[]): { process: Process; findings: Finding[] } | null {
   // A process that was killed can leave half a line.
   const [head, ...lines] = readFileSync(path, 'utf8').split('\n').slice(0, -1)
   if (head === undefined) return null
@@ -161,7 +165,7 @@ function readReport(path: string): { process: Process; findings: Finding[] } | n
     else findings[number] = { ...rest, count, sizes: [], origins: [] }
   }
   const { pid, argv, python: version, failed } = header
-  const running = !complete && failed === null && isRunning(pid)
+  const running = !complete && failed === null && (alive.includes(pid) || isRunning(pid))
   const process = { pid, argv, version, complete, running, failed, lost, replacedBy }
   return { process, findings: Object.values(findings) }
 }

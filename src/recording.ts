@@ -57,9 +57,11 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
   let traces: Traced[] = []
   let running: number[] = []
   await settled(() => {
+    // Looked for first: one that ends in between has its trace's end by then.
+    const alive = relatives(`OBMALLOC_TRACE_RUN=${identity}`)
     traces = tracesOf(path, identity)
-    const open = traces.filter(({ ended, failed, header }) => !ended && failed === null && isRunning(header.pid))
-    running = [...new Set([...open.map(({ header }) => header.pid), ...relatives(`OBMALLOC_TRACE_RUN=${identity}`)])]
+    const open = traces.filter(({ ended, failed }) => !ended && failed === null).map(({ header }) => header.pid)
+    running = [...new Set([...alive.filter((number) => !isDone(number, traces)), ...open.filter(isRunning)])]
     return running.length > 0
   })
   const own = traces.find(({ header }) => header.pid === pid)
@@ -114,6 +116,12 @@ function tracesOf(path: string, identity: string): Traced[] {
       return []
     }
   })
+}
+
+/** Whether all is known of the process: a trace of it has its end. */
+function isDone(pid: number, traces: readonly Traced[]): boolean {
+  const last = traces.findLast(({ header }) => header.pid === pid)
+  return last !== undefined && ((last.ended && !last.executed) || last.failed !== null)
 }
 
 function isEmptySince(path: string, begin: number): boolean {

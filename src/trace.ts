@@ -27,8 +27,10 @@ export interface TraceHeader {
 export interface Survey {
   readonly header: TraceHeader
   readonly events: number
-  /** Whether it goes to the process's end. */
+  /** Whether it goes to the process's end, or to where the process went on as another program. */
   readonly ended: boolean
+  /** Whether it is the latter. */
+  readonly executed: boolean
   /** Domains that the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj. */
   readonly hooksLost: number
   readonly failed: string | null
@@ -77,7 +79,7 @@ export function survey(path: string): Survey {
   return reading(path, (file) => {
     const header = headerIn(path, file)
     const { size } = fstatSync(file)
-    let [events, hooksLost, ended] = [0, 0, false]
+    let [events, hooksLost, last]: [number, number, number | undefined] = [0, 0, undefined]
     const remarks: string[] = []
     for (let at = HEAD + read(file, 12, 4).readUInt32LE(0); at + HEAD <= size;) {
       const block = read(file, at, HEAD)
@@ -87,13 +89,14 @@ export function survey(path: string): Survey {
       events += count
       const note = count === 1 ? read(file, at + HEAD, Math.min(length, 1 << 16)) : null
       const kind = note?.[0] === NOTE ? note[1] : undefined
-      ended = kind === END || kind === EXEC
+      last = kind
       if (kind === HOOKS_LOST) hooksLost |= note![2]!
       // The length, a number in groups of seven bits, stands before the text.
       if (kind === TEXT) remarks.push(note!.toString('utf8', note!.findIndex((byte, index) => index > 1 && byte < 0x80) + 1))
       at += HEAD + length
     }
-    return { header, events, ended, hooksLost, failed: header.failed ?? null, remarks }
+    const [ended, executed] = [last === END || last === EXEC, last === EXEC]
+    return { header, events, ended, executed, hooksLost, failed: header.failed ?? null, remarks }
   })
 }
 
