@@ -384,7 +384,7 @@ withPython('what is sent to the command reaches the program, and no debugger ope
   }
 })
 
-/** Says who it is, and waits to be ended. */
+/** Prints its process id, and waits to be ended. */
 const SLEEPER = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
 
 /** The letter that the system has for what a process does; nothing when it is gone. */

@@ -28,7 +28,7 @@ impl OutFile {
         // SAFETY: takes no memory.
         if unsafe { libc::flock(descriptor, libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let error = Error::last_os_error();
-            // A file system without locks keeps nobody from writing.
+            // On a file system without locks the file is written all the same.
             if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
                 close(descriptor);
                 return Err(error);

@@ -5,7 +5,7 @@ use crate::{check, sink, snapshot};
 /// Names the process that started this one to look at it.
 const OWNER: &str = "OBMALLOC_OWNER";
 
-/// Has this process killed when the one that started it to look at it is: it would be left behind, with nobody to say what was seen.
+/// Has the system kill this process when the command that looks at it is killed: nothing would be left to say what was seen.
 pub fn end_with_owner() {
     let owner = std::env::var(OWNER).ok().and_then(|owner| owner.parse().ok());
     // SAFETY: a process that is being loaded has one thread only.

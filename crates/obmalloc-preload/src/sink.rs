@@ -139,7 +139,7 @@ pub fn tell_apart() {
 
 /// Remembers where the trace is to go. Called once, by the constructor.
 pub fn set_up(base: PathBuf, first: bool, header: Header) {
-    // SAFETY: this function is called once, so the memory is nobody else's.
+    // SAFETY: this function is called once, so only this reference to the memory is made.
     let bytes: &'static mut [u8] = unsafe { &mut *SINK.memory.get() };
     let state = State {
         reserve: OUT_OF_REACH,
