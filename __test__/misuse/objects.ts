@@ -141,7 +141,8 @@ function stress(seed: number, release: Release): void {
 /** The binding's sources. */
 function sources(): Array<[file: string, text: string]> {
   const folder = new URL('../../crates/obmalloc-node/src/', import.meta.url)
-  return readdirSync(folder).map((file) => [file, readFileSync(new URL(file, folder), 'utf8')])
+  const files = readdirSync(folder, { encoding: 'utf8', recursive: true }).filter((file) => file.endsWith('.rs'))
+  return files.map((file) => [file, readFileSync(new URL(file, folder), 'utf8')])
 }
 
 export const objects: Row[] = [
