@@ -182,7 +182,7 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
   const callbacks = native
     .entryPoints()
     .split('\n')
-    .filter((point) => /^(hooks|arena|layers)::/.test(point))
+    .filter((point) => /^(hooks|guests)::/.test(point))
   const hooks = [
     'traverse',
     'run',
@@ -193,8 +193,8 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
     'interrupted',
     'collection_failed',
   ]
-  const expected = [...hooks.map((name) => `hooks::${name}`), 'arena::arena_alloc', 'arena::arena_free']
-  expected.push(...['malloc', 'calloc', 'realloc', 'free'].map((name) => `layers::layer_${name}`))
+  const guests = ['malloc', 'calloc', 'realloc', 'free', 'arena_alloc', 'arena_free']
+  const expected = [...hooks.map((name) => `hooks::${name}`), ...guests.map((name) => `guests::${name}`)]
   t.deepEqual(callbacks.toSorted(), expected.toSorted())
   for (const point of callbacks) {
     native.panicIn(point)
