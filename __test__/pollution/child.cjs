@@ -190,18 +190,17 @@ function everything() {
   attempt(() => heap.defineType({ __proto__: null, name: 5 }))
   attempt(() => heap.decref(liar + 8))
 
-  const provider = new Heap({ __proto__: null })
+  const taker = new Heap({ __proto__: null, release: '3.8' })
+  const lender = taker.getAllocator('raw')
   const arenas = {
     __proto__: null,
-    alloc: (size) => provider.raw.malloc(size),
-    free: (address) => provider.raw.free(address),
+    alloc: (size) => lender.malloc(size),
+    free: (address) => lender.free(address),
   }
-  const taker = new Heap({ __proto__: null, release: '3.8' })
   taker.setArenaAllocator(arenas)
   say(taker.getArenaAllocator() === arenas)
   taker.obj.free(taker.obj.malloc(10))
   taker.close()
-  provider.close()
 
   const hooked = new Heap({ __proto__: null })
   hooked.setupDebugHooks()
