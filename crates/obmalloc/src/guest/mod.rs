@@ -283,6 +283,10 @@ impl Guests {
         if depth >= NESTED_MAX {
             return Err(fault(GuestFaultKind::TooDeep));
         }
+        if self.heap().is_closed() {
+            // A call that was on its way; there is no memory for it any more.
+            return Err(fault(GuestFaultKind::NoMemory));
+        }
         self.nested.set(depth + 1);
         let before = self.heap().mode().replace(Mode::Asking);
         let closes = Closes(self);
@@ -448,7 +452,6 @@ struct Closes<'guests>(&'guests Guests);
 impl Drop for Closes<'_> {
     fn drop(&mut self) {
         self.0.nested.set(0);
-        self.0.moving.borrow_mut().clear();
         self.0.heap().close();
     }
 }

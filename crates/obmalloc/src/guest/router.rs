@@ -220,9 +220,12 @@ impl Guests {
                 (spans.insert(address, was, Kind::Piece(layer.domain, number)), grant, true)
             }
         };
+        let depth = self.moving.borrow().len();
         self.moving.borrow_mut().push(Moving { piece, grant, wanted: size, done: false, given_back: false });
         let way = Way { domain: layer.domain, guest: number, before: self.heap().allocator(layer.domain) };
         let asked = self.ask_guest(number, Verb::Realloc, &|guest, own| guest.realloc(own, Some(address), size));
+        // Those of guests that have unwound into this one are over too.
+        self.moving.borrow_mut().truncate(depth + 1);
         let Some(moved) = self.moving.borrow_mut().pop() else { return Err(fault(GuestFaultKind::NotGranted)) };
         if moved.done {
             // The block is where the heap's own allocator has put it.
