@@ -23,7 +23,7 @@ impl Script {
             return;
         }
         world.depth.set(world.depth.get() + 1);
-        let mut program = Program { heap, world, may_refuse: !self.never_refuses };
+        let mut program = Program { heap, world: &self.world, may_refuse: !self.never_refuses };
         for _ in 0..world.bytes.below(4) {
             let Some(op) = world.bytes.next() else { break };
             program.step(op);

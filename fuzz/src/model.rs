@@ -64,8 +64,12 @@ pub struct World {
     pub types: RefCell<Vec<TypeId>>,
     /// What the domains began with.
     pub own: Cell<Option<[AllocatorId; 3]>>,
-    /// Guests that have been put in.
-    pub wrappers: Cell<usize>,
+    /// Guests that there are.
+    pub guests: RefCell<Vec<AllocatorId>>,
+    /// Where a guest may have a grant.
+    pub grants: RefCell<BTreeSet<usize>>,
+    /// A guest has not kept the contents of a block that it resized.
+    pub forgets: Cell<bool>,
     pub callbacks: Cell<u64>,
     /// Callbacks that were given to weak references and have not come back.
     pub callbacks_out: RefCell<BTreeSet<u64>>,
@@ -88,7 +92,9 @@ impl World {
             made: RefCell::default(),
             types: RefCell::default(),
             own: Cell::new(None),
-            wrappers: Cell::new(0),
+            guests: RefCell::default(),
+            grants: RefCell::default(),
+            forgets: Cell::new(false),
             callbacks: Cell::new(0),
             callbacks_out: RefCell::default(),
         }
@@ -115,7 +121,11 @@ impl World {
     /// An address of any kind.
     pub fn any_address(&self) -> usize {
         let offset = [0, 0, 0, 1, 8, 16, 32, 48, usize::MAX, usize::MAX - 15, usize::MAX - 31][self.bytes.below(11)];
-        let base = match self.bytes.below(6) {
+        let base = match self.bytes.below(7) {
+            6 => {
+                let grants = self.grants.borrow();
+                grants.iter().nth(self.bytes.below(grants.len())).copied()
+            }
             0 => self.held(),
             1 => self.once_made(),
             2 => self.block().map(|(_, block)| block.address),

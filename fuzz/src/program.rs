@@ -9,19 +9,21 @@ use std::rc::Rc;
 
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{
-    AllocatorName, ArenaAllocator, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, ItemKind, ObjectError,
-    ObjectHeap, TypeId, TypeSpec, Value,
+    AllocatorId, AllocatorName, ArenaAllocator, ArenaGuest, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet,
+    ItemKind, ObjectError, ObjectHeap, OwnError, TypeId, TypeSpec, Value,
 };
 
 use crate::bytes::Bytes;
-use crate::guests::Passing;
+use crate::guests::{ArenaGiver, Giver};
 use crate::hooks::{Script, is_to_give_up};
 use crate::model::{Block, Held, World, places};
 
 const BLOCKS_MAX: usize = 48;
 const HELD_MAX: usize = 48;
 const TYPES_MAX: usize = 12;
-const WRAPPERS_MAX: usize = 6;
+const GUESTS_MAX: usize = 6;
+/// Numbers that the heap's own allocators have at most, with hooks and what lets requests fail.
+const OWN_MAX: u32 = 16;
 
 /// Steps from one look at everything to the next: looking after each of them takes seven eighths of the time. To find the step
 /// that did it, set this to 1.
@@ -105,7 +107,7 @@ pub fn run(data: &[u8]) {
 /// What runs steps: the program itself, or a hook in the middle of another step.
 pub struct Program<'a> {
     pub heap: &'a ObjectHeap,
-    pub world: &'a World,
+    pub world: &'a Rc<World>,
     pub may_refuse: bool,
 }
 
@@ -138,8 +140,10 @@ impl Program<'_> {
                 world.blocks.borrow_mut().swap_remove(index);
                 assert_eq!(heap.blocks().free(block.domain, block.address), Ok(()), "a live block");
                 // At once, so that nothing else can have been given the address.
-                let again = heap.blocks().free(block.domain, block.address).expect_err("freed twice");
-                assert_eq!(again.kind, FaultKind::DoubleFree, "freed twice");
+                match heap.blocks().free(block.domain, block.address) {
+                    Ok(()) => assert!(world.grants.borrow_mut().remove(&block.address), "freed twice"),
+                    Err(again) => assert_eq!(again.kind, FaultKind::DoubleFree, "freed twice"),
+                }
                 world.freed.borrow_mut().push((block.domain, block.address));
             }
             9..=10 => self.misuse_block(),
@@ -178,18 +182,31 @@ impl Program<'_> {
     fn change_allocators(&self) {
         let (heap, world) = (self.heap, self.world);
         let domain = Domain::ALL[world.bytes.below(3)];
-        match world.bytes.below(6) {
+        match world.bytes.below(8) {
             choice @ 0..=1 => heap.set_refusing(choice == 1),
             2 => heap.set_nomemory(world.bytes.below(16), Some(world.bytes.below(32))).expect("memory"),
             3 => _ = heap.remove_nomemory(),
             4 => {
-                if world.wrappers.get() < WRAPPERS_MAX {
-                    world.wrappers.set(world.wrappers.get() + 1);
-                    let below = heap.allocator(domain).expect("memory");
-                    let guest = heap.add_guest(Rc::new(Passing(below))).expect("memory");
-                    _ = heap.set_allocator(domain, guest);
-                }
+                let count = world.guests.borrow().len();
+                let guest = if count < GUESTS_MAX {
+                    let below = heap.allocator(domain).ok().filter(|id| matches!(id, AllocatorId::Own(_)));
+                    let below = below.unwrap_or(world.own.get().expect("kept at first")[domain as usize]);
+                    let giver = Giver { world: Rc::clone(world), below, header: [0, 0, 16, 48][world.bytes.below(4)] };
+                    let guest = heap.add_guest(Rc::new(giver)).expect("memory");
+                    world.guests.borrow_mut().push(guest);
+                    guest
+                } else {
+                    world.guests.borrow()[world.bytes.below(count)]
+                };
+                _ = heap.set_allocator(domain, guest);
             }
+            5 => {
+                let raw = world.own.get().expect("kept at first")[Domain::Raw as usize];
+                let raw = world.bytes.flag().then_some(raw);
+                let guest = || -> Rc<dyn ArenaGuest> { Rc::new(ArenaGiver { world: Rc::clone(world), raw }) };
+                heap.set_arena_guest(world.bytes.flag().then(guest)).expect("memory");
+            }
+            6 => heap.setup_debug_hooks().expect("memory"),
             _ => _ = heap.set_allocator(domain, world.own.get().expect("kept at first")[domain as usize]),
         }
     }
@@ -250,10 +267,13 @@ impl Program<'_> {
         let size = world.bytes.size();
         let Some((index, block)) = world.block() else { return };
         block.check(block.address, block.size);
+        world.forgets.set(false);
         let Some(moved) = heap.blocks().realloc(block.domain, Some(block.address), size).expect("a live block") else { return };
         world.blocks.borrow_mut().swap_remove(index);
         let moved = Block { address: moved.as_ptr().expose_provenance(), size, ..block };
-        block.check(moved.address, block.size.min(size));
+        if !world.forgets.get() {
+            block.check(moved.address, block.size.min(size));
+        }
         if moved.address != block.address {
             world.freed.borrow_mut().push((block.domain, block.address));
         }
@@ -289,6 +309,12 @@ impl Program<'_> {
             (Some(allocated), Err(fault)) => {
                 assert_ne!(allocated, domain, "{fault}, but the block is live");
                 assert_eq!((fault.kind, fault.allocated), (FaultKind::WrongDomain, Some(allocated)), "{fault}");
+            }
+            // A grant of the allocator that is in is its block.
+            (None, Ok(())) if world.grants.borrow().contains(&address) => {
+                if how == 1 {
+                    assert_eq!(heap.blocks().free(domain, address), Ok(()));
+                }
             }
             (None, Ok(())) => panic!("{address:#x} was taken for a block of {domain}"),
             (None, Err(fault)) => {
@@ -678,6 +704,25 @@ impl Program<'_> {
         }
     }
 
+    /// Gives back what guests have kept: whether anything lies in some of it still.
+    fn give_grants_back(&self) -> bool {
+        let own = self.heap.own_allocators().expect("memory");
+        let grants = self.world.grants.take();
+        let mut occupied = false;
+        // What lies in another grant goes before it.
+        for _ in 0..grants.len() {
+            let is_occupied = |&&grant: &&usize| {
+                let give = |id| own.free(AllocatorId::Own(id), Some(grant));
+                (0..OWN_MAX).filter(|&id| matches!(give(id), Err(OwnError::Occupied(_)))).count() != 0
+            };
+            occupied = grants.iter().filter(is_occupied).count() != 0;
+            if !occupied {
+                break;
+            }
+        }
+        occupied
+    }
+
     /// Everything is given back; then there must be nothing left.
     fn end(&mut self) {
         let (heap, world) = (self.heap, self.world);
@@ -713,9 +758,10 @@ impl Program<'_> {
         }
         let collected = heap.collect(2);
         assert!(collected.is_ok() || self.may_refuse || world.steals, "{collected:?}");
+        let occupied = self.give_grants_back();
         heap.verify().unwrap_or_else(|corruption| panic!("at the end: {corruption}"));
         if collected.is_ok() && !world.steals && !world.immortals.get() {
-            assert_eq!(heap.allocated_blocks(), 0, "blocks are left over at the end");
+            assert!(occupied || heap.allocated_blocks() == 0, "blocks are left over at the end");
             assert!(world.callbacks_out.borrow().is_empty(), "callbacks have not come back");
             assert!(heap.objects(None).is_ok_and(|objects| objects.is_empty()));
         }

@@ -1084,6 +1084,67 @@ fn what_pymalloc_has_from_a_guest_is_as_long_as_was_asked_though_a_hook_gave_its
     heap.verify_guards().expect("holds");
 }
 
+#[test]
+fn no_guest_is_asked_in_a_closed_heap() {
+    let heap = heap();
+    let pymalloc = heap.allocator(Domain::Mem).expect("memory");
+    let asked = Rc::new(Cell::new(0));
+    let count = asked.clone();
+    put_in(&heap, Domain::Mem, Deeds { malloc: Box::new(|_, _| resume_unwind(Box::new(()))), ..Deeds::default() });
+    ArenaDeeds::put_in(
+        &heap,
+        Box::new(|of, size| {
+            _ = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(Domain::Mem, 8)));
+            assert!(of.heap.is_closed());
+            Ok(of.own.arena_alloc(size))
+        }),
+        Box::new(|_, _| Ok(())),
+    );
+    put_in(
+        &heap,
+        Domain::Raw,
+        Deeds {
+            calloc: Box::new(move |of, size| {
+                count.set(count.get() + 1);
+                of.own.calloc(of.below, 1, size).map_err(|_| Threw(1))
+            }),
+            ..Deeds::default()
+        },
+    );
+    // The nodes of the arena map are asked for after the arena.
+    let own = heap.own_allocators().expect("memory");
+    assert!(matches!(own.malloc(pymalloc, 8), Ok(None) | Err(_)));
+    assert_eq!((asked.get(), heap.is_closed()), (0, true));
+}
+
+#[test]
+fn a_block_that_was_moving_when_the_heap_was_closed_is_not_touched() {
+    // What is written to where it was shows under the sanitizers.
+    for domain in Domain::ALL {
+        for order in 0..2 {
+            let heap = heap();
+            put_in(
+                &heap,
+                domain,
+                Deeds {
+                    malloc: Box::new(|of, size| if size == 77 + 24 { resume_unwind(Box::new(())) } else { of.malloc(size) }),
+                    realloc: Box::new(move |of, address, size| {
+                        let moved = if order == 0 { of.realloc(address, size)? } else { None };
+                        _ = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(domain, 77)));
+                        assert!(of.heap.is_closed());
+                        Ok(moved)
+                    }),
+                    ..Deeds::default()
+                },
+            );
+            heap.setup_debug_hooks().expect("memory");
+            let block = malloc(&heap, domain, 5000);
+            assert_eq!(heap.blocks().realloc(domain, Some(block), 300_000), Ok(None));
+            assert!(heap.is_closed());
+        }
+    }
+}
+
 /// A hook that panics.
 struct Panics(Cell<bool>);
 

@@ -503,6 +503,9 @@ unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void
 
         let erased = Erased::new(address.cast(), block.size);
         let moved = (inner.realloc)(inner.ctx, address.cast::<u8>().sub(HEAD).cast(), size + EXTRA);
+        if (*domains).is_closed {
+            return ptr::null_mut();
+        }
         let (data, now) = if moved.is_null() { (address.cast(), block.size) } else { (moved.cast::<u8>().add(HEAD), size) };
         write_guards(data, now, domain);
         erased.restore(data, now);

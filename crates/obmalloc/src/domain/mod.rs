@@ -79,6 +79,8 @@ pub(crate) struct Domains {
     /// The wrappers that let requests fail; the last ones are in while `is_short`.
     nomemory: Vec<Pinned<NoMemory>>,
     is_short: bool,
+    /// Whether a call was left in the middle: no block is known to be where it was.
+    pub is_closed: bool,
     /// What mem and obj begin with. Kept, because a generic function may have another address wherever it is named.
     own: Allocator,
     /// Asked by the debug hooks while they fill large blocks.
@@ -103,6 +105,7 @@ impl Domains {
             (&raw mut (*place).debug).write(None);
             (&raw mut (*place).nomemory).write(Vec::new());
             (&raw mut (*place).is_short).write(false);
+            (&raw mut (*place).is_closed).write(false);
             (&raw mut (*place).own).write(pymalloc);
             (&raw mut (*place).interrupt).write(Interrupt::NEVER);
             (&raw mut (*place).profile).write(*profile);

@@ -283,6 +283,10 @@ impl Guests {
         if nested >= NESTED_MAX {
             return Err(fault(GuestFaultKind::TooDeep));
         }
+        if self.heap().is_closed() {
+            // A call that was on its way; there is no memory for it any more.
+            return Err(fault(GuestFaultKind::NoMemory));
+        }
         self.nested.set(nested + 1);
         let before = self.heap().mode().replace(Mode::Asking);
         let closes = Closes(self, nested);

@@ -205,13 +205,9 @@ impl<'heap> OwnAllocators<'heap> {
         let mut spans = guests.spans.borrow_mut();
         spans.attach(grant, at, now);
         if let (Some(index), Some(piece)) = (moving, piece) {
-            // A guest below that has unwound has closed the heap, and nothing moves any more.
-            let mut moving = guests.moving.borrow_mut();
-            let now = moving.get_mut(index).filter(|_| !moved.is_null()).map(|moving| {
-                moving.done = true;
-                moving.wanted
-            });
-            spans.attach(piece, at + offset, now.unwrap_or(piece_was));
+            let moving = &mut guests.moving.borrow_mut()[index];
+            spans.attach(piece, at + offset, if moved.is_null() { piece_was } else { moving.wanted });
+            moving.done |= !moved.is_null();
         }
         match error {
             Some(OwnError::Guest(fault)) => Err(OwnError::Guest(GuestFault { address: Some(at), ..fault })),

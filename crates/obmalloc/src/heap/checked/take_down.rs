@@ -143,7 +143,10 @@ impl Checked {
             free: refuse_free,
         };
         // SAFETY: initialised; nobody holds a reference to the field.
-        unsafe { (*self.domains()).allocators = [refusing; 3] };
+        unsafe {
+            (*self.domains()).allocators = [refusing; 3];
+            (*self.domains()).is_closed = true;
+        }
         self.is_all_own.set(false);
         self.mode.set(Mode::Closed);
         self.account.set_refusing(true);
