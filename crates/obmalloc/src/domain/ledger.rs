@@ -284,12 +284,13 @@ impl Ledger {
     }
 
     /// As [`insert`](Self::insert), for a block that one of the heap's own allocators gave, perhaps where a part is laid up.
+    #[inline]
     pub fn insert_whole(&mut self, address: usize, size: usize, domain: Domain) -> bool {
-        let entered = self.insert(address, size, domain);
-        if entered && self.parts.remove(&address).is_some() {
-            self.take_long_way(self.long);
+        let is_entered = self.insert(address, size, domain);
+        if is_entered && !self.parts.is_empty() {
+            self.forget_part(address);
         }
-        entered
+        is_entered
     }
 
     /// Forgets the sizes of those blocks that are pymalloc's after all.
