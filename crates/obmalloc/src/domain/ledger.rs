@@ -541,11 +541,6 @@ impl Ledger {
         self.domain_of(address).is_some() || self.block_around(pymalloc, address).is_some()
     }
 
-    /// The live blocks outside the region: address, size and domain.
-    pub fn elsewhere(&self) -> impl Iterator<Item = (usize, usize, Domain)> {
-        self.elsewhere.iter().filter(|(_, entry)| entry.is_live()).map(|(&address, entry)| (address, entry.size, entry.domain))
-    }
-
     /// Where blocks are that some allocator gave, and that have not gone back to it, as far as they are outside the region.
     pub fn whole_elsewhere(&self) -> impl Iterator<Item = usize> {
         self.elsewhere.iter().filter(|(_, entry)| entry.presence != Presence::Freed).map(|(&address, _)| address)

@@ -97,7 +97,6 @@ pub const ARMS: &[Arm] = arms! {
     CheckedHeap::usable_size => |call, w| take!(w, call(&*w.checked()?, w.domain(), w.address()));
     CheckedHeap::owns => |call, w| take!(w, call(&*w.checked()?, w.address()));
     CheckedHeap::region => |call, w| take!(w, call(&*w.checked()?));
-    CheckedHeap::blocks_elsewhere => |call, w| take!(w, call(&*w.checked()?));
     CheckedHeap::held => |call, w| take!(w, call(&*w.checked()?));
     CheckedHeap::set_nomemory => |call, w| take!(w, call(&*w.checked()?, w.count(), w.maybe(|| w.count())));
     CheckedHeap::remove_nomemory => |call, w| take!(w, call(&*w.checked()?));

@@ -654,11 +654,6 @@ impl CheckedHeap {
         self.inner().pymalloc().region()
     }
 
-    /// The live blocks that are not in the region: address, bytes, domain.
-    pub fn blocks_elsewhere(&self) -> Vec<(usize, usize, Domain)> {
-        self.inner().ledger().elsewhere().collect()
-    }
-
     /// Bytes held in arenas and raw blocks.
     #[inline]
     pub fn held(&self) -> usize {
