@@ -1117,6 +1117,34 @@ fn no_guest_is_asked_in_a_closed_heap() {
     assert_eq!((asked.get(), heap.is_closed()), (0, true));
 }
 
+/// Gives the heap's own arenas, and counts those that are out.
+struct Counting(Rc<Cell<usize>>);
+
+impl ArenaGuest for Counting {
+    fn alloc(&self, own: &OwnAllocators<'_>, size: usize) -> Answer {
+        self.0.set(self.0.get() + 1);
+        Ok(own.arena_alloc(size))
+    }
+    fn free(&self, _: &OwnAllocators<'_>, _: usize, _: usize) -> Result<(), Threw> {
+        self.0.set(self.0.get() - 1);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_arena_guest_is_told_of_the_arenas_of_a_heap_that_was_closed_in_a_call() {
+    let (heap, out) = (tiny(), Rc::new(Cell::new(0)));
+    heap.set_arena_guest(Some(Rc::new(Counting(out.clone())))).expect("memory");
+    many(&heap);
+    put_in(&heap, Domain::Raw, Deeds { malloc: Box::new(|_, _| resume_unwind(Box::new(()))), ..Deeds::default() });
+    catch_unwind(AssertUnwindSafe(|| heap.blocks().malloc(Domain::Raw, 8))).expect_err("it unwinds");
+    assert!(heap.is_closed() && out.get() >= 5);
+    let Ok(heap) = Rc::try_unwrap(heap) else { panic!("guests do not keep their heap") };
+    let mut leaving = heap.take_down();
+    assert!(leaving.go_on(|| false));
+    assert_eq!((leaving.take_guest_fault(), out.get()), (None, 0));
+}
+
 #[test]
 fn a_block_that_was_moving_when_the_heap_was_closed_is_not_touched() {
     // What is written to where it was shows under the sanitizers.

@@ -283,7 +283,7 @@ impl Guests {
         if nested >= NESTED_MAX {
             return Err(fault(GuestFaultKind::TooDeep));
         }
-        if self.heap().is_closed() {
+        if self.heap().is_closed() && !self.leaving.get() {
             // A call that was on its way; there is no memory for it any more.
             return Err(fault(GuestFaultKind::NoMemory));
         }
