@@ -90,7 +90,7 @@ export interface UnraisableContext {
  * blocks may be freed and resized through the one as well as through the other, as in C.
  *
  * One of a script's, put in, is called for every request. It answers with `null`, or with bytes that lie in one grant of this heap, are aligned
- * as blocks are, and hold no other block or arena; for `calloc` they must be zeroed, and for the raw domain lie in no arena. Anything else
+ * as blocks are, and hold no other block or arena (a block of zero bytes takes one there); for `calloc` they must be zeroed, and for the raw domain lie in no arena. Anything else
  * fails the call with `ERR_CALLBACK_RESULT`, and an exception with `ERR_CALLBACK_THREW`, its `cause` the exception; the heap is as before
  * then. When `free` throws, the call throws the same, but is done: the block is freed. Memory of another heap is no grant.
  *

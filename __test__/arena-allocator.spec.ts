@@ -2,7 +2,7 @@ import test from 'ava'
 
 import { Heap, MemoryFault, type Address, type ArenaAllocator } from 'obmalloc'
 
-import { arenasFrom, collectUntil, KiB, releases, some } from './tools.ts'
+import { arenasFrom, KiB, releases, some } from './tools.ts'
 
 const ARENA = KiB * KiB
 
@@ -19,10 +19,9 @@ test('the allocator in place is always the same object', (t) => {
   t.is(heap.arenas().length, 1)
 })
 
-test("arenas come from a script and go back to it, in another heap's memory", (t) => {
-  using provider = new Heap()
+test('arenas come from a script and go back to it, in what the raw allocator gave', (t) => {
   using heap = new Heap()
-  const arenas = arenasFrom(provider)
+  const arenas = arenasFrom(heap)
   heap.setArenaAllocator(arenas)
   const blocks = Array.from({ length: 5000 }, () => some(heap.obj.malloc(512)))
   t.is(heap.arenas().length, arenas.held.size)
@@ -34,7 +33,6 @@ test("arenas come from a script and go back to it, in another heap's memory", (t
   t.is(heap.arenas().length, arenas.held.size)
   heap.close()
   t.is(arenas.held.size, 0)
-  provider.verify()
 })
 
 test("wrapping the heap's own allocator changes no address", (t) => {
@@ -66,13 +64,13 @@ test("wrapping the heap's own allocator changes no address", (t) => {
 })
 
 test('arenas of the heap go to a script that came later, and back to the heap after it', (t) => {
-  using provider = new Heap()
   using heap = new Heap({ release: '3.8' })
   const own = heap.getArenaAllocator()
+  const raw = heap.getAllocator('raw')
   const first = some(heap.obj.malloc(512))
   const given: Address[] = []
   heap.setArenaAllocator({
-    alloc: (size) => provider.raw.malloc(size),
+    alloc: (size) => raw.malloc(size),
     free: (address, size) => {
       given.push(address)
       own.free(address, size)
@@ -83,11 +81,11 @@ test('arenas of the heap go to a script that came later, and back to the heap af
   t.deepEqual(given, [base as Address])
   const second = some(heap.obj.malloc(512))
   const [arena] = heap.arenas()
-  t.is(provider.raw.usableSize(arena?.address as Address), 256 * KiB)
+  t.is(arena?.size, 256 * KiB)
   heap.setArenaAllocator(own)
-  t.throws(() => provider.raw.free(arena?.address as Address), { code: 'ERR_REENTRANT' })
+  t.throws(() => raw.free(arena?.address as Address), { code: 'ERR_REENTRANT' })
   heap.obj.free(second)
-  provider.raw.free(arena?.address as Address)
+  raw.free(arena?.address as Address)
   some(heap.obj.malloc(512))
   heap.verify()
 })
@@ -148,12 +146,12 @@ test('a realloc whose arena cannot be had leaves the old block', (t) => {
 })
 
 test('what alloc gives must be memory that is known and free', (t) => {
-  using provider = new Heap()
   using heap = new Heap()
-  const small = some(provider.raw.malloc(ARENA - 1))
-  const big = some(provider.raw.malloc(3 * ARENA))
-  const freed = some(provider.raw.malloc(ARENA))
-  provider.raw.free(freed)
+  const raw = heap.getAllocator('raw')
+  const small = some(raw.malloc(ARENA - 1))
+  const big = some(raw.malloc(3 * ARENA))
+  const freed = some(raw.malloc(ARENA))
+  raw.free(freed)
   const mine = some(heap.raw.malloc(ARENA))
   const answers: unknown[] = [
     undefined,
@@ -193,17 +191,21 @@ test('what alloc gives must be memory that is known and free', (t) => {
     },
     { code: 'ERR_CALLBACK_RESULT' },
   )
-  using third = new Heap()
-  third.setArenaAllocator({ alloc: () => (big + 4096) as Address, free: () => {} })
-  t.throws(() => third.obj.malloc(64), { code: 'ERR_CALLBACK_RESULT' })
+  heap.setArenaAllocator({ alloc: () => (big + 4096) as Address, free: () => {} })
+  t.throws(
+    () => {
+      for (;;) heap.obj.malloc(512)
+    },
+    { code: 'ERR_CALLBACK_RESULT' },
+  )
   t.is(blocks.length, 63 * 31)
   heap.verify()
 })
 
 test('calls into the heap from its own callbacks are refused', (t) => {
-  using provider = new Heap()
   using heap = new Heap()
   const own = heap.getArenaAllocator()
+  const [raw, obj] = [heap.getAllocator('raw'), heap.getAllocator('obj')]
   const codes: unknown[] = []
   const block = some(heap.raw.malloc(8))
   heap.setArenaAllocator({
@@ -220,6 +222,7 @@ test('calls into the heap from its own callbacks are refused', (t) => {
         () => heap.setArenaAllocator(own),
         () => heap.allocatedBlocks(),
         () => heap.debugMallocStats(),
+        () => obj.malloc(8),
       ]) {
         try {
           call()
@@ -228,9 +231,9 @@ test('calls into the heap from its own callbacks are refused', (t) => {
           codes.push((error as MemoryFault).code)
         }
       }
-      return provider.raw.malloc(size)
+      return raw.malloc(size)
     },
-    free: (address) => provider.raw.free(address),
+    free: (address) => raw.free(address),
   })
   some(heap.obj.malloc(8))
   t.deepEqual([...new Set(codes)], ['ERR_REENTRANT'])
@@ -239,10 +242,10 @@ test('calls into the heap from its own callbacks are refused', (t) => {
 })
 
 test('a free that throws is told after the block is freed', (t) => {
-  using provider = new Heap()
   using heap = new Heap({ release: '3.8' })
+  const raw = heap.getAllocator('raw')
   heap.setArenaAllocator({
-    alloc: (size) => provider.raw.malloc(size),
+    alloc: (size) => raw.malloc(size),
     free: () => {
       throw new Error('kept')
     },
@@ -259,65 +262,40 @@ test('a free that throws is told after the block is freed', (t) => {
   heap.obj.free(moved.address as Address)
 })
 
-test('what serves as an arena outlives its heap being closed', (t) => {
-  const provider = new Heap()
+test("a heap's own arena allocator serves a script", (t) => {
   using heap = new Heap()
-  heap.setArenaAllocator({ alloc: (size) => provider.raw.malloc(size), free: () => {} })
-  const block = some(heap.obj.malloc(64))
-  provider.close()
-  t.throws(() => provider.raw.malloc(1), { code: 'ERR_HEAP_CLOSED' })
-  heap.obj.view(block).fill(7)
-  heap.verify()
-  heap.obj.free(block)
-  heap.close()
-})
-
-test('what serves as an arena outlives its heap being dropped', async (t) => {
-  using heap = new Heap()
-  let collected = false
-  const registry = new FinalizationRegistry(() => (collected = true))
-  ;(() => {
-    const provider = new Heap()
-    registry.register(provider, undefined)
-    const arena = some(provider.raw.malloc(ARENA))
-    heap.setArenaAllocator({ alloc: () => arena, free: () => {} })
-  })()
-  heap.setArenaAllocator(
-    (() => {
-      const provider = new Heap()
-      registry.register(provider, undefined)
-      const arena = some(provider.raw.malloc(ARENA))
-      queueMicrotask(() => {})
-      return { alloc: () => (provider.raw.usableSize(arena) > 0 ? arena : null), free: () => {} }
-    })(),
-  )
-  const block = some(heap.obj.malloc(64))
-  heap.setArenaAllocator({ alloc: () => null, free: () => {} })
-  t.true(await collectUntil(() => collected))
-  await collectUntil(() => false)
-  heap.obj.view(block).fill(9)
-  heap.verify()
-})
-
-test("one heap's own arena allocator may serve another", (t) => {
-  const provider = new Heap()
-  using heap = new Heap()
-  const arenas = provider.getArenaAllocator()
+  const own = heap.getArenaAllocator()
+  const arenas: ArenaAllocator = { alloc: (size) => own.alloc(size), free: (address, size) => own.free(address, size) }
   heap.setArenaAllocator(arenas)
   const block = some(heap.obj.malloc(64))
   const [arena] = heap.arenas()
-  t.throws(() => arenas.free(arena?.address as Address, ARENA), { code: 'ERR_REENTRANT' })
-  t.throws(() => arenas.free(block, ARENA), { code: 'ERR_FOREIGN_POINTER' })
+  t.throws(() => own.free(arena?.address as Address, ARENA), { code: 'ERR_REENTRANT' })
+  t.throws(() => own.free(block, ARENA), { code: 'ERR_FOREIGN_POINTER' })
   heap.obj.free(block)
+  const other = some(own.alloc(5000))
+  t.throws(() => own.free(other, 5001), { code: 'ERR_FOREIGN_POINTER' })
+  own.free(other, 5000)
+  t.throws(() => own.free(other, 5000), { code: 'ERR_FOREIGN_POINTER' })
+  t.is(own.alloc(2 ** 52), null)
+  some(own.alloc(ARENA))
+  heap.verify()
   heap.close()
-  t.throws(() => arenas.free(arena?.address as Address, ARENA), { code: 'ERR_FOREIGN_POINTER' })
-  const other = some(arenas.alloc(5000))
-  t.throws(() => arenas.free(other, 5001), { code: 'ERR_FOREIGN_POINTER' })
-  arenas.free(other, 5000)
-  t.is(arenas.alloc(2 ** 52), null)
-  some(arenas.alloc(ARENA))
-  provider.verify()
-  provider.close()
+  t.throws(() => own.free(arena?.address as Address, ARENA), { code: 'ERR_HEAP_CLOSED' })
+  t.throws(() => own.alloc(ARENA), { code: 'ERR_HEAP_CLOSED' })
+})
+
+test('what a script keeps of its arenas goes with the heap', (t) => {
+  const heap = new Heap()
+  const raw = heap.getAllocator('raw')
+  heap.setArenaAllocator({ alloc: (size) => raw.malloc(size), free: () => {} })
+  const block = some(heap.obj.malloc(64))
+  heap.setArenaAllocator({ alloc: () => null, free: () => {} })
+  heap.obj.view(block).fill(9)
+  heap.verify()
+  heap.obj.free(block)
+  heap.verify()
+  heap.close()
+  t.throws(() => raw.malloc(1), { code: 'ERR_HEAP_CLOSED' })
 })
 
 test('what is no allocator is refused', (t) => {
@@ -330,11 +308,10 @@ test('what is no allocator is refused', (t) => {
 
 test('objects whose arena cannot be had, or is given back badly, leave the heap whole', (t) => {
   for (const release of releases) {
-    using provider = new Heap()
     using heap = new Heap({ release })
     const boom = new Error('boom')
     let fails = true
-    const arenas = arenasFrom(provider)
+    const arenas = arenasFrom(heap)
     heap.setArenaAllocator({
       alloc(size) {
         if (fails) throw boom

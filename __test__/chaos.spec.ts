@@ -7,6 +7,7 @@ import test from 'ava'
 
 import type { Release } from 'obmalloc'
 
+import { operationsOf } from './chaos/run.ts'
 import { releases } from './tools.ts'
 
 const program = fileURLToPath(new URL('chaos/run.ts', import.meta.url))
@@ -42,10 +43,7 @@ for (const [index, release] of releases.entries()) {
   const quarantine = (SEED + index) % 3 === 0 ? 20_000 : 0
   test(`a heap of ${release} stands whatever its callbacks do`, async (t) => {
     t.timeout(600_000)
-    const seeds = Array.from(
-      { length: OPERATIONS },
-      (_, index) => (Math.imul(SEED, 0x9e3779b1) + Math.imul(index, 0x85ebca6b)) >>> 0,
-    )
+    const seeds = operationsOf(SEED, OPERATIONS)
     const wrong = await run(release, allocator, quarantine, seeds)
     if (wrong === undefined) return t.pass()
     t.log(`seed ${SEED}: ${wrong}`)

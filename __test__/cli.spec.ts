@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as after } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
@@ -57,6 +58,8 @@ test('a trace that cannot be read ends with 3', (t) => {
   const files = {
     empty: Buffer.alloc(0),
     text: Buffer.from('no trace at all, but some text'),
+    eight: bytes.subarray(0, 8),
+    headless: Buffer.concat([bytes.subarray(0, 12), Buffer.from('\x04\0\0\0null')]),
     newer: Buffer.from(bytes),
     damaged: Buffer.from(bytes),
   }
@@ -95,6 +98,18 @@ test('one operation can be looked at alone', (t) => {
   t.regex(stdout, /^Small block threshold = 512, in 32 size classes\.$/m)
 })
 
+test('a replay that is told to stop says so, and nothing else of what comes later', (t) => {
+  for (const operation of [3, 5000]) {
+    const { status, stdout, stderr } = obmalloc(['replay', '--operation', String(operation), trace])
+    t.is(status, 0)
+    t.regex(stdout, /: exact\n/)
+    t.is(stderr, `stopped after operation ${operation}, as it was told to: what comes later was not compared\n`)
+  }
+  t.is(obmalloc(['replay', '--operation', '999999999', trace]).stderr, '')
+  const { stderr } = obmalloc(['replay', '--release', '3.9', trace])
+  t.notRegex(stderr, /orderly/)
+})
+
 test('without a CPython compare uses the golden traces and says so', (t) => {
   const { status, stdout, stderr } = obmalloc(['compare', '--all'], NOWHERE)
   t.is(status, 0)
@@ -129,6 +144,9 @@ test('an interpreter that cannot be used is named with the reason', (t) => {
   const shell = obmalloc(['compare', '--python', '/bin/true'])
   t.is(shell.status, 2)
   t.regex(shell.stderr, /\/bin\/true cannot be used: it is no Python/)
+  const ls = obmalloc(['record', '--python', '/bin/ls', '--', 'script.py'])
+  t.is(ls.status, 2)
+  t.is(ls.stderr, 'obmalloc: /bin/ls cannot be used: it ends with exit code 2\n')
   const listed = obmalloc(['compare', '--all'], { ...NOWHERE, OBMALLOC_PYTHON: `/bin/true:${join(folder, 'nothing')}` })
   t.is(listed.status, 0)
   t.regex(listed.stderr, /left out: \/bin\/true: it is no Python/)
@@ -168,7 +186,7 @@ withPython('the processes that a program starts have rows of their own', (t) => 
 withPython('a program whose calls cannot be seen is not called exact', (t) => {
   const { status, stderr } = obmalloc(['compare', '--python', python!.path, '--', '-c', 'pass'], { PYTHONMALLOC: 'malloc' })
   t.is(status, 4)
-  t.regex(stderr, /allocators were replaced/)
+  t.regex(stderr, /replaced the recorder's allocators/)
 })
 
 withPython('record writes a trace and passes on what the program says and how it ends', (t) => {
@@ -187,6 +205,272 @@ withPython('record writes a trace and passes on what the program says and how it
   t.is(stdout, 'hello\n')
   t.regex(stderr, /recorded CPython/)
   t.is(obmalloc(['replay', file]).status, 0)
+})
+
+/** Records a program with `--json`. */
+function recorded(args: string[], env: Record<string, string> = {}) {
+  const { status, stdout, stderr } = obmalloc(['record', '--python', python!.path, '--json', ...args], env)
+  const json = JSON.parse(stdout) as {
+    trace: string
+    children: string[]
+    ended: number | string | null
+    events: number
+    complete: boolean
+  }
+  return { status, stderr, ...json }
+}
+
+withPython('record --json prints JSON alone, and says that all is there', (t) => {
+  const file = join(folder, 'whole.trace')
+  const { status, stderr, ...json } = recorded(['-o', file, '--', '-c', 'print("hello"); raise SystemExit(7)'])
+  t.is(status, 7)
+  t.regex(stderr, /^hello\n/)
+  t.like(json, { trace: file, children: [], ended: 7, complete: true })
+  t.is(json.events, JSON.parse(obmalloc(['replay', '--json', file]).stdout).events)
+})
+
+withPython('a trace that cannot be made is said before the program runs', (t) => {
+  for (const place of ['/dev/full', folder, '/proc/x.trace', join(folder, 'missing', 'x.trace')]) {
+    const { status, stderr, ...json } = recorded(['-o', place, '--', '-c', 'print("ran")'])
+    t.is(status, 4, place)
+    t.like(json, { trace: place, children: [], ended: null, events: 0, complete: false })
+    t.regex(stderr, /^obmalloc: cannot write .*\n$/)
+  }
+})
+
+withPython('a trace that is not whole ends with 4, and why is said', (t) => {
+  const file = join(folder, 'cut.trace')
+  const limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000)); x = [str(i) for i in range(99999)]'
+  for (const [program, env, reason] of [
+    [['-c', limit], {}, /^cannot write .*cut\.trace: File too large \(os error 27\); nothing more was recorded\n/],
+    [['-X', 'dev', '-c', 'pass'], {}, /^-X dev replaced the recorder's allocators: raw, mem and obj calls are not recorded\n/],
+    [['-c', 'pass'], { PYTHONMALLOC: 'malloc' }, /^PYTHONMALLOC=malloc .* replaced the recorder's allocators/],
+    [['-c', 'import ctypes; ctypes.CDLL(None).quick_exit(0)'], {}, /^the trace has no end: the last calls are missing\n/],
+  ] as const) {
+    const { status, stderr, complete, ended } = recorded(['-o', file, '--', ...program], env)
+    t.deepEqual([status, complete, ended], [4, false, 0], stderr)
+    t.regex(stderr, reason)
+  }
+  recorded(['-o', file, '--', '-c', limit])
+  t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large/m)
+  const compared = obmalloc(['compare', '--python', python!.path, '--', '-c', limit])
+  t.is(compared.status, 4)
+  t.regex(compared.stderr, /: cannot write .*: File too large/)
+  const named = recorded(['-o', file, '--', '-c', 'pass'], { PYTHONMALLOC: 'pymalloc' })
+  t.deepEqual([named.status, named.complete], [0, true])
+  t.is(obmalloc(['replay', file]).status, 0)
+})
+
+withPython('a program that is ended by a signal ends with 128 and its number, and is named', (t) => {
+  const file = join(folder, 'signalled.trace')
+  for (const [name, number] of Object.entries({ SIGABRT: 6, SIGKILL: 9, SIGSEGV: 11, SIGTERM: 15 })) {
+    const { status, stderr, ...json } = recorded(['-o', file, '--', '-c', `import os; os.kill(os.getpid(), ${number})`])
+    t.is(status, 128 + number)
+    t.like(json, { ended: name, complete: false })
+    t.regex(stderr, new RegExp(`^the program was ended by ${name}$`, 'm'))
+  }
+  const { status, complete } = recorded(['-o', file, '--', '-c', 'raise KeyboardInterrupt'])
+  t.deepEqual([status, complete], [130, true])
+  t.is(obmalloc(['replay', file]).stderr, '')
+})
+
+withPython('children are those of the run, and no other parent is taken for theirs', (t) => {
+  const file = join(folder, 'family.trace')
+  const child = 'if os.fork() == 0: [str(i) for i in range(1000)]; os._exit(0)\nos.wait()'
+  const first = recorded(['-o', file, '--', '-c', `import os\n${child}\n${child}`])
+  t.is(first.children.length, 2)
+  t.is(obmalloc(['replay', file, ...first.children]).status, 0)
+  const second = recorded(['-o', file, '--', '-c', 'x = [str(i) for i in range(50000)]'])
+  t.deepEqual([second.children, second.complete], [[], true])
+  t.is(obmalloc(['replay', file]).status, 0)
+  const { status, stderr } = obmalloc(['replay', first.children[0]!])
+  t.is(status, 3)
+  t.regex(stderr, /: the parent's trace is of another recording: /)
+})
+
+withPython('every process of a run is recorded, waited for or named', (t) => {
+  const file = join(folder, 'going.trace')
+  const version = 'subprocess.run([sys.executable, "--version"], env={})'
+  const failing = 'if os.fork() == 0: import _testcapi; _testcapi.set_nomemory(0); os._exit(0)\nos.wait()'
+  const daemon = 'if os.fork() == 0: time.sleep(0.5); x = [str(i) for i in range(1000)]; os._exit(0)\nos._exit(0)'
+  const short = recorded(['-o', file, '--', '-c', ['import os, subprocess, sys, time', version, failing, daemon].join('\n')])
+  t.deepEqual([short.status, short.complete, short.children.length], [0, true, 3], short.stderr)
+  const replayed = obmalloc(['replay', file, ...short.children])
+  t.is(replayed.status, 0, replayed.stderr)
+  const long = recorded(['-o', file, '--', '-c', 'import os, time\nif os.fork() == 0: str(1.5); time.sleep(6)'])
+  t.deepEqual([long.status, long.complete], [4, false])
+  t.regex(long.stderr, /^process \d+ still runs: /m)
+})
+
+withPython('a helper that ends a moment after the program is not taken for one that was killed', (t) => {
+  const [script, file] = [join(folder, 'pool.py'), join(folder, 'pool.trace')]
+  const lines = [
+    'import multiprocessing',
+    'if __name__ == "__main__":',
+    '    pool = multiprocessing.get_context("spawn").Pool(1)',
+    '    pool.map(str, range(3)); pool.close(); pool.join()',
+  ]
+  writeFileSync(script, lines.join('\n'))
+  for (let round = 0; round < 3; round++) {
+    const { status, stderr, children } = recorded(['-o', file, '--', script])
+    t.is(status, 0)
+    t.is(children.length, 2)
+    t.notRegex(stderr, /orderly/)
+  }
+})
+
+withPython('what is recorded does not notice', (t) => {
+  const file = join(folder, 'unnoticed.trace')
+  const run = "subprocess.run([sys.executable, '-X', 'dev', '-c', 'pass'], capture_output=True)"
+  const { stderr, ended } = recorded(['-o', file, '--', '-c', `import subprocess, sys; assert ${run}.stderr == b''`])
+  t.is(ended, 0)
+  t.regex(stderr, /^process \d+: -X dev replaced the recorder's allocators: raw, mem and obj calls are not recorded$/m)
+})
+
+withPython('programs under tracemalloc are replayed exactly', (t) => {
+  const file = join(folder, 'traced.trace')
+  for (const { path, version } of findInterpreters([]).usable) {
+    const script = 'import tracemalloc; tracemalloc.stop(); tracemalloc.start(5); x = [bytes(i) for i in range(2000)]; x = x[::2]'
+    for (const program of ['pass', script]) {
+      t.is(obmalloc(['record', '--python', path, '-o', file, '--', '-X', 'tracemalloc', '-c', program]).status, 0)
+      const { status, stderr } = obmalloc(['replay', file])
+      t.is(status, 0, `${version}: ${stderr}`)
+    }
+  }
+})
+
+/** Says what it gets, one name a line. */
+const LISTENER = [
+  'import os, signal, time',
+  'def told(number, frame): print(signal.Signals(number).name, flush=True)',
+  'for name in ["SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCONT"]: signal.signal(getattr(signal, name), told)',
+  'print(os.getpid(), flush=True)',
+  'while True: time.sleep(0.05)',
+].join('\n')
+
+/** Starts the command line with a program that listens, and gives its lines one by one. */
+async function listening(command: string[]) {
+  const args = [join(root, 'dist', 'cli.js'), ...command, '--python', python!.path, '--', '-c', LISTENER]
+  const child = spawn(process.execPath, args, { cwd: folder, detached: true, stdio: ['ignore', 'pipe', 'pipe'] })
+  let said = ''
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (said += text))
+  let read = 0
+  const line = async (): Promise<string> => {
+    while (!said.includes('\n', read)) await after(10)
+    const end = said.indexOf('\n', read)
+    const next = said.slice(read, end)
+    read = end + 1
+    return next
+  }
+  return { child, line, pid: Number(await line()), said: () => said }
+}
+
+withPython('what is sent to the command reaches the program, and no debugger opens', async (t) => {
+  for (const [command, code] of [
+    [['record', '-o', 'listening.trace'], 130],
+    [['check'], 0],
+    [['compare'], 130],
+  ] as const) {
+    const { child, line, said } = await listening([...command])
+    for (const signal of ['SIGUSR1', 'SIGUSR2', 'SIGQUIT', 'SIGALRM', 'SIGHUP', 'SIGCONT'] as const) {
+      child.kill(signal)
+      t.is(await line(), signal)
+    }
+    child.kill('SIGINT')
+    const [ended] = (await once(child, 'close')) as [number]
+    t.is(ended, code, said())
+    t.regex(said(), /KeyboardInterrupt/)
+    t.notRegex(said(), /Debugger/)
+  }
+})
+
+/** Prints its process id, and waits to be ended. */
+const SLEEPER = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
+
+/** The letter that the system has for what a process does; nothing when it is gone. */
+function stateOf(pid: number): string | undefined {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    return text[text.lastIndexOf(')') + 2]
+  } catch {
+    return undefined
+  }
+}
+
+withPython('no program is left behind when the command is killed', async (t) => {
+  const { child, pid } = await listening(['record', '-o', 'killed.trace'])
+  child.kill('SIGKILL')
+  await once(child, 'close')
+  for (let look = 0; look < 200 && stateOf(pid) !== undefined && stateOf(pid) !== 'Z'; look++) await after(10)
+  t.true([undefined, 'Z'].includes(stateOf(pid)))
+})
+
+withPython('what ends npx ends the program', async (t) => {
+  // npx starts the command with a shell in between, which passes nothing on.
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    const command = `'${process.execPath}' '${join(root, 'dist', 'cli.js')}' record -o npx.trace --python '${python!.path}'`
+    const args = [`process.title = 'npm exec obmalloc'; const { spawn } = require('child_process')`, `const signal = '${signal}'`]
+    args.push(`const shell = spawn('sh', ['-c', ${JSON.stringify(`${command} -- -c '${SLEEPER}'; exit`)}], { stdio: 'inherit' })`)
+    args.push(`shell.on('exit', () => process.exit()); process.on('SIGTERM', () => shell.kill('SIGTERM'))`)
+    const npx = spawn(process.execPath, ['-e', args.join('\n')], { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] })
+    const [pid] = (await once(npx.stdout.setEncoding('utf8'), 'data')) as [string]
+    npx.kill(signal)
+    for (let look = 0; look < 1000 && ![undefined, 'Z'].includes(stateOf(Number(pid))); look++) await after(10)
+    t.true([undefined, 'Z'].includes(stateOf(Number(pid))), signal)
+  }
+})
+
+withPython('a program interrupted from a terminal is interrupted once, and one that is stopped stops the command', (t) => {
+  const script = [
+    'import os, pty, signal, sys, time',
+    'pid, terminal = pty.fork()',
+    'if pid == 0: os.execv(sys.argv[1], sys.argv[1:])',
+    'said = b""',
+    'def until(text):',
+    '    global said',
+    '    while text not in said: said += os.read(terminal, 1000)',
+    'until(b"ready")',
+    'os.write(terminal, b"\\x03")',
+    'until(b"interrupts 1"); time.sleep(0.5)',
+    'os.write(terminal, b"\\x03")',
+    'until(b"interrupts 2")',
+    '_, status = os.waitpid(pid, 0)',
+    'assert b"interrupts 3" not in said, said',
+    'assert os.WEXITSTATUS(status) == 0, status',
+  ]
+  const program = [
+    'import signal, time',
+    'got = []',
+    'def told(*_): got.append(1); print("interrupts", len(got), flush=True)',
+    'signal.signal(signal.SIGINT, told)',
+    'print("ready", flush=True)',
+    'while len(got) < 2: time.sleep(0.05)',
+    'time.sleep(0.5)',
+  ]
+  const command = [join(root, 'dist', 'cli.js'), 'record', '-o', 'terminal.trace', '--python', python!.path, '--', '-c']
+  const args = ['-c', script.join('\n'), process.execPath, ...command, program.join('\n')]
+  const { status, stderr } = spawnSync(python!.path, args, { encoding: 'utf8', cwd: folder, timeout: 60_000 })
+  t.is(status, 0, stderr)
+  const stopping = [
+    'import os, signal, subprocess, sys, time',
+    'command = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True, preexec_fn=os.setpgrp)',
+    'program = int(command.stdout.readline())',
+    'def state(pid): return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]',
+    'def until(is_stopped):',
+    '    while [state(command.pid) == "T", state(program) == "T"] != [is_stopped] * 2: time.sleep(0.01)',
+    'command.send_signal(signal.SIGTSTP)',
+    'until(True)',
+    'command.send_signal(signal.SIGCONT)',
+    'until(False)',
+    'assert command.wait() == 0',
+  ]
+  const sleeping = 'import os, time; print(os.getpid(), flush=True); time.sleep(2)'
+  const stopped = spawnSync(python!.path, ['-c', stopping.join('\n'), process.execPath, ...command, sleeping], {
+    encoding: 'utf8',
+    cwd: folder,
+    timeout: 60_000,
+  })
+  t.is(stopped.status, 0, stopped.stderr)
 })
 
 test('when nobody reads the output any more, the end is quiet', async (t) => {
@@ -237,10 +521,12 @@ test("the README's TypeScript example runs as it stands, and prints what it says
   }
 })
 
-test('an allocator that wraps the one that is in runs as it stands', (t) => {
-  const file = join(root, 'examples', 'wrapping-allocator.ts')
-  prints(t, file, readFileSync(file, 'utf8'))
-})
+for (const name of ['wrapping', 'bump', 'pool']) {
+  test(`the example of a ${name} allocator runs as it stands`, (t) => {
+    const file = join(root, 'examples', `${name}-allocator.ts`)
+    prints(t, file, readFileSync(file, 'utf8'))
+  })
+}
 
 test("the specification's example runs as the README shows it", (t) => {
   const file = join(root, 'examples', 'tree-node.ts')

@@ -82,7 +82,7 @@ test.serial('heaps go with their context, and their memory with them', async (t)
   t.is(await program('lives.cjs', ['--expose-gc']), 'held true, left 0 contexts, nothing\n')
 })
 
-test.serial('the end of a thread takes heaps down in whatever order, also while one has memory of another', async (t) => {
+test.serial('the end of a thread takes heaps down in whatever order, also with scripts that have memory of theirs', async (t) => {
   t.timeout(300_000)
   // What has been freed reads as rubbish.
   t.is(await program('ends.cjs', [], { MALLOC_PERTURB_: '165' }), '64 ended well\n')

@@ -3,15 +3,13 @@
 
 import assert from 'node:assert/strict'
 import { constants } from 'node:buffer'
-import { execFile } from 'node:child_process'
 import { createRequire } from 'node:module'
-import { promisify } from 'node:util'
 
 import test from 'ava'
 
 import type * as obmalloc from 'obmalloc'
 
-import { collectUntil } from './tools.ts'
+import { buildInjected, collectUntil } from './tools.ts'
 
 interface Injected {
   /** Names of entry points, each on a line. */
@@ -22,16 +20,13 @@ interface Injected {
   [name: string]: (...values: unknown[]) => unknown
 }
 
-/** The binding with the feature `panics`, which is built for this test alone. */
+type Call = (...values: unknown[]) => unknown
+type Functions = Record<'serve' | 'open' | 'choose' | 'verify' | 'close', Call> & Record<string, Call>
+
+/** The binding with the feature `panics`. */
 async function build(): Promise<Injected> {
-  const build = ['build', '--quiet', '-p', 'obmalloc-node', '--features', 'panics', '--message-format=json']
-  const { stdout } = await promisify(execFile)('cargo', build, { cwd: new URL('..', import.meta.url), maxBuffer: 1 << 28 })
-  const artifacts = stdout
-    .split('\n')
-    .filter((line) => line.includes('libobmalloc_node.so'))
-    .map((line) => JSON.parse(line) as { filenames: string[] })
   const module = { exports: {} }
-  process.dlopen(module, artifacts.at(-1)!.filenames[0]!)
+  process.dlopen(module, await buildInjected())
   return module.exports as Injected
 }
 
@@ -42,8 +37,8 @@ const face = [
 ]
 /** Sizes that are the release's own, and no limit. */
 const sizes = Array.from({ length: 6 })
-const open = (native: Injected): unknown =>
-  native['open']!({ __proto__: null, 0: [], 1: [] }, constants.MAX_LENGTH, '3.13', ...sizes, 'default')
+const open = ({ open }: Functions): unknown =>
+  open({ __proto__: null, 0: [], 1: [] }, constants.MAX_LENGTH, '3.13', ...sizes, 'default')
 
 const codeOf = (call: () => unknown): unknown => {
   try {
@@ -64,21 +59,17 @@ const panics = (call: () => unknown): boolean => {
   }
 }
 
-type Call = (...values: unknown[]) => unknown
-
 /** Functions that have no heap. */
 const ofModule =
-  /^(serve|open|identity|externalMemory|trimMemory|(open|step|report|close)Replay|checkGolden|refuseAfter|reserved|planted)$/
+  /^(serve|open|choose|identity|externalMemory|trimMemory|(open|step|report|close)Replay|checkGolden|releaseOf|bind|refuseAfter|reserved|touchedNames|declarations)$/
 
 /** All functions of the binding, closing last. */
-function functions(native: Injected): Array<[name: string, call: Call]> {
+function functions(native: Injected, bound: Functions): Array<[name: string, call: Call]> {
   const spare = new Set(['panicIn', 'entryPoints', 'close'])
-  const calls = [native['raw'], native['mem'], native['obj'], native].flatMap((object) =>
-    Object.entries(object as unknown as Record<string, Call>).filter(
-      ([name, call]) => typeof call === 'function' && !spare.has(name),
-    ),
+  const calls = [bound['raw'], bound['mem'], bound['obj'], bound, native].flatMap((object) =>
+    Object.entries(object as object as Functions).filter(([name, call]) => typeof call === 'function' && !spare.has(name)),
   )
-  return [...calls, ['close', native['close']!]]
+  return [...calls, ['close', bound.close]]
 }
 
 /** The package, over the binding with panics. */
@@ -96,15 +87,12 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
   const told: unknown[] = []
   // A release that gives an empty arena back at once.
   const heap = new Heap({ release: '3.8', onUnraisable: (error) => void told.push((error as { code?: unknown }).code) })
-  const provider = new Heap()
   const codes: unknown[] = []
   const attempt = (call: () => unknown): void => void codes.push(codeOf(call))
   let lies = false
   attempt(() => {
-    heap.setArenaAllocator({
-      alloc: (size) => provider.raw.malloc(size),
-      free: (address) => provider.raw.free(address),
-    })
+    const raw = heap.getAllocator('raw')
+    heap.setArenaAllocator({ alloc: (size) => raw.malloc(size), free: (address) => raw.free(address) })
     const block = heap.mem.malloc(400)!
     heap.mem.free(block)
   })
@@ -146,7 +134,6 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
     codes: [...codes, ...told],
     close() {
       heap.close()
-      provider.close()
     },
   }
 }
@@ -154,43 +141,35 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
 test.serial('a panic in any entry point is an error, and only its heap is lost', async (t) => {
   t.timeout(600_000)
   const native = await build()
-  native['serve']!(...face)
-  const { obj, verify, close } = native as unknown as {
-    obj: Record<'malloc' | 'write' | 'read', Call>
-    verify: Call
-    close: Call
-  }
-  const bystander = open(native)
-  const block = obj.malloc(bystander, 64)
-  obj.write(bystander, block, Uint8Array.of(1, 2, 3))
+  const bound = native['bind']!() as Functions & { obj: Record<'malloc' | 'write' | 'read', Call> }
+  const { serve, choose, obj, verify, close } = bound
+  serve(...face)
+  const bystander = open(bound)
+  choose(bystander)
+  const block = obj.malloc(64)
+  obj.write(block, Uint8Array.of(1, 2, 3))
   const intact = (): void => {
-    verify(bystander)
-    assert.deepEqual([...(obj.read(bystander, block, 0, 3) as Uint8Array)], [1, 2, 3])
+    choose(bystander)
+    verify()
+    assert.deepEqual([...(obj.read(block, 0, 3) as Uint8Array)], [1, 2, 3])
   }
   const points = native.entryPoints().split('\n')
   t.true(points.length > 80, `${points.length} entry points`)
   const spare = ['injected::entry_points', 'injected::panic_in'].map((name) => `obmalloc_node::${name}`)
   for (const point of points.filter((point) => !spare.includes(point))) {
-    const handle = open(native)
+    const handle = open(bound)
+    choose(handle)
     native.panicIn(point)
-    const found = functions(native).find(([, call]) => panics(() => call(handle)))
+    const found = functions(native, bound).find(([name, call]) => {
+      const panicked = panics(() => call(handle))
+      if (name === 'choose' && !panicked) choose(handle)
+      return panicked
+    })
     t.truthy(found, `nothing reaches ${point}`)
     if (found && !ofModule.test(found[0])) {
-      t.is(
-        codeOf(() => verify(handle)),
-        'ERR_INTERNAL',
-        point,
-      )
-      t.is(
-        codeOf(() => close(handle)),
-        undefined,
-        point,
-      )
-      t.is(
-        codeOf(() => verify(handle)),
-        'ERR_HEAP_CLOSED',
-        point,
-      )
+      t.is(codeOf(verify), 'ERR_INTERNAL', point)
+      t.is(codeOf(close), undefined, point)
+      t.is(codeOf(verify), 'ERR_HEAP_CLOSED', point)
     }
     intact()
   }

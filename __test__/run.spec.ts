@@ -118,9 +118,8 @@ test('a batch detaches the views of what it frees and moves', (t) => {
 })
 
 test('arrays that a callback takes away are not touched again', (t) => {
-  using provider = new Heap()
   using heap = new Heap()
-  const arenas = arenasFrom(provider)
+  const arenas = arenasFrom(heap)
   let take = () => {}
   heap.setArenaAllocator({
     alloc(size) {

@@ -1,5 +1,7 @@
 /** What several tests need. */
 
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { setImmediate as turn } from 'node:timers/promises'
 import { runInNewContext } from 'node:vm'
@@ -42,8 +44,9 @@ export function transfer(buffer: ArrayBufferLike): ArrayBuffer {
   return known.call(buffer)
 }
 
-/** Arenas from another heap's raw domain, and a count of what is out. */
-export function arenasFrom(provider: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
+/** Arenas from a heap's own allocator for raw memory, and a count of what is out. */
+export function arenasFrom(heap: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
+  const raw = heap.getAllocator('raw')
   const held = new Set<Address>()
   const calls: string[] = []
   return {
@@ -51,14 +54,25 @@ export function arenasFrom(provider: Heap): ArenaAllocator & { held: Set<Address
     calls,
     alloc(size) {
       calls.push('alloc')
-      const address = provider.raw.malloc(size)
+      const address = raw.malloc(size)
       if (address !== null) held.add(address)
       return address
     },
     free(address) {
       calls.push('free')
       if (!held.delete(address)) throw new Error(`${address} is not out`)
-      provider.raw.free(address)
+      raw.free(address)
     },
   }
+}
+
+/** Builds the binding with the feature `panics`: where it is. */
+export async function buildInjected(): Promise<string> {
+  const build = ['build', '--quiet', '-p', 'obmalloc-node', '--features', 'panics', '--message-format=json']
+  const { stdout } = await promisify(execFile)('cargo', build, { cwd: new URL('..', import.meta.url), maxBuffer: 1 << 28 })
+  const artifacts = stdout
+    .split('\n')
+    .filter((line) => line.includes('libobmalloc_node.so'))
+    .map((line) => JSON.parse(line) as { filenames: string[] })
+  return artifacts.at(-1)!.filenames[0]!
 }

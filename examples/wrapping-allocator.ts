@@ -1,6 +1,6 @@
-/** An allocator around the one that is in: it counts, logs, limits and delays. */
+/** An allocator around the one that is in: it counts, logs, limits, fails and delays. */
 
-import { Heap, type Address, type Allocator } from 'obmalloc'
+import { Heap, type Address, type Allocator, type MemoryFault } from 'obmalloc'
 
 const heap = new Heap()
 const own = heap.getAllocator('obj') // PyMem_GetAllocator
@@ -8,9 +8,11 @@ const own = heap.getAllocator('obj') // PyMem_GetAllocator
 const LIMIT = 5000
 const live = new Map<Address, number>()
 let held = 0
+let failing = false
 
 /** What was asked for, unless that would be too much. */
 function keep(size: number, request: () => Address | null): Address | null {
+  if (failing) throw new Error('out of order')
   const address = held + size > LIMIT ? null : request()
   console.error(`${size} bytes: ${address === null ? 'refused' : 'given'}`)
   if (address !== null) {
@@ -50,6 +52,13 @@ const small = heap.obj.malloc(100)
 const large = heap.obj.malloc(4500)
 // 5600 bytes would be too much.
 console.log(heap.obj.malloc(1000)) // null
+failing = true
+try {
+  heap.obj.malloc(1)
+} catch (error) {
+  console.log((error as MemoryFault).code) // ERR_CALLBACK_THREW
+}
+failing = false
 heap.obj.free(large)
 console.log(live.size, held) // 1 100
 heap.setAllocator('obj', own) // at full speed again

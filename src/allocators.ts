@@ -4,8 +4,10 @@ import type { Address, Allocator, DomainName, Size } from '../index.js'
 import { badArgument, isFunction } from './errors.js'
 import { isAwaited, settled } from './functions.js'
 import type { Kept } from './kept.js'
-import { native, type Handle } from './native.js'
+import { native, on, type Handle } from './native.js'
 import { NewMap, freeze, mapGet, mapSet } from './primordials.js'
+
+const { nativeMalloc, nativeCalloc, nativeRealloc, nativeFree, presentAllocator, setNative, setScript } = native
 
 function isAllocator(value: unknown): value is Allocator {
   if (typeof value !== 'object' || value === null) return false
@@ -16,10 +18,10 @@ function isAllocator(value: unknown): value is Allocator {
 /** One of the heap's own allocators. */
 function nativeAllocator(handle: Handle, number: number): Allocator {
   return freeze({
-    malloc: (size: Size): Address | null => native.nativeMalloc(handle, number, size),
-    calloc: (count: Size, size: Size): Address | null => native.nativeCalloc(handle, number, count, size),
-    realloc: (address: Address | null, size: Size): Address | null => native.nativeRealloc(handle, number, address, size),
-    free: (address: Address | null): void => native.nativeFree(handle, number, address),
+    malloc: (size: Size): Address | null => nativeMalloc(number, size, on(handle)),
+    calloc: (count: Size, size: Size): Address | null => nativeCalloc(number, count, size, on(handle)),
+    realloc: (address: Address | null, size: Size): Address | null => nativeRealloc(number, address, size, on(handle)),
+    free: (address: Address | null): void => nativeFree(number, address, on(handle)),
   })
 }
 
@@ -37,7 +39,7 @@ export class Allocators {
   }
 
   get(domain: DomainName): Allocator {
-    const number = native.presentAllocator(this.#handle, domain)
+    const number = presentAllocator(domain, on(this.#handle))
     if (number < 0) return this.script(-1 - number)
     const known = mapGet(this.#natives, number)
     if (known) return known
@@ -49,14 +51,14 @@ export class Allocators {
 
   set(domain: DomainName, allocator: Allocator): void {
     const own = mapGet(this.#nativeNumbers, allocator)
-    if (own !== undefined && native.setNative(this.#handle, domain, own)) return
+    if (own !== undefined && setNative(domain, own, on(this.#handle))) return
     if (!isAllocator(allocator)) {
       const expected = 'an object with the functions malloc, calloc, realloc and free'
       throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', expected, allocator)
     }
     const known = mapGet(this.#scriptNumbers, allocator)
     const script = known ?? this.#scriptCount
-    native.setScript(this.#handle, domain, script)
+    setScript(domain, script, on(this.#handle))
     if (known !== undefined) return
     this.#scriptCount++
     mapSet(this.#scripts, script, allocator)

@@ -1,13 +1,11 @@
 /** Running a Python program under the checker, and what its reports say. */
 
-import { existsSync, mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
 
 import type { Interpreter } from './interpreters.js'
-import { SIGNALS, children, run, type RecordOptions } from './recording.js'
-import { recorder } from './tools.js'
+import { children, isRunning, relatives, run, settled, type RecordOptions } from './recording.js'
 
 export type DomainName = 'raw' | 'mem' | 'obj'
 
@@ -57,6 +55,10 @@ export interface Process {
    * that was killed before it was initialised; of one that was killed later, those that were lost by then.
    */
   readonly lost: readonly DomainName[]
+  /** What replaced them; `null` when nothing did, or that is not known. */
+  readonly replacedBy: string | null
+  /** Why its report could not be written to the end; `null` when it could. */
+  readonly failed: string | null
 }
 
 export interface Check {
@@ -68,9 +70,6 @@ export interface Check {
   readonly ended: number | NodeJS.Signals
 }
 
-/** Milliseconds for which processes that go on when the program has ended are waited for. */
-const PATIENCE = 2000
-
 /** Runs a program and looks. */
 export async function check(
   interpreter: Pick<Interpreter, 'path'>,
@@ -80,34 +79,38 @@ export async function check(
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
   const report = join(folder, 'report')
   try {
-    const ended = await run(interpreter, { program, stdout }, { OBMALLOC_CHECK: report })
-    const reports = await settled(report)
+    const { ended, pid } = await run(interpreter, { program, stdout }, { OBMALLOC_CHECK: report })
+    let reports: ReturnType<typeof readReports> = []
+    await settled(() => {
+      // Looked for first: one that ends in between has its report by then.
+      const alive = relatives(`OBMALLOC_CHECK=${report}`)
+      reports = readReports(report, pid, alive)
+      reports.push(...alive.filter((pid) => !reports.some(({ process }) => process.pid === pid)).map((pid) => silent(pid, null)))
+      return reports.some(({ process }) => process.running)
+    })
     return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
 }
 
-/** The reports of all processes, when none runs any more, or after some time, or when we are told to end. */
-async function settled(path: string): Promise<ReturnType<typeof readReport>> {
-  const told = new AbortController()
-  const stop = (): void => told.abort()
-  for (const signal of SIGNALS) process.on(signal, stop)
-  try {
-    // What helps a program, and ends with it, ends a moment later.
-    for (const begin = performance.now(); ;) {
-      const reports = readReports(path)
-      const isOver = performance.now() - begin > PATIENCE || told.signal.aborted
-      if (isOver || !reports.some(({ process }) => process.running)) return reports
-      await setTimeout(20, undefined, { signal: told.signal }).catch(stop)
-    }
-  } finally {
-    for (const signal of SIGNALS) process.off(signal, stop)
-  }
+/** A process that has made no report yet, because it was forked a moment ago; or could not. */
+function silent(pid: number, failed: string | null): { process: Process; findings: Finding[] } {
+  const running = failed === null
+  const process = { pid, argv: [], version: '', complete: false, running, failed, lost: [], replacedBy: null }
+  return { process, findings: [] }
 }
 
-function readReports(path: string): { process: Process; findings: Finding[] }[] {
-  return existsSync(path) ? [path, ...children(path)].flatMap(readReport) : []
+function readReports(
+  path: string,
+  pid: number | undefined,
+  alive: readonly number[],
+): { process: Process; findings: Finding[] }[] {
+  if (!existsSync(path)) return []
+  return [path, ...children(path)].map((report) => {
+    const number = report === path ? pid : /\.(\d+)/.exec(report.slice(path.length))?.[1]
+    return readReport(report, alive) ?? silent(Number(number), 'its report is empty')
+  })
 }
 
 interface Header {
@@ -115,6 +118,7 @@ interface Header {
   argv: string[]
   python: string
   freeThreaded: boolean
+  failed: string | null
 }
 
 /** A line of a report. How often something was met is in the counter that it names. */
@@ -131,21 +135,24 @@ interface Parts extends Omit<Finding, 'count'> {
   readonly origins: (Place & { readonly count: number })[]
 }
 
-/** Reads one process's report: lines of JSON, and the counters beside it. */
-function readReport(path: string): { process: Process; findings: Finding[] }[] {
+/** Reads one process's report: lines of JSON, and the counters beside it. `null` when there is none in the file. */
+function readReport(path: string, alive: readonly number[]): { process: Process; findings: Finding[] } | null {
   // A process that was killed can leave half a line.
   const [head, ...lines] = readFileSync(path, 'utf8').split('\n').slice(0, -1)
-  if (head === undefined) return []
+  if (head === undefined) return null
   const header = JSON.parse(head) as Header
   const counters = existsSync(`${path}.counts`) ? readFileSync(`${path}.counts`) : Buffer.alloc(0)
   const findings: Parts[] = []
-  let complete = header.freeThreaded
+  // Of a process that cannot be looked at the header is all.
+  let complete = header.freeThreaded || Number(header.python.split('.')[1]) < 8
   let lost: DomainName[] = ['raw', 'mem', 'obj']
+  let replacedBy: string | null = null
   for (const text of lines) {
-    const line = JSON.parse(text) as Line | { end?: true; lost: DomainName[] }
+    const line = JSON.parse(text) as Line | { end?: true; lost: DomainName[]; by: string | null }
     if ('lost' in line) {
       complete ||= line.end === true
       lost = line.lost
+      replacedBy = line.by
       continue
     }
     const { finding: number, counter, ...rest } = line
@@ -157,19 +164,10 @@ function readReport(path: string): { process: Process; findings: Finding[] }[] {
     else if ('origin' in rest) findings[number]?.origins.push({ ...rest.origin, count })
     else findings[number] = { ...rest, count, sizes: [], origins: [] }
   }
-  const { pid, argv, python: version } = header
-  return [
-    { process: { pid, argv, version, complete, running: !complete && isRunning(pid), lost }, findings: Object.values(findings) },
-  ]
-}
-
-/** Whether the process is there, with the checker in it: its number may be another's by now. */
-function isRunning(pid: number): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/maps`, 'utf8').includes(realpathSync(recorder()))
-  } catch {
-    return false
-  }
+  const { pid, argv, python: version, failed } = header
+  const running = !complete && failed === null && (alive.includes(pid) || isRunning(pid))
+  const process = { pid, argv, version, complete, running, failed, lost, replacedBy }
+  return { process, findings: Object.values(findings) }
 }
 
 /** The processes of the reports. One that went on as another program has several: then it is what it was last. */
@@ -179,6 +177,8 @@ function processesOf(reports: readonly { readonly process: Process }[]): Process
     complete: same.every(({ process: { complete } }) => complete),
     running: same.some(({ process: { running } }) => running),
     lost: [...new Set(same.flatMap(({ process: { lost } }) => lost))],
+    replacedBy: same.map(({ process }) => process.replacedBy).find((by) => by !== null) ?? null,
+    failed: same.map(({ process }) => process.failed).find((reason) => reason !== null) ?? null,
   }))
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 /**
  * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check` found something; 2 usage; 3 an unreadable trace; 4 something
- * did not match, or could not be looked at, and anything else.
+ * did not match, or could not be looked at, or not all of it recorded, and anything else. `record` passes the program's own on, and gives
+ * 128 and the signal's number when a signal ended it.
  */
 
 import { readFileSync } from 'node:fs'
@@ -90,6 +91,9 @@ function fail(error: unknown, code: number): number {
   say(`obmalloc: ${error instanceof Error ? error.message : String(error)}`)
   return code
 }
+
+// Node's own answer to this signal is to open its debugger's port.
+process.on('SIGUSR1', () => {})
 
 // Whoever read the output has gone, as `head` does: end as programs do that are told so by a signal.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

@@ -5,9 +5,36 @@ import process from 'node:process'
 import type { Address, Collector as Contract, CollectorCallback, GenerationStats, Size, TraverseMismatch } from '../index.js'
 import { checkFunction } from './functions.js'
 import type { Kept } from './kept.js'
-import { native, type Handle } from './native.js'
+import { native, on, type Handle } from './native.js'
 import { Doubles, NewMap, append, bufferOf, lengthOf, mapGet, mapSet } from './primordials.js'
 import type { Types } from './type.js'
+
+const {
+  track,
+  untrack,
+  isTracked,
+  isFinalized,
+  gcDel,
+  gcResize,
+  collect,
+  enable,
+  disable,
+  isEnabled,
+  getThreshold,
+  setThreshold,
+  getCount,
+  getStats,
+  getObjects,
+  getReferrers,
+  getReferents,
+  freeze,
+  unfreeze,
+  getFreezeCount,
+  setDebug,
+  getDebug,
+  newWeakref,
+  deref,
+} = native
 
 function addresses(bytes: Uint8Array<ArrayBuffer>): Address[] {
   const all: Address[] = []
@@ -40,61 +67,61 @@ export class Collector implements Contract {
   }
 
   track(object: Address): void {
-    native.track(this.#handle, object)
+    track(object, on(this.#handle))
   }
 
   untrack(object: Address): void {
-    native.untrack(this.#handle, object)
+    untrack(object, on(this.#handle))
   }
 
   isTracked(object: Address): boolean {
-    return native.isTracked(this.#handle, object)
+    return isTracked(object, on(this.#handle))
   }
 
   isFinalized(object: Address): boolean {
-    return native.isFinalized(this.#handle, object)
+    return isFinalized(object, on(this.#handle))
   }
 
   del(object: Address): void {
     const name = this.#types.of(object).name
-    if (!native.gcDel(this.#handle, object)) return
+    if (!gcDel(object, on(this.#handle))) return
     process.emitWarning(`gc: Object of type ${name} is not untracked before destruction`, 'ResourceWarning')
   }
 
   resize(object: Address, nitems: Size): Address {
-    return native.gcResize(this.#handle, object, nitems)
+    return gcResize(object, nitems, on(this.#handle))
   }
 
   collect(generation?: 0 | 1 | 2): number {
-    return native.collect(this.#handle, generation)
+    return collect(generation, on(this.#handle))
   }
 
   enable(): void {
-    native.enable(this.#handle)
+    enable(on(this.#handle))
   }
 
   disable(): void {
-    native.disable(this.#handle)
+    disable(on(this.#handle))
   }
 
   isEnabled(): boolean {
-    return native.isEnabled(this.#handle)
+    return isEnabled(on(this.#handle))
   }
 
   getThreshold(): [number, number, number] {
-    return native.getThreshold(this.#handle)
+    return getThreshold(on(this.#handle))
   }
 
   setThreshold(threshold0: number, threshold1?: number, threshold2?: number): void {
-    native.setThreshold(this.#handle, threshold0, threshold1, threshold2)
+    setThreshold(threshold0, threshold1, threshold2, on(this.#handle))
   }
 
   getCount(): [number, number, number] {
-    return native.getCount(this.#handle)
+    return getCount(on(this.#handle))
   }
 
   getStats(): GenerationStats[] {
-    const numbers = native.getStats(this.#handle)
+    const numbers = getStats(on(this.#handle))
     const stats = (first: number): GenerationStats => ({
       collections: numbers[first]!,
       collected: numbers[first + 1]!,
@@ -104,44 +131,44 @@ export class Collector implements Contract {
   }
 
   getObjects(generation?: 0 | 1 | 2): Address[] {
-    return addresses(native.getObjects(this.#handle, generation))
+    return addresses(getObjects(generation, on(this.#handle)))
   }
 
   getReferrers(...objects: Address[]): Address[] {
-    return addresses(native.getReferrers(this.#handle, objects))
+    return addresses(getReferrers(objects, on(this.#handle)))
   }
 
   getReferents(...objects: Address[]): Address[] {
-    return addresses(native.getReferents(this.#handle, objects))
+    return addresses(getReferents(objects, on(this.#handle)))
   }
 
   freeze(): void {
-    native.freeze(this.#handle)
+    freeze(on(this.#handle))
   }
 
   unfreeze(): void {
-    native.unfreeze(this.#handle)
+    unfreeze(on(this.#handle))
   }
 
   getFreezeCount(): number {
-    return native.getFreezeCount(this.#handle)
+    return getFreezeCount(on(this.#handle))
   }
 
   setDebug(flags: number): void {
-    native.setDebug(this.#handle, flags)
+    setDebug(flags, on(this.#handle))
   }
 
   getDebug(): number {
-    return native.getDebug(this.#handle)
+    return getDebug(on(this.#handle))
   }
 
   newWeakref(object: Address, callback?: (ref: Address) => void): Address {
     checkFunction('callback', callback)
-    return native.newWeakref(this.#handle, object, callback)
+    return newWeakref(object, callback, on(this.#handle))
   }
 
   deref(ref: Address): Address | null {
-    return native.deref(this.#handle, ref)
+    return deref(ref, on(this.#handle))
   }
 
   check(): TraverseMismatch[] {
@@ -150,7 +177,7 @@ export class Collector implements Contract {
     for (let index = 0; index < objects.length; index++) {
       const object = objects[index]!
       const held = this.#types.held(object)
-      if (held) compare(object, held, addresses(native.getReferents(this.#handle, [object])), found)
+      if (held) compare(object, held, addresses(getReferents([object], on(this.#handle))), found)
     }
     return found
   }

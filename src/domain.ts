@@ -1,7 +1,7 @@
 /** A domain's face: made once per heap. */
 
 import type { Address, Domain as Contract, DomainName } from '../index.js'
-import { native, type DomainCalls, type Handle } from './native.js'
+import { native, on, type DomainCalls, type Handle } from './native.js'
 
 export class Domain implements Contract {
   readonly name: DomainName
@@ -33,34 +33,34 @@ export class Domain implements Contract {
   }
 
   malloc(size: number | bigint): Address | null {
-    return this.#malloc(this.#handle, size)
+    return this.#malloc(size, on(this.#handle))
   }
 
   calloc(count: number | bigint, size: number | bigint): Address | null {
-    return this.#calloc(this.#handle, count, size)
+    return this.#calloc(count, size, on(this.#handle))
   }
 
   realloc(address: Address | null, size: number | bigint): Address | null {
-    return this.#realloc(this.#handle, address, size)
+    return this.#realloc(address, size, on(this.#handle))
   }
 
   free(address: Address | null): void {
-    this.#free(this.#handle, address)
+    this.#free(address, on(this.#handle))
   }
 
   usableSize(address: Address): number {
-    return this.#usableSize(this.#handle, address)
+    return this.#usableSize(address, on(this.#handle))
   }
 
   view(address: Address): Uint8Array<ArrayBuffer> {
-    return this.#view(this.#handle, address) as Uint8Array<ArrayBuffer>
+    return this.#view(address, on(this.#handle)) as Uint8Array<ArrayBuffer>
   }
 
   read(address: Address, offset?: number, length?: number): Uint8Array<ArrayBuffer> {
-    return this.#read(this.#handle, address, offset, length) as Uint8Array<ArrayBuffer>
+    return this.#read(address, offset, length, on(this.#handle)) as Uint8Array<ArrayBuffer>
   }
 
   write(address: Address, bytes: Uint8Array, offset?: number): void {
-    this.#write(this.#handle, address, bytes, offset)
+    this.#write(address, bytes, offset, on(this.#handle))
   }
 }

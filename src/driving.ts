@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process'
 
 import type { Interpreter } from './interpreters.js'
+import { passingOn } from './signals.js'
 import { driver } from './tools.js'
 
 /** Nanoseconds a call in CPython and here, and the median of the rounds' ratios. */
@@ -49,10 +50,11 @@ export async function drive<Result>(
   const [out, errors]: string[][] = [[], []]
   child.stdout.setEncoding('utf8').on('data', (text: string) => out!.push(text))
   child.stderr.setEncoding('utf8').on('data', (text: string) => errors!.push(text))
-  const ended = await new Promise<number | string>((done, failed) => {
+  const closed = new Promise<number | string>((done, failed) => {
     child.on('error', failed)
     child.on('close', (code, signal) => done(code ?? signal ?? 1))
   })
+  const { result: ended } = await passingOn(child, closed)
   if (ended !== 0) {
     const said = errors!.join('').trim().split('\n').at(-1) ?? ''
     throw new Error(`the driver in ${interpreter.path} ended with ${ended}: ${said}`)

@@ -10,6 +10,7 @@ import {
   captureStackTrace,
   define,
   defineProperty,
+  freeze,
   is,
   keys,
   slice,
@@ -18,14 +19,17 @@ import {
   textOf,
 } from './primordials.js'
 
+const none = freeze({ __proto__: null }) as object
+
 /** Gives an error what is known. */
-function defineAll(error: object, code: string, fields: object): void {
+function add(error: object, name: string, value: unknown): void {
+  if (value !== undefined) define(error, name, value)
+}
+
+function addAll(error: object, code: string, fields: object): void {
   define(error, 'code', code)
   const names = keys(fields)
-  for (let index = 0; index < names.length; index++) {
-    const value = fields[names[index] as keyof typeof fields] as unknown
-    if (value !== undefined) define(error, names[index]!, value)
-  }
+  for (let index = 0; index < names.length; index++) add(error, names[index]!, fields[names[index] as keyof typeof fields])
 }
 
 function nameAfter(prototype: object, value: string): void {
@@ -55,7 +59,7 @@ export class MemoryFault extends Error {
   constructor(code: FaultCode, message: string, fields: object = {}) {
     const { cause, ...others } = fields as Record<string, unknown>
     super(message, cause === undefined ? undefined : ({ __proto__: null, cause } as ErrorOptions))
-    defineAll(this, code, others)
+    addAll(this, code, others)
   }
 }
 nameAfter(MemoryFault.prototype, 'MemoryFault')
@@ -70,7 +74,7 @@ export class MemoryError extends Error {
 
   constructor(message: string, fields: object = {}) {
     super(message)
-    defineAll(this, 'ERR_NO_MEMORY', fields)
+    addAll(this, 'ERR_NO_MEMORY', fields)
   }
 }
 nameAfter(MemoryError.prototype, 'MemoryError')
@@ -142,8 +146,17 @@ export const makeError: ErrorMaker = (
   index,
 ) => {
   const said = name === undefined ? message : `${name}: expected ${message}, got ${describe(received)}`
-  const known = { cause, address, domain, used, allocated, base, object, referent, offset, report, index }
-  const error = newError(code, said, { __proto__: null, ...known })
+  const error = newError(code, said, cause === undefined ? none : { __proto__: null, cause })
+  add(error, 'address', address)
+  add(error, 'domain', domain)
+  add(error, 'used', used)
+  add(error, 'allocated', allocated)
+  add(error, 'base', base)
+  add(error, 'object', object)
+  add(error, 'referent', referent)
+  add(error, 'offset', offset)
+  add(error, 'report', report)
+  add(error, 'index', index)
   captureStackTrace(error, makeError)
   return error
 }
@@ -153,7 +166,7 @@ function newError(code: string, message: string, fields: object): Error {
     case 'ERR_INVALID_ARG_TYPE':
     case 'ERR_OUT_OF_RANGE': {
       const error = code === 'ERR_OUT_OF_RANGE' ? new NewRangeError(message) : new NewTypeError(message)
-      defineAll(error, code, fields)
+      addAll(error, code, fields)
       return error
     }
     case 'ERR_NO_MEMORY':

@@ -19,11 +19,33 @@ import { Collector } from './collector.js'
 import { Domain } from './domain.js'
 import { badArgument, isFunction } from './errors.js'
 import { checkFunction } from './functions.js'
-import { keep, newKept, type Kept } from './kept.js'
-import { native, type Handle } from './native.js'
+import { Kept } from './kept.js'
+import { native, newHandle, on, type Handle } from './native.js'
 import { freeze, slice } from './primordials.js'
 import { face } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
+
+const {
+  open,
+  takeArena,
+  giveArena,
+  geometry,
+  setupDebugHooks,
+  askOwn,
+  askScript,
+  incref,
+  decref,
+  refcount,
+  setImmortal,
+  run,
+  allocatedBlocks,
+  arenas,
+  debugMallocStats,
+  verify,
+  setNomemory,
+  removeNomemory,
+  close,
+} = native
 
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null
@@ -42,14 +64,14 @@ interface Opened {
   readonly pymalloc: boolean
 }
 
-function open(options: HeapOptions): Opened {
+function opened(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
   const { release = '3.14', allocator = 'default', geometry = none, memoryLimit, quarantine, onUnraisable } = options
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
-  const kept = newKept(face, onUnraisable)
-  const handle = native.open(
+  const kept = new Kept(face, onUnraisable)
+  const external = open(
     kept,
     longestArray,
     release,
@@ -61,8 +83,7 @@ function open(options: HeapOptions): Opened {
     quarantine,
     allocator,
   )
-  keep(handle, kept)
-  return { handle, kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
+  return { handle: newHandle(external, kept), kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
 }
 
 export class Heap {
@@ -78,24 +99,23 @@ export class Heap {
   readonly #kept: Kept
   readonly #pymalloc: boolean
   readonly #types: Types
-  readonly #allocators: Allocators
+  #allocators?: Allocators
   readonly #ownArenas: ArenaAllocator
   #arenaAllocator: ArenaAllocator
 
   constructor(options: HeapOptions = none) {
-    const { handle, kept, release, pymalloc } = open(options)
+    const { handle, kept, release, pymalloc } = opened(options)
     this.#handle = handle
     this.#kept = kept
     this.#pymalloc = pymalloc
     this.#types = kept.types = new Types(handle)
-    this.#allocators = kept.allocators = new Allocators(handle)
     this.#ownArenas = freeze({
-      alloc: (size: number): Address | null => native.takeArena(handle, size),
-      free: (address: Address, size: number): void => native.giveArena(handle, address, size),
+      alloc: (size: number): Address | null => takeArena(size, on(handle)),
+      free: (address: Address, size: number): void => giveArena(address, size, on(handle)),
     })
     this.#arenaAllocator = this.#ownArenas
     this.release = release
-    this.geometry = freeze(native.geometry(handle))
+    this.geometry = freeze(geometry(on(handle)))
     this.raw = new Domain('raw', handle)
     this.mem = new Domain('mem', handle)
     this.obj = new Domain('obj', handle)
@@ -104,32 +124,37 @@ export class Heap {
   }
 
   getAllocator(domain: DomainName): Allocator {
-    return this.#allocators.get(domain)
+    return this.#everyAllocator().get(domain)
   }
 
   setAllocator(domain: DomainName, allocator: Allocator): void {
-    this.#allocators.set(domain, allocator)
+    this.#everyAllocator().set(domain, allocator)
+  }
+
+  /** Made when it is first needed, because most heaps never need it. */
+  #everyAllocator(): Allocators {
+    return (this.#allocators ??= this.#kept.allocators = new Allocators(this.#handle))
   }
 
   setupDebugHooks(): void {
-    native.setupDebugHooks(this.#handle)
+    setupDebugHooks(on(this.#handle))
   }
 
   getArenaAllocator(): ArenaAllocator {
     // Any call says so when the heap is closed.
-    native.geometry(this.#handle)
+    geometry(on(this.#handle))
     return this.#arenaAllocator
   }
 
   setArenaAllocator(allocator: ArenaAllocator): void {
     if (allocator === this.#ownArenas) {
-      native.askOwn(this.#handle)
+      askOwn(on(this.#handle))
       this.#kept.arenas = undefined
     } else {
       if (!isObject(allocator) || !isFunction(allocator.alloc) || !isFunction(allocator.free)) {
         throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', 'an object with the functions alloc and free', allocator)
       }
-      native.askScript(this.#handle)
+      askScript(on(this.#handle))
       this.#kept.arenas = allocator
     }
     this.#arenaAllocator = allocator
@@ -144,56 +169,56 @@ export class Heap {
   }
 
   incref(object: Address): void {
-    native.incref(this.#handle, object)
+    incref(object, on(this.#handle))
   }
 
   decref(object: Address): void {
-    native.decref(this.#handle, object)
+    decref(object, on(this.#handle))
   }
 
   refcount(object: Address): number {
-    return native.refcount(this.#handle, object)
+    return refcount(object, on(this.#handle))
   }
 
   setImmortal(object: Address): boolean {
-    return native.setImmortal(this.#handle, object)
+    return setImmortal(object, on(this.#handle))
   }
 
   run(ops: Uint32Array, addresses?: Float64Array): void {
-    native.run(this.#handle, ops, addresses)
+    run(ops, addresses, on(this.#handle))
   }
 
   allocatedBlocks(): number {
-    return native.allocatedBlocks(this.#handle)
+    return allocatedBlocks(on(this.#handle))
   }
 
   arenas(): ArenaInfo[] {
-    return native.arenas(this.#handle)
+    return arenas(on(this.#handle))
   }
 
   debugMallocStats(): string {
-    const text = native.debugMallocStats(this.#handle)
+    const text = debugMallocStats(on(this.#handle))
     // A CPython without pymalloc has nothing to say.
     return this.#pymalloc ? text : ''
   }
 
   verify(): void {
-    native.verify(this.#handle)
+    verify(on(this.#handle))
   }
 
   setNomemory(start: Size, stop?: Size): void {
-    native.setNomemory(this.#handle, start, stop)
+    setNomemory(start, stop, on(this.#handle))
   }
 
   removeNomemory(): void {
-    native.removeNomemory(this.#handle)
+    removeNomemory(on(this.#handle))
   }
 
   close(): void {
-    native.close(this.#handle)
+    close(on(this.#handle))
   }
 
   [Symbol.dispose](): void {
-    native.close(this.#handle)
+    close(on(this.#handle))
   }
 }

@@ -33,6 +33,9 @@ export interface Found {
 /** Oldest and newest minor version of Python 3 that there is a profile for. */
 const [OLDEST, NEWEST] = [8, 15]
 
+/** Characters of a line that is passed on. */
+const LONGEST = 160
+
 const PROBE = `
 import json, sys
 try:
@@ -95,7 +98,9 @@ function probe(path: string): Interpreter | Unusable {
   if (run.error) return { path, reason: `it cannot be started: ${run.error.message}` }
   if (run.status !== 0) {
     const said = run.stderr.trim().split('\n').at(-1) ?? ''
-    return { path, reason: `it ends with ${run.signal ?? `exit code ${run.status}`}${said && `: ${said}`}` }
+    const ended = `it ends with ${run.signal ?? `exit code ${run.status}`}`
+    // Another program can say all that it was given, in a line that fills the screen.
+    return { path, reason: said && said.length <= LONGEST ? `${ended}: ${said}` : ended }
   }
   let found: Probed
   try {

@@ -2,33 +2,28 @@
 
 import type { Address, ArenaAllocator, CollectorCallback, HeapOptions } from '../index.js'
 import type { Allocators } from './allocators.js'
-import type { Face, Handle } from './native.js'
-import { NewWeakMap, weakMapSet } from './primordials.js'
+import type { Face } from './native.js'
 import type { Types } from './type.js'
 
-/** It has no prototype, and no script ever sees it. So what is not in it is undefined, and setting it runs no setter. */
-export interface Kept {
+/** No script ever sees one, nor its prototype, which is the last. So what is not in it is undefined, and setting it runs no setter. */
+export class Kept {
   /** `gc.garbage` */
-  readonly 0: Address[]
+  readonly 0: Address[] = []
   /** `gc.callbacks` */
-  readonly 1: CollectorCallback[]
+  readonly 1: CollectorCallback[] = []
   /** What the binding calls. */
   readonly face: Face
   readonly onUnraisable: HeapOptions['onUnraisable']
-  /** These two once there is a handle. */
+  /** Once there is a handle. */
   types?: Types
+  /** Once it is needed. */
   allocators?: Allocators
   /** A script's, where it has put one in. */
   arenas?: ArenaAllocator
-}
 
-export function newKept(face: Face, onUnraisable: HeapOptions['onUnraisable']): Kept {
-  return { __proto__: null, 0: [], 1: [], face, onUnraisable } as unknown as Kept
+  constructor(face: Face, onUnraisable: HeapOptions['onUnraisable']) {
+    this.face = face
+    this.onUnraisable = onUnraisable
+  }
 }
-
-/** The binding does not keep it, because it refers to the handle. The handle does. */
-const kept = new NewWeakMap<Handle, Kept>()
-
-export function keep(handle: Handle, values: Kept): void {
-  weakMapSet(kept, handle, values)
-}
+Object.setPrototypeOf(Kept.prototype, null)

@@ -5,24 +5,36 @@ import type { Kept } from './kept.js'
 import { platform } from './platform.js'
 
 declare const brand: unique symbol
-/** A heap in the binding. It is given back when nothing refers to this any more, which no script ever sees. */
-export interface Handle {
+/** A heap in the binding. It is given back when nothing refers to this any more. */
+export interface External {
   readonly [brand]: never
 }
 
-/** A call as the binding takes it: everything is checked there. */
-type Call<Result = unknown> = (heap: Handle, ...values: unknown[]) => Result
+/** A heap as all of its faces hold it. No script ever sees it. */
+export class Handle {
+  /** No other heap has or will have it. */
+  readonly number: number
+  readonly external: External
+  /** The binding does not keep it, because it refers to the heap. */
+  readonly kept: Kept
+
+  constructor(number: number, external: External, kept: Kept) {
+    this.number = number
+    this.external = external
+    this.kept = kept
+  }
+}
 
 /** The calls of one domain. */
 export interface DomainCalls {
-  readonly malloc: Call<Address | null>
-  readonly calloc: Call<Address | null>
-  readonly realloc: Call<Address | null>
-  readonly free: Call<void>
-  readonly usableSize: Call<number>
-  readonly view: Call<Uint8Array>
-  readonly read: Call<Uint8Array>
-  readonly write: Call<void>
+  readonly malloc: (size: unknown, heap: Handle) => Address | null
+  readonly calloc: (count: unknown, size: unknown, heap: Handle) => Address | null
+  readonly realloc: (address: unknown, size: unknown, heap: Handle) => Address | null
+  readonly free: (address: unknown, heap: Handle) => void
+  readonly usableSize: (address: unknown, heap: Handle) => number
+  readonly view: (address: unknown, heap: Handle) => Uint8Array
+  readonly read: (address: unknown, offset: unknown, length: unknown, heap: Handle) => Uint8Array
+  readonly write: (address: unknown, bytes: unknown, offset: unknown, heap: Handle) => void
 }
 
 /** How the binding makes its errors. */
@@ -83,82 +95,91 @@ interface Binding {
     memoryLimit: unknown,
     quarantine: unknown,
     allocator: unknown,
-  ): Handle
+  ): External
+  choose(heap: External): void
   /** What cannot be posted to another thread, nor can an object that has it. */
   readonly external: object
   readonly raw: DomainCalls
   readonly mem: DomainCalls
   readonly obj: DomainCalls
-  readonly run: Call<void>
-  readonly geometry: Call<Geometry>
-  readonly allocatedBlocks: Call<number>
-  readonly arenas: Call<ArenaInfo[]>
-  readonly debugMallocStats: Call<string>
-  readonly verify: Call<void>
-  readonly setupDebugHooks: Call<void>
-  readonly setNomemory: Call<void>
-  readonly removeNomemory: Call<void>
+  readonly run: (ops: unknown, addresses: unknown, heap: Handle) => void
+  readonly geometry: (heap: Handle) => Geometry
+  readonly allocatedBlocks: (heap: Handle) => number
+  readonly arenas: (heap: Handle) => ArenaInfo[]
+  readonly debugMallocStats: (heap: Handle) => string
+  readonly verify: (heap: Handle) => void
+  readonly setupDebugHooks: (heap: Handle) => void
+  readonly setNomemory: (start: unknown, stop: unknown, heap: Handle) => void
+  readonly removeNomemory: (heap: Handle) => void
   /** The number of the allocator that is in: of one of the heap's own from 0 up, of a script's from -1 down. */
-  readonly presentAllocator: Call<number>
+  readonly presentAllocator: (domain: unknown, heap: Handle) => number
   /** Whether it is one for that domain. */
-  readonly setNative: Call<boolean>
-  readonly setScript: Call<void>
-  readonly nativeMalloc: Call<Address | null>
-  readonly nativeCalloc: Call<Address | null>
-  readonly nativeRealloc: Call<Address | null>
-  readonly nativeFree: Call<void>
-  readonly close: Call<void>
-  readonly takeArena: Call<Address | null>
-  readonly giveArena: Call<void>
-  readonly askScript: Call<void>
-  readonly askOwn: Call<void>
+  readonly setNative: (domain: unknown, number: unknown, heap: Handle) => boolean
+  readonly setScript: (domain: unknown, script: unknown, heap: Handle) => void
+  readonly nativeMalloc: (number: unknown, size: unknown, heap: Handle) => Address | null
+  readonly nativeCalloc: (number: unknown, count: unknown, size: unknown, heap: Handle) => Address | null
+  readonly nativeRealloc: (number: unknown, address: unknown, size: unknown, heap: Handle) => Address | null
+  readonly nativeFree: (number: unknown, address: unknown, heap: Handle) => void
+  readonly close: (heap: Handle) => void
+  readonly takeArena: (size: unknown, heap: Handle) => Address | null
+  readonly giveArena: (address: unknown, size: unknown, heap: Handle) => void
+  readonly askScript: (heap: Handle) => void
+  readonly askOwn: (heap: Handle) => void
   /** Number, basic size and item size. */
-  readonly defineType: Call<[number: number, basicsize: number, itemsize: number]>
-  readonly describeType: Call<[name: string, basicsize: number, itemsize: number]>
-  readonly typeOf: Call<number>
-  readonly alloc: Call<Address>
-  readonly new: Call<Address>
-  readonly newVar: Call<Address>
-  readonly init: Call<Address>
-  readonly initVar: Call<Address>
-  readonly getField: Call<Address | number | bigint | null>
-  readonly getItem: Call<Address | number | bigint | null>
-  readonly setField: Call<void>
-  readonly setItem: Call<void>
-  readonly nitems: Call<number>
-  readonly incref: Call<void>
-  readonly decref: Call<void>
-  readonly refcount: Call<number>
-  readonly setImmortal: Call<boolean>
+  readonly defineType: (
+    name: unknown,
+    names: unknown,
+    kinds: unknown,
+    items: unknown,
+    flags: unknown,
+    freeList: unknown,
+    heap: Handle,
+  ) => [number: number, basicsize: number, itemsize: number]
+  readonly describeType: (object: unknown, heap: Handle) => [name: string, basicsize: number, itemsize: number]
+  readonly typeOf: (object: unknown, heap: Handle) => number
+  readonly alloc: (type: unknown, nitems: unknown, heap: Handle) => Address
+  readonly new: (type: unknown, heap: Handle) => Address
+  readonly newVar: (type: unknown, nitems: unknown, heap: Handle) => Address
+  readonly init: (type: unknown, memory: unknown, heap: Handle) => Address
+  readonly initVar: (type: unknown, memory: unknown, nitems: unknown, heap: Handle) => Address
+  readonly getField: (type: unknown, object: unknown, field: unknown, heap: Handle) => Address | number | bigint | null
+  readonly getItem: (type: unknown, object: unknown, index: unknown, heap: Handle) => Address | number | bigint | null
+  readonly setField: (type: unknown, object: unknown, field: unknown, value: unknown, heap: Handle) => void
+  readonly setItem: (type: unknown, object: unknown, index: unknown, value: unknown, heap: Handle) => void
+  readonly nitems: (type: unknown, object: unknown, heap: Handle) => number
+  readonly incref: (object: unknown, heap: Handle) => void
+  readonly decref: (object: unknown, heap: Handle) => void
+  readonly refcount: (object: unknown, heap: Handle) => number
+  readonly setImmortal: (object: unknown, heap: Handle) => boolean
   /** From inside a `traverse`. */
-  readonly visit: Call<void>
-  readonly track: Call<void>
-  readonly untrack: Call<void>
-  readonly isTracked: Call<boolean>
-  readonly isFinalized: Call<boolean>
+  readonly visit: (referent: unknown, heap: Handle) => void
+  readonly track: (object: unknown, heap: Handle) => void
+  readonly untrack: (object: unknown, heap: Handle) => void
+  readonly isTracked: (object: unknown, heap: Handle) => boolean
+  readonly isFinalized: (object: unknown, heap: Handle) => boolean
   /** Whether the object was still tracked. */
-  readonly gcDel: Call<boolean>
-  readonly gcResize: Call<Address>
-  readonly collect: Call<number>
-  readonly enable: Call<void>
-  readonly disable: Call<void>
-  readonly isEnabled: Call<boolean>
-  readonly getThreshold: Call<[number, number, number]>
-  readonly setThreshold: Call<void>
-  readonly getCount: Call<[number, number, number]>
+  readonly gcDel: (object: unknown, heap: Handle) => boolean
+  readonly gcResize: (object: unknown, nitems: unknown, heap: Handle) => Address
+  readonly collect: (generation: unknown, heap: Handle) => number
+  readonly enable: (heap: Handle) => void
+  readonly disable: (heap: Handle) => void
+  readonly isEnabled: (heap: Handle) => boolean
+  readonly getThreshold: (heap: Handle) => [number, number, number]
+  readonly setThreshold: (threshold0: unknown, threshold1: unknown, threshold2: unknown, heap: Handle) => void
+  readonly getCount: (heap: Handle) => [number, number, number]
   /** Collections, collected and uncollectable of each generation, in a row. */
-  readonly getStats: Call<number[]>
+  readonly getStats: (heap: Handle) => number[]
   /** Addresses as the bytes of doubles; so do the next two. */
-  readonly getObjects: Call<Uint8Array<ArrayBuffer>>
-  readonly getReferrers: Call<Uint8Array<ArrayBuffer>>
-  readonly getReferents: Call<Uint8Array<ArrayBuffer>>
-  readonly freeze: Call<void>
-  readonly unfreeze: Call<void>
-  readonly getFreezeCount: Call<number>
-  readonly setDebug: Call<void>
-  readonly getDebug: Call<number>
-  readonly newWeakref: Call<Address>
-  readonly deref: Call<Address | null>
+  readonly getObjects: (generation: unknown, heap: Handle) => Uint8Array<ArrayBuffer>
+  readonly getReferrers: (objects: unknown, heap: Handle) => Uint8Array<ArrayBuffer>
+  readonly getReferents: (objects: unknown, heap: Handle) => Uint8Array<ArrayBuffer>
+  readonly freeze: (heap: Handle) => void
+  readonly unfreeze: (heap: Handle) => void
+  readonly getFreezeCount: (heap: Handle) => number
+  readonly setDebug: (flags: unknown, heap: Handle) => void
+  readonly getDebug: (heap: Handle) => number
+  readonly newWeakref: (object: unknown, callback: unknown, heap: Handle) => Address
+  readonly deref: (reference: unknown, heap: Handle) => Address | null
   /** The cheapest native call there is; for the benchmark. */
   identity(value: number): number
   /** Bytes that V8 was told of in this thread; for the tests. */
@@ -178,13 +199,13 @@ interface Binding {
   checkGolden(golden: string): string
 }
 
-function load(): Binding {
+function load(): { bind(): Binding } {
   // In a clone the binding lies in the platform package's folder; installed, that is a package of its own.
   const places = [`../npm/${platform}/obmalloc.${platform}.node`, `obmalloc-${platform}`]
   const causes: unknown[] = []
   for (const place of places) {
     try {
-      return require(place) as Binding
+      return require(place) as { bind(): Binding }
     } catch (cause) {
       causes.push(cause)
     }
@@ -195,4 +216,29 @@ function load(): Binding {
   })
 }
 
-export const native = load()
+export const native = load().bind()
+
+/** Which heap has been chosen, by its number. */
+class Chosen {
+  number = 0
+}
+const chosen = new Chosen()
+const { choose } = native
+let heaps = 0
+
+export function newHandle(external: External, kept: Kept): Handle {
+  return new Handle(++heaps, external, kept)
+}
+
+function change(heap: Handle): Handle {
+  // Should the execution be terminated in between, none is.
+  chosen.number = 0
+  choose(heap.external)
+  chosen.number = heap.number
+  return heap
+}
+
+/** Lets the binding's calls be about a heap, as the last argument of each, after which no script can run before the call. */
+export function on(heap: Handle): Handle {
+  return chosen.number === heap.number ? heap : change(heap)
+}

@@ -31,13 +31,6 @@ const { get, set } = Map.prototype
 export const mapGet = uncurried(get) as <Key, Value>(map: ReadonlyMap<Key, Value>, key: Key) => Value | undefined
 export const mapSet = uncurried(set) as <Key, Value>(map: Map<Key, Value>, key: Key, value: Value) => void
 
-export const NewWeakMap = WeakMap
-export const weakMapSet = uncurried(WeakMap.prototype.set) as <Key extends object, Value>(
-  map: WeakMap<Key, Value>,
-  key: Key,
-  value: Value,
-) => void
-
 /** A getter as a function of its object. */
 function getter<Self, Value>(prototype: object, name: string): (self: Self) => Value {
   const { get: read } = Object.getOwnPropertyDescriptor(prototype, name)!
@@ -48,15 +41,15 @@ const TypedArray = Object.getPrototypeOf(Uint8Array.prototype) as object
 export const bufferOf = getter<Uint8Array<ArrayBuffer>, ArrayBuffer>(TypedArray, 'buffer')
 export const lengthOf = getter<Float64Array, number>(TypedArray, 'length')
 
-/** Gives an object a property of its own, as an assignment makes it; false where a script has made that impossible. */
+/** Without a prototype, so that nothing is looked for in one. */
+const description = { __proto__: null, value: undefined as unknown, enumerable: true, configurable: true, writable: true }
+
+/** Gives an object that no script has yet, or an array, a property of its own; false where a script has made that impossible. */
 export function define(object: object, name: PropertyKey, value: unknown): boolean {
-  return defineProperty(object, name, {
-    __proto__: null,
-    value,
-    enumerable: true,
-    configurable: true,
-    writable: true,
-  } as PropertyDescriptor)
+  description.value = value
+  const done = defineProperty(object, name, description)
+  description.value = undefined
+  return done
 }
 
 /** Appends to an array. */

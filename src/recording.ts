@@ -1,11 +1,15 @@
 /** Running a Python program under the recorder, which is also the checker. */
 
 import { spawn } from 'node:child_process'
-import { readdirSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { closeSync, lstatSync, openSync, readFileSync, readdirSync, realpathSync, statSync, unlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 
 import type { Interpreter } from './interpreters.js'
+import { ENDING, passingOn } from './signals.js'
 import { recorder } from './tools.js'
+import { type Survey, survey } from './trace.js'
 
 export interface Recording {
   /** The trace of the process itself. */
@@ -14,6 +18,14 @@ export interface Recording {
   readonly children: string[]
   /** How it ended: an exit code, or the name of a signal. */
   readonly ended: number | NodeJS.Signals
+  /** Events in all these traces. */
+  readonly events: number
+  /** Whether nothing is missing: the program's own trace has its end, and in no trace are calls missing before its end. */
+  readonly complete: boolean
+  /** What is to be said of the traces, a sentence each. */
+  readonly remarks: string[]
+  /** The signal that told us to end while the program ran, which got it too; `null` when there was none. */
+  readonly told: NodeJS.Signals | null
 }
 
 export interface RecordOptions {
@@ -26,43 +38,193 @@ export interface RecordOptions {
   readonly env?: Record<string, string>
 }
 
-/** Records one run. */
-export async function record(interpreter: Pick<Interpreter, 'path'>, options: RecordOptions): Promise<Recording> {
-  const trace = resolve(options.trace)
-  const ended = await run(interpreter, options, { ...options.env, OBMALLOC_TRACE: trace })
-  return { trace, children: children(trace), ended }
+/** A trace that cannot be written. The program was not run. */
+export class PlaceError extends Error {
+  override readonly name = 'PlaceError'
 }
 
-/** What a user, or who started us, ends a program with. */
-export const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
+/** Records one run. Throws a {@link PlaceError}, and runs nothing, when the trace cannot be made where it is to be. */
+export async function record(interpreter: Pick<Interpreter, 'path'>, options: RecordOptions): Promise<Recording> {
+  const path = resolve(options.trace)
+  tryPlace(path)
+  const begin = Date.now()
+  const identity = randomBytes(16).toString('hex')
+  const { ended, told, pid } = await run(interpreter, options, {
+    ...options.env,
+    OBMALLOC_TRACE: path,
+    OBMALLOC_TRACE_RUN: identity,
+  })
+  let traces: Traced[] = []
+  let running: number[] = []
+  await settled(() => {
+    // Looked for first: one that ends in between has its trace's end by then.
+    const alive = relatives(`OBMALLOC_TRACE_RUN=${identity}`)
+    traces = tracesOf(path, identity)
+    const open = traces.filter(({ ended, failed }) => !ended && failed === null).map(({ header }) => header.pid)
+    running = [...new Set([...alive.filter((number) => !isDone(number, traces)), ...open.filter(isRunning)])]
+    return running.length > 0
+  })
+  const own = traces.find(({ header }) => header.pid === pid)
+  const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
+  const gaps = recorded.flatMap((traced) => gapsOf(traced, traced === own, running, ended))
+  // A trace of which not even the head could be written is of no run.
+  for (const file of children(path).filter((name) => isEmptySince(name, begin)))
+    gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
+  if (!own) gaps.unshift({ text: `nothing was recorded: ${path} was not made`, isLoss: true })
+  for (const child of running.filter((number) => !traces.some(({ header }) => header.pid === number)))
+    gaps.push({ text: `process ${child} still runs: it has made no call so far`, isLoss: true })
+  for (const other of traces.filter((traced) => traced !== own)) {
+    const reason = unrecordable(other)
+    if (reason !== null) gaps.push({ text: `process ${other.header.pid} was not recorded: ${reason}`, isLoss: false })
+  }
+  return {
+    trace: own?.path ?? path,
+    children: recorded.filter((traced) => traced !== own).map((traced) => traced.path),
+    ended,
+    events: recorded.reduce((all, { events }) => all + events, 0),
+    complete: !gaps.some(({ isLoss }) => isLoss),
+    remarks: gaps.map(({ text }) => text),
+    told,
+  }
+}
+
+/** Looks whether a trace can be made at `path`. */
+function tryPlace(path: string): void {
+  try {
+    const before = lstatSync(path, { throwIfNoEntry: false })
+    if (before && !statSync(path).isFile()) throw new Error('expected a file, or none')
+    closeSync(openSync(path, before ? 'r+' : 'wx', 0o666))
+    if (!before) unlinkSync(path)
+  } catch (cause) {
+    throw new PlaceError(`cannot write ${path}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+/** A trace of this run. */
+interface Traced extends Survey {
+  readonly path: string
+}
+
+/** The traces of the run with this identity, the first process's first. */
+function tracesOf(path: string, identity: string): Traced[] {
+  return [path, ...children(path)].flatMap((file) => {
+    try {
+      const found = survey(file)
+      return found.header.run === identity ? [{ path: file, ...found }] : []
+    } catch {
+      // It is not there, or not a trace: none of this run's.
+      return []
+    }
+  })
+}
+
+/** Whether all is known of the process: a trace of it has its end. */
+function isDone(pid: number, traces: readonly Traced[]): boolean {
+  const last = traces.findLast(({ header }) => header.pid === pid)
+  return last !== undefined && ((last.ended && !last.executed) || last.failed !== null)
+}
+
+function isEmptySince(path: string, begin: number): boolean {
+  const status = statSync(path, { throwIfNoEntry: false })
+  return status?.size === 0 && status.mtimeMs >= begin
+}
+
+/** Why a process could not be recorded at all, `null` when it could. */
+function unrecordable({ header: { python, freeThreaded } }: Survey): string | null {
+  if (freeThreaded) return 'a free-threaded CPython has no pymalloc'
+  const [major, minor] = python.split('.').map(Number)
+  return major === 3 && minor! < 8 ? `it is CPython ${python}, and 3.8 is the oldest that can be recorded` : null
+}
+
+interface Gap {
+  readonly text: string
+  /** Whether calls are missing that should have been recorded. */
+  readonly isLoss: boolean
+}
+
+/** What is to be said of a trace. */
+function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ended: number | NodeJS.Signals): Gap[] {
+  const { header, hooksLost, failed, remarks } = traced
+  const who = isOwn ? '' : `process ${header.pid}: `
+  const gaps: Gap[] = remarks.map((text) => ({ text: `${who}${text}`, isLoss: hooksLost !== 0 }))
+  if (failed !== null) gaps.push({ text: `cannot write ${traced.path}: ${failed}; nothing more was recorded`, isLoss: true })
+  else if (!traced.ended) {
+    if (running.includes(header.pid)) gaps.push({ text: `process ${header.pid} still runs: its trace goes on`, isLoss: true })
+    // Programs end the processes that they started as they like.
+    else if (!isOwn)
+      gaps.push({ text: `process ${header.pid} did not end in an orderly way: it is recorded until then`, isLoss: false })
+    else if (typeof ended === 'number') gaps.push({ text: 'the trace has no end: the last calls are missing', isLoss: true })
+    else gaps.push({ text: 'the last calls before that are missing', isLoss: true })
+  }
+  return gaps
+}
 
 /** Runs a program with the recorder loaded, and waits for its end: an exit code, or the name of a signal. */
 export async function run(
   interpreter: Pick<Interpreter, 'path'>,
   { program, stdout }: Pick<RecordOptions, 'program' | 'stdout'>,
   variables: Record<string, string>,
-): Promise<number | NodeJS.Signals> {
+): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
   const env: NodeJS.ProcessEnv = { ...process.env }
   // What an outer recorder or checker may have left.
-  for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID']) delete env[`OBMALLOC_${task}${rest}`]
-  Object.assign(env, variables, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
+  for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
+  // The program does not outlive us, however we end.
+  const owner = { OBMALLOC_OWNER: String(process.pid) }
+  Object.assign(env, variables, owner, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
   const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
-  // The program is to end as it would by itself, and what was seen until then is to be told. A terminal interrupts both at once.
-  const passOn = (signal: NodeJS.Signals): void => {
-    if (signal !== 'SIGINT') child.kill(signal)
-  }
-  for (const signal of SIGNALS) process.on(signal, passOn)
+  const exited = new Promise<number | NodeJS.Signals>((done, failed) => {
+    child.on('error', failed)
+    child.on('exit', (code, signal) => done(code ?? signal ?? 1))
+  })
+  const { result: ended, told } = await passingOn(child, exited)
+  return { ended, told, pid: child.pid }
+}
+
+/** Milliseconds for which processes that go on when the program has ended are waited for. */
+const PATIENCE = 2000
+
+/** Waits until `look` says that nothing goes on any more, or for some time, or until we are told to end. It looks at least once. */
+export async function settled(look: () => boolean): Promise<void> {
+  const told = new AbortController()
+  const stop = (): void => told.abort()
+  for (const signal of ENDING) process.on(signal, stop)
   try {
-    return await new Promise((done, failed) => {
-      child.on('error', failed)
-      child.on('exit', (code, signal) => done(code ?? signal ?? 1))
-    })
+    // What helps a program, and ends with it, ends a moment later.
+    const begin = performance.now()
+    while (look() && performance.now() - begin <= PATIENCE && !told.signal.aborted) {
+      await setTimeout(20, undefined, { signal: told.signal }).catch(stop)
+    }
   } finally {
-    for (const signal of SIGNALS) process.off(signal, passOn)
+    for (const signal of ENDING) process.off(signal, stop)
   }
 }
 
-/** What the processes wrote that the one which wrote `path` started. */
+/** The CPythons that run with `assignment` in their environment. One that was forked a moment ago has written nothing yet, but is here. */
+export function relatives(assignment: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => {
+      try {
+        const environment = readFileSync(`/proc/${pid}/environ`, 'latin1').split('\0')
+        // Any program can have the variable; a CPython's code is an executable or library of that name.
+        return environment.includes(assignment) && /\/(lib)?python[^/]*$/m.test(readFileSync(`/proc/${pid}/maps`, 'latin1'))
+      } catch {
+        return false
+      }
+    })
+    .map(Number)
+}
+
+/** Whether the process is there, with the recorder in it: its number may be another's by now. */
+export function isRunning(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/maps`, 'utf8').includes(realpathSync(recorder()))
+  } catch {
+    return false
+  }
+}
+
+/** What processes wrote beside `path`, of this run or of another. */
 export function children(path: string): string[] {
   const isChild = (name: string) => name.startsWith(`${basename(path)}.`) && /\.\d+$/.test(name)
   return readdirSync(dirname(path))

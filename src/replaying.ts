@@ -34,6 +34,10 @@ export interface Report {
   readonly hooksLost: number
   readonly ended: boolean
   readonly truncated: boolean
+  /** Whether it ended before the trace did, because it was told to. */
+  readonly stopped: boolean
+  /** What the recorder had to say. */
+  readonly remarks: readonly string[]
   readonly mismatch: Mismatch | null
   readonly exact: boolean
   readonly seconds: number

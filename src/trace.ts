@@ -1,8 +1,7 @@
-/** Traces on disk: their headers, and what has to be read before them. */
+/** Traces on disk: their headers, what the recorder says in them, and what has to be read before them. */
 
-import { closeSync, openSync, readSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, openSync, readSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
-import { existsSync } from 'node:fs'
 
 /** What the recorder says of the process, at the head of a trace. */
 export interface TraceHeader {
@@ -14,8 +13,29 @@ export interface TraceHeader {
   readonly freeThreaded: boolean
   readonly debugBuild: boolean
   readonly shared: boolean
-  /** The trace of the process that forked this one, and how much of it was written by then. */
-  readonly parent: { readonly path: string; readonly bytes: number } | null
+  /** What the traces of one run have in common. Traces of format 1 have no identities. */
+  readonly run?: string
+  /** What no other trace has. */
+  readonly id?: string
+  /** The trace of the process that forked this one, its identity, and how much of it was written by then. */
+  readonly parent: { readonly path: string; readonly id?: string; readonly bytes: number } | null
+  /** Why the recorder had to stop; `null` when it had not to. */
+  readonly failed?: string | null
+}
+
+/** What a trace says of itself, without a replay. */
+export interface Survey {
+  readonly header: TraceHeader
+  readonly events: number
+  /** Whether it goes to the process's end, or to where the process went on as another program. */
+  readonly ended: boolean
+  /** Whether it is the latter. */
+  readonly executed: boolean
+  /** Domains that the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj. */
+  readonly hooksLost: number
+  readonly failed: string | null
+  /** What else the recorder has to say. */
+  readonly remarks: readonly string[]
 }
 
 /** A file, or its first `bytes`. */
@@ -29,33 +49,73 @@ export class TraceError extends Error {
   override readonly name = 'TraceError'
 }
 
+/** Bytes before the header's text, and before a block's payload. */
+const HEAD = 16
+
 export function readHeader(path: string): TraceHeader {
-  const bytes = head(path, 16)
-  if (bytes.toString('latin1', 0, 8) !== 'obmtrace')
+  return reading(path, (file) => headerIn(path, file))
+}
+
+function headerIn(path: string, file: number): TraceHeader {
+  const bytes = read(file, 0, HEAD)
+  if (bytes.length < HEAD || bytes.toString('latin1', 0, 8) !== 'obmtrace')
     throw new TraceError(`${path}: expected a trace, which begins with "obmtrace"`)
-  const text = head(path, 16 + bytes.readUInt32LE(12)).toString('utf8', 16)
+  const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), 1 << 20)).toString('utf8')
   try {
-    return JSON.parse(text) as TraceHeader
+    const header = JSON.parse(text) as TraceHeader
+    if (typeof header.python === 'string') return header
   } catch {
-    throw new TraceError(`${path}: the trace's header is cut off or damaged`)
+    // Told below.
+  }
+  throw new TraceError(`${path}: the trace's header is cut off or damaged`)
+}
+
+/** The events of a note that stands in a block of its own, as the recorder's words do: see `format.rs`. */
+const NOTE = 0b1110
+const [HOOKS_LOST, END, TEXT, EXEC] = [2, 3, 5, 6]
+
+/** Goes over the heads of a trace's blocks, and reads the blocks in which the recorder speaks. */
+export function survey(path: string): Survey {
+  return reading(path, (file) => {
+    const header = headerIn(path, file)
+    const { size } = fstatSync(file)
+    let [events, hooksLost, last]: [number, number, number | undefined] = [0, 0, undefined]
+    const remarks: string[] = []
+    for (let at = HEAD + read(file, 12, 4).readUInt32LE(0); at + HEAD <= size;) {
+      const block = read(file, at, HEAD)
+      const [length, count] = [block.readUInt32LE(0), block.readUInt32LE(4)]
+      // A process that was killed can leave half a block.
+      if (at + HEAD + length > size) break
+      events += count
+      const note = count === 1 ? read(file, at + HEAD, Math.min(length, 1 << 16)) : null
+      const kind = note?.[0] === NOTE ? note[1] : undefined
+      last = kind
+      if (kind === HOOKS_LOST) hooksLost |= note![2]!
+      // The length, a number in groups of seven bits, stands before the text.
+      if (kind === TEXT) remarks.push(note!.toString('utf8', note!.findIndex((byte, index) => index > 1 && byte < 0x80) + 1))
+      at += HEAD + length
+    }
+    const [ended, executed] = [last === END || last === EXEC, last === EXEC]
+    return { header, events, ended, executed, hooksLost, failed: header.failed ?? null, remarks }
+  })
+}
+
+/** Opens a file for `work`, whose errors become a {@link TraceError}. */
+function reading<Result>(path: string, work: (file: number) => Result): Result {
+  let file: number | undefined
+  try {
+    file = openSync(path, 'r')
+    return work(file)
+  } catch (cause) {
+    throw cause instanceof TraceError ? cause : new TraceError(`${path}: ${(cause as Error).message}`, { cause })
+  } finally {
+    if (file !== undefined) closeSync(file)
   }
 }
 
-function head(path: string, length: number): Buffer {
-  let file: number
-  try {
-    file = openSync(path, 'r')
-  } catch (cause) {
-    throw new TraceError(`${path}: ${(cause as Error).message}`, { cause })
-  }
-  try {
-    const bytes = Buffer.alloc(Math.min(length, 1 << 20))
-    return bytes.subarray(0, readSync(file, bytes, 0, bytes.length, 0))
-  } catch (cause) {
-    throw new TraceError(`${path}: ${(cause as Error).message}`, { cause })
-  } finally {
-    closeSync(file)
-  }
+function read(file: number, at: number, length: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  return bytes.subarray(0, readSync(file, bytes, 0, length, at))
 }
 
 /** What has to be replayed for a trace: its ancestors up to each fork, then itself. */
@@ -63,7 +123,12 @@ export function segments(path: string): Segment[] {
   const { parent } = readHeader(path)
   if (!parent) return [{ path }]
   // A trace that was moved has its parent beside it.
-  const beside = join(dirname(path), basename(parent.path))
-  const ancestors = segments(existsSync(beside) ? beside : parent.path)
+  const places = [join(dirname(path), basename(parent.path)), parent.path].filter((place) => existsSync(place))
+  const found = places.find((place) => parent.id === undefined || readHeader(place).id === parent.id)
+  if (found === undefined) {
+    if (places.length === 0) throw new TraceError(`${path}: the parent's trace ${parent.path} is missing`)
+    throw new TraceError(`${path}: the parent's trace is of another recording: ${places[0]}`)
+  }
+  const ancestors = segments(found)
   return [...ancestors.slice(0, -1), { path: ancestors.at(-1)!.path, bytes: parent.bytes }, { path }]
 }

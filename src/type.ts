@@ -3,8 +3,25 @@
 import type { Address, FieldKind, ObjectType as Contract, Size, TypeSpec } from '../index.js'
 import { badArgument } from './errors.js'
 import { checkFunction } from './functions.js'
-import { native, type Handle } from './native.js'
+import { native, on, type Handle } from './native.js'
 import { NewMap, append, apply, freeze, hasOwn, isArray, isWellFormed, join, keys, mapGet, mapSet } from './primordials.js'
+
+const {
+  alloc,
+  new: newObject,
+  newVar,
+  init,
+  initVar,
+  getItem,
+  getField,
+  setItem,
+  setField,
+  nitems,
+  defineType,
+  typeOf,
+  describeType,
+  visit,
+} = native
 
 export type HookName = 'traverse' | 'clear' | 'finalize' | 'del' | 'dealloc'
 type Hooks = Partial<Record<HookName, (...args: never[]) => unknown>>
@@ -115,37 +132,37 @@ export class ObjectType implements Contract {
   }
 
   alloc(nitems?: Size): Address {
-    return native.alloc(this.#handle, this.#number, nitems)
+    return alloc(this.#number, nitems, on(this.#handle))
   }
 
   new(): Address {
-    return native.new(this.#handle, this.#number)
+    return newObject(this.#number, on(this.#handle))
   }
 
   newVar(nitems: Size): Address {
-    return native.newVar(this.#handle, this.#number, nitems)
+    return newVar(this.#number, nitems, on(this.#handle))
   }
 
   init(memory: Address): Address {
-    return native.init(this.#handle, this.#number, memory)
+    return init(this.#number, memory, on(this.#handle))
   }
 
   initVar(memory: Address, nitems: Size): Address {
-    return native.initVar(this.#handle, this.#number, memory, nitems)
+    return initVar(this.#number, memory, nitems, on(this.#handle))
   }
 
   get(object: Address, field: string | number): Address | number | bigint | null {
-    if (typeof field === 'number') return native.getItem(this.#handle, this.#number, object, field)
-    return native.getField(this.#handle, this.#number, object, this.#index(field))
+    if (typeof field === 'number') return getItem(this.#number, object, field, on(this.#handle))
+    return getField(this.#number, object, this.#index(field), on(this.#handle))
   }
 
   set(object: Address, field: string | number, value: Address | number | bigint | null): void {
-    if (typeof field === 'number') native.setItem(this.#handle, this.#number, object, field, value)
-    else native.setField(this.#handle, this.#number, object, this.#index(field), value)
+    if (typeof field === 'number') setItem(this.#number, object, field, value, on(this.#handle))
+    else setField(this.#number, object, this.#index(field), value, on(this.#handle))
   }
 
   nitems(object: Address): number {
-    return native.nitems(this.#handle, this.#number, object)
+    return nitems(this.#number, object, on(this.#handle))
   }
 
   #index(field: string): number {
@@ -170,15 +187,20 @@ interface Entry {
 /** The types of a heap, by number. */
 export class Types {
   readonly #handle: Handle
-  readonly #entries = new NewMap<number, Entry>()
+  /** Made when it is first needed, because many heaps never need it. */
+  #made?: Map<number, Entry>
 
   constructor(handle: Handle) {
     this.#handle = handle
   }
 
+  get #entries(): Map<number, Entry> {
+    return (this.#made ??= new NewMap<number, Entry>())
+  }
+
   define(spec: TypeSpec): ObjectType {
     const { name, fields, kinds, items, flags, hooks, freeList } = read(spec)
-    const made = native.defineType(this.#handle, name, fields, kinds, items, flags, freeList)
+    const made = defineType(name, fields, kinds, items, flags, freeList, on(this.#handle))
     const number = made[0]
     const type = new ObjectType({ key, handle: this.#handle, number, shape: [name, made[1], made[2]], fields })
     const references: string[] = []
@@ -188,11 +210,11 @@ export class Types {
   }
 
   of(object: Address): ObjectType {
-    const number = native.typeOf(this.#handle, object)
+    const number = typeOf(object, on(this.#handle))
     const known = mapGet(this.#entries, number)
     if (known) return known.type
     // The type of weak references is not defined by anybody.
-    const shape = native.describeType(this.#handle, object)
+    const shape = describeType(object, on(this.#handle))
     const type = new ObjectType({ key, handle: this.#handle, number, shape, fields: [] })
     mapSet(this.#entries, number, { type, hooks: none, references: [], items: false })
     return type
@@ -200,7 +222,7 @@ export class Types {
 
   /** What the fields and items of an object hold, where its type has a `traverse` of its own. */
   held(object: Address): Address[] | undefined {
-    const entry = mapGet(this.#entries, native.typeOf(this.#handle, object))
+    const entry = mapGet(this.#entries, typeOf(object, on(this.#handle)))
     if (!entry?.hooks.traverse) return undefined
     const { type, references, items } = entry
     const held: Address[] = []
@@ -226,6 +248,6 @@ export class Types {
 
   /** From inside a `traverse`. */
   visit(referent: Address): void {
-    native.visit(this.#handle, referent)
+    visit(referent, on(this.#handle))
   }
 }

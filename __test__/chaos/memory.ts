@@ -194,8 +194,8 @@ export class Memory {
     const view = this.lookAtView(block)
     if (!view) return
     const { buffer } = view
-    const other = this.#random(2) === 0 ? transfer(buffer) : structuredClone(buffer, { transfer: [buffer as ArrayBuffer] })
-    // Node.js may copy instead.
+    const other = this.#random(2) === 0 ? transfer(buffer) : posted(buffer as ArrayBuffer)
+    // Node.js 20 copies what is posted, later ones refuse to post it.
     if (view.length > 0) return
     block.view = undefined
     if (other.byteLength > 0) block.escaped.push(new Uint8Array(other))
@@ -215,7 +215,8 @@ export class Memory {
       array.fill(byte, from, to)
       bytes.fill(byte, from, Math.min(to, array.length))
     } else {
-      const others = this.blocks.flatMap((other) => (other.view && !other.busy ? [other.view] : []))
+      // Closing detaches the views of a heap before it asks scripts.
+      const others = this.blocks.flatMap((other) => (other.view && other.view.length > 0 && !other.busy ? [other.view] : []))
       const all = [...arrays, ...others, ...this.ghosts.map(({ arrays }) => arrays[0]!), Uint8Array.of(random(256), 1, 2, 3)]
       const source = all[random(all.length)]!
       const length = Math.min(source.length, to - from)
@@ -431,9 +432,23 @@ export class Memory {
     for (const block of this.blocks.slice()) this.look(block)
   }
 
-  /** All heaps have been closed. */
-  close(): void {
-    for (const block of this.blocks.splice(0)) this.#leave(block)
+  /** A heap has been closed. */
+  end(heap: Heap): void {
+    for (const block of this.blocks.filter((block) => block.heap === heap)) {
+      this.#remove(block)
+      this.#leave(block)
+    }
+    for (let left = this.gone.length - 1; left >= 0; left--) if (this.gone[left]!.heap === heap) this.gone.splice(left, 1)
     this.lookAtGhosts()
+  }
+}
+
+/** A buffer as it comes out of a message that it is transferred with, or itself where it cannot be. */
+function posted(buffer: ArrayBuffer): ArrayBuffer {
+  try {
+    return structuredClone(buffer, { transfer: [buffer] })
+  } catch (error) {
+    if ((error as Error).name !== 'DataCloneError') throw error
+    return buffer
   }
 }

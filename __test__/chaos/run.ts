@@ -1,10 +1,13 @@
 /**
- * Does to a heap whatever comes to mind, from inside its callbacks too. The program is a list of seeds, one for each operation, so that
- * any part of it is a program: `run.ts release allocator quarantine '[seed, ...]'`. Ends with 0 when the heap stood it all, otherwise says what did not hold.
+ * Does to heaps whatever comes to mind, from inside their callbacks too. A program is a list of seeds, one for each operation, so that
+ * any part of it is a program: `run.ts release allocator quarantine '[seed, ...]'`. Ends with 0 when the heaps stood it all, otherwise says
+ * what did not hold. `run.ts many seed count operations` runs as many programs one after the other, each of a seed of its own, and
+ * prints each seed before its program.
  */
 
 import assert from 'node:assert/strict'
 
+import { writeSync } from 'node:fs'
 import { setImmediate as turn } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -21,6 +24,7 @@ import {
   type Release,
 } from 'obmalloc'
 
+import { releases } from '../tools.ts'
 import { Broken, Memory, type Block, type Source } from './memory.ts'
 
 /** A generator of its own for each operation. */
@@ -59,8 +63,8 @@ export async function chaos(
   let broken: unknown
   const options = { release, memoryLimit: 64 << 20, onUnraisable: (error: unknown) => expected(error) }
   const heap = new Heap({ ...options, allocator, quarantine })
-  /** All of them, which give memory to each other. */
-  const heaps = [heap, new Heap(options), new Heap({ ...options, allocator: 'debug', quarantine })]
+  const others = [options, { ...options, allocator: 'debug', quarantine } as const]
+  const heaps = [heap, ...others.map((options) => new Heap(options))]
   /** What may be an object, or was one, or never was. */
   const known: Address[] = [0 as Address, 16 as Address, 0xdeadbeef0 as Address]
   /** References of the script's own. */
@@ -71,10 +75,40 @@ export async function chaos(
   /** Scripts' allocators, each with how many there are in it. */
   const scripts = new Map<Allocator, number>()
   /** The domains, and the heaps' own allocators that have been seen. */
-  const sources: Source[] = heaps.flatMap((heap) => DOMAINS.map((name) => ({ heap, calls: heap[name], domain: heap[name] })))
-  for (const heap of heaps) for (const name of DOMAINS) see(heap, heap.getAllocator(name))
-  const firsts = heaps.map((heap) => DOMAINS.map((name) => heap.getAllocator(name)))
-  const firstArenas = heaps.map((heap) => heap.getArenaAllocator())
+  const sources: Source[] = []
+  const firsts: Allocator[][] = []
+  const firstArenas: ArenaAllocator[] = []
+  for (const index of heaps.keys()) begin(index)
+
+  /** What is known of a heap when it is new. */
+  function begin(index: number): void {
+    const heap = heaps[index]!
+    for (const name of DOMAINS) sources.push({ heap, calls: heap[name], domain: heap[name] })
+    firsts[index] = DOMAINS.map((name) => heap.getAllocator(name))
+    for (const own of firsts[index]) see(heap, own)
+    firstArenas[index] = heap.getArenaAllocator()
+  }
+
+  /** Closes one of the heaps, unless it is in use, and makes another one in its place. */
+  function replace(): void {
+    const index = 1 + random(others.length)
+    const old = heaps[index]!
+    try {
+      old.close()
+    } catch (error) {
+      expected(error)
+    }
+    try {
+      old.allocatedBlocks()
+      return
+    } catch (error) {
+      if ((error as MemoryFault).code !== 'ERR_HEAP_CLOSED') return
+    }
+    memory.end(old)
+    heaps[index] = new Heap(others[index - 1])
+    for (let left = sources.length - 1; left >= 0; left--) if (sources[left]!.heap === old) sources.splice(left, 1)
+    begin(index)
+  }
 
   /** An error that says what it should, and nothing broken. */
   function expected(error: unknown): void {
@@ -87,6 +121,8 @@ export async function chaos(
       code === 'ERR_OUT_OF_RANGE' ||
       code === 'ERR_INVALID_ARG_TYPE'
     if (fine && !NEVER.includes(code!)) return
+    // Fifty scripts inside one another may fill the stack.
+    if (error instanceof RangeError && error.message === 'Maximum call stack size exceeded') return
     broken ??= error
     throw error instanceof Broken ? error : new Broken('what must not happen', error)
   }
@@ -127,6 +163,7 @@ export async function chaos(
     const inner = source ? memory.inside(source) : around
     /** What it gave; the rest is older. */
     const mine = new Set<Address>()
+    let last: Address | null = null
     const given = (address: Address | null): Address | null => {
       if (address === null) return null
       mine.add((address + shift) as Address)
@@ -154,14 +191,17 @@ export async function chaos(
         },
         () => null,
         anything,
+        () => last,
         () => 'x' as never,
+        () => Promise.resolve(address) as never,
         () => {
           amid()
           return address
         },
       ]
-      const answer = (moods[random(15)] ?? (() => address))()
+      const answer = (moods[random(20)] ?? (() => address))()
       memory.lend(answer)
+      last = address
       return answer
     }
     const asked = <Arguments extends unknown[], Result>(call: (...args: Arguments) => Result) => {
@@ -177,6 +217,7 @@ export async function chaos(
           calloc: asked((count, size) => answer(pick([() => sound.calloc(count, size), () => sound.malloc(size)])())),
           realloc: asked((address, size) => {
             if (random(8) === 0) sound.free(address)
+            if (random(8) === 0) inner.realloc(base(address), random(2000))
             if (random(8) !== 0) return answer(sound.realloc(address, size))
             const moved = sound.malloc(size)
             sound.free(address)
@@ -184,9 +225,11 @@ export async function chaos(
           }),
           free: asked((address) => {
             if (random(8) === 0) throw chosen
+            if (random(8) === 0) inner.realloc(base(address), random(2000))
             sound.free(address)
             if (random(8) === 0) sound.free(address)
             if (random(8) === 0) throw chosen
+            return random(20) === 0 ? (Promise.resolve() as never) : undefined
           }),
         }
       : sound
@@ -194,7 +237,7 @@ export async function chaos(
     return made
   }
 
-  /** An arena allocator: around another heap's memory or a heap's own arenas, and in what mood. */
+  /** An arena allocator: around a heap's own allocator or its own arenas, and in what mood. */
   const arenas = (own: ArenaAllocator, from: Source | undefined, moody: boolean): ArenaAllocator => {
     const inner = from && memory.inside(from)
     const given: Address[] = []
@@ -203,7 +246,7 @@ export async function chaos(
         if (moody && random(6) === 0) amid()
         const mood = moody ? random(8) : 8
         if (mood === 0) throw chosen
-        if (mood === 1) return null
+        if (mood === 1) return random(2) === 0 ? null : (Promise.resolve(null) as never)
         const rubbish =
           mood === 2 ? anything() : mood === 3 && given.length > 0 ? ((pick(given) + pick([0, 4096])) as Address) : null
         if (rubbish !== null) {
@@ -229,6 +272,25 @@ export async function chaos(
   const sourceOf = (block: Block): Source => {
     const fit = sources.filter(({ heap, domain }) => heap === block.heap && (random(8) === 0 || domain === block.domain))
     return fit.length > 0 ? pick(fit) : pick(sources)
+  }
+
+  /** Puts an allocator in. */
+  function swap(): void {
+    const [heap, domain] = [pick(heaps), pick(DOMAINS)]
+    const present = heap.getAllocator(domain)
+    see(heap, present)
+    const own = sources.filter((source) => source.heap === heap && !source.domain)
+    const around = random(3) === 0 || scripts.get(present)! > 3 ? pick(random(10) === 0 ? sources : own).calls : present
+    const next = [
+      () => pick([...sources.map(({ calls }) => calls), ...scripts.keys()]),
+      () => pick(own).calls,
+      () => wrapper(around, pick([0, 0, 16, 48]), false),
+      () => wrapper(around, pick([0, 0, 16, 48]), false),
+      () => wrapper(around, pick([0, 0, 16]), true),
+      () => wrapper(around, pick([0, 0, 16]), true),
+    ]
+    memory.scripted = true
+    heap.setAllocator(domain, pick(next)())
   }
 
   function putBack(): void {
@@ -257,32 +319,18 @@ export async function chaos(
   }
 
   const operations: Array<() => void> = [
-    () => {
-      if (random(2) !== 0) return
-      const [heap, domain] = [pick(heaps), pick(DOMAINS)]
-      const present = heap.getAllocator(domain)
-      see(heap, present)
-      const around = random(3) === 0 || scripts.get(present)! > 3 ? pick(sources).calls : present
-      const next = [
-        () => pick([...sources.map(({ calls }) => calls), ...scripts.keys()]),
-        () => pick(sources.filter((source) => source.heap !== heap)).calls,
-        () => wrapper(around, pick([0, 0, 16, 48]), false),
-        () => wrapper(around, pick([0, 0, 16, 48]), false),
-        () => wrapper(pick(sources.filter((source) => source.heap !== heap)).calls, 0, false),
-        () => wrapper(around, pick([0, 0, 16]), true),
-      ]
-      memory.scripted = true
-      heap.setAllocator(domain, pick(next)())
-    },
+    swap,
+    swap,
+    swap,
     () => {
       if (random(2) !== 0) return
       const heap = pick(heaps)
-      const from = random(2) === 0 ? undefined : pick(sources.filter((source) => source.heap !== heap))
+      const own = sources.filter((source) => source.heap === heap && !source.domain)
+      const from = random(2) === 0 ? undefined : random(10) === 0 ? pick(sources) : pick(own)
       memory.scripted = true
       heap.setArenaAllocator(arenas(firstArenas[heaps.indexOf(heap)]!, from, random(3) === 0))
     },
     // Mostly back to what was there first: moody ones upset all the rest.
-    putBack,
     putBack,
     putBack,
     take,
@@ -340,7 +388,10 @@ export async function chaos(
       if (made !== undefined) own(made)
     },
     () => {
-      if (random(100) === 0) pick(heaps).setupDebugHooks()
+      if (random(20) === 0) pick(heaps).setupDebugHooks()
+    },
+    () => {
+      if (random(8) === 0) replace()
     },
     () => {
       const heap = pick(heaps)
@@ -510,11 +561,28 @@ export async function chaos(
     } catch (error) {
       expected(error)
     }
+    memory.end(heap)
   }
-  memory.close()
   if (broken !== undefined) throw broken
 }
 
+/** The seeds of a program's operations. */
+export function operationsOf(seed: number, count: number): number[] {
+  return Array.from({ length: count }, (_, index) => (Math.imul(seed, 0x9e3779b1) + Math.imul(index, 0x85ebca6b)) >>> 0)
+}
+
+async function many(first: number, count: number, operations: number): Promise<void> {
+  for (let seed = first; seed < first + count; seed++) {
+    const random = randomFrom(seed)
+    const pick = <T>(all: readonly T[]): T => all[random(all.length)]!
+    const allocator = pick(['default', 'default', 'debug', 'debug', 'malloc', 'malloc_debug'] as const)
+    const args = [pick(releases), allocator, random(3) === 0 ? 20_000 : 0] as const
+    writeSync(1, `${seed} ${args.join(' ')}\n`)
+    await chaos(...args, operationsOf(seed, operations))
+  }
+}
+
 const [release, allocator, quarantine, seeds] = process.argv.slice(2)
-if (seeds?.startsWith('['))
+if (release === 'many') void many(Number(allocator), Number(quarantine), Number(seeds))
+else if (seeds?.startsWith('['))
   void chaos(release as Release, allocator as AllocatorName, Number(quarantine), JSON.parse(seeds) as number[])

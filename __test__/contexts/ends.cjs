@@ -1,5 +1,5 @@
 /**
- * Workers that end while their heaps need each other, in every order in which an addon that was loaded twice can be taken down. Run with
+ * Workers that end while scripts serve their heaps, in every order in which an addon that was loaded twice can be taken down. Run with
  * `MALLOC_PERTURB_`, so that memory which was freed reads as rubbish. Says how many ended well.
  */
 
@@ -9,21 +9,28 @@ const { createContext } = require('node:vm')
 
 const { load } = require('./load.cjs')
 
-/** How a heap can need another one. */
+/** How scripts can serve a heap. */
 const NEEDS = {
-  'arenas in blocks of the other': (user, owner) => {
-    user.setArenaAllocator({ alloc: (size) => owner.raw.malloc(size), free: (address) => owner.raw.free(address) })
+  'arenas in blocks': (heap) => {
+    const raw = heap.getAllocator('raw')
+    heap.setArenaAllocator({ alloc: (size) => raw.malloc(size), free: (address) => raw.free(address) })
   },
-  'arenas from the allocator of the other': (user, owner) => user.setArenaAllocator(owner.getArenaAllocator()),
-  'blocks of the other': (user, owner) => user.setAllocator('obj', functions(owner.obj)),
-  'raw blocks of the other': (user, owner) => user.setAllocator('raw', functions(owner.raw)),
+  'arenas of the heap': (heap) => {
+    const own = heap.getArenaAllocator()
+    heap.setArenaAllocator({ alloc: (size) => own.alloc(size), free: (address, size) => own.free(address, size) })
+  },
+  blocks: (heap) => wrap(heap, 'obj'),
+  'raw blocks': (heap) => wrap(heap, 'raw'),
 }
-const functions = (domain) => ({
-  malloc: (size) => domain.malloc(size),
-  calloc: (count, size) => domain.calloc(count, size),
-  realloc: (address, size) => domain.realloc(address, size),
-  free: (address) => domain.free(address),
-})
+const wrap = (heap, name) => {
+  const own = heap.getAllocator(name)
+  heap.setAllocator(name, {
+    malloc: (size) => own.malloc(size),
+    calloc: (count, size) => own.calloc(count, size),
+    realloc: (address, size) => own.realloc(address, size),
+    free: (address) => own.free(address),
+  })
+}
 const ENDS = ['naturally', 'closed', 'exit', 'terminated']
 
 async function all() {
@@ -56,7 +63,7 @@ function one({ contexts, need, first, end }) {
   // Enough for V8 to be told of it.
   for (let count = 0; count < 50; count++) owner.raw.malloc(1e5)
   const kept = (globalThis.kept = [user, owner])
-  NEEDS[need](user, owner)
+  for (const heap of kept) NEEDS[need](heap)
   for (const heap of kept) {
     heap.obj.view(heap.obj.malloc(100)).fill(7)
     const type = heap.defineType({ name: 'node', gc: true, weakrefs: true, fields: { next: 'object' } })

@@ -50,7 +50,7 @@ export const endings: Row[] = [
   {
     number: 128,
     what: 'a heap that is collected while a script gives its arenas',
-    elsewhere: ['arena-allocator.spec.ts', 'what serves as an arena outlives its heap being dropped'],
+    elsewhere: ['close.spec.ts', 'a heap that is collected while a script gives its arenas is given back'],
   },
   {
     number: 129,

@@ -30,21 +30,26 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   say(
     `CPython ${interpreter.version}: found ${kinds} in ${counted(processes.length, 'process', 'es')}; the program ended with ${ended}`,
   )
-  const gaps = processes.flatMap(gapsOf)
+  const gaps = processes.flatMap((process, index) => gapsOf(process, index === 0 && typeof ended === 'number'))
   if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
   for (const gap of gaps) say(gap)
   if (found > 0) return 1
   // Programs end the processes that they started as they like; their own end they should see.
-  const seen = processes[0]?.complete && processes.every(({ running, lost }) => !running && lost.length === 0)
+  const isWhole = ({ running, lost, failed }: Process) => !running && lost.length === 0 && failed === null
+  const seen = processes[0]?.complete && processes.every(isWhole)
   return seen ? 0 : 4
 }
 
-/** What is to be said of a process that was not seen from its beginning to its end. */
-function gapsOf({ pid, complete, running, lost }: Process): string[] {
+/** What is to be said of a process that was not seen from its beginning to its end. One that `left` by itself was not killed. */
+function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, left: boolean): string[] {
   const gaps = []
   if (running) gaps.push(`process ${pid} still runs: what it does from now on is not counted`)
+  else if (failed !== null) gaps.push(`process ${pid}: not all that was found could be written: ${failed}`)
+  else if (!complete && left) gaps.push(`process ${pid} left in a way that cannot be seen: it was looked at until then`)
   else if (!complete) gaps.push(`process ${pid} was killed: it was looked at until then`)
-  if (lost.length > 0) gaps.push(`process ${pid}: not all ${lost.join(', ')} calls were seen`)
+  const calls = `not all ${lost.join(', ')} calls were seen`
+  if (lost.length > 0)
+    gaps.push(`process ${pid}: ${replacedBy === null ? calls : `${replacedBy} replaced the checker's allocators: ${calls}`}`)
   return gaps
 }
 

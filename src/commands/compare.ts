@@ -14,6 +14,7 @@ import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
 import { releaseOf } from '../release.js'
 import { replay, type Report } from '../replaying.js'
+import { exitCode } from '../signals.js'
 import { grouped, paint, Progress, say } from '../terminal.js'
 import { golden, workload } from '../tools.js'
 import { readHeader, segments } from '../trace.js'
@@ -41,6 +42,8 @@ interface Row {
   /** Nanoseconds a call in CPython and here; none where they were not measured. */
   readonly timing: Timing | null
   readonly ended: number | NodeJS.Signals
+  /** What the recording lacks, in words, where it was not the end by a signal. */
+  readonly missing: readonly string[]
 }
 
 /** One line of the collector's table. */
@@ -48,6 +51,11 @@ interface CollectorRow extends Proof {
   readonly version: string
   /** The executable, or the golden answers. */
   readonly from: string
+}
+
+/** Whether a signal has told us to end. */
+interface Stop {
+  told: NodeJS.Signals | null
 }
 
 /** Random programs for the collector of each CPython. */
@@ -58,22 +66,25 @@ const ROUNDS = 5
 export async function compareCommand(program: string[], options: CompareOptions): Promise<number> {
   const folder = options.keep ?? mkdtempSync(join(tmpdir(), 'obmalloc-'))
   try {
-    const { rows, collector, unusable } = await compare(program, options, folder)
+    const { rows, collector, unusable, told } = await compare(program, options, folder)
     if (options.json) process.stdout.write(`${JSON.stringify({ rows, ...(options.gc ? { collector } : {}), unusable })}\n`)
     for (const { path, reason } of unusable) say(`left out: ${path}: ${reason}`)
     for (const row of rows) {
       const other = leftOut(row.report)
-      for (const remark of [...(other ? [other] : []), ...problems(row.report)]) say(`${name(row)}: ${remark}`)
+      const remarks = new Set([...(other ? [other] : []), ...problems(row.report), ...row.missing])
+      for (const remark of remarks) say(`${name(row)}: ${remark}`)
       if (row.ended !== 0) say(`${name(row)}: the program ended with ${row.ended}`)
     }
-    const failed = rows.filter((row) => !row.report.exact)
+    const failed = rows.filter((row) => !row.report.exact || row.missing.length > 0)
     for (const row of failed.filter((row) => row.report.mismatch)) {
       if (options.keep) say(`to see it again: obmalloc replay --operation ${row.report.mismatch!.operation} ${row.trace}`)
       else say('to see it again, run with --keep FOLDER, then: obmalloc replay --operation NUMBER TRACE')
     }
     const diverged = collector.filter((row) => row.divergence !== null)
     for (const { version, from, divergence } of diverged) say(`CPython ${version} (${from}): ${divergence}`)
-    return failed.length + diverged.length === 0 ? 0 : 4
+    if (told !== null) say(`stopped by ${told}: not all was compared`)
+    if (failed.length + diverged.length > 0) return 4
+    return told === null ? 0 : exitCode(told)
   } finally {
     if (!options.keep) rmSync(folder, { recursive: true, force: true })
   }
@@ -83,7 +94,7 @@ async function compare(
   program: string[],
   options: CompareOptions,
   folder: string,
-): Promise<{ rows: Row[]; collector: CollectorRow[]; unusable: Unusable[] }> {
+): Promise<{ rows: Row[]; collector: CollectorRow[]; unusable: Unusable[]; told: NodeJS.Signals | null }> {
   const { usable, unusable } = findInterpreters(options.python)
   if (options.python.length > 0 && unusable.length > 0) {
     throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
@@ -96,15 +107,17 @@ async function compare(
     say('no CPython was found that can be used: comparing with the golden traces, which real CPythons left')
     for await (const row of goldenRows()) rows.push(table.add(row))
   }
+  const stop: Stop = { told: null }
   for (const interpreter of chosen) {
-    for await (const row of rowsOf(interpreter, program, folder)) rows.push(table.add(row))
+    if (stop.told !== null) break
+    for await (const row of rowsOf(interpreter, program, folder, stop)) rows.push(table.add(row))
   }
   const collector: CollectorRow[] = []
-  if (options.gc) {
+  if (options.gc && stop.told === null) {
     const collectorTable = new CollectorTable(options.json ?? false)
     for await (const row of collectorRows(chosen)) collector.push(collectorTable.add(row))
   }
-  return { rows, collector, unusable: options.all ? unusable : [] }
+  return { rows, collector, unusable: options.all ? unusable : [], ...stop }
 }
 
 /** What the collectors of these CPythons do with random programs, others every time; or without any what some left. */
@@ -130,17 +143,19 @@ function preferred(usable: Interpreter[]): Interpreter[] {
   return (onPath.length > 0 ? onPath : usable.slice(-1)).slice(0, 1)
 }
 
-async function* rowsOf(interpreter: Interpreter, program: string[], folder: string): AsyncGenerator<Row> {
+async function* rowsOf(interpreter: Interpreter, program: string[], folder: string, stop: Stop): AsyncGenerator<Row> {
   const progress = new Progress()
   const { version, release, path: from } = interpreter
   progress.update(`CPython ${version}: recording`)
   const trace = join(folder, `${version}-${from.replaceAll(/[^\w.]+/g, '-').slice(-40)}.trace`)
   const bundled = program.length === 0
-  const { children, ended } = await record(interpreter, {
+  const { children, ended, events, complete, remarks, told } = await record(interpreter, {
     program: bundled ? [workload('mixed')] : program,
     trace,
     stdout: bundled ? 'ignore' : 'stderr',
   }).finally(() => progress.done())
+  stop.told = told
+  if (events === 0) throw new Error(remarks.join('\n'))
   const replayed = (path: string, release: Release) =>
     replay({
       release,
@@ -149,12 +164,13 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
     }).finally(() => progress.done())
   const report = await replayed(trace, release)
   let timing: Timing | null = null
-  if (report.exact) {
+  if (report.exact && told === null) {
     progress.update(`CPython ${version}: timing`)
     const timed = drive<Record<string, Timing>>(interpreter, 'bench', [release, ROUNDS, [trace], false])
     timing = Object.values(await timed.finally(() => progress.done()))[0] ?? null
   }
-  yield { version, release, from, trace, report, timing, ended }
+  const missing = complete || typeof ended === 'string' ? [] : remarks
+  yield { version, release, from, trace, report, timing, ended, missing }
   for (const [index, path] of children.entries()) {
     const header = readHeader(path)
     const childRelease = releaseOf(header.python)
@@ -168,6 +184,7 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
       report: childReport,
       timing: null,
       ended: 0,
+      missing: [],
     }
   }
 }
@@ -179,7 +196,7 @@ async function* goldenRows(): AsyncGenerator<Row> {
     const header = readHeader(trace)
     const release = releaseOf(header.python)
     const report = await replay({ release, segments: segments(trace) })
-    yield { version: header.python, release, from: file, trace, report, timing: null, ended: 0 }
+    yield { version: header.python, release, from: file, trace, report, timing: null, ended: 0, missing: [] }
   }
 }
 

@@ -1,7 +1,10 @@
 /** `obmalloc record`: runs a program in a CPython and writes down every allocator call. */
 
+import { resolve } from 'node:path'
+
 import { findInterpreters } from '../interpreters.js'
-import { record } from '../recording.js'
+import { PlaceError, record } from '../recording.js'
+import { exitCode } from '../signals.js'
 import { say } from '../terminal.js'
 import { UsageError } from '../usage.js'
 
@@ -16,9 +19,24 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
   const { usable, unusable } = findInterpreters([options.python ?? 'python3'])
   const [interpreter] = usable
   if (!interpreter) throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
-  const recording = await record(interpreter, { program, trace: options.output, stdout: 'inherit' })
-  say(`recorded CPython ${interpreter.version} into ${recording.trace}`)
-  for (const child of recording.children) say(`  and a process that it started into ${child}`)
-  if (options.json) process.stdout.write(`${JSON.stringify({ ...recording, version: interpreter.version })}\n`)
-  return typeof recording.ended === 'number' ? recording.ended : 1
+  const print = (result: object) => {
+    if (options.json) process.stdout.write(`${JSON.stringify({ ...result, version: interpreter.version })}\n`)
+  }
+  try {
+    // What is on stdout is the JSON alone, if that is wanted.
+    const stdout = options.json ? 'stderr' : 'inherit'
+    const { told: _, ...recording } = await record(interpreter, { program, trace: options.output, stdout })
+    const { trace, children, ended, events, complete, remarks } = recording
+    if (typeof ended === 'string') say(`the program was ended by ${ended}`)
+    for (const remark of remarks) say(remark)
+    if (events > 0) say(`recorded CPython ${interpreter.version} into ${trace}`)
+    for (const child of children) say(`  and a process that it started into ${child}`)
+    print(recording)
+    return complete || typeof ended === 'string' ? exitCode(ended) : 4
+  } catch (error) {
+    if (!(error instanceof PlaceError)) throw error
+    say(`obmalloc: ${error.message}`)
+    print({ trace: resolve(options.output), children: [], ended: null, events: 0, complete: false, remarks: [error.message] })
+    return 4
+  }
 }

@@ -3,7 +3,7 @@
 import { releaseOf } from '../release.js'
 import { firstDifference, replay, type Report } from '../replaying.js'
 import { columns, grouped, paint, Progress, say } from '../terminal.js'
-import { readHeader, segments } from '../trace.js'
+import { readHeader, segments, type TraceHeader } from '../trace.js'
 import type { Release } from '../../index.js'
 
 export interface ReplayCommandOptions {
@@ -28,13 +28,16 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
       onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
     }).finally(() => progress.done())
     exact &&= report.exact
-    if (options.json) process.stdout.write(`${JSON.stringify({ path, python: header.python, release, ...report })}\n`)
-    else show(path, header.python, report, options.stats ?? options.operation !== undefined)
+    if (options.json)
+      process.stdout.write(
+        `${JSON.stringify({ path, python: header.python, release, failed: header.failed ?? null, ...report })}\n`,
+      )
+    else show(path, header, report, options.stats ?? options.operation !== undefined)
   }
   return exact ? 0 : 4
 }
 
-function show(path: string, python: string, report: Report, withStats: boolean): void {
+function show(path: string, { python, failed }: TraceHeader, report: Report, withStats: boolean): void {
   const other = leftOut(report)
   const rows = [
     ['recorded by', `CPython ${python}`],
@@ -57,7 +60,9 @@ function show(path: string, python: string, report: Report, withStats: boolean):
       .join('')}`,
   )
   if (other) say(other)
+  if (report.stopped) say(`stopped after operation ${report.events - 1}, as it was told to: what comes later was not compared`)
   for (const problem of problems(report)) say(problem)
+  if (failed) say(`the recorder could not write more than this: ${failed}`)
   if (withStats) process.stdout.write(`\n${report.statsNow}`)
 }
 
@@ -75,17 +80,18 @@ export function leftOut({ otherInterpreters, otherCalls }: Report): string | und
 /** What is wrong with a replay, in full. */
 export function problems(report: Report): string[] {
   const found: string[] = []
-  const { mismatch, stats, blocks, hooksLost } = report
+  const { mismatch, stats, blocks, hooksLost, stopped } = report
   if (mismatch) found.push(mismatch.text)
   if (stats && stats[0] !== stats[1]) found.push(`the statistics differ in ${firstDifference(...stats)}`)
   if (blocks && blocks[0] !== blocks[1]) found.push(`allocated blocks: expected ${blocks[0]}, got ${blocks[1]}`)
+  // What comes after a mismatch was not looked at.
+  if (mismatch || stopped) return found
   if (hooksLost !== 0) {
     const lost = ['raw', 'mem', 'obj'].filter((_, domain) => hooksLost & (1 << domain)).join(', ')
-    found.push(
-      `the recorder's allocators were replaced in the recorded process: calls on ${lost} are missing (PYTHONMALLOC, -X dev?)`,
-    )
+    const unknown = `the recorder's allocators were replaced in the recorded process: calls on ${lost} are missing`
+    found.push(...(report.remarks.length > 0 ? report.remarks : [unknown]))
   }
-  if (report.addresses === 0) found.push('the trace holds no call that pymalloc served: nothing was compared')
+  if (report.addresses === 0 && !report.exact) found.push('the trace holds no call that pymalloc served: nothing was compared')
   if (!report.ended) found.push('the recorded process did not end in an orderly way: the last calls may be missing')
   return found
 }

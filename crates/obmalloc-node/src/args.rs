@@ -1,6 +1,7 @@
 //! Arguments: all of them are converted before a heap is touched, and none by calling back into JavaScript.
 
 use napi_sys as sys;
+use obmalloc::Domain;
 
 use crate::failure::{Failure, code};
 use crate::js::{Env, Value};
@@ -78,4 +79,25 @@ fn null(env: Env, value: Value) -> Result<Option<usize>, Failure> {
 fn bad_address(env: Env, value: Value, expected: &'static str) -> Failure {
     let is_number = env.type_of(value) == sys::ValueType::napi_number;
     Failure::argument(if is_number { code::OUT_OF_RANGE } else { code::INVALID_ARG_TYPE }, "address", expected, value)
+}
+
+/// What is called by the name in `value`, of the things with these names.
+pub(crate) fn one_of<T, const N: usize>(
+    env: Env,
+    argument: &'static str,
+    value: Value,
+    names: [&str; N],
+    named: impl Fn(&str) -> Option<T>,
+) -> Result<T, Failure> {
+    let expected = || format!("one of {}", names.map(|name| format!("'{name}'")).join(", "));
+    let Some(name) = env.short_text(value) else {
+        return Err(Failure::argument(code::INVALID_ARG_TYPE, argument, expected(), value));
+    };
+    named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, argument, expected(), value))
+}
+
+/// The domain that is called `value`.
+pub(crate) fn domain_named(env: Env, value: Value) -> Result<Domain, Failure> {
+    let named = |name: &str| Domain::ALL.into_iter().find(|domain| domain.name() == name);
+    one_of(env, "domain", value, Domain::ALL.map(Domain::name), named)
 }

@@ -5,16 +5,18 @@
 //! and from Node.js 22 on V8 has forgotten it by then. So the binding remembers it until it returns to JavaScript, calls nothing until then, and
 //! has V8 terminate the execution once more.
 
-use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::ffi::{CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, NonNull};
 use std::rc::{Rc, Weak};
 
 use napi_sys as sys;
+use obmalloc::Domain;
 
-use crate::failure::{Failure, code};
+use crate::failure::{Details, Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::reached;
+use crate::probe::reached;
 
 /// A function of the face, in the order in which it gives them. All but the first three are given what the face keeps of the heap first.
 #[derive(Clone, Copy)]
@@ -37,23 +39,32 @@ pub(crate) enum Called {
 
 const COUNT: usize = Called::ArenaFree as usize + 1;
 
-/// One copy of the binding in one thread's JavaScript.
+/// One copy of the face in one thread's JavaScript, and what it has of the binding.
 pub(crate) struct Realm {
     this: Weak<Self>,
+    /// The heap that the next call is about. The face chooses it when it is another one, so that a call need not find it among its arguments.
+    chosen: Cell<Option<NonNull<c_void>>>,
     /// Whether the execution is being terminated.
     ended: Cell<bool>,
-    face: RefCell<Option<Rc<Face>>>,
-}
-
-pub(crate) struct Face {
-    realm: Rc<Realm>,
-    functions: [sys::napi_ref; COUNT],
+    functions: OnceCell<[sys::napi_ref; COUNT]>,
+    /// The other realms of the environment.
+    others: RefCell<Vec<Rc<Self>>>,
 }
 
 impl Realm {
-    /// Makes a realm that lives as long as its environment.
-    pub fn new(env: Env) -> Result<Rc<Self>, Failure> {
-        let realm = Rc::new_cyclic(|this| Self { this: this.clone(), ended: Cell::new(false), face: RefCell::default() });
+    fn new() -> Rc<Self> {
+        Rc::new_cyclic(|this| Self {
+            this: this.clone(),
+            chosen: Cell::default(),
+            ended: Cell::default(),
+            functions: OnceCell::default(),
+            others: RefCell::default(),
+        })
+    }
+
+    /// Makes the realm of what the addon exports, which has no face. It lives as long as its environment.
+    pub fn of_environment(env: Env) -> Result<Rc<Self>, Failure> {
+        let realm = Self::new();
         let data = Rc::into_raw(Rc::clone(&realm)).cast_mut().cast();
         let kept = env.set_instance_data(data, Some(finalize));
         if kept.is_err() {
@@ -63,14 +74,36 @@ impl Realm {
         kept.map(|()| realm)
     }
 
+    /// Makes another realm, which lives as long as this one.
+    pub fn another(&self) -> Rc<Self> {
+        let realm = Self::new();
+        self.others.borrow_mut().push(Rc::clone(&realm));
+        realm
+    }
+
+    pub fn share(&self) -> Result<Rc<Self>, Failure> {
+        self.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its environment"))
+    }
+
+    #[inline(always)]
+    pub fn chosen(&self) -> Option<NonNull<c_void>> {
+        self.chosen.get()
+    }
+
+    pub fn choose(&self, heap: *mut c_void) {
+        self.chosen.set(NonNull::new(heap));
+    }
+
+    /// A heap goes.
+    pub fn forget(&self, heap: *const c_void) {
+        if self.chosen.get().is_some_and(|chosen| ptr::eq(chosen.as_ptr(), heap)) {
+            self.chosen.set(None);
+        }
+    }
+
     #[inline(always)]
     pub fn is_ended(&self) -> bool {
         self.ended.get()
-    }
-
-    /// The face that heaps made from now on have.
-    pub fn face(&self) -> Option<Rc<Face>> {
-        self.face.borrow().clone()
     }
 
     /// Returns to JavaScript an execution that is being terminated.
@@ -82,42 +115,17 @@ impl Realm {
         }
     }
 
-    pub fn throw(&self, env: Env, failure: Failure) {
-        let face = self.face();
-        failure.throw(env, |arguments| match face {
-            Some(face) => face.call(env, Called::MakeError, arguments),
-            None => Err(None),
-        });
-    }
-}
-
-unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_void) {
-    // SAFETY: called by Node.js once, with what `new` gave it.
-    let realm = unsafe { Rc::from_raw(data.cast_const().cast::<Realm>()) };
-    // Should that break an invariant, there is nobody left to tell.
-    let _ = catch_unwind(AssertUnwindSafe(move || {
-        reached("face::finalize");
-        // The face has the realm.
-        realm.face.take();
-    }));
-}
-
-impl Face {
-    pub fn realm(&self) -> &Realm {
-        &self.realm
-    }
-
-    /// Calls a function of the face's. On an exception, gives that, and nothing when the execution is being terminated: then nothing is
-    /// called either.
+    /// Calls a function of the face's. On an exception, gives that, and nothing when the execution is being terminated, when nothing is
+    /// called, or when the face is gone.
     pub fn call(&self, env: Env, function: Called, arguments: &[Value]) -> Result<Value, Option<Value>> {
-        if self.realm.ended.get() {
+        if self.ended.get() {
             return Err(None);
         }
-        let function = env.referent(self.functions[function as usize]).ok_or(None)?;
-        let answer = env.call(function, arguments);
+        let reference = self.functions.get().ok_or(None)?[function as usize];
+        let answer = env.call(env.referent(reference).ok_or(None)?, arguments);
         match answer {
             Err(None) => {
-                self.realm.ended.set(true);
+                self.ended.set(true);
                 Err(None)
             }
             // V8 says null for a termination; a function in which a script threw null throws what is kept of the heap instead.
@@ -125,16 +133,89 @@ impl Face {
             answer => answer,
         }
     }
+
+    pub fn throw(&self, env: Env, failure: Failure) {
+        failure.throw(env, |arguments| self.call(env, Called::MakeError, arguments));
+    }
+}
+
+unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_void) {
+    // SAFETY: called by Node.js once, with what `of_environment` gave it.
+    let realm = unsafe { Rc::from_raw(data.cast_const().cast::<Realm>()) };
+    // Should that break an invariant, there is nobody left to tell.
+    let _ = catch_unwind(AssertUnwindSafe(move || {
+        reached("face::finalize");
+        drop(realm);
+    }));
 }
 
 /// Takes the functions of the face.
 pub(crate) fn serve(realm: &Realm, env: Env, functions: [Value; COUNT]) -> Outcome {
-    let mut references = [std::ptr::null_mut(); COUNT];
+    let mut references = [ptr::null_mut(); COUNT];
     for (reference, function) in references.iter_mut().zip(functions) {
         *reference = env.reference(function)?;
     }
-    let realm = realm.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its environment"))?;
-    let face = Rc::new(Face { realm: Rc::clone(&realm), functions: references });
-    realm.face.replace(Some(face));
+    let served = realm.functions.set(references);
+    served.map_err(|_| Failure::new(code::INTERNAL, "expected one face, but there is one already"))?;
     Ok(UNDEFINED)
+}
+
+/// Errors, as the face makes them.
+impl Failure {
+    /// The error that `make`, a function of the face's, makes of it, or, when that fails, an exception instead, if there is one.
+    #[cold]
+    pub fn error(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
+        self.0.ok_or(None)?.error(env, make)
+    }
+
+    /// Throws it, as the error that `make`, a function of the face's, makes of it.
+    #[cold]
+    pub fn throw(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) {
+        let Some(details) = self.0 else {
+            env.throw_plainly(c"ERR_INTERNAL", c"JavaScript cannot run");
+            return;
+        };
+        match details.error(env, make) {
+            Ok(error) | Err(Some(error)) => env.throw(error),
+            // What needs no help from the face.
+            Err(None) => {
+                let code = CString::new(details.code).unwrap_or_default();
+                let message = CString::new(details.message.as_ref()).unwrap_or_default();
+                env.throw_plainly(&code, &message);
+            }
+        }
+    }
+}
+
+impl Details {
+    fn error(&self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
+        if let Some(error) = self.made {
+            return Ok(error);
+        }
+        let undefined = || env.undefined();
+        let value = |value: Option<Value>| value.filter(|&value| value != UNDEFINED).map_or_else(undefined, Ok);
+        let number = |value: Option<usize>| value.map_or_else(undefined, |value| env.integer(value));
+        let text = |value: Option<&str>| value.map_or_else(undefined, |value| env.string(value));
+        let domain = |value: Option<Domain>| text(value.map(Domain::name));
+        let arguments = || {
+            Ok([
+                env.string(self.code)?,
+                env.string(&self.message)?,
+                text(self.name)?,
+                value(self.received)?,
+                value(self.cause)?,
+                number(self.address)?,
+                domain(self.domain)?,
+                domain(self.allocated.and(self.domain))?,
+                domain(self.allocated)?,
+                number(self.base)?,
+                number(self.object)?,
+                number(self.referent)?,
+                self.offset.map_or_else(undefined, |offset| env.number(offset as f64))?,
+                text(self.report.as_deref())?,
+                number(self.index)?,
+            ])
+        };
+        make(&arguments().map_err(|_: Failure| None)?)
+    }
 }

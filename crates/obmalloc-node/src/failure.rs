@@ -1,12 +1,19 @@
 //! Why a call throws, and the error that JavaScript sees.
 
 use std::borrow::Cow;
-use std::ffi::CString;
+use std::ptr;
 
 use napi_sys as sys;
 use obmalloc::{Corruption, Domain, Fault, FaultKind};
 
-use crate::js::{Env, UNDEFINED, Value};
+/// A JavaScript value, good until the call from JavaScript that it was made in returns.
+pub(crate) type Value = sys::napi_value;
+
+/// What a function gives back to JavaScript, or why it throws.
+pub(crate) type Outcome = Result<Value, Failure>;
+
+/// What a function gives back to say `undefined`.
+pub(crate) const UNDEFINED: Value = ptr::null_mut();
 
 /// Codes that are not a [`FaultKind`](obmalloc::FaultKind)'s.
 pub(crate) mod code {
@@ -25,32 +32,32 @@ pub(crate) mod code {
 }
 
 /// Why a call throws; without details, because something is being thrown already.
-pub(crate) struct Failure(Option<Box<Details>>);
+pub(crate) struct Failure(pub Option<Box<Details>>);
 
 #[derive(Default)]
-struct Details {
-    code: &'static str,
-    message: Cow<'static, str>,
+pub(crate) struct Details {
+    pub code: &'static str,
+    pub message: Cow<'static, str>,
     /// What a bad argument is called, and what it is.
-    name: Option<&'static str>,
-    received: Option<Value>,
+    pub name: Option<&'static str>,
+    pub received: Option<Value>,
     /// What a callback threw.
-    cause: Option<Value>,
-    address: Option<usize>,
-    domain: Option<Domain>,
-    allocated: Option<Domain>,
-    base: Option<usize>,
+    pub cause: Option<Value>,
+    pub address: Option<usize>,
+    pub domain: Option<Domain>,
+    pub allocated: Option<Domain>,
+    pub base: Option<usize>,
     /// The object that visited `referent` too often.
-    object: Option<usize>,
-    referent: Option<usize>,
+    pub object: Option<usize>,
+    pub referent: Option<usize>,
     /// Where in a block somebody wrote.
-    offset: Option<isize>,
+    pub offset: Option<isize>,
     /// What CPython prints.
-    report: Option<String>,
+    pub report: Option<String>,
     /// Number of the operation in a batch.
-    index: Option<usize>,
+    pub index: Option<usize>,
     /// What is thrown as it is.
-    made: Option<Value>,
+    pub made: Option<Value>,
 }
 
 impl Failure {
@@ -144,63 +151,6 @@ impl Failure {
             details.index = Some(index);
         }
         self
-    }
-
-    /// The error that `make`, a function of the face's, makes of it, or, when that fails, an exception instead, if there is one.
-    #[cold]
-    pub fn error(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
-        self.0.ok_or(None)?.error(env, make)
-    }
-
-    /// Throws it, as the error that `make`, a function of the face's, makes of it.
-    #[cold]
-    pub fn throw(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) {
-        let Some(details) = self.0 else {
-            env.throw_plainly(c"ERR_INTERNAL", c"JavaScript cannot run");
-            return;
-        };
-        match details.error(env, make) {
-            Ok(error) | Err(Some(error)) => env.throw(error),
-            // What needs no help from the face.
-            Err(None) => {
-                let code = CString::new(details.code).unwrap_or_default();
-                let message = CString::new(details.message.as_ref()).unwrap_or_default();
-                env.throw_plainly(&code, &message);
-            }
-        }
-    }
-}
-
-impl Details {
-    fn error(&self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
-        if let Some(error) = self.made {
-            return Ok(error);
-        }
-        let undefined = || env.undefined();
-        let value = |value: Option<Value>| value.filter(|&value| value != UNDEFINED).map_or_else(undefined, Ok);
-        let number = |value: Option<usize>| value.map_or_else(undefined, |value| env.integer(value));
-        let text = |value: Option<&str>| value.map_or_else(undefined, |value| env.string(value));
-        let domain = |value: Option<Domain>| text(value.map(Domain::name));
-        let arguments = || {
-            Ok([
-                env.string(self.code)?,
-                env.string(&self.message)?,
-                text(self.name)?,
-                value(self.received)?,
-                value(self.cause)?,
-                number(self.address)?,
-                domain(self.domain)?,
-                domain(self.allocated.and(self.domain))?,
-                domain(self.allocated)?,
-                number(self.base)?,
-                number(self.object)?,
-                number(self.referent)?,
-                self.offset.map_or_else(undefined, |offset| env.number(offset as f64))?,
-                text(self.report.as_deref())?,
-                number(self.index)?,
-            ])
-        };
-        make(&arguments().map_err(|_: Failure| None)?)
     }
 }
 

@@ -1,49 +1,22 @@
-//! Panics for the tests: one can be made to happen the next time that an entry point is reached. The C library can be made to have no
-//! memory for the binding. Only there with the feature `panics`, which no package is built with.
+//! For the tests: a panic can be made to happen the next time that an entry point is reached, the C library can be made to have no memory for
+//! the binding, and the names of the properties that the binding touches are on record. Only there with the feature `panics`, which no package
+//! is built with.
 
-use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use crate::face::Realm;
 use crate::failure::Failure;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::probe::{ARMED, DECLARED, KNOWN, REFUSED, TOUCHED};
 use crate::shell::{Table, export};
-
-thread_local! {
-    /// Every entry point that this thread has reached or made a function of.
-    static KNOWN: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
-    static ARMED: Cell<Option<&'static str>> = const { Cell::new(None) };
-    /// How many requests for memory are met, and how many are refused then.
-    static REFUSED: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
-}
-
-pub(crate) fn know(name: &'static str) {
-    KNOWN.with_borrow_mut(|known| {
-        if !known.contains(&name) {
-            known.push(name);
-        }
-    });
-}
-
-pub(crate) fn reached(name: &'static str) {
-    know(name);
-    if ARMED.get() == Some(name) {
-        ARMED.set(None);
-        panic!("injected into {name}");
-    }
-}
 
 pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"entryPoints", entry_points)?;
+    export(to, c"declarations", declarations)?;
     export(to, c"panicIn", panic_in)?;
+    export(to, c"touchedNames", touched_names)?;
     export(to, c"refuseAfter", refuse_after)?;
     export(to, c"reserved", reserved)
-}
-
-/// Whether this request for memory is refused.
-pub(crate) fn is_refused() -> bool {
-    let (met, refused) = REFUSED.get();
-    REFUSED.set(if met == 0 { (0, refused.saturating_sub(1)) } else { (met - 1, refused) });
-    met == 0 && refused != 0
 }
 
 /// `(met, refused)`: after `met` more requests of this thread the C library has no memory for the binding, for `refused` requests. Gives how
@@ -61,6 +34,17 @@ fn reserved(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
 /// The names, each on a line.
 fn entry_points(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
     env.string(&KNOWN.with_borrow(|known| known.join("\n")))
+}
+
+/// The functions of heaps, as TypeScript sees them, each on a line.
+fn declarations(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
+    DECLARED.with_borrow(|declared| env.string(declared))
+}
+
+/// The names of properties that the binding has touched since the last call, each on a line.
+fn touched_names(_: &Realm, env: Env, []: [Value; 0]) -> Outcome {
+    let names = TOUCHED.replace(Some(BTreeSet::new())).unwrap_or_default().into_iter().collect::<Vec<_>>();
+    env.string(&names.join("\n"))
 }
 
 /// `(name)`: the next time that this entry point is reached, it panics; without a name, none does.

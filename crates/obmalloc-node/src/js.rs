@@ -7,15 +7,8 @@ use std::sync::OnceLock;
 use napi_sys as sys;
 
 use crate::failure::Failure;
-
-/// A JavaScript value, good until the call from JavaScript that it was made in returns.
-pub(crate) type Value = sys::napi_value;
-
-/// What a function gives back to JavaScript, or why it throws.
-pub(crate) type Outcome = Result<Value, Failure>;
-
-/// What a function gives back to say `undefined`.
-pub(crate) const UNDEFINED: Value = ptr::null_mut();
+pub(crate) use crate::failure::{Outcome, UNDEFINED, Value};
+use crate::probe::touched;
 
 /// `v8::Isolate::GetCurrent` and `v8::Isolate::TerminateExecution`: Node-API has no way to terminate an execution.
 type CurrentIsolate = unsafe extern "C" fn() -> *mut c_void;
@@ -199,11 +192,13 @@ impl Env {
     /// # Errors
     /// When the object cannot have it, because a script has frozen it.
     pub fn define(self, object: Value, name: &CStr, value: Value) -> Result<(), Failure> {
+        touched(name.to_string_lossy());
         self.define_one(object, sys::napi_property_descriptor { utf8name: name.as_ptr(), ..property(value) })
     }
 
     /// As [`define`](Self::define), of an element of an array.
     pub fn define_element(self, array: Value, index: u32, value: Value) -> Result<(), Failure> {
+        touched(index);
         let name = self.string(&index.to_string())?;
         self.define_one(array, sys::napi_property_descriptor { name, ..property(value) })
     }
@@ -219,15 +214,18 @@ impl Env {
 
     /// Sets an element of an object that has no prototype and that no script has, which therefore runs no script.
     pub fn set_kept(self, kept: Value, place: u32, value: Value) -> Result<(), Failure> {
+        touched(place);
         Self::done(napi!(self, napi_set_element, kept, place, value), ())
     }
 
     pub fn delete_kept(self, kept: Value, place: u32) -> Result<(), Failure> {
+        touched(place);
         Self::done(napi!(self, napi_delete_element, kept, place, ptr::null_mut()), ())
     }
 
     /// An element that an object or array of the face's has itself.
     pub fn element(self, array: Value, index: u32) -> Outcome {
+        touched(index);
         let mut value = ptr::null_mut();
         Self::done(napi!(self, napi_get_element, array, index, &mut value), value)
     }
@@ -256,6 +254,12 @@ impl Env {
         let thrown = status == sys::Status::napi_ok && !exception.is_null();
         // V8 says null for a termination; what functions of the face's throw is never null.
         Err((thrown && self.type_of(exception) != sys::ValueType::napi_null).then_some(exception))
+    }
+
+    /// Forgets what is being thrown, where something else is said.
+    pub fn clear_exception(self) {
+        let mut exception = ptr::null_mut();
+        napi!(self, napi_get_and_clear_last_exception, &mut exception);
     }
 
     /// Throws, unless something is being thrown already.
@@ -302,8 +306,11 @@ impl Env {
             unsafe {
                 let current = dlsym(ptr::null_mut(), c"_ZN2v87Isolate10GetCurrentEv".as_ptr());
                 let terminate = dlsym(ptr::null_mut(), c"_ZN2v87Isolate18TerminateExecutionEv".as_ptr());
-                let found = !current.is_null() && !terminate.is_null();
-                found.then(|| (std::mem::transmute(current), std::mem::transmute(terminate)))
+                if current.is_null() || terminate.is_null() {
+                    return None;
+                }
+                let current = std::mem::transmute::<*mut c_void, CurrentIsolate>(current);
+                Some((current, std::mem::transmute::<*mut c_void, TerminateExecution>(terminate)))
             }
         });
         let Some((current, terminate)) = functions else { return false };

@@ -1,29 +1,23 @@
 //! The Node.js binding: numbers in, numbers out, errors to JavaScript. Leans on `obmalloc` and Node-API; the face over it is `src/`.
 //!
-//! It is written on Node-API itself (napi-rs' `napi-sys`): a call gets its heap from its first argument, an external value, so nothing is
-//! unwrapped or allocated on the way, and all heaps share the functions. Every function that JavaScript can call is made by [`shell`], which catches panics.
+//! It is written on Node-API itself (napi-rs' `napi-sys`): all heaps share the functions, and the face chooses
+//! the heap before a call that is about another one than the call before, so nothing is unwrapped or allocated on the way. Every function that JavaScript can call is made by [`shell`], which catches panics.
 
 mod args;
-mod batch;
-mod collector;
-mod domain;
+mod calls;
+mod core;
 mod face;
 mod failure;
-mod golden;
-mod guests;
-mod heap;
 mod hooks;
 #[cfg(feature = "panics")]
 mod injected;
 mod js;
-mod kept;
-mod objects;
+mod lifetime;
 #[cfg(feature = "planted")]
 mod planted;
-mod replay;
+mod probe;
 mod reserve;
 mod shell;
-mod view;
 
 use napi_sys as sys;
 
@@ -49,23 +43,31 @@ pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sy
 }
 
 fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
-    let realm = Realm::new(env)?;
+    let realm = Realm::of_environment(env)?;
     let to = Table { env, realm: &realm, object: exports };
-    export(to, c"serve", face::serve)?;
-    export(to, c"open", heap::open)?;
-    export(to, c"identity", identity)?;
-    export(to, c"externalMemory", external_memory)?;
-    export(to, c"trimMemory", trim_memory)?;
-    replay::exports(to)?;
-    golden::exports(to)?;
-    heap::methods(to)?;
-    // An object that refers to this cannot be posted to another thread.
-    env.define(exports, c"external", env.external(std::ptr::null_mut(), None)?)?;
     #[cfg(feature = "panics")]
     injected::exports(to)?;
     #[cfg(feature = "planted")]
     planted::exports(to)?;
-    env.freeze(exports)
+    export(to, c"bind", bind)
+}
+
+/// Makes the functions of the binding for one copy of the face.
+fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
+    let to = Table { env, realm: &realm.another(), object: env.object()? };
+    export(to, c"serve", face::serve)?;
+    export(to, c"open", lifetime::open)?;
+    export(to, c"choose", lifetime::choose)?;
+    export(to, c"identity", identity)?;
+    export(to, c"externalMemory", external_memory)?;
+    export(to, c"trimMemory", trim_memory)?;
+    calls::replay::exports(to)?;
+    calls::golden::exports(to)?;
+    calls::methods(to)?;
+    // An object that refers to this cannot be posted to another thread.
+    env.define(to.object, c"external", env.external(std::ptr::null_mut(), None)?)?;
+    env.freeze(to.object)?;
+    Ok(to.object)
 }
 
 /// Bytes that V8 was told of in this thread, by whomever: for the tests.

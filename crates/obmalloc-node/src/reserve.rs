@@ -6,6 +6,8 @@ use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::probe::is_refused;
+
 /// Bytes of a block of the reserve: more than anything of a fixed size, and any message, takes.
 const BLOCK: usize = 4 << 10;
 /// A bit of a word for each.
@@ -120,13 +122,4 @@ unsafe impl GlobalAlloc for Reserving {
             moved
         }
     }
-}
-
-/// Whether the C library is to have no memory, for the tests.
-#[inline(always)]
-fn is_refused() -> bool {
-    #[cfg(feature = "panics")]
-    return crate::injected::is_refused();
-    #[cfg(not(feature = "panics"))]
-    false
 }

@@ -10,12 +10,24 @@ use napi_sys as sys;
 
 use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::probe::{declared, know, reached};
 
-/// A function that knows its heap.
-pub(crate) trait Method<const N: usize>: Fn(&Core, Env, [Value; N]) -> Outcome + Copy {}
-impl<const N: usize, F: Fn(&Core, Env, [Value; N]) -> Outcome + Copy> Method<N> for F {}
+/// What a realm chooses, and functions are called with.
+pub(crate) trait Chosen {
+    /// Whether there may be something to find after a call that went well.
+    fn needs_attention(&self) -> bool;
+    /// What was found during a call that could not say so.
+    fn take_fault(&self) -> Option<Failure>;
+    /// Tells of what no call can throw.
+    fn tell(&self, failure: Failure);
+    /// A call has panicked: why every later one fails.
+    fn broke(&self) -> Failure;
+}
+
+/// A function that knows what has been chosen.
+pub(crate) trait Method<const N: usize, C>: Fn(&C, Env, [Value; N]) -> Outcome + Copy {}
+impl<const N: usize, C, F: Fn(&C, Env, [Value; N]) -> Outcome + Copy> Method<N, C> for F {}
 
 /// A function of the module.
 pub(crate) trait Export<const N: usize>: Fn(&Realm, Env, [Value; N]) -> Outcome + Copy {}
@@ -29,47 +41,49 @@ fn item<F: Copy>() -> F {
     unsafe { ptr::NonNull::<F>::dangling().as_ptr().read() }
 }
 
-/// The heap's handle, which is the first argument of a method, and the others.
-#[repr(C)]
-struct Arguments<const N: usize> {
-    handle: Value,
-    others: [Value; N],
-}
-
-/// Puts the arguments in `count` places from `values` on: missing ones become undefined, further ones are left out. Gives the realm.
+/// The arguments, and the realm of the function: missing arguments become undefined, further ones are left out.
 ///
 /// # Safety
-/// Called from a callback with its own environment and info, of a function that has a realm; there are so many places.
+/// Called from a callback with its own environment and info, of a function that has a realm.
 #[inline(always)]
-unsafe fn arguments<'a>(
-    env: sys::napi_env,
-    info: sys::napi_callback_info,
-    values: *mut Value,
-    mut count: usize,
-) -> (Env, &'a Realm) {
-    let mut data = ptr::null_mut();
+unsafe fn arguments<'a, const N: usize>(env: sys::napi_env, info: sys::napi_callback_info) -> ([Value; N], Env, &'a Realm) {
+    let (mut values, mut count, mut data) = ([ptr::null_mut(); N], N, ptr::null_mut());
     // SAFETY: the caller's promise; the environment has the realm.
     unsafe {
-        sys::napi_get_cb_info(env, info, &mut count, values, ptr::null_mut(), &mut data);
-        (Env::new(env), &*data.cast_const().cast::<Realm>())
+        sys::napi_get_cb_info(env, info, &mut count, values.as_mut_ptr(), ptr::null_mut(), &mut data);
+        (values, Env::new(env), &*data.cast_const().cast::<Realm>())
     }
 }
 
-unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_env, info: sys::napi_callback_info) -> Value {
-    let mut arguments = Arguments::<N> { handle: ptr::null_mut(), others: [ptr::null_mut(); N] };
+unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
+    env: sys::napi_env,
+    info: sys::napi_callback_info,
+) -> Value {
     // SAFETY: Node.js calls this for a function that `method` made.
-    let (env, realm) = unsafe { self::arguments(env, info, (&raw mut arguments).cast(), N + 1) };
-    let Some(core) = env.native(arguments.handle) else {
-        env.throw_plainly(c"ERR_INTERNAL", c"expected a heap's handle");
+    let (values, env, realm) = unsafe { arguments::<N>(env, info) };
+    let Some(core) = realm.chosen() else {
+        env.throw_plainly(c"ERR_INTERNAL", c"expected a heap that has been chosen");
         return UNDEFINED;
     };
-    // SAFETY: only handles of this binding come here, because the face shows them to no script; one that is an argument lives, and so does
-    // its core.
-    let core = unsafe { &*core.cast_const().cast::<Core>() };
+    // SAFETY: all that is ever chosen is of one type, and this has not been dropped: its handle, which is the last argument, keeps it during
+    // the call.
+    let core = unsafe { core.cast::<C>().as_ref() };
     let done = catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
-        item::<F>()(core, env, arguments.others)
+        item::<F>()(core, env, values)
     }));
+    let done = match done {
+        Ok(Ok(value)) if realm.is_ended() || core.needs_attention() => Ok(Ok(value)),
+        Ok(Ok(value)) => return value,
+        Ok(Err(failure)) => Ok(Err(failure)),
+        Err(panic) => Err(panic),
+    };
+    end(core, env, realm, done)
+}
+
+/// The end of a call of a heap's that did not go well, or where more is to be looked at.
+#[cold]
+fn end(core: &impl Chosen, env: Env, realm: &Realm, done: thread::Result<Outcome>) -> Value {
     match done {
         Ok(Ok(value)) if !realm.is_ended() => match core.take_fault() {
             None => value,
@@ -81,7 +95,7 @@ unsafe extern "C" fn method_shell<const N: usize, F: Method<N>>(env: sys::napi_e
 
 /// Why a call of a heap's is to throw, if it is.
 #[cold]
-fn why(core: &Core, done: thread::Result<Outcome>) -> Option<Failure> {
+fn why(core: &impl Chosen, done: thread::Result<Outcome>) -> Option<Failure> {
     match done {
         Ok(Ok(_)) => None,
         Ok(Err(failure)) => {
@@ -90,12 +104,7 @@ fn why(core: &Core, done: thread::Result<Outcome>) -> Option<Failure> {
             }
             Some(failure)
         }
-        // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
-        Err(_) if core.state() == State::Corrupted => Some(core.unusable()),
-        Err(_) => {
-            core.poison();
-            Some(internal())
-        }
+        Err(_) => Some(core.broke()),
     }
 }
 
@@ -112,9 +121,8 @@ fn throw(env: Env, realm: &Realm, failure: Option<Failure>) -> Value {
 }
 
 unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_env, info: sys::napi_callback_info) -> Value {
-    let mut values = [ptr::null_mut(); N];
     // SAFETY: Node.js calls this for a function that `export` made.
-    let (env, realm) = unsafe { arguments(env, info, values.as_mut_ptr(), N) };
+    let (values, env, realm) = unsafe { arguments::<N>(env, info) };
     match catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
         item::<F>()(realm, env, values)
@@ -124,21 +132,9 @@ unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_e
     }
 }
 
-/// Where Node.js or the engine has come into our code; for the tests, which make each of these places panic.
-#[inline(always)]
-pub(crate) fn reached(_name: &'static str) {
-    #[cfg(feature = "panics")]
-    crate::injected::reached(_name);
-}
-
-/// As [`reached`], for what will be.
-fn known(_name: &'static str) {
-    #[cfg(feature = "panics")]
-    crate::injected::know(_name);
-}
-
+/// An invariant does not hold.
 #[cold]
-fn internal() -> Failure {
+pub(crate) fn internal() -> Failure {
     Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself; the heap cannot be used any more")
 }
 
@@ -159,12 +155,20 @@ impl Table<'_> {
 
 /// Adds a function of the module.
 pub(crate) fn export<const N: usize, F: Export<N>>(to: Table<'_>, name: &CStr, _: F) -> Result<(), Failure> {
-    known(type_name::<F>());
+    know(type_name::<F>());
     to.add(name, Some(export_shell::<N, F>))
 }
 
-/// Adds a function whose first argument is a heap's handle.
-pub(crate) fn method<const N: usize, F: Method<N>>(to: Table<'_>, name: &CStr, _: F) -> Result<(), Failure> {
-    known(type_name::<F>());
-    to.add(name, Some(method_shell::<N, F>))
+/// Adds a function of the heap that has been chosen: its name, what its arguments are called, and the type of what it gives in TypeScript. After the
+/// arguments comes what keeps the heap, at which nothing looks. The types in `src/native.ts` are these, which a test holds them to.
+pub(crate) fn method<const N: usize, C: Chosen, F: Method<N, C>>(
+    to: Table<'_>,
+    name: &CStr,
+    arguments: [&'static str; N],
+    result: &'static str,
+    _: F,
+) -> Result<(), Failure> {
+    know(type_name::<F>());
+    declared(name, &arguments, result);
+    to.add(name, Some(method_shell::<N, C, F>))
 }

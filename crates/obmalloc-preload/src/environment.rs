@@ -1,9 +1,11 @@
-//! What a program needs in its environment to be looked at, put back where it is started with one of its own.
+//! The environment: what a program needs in it to be looked at, put back where it is started with one of its own; and a variable that
+//! CPython is not to see.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr::null;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The most variables, and the most bytes of `LD_PRELOAD`, with which something can be put back.
 const MOST: usize = 2000;
@@ -13,7 +15,7 @@ struct Needed {
     library: CString,
     /// `LD_PRELOAD=<library>`
     preload: CString,
-    /// `OBMALLOC_CHECK=<path>` and its like, as this process has them.
+    /// `OBMALLOC_CHECK=<path>` and its like, as this process has them; the first one names the task.
     task: Vec<CString>,
 }
 
@@ -81,14 +83,15 @@ unsafe fn complete(
             .iter()
             .position(|&variable| text(variable).strip_prefix(name).is_some_and(|rest| rest.first() == Some(&b'=')))
     };
-    if find(variables, crate::VARIABLE.as_bytes()).is_some() {
-        // It is to be recorded.
+    let name_of = |variable: &CString| variable.to_bytes().split(|&byte| byte == b'=').next().unwrap_or_default().len();
+    let is_ours = |task: &str| needed.task.first().is_some_and(|ours| &ours.to_bytes()[..name_of(ours)] == task.as_bytes());
+    let tasks = [crate::VARIABLE, crate::check::VARIABLE];
+    if tasks.into_iter().any(|task| !is_ours(task) && find(variables, task.as_bytes()).is_some()) {
         return false;
     }
     let mut lacking = 0;
     for (number, variable) in needed.task.iter().enumerate() {
-        let name = variable.to_bytes().split(|&byte| byte == b'=').next().unwrap_or_default();
-        match find(variables, name) {
+        match find(variables, &variable.to_bytes()[..name_of(variable)]) {
             // The first one names the task.
             Some(at) if number == 0 && text(variables[at]) != variable.to_bytes() => return false,
             Some(_) => {}
@@ -119,6 +122,52 @@ unsafe fn complete(
         }
     }
     lacking != 0
+}
+
+/// Whether `PYTHONMALLOC` is kept from CPython.
+static HIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// Keeps `PYTHONMALLOC` from CPython where it asks for what is there anyway: CPython would put its own allocators in our hooks' place.
+/// In development mode it is what keeps CPython from its debug hooks, so there it stays.
+pub fn hide_default_allocator() {
+    let is_there_anyway = std::env::var("PYTHONMALLOC").is_ok_and(|value| value == "pymalloc" || value == "default");
+    HIDDEN.store(is_there_anyway && !crate::python::is_in_development_mode(), Ordering::Relaxed);
+}
+
+/// The C library's function that the recorder answers, not in unit tests, which are programs themselves.
+#[cfg(not(test))]
+mod interposed {
+    use super::HIDDEN;
+    use std::ffi::{CStr, c_char};
+    use std::ptr::null_mut;
+    use std::sync::atomic::Ordering;
+
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+
+    /// `getenv`, for which a variable can be hidden. What reads the environment itself, as `os.environ` does, still sees it.
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn getenv(name: *const c_char) -> *mut c_char {
+        // SAFETY: the caller's promise: a string, and an environment that nothing changes meanwhile, which ends with null.
+        unsafe {
+            let name = CStr::from_ptr(name).to_bytes();
+            if HIDDEN.load(Ordering::Relaxed) && name == b"PYTHONMALLOC" {
+                return null_mut();
+            }
+            let mut at = environ;
+            while !at.is_null() && !(*at).is_null() {
+                if let Some([b'=', value @ ..]) = CStr::from_ptr(*at).to_bytes().strip_prefix(name) {
+                    return value.as_ptr().cast_mut().cast();
+                }
+                at = at.add(1);
+            }
+            null_mut()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +206,7 @@ mod tests {
         assert_eq!(completed(&["LD_PRELOAD=/lib/a.so:/lib/ours.so", all[0], all[1]]), None);
         assert_eq!(completed(&["TASK=other"]), None, "another task");
         assert_eq!(completed(&["OBMALLOC_TRACE=trace"]), None, "another task");
+        assert_eq!(completed(&["OBMALLOC_CHECK=report"]), None, "another task");
     }
 
     #[test]

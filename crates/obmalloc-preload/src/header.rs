@@ -2,7 +2,35 @@
 
 use crate::python::Api;
 use std::fmt::Write;
+use std::io::Error;
 use std::path::Path;
+
+/// Bytes in which a header can say why its process could not go on writing.
+const FAILURE_ROOM: usize = 160;
+
+/// What no other trace has, and no other run.
+#[derive(Clone, Copy, Default)]
+pub struct Identity(u128);
+
+impl Identity {
+    /// A new one.
+    pub fn new() -> Self {
+        let mut bytes = [0; 16];
+        // SAFETY: fills as many bytes as it is given room for.
+        if unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } != 16 {
+            // As good as random: no two processes have both in common.
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos());
+            return Self(now << 32 | u128::from(std::process::id()));
+        }
+        Self(u128::from_ne_bytes(bytes))
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{:032x}", self.0)
+    }
+}
 
 /// What a trace says about the process that it records.
 pub struct Header {
@@ -15,19 +43,23 @@ pub struct Header {
     argv: Vec<String>,
     debug_build: bool,
     shared: bool,
+    /// The identity of the run that this process is part of.
+    run: String,
 }
 
 /// The trace that a forked process's trace continues.
 pub struct Parent {
     /// The parent's trace.
     pub path: String,
+    /// The identity of that trace, if it has one: reports of the checker have none.
+    pub identity: Option<Identity>,
     /// Length of the parent's trace at the fork, bytes: the end of a block, or 0 when the parent had no event yet.
     pub bytes: u64,
 }
 
 impl Header {
     /// What there is to say about this process.
-    pub fn of_this_process(api: &Api) -> Self {
+    pub fn of_this_process(api: &Api, run: String) -> Self {
         let version = api.version();
         let arguments = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let mut argv: Vec<String> =
@@ -41,6 +73,7 @@ impl Header {
             debug_build: api.is_debug_build(),
             shared: api.is_shared(),
             version,
+            run,
         }
     }
 
@@ -50,16 +83,19 @@ impl Header {
         (parts.next(), parts.next()) >= (Some(3), Some(8))
     }
 
-    /// The header of process `pid`, as the JSON object that opens its trace.
-    pub fn json(&self, pid: i32, parent: Option<&Parent>) -> String {
+    /// The header of process `pid`, as the JSON object that opens what it writes, and where in there a [`failure_text`] can be put.
+    pub fn json(&self, pid: i32, identity: Identity, parent: Option<&Parent>) -> (String, usize) {
         let argv: Vec<String> = self.argv.iter().map(|text| quoted(text)).collect();
         let parent = parent.map_or_else(
             || "null".to_owned(),
-            |parent| format!("{{\"path\": {}, \"bytes\": {}}}", quoted(&parent.path), parent.bytes),
+            |Parent { path, identity, bytes }| {
+                let id = identity.map_or_else(String::new, |identity| format!("\"id\": \"{identity}\", "));
+                format!("{{\"path\": {}, {id}\"bytes\": {bytes}}}", quoted(path))
+            },
         );
-        format!(
+        let mut json = format!(
             "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"pid\": {pid}, \"freeThreaded\": {}, \
-             \"debugBuild\": {}, \"shared\": {}, \"parent\": {parent}}}",
+             \"debugBuild\": {}, \"shared\": {}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
             quoted(&self.python),
             quoted(&self.version),
             quoted(&self.executable),
@@ -67,8 +103,19 @@ impl Header {
             self.free_threaded,
             self.debug_build,
             self.shared,
-        )
+            quoted(&self.run),
+        );
+        let failure = json.len();
+        json += &format!("{:FAILURE_ROOM$}}}", "null");
+        (json, failure)
     }
+}
+
+/// What a header says when its process could not go on: of one length, so that it takes the place of what is there.
+pub fn failure_text(error: &Error) -> String {
+    // The system's words, as short as they are; cut off where they are not.
+    let words: String = error.to_string().chars().filter(|char| matches!(char, ' '..='~')).take(FAILURE_ROOM / 2 - 2).collect();
+    format!("{:FAILURE_ROOM$}", quoted(&words))
 }
 
 /// A path as text; what is no UTF-8 in it is replaced.
@@ -101,6 +148,26 @@ mod tests {
     }
 
     #[test]
+    fn failure_takes_the_place_that_a_header_keeps_for_it() {
+        let header = Header {
+            python: "3.13.0".into(),
+            version: String::new(),
+            free_threaded: false,
+            executable: String::new(),
+            argv: vec!["a\"b".into()],
+            debug_build: false,
+            shared: false,
+            run: "r".into(),
+        };
+        let (json, at) = header.json(7, Identity::new(), None);
+        assert!(json[at..].starts_with("null ") && json.ends_with(" }"), "{json}");
+        for error in [Error::from_raw_os_error(libc::ENOSPC), Error::other("\n".repeat(1000))] {
+            assert_eq!(failure_text(&error).len(), json.len() - 1 - at);
+        }
+        assert!(failure_text(&Error::from_raw_os_error(libc::ENOSPC)).starts_with("\"No space left on device"));
+    }
+
+    #[test]
     fn releases_before_3_8_are_refused() {
         let of = |python: &str| Header {
             python: python.into(),
@@ -110,6 +177,7 @@ mod tests {
             argv: vec![],
             debug_build: false,
             shared: false,
+            run: String::new(),
         };
         for (python, supported) in [("2.7.18", false), ("3.7.16", false), ("3.8.0", true), ("3.15.0a1+", true), ("4.0.0", true)] {
             assert_eq!(of(python).supported(), supported, "{python}");

@@ -10,6 +10,7 @@ use crate::python::{self, MEM, OBJ, RAW, SetOnce};
 use crate::{interpreters, sink, snapshot};
 use obmalloc::{Allocator, ArenaAllocator, Domain};
 use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
 
 static ORIGINAL: SetOnce<[Allocator; 3]> = SetOnce::new();
 static ORIGINAL_ARENA: SetOnce<ArenaAllocator> = SetOnce::new();
@@ -21,14 +22,14 @@ fn inner<const D: u8>() -> &'static Allocator {
     unsafe { &ORIGINAL.get()[D as usize] }
 }
 
-/// Calls `call` as a call of domain `D`: gives its result, and whether it was nested.
+/// Calls `call` as a call of domain `D` that was given `address`: gives its result, and whether it was nested.
 #[inline(always)]
-fn within<const D: u8, T>(call: impl FnOnce() -> T) -> (T, bool) {
+fn within<const D: u8, T>(address: *mut c_void, call: impl FnOnce() -> T) -> (T, bool) {
     if D == RAW {
         let nested = inside::is_inside();
         (call(), nested)
     } else {
-        let before = inside::enter();
+        let before = inside::enter(address as usize);
         let result = call();
         inside::leave(before);
         (result, false)
@@ -46,7 +47,7 @@ fn after<const D: u8>(checkpoint: bool) {
 unsafe extern "C-unwind" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
-    let (result, nested) = within::<D, _>(|| unsafe { (inner.malloc)(inner.ctx, size) });
+    let (result, nested) = within::<D, _>(null_mut(), || unsafe { (inner.malloc)(inner.ctx, size) });
     after::<D>(sink::record(|block| block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64)));
     result
 }
@@ -54,7 +55,7 @@ unsafe extern "C-unwind" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> 
 unsafe extern "C-unwind" fn calloc<const D: u8>(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
-    let (result, nested) = within::<D, _>(|| unsafe { (inner.calloc)(inner.ctx, count, size) });
+    let (result, nested) = within::<D, _>(null_mut(), || unsafe { (inner.calloc)(inner.ctx, count, size) });
     after::<D>(sink::record(|block| block.calloc(Domain::ALL[D as usize], nested, count as u64, size as u64, result as u64)));
     result
 }
@@ -62,7 +63,7 @@ unsafe extern "C-unwind" fn calloc<const D: u8>(_: *mut c_void, count: usize, si
 unsafe extern "C-unwind" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
-    let (result, nested) = within::<D, _>(|| unsafe { (inner.realloc)(inner.ctx, address, size) });
+    let (result, nested) = within::<D, _>(address, || unsafe { (inner.realloc)(inner.ctx, address, size) });
     // The first thing that an interpreter's own allocator asks for is its table of arenas.
     if D == RAW && nested && address.is_null() && interpreters::present() != 0 {
         sink::tell_apart();
@@ -74,13 +75,13 @@ unsafe extern "C-unwind" fn realloc<const D: u8>(_: *mut c_void, address: *mut c
 unsafe extern "C-unwind" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
     let inner = inner::<D>();
     if D == RAW {
-        let nested = inside::is_inside();
+        let nested = inside::is_inside_of(address as usize);
         sink::record(|block| block.free(Domain::ALL[D as usize], nested, address as u64));
         // SAFETY: as in `malloc`.
         unsafe { (inner.free)(inner.ctx, address) };
     } else {
         // SAFETY: as in `malloc`.
-        within::<D, _>(|| unsafe { (inner.free)(inner.ctx, address) });
+        within::<D, _>(address, || unsafe { (inner.free)(inner.ctx, address) });
         after::<D>(sink::record(|block| block.free(Domain::ALL[D as usize], false, address as u64)));
     }
 }

@@ -1,31 +1,41 @@
-//! Whether this thread is inside a mem or obj call: the raw calls that it makes then are pymalloc's own.
+//! Whether this thread is inside a mem or obj call, and of which block: the raw calls that it makes then are pymalloc's own. Not all that
+//! are made then: what stands between pymalloc and raw, as tracemalloc does, frees its own memory too when a block is freed. pymalloc
+//! itself gives nothing to raw's `free` but the block that it was given.
 //!
-//! The flag is read or written at every call, so the way to it matters. A library's thread-local is reached through a function
+//! The mark is read or written at every call, so the way to it matters. A library's thread-local is reached through a function
 //! call; one that is there when the process starts, as a preloaded library's is, can stand at a fixed distance from the thread
 //! pointer (the "initial-exec" model). Stable Rust has no switch for that, so on x86-64 the variable is written in assembly.
 
-/// Marks this thread as inside a mem or obj call. Gives the flag as it was, to be put back with [`leave`].
+/// Marks this thread as inside a mem or obj call that was given the block at `address` (0 for none). Gives the mark as it was, to be put
+/// back with [`leave`].
 #[inline(always)]
-pub fn enter() -> u8 {
-    let before = flag::get();
-    flag::set(1);
+pub fn enter(address: usize) -> usize {
+    let before = mark::get();
+    // Blocks are at even addresses.
+    mark::set(address | 1);
     before
 }
 
 /// Ends what [`enter`] began.
 #[inline(always)]
-pub fn leave(before: u8) {
-    flag::set(before);
+pub fn leave(before: usize) {
+    mark::set(before);
 }
 
 /// Whether this thread is inside a mem or obj call.
 #[inline(always)]
 pub fn is_inside() -> bool {
-    flag::get() != 0
+    mark::get() != 0
+}
+
+/// Whether this thread is inside a mem or obj call that was given the block at `address`.
+#[inline(always)]
+pub fn is_inside_of(address: usize) -> bool {
+    mark::get() == address | 1
 }
 
 #[cfg(target_arch = "x86_64")]
-mod flag {
+mod mark {
     use std::arch::{asm, global_asm};
 
     global_asm!(
@@ -33,37 +43,38 @@ mod flag {
         ".globl obmalloc_preload_inside",
         ".hidden obmalloc_preload_inside",
         ".type obmalloc_preload_inside,@object",
-        ".size obmalloc_preload_inside,1",
+        ".size obmalloc_preload_inside,8",
+        ".balign 8",
         "obmalloc_preload_inside:",
-        ".zero 1",
+        ".zero 8",
         ".popsection",
     );
 
     #[inline(always)]
-    pub fn get() -> u8 {
-        let value: u32;
-        // SAFETY: reads the one byte that the section above reserves in every thread; touches neither stack nor flags.
+    pub fn get() -> usize {
+        let value: usize;
+        // SAFETY: reads the word that the section above reserves in every thread; touches neither stack nor flags.
         unsafe {
             asm!(
                 "mov {at}, qword ptr [rip + obmalloc_preload_inside@GOTTPOFF]",
-                "movzx {value:e}, byte ptr fs:[{at}]",
+                "mov {value}, qword ptr fs:[{at}]",
                 at = out(reg) _,
                 value = out(reg) value,
                 options(nostack, preserves_flags, readonly),
             );
         }
-        value as u8
+        value
     }
 
     #[inline(always)]
-    pub fn set(value: u8) {
-        // SAFETY: writes the one byte that the section above reserves in every thread; touches neither stack nor flags.
+    pub fn set(value: usize) {
+        // SAFETY: writes the word that the section above reserves in every thread; touches neither stack nor flags.
         unsafe {
             asm!(
                 "mov {at}, qword ptr [rip + obmalloc_preload_inside@GOTTPOFF]",
-                "mov byte ptr fs:[{at}], {value}",
+                "mov qword ptr fs:[{at}], {value}",
                 at = out(reg) _,
-                value = in(reg_byte) value,
+                value = in(reg) value,
                 options(nostack, preserves_flags),
             );
         }
@@ -71,20 +82,20 @@ mod flag {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-mod flag {
+mod mark {
     use std::cell::Cell;
 
     thread_local! {
-        static INSIDE: Cell<u8> = const { Cell::new(0) };
+        static INSIDE: Cell<usize> = const { Cell::new(0) };
     }
 
     #[inline(always)]
-    pub fn get() -> u8 {
+    pub fn get() -> usize {
         INSIDE.get()
     }
 
     #[inline(always)]
-    pub fn set(value: u8) {
+    pub fn set(value: usize) {
         INSIDE.set(value);
     }
 }

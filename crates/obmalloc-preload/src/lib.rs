@@ -15,17 +15,19 @@
 //! | `interpreters` | whose a call is, where interpreters have allocators of their own |
 //! | `inside` | whether this thread is inside a mem or obj call |
 //! | `lock` | a spin lock that can be held across a fork |
-//! | `sink` | the one block being written, its lock, and the trace file |
+//! | `sink` | the one block being written, its lock, and where it goes |
+//! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
 //! | `header` | the trace's header: who is recorded |
 //! | `python` | CPython's C interface, looked up by name |
 //! | `snapshot` | CPython's own statistics at the end, and whether the hooks are still in place |
-//! | `process` | fork, exec and `_exit` |
+//! | `process` | fork, exec, `_exit` and the other ways to end |
 //! | `environment` | what programs need that are started with an environment of their own |
-//! | `say` | messages on stderr |
 //!
 //! # What goes where
 //! The first process claims the path in `OBMALLOC_TRACE` and leaves its id in `OBMALLOC_TRACE_PID`; every other one (forked or
 //! executed) writes to `<path>.<pid>`, or `<path>.<pid>.2` and so on if that exists. A file is made at the process's first event.
+//! `OBMALLOC_TRACE_RUN` is what they all have in common. Nothing is ever said on stderr, which programs read of each other: what is to be
+//! said stands in the trace.
 //!
 //! # What can be missing
 //! A process that is killed, or leaves by `abort` or `quick_exit`, loses the block that was being written and has no `End` note.
@@ -35,6 +37,7 @@
 mod arena_offset;
 mod check;
 mod environment;
+mod file;
 mod header;
 mod hooks;
 mod inside;
@@ -42,12 +45,10 @@ mod interpreters;
 mod lock;
 mod process;
 mod python;
-mod say;
 mod sink;
 mod snapshot;
 
-use header::Header;
-use say::say;
+use header::{Header, Identity};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -62,36 +63,35 @@ static DESTRUCTOR: extern "C" fn() = process::leave;
 
 /// Sets up the recorder if a trace is wanted, or the checker if a report is, and this process is a CPython.
 extern "C" fn constructor() {
+    process::end_with_owner();
     let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
     let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
-    let Some(api) = python::Api::find() else {
-        keep_for_children(variable);
-        return;
-    };
+    let recording = variable == VARIABLE;
+    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE];
+    // The checker has no use for the run's identity.
+    let kept = if recording { &kept[..] } else { &kept[..2] };
+    let Some(api) = python::Api::find() else { return environment::keep(kept) };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
-    let first = claim(variable, &path);
-    keep_for_children(variable);
-    let header = Header::of_this_process(&api);
-    let doing = if variable == VARIABLE { "recorded" } else { "checked" };
-    if !header.supported() {
-        say(&format!("this is CPython {}: 3.8 is the oldest that can be {doing}, nothing is {doing}", header.python));
+    let (first, run) = claim(variable, &path);
+    environment::keep(kept);
+    let header = Header::of_this_process(&api, run);
+    let can_be_seen = header.supported() && !header.free_threaded;
+    if recording {
+        sink::set_up(path, first, header);
+    } else if !check::set_up(path, first, header) {
         return;
     }
-    let free_threaded = header.free_threaded;
-    let set_up = if variable == VARIABLE { sink::set_up(path, first, header) } else { check::set_up(path, first, header) };
-    if !set_up {
-        return;
-    }
-    if free_threaded {
-        say(&format!("this CPython is a free-threaded build: it has no pymalloc, nothing is {doing}"));
-        if variable == VARIABLE {
+    if !can_be_seen {
+        // The header says why nothing comes after it.
+        if recording {
             sink::write_header_only();
         }
         return;
     }
     python::set(api);
-    if variable == VARIABLE {
+    environment::hide_default_allocator();
+    if recording {
         process::watch_forks();
         arena_offset::set_up();
         interpreters::set_up();
@@ -101,33 +101,31 @@ extern "C" fn constructor() {
     }
 }
 
-/// Has programs that are started with an environment of their own be checked nevertheless.
-fn keep_for_children(variable: &str) {
-    if variable == check::VARIABLE {
-        environment::keep(&[variable, &format!("{variable}_PID")]);
-    }
-}
-
 /// Names the file that the trace goes to.
 const VARIABLE: &str = "OBMALLOC_TRACE";
 
-/// Whether this process is the first of its family, and so writes to the path itself. Tells its children.
-fn claim(variable: &str, path: &std::path::Path) -> bool {
+/// Names what all traces of one recording have in common.
+const RUN_VARIABLE: &str = "OBMALLOC_TRACE_RUN";
+
+/// Whether this process is the first of its family, and so writes to the path itself; and the identity of the run. Tells its children.
+fn claim(variable: &str, path: &std::path::Path) -> (bool, String) {
     let claimed = format!("{variable}_PID");
     let first = std::env::var_os(&claimed).is_none();
-    let pid = std::process::id().to_string();
-    let text = |bytes: &[u8]| CString::new(bytes);
-    let (Ok(variable), Ok(claimed), Ok(path), Ok(pid)) =
-        (text(variable.as_bytes()), text(claimed.as_bytes()), text(path.as_os_str().as_bytes()), text(pid.as_bytes()))
-    else {
-        return first;
-    };
-    // SAFETY: the strings are NUL-terminated and copied, and a process that is being loaded has one thread only.
-    unsafe {
-        libc::setenv(variable.as_ptr(), path.as_ptr(), 1);
-        if first {
-            libc::setenv(claimed.as_ptr(), pid.as_ptr(), 1);
+    let run = std::env::var(RUN_VARIABLE).unwrap_or_else(|_| Identity::new().to_string());
+    set(variable, path.as_os_str().as_bytes());
+    if first {
+        set(&claimed, std::process::id().to_string().as_bytes());
+        if variable == VARIABLE {
+            set(RUN_VARIABLE, run.as_bytes());
         }
     }
-    first
+    (first, run)
+}
+
+/// Sets a variable of this process's environment. Only for the constructor: a process that is being loaded has one thread.
+fn set(variable: &str, value: &[u8]) {
+    if let (Ok(variable), Ok(value)) = (CString::new(variable), CString::new(value)) {
+        // SAFETY: the strings are NUL-terminated and copied; one thread, as the caller promises.
+        unsafe { libc::setenv(variable.as_ptr(), value.as_ptr(), 1) };
+    }
 }

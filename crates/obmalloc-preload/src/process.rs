@@ -2,6 +2,21 @@
 
 use crate::{check, sink, snapshot};
 
+/// Names the process that started this one to look at it.
+const OWNER: &str = "OBMALLOC_OWNER";
+
+/// Has the system kill this process when the command that looks at it is killed: nothing would be left to say what was seen.
+pub fn end_with_owner() {
+    let owner = std::env::var(OWNER).ok().and_then(|owner| owner.parse().ok());
+    // SAFETY: a process that is being loaded has one thread only.
+    unsafe {
+        if owner == Some(libc::getppid()) {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        }
+        libc::unsetenv(c"OBMALLOC_OWNER".as_ptr());
+    }
+}
+
 /// Has forked children recorded as processes of their own.
 pub fn watch_forks() {
     extern "C" fn before() {
@@ -27,12 +42,12 @@ pub extern "C" fn leave() {
     check::leave();
 }
 
-/// The process goes on as another program, and what is in memory goes with it unless it is written now. Nothing says that a trace ends
-/// here, because the call may fail and the program go on.
+/// The process goes on as another program, and what is in memory goes with it unless it is written now. The call may fail and the
+/// program go on.
 #[cfg(not(test))]
 fn before_exec() {
     if sink::is_recorded() {
-        sink::flush();
+        sink::exec();
     }
     check::leave();
 }
@@ -45,6 +60,7 @@ fn before_exec() {
 mod interposed {
     use super::{before_exec, leave};
     use crate::environment::with_needed;
+    use crate::{check, python, sink};
     use std::ffi::{CStr, c_char, c_int, c_void};
 
     type Strings = *const *const c_char;
@@ -67,6 +83,19 @@ mod interposed {
     #[unsafe(no_mangle)]
     extern "C" fn _Exit(status: c_int) -> ! {
         _exit(status)
+    }
+
+    /// `kill`. After a KeyboardInterrupt CPython, finalized, sends itself the signal, which runs no destructor either.
+    #[unsafe(no_mangle)]
+    extern "C" fn kill(pid: libc::pid_t, signal: c_int) -> c_int {
+        // SAFETY: these take no memory. What is asked of CPython is only whether it is initialised, once it has been found.
+        unsafe {
+            let is_seen = || sink::is_recorded() || check::is_checked();
+            if signal == libc::SIGINT && pid == libc::getpid() && is_seen() && (python::api().is_initialized)() == 0 {
+                leave();
+            }
+            libc::syscall(libc::SYS_kill, pid, signal) as c_int
+        }
     }
 
     /// `execve`

@@ -152,6 +152,16 @@ pub fn object_base(address: *const c_void) -> *mut c_void {
     }
 }
 
+/// Whether this process was told to run in development mode, in which CPython puts debug hooks around its allocators.
+pub fn is_in_development_mode() -> bool {
+    std::env::var_os("PYTHONDEVMODE").is_some_and(|value| !value.is_empty()) || has_dev_option()
+}
+
+fn has_dev_option() -> bool {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    arguments.iter().any(|argument| argument == "-Xdev") || arguments.windows(2).any(|pair| pair[0] == "-X" && pair[1] == "dev")
+}
+
 /// Who replaced the allocators, as far as the environment tells.
 pub fn culprit() -> String {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -159,7 +169,7 @@ pub fn culprit() -> String {
         format!("PYTHONMALLOC={value} (or -X dev)")
     } else if set("PYTHONDEVMODE").is_some() {
         "PYTHONDEVMODE".to_owned()
-    } else if std::env::args().any(|argument| argument == "dev" || argument == "-Xdev") {
+    } else if has_dev_option() {
         "-X dev".to_owned()
     } else {
         "the program (PyMem_SetAllocator or PyPreConfig.allocator)".to_owned()

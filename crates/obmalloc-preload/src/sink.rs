@@ -9,18 +9,16 @@
 //!    unusual (no file yet, stopped, time for a checkpoint, block full) to [`State::make_room`].
 //! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
 
-use crate::header::{Header, Parent, text_of};
+use crate::file::OutFile;
+use crate::header::{Header, Identity, Parent, failure_text, text_of};
 use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
-use crate::say::say;
 use obmalloc_trace::format::{BlockWriter, MAX_EVENT, PatchToken, file_head};
 use std::cell::UnsafeCell;
-use std::ffi::{CString, c_int};
 use std::io::Error;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
@@ -30,8 +28,8 @@ const BLOCK_SIZE: usize = 64 << 10;
 const CHECKPOINT_STEP: usize = 16;
 /// A reserve that no block has room for (halved, because it is added to).
 const OUT_OF_REACH: usize = usize::MAX / 2;
-/// The trace's descriptor is moved up here, out of the way of programs that count on getting low ones.
-const LOWEST_DESCRIPTOR: c_int = 500;
+/// Bytes of a text note beside its text, at most.
+const TEXT_HEAD: usize = 16;
 
 struct State {
     reserve: usize,
@@ -47,33 +45,37 @@ struct State {
     /// Blocks and events in the file.
     blocks: u64,
     events: u64,
-    /// What `OBMALLOC_TRACE` says, whether this process may use it as it is, and what it came to.
+    /// What `OBMALLOC_TRACE` says, and whether this process may use it as it is.
     base: PathBuf,
     first: bool,
-    path: PathBuf,
     header: Header,
+    /// This trace's own, and where in the file the header says why recording had to stop.
+    identity: Identity,
+    failure: u64,
 }
 
 enum File {
     /// Made at the first event.
-    Unopened { parent: Option<Parent> },
-    /// The descriptor and what tells whether it is still the trace's: programs close descriptors that are not theirs.
-    Open { descriptor: c_int, identity: Identity },
+    Unopened {
+        parent: Option<Parent>,
+    },
+    Open(OutFile),
     /// Nothing more is recorded.
     Stopped,
 }
 
-type Identity = (libc::dev_t, libc::ino_t);
-
 struct Sink {
     lock: SpinLock,
     state: UnsafeCell<MaybeUninit<State>>,
+    /// The block's; the state has it once there is a state.
+    memory: UnsafeCell<[u8; BLOCK_SIZE]>,
 }
 
-// SAFETY: (1) the state is touched only under the lock.
+// SAFETY: (1) the state is touched only under the lock, and the memory only through it.
 unsafe impl Sync for Sink {}
 
-static SINK: Sink = Sink { lock: SpinLock::new(), state: UnsafeCell::new(MaybeUninit::uninit()) };
+static SINK: Sink =
+    Sink { lock: SpinLock::new(), state: UnsafeCell::new(MaybeUninit::uninit()), memory: UnsafeCell::new([0; BLOCK_SIZE]) };
 
 /// The process that the state belongs to, 0 when nothing is recorded. A child made by `vfork` has the parent's memory and another
 /// id, and must leave the state alone.
@@ -135,25 +137,10 @@ pub fn tell_apart() {
     lock().apart = true;
 }
 
-/// Makes the block and remembers where it is to go. Says `false`, with a message, when there is no memory.
-pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
-    // SAFETY: asks for fresh memory.
-    let memory = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            BLOCK_SIZE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    if memory == libc::MAP_FAILED {
-        say(&format!("no memory for the recorder: {}, nothing is recorded", Error::last_os_error()));
-        return false;
-    }
-    // SAFETY: the mapping is of this size, zeroed, nobody else's, and stays for as long as the process.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(memory.cast::<u8>(), BLOCK_SIZE) };
+/// Remembers where the trace is to go. Called once, by the constructor.
+pub fn set_up(base: PathBuf, first: bool, header: Header) {
+    // SAFETY: this function is called once, so only this reference to the memory is made.
+    let bytes: &'static mut [u8] = unsafe { &mut *SINK.memory.get() };
     let state = State {
         reserve: OUT_OF_REACH,
         block: BlockWriter::new(bytes),
@@ -166,12 +153,12 @@ pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
         events: 0,
         base,
         first,
-        path: PathBuf::new(),
         header,
+        identity: Identity::default(),
+        failure: 0,
     };
     // SAFETY: the constructor is the only one to run.
     unsafe { (*SINK.state.get()).write(state) };
-    true
 }
 
 /// Writes a trace that has a header and nothing else.
@@ -208,15 +195,18 @@ pub fn events() -> u64 {
 pub fn end_checkpoints() {
     let mut state = lock();
     state.checkpoints = false;
-    if matches!(state.file, File::Open { .. }) {
+    if state.is_open() {
         state.reserve = 0;
     }
 }
 
-/// Brings everything that was recorded into the file.
+/// Brings everything that was recorded into the file, and says that the process is about to go on as another program.
 #[cfg(not(test))]
-pub fn flush() {
-    lock().flush();
+pub fn exec() {
+    let mut state = lock();
+    if state.is_open() {
+        state.alone(0, BlockWriter::exec);
+    }
 }
 
 /// Writes a note of at most `room` bytes more than an event takes. One that is longer than a block is left out.
@@ -224,6 +214,15 @@ pub fn note(room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
     let mut state = lock();
     if state.is_open() && (state.block.has_room(room) || (state.flush() && state.block.has_room(room))) {
         write(&mut state.block);
+    }
+}
+
+/// Writes that these domains' calls are no longer seen, and what is to be said of that.
+pub fn hooks_lost(domains: u8, text: &str) {
+    let mut state = lock();
+    if state.is_open() {
+        state.alone(0, |block| block.hooks_lost(domains));
+        state.alone(text.len() + TEXT_HEAD, |block| block.text(text));
     }
 }
 
@@ -256,17 +255,13 @@ pub fn end() {
     }
     let mut state = Locked(());
     if state.is_open() {
-        if state.block.has_room(0) || state.flush() {
-            state.block.end();
+        if state.apart {
+            let text = "interpreters with allocators of their own were recorded, too: a replay leaves their calls out";
+            state.alone(text.len() + TEXT_HEAD, |block| block.text(text));
         }
-        state.flush();
+        state.alone(0, BlockWriter::end);
     }
     state.stop();
-    let apart = std::mem::take(&mut state.apart);
-    drop(state);
-    if apart {
-        say("interpreters with allocators of their own were recorded, too: a replay leaves their calls out");
-    }
 }
 
 /// Before a fork: brings the file up to date and keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
@@ -286,11 +281,9 @@ pub fn fork_in_parent() {
 pub fn fork_in_child() {
     // The lock is the one that `before_fork` left taken, by the thread that is the only one of this process.
     let mut state = Locked(());
-    if let File::Open { descriptor, identity } = state.file {
-        if identity_of(descriptor) == Some(identity) {
-            close(descriptor);
-        }
-        state.file = File::Unopened { parent: Some(Parent { path: text_of(&state.path), bytes: state.written }) };
+    if let File::Open(file) = &state.file {
+        let parent = Parent { path: text_of(file.path()), identity: Some(state.identity), bytes: state.written };
+        state.file = File::Unopened { parent: Some(parent) };
         state.reserve = OUT_OF_REACH;
     }
     (state.written, state.blocks, state.events, state.first) = (0, 0, 0, false);
@@ -301,7 +294,7 @@ pub fn fork_in_child() {
 
 impl State {
     fn is_open(&self) -> bool {
-        matches!(self.file, File::Open { .. })
+        matches!(self.file, File::Open(_))
     }
 
     /// Gets room for an event: says whether a checkpoint was passed, or nothing when recording has stopped.
@@ -310,7 +303,7 @@ impl State {
     fn make_room(&mut self) -> Option<bool> {
         let errno = Errno::save();
         let open = match self.file {
-            File::Open { .. } => true,
+            File::Open(_) => true,
             File::Unopened { .. } => self.open(),
             File::Stopped => false,
         };
@@ -351,81 +344,77 @@ impl State {
         }
     }
 
+    /// Writes a note into a block of its own.
+    fn alone(&mut self, room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
+        if self.flush() && self.block.has_room(room) {
+            write(&mut self.block);
+            self.flush();
+        }
+    }
+
     /// Nothing is recorded any more.
     fn stop(&mut self) {
-        if let File::Open { descriptor, identity } = self.file
-            && identity_of(descriptor) == Some(identity)
-        {
-            close(descriptor);
-        }
         self.file = File::Stopped;
         self.reserve = OUT_OF_REACH;
     }
 
+    /// Says why in the trace's header, if there is one, and records nothing more.
     #[cold]
-    fn fail(&mut self, what: &str, error: &Error) -> bool {
-        say(&format!("cannot {what} {}: {error}; nothing more is recorded", self.path.display()));
+    fn fail(&mut self, error: &Error) -> bool {
+        if let File::Open(file) = &mut self.file
+            && self.written != 0
+        {
+            // What was written of a block is cut off again, so that the trace ends with a whole one.
+            file.cut(self.written);
+            let _ = file.write_at(failure_text(error).as_bytes(), self.failure);
+        }
         self.stop();
         false
     }
 
-    /// Makes the trace file and writes its head. Says `false`, with a message, when that cannot be done.
+    /// Makes the trace file and writes its head. Says `false` when that cannot be done.
     fn open(&mut self) -> bool {
         let File::Unopened { parent } = &mut self.file else { return false };
         let parent = parent.take();
         let pid = process_id();
-        let found = if self.first { claim(&self.base) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
-        let found = found.map(|descriptor| (descriptor, self.base.clone())).or_else(|error| {
-            // Somebody else's: EEXIST above, or EWOULDBLOCK when another process is recording into it.
+        let claimed = if self.first { OutFile::claim(&self.base) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
+        let found = claimed.or_else(|error| {
+            // Another process's: EEXIST above, or EWOULDBLOCK when that one is recording into it.
             if [libc::EEXIST, libc::EWOULDBLOCK].contains(&error.raw_os_error().unwrap_or(0)) {
-                fresh(&self.base, pid)
+                OutFile::make_beside(&self.base, pid)
             } else {
                 Err(error)
             }
         });
-        let (descriptor, path) = match found {
-            Ok(found) => found,
-            Err(error) => {
-                self.path = self.base.clone();
-                return self.fail("create", &error);
-            }
-        };
-        self.path = path;
-        let descriptor = out_of_the_way(descriptor);
-        let Some(identity) = identity_of(descriptor) else {
-            return self.fail("create", &Error::last_os_error());
-        };
-        self.file = File::Open { descriptor, identity };
-        let head = file_head(&self.header.json(pid, parent.as_ref()));
-        if let Err(error) = write_at(descriptor, &head, 0) {
-            return self.fail("write", &error);
+        match found {
+            Ok(file) => self.file = File::Open(file),
+            Err(error) => return self.fail(&error),
         }
+        self.identity = Identity::new();
+        let (json, failure) = self.header.json(pid, self.identity, parent.as_ref());
+        let head = file_head(&json);
+        if let File::Open(file) = &mut self.file
+            && let Err(error) = file.write_at(&head, 0)
+        {
+            return self.fail(&error);
+        }
+        self.failure = (head.len() - json.len() + failure) as u64;
         self.written = head.len() as u64;
         self.set_reserve();
         true
     }
 
-    /// Writes the block to the file. Says `false`, with a message if it is news, when nothing can be recorded.
+    /// Writes the block to the file. Says `false` when nothing can be recorded.
     fn flush(&mut self) -> bool {
-        let File::Open { descriptor, identity } = self.file else { return false };
+        let File::Open(file) = &mut self.file else { return false };
         let count = self.block.count();
         if count == 0 {
             return true;
         }
-        let descriptor = if identity_of(descriptor) == Some(identity) {
-            descriptor
-        } else {
-            match self.reopen(identity) {
-                Ok(descriptor) => descriptor,
-                Err(error) => return self.fail("reopen", &error),
-            }
-        };
         let block = self.block.finish();
         let length = block.len() as u64;
-        if let Err(error) = write_at(descriptor, block, self.written) {
-            // SAFETY: takes no memory. What was written of the block is cut off again, so that the trace ends with a whole one.
-            unsafe { libc::ftruncate(descriptor, self.written as libc::off_t) };
-            return self.fail("write", &error);
+        if let Err(error) = file.write_at(block, self.written) {
+            return self.fail(&error);
         }
         self.written += length;
         self.blocks += 1;
@@ -433,97 +422,4 @@ impl State {
         self.set_reserve();
         true
     }
-
-    /// Opens the trace again, whose descriptor the program has closed.
-    fn reopen(&mut self, identity: Identity) -> Result<c_int, Error> {
-        let descriptor = open_file(&self.path, libc::O_WRONLY)?;
-        if identity_of(descriptor) != Some(identity) {
-            close(descriptor);
-            return Err(Error::from_raw_os_error(libc::ESTALE));
-        }
-        let descriptor = out_of_the_way(descriptor);
-        self.file = File::Open { descriptor, identity };
-        Ok(descriptor)
-    }
-}
-
-/// Opens `path`, emptied, for this process alone. `EWOULDBLOCK` when another process records into it.
-fn claim(path: &Path) -> Result<c_int, Error> {
-    let descriptor = open_file(path, libc::O_WRONLY | libc::O_CREAT)?;
-    // SAFETY: takes no memory.
-    if unsafe { libc::flock(descriptor, libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-        let error = Error::last_os_error();
-        // A file system without locks keeps nobody from recording.
-        if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
-            close(descriptor);
-            return Err(error);
-        }
-    }
-    // What cannot be emptied (a device) needs not be. SAFETY: takes no memory.
-    unsafe { libc::ftruncate(descriptor, 0) };
-    Ok(descriptor)
-}
-
-/// Makes `<base>.<pid>`, or `<base>.<pid>.2` and so on if a process of the same id has been there: one that executed this one.
-fn fresh(base: &Path, pid: i32) -> Result<(c_int, PathBuf), Error> {
-    let mut attempt = 1;
-    loop {
-        let mut path = base.as_os_str().to_owned();
-        path.push(if attempt == 1 { format!(".{pid}") } else { format!(".{pid}.{attempt}") });
-        match open_file(Path::new(&path), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && attempt < 10_000 => attempt += 1,
-            found => return found.map(|descriptor| (descriptor, path.into())),
-        }
-    }
-}
-
-fn open_file(path: &Path, flags: c_int) -> Result<c_int, Error> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the path is NUL-terminated.
-    let descriptor = unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o666) };
-    if descriptor < 0 { Err(Error::last_os_error()) } else { Ok(descriptor) }
-}
-
-/// Moves a descriptor up, if there is room up there.
-fn out_of_the_way(descriptor: c_int) -> c_int {
-    // SAFETY: takes no memory.
-    let moved = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, LOWEST_DESCRIPTOR) };
-    if moved < 0 {
-        return descriptor;
-    }
-    close(descriptor);
-    moved
-}
-
-fn close(descriptor: c_int) {
-    // SAFETY: takes no memory; the callers close what is theirs.
-    unsafe { libc::close(descriptor) };
-}
-
-fn identity_of(descriptor: c_int) -> Option<Identity> {
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: fstat fills the structure when it succeeds.
-    unsafe {
-        if libc::fstat(descriptor, status.as_mut_ptr()) != 0 {
-            return None;
-        }
-        let status = status.assume_init();
-        Some((status.st_dev, status.st_ino))
-    }
-}
-
-fn write_at(descriptor: c_int, mut bytes: &[u8], mut offset: u64) -> Result<(), Error> {
-    while !bytes.is_empty() {
-        // SAFETY: the pointer and the length are those of a live slice.
-        let written = unsafe { libc::pwrite(descriptor, bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) };
-        if written > 0 {
-            bytes = &bytes[written as usize..];
-            offset += written as u64;
-        } else if written == 0 {
-            return Err(Error::from_raw_os_error(libc::ENOSPC));
-        } else if Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
-            return Err(Error::last_os_error());
-        }
-    }
-    Ok(())
 }

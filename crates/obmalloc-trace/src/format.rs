@@ -22,6 +22,12 @@
 //! | arena taken, arena released | size, address |
 //! | note | kind byte, then as [`Note`] says |
 //!
+//! The header names the process and its CPython. `run` is what all traces of one recording have in common, `id` is this trace's own,
+//! `parent` names the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed`
+//! says why the recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set where no file can grow.
+//!
+//! The notes of kinds 2, 3, 5 and 6 stand in blocks of their own, so that they are found without reading any other block's payload.
+//!
 //! An address is the zigzag difference from the address before it in the same block, shifted right by 4 (CPython's
 //! addresses are multiples of 16) unless [`tag::UNALIGNED`] is set; NULL is a flag and has no bytes.
 //!
@@ -33,8 +39,11 @@ pub use obmalloc::Domain;
 
 /// First bytes of every trace.
 pub const MAGIC: [u8; 8] = *b"obmtrace";
-/// The version of the format, raised whenever an older reader would misread.
-pub const VERSION: u32 = 1;
+/// The version of the format, raised whenever an older reader would misread. Version 1, which is read too, has no identities in its
+/// headers and no notes after kind 4.
+pub const VERSION: u32 = 2;
+/// The oldest version that is read.
+const OLDEST_VERSION: u32 = 1;
 /// Bytes before a block's payload.
 pub const BLOCK_HEADER: usize = 16;
 /// Longest payload of a block that a reader accepts, bytes.
@@ -98,6 +107,10 @@ pub enum Note {
     /// id (varint), which has an allocator of its own; 0 is the main one, with which every trace begins. Raw calls that are not nested
     /// are the whole process's.
     Interpreter(u64),
+    /// Kind 5: what the recorder has to say, for people (length, bytes).
+    Text(String),
+    /// Kind 6: the process goes on as another program. Nothing comes after it, unless that fails.
+    Exec,
 }
 
 const ARENA_ALLOC: u8 = 0b1100;
@@ -289,7 +302,16 @@ impl<'a> BlockWriter<'a> {
 
     /// The statistics text; the block must have [room](Self::has_room) for its length.
     pub fn stats(&mut self, text: &[u8]) {
-        self.note(0);
+        self.long_note(0, text);
+    }
+
+    /// What the recorder has to say; the block must have [room](Self::has_room) for its length.
+    pub fn text(&mut self, text: &str) {
+        self.long_note(5, text.as_bytes());
+    }
+
+    fn long_note(&mut self, kind: u8, text: &[u8]) {
+        self.note(kind);
         self.varint(text.len() as u64);
         self.bytes[self.at..self.at + text.len()].copy_from_slice(text);
         self.at += text.len();
@@ -319,6 +341,11 @@ impl<'a> BlockWriter<'a> {
     /// The recorded process ended in an orderly way.
     pub fn end(&mut self) {
         self.note(3);
+    }
+
+    /// The process goes on as another program.
+    pub fn exec(&mut self) {
+        self.note(6);
     }
 
     /// The calls that follow are of the interpreter with this id.
@@ -386,7 +413,7 @@ impl std::fmt::Display for FormatError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotATrace => write!(f, "not a trace: expected a file that begins with \"obmtrace\""),
-            Self::Version(found) => write!(f, "trace format {found}: expected format {VERSION}"),
+            Self::Version(found) => write!(f, "trace format {found}: expected {OLDEST_VERSION} to {VERSION}"),
             Self::Header => write!(f, "the trace's header is cut off or damaged"),
             Self::Checksum(at) => write!(f, "the block at byte {at} is damaged: its checksum does not match"),
             Self::Event(at) => write!(f, "the event at byte {at} does not decode"),
@@ -435,7 +462,7 @@ impl<B: AsRef<[u8]>> Reader<B> {
             return Err(FormatError::NotATrace);
         }
         let version = le32(head, 8);
-        if version != VERSION {
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
             return Err(FormatError::Version(version));
         }
         let blocks = 16 + le32(head, 12) as usize;
@@ -580,13 +607,7 @@ impl Cursor<'_> {
 
     fn note(&mut self) -> Option<Note> {
         Some(match self.byte()? {
-            0 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                let end = self.at.checked_add(length)?;
-                let text = String::from_utf8_lossy(self.payload.get(self.at..end)?).into_owned();
-                self.at = end;
-                Note::Stats(text)
-            }
+            0 => Note::Stats(self.text()?),
             1 => {
                 let count = self.payload.get(self.at..self.at + 8)?;
                 self.at += 8;
@@ -595,8 +616,18 @@ impl Cursor<'_> {
             2 => Note::HooksLost(self.byte()?),
             3 => Note::End,
             4 => Note::Interpreter(self.varint()?),
+            5 => Note::Text(self.text()?),
+            6 => Note::Exec,
             _ => return None,
         })
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::try_from(self.varint()?).ok()?;
+        let end = self.at.checked_add(length)?;
+        let text = String::from_utf8_lossy(self.payload.get(self.at..end)?).into_owned();
+        self.at = end;
+        Some(text)
     }
 }
 
@@ -624,6 +655,8 @@ mod tests {
         block.patch(token, 77);
         block.hooks_lost(5);
         block.interpreter(3);
+        block.text("said");
+        block.exec();
         block.end();
         let mut trace = file_head("{}");
         trace.extend_from_slice(block.finish());
@@ -650,6 +683,8 @@ mod tests {
                 Event::Note(Note::Stats("text".into())),
                 Event::Note(Note::HooksLost(5)),
                 Event::Note(Note::Interpreter(3)),
+                Event::Note(Note::Text("said".into())),
+                Event::Note(Note::Exec),
                 Event::Note(Note::End),
             ]
         );
@@ -662,7 +697,7 @@ mod tests {
         trace.extend_from_slice(&first[16 + 2..]);
         trace.pop();
         let mut reader = Reader::new(&trace).unwrap();
-        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 13);
+        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 15);
         assert!(reader.truncated());
     }
 
@@ -698,6 +733,10 @@ mod tests {
         let mut other = file_head("{}");
         other[8] = 9;
         assert_eq!(Reader::new(&other).err(), Some(FormatError::Version(9)));
+        other[8] = 0;
+        assert_eq!(Reader::new(&other).err(), Some(FormatError::Version(0)));
+        other[8] = 1;
+        assert!(Reader::new(&other).is_ok(), "older traces stay readable");
         assert_eq!(Reader::new(&file_head("{}")[..17]).err(), Some(FormatError::Header));
     }
 }

@@ -122,8 +122,12 @@ pub struct Report {
     pub other_interpreters: u64,
     /// Domains whose calls the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj.
     pub hooks_lost: u8,
-    /// Whether the recorded process ended in an orderly way, so that nothing is missing.
+    /// Whether the recorded process ended in an orderly way, or went on as another program, so that nothing is missing.
     pub ended: bool,
+    /// Whether the replay ended before the trace did, because it was told to.
+    pub stopped: bool,
+    /// What the recorder had to say.
+    pub remarks: Vec<String>,
     /// Whether the file ended inside a block.
     pub truncated: bool,
     /// The first difference, if there is one. Nothing is replayed after it.
@@ -132,11 +136,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything that was compared is equal, and something was.
+    /// Whether everything that was compared is equal, and something was; or there was nothing to compare. Programs that only say their
+    /// version have no call that pymalloc serves.
     pub fn is_exact(&self) -> bool {
         let equal = |pair: &Option<(String, String)>| pair.as_ref().is_none_or(|(expected, got)| expected == got);
         self.mismatch.is_none()
-            && self.addresses > 0
+            && (self.addresses > 0 || self.ended || self.stopped)
             && self.matched == self.addresses
             && self.hooks_lost & 6 == 0
             && equal(&self.stats)
@@ -320,7 +325,11 @@ impl Replay {
 
     fn advance(&mut self, count: usize) -> Result<bool, ReplayError> {
         for _ in 0..count {
-            if self.report.events >= self.stop_at || self.report.mismatch.is_some() {
+            if self.report.mismatch.is_some() {
+                return Ok(false);
+            }
+            if self.report.events >= self.stop_at {
+                self.report.stopped = !self.report.ended;
                 return Ok(false);
             }
             let Some(reader) = self.segments.front_mut() else { return Ok(false) };
@@ -349,6 +358,7 @@ impl Replay {
     }
 
     fn replay(&mut self, event: Event) {
+        self.report.ended = matches!(event, Event::Note(Note::End | Note::Exec));
         if self.interpreter != 0 && event.is_pymallocs() {
             return self.leave_out(&event);
         }
@@ -379,7 +389,8 @@ impl Replay {
             Note::AllocatedBlocks(_) if !self.other_interpreters.is_empty() => {}
             Note::AllocatedBlocks(expected) => self.report.blocks = Some((expected, self.heap.allocated_blocks() as u64)),
             Note::HooksLost(domains) => self.report.hooks_lost |= domains,
-            Note::End => self.report.ended = true,
+            Note::Text(text) => self.report.remarks.push(text),
+            Note::End | Note::Exec => {}
             Note::Interpreter(id) => {
                 self.interpreter = id;
                 if id != 0 {

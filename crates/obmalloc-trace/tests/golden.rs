@@ -62,6 +62,8 @@ fn write(block: &mut BlockWriter<'_>, event: Event) {
         Event::Note(Note::HooksLost(domains)) => block.hooks_lost(domains),
         Event::Note(Note::End) => block.end(),
         Event::Note(Note::Interpreter(id)) => block.interpreter(id),
+        Event::Note(Note::Text(text)) => block.text(&text),
+        Event::Note(Note::Exec) => block.exec(),
     }
 }
 
@@ -146,14 +148,47 @@ fn what_raw_and_arenas_are_asked_for_is_compared() {
 }
 
 #[test]
-fn a_trace_without_pymalloc_is_not_called_exact() {
+fn a_trace_without_small_calls_is_exact_if_all_calls_are_in_it() {
+    let report = |last: fn(&mut BlockWriter<'_>)| {
+        let mut memory = vec![0; 4096];
+        let mut block = BlockWriter::new(&mut memory);
+        block.malloc(Domain::Raw, false, 10, 0x1000);
+        last(&mut block);
+        let mut bytes = file_head("{}");
+        bytes.extend_from_slice(block.finish());
+        replay(bytes, &profile::V3_13)
+    };
+    assert!(report(|block| block.end()).is_exact(), "as of a program that only says its version");
+    assert!(report(|block| block.exec()).is_exact());
+    assert!(!report(|_| {}).is_exact(), "it was killed");
+    let lost = |block: &mut BlockWriter<'_>| {
+        block.hooks_lost(7);
+        block.end();
+    };
+    assert!(!report(lost).is_exact());
+}
+
+#[test]
+fn a_program_that_could_not_be_executed_goes_on() {
     let mut memory = vec![0; 4096];
     let mut block = BlockWriter::new(&mut memory);
+    block.exec();
+    block.text("said");
     block.malloc(Domain::Raw, false, 10, 0x1000);
-    block.end();
     let mut bytes = file_head("{}");
     bytes.extend_from_slice(block.finish());
-    assert!(!replay(bytes, &profile::V3_13).is_exact());
+    let report = replay(bytes, &profile::V3_13);
+    assert!(!report.ended);
+    assert_eq!(report.remarks, ["said"]);
+}
+
+#[test]
+fn a_replay_that_was_told_to_stop_is_judged_by_what_it_compared() {
+    let readers = vec![Reader::new(golden("3.13")).expect("a trace")];
+    let mut replay = Replay::new(readers, &profile::V3_13).expect("a heap");
+    replay.stop_at(3);
+    let report = replay.run().expect("undamaged");
+    assert_eq!((report.events, report.addresses, report.stopped, report.is_exact()), (3, 0, true, true));
 }
 
 #[test]

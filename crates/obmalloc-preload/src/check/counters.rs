@@ -1,8 +1,9 @@
 //! Counters in a file that is mapped, so that a process which is killed leaves them as they were at that moment.
 
-use std::fs::OpenOptions;
+use crate::file;
+use std::fs::File;
 use std::io::Error;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::{NonNull, null_mut};
@@ -56,7 +57,9 @@ impl Drop for Counters {
 
 /// Makes the file longer, from `offset` on, and maps what is new.
 fn map(path: &Path, offset: usize) -> Result<NonNull<Chunk>, Error> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    // SAFETY: an open descriptor that only this function has.
+    let file = unsafe { File::from_raw_fd(file::open(path, libc::O_RDWR | libc::O_CREAT)?) };
+    file::allow(offset as u64 + CHUNK_SIZE as u64)?;
     // Written, and not left to the first count: a page for which the disk has no room ends the process.
     file.write_all_at(&[0; CHUNK_SIZE], offset as u64)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;

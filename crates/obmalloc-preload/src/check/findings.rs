@@ -1,23 +1,22 @@
 //! What was found, added up by kind, domains and site, and the report that it is written into.
 //!
 //! The report is lines of JSON: the header of the process, findings, sizes and origins of findings when they are first met, of which
-//! domains not all calls come here, and at the end a line that says so. How often each was met is in a file beside it,
+//! domains not all calls come here and what replaced the allocators there, and at the end a line that says so. How often each was met is in a file beside it,
 //! `<report>.counts` ([`Counters`]); a line names its counter. So a process that is killed leaves a report too, with all that it has found.
 
 use super::blocks::Block;
 use super::counters::Counters;
 use super::site::Site;
-use crate::header::{Header, Parent, quoted, text_of};
+use crate::file::OutFile;
+use crate::header::{Header, Identity, Parent, failure_text, quoted, text_of};
 use crate::lock::SpinLock;
 use crate::python;
-use crate::say::say;
 use obmalloc::Domain;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Display;
-use std::fs::OpenOptions;
-use std::io::{Error, ErrorKind, Write as _};
+use std::io::Error;
 use std::path::{Path, PathBuf};
 
 /// What is wrong with an address that was given to `free` or `realloc`.
@@ -82,14 +81,16 @@ struct Finding {
 /// Where the report goes and what is in it. One for the process.
 pub struct Report {
     base: PathBuf,
-    path: PathBuf,
+    /// `None` when it could not be made, or not be written any more.
+    file: Option<OutFile>,
+    /// Bytes in the file, and where in it the header says why it could not be written any more.
+    written: u64,
+    failure: u64,
     header: Header,
     findings: BTreeMap<Key, Finding>,
     counters: Counters,
-    found: u64,
     /// What is known of lost calls, as a line; nothing when nobody has looked.
     lost: String,
-    failed: bool,
 }
 
 struct Shared {
@@ -116,11 +117,10 @@ fn held<T>(act: impl FnOnce(&mut Report) -> T) -> Option<T> {
     unsafe { &mut *SHARED.report.get() }.as_mut().map(act)
 }
 
-/// Makes the report: `base` if this process is the `first` of its family. Says `false`, with a message, when that cannot be done.
+/// Makes the report: `base` if this process is the `first` of its family. Says `false` when that cannot be done.
 pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
     let (findings, counters) = (BTreeMap::new(), Counters::new());
-    let (path, lost) = (base.clone(), String::new());
-    let mut report = Report { base, path, header, findings, counters, found: 0, lost, failed: false };
+    let mut report = Report { base, file: None, written: 0, failure: 0, header, findings, counters, lost: String::new() };
     let made = report.open(first, None);
     SHARED.lock.take();
     // SAFETY: the lock is held.
@@ -140,8 +140,7 @@ pub fn note(fault: &Fault, call: Call, used: Domain, site: usize) {
     let tables = [0, 1, 2].map(|number| python::api().allocator(number));
     let origin = origin.filter(|_| !known.1).and_then(|low| Site::of_low(low, &tables));
     with(|report| {
-        report.found += 1;
-        if !report.failed {
+        if report.file.is_some() {
             report.add(key, fault.block(), site, origin).unwrap_or_else(|error| report.fail(&error));
         }
     });
@@ -150,7 +149,7 @@ pub fn note(fault: &Fault, call: Call, used: Domain, site: usize) {
 /// Writes of which domains calls do not come here, for the case that there is no end. Forked children's reports say so too.
 pub fn note_lost(lost: &[&str]) {
     with(|report| {
-        report.lost = format!("{{\"lost\": [{}]}}\n", listed(lost));
+        report.lost = format!("{{{}}}\n", told(lost));
         report.write(&report.lost.clone());
     });
 }
@@ -160,16 +159,17 @@ pub fn end(lost: &[&str]) {
     // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a report without its end is the lesser evil.
     if SHARED.lock.take_within(10_000) {
         held(|report| {
-            report.write(&format!("{{\"end\": true, \"lost\": [{}]}}\n", listed(lost)));
+            report.write(&format!("{{\"end\": true, {}}}\n", told(lost)));
         });
         SHARED.lock.release();
     }
 }
 
-/// Names as the elements of a JSON array.
-fn listed(names: &[&str]) -> String {
-    let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
-    names.join(", ")
+/// Of which domains not all calls come here, and why, as members of a JSON object.
+fn told(lost: &[&str]) -> String {
+    let by = if lost.is_empty() { "null".to_owned() } else { quoted(&python::culprit()) };
+    let lost: Vec<String> = lost.iter().map(|name| quoted(name)).collect();
+    format!("\"lost\": [{}], \"by\": {by}", lost.join(", "))
 }
 
 /// Before a fork: keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
@@ -185,10 +185,10 @@ pub fn fork_in_parent() {
 /// After a fork, in the child: begins a report of its own, in which nothing has been found yet.
 pub fn fork_in_child() {
     held(|report| {
-        let parent = Parent { path: text_of(&report.path), bytes: 0 };
+        let path = report.file.as_ref().map_or(&*report.base, OutFile::path);
+        let parent = Parent { path: text_of(path), identity: None, bytes: 0 };
         report.findings.clear();
         report.counters = Counters::new();
-        report.found = 0;
         report.open(false, Some(&parent));
     });
     SHARED.lock.release();
@@ -197,33 +197,17 @@ pub fn fork_in_child() {
 impl Report {
     /// Makes the file, with the header in it.
     fn open(&mut self, first: bool, parent: Option<&Parent>) -> bool {
-        let pid = std::process::id();
-        let mut attempt = u32::from(!first);
-        loop {
-            let mut path = self.base.clone().into_os_string();
-            match attempt {
-                0 => {}
-                1 => path.push(format!(".{pid}")),
-                _ => path.push(format!(".{pid}.{attempt}")),
-            }
-            self.path = path.into();
-            match OpenOptions::new().write(true).create_new(true).open(&self.path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 10_000 => attempt += 1,
-                Err(error) => {
-                    self.fail(&error);
-                    return false;
-                }
-                Ok(_) => break,
-            }
-        }
-        self.failed = false;
-        let header = self.header.json(pid.cast_signed(), parent);
+        let pid = std::process::id().cast_signed();
+        let made = if first { OutFile::make(self.base.clone()) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
+        self.file = made.or_else(|_| OutFile::make_beside(&self.base, pid)).ok();
+        let (header, failure) = self.header.json(pid, Identity::new(), parent);
+        (self.written, self.failure) = (0, failure as u64);
         self.write(&format!("{header}\n{}", self.lost))
     }
 
     /// Whether there is such a finding, and whether one has this origin. All is known to who cannot write it down.
     fn known(&self, key: &Key, origin: Option<u32>) -> (bool, bool) {
-        if self.failed {
+        if self.file.is_none() {
             return (true, true);
         }
         let finding = self.findings.get(key);
@@ -233,7 +217,8 @@ impl Report {
 
     /// Adds one occurrence. What is known of the finding already needs no `site` and no `origin`.
     fn add(&mut self, key: Key, block: Option<&Block>, site: Option<Site>, origin: Option<Site>) -> Result<(), Error> {
-        let mut counts = self.path.clone().into_os_string();
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut counts = file.path().to_owned().into_os_string();
         counts.push(".counts");
         let counts = Path::new(&counts);
         let mut lines = String::new();
@@ -274,20 +259,20 @@ impl Report {
         Ok(())
     }
 
-    /// Adds to the file. It is opened anew each time: programs close descriptors that are not theirs.
+    /// Adds to the file.
     fn write(&mut self, lines: &str) -> bool {
-        if self.failed {
-            return false;
-        }
-        let written = OpenOptions::new().append(true).open(&self.path).and_then(|mut file| file.write_all(lines.as_bytes()));
+        let Some(file) = &mut self.file else { return false };
+        let written = file.write_at(lines.as_bytes(), self.written);
+        self.written += lines.len() as u64;
         written.map_err(|error| self.fail(&error)).is_ok()
     }
 
+    /// Says why in the header: nothing more is reported.
     #[cold]
     fn fail(&mut self, error: &Error) {
-        let (path, found) = (self.path.display(), self.found);
-        say(&format!("cannot write {path}: {error}; what is found is not reported ({found} so far)"));
-        self.failed = true;
+        if let Some(mut file) = self.file.take() {
+            let _ = file.write_at(failure_text(error).as_bytes(), self.failure);
+        }
     }
 }
 

@@ -39,7 +39,6 @@ mod site;
 use crate::header::Header;
 use crate::lock::Errno;
 use crate::python::{self, Objects};
-use crate::say::{listed, say};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -49,7 +48,7 @@ pub const VARIABLE: &str = "OBMALLOC_CHECK";
 /// The process that is checked, 0 when none is. A child made by `vfork` has the parent's memory and another id.
 static CHECKED: AtomicU32 = AtomicU32::new(0);
 
-/// Makes the report: at `path` if this process is the `first` of its family. Says `false`, with a message, when that cannot be done.
+/// Makes the report: at `path` if this process is the `first` of its family. Says `false` when that cannot be done.
 pub fn set_up(path: PathBuf, first: bool, header: Header) -> bool {
     findings::set_up(path, first, header)
 }
@@ -75,12 +74,14 @@ pub fn install() {
 /// The end of the process, or of this program in it: the report says all that was found.
 pub fn leave() {
     if CHECKED.load(Ordering::Relaxed) == std::process::id() {
-        let lost = lost();
-        if !lost.is_empty() {
-            say(&format!("{} replaced the checker's allocators: not all {} calls were seen", python::culprit(), listed(&lost)));
-        }
-        findings::end(&lost);
+        findings::end(&lost());
     }
+}
+
+/// Whether the running process is the one that is checked.
+#[cfg(not(test))]
+pub fn is_checked() -> bool {
+    CHECKED.load(Ordering::Relaxed) == std::process::id()
 }
 
 /// Whether it has been noted of which domains calls do not come here.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// A place in the code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Site {
-    /// The C function. `None` where the module names none.
+    /// The function, as its source names it. `None` where the module names none.
     pub function: Option<String>,
     /// The executable or library, as a path. `None` for code that is in none, made at run time.
     pub module: Option<PathBuf>,
@@ -59,6 +59,7 @@ impl Site {
         } else {
             Some(String::from_utf8_lossy(text(info.dli_sname)).into_owned())
         };
+        let function = function.map(|name| demangled(&name));
         Self { function, module: Some(module), offset: return_address - base }
     }
 
@@ -69,6 +70,16 @@ impl Site {
         let tells = !is_api(address) && !tables.iter().any(|table| is_of(table, address));
         tells.then(|| Self::of(address))
     }
+}
+
+/// A function's name as its source has it, in Rust or C++; C's names stay as they are.
+fn demangled(symbol: &str) -> String {
+    if let Ok(rust) = rustc_demangle::try_demangle(symbol) {
+        // Without the hash that ends it.
+        return format!("{rust:#}");
+    }
+    let cpp = symbol.starts_with("_Z").then(|| cpp_demangle::Symbol::new(symbol).ok()?.demangle().ok()).flatten();
+    cpp.unwrap_or_else(|| symbol.to_owned())
 }
 
 /// Whether a call that returns here is in one of CPython's own allocator functions.
@@ -247,6 +258,20 @@ fn elf_function(file: &[u8], base: usize, address: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_those_of_the_source() {
+        for (symbol, name) in [
+            ("_ZN4core3fmt9Formatter3pad17h0123456789abcdefE", "core::fmt::Formatter::pad"),
+            ("_RNvC3foo3bar", "foo::bar"),
+            ("_ZN5numpy4free5blockEPvm", "numpy::free::block(void*, unsigned long)"),
+            ("PyMem_Free", "PyMem_Free"),
+            ("_Zbroken", "_Zbroken"),
+            ("_Z", "_Z"),
+        ] {
+            assert_eq!(demangled(symbol), name);
+        }
+    }
 
     #[inline(never)]
     fn not_exported() -> usize {

@@ -368,8 +368,20 @@ impl Ledger {
     #[cold]
     #[inline(never)]
     fn remove_slowly(&mut self, address: usize) {
-        self.lay_up(address);
-        self.remember(address);
+        self.forget_part(address);
+        if let Some((byte, shift)) = self.place(address) {
+            // SAFETY: as in `insert`.
+            unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
+        } else if let Some(entry) = self.elsewhere.get_mut(&address) {
+            entry.presence = Presence::Freed;
+            self.remember_freed(address);
+        }
+    }
+
+    fn forget_part(&mut self, address: usize) {
+        if !self.parts.is_empty() && self.parts.remove(&address).is_some() {
+            self.take_long_way(self.long);
+        }
     }
 
     /// Strikes out a live block that is quarantined or being resized; its entry must not be evicted until [`remember`](Self::remember).
@@ -387,14 +399,17 @@ impl Ledger {
         if self.domain_of(address).is_some() {
             return;
         }
-        if self.parts.remove(&address).is_some() {
-            self.take_long_way(self.long);
-        }
+        self.forget_part(address);
         if self.place(address).is_some() {
             return;
         }
         let Some(entry) = self.elsewhere.get_mut(&address).filter(|entry| entry.presence == Presence::LaidUp) else { return };
         entry.presence = Presence::Freed;
+        self.remember_freed(address);
+    }
+
+    /// Remembers where one more block has been freed, and forgets the oldest where there are too many.
+    fn remember_freed(&mut self, address: usize) {
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
             // Without room for more, the oldest is forgotten.
             let oldest = self.freed.pop_front().unwrap_or(address);

@@ -7,6 +7,7 @@ mod incremental;
 pub(crate) mod list;
 mod phases;
 mod scan;
+mod verify;
 mod weakref;
 
 use alloc::vec::Vec;
@@ -320,7 +321,7 @@ impl ObjectHeap {
     /// When `object` is no GC object.
     pub fn untrack(&self, object: usize) -> Result<(), Fault> {
         // In its `tp_dealloc` an object may still be untracked: it is already.
-        if self.look(object)?.gc && self.table().state(object) == table::DYING {
+        if self.look_open(object)?.gc && self.table().state(object) == table::DYING {
             return Ok(());
         }
         self.change_gc(object)?;

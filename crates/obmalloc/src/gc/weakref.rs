@@ -29,7 +29,8 @@ impl ObjectHeap {
             unsafe { self.incref_object(basic) };
             return Ok(basic);
         }
-        let reference = self.new_object(TypeId(0))?;
+        self.begin()?;
+        let reference = self.new_of(self.type_info(TypeId(0)))?;
         // SAFETY: made just above; it has no referent.
         unsafe { self.blank(reference) };
         // Up to 3.11 that may have run a collection, which is not told of the caller's interest in the referent.

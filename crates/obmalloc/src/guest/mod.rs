@@ -28,7 +28,7 @@ use core::cell::{Cell, OnceCell, RefCell};
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-pub(crate) use own::Refuses;
+pub(crate) use own::Keeper;
 pub use own::{OwnAllocators, OwnError};
 use router::{Layer, Target};
 use spans::{SpanId, Spans};
@@ -279,20 +279,21 @@ impl Guests {
     /// Asks a guest. Should it unwind, the heap is closed for good.
     fn ask<T>(&self, verb: Verb, call: impl FnOnce(&OwnAllocators<'_>) -> Result<T, Threw>) -> Result<T, GuestFault> {
         let fault = |kind| GuestFault { verb, kind, answer: None, address: None };
-        let depth = self.nested.get();
-        if depth >= NESTED_MAX {
+        let nested = self.nested.get();
+        if nested >= NESTED_MAX {
             return Err(fault(GuestFaultKind::TooDeep));
         }
         if self.heap().is_closed() {
             // A call that was on its way; there is no memory for it any more.
             return Err(fault(GuestFaultKind::NoMemory));
         }
-        self.nested.set(depth + 1);
+        self.nested.set(nested + 1);
         let before = self.heap().mode().replace(Mode::Asking);
-        let closes = Closes(self);
-        let result = call(&OwnAllocators::new(self));
+        let closes = Closes(self, nested);
+        // While a guest is asked, blocks of domains are out of its reach.
+        let result = call(&OwnAllocators::new(self, None));
         core::mem::forget(closes);
-        self.nested.set(depth);
+        self.nested.set(nested);
         if self.heap().mode().get() == Mode::Asking {
             self.heap().mode().set(before);
         }
@@ -447,11 +448,11 @@ impl Guests {
 }
 
 /// Closes a heap for good when it is dropped: a guest has unwound.
-struct Closes<'guests>(&'guests Guests);
+struct Closes<'guests>(&'guests Guests, u32);
 
 impl Drop for Closes<'_> {
     fn drop(&mut self) {
-        self.0.nested.set(0);
+        self.0.nested.set(self.1);
         self.0.heap().close();
     }
 }
@@ -490,6 +491,13 @@ impl Drop for Closes<'_> {
 /// heap.free(Domain::Obj, block)?;
 /// assert_eq!(counting.1.get(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// An address becomes a block only if the heap knows it for a grant:
+///
+/// ```compile_fail,E0624
+/// # let heap = obmalloc::GuestHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.adopt(obmalloc::Domain::Raw, 0x1000);
 /// ```
 pub struct GuestHeap {
     // Before the guests: the heap's own functions may point to them until it is gone.
@@ -599,7 +607,15 @@ impl GuestHeap {
     /// # Errors
     /// When there is no memory for what that takes.
     pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
-        Ok(OwnAllocators::new(self.guests()?))
+        Ok(OwnAllocators::new(self.guests()?, None))
+    }
+
+    /// The same, for a heap in which some blocks are nobody else's.
+    pub(crate) fn own_allocators_beside<'heap>(
+        &'heap self,
+        keeper: &'heap dyn Keeper,
+    ) -> Result<OwnAllocators<'heap>, HeapError> {
+        Ok(OwnAllocators::new(self.guests()?, Some(keeper)))
     }
 
     /// `PyObject_SetArenaAllocator`: from now on arenas come from a guest, or from the heap's own arena allocator again.
@@ -615,6 +631,7 @@ impl GuestHeap {
     }
 
     /// Whether there may be grants: an allocator has been taken out, or a guest put in.
+    #[inline(always)]
     pub fn has_guests(&self) -> bool {
         self.guests.get().is_some()
     }
@@ -659,13 +676,18 @@ impl GuestHeap {
     /// As [`CheckedHeap::malloc`]; also `None` when a guest [failed](Self::take_guest_fault).
     #[inline]
     pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        self.heap.malloc_or(domain, size, |block| self.settle_request(domain, block))
+        self.heap.malloc_or(domain, size, |block| if self.has_guests() { self.settle_request(domain, block) } else { block })
     }
 
     /// As [`CheckedHeap::calloc`]; also `None` when a guest [failed](Self::take_guest_fault).
     #[inline]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        self.heap.calloc_or(domain, count, size, |block| self.settle_request(domain, block))
+        self.heap.calloc_or(
+            domain,
+            count,
+            size,
+            |block| if self.has_guests() { self.settle_request(domain, block) } else { block },
+        )
     }
 
     /// As [`CheckedHeap::realloc`]; also `None` when a guest [failed](Self::take_guest_fault), unless the block has been resized all the same.
@@ -694,7 +716,7 @@ impl GuestHeap {
             (result, _) => result,
         };
         if address.is_none() {
-            return result.map(|block| self.settle_request(domain, block));
+            return result.map(|block| if self.has_guests() { self.settle_request(domain, block) } else { block });
         }
         self.settle();
         result
@@ -706,7 +728,11 @@ impl GuestHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        self.heap.free_or(domain, address, |result| self.settle_free(domain, address, result))
+        self.heap.free_or(
+            domain,
+            address,
+            |result| if self.has_guests() { self.settle_free(domain, address, result) } else { result },
+        )
     }
 
     #[cold]
@@ -730,7 +756,7 @@ impl GuestHeap {
     #[inline]
     pub(crate) unsafe fn free_unchecked(&self, domain: Domain, address: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.heap.free_unchecked_or(domain, address, || self.settle()) };
+        unsafe { self.heap.free_unchecked_or(domain, address, || self.has_guests() && self.settle()) };
     }
 
     /// As [`CheckedHeap::empty_quarantine`].

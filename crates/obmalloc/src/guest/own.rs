@@ -45,16 +45,13 @@ impl core::error::Error for OwnError {}
 #[derive(Clone, Copy)]
 pub struct OwnAllocators<'heap> {
     guests: &'heap Guests,
-    blocks: Option<&'heap dyn Refuses>,
+    keeper: Option<&'heap dyn Keeper>,
 }
 
-/// What does not let every block of a domain be given back.
-pub(crate) trait Refuses {
-    /// Whether a block may be freed and resized.
-    ///
-    /// # Errors
-    /// Why it may not.
-    fn may_change(&self, domain: Domain, address: usize) -> Result<(), Fault>;
+/// What has blocks of the domains that are nobody else's to give back: a heap's objects.
+pub(crate) trait Keeper {
+    /// Refuses the address of such a block.
+    fn refuse(&self, domain: Domain, address: usize) -> Result<(), Fault>;
 }
 
 /// What an address is to one of the heap's own allocators.
@@ -66,13 +63,8 @@ enum Held {
 }
 
 impl<'heap> OwnAllocators<'heap> {
-    pub(super) fn new(guests: &'heap Guests) -> Self {
-        Self { guests, blocks: None }
-    }
-
-    /// Asks before it gives back or resizes a block of a domain.
-    pub(crate) fn asking(self, blocks: &'heap dyn Refuses) -> Self {
-        Self { blocks: Some(blocks), ..self }
+    pub(super) fn new(guests: &'heap Guests, keeper: Option<&'heap dyn Keeper>) -> Self {
+        Self { guests, keeper }
     }
 
     pub(super) fn guests(&self) -> &'heap Guests {
@@ -178,7 +170,10 @@ impl<'heap> OwnAllocators<'heap> {
         };
         let grant = match self.held(number, own, address)? {
             Held::Grant(grant) => grant,
-            Held::Block(domain) => return self.realloc_block(domain, address, size),
+            Held::Block(domain) => {
+                self.refuse_kept(domain, address)?;
+                return self.realloc_block(domain, address, size);
+            }
         };
         if size > PY_SSIZE_T_MAX {
             return Ok(None);
@@ -233,7 +228,10 @@ impl<'heap> OwnAllocators<'heap> {
         let Some(address) = address else { return Ok(()) };
         let grant = match self.held(number, own, address)? {
             Held::Grant(grant) => grant,
-            Held::Block(domain) => return self.free_block(domain, address),
+            Held::Block(domain) => {
+                self.refuse_kept(domain, address)?;
+                return self.free_block(domain, address);
+            }
         };
         if let Some(index) = guests.moving_in(grant) {
             guests.moving.borrow_mut()[index].given_back = true;
@@ -270,7 +268,6 @@ impl<'heap> OwnAllocators<'heap> {
         for domain in Domain::ALL.into_iter().filter(|&domain| domains[domain as usize]) {
             match guests.heap().check(domain, address, Purpose::Free) {
                 Ok(()) if guests.nested.get() == 0 && guests.present(domain) == Some(AllocatorId::Own(number)) => {
-                    self.blocks.map_or(Ok(()), |blocks| blocks.may_change(domain, address)).map_err(OwnError::Fault)?;
                     return Ok(Held::Block(domain));
                 }
                 Ok(()) => return Err(OwnError::BlockOf(domain, address)),
@@ -278,6 +275,10 @@ impl<'heap> OwnAllocators<'heap> {
             }
         }
         Err(OwnError::Fault(fault))
+    }
+
+    fn refuse_kept(&self, domain: Domain, address: usize) -> Result<(), OwnError> {
+        self.keeper.map_or(Ok(()), |keeper| keeper.refuse(domain, address).map_err(OwnError::Fault))
     }
 
     fn free_block(&self, domain: Domain, address: usize) -> Result<(), OwnError> {

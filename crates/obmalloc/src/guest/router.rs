@@ -114,7 +114,10 @@ impl Guests {
         if address == 0 || !address.is_multiple_of(heap.pymalloc().geometry().alignment) {
             return refuse(GuestFaultKind::Unaligned);
         }
-        if domain == Domain::Raw && heap.pymalloc().locate(address) != Location::Outside {
+        // Memory of the region is pymalloc's own for its `free`, also where no arena is yet.
+        let (region, len) = heap.pymalloc().region();
+        let is_pymallocs = address.wrapping_sub(region) < len || heap.pymalloc().locate(address) != Location::Outside;
+        if domain == Domain::Raw && is_pymallocs {
             return refuse(GuestFaultKind::InArena);
         }
         if heap.confuses_hook(domain, address, before) {
@@ -220,13 +223,13 @@ impl Guests {
                 (spans.insert(address, was, Kind::Piece(layer.domain, number)), grant, true)
             }
         };
-        let depth = self.moving.borrow().len();
+        let index = self.moving.borrow().len();
         self.moving.borrow_mut().push(Moving { piece, grant, wanted: size, done: false, given_back: false });
         let way = Way { domain: layer.domain, guest: number, before: self.heap().allocator(layer.domain) };
         let asked = self.ask_guest(number, Verb::Realloc, &|guest, own| guest.realloc(own, Some(address), size));
-        // Those of guests that have unwound into this one are over too.
-        self.moving.borrow_mut().truncate(depth + 1);
-        let Some(moved) = self.moving.borrow_mut().pop() else { return Err(fault(GuestFaultKind::NotGranted)) };
+        let moved = self.moving.borrow()[index];
+        // Behind it are those that guests were resizing when they unwound.
+        self.moving.borrow_mut().truncate(index);
         if moved.done {
             // The block is where the heap's own allocator has put it.
             let at = self.spans.borrow().get(piece).address;

@@ -20,11 +20,11 @@ pub struct TakeDown {
     arenas: Option<Vec<ArenaInfo>>,
 }
 
-/// What else has memory that is to go back in pieces: itself, and the part of that memory that has been in use, address and bytes.
+/// A value, and the part of its memory that has been in use: address and bytes.
 type Kept = (Box<dyn Any>, (NonNull<u8>, usize));
 
 impl TakeDown {
-    /// Of a heap, and what belongs to it.
+    /// Of a heap, and what else has memory that is to go back in pieces.
     pub(crate) fn new(heap: GuestHeap, kept: Option<Kept>) -> Self {
         let mut pieces = heap.heap.pieces();
         let kept = kept.map(|(kept, (address, size))| {

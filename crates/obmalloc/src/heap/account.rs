@@ -265,8 +265,12 @@ unsafe extern "C-unwind" fn account_malloc(ctx: *mut c_void, size: usize) -> *mu
     // SAFETY: these functions have an account as their context.
     unsafe {
         let account = account(ctx);
-        let (room, raw) = (account.fields().has_room(size), account.fields().raw);
-        if room { account.enter((raw.malloc)(raw.ctx, size)) } else { ptr::null_mut() }
+        let held = account.fields();
+        if !held.has_room(size) {
+            return ptr::null_mut();
+        }
+        let (malloc, ctx) = (held.raw.malloc, held.raw.ctx);
+        account.enter(malloc(ctx, size))
     }
 }
 
@@ -274,8 +278,12 @@ unsafe extern "C-unwind" fn account_calloc(ctx: *mut c_void, count: usize, size:
     // SAFETY: as above.
     unsafe {
         let account = account(ctx);
-        let (room, raw) = (account.fields().has_room(count.saturating_mul(size)), account.fields().raw);
-        if room { account.enter((raw.calloc)(raw.ctx, count, size)) } else { ptr::null_mut() }
+        let held = account.fields();
+        if !held.has_room(count.saturating_mul(size)) {
+            return ptr::null_mut();
+        }
+        let (calloc, ctx) = (held.raw.calloc, held.raw.ctx);
+        account.enter(calloc(ctx, count, size))
     }
 }
 

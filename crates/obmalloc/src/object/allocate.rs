@@ -23,10 +23,10 @@ impl ObjectHeap {
     /// `PyType_GenericAlloc`: an object with `nitems` items, all zeroes, with one reference, tracked if it is a GC object.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When `kind` is no type that this heap has defined, or there is no memory.
     pub fn alloc(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
-        let kind = self.type_info(kind);
+        let kind = self.kind(kind)?;
         if kind.gc {
             self.reserve_track()?;
         }
@@ -48,10 +48,14 @@ impl ObjectHeap {
     /// `PyObject_New`, or `PyObject_GC_New` for a GC type: an object with NULL for references and one reference to itself, not tracked.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When `kind` is no type that this heap has defined, or there is no memory.
     pub fn new_object(&self, kind: TypeId) -> Result<usize, ObjectError> {
         self.begin()?;
-        let kind = self.type_info(kind);
+        self.new_of(self.kind(kind)?)
+    }
+
+    /// As [`new_object`](Self::new_object), of any type.
+    pub(crate) fn new_of(&self, kind: &Type) -> Result<usize, ObjectError> {
         let size = kind.basicsize().next_multiple_of(8);
         self.create(kind, size, 0, Contents::NullReferences)
     }
@@ -59,10 +63,10 @@ impl ObjectHeap {
     /// `PyObject_NewVar`, or `PyObject_GC_NewVar` for a GC type: as [`new_object`](Self::new_object), with `nitems` items.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When `kind` is no type that this heap has defined, or there is no memory.
     pub fn new_var(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
-        let kind = self.type_info(kind);
+        let kind = self.kind(kind)?;
         let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
         self.create(kind, size, nitems, Contents::NullReferences)
     }
@@ -70,7 +74,7 @@ impl ObjectHeap {
     /// `PyObject_Init`: makes an object of a block of the obj domain; references become NULL, the other fields stay as they are.
     ///
     /// # Errors
-    /// When the type is a GC type, whose objects begin inside their blocks, or `memory` is no block of the domain, is an object
+    /// When `kind` is no type that this heap has defined or is a GC type, whose objects begin inside their blocks, or `memory` is no block of the domain, is an object
     /// already, or is too small.
     pub fn init(&self, kind: TypeId, memory: usize) -> Result<usize, ObjectError> {
         self.init_block(kind, memory, 0)
@@ -89,7 +93,7 @@ impl ObjectHeap {
     /// # Errors
     /// As for `init`.
     pub fn check_init(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<(), ObjectError> {
-        self.size_to_init(self.type_info(kind), memory, nitems).map(drop)
+        self.size_to_init(self.kind(kind)?, memory, nitems).map(drop)
     }
 
     /// Bytes of an object that `memory` is to become.
@@ -105,7 +109,7 @@ impl ObjectHeap {
 
     fn init_block(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
-        let kind = self.type_info(kind);
+        let kind = self.kind(kind)?;
         let size = self.size_to_init(kind, memory, nitems)?;
         // SAFETY: a live block of that size at least, which is no object's.
         if unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) } {

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::{ObjectHeap, object_fault, table};
 use crate::allocator::ArenaAllocator;
 use crate::domain::{Domain, Fault, FaultKind};
-use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, OwnAllocators, Refuses, SetError};
+use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, Keeper, OwnAllocators, SetError};
 use crate::heap::HeapError;
 use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
@@ -105,9 +105,8 @@ impl Blocks<'_> {
     }
 }
 
-/// An allocator that is called directly gives back no object's memory either.
-impl Refuses for ObjectHeap {
-    fn may_change(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+impl Keeper for ObjectHeap {
+    fn refuse(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.blocks().refuse_object(domain, address)
     }
 }
@@ -247,12 +246,12 @@ impl ObjectHeap {
         self.heap.set_allocator(domain, allocator)
     }
 
-    /// As [`GuestHeap::own_allocators`](crate::GuestHeap::own_allocators).
+    /// As [`GuestHeap::own_allocators`](crate::GuestHeap::own_allocators). They do not give the blocks of objects back.
     ///
     /// # Errors
     /// When there is no memory for what that takes.
     pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
-        Ok(self.heap.own_allocators()?.asking(self))
+        self.heap.own_allocators_beside(self)
     }
 
     /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).

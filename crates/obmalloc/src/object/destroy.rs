@@ -235,8 +235,9 @@ impl ObjectHeap {
     fn run_end(&self, kind: &Type, object: usize) -> bool {
         let id = kind.id();
         if kind.is_weakref() {
-            self.clear_weakref(object);
+            // First, because a hook is told that the callback is dropped.
             self.table().set(object, table::DYING);
+            self.clear_weakref(object);
             return true;
         }
         if kind.hooks.finalize && !self.call_finalizer_from_dealloc(kind, object) {

@@ -11,7 +11,6 @@ mod fields;
 pub(crate) mod header;
 pub(crate) mod table;
 mod types;
-mod verify;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -126,6 +125,14 @@ pub struct NoHooks;
 impl Hooks for NoHooks {}
 
 /// A heap with types, objects and the cyclic collector. It is for one thread at a time, and may be called from its own hooks.
+/// Blocks are used through [`blocks`](Self::blocks), which refuses those of objects:
+///
+/// ```compile_fail,E0599
+/// # let options = obmalloc::HeapOptions::new(&obmalloc::profile::V3_13);
+/// # let heap = obmalloc::ObjectHeap::new(options, Box::new(obmalloc::NoHooks)).unwrap();
+/// # let object = 0x1000;
+/// heap.free(obmalloc::Domain::Obj, object);
+/// ```
 pub struct ObjectHeap {
     // Field order is drop order: the heap's memory goes before what it may ask.
     pub(crate) state: UnsafeCell<State>,
@@ -142,7 +149,7 @@ pub struct ObjectHeap {
     patience: Patience,
     /// What the heap itself has references to, the latest first; null when that is nothing.
     held: Cell<*const Held>,
-    heap: GuestHeap,
+    pub(crate) heap: GuestHeap,
     pub(crate) hooks: Box<dyn Hooks>,
     /// What is asked whether to give up.
     asked: Option<Pinned<Box<dyn Fn() -> bool>>>,
@@ -386,10 +393,22 @@ impl ObjectHeap {
     /// What is known of a type of this heap.
     ///
     /// # Panics
-    /// When it is another heap's.
+    /// When it is another heap's, and this heap has no type with that number.
     pub fn type_info(&self, id: TypeId) -> &Type {
         // SAFETY: types are only ever added, and each stays where it is in memory.
         unsafe { &(&(*self.state.get()).types)[id.index()] }
+    }
+
+    /// A type of which a program may make objects: another heap's number may be none here, and only
+    /// [`new_weakref`](Self::new_weakref) makes weak references.
+    fn kind(&self, id: TypeId) -> Result<&Type, ObjectError> {
+        // SAFETY: as in `type_info`.
+        let types = unsafe { &(*self.state.get()).types };
+        types
+            .get(id.index())
+            .map(|kind| &**kind)
+            .filter(|kind| !kind.is_weakref())
+            .ok_or(ObjectError::Argument("a type that this heap has defined"))
     }
 
     /// `Py_TYPE`

@@ -22,12 +22,55 @@ use crate::interrupt::Interrupt;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Location, Pymalloc, Stats, non_null};
 
+/// A request for a block.
+#[derive(Clone, Copy)]
+enum Request {
+    Malloc(usize),
+    Calloc(usize, usize),
+    /// Without a block.
+    Realloc(usize),
+}
+
+impl Request {
+    /// Bytes of the block. Where the product does not fit, there is none.
+    fn size(self) -> usize {
+        match self {
+            Self::Malloc(size) | Self::Realloc(size) => size,
+            Self::Calloc(count, size) => count.saturating_mul(size),
+        }
+    }
+
+    fn make(self, heap: &Checked, domain: Domain) -> Block {
+        match self {
+            Self::Malloc(size) => heap.malloc(domain, size),
+            Self::Calloc(count, size) => heap.calloc(domain, count, size),
+            // SAFETY: no block.
+            Self::Realloc(size) => unsafe { heap.realloc(domain, None, size) },
+        }
+    }
+}
+
 /// What a request gives.
 type Block = Option<NonNull<u8>>;
 
 /// A heap with a ledger of its live blocks: every misused address gives a [`Fault`], before anything is read or changed.
 ///
 /// Unlike a [`Heap`](crate::Heap), it gives back everything when it is dropped, raw blocks included.
+///
+/// Only the heap says what is a block, and its allocators are chosen when it is made:
+///
+/// ```compile_fail,E0599
+/// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.use_allocator(obmalloc::AllocatorName::Malloc);
+/// ```
+/// ```compile_fail,E0599
+/// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.size_given(0x1000);
+/// ```
+/// ```compile_fail,E0599
+/// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
+/// heap.find_blocks_outside();
+/// ```
 pub struct CheckedHeap {
     /// Owned. It stays where it is, because allocators point to it.
     inner: NonNull<Checked>,
@@ -357,9 +400,8 @@ impl CheckedHeap {
     /// As [`malloc`](Self::malloc); `then` has the last word where the request does not go the quick way.
     #[inline(always)]
     pub(crate) fn malloc_or(&self, domain: Domain, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
-        let request = || self.inner().malloc(domain, size);
-        let block = request();
-        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, size, request)) }
+        let block = self.inner().malloc(domain, size);
+        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, Request::Malloc(size))) }
     }
 
     /// As [`Heap::calloc`](crate::Heap::calloc).
@@ -371,11 +413,12 @@ impl CheckedHeap {
     /// As [`malloc_or`](Self::malloc_or), for [`calloc`](Self::calloc).
     #[inline(always)]
     pub(crate) fn calloc_or(&self, domain: Domain, count: usize, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
-        let request = || self.inner().calloc(domain, count, size);
-        let block = request();
-        // Where the product does not fit, there is no block.
-        let whole = count.saturating_mul(size);
-        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, whole, request)) }
+        let block = self.inner().calloc(domain, count, size);
+        if self.enters_quickly(domain, block) {
+            block
+        } else {
+            then(self.enter_slowly(domain, block, Request::Calloc(count, size)))
+        }
     }
 
     /// Enters a block, if it is one in the region of which nothing more is to be known.
@@ -386,10 +429,11 @@ impl CheckedHeap {
 
     /// Enters a block that a request gave, or repeats the request when quarantined blocks may have been in its way.
     #[inline(never)]
-    fn enter_slowly(&self, domain: Domain, block: Block, size: usize, request: impl FnOnce() -> Block) -> Block {
+    fn enter_slowly(&self, domain: Domain, block: Block, request: Request) -> Block {
+        let size = request.size();
         let block = match block {
             Some(block) => block,
-            None if self.may_ask_again(size) => request()?,
+            None if self.may_ask_again(size) => request.make(self.inner(), domain)?,
             None => return None,
         };
         let (inner, address) = (self.inner(), block.as_ptr().expose_provenance());
@@ -420,10 +464,9 @@ impl CheckedHeap {
     #[inline]
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else {
-            // SAFETY: no block.
-            let request = || unsafe { self.inner().realloc(domain, None, size) };
-            let block = request();
-            let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, size, request) };
+            let request = Request::Realloc(size);
+            let block = request.make(self.inner(), domain);
+            let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, request) };
             // A request that the hooks have refused has a reason.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };
@@ -549,13 +592,17 @@ impl CheckedHeap {
     /// As [`free`](Self::free), for a caller that knows the block; `then` is called where it does not go the quick way.
     ///
     /// # Safety
-    /// `address` is a live block of this heap and domain, and is not used any more.
+    /// `address` is a live block of this heap and domain, or was one when the heap was closed, and is not used any more.
     #[inline]
     pub(crate) unsafe fn free_unchecked_or<T>(&self, domain: Domain, address: usize, then: impl FnOnce() -> T) {
         let inner = self.inner();
-        debug_assert_eq!(inner.check(domain, address, Purpose::Free), Ok(()), "the caller knows the block");
+        debug_assert!(self.is_closed() || inner.check(domain, address, Purpose::Free).is_ok(), "the caller knows the block");
         let is_quick = inner.ledger().remove_quickly(address);
         if !is_quick {
+            if self.is_closed() {
+                // A hook has caught what another one panicked with. The block goes with the heap.
+                return;
+            }
             // What is damaged is found once more when it is freed.
             if self.is_quarantining() && self.detain(domain, address) == Ok(true) {
                 return;

@@ -6,8 +6,10 @@ use std::cell::{Cell, RefCell};
 use napi_sys as sys;
 
 use crate::failure::{Failure, code};
-use crate::hooks::NESTED_MAX;
 use crate::js::{Env, Outcome, Value};
+
+/// Callbacks that may run inside one another.
+pub(crate) const NESTED_MAX: u32 = 50;
 
 /// `gc.garbage` and `gc.callbacks`, which the face puts there.
 pub(crate) const GARBAGE: u32 = 0;

@@ -3,33 +3,40 @@
 use napi_sys as sys;
 use obmalloc::{Domain, Field, FieldKind, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value as FieldValue};
 
+use crate::args;
+use crate::core::views;
+use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark};
 use crate::hooks::visit;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{Table, method};
-use crate::{args, view};
 
 /// Adds the functions of types and objects to the handle.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"defineType", define_type)?;
-    method(to, c"describeType", describe_type)?;
-    method(to, c"typeOf", type_of)?;
-    method(to, c"alloc", alloc)?;
-    method(to, c"new", new)?;
-    method(to, c"newVar", new_var)?;
-    method(to, c"init", init)?;
-    method(to, c"initVar", init_var)?;
-    method(to, c"getField", get_field)?;
-    method(to, c"getItem", get_item)?;
-    method(to, c"setField", set_field)?;
-    method(to, c"setItem", set_item)?;
-    method(to, c"nitems", nitems)?;
-    method(to, c"incref", incref)?;
-    method(to, c"decref", decref)?;
-    method(to, c"refcount", refcount)?;
-    method(to, c"setImmortal", set_immortal)?;
-    method(to, c"visit", visit)
+    method(
+        to,
+        c"defineType",
+        ["name", "names", "kinds", "items", "flags", "freeList"],
+        "[number: number, basicsize: number, itemsize: number]",
+        define_type,
+    )?;
+    method(to, c"describeType", ["object"], "[name: string, basicsize: number, itemsize: number]", describe_type)?;
+    method(to, c"typeOf", ["object"], "number", type_of)?;
+    method(to, c"alloc", ["type", "nitems"], "Address", alloc)?;
+    method(to, c"new", ["type"], "Address", new)?;
+    method(to, c"newVar", ["type", "nitems"], "Address", new_var)?;
+    method(to, c"init", ["type", "memory"], "Address", init)?;
+    method(to, c"initVar", ["type", "memory", "nitems"], "Address", init_var)?;
+    method(to, c"getField", ["type", "object", "field"], "Address | number | bigint | null", get_field)?;
+    method(to, c"getItem", ["type", "object", "index"], "Address | number | bigint | null", get_item)?;
+    method(to, c"setField", ["type", "object", "field", "value"], "void", set_field)?;
+    method(to, c"setItem", ["type", "object", "index", "value"], "void", set_item)?;
+    method(to, c"nitems", ["type", "object"], "number", nitems)?;
+    method(to, c"incref", ["object"], "void", incref)?;
+    method(to, c"decref", ["object"], "void", decref)?;
+    method(to, c"refcount", ["object"], "number", refcount)?;
+    method(to, c"setImmortal", ["object"], "boolean", set_immortal)?;
+    method(to, c"visit", ["referent"], "void", visit)
 }
 
 fn internal() -> Failure {
@@ -200,7 +207,7 @@ fn make_room(
         Some(Mark::Viewed(view)) => view.clone(),
         _ => return Ok(()),
     };
-    if view::detach(core, env, block, &view) {
+    if views::detach(core, env, block, &view) {
         let message = "expected memory that no buffer in JavaScript can reach";
         return Err(Failure::new(code::REENTRANT, message).at(block).in_domain(Domain::Obj));
     }

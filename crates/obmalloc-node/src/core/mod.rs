@@ -1,4 +1,9 @@
-//! A heap as JavaScript holds it: its life, and what it tells of itself.
+//! Room `core`: a heap as the binding has it, its state, and what it keeps. Leans on the ground, and on nothing that calls it.
+
+pub(crate) mod guests;
+pub(crate) mod kept;
+pub(crate) mod telling;
+pub(crate) mod views;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
@@ -6,27 +11,21 @@ use std::rc::{Rc, Weak};
 use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
-use obmalloc::profile::{ALL, GeometryError, Profile};
-use obmalloc::{AllocatorName, Domain, Fault, FaultKind, HeapError, HeapOptions, ObjectHeap, TakeDown, TypeId, Undone};
+use obmalloc::{Domain, Fault, FaultKind, ObjectHeap, TakeDown, TypeId};
 use rustc_hash::FxHashMap;
 
-use crate::face::{Face, Realm};
+use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::guests::Guests;
-use crate::hooks::{Host, Scripts};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::kept::Kept;
-use crate::shell::{Table, method, reached};
-use crate::view::Views;
-use crate::{args, batch, collector, domain, guests, objects, view};
+use crate::js::{Env, Outcome, Value};
+use crate::probe::reached;
+use crate::shell::{Chosen, internal};
+use guests::Guests;
+use kept::Kept;
+use telling::Scripts;
+use views::Views;
 
 /// Bytes by which what V8 was told of a heap may be wrong.
 const REPORT_STEP: i64 = 1 << 20;
-
-const ARENA_SIZE: &str = "geometry.arenaSize";
-const POOL_SIZE: &str = "geometry.poolSize";
-const ALIGNMENT: &str = "geometry.alignment";
-const SMALL_REQUEST_THRESHOLD: &str = "geometry.smallRequestThreshold";
 
 /// What may be done with a heap.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,7 +53,7 @@ pub(crate) enum State {
 /// Invariants:
 /// 1. `heap` holds a heap until the state is closed, and beyond that while a buffer over its memory is reachable; it is taken out only by
 ///    [`close`], [`Core::release_if_closed`] and by dropping, when no call is on its way. `down` has what is left of it then.
-/// 2. JavaScript runs only from [`guests`](crate::guests), with the state at busy or asking, and from [`Scripts`](crate::hooks), which count
+/// 2. JavaScript runs only from [`guests`](crate::hooks::guests), with the state at busy or asking, and from [`Scripts`](crate::hooks), which count
 ///    it: in both cases closing is refused, so that a call that has a reference to the heap at that time keeps it.
 /// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
 ///    from a script, or there are debug hooks.
@@ -65,7 +64,7 @@ pub(crate) struct Core {
     down: Cell<Option<TakeDown>>,
     /// Good as long as there is a handle.
     env: Env,
-    pub face: Rc<Face>,
+    pub realm: Rc<Realm>,
     pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
@@ -86,9 +85,9 @@ pub(crate) struct Core {
 /// What more is known of a live block.
 pub(crate) enum Mark {
     /// It has a view.
-    Viewed(Rc<view::View>),
+    Viewed(Rc<views::View>),
     /// It was freed, but a buffer over it may still be reachable, so its memory is not used again yet.
-    Retired(Domain, Rc<view::View>),
+    Retired(Domain, Rc<views::View>),
 }
 
 thread_local! {
@@ -251,11 +250,6 @@ impl Core {
     }
 
     /// What the debug hooks found during a call that could not say so. Inside a callback it waits for the end of the call outside.
-    #[inline(always)]
-    pub fn take_fault(&self) -> Option<Failure> {
-        if self.needs_attention() { self.take_fault_slowly() } else { None }
-    }
-
     #[cold]
     #[inline(never)]
     fn take_fault_slowly(&self) -> Option<Failure> {
@@ -284,12 +278,12 @@ impl Core {
     }
 
     /// Gives everything back that can be given back now.
-    fn close(&self, env: Env) -> Result<(), Failure> {
+    pub fn close(&self, env: Env) -> Result<(), Failure> {
         if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking) {
             return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
         }
         let poisoned = self.state.get() == State::Poisoned;
-        if !view::detach_all(self, env) {
+        if !views::detach_all(self, env) {
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
         self.forget_region();
@@ -314,7 +308,9 @@ impl Core {
         let done = down.go_on(|| self.is_interrupted());
         self.state.set(State::Closed);
         if !done {
-            // Closing again goes on; otherwise the rest goes with the core.
+            // Closing again goes on; otherwise the rest goes with the core. What a script threw does not outlive this call.
+            let _ = down.take_guest_fault();
+            self.guests.forget_failures();
             self.down.set(Some(down));
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
@@ -360,6 +356,7 @@ pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
     // SAFETY: called by Node.js on its own thread, with what `open` gave it, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
+    core.realm.forget(Rc::as_ptr(&core).cast());
     core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
@@ -370,201 +367,71 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     }));
 }
 
-/// What is called by the name in `value`, of the things with these names.
-fn one_of<T, const N: usize>(
-    env: Env,
-    argument: &'static str,
-    value: Value,
-    names: [&str; N],
-    named: impl Fn(&str) -> Option<T>,
-) -> Result<T, Failure> {
-    let expected = || format!("one of {}", names.map(|name| format!("'{name}'")).join(", "));
-    let Some(name) = env.short_text(value) else {
-        return Err(Failure::argument(code::INVALID_ARG_TYPE, argument, expected(), value));
-    };
-    named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, argument, expected(), value))
-}
-
-/// The domain that is called `value`.
-pub(crate) fn domain_named(env: Env, value: Value) -> Result<Domain, Failure> {
-    let named = |name: &str| Domain::ALL.into_iter().find(|domain| domain.name() == name);
-    one_of(env, "domain", value, Domain::ALL.map(Domain::name), named)
-}
-
-fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
-    one_of(env, "release", value, ALL.map(Profile::release), Profile::named)
-}
-
-fn no_heap(error: HeapError) -> Failure {
-    Failure::new(code::NO_MEMORY, error.to_string())
-}
-
-/// Makes a heap: `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
-/// allocator)`, where sizes that are undefined are the release's own.
-pub(crate) fn open(
-    realm: &Realm,
-    env: Env,
-    [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
-) -> Outcome {
-    let face = realm.face().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its face"))?;
-    let longest_array = args::size(env, "longestArray", longest_array)?;
-    let profile = profile(env, release)?;
-    let allocator = one_of(env, "allocator", allocator, AllocatorName::ALL.map(AllocatorName::name), AllocatorName::named)?;
-    let mut geometry = profile.geometry();
-    for (name, value, size) in [
-        (ARENA_SIZE, arena, &mut geometry.arena_size),
-        (POOL_SIZE, pool, &mut geometry.pool_size),
-        (ALIGNMENT, alignment, &mut geometry.alignment),
-        (SMALL_REQUEST_THRESHOLD, threshold, &mut geometry.small_request_threshold),
-    ] {
-        *size = args::optional_size(env, name, value)?.unwrap_or(*size);
+impl Core {
+    /// A heap with the object that has what it keeps in JavaScript.
+    pub fn new(env: Env, realm: &Realm, (heap, longest_array): (ObjectHeap, usize), kept: Value) -> Result<Rc<Self>, Failure> {
+        let kept = Kept::new(env, kept)?;
+        let region = heap.region();
+        let realm = realm.share()?;
+        let core = Rc::new_cyclic(|this| Core {
+            this: this.clone(),
+            state: Cell::new(State::Open),
+            attention: Cell::new(false),
+            env,
+            realm,
+            kept,
+            reported: Cell::new(0),
+            longest_array,
+            region,
+            disturbances: Cell::new(0),
+            marks: RefCell::default(),
+            views: Views::default(),
+            guests: Guests::default(),
+            down: Cell::new(None),
+            slots: RefCell::default(),
+            scripts: Scripts::default(),
+            types: RefCell::default(),
+            heap: UnsafeCell::new(Some(heap)),
+        });
+        core.update_attention();
+        REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
+        // At the end of a thread the list may be gone already; then the heap is merely not found by others.
+        let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
+        Ok(core)
     }
-    if let Err(error) = geometry.check() {
-        let (name, size) = match error {
-            GeometryError::ArenaSize => (ARENA_SIZE, geometry.arena_size),
-            GeometryError::PoolSize | GeometryError::PoolsPerArena => (POOL_SIZE, geometry.pool_size),
-            GeometryError::Alignment => (ALIGNMENT, geometry.alignment),
-            GeometryError::SmallRequestThreshold => (SMALL_REQUEST_THRESHOLD, geometry.small_request_threshold),
-        };
-        let text = error.to_string();
-        let expected = text.split_once("expected ").map_or(text.as_str(), |(_, expected)| expected).to_owned();
-        return Err(Failure::argument(code::OUT_OF_RANGE, name, expected, env.integer(size)?));
-    }
-    let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
-    let quarantine = args::optional_size(env, "quarantine", quarantine)?.unwrap_or(0);
-    let options = HeapOptions { geometry: Some(geometry), allocator, memory_limit, quarantine, ..HeapOptions::new(profile) };
-    let host = Host::default();
-    let mut heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
-    let asked = host.clone();
-    // SAFETY: it calls a function of the face's that does nothing, in a state in which nothing of the heap can be called, and does not unwind.
-    unsafe { heap.set_interrupt(Box::new(move || asked.is_interrupted())) }.map_err(no_heap)?;
-    let kept = Kept::new(env, kept)?;
-    let region = heap.region();
-    let core = Rc::new_cyclic(|this| Core {
-        this: this.clone(),
-        state: Cell::new(State::Open),
-        attention: Cell::new(false),
-        env,
-        face,
-        kept,
-        reported: Cell::new(0),
-        longest_array,
-        region,
-        disturbances: Cell::new(0),
-        marks: RefCell::default(),
-        views: Views::default(),
-        guests: Guests::default(),
-        down: Cell::new(None),
-        slots: RefCell::default(),
-        scripts: Scripts::default(),
-        types: RefCell::default(),
-        heap: UnsafeCell::new(Some(heap)),
-    });
-    core.update_attention();
-    host.serve(&core);
-    REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
-    // At the end of a thread the list may be gone already; then the heap is merely not found by others.
-    let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
-    let owned = Rc::into_raw(Rc::clone(&core));
-    let handle = env.external(owned.cast_mut().cast(), Some(finalize_handle));
-    if handle.is_err() {
-        // SAFETY: made just above, and nobody took it.
-        drop(unsafe { Rc::from_raw(owned) });
-    }
-    handle
-}
 
-/// Adds all functions of heaps.
-pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    domain::methods::<{ Domain::Raw as u8 }>(to, c"raw")?;
-    domain::methods::<{ Domain::Mem as u8 }>(to, c"mem")?;
-    domain::methods::<{ Domain::Obj as u8 }>(to, c"obj")?;
-    guests::methods(to)?;
-    objects::methods(to)?;
-    collector::methods(to)?;
-    method(to, c"run", batch::run)?;
-    method(to, c"geometry", geometry)?;
-    method(to, c"allocatedBlocks", allocated_blocks)?;
-    method(to, c"arenas", arenas)?;
-    method(to, c"debugMallocStats", debug_malloc_stats)?;
-    method(to, c"verify", verify)?;
-    method(to, c"setupDebugHooks", setup_debug_hooks)?;
-    method(to, c"setNomemory", set_nomemory)?;
-    method(to, c"removeNomemory", remove_nomemory)?;
-    method(to, c"close", close)
-}
-
-fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    let (geometry, object) = (core.heap_to_look()?.geometry(), env.object()?);
-    env.define(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
-    env.define(object, c"poolSize", env.integer(geometry.pool_size)?)?;
-    env.define(object, c"alignment", env.integer(geometry.alignment)?)?;
-    env.define(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
-    Ok(object)
-}
-
-fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    let retired = core.views.retired(Domain::Mem) + core.views.retired(Domain::Obj);
-    env.integer(core.heap_to_look()?.allocated_blocks() - retired)
-}
-
-fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    let (held, array) = (core.heap_to_look()?.arenas(), env.array()?);
-    for (index, arena) in held.iter().enumerate() {
-        let scope = env.open_scope();
-        let object = env.object()?;
-        env.define(object, c"address", env.integer(arena.address)?)?;
-        env.define(object, c"size", env.integer(arena.size)?)?;
-        env.define(object, c"freePools", env.integer(arena.free_pools)?)?;
-        env.define(object, c"totalPools", env.integer(arena.total_pools)?)?;
-        env.define_element(array, index as u32, object)?;
-        env.close_scope(scope);
-    }
-    Ok(array)
-}
-
-fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    env.string(&core.heap_to_look()?.stats().to_string())
-}
-
-fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
-    let heap = core.heap()?;
-    heap.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
-    heap.verify_guards().map_err(|fault| core.fault(fault))?;
-    Ok(UNDEFINED)
-}
-
-fn setup_debug_hooks(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
-    let done = core.heap()?.setup_debug_hooks();
-    core.update_attention();
-    done.map_err(no_heap)?;
-    Ok(UNDEFINED)
-}
-
-/// `(start, stop = never)`
-fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
-    let (start, stop) = (args::size(env, "start", start)?, args::optional_size(env, "stop", stop)?);
-    core.heap()?.set_nomemory(start, stop).map_err(no_heap)?;
-    core.update_attention();
-    Ok(UNDEFINED)
-}
-
-fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
-    let heap = core.heap()?;
-    let done = heap.remove_nomemory();
-    if let Some(failure) = core.take_guest_failure(heap) {
-        // Of blocks that left the quarantine: whoever freed them was told long ago that it was done.
-        core.tell(failure);
-    }
-    core.update_attention();
-    match done {
-        Ok(()) => Ok(UNDEFINED),
-        Err(Undone::GivenUp) => core.go_on().map(|()| UNDEFINED),
-        Err(Undone::NoMemory) => Err(Failure::no_memory("no memory to remember an allocator")),
+    /// The value that keeps it.
+    pub fn handle(self: &Rc<Self>) -> Outcome {
+        let owned = Rc::into_raw(Rc::clone(self));
+        let handle = self.env.external(owned.cast_mut().cast(), Some(finalize_handle));
+        if handle.is_err() {
+            // SAFETY: made just above, and nobody took it.
+            drop(unsafe { Rc::from_raw(owned) });
+        }
+        handle
     }
 }
 
-fn close(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
-    core.close(env)?;
-    Ok(UNDEFINED)
+impl Chosen for Core {
+    #[inline(always)]
+    fn needs_attention(&self) -> bool {
+        self.attention.get()
+    }
+
+    fn take_fault(&self) -> Option<Failure> {
+        if self.attention.get() { self.take_fault_slowly() } else { None }
+    }
+
+    fn tell(&self, failure: Failure) {
+        Self::tell(self, failure);
+    }
+
+    fn broke(&self) -> Failure {
+        // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
+        if self.state.get() == State::Corrupted {
+            return self.unusable();
+        }
+        self.poison();
+        internal()
+    }
 }

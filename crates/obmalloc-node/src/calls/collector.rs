@@ -1,8 +1,8 @@
 //! The collector's functions: `PyObject_GC_*` and Python's module `gc`.
 
 use crate::args;
+use crate::core::{Core, State};
 use crate::failure::{Failure, code};
-use crate::heap::{Core, State};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{Table, method};
 use napi_sys as sys;
@@ -12,30 +12,30 @@ const STRIDE: usize = 1 << 16;
 
 /// Adds the collector's functions to the handle.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"track", track)?;
-    method(to, c"untrack", untrack)?;
-    method(to, c"isTracked", is_tracked)?;
-    method(to, c"isFinalized", is_finalized)?;
-    method(to, c"gcDel", gc_del)?;
-    method(to, c"gcResize", gc_resize)?;
-    method(to, c"collect", collect)?;
-    method(to, c"enable", enable)?;
-    method(to, c"disable", disable)?;
-    method(to, c"isEnabled", is_enabled)?;
-    method(to, c"getThreshold", get_threshold)?;
-    method(to, c"setThreshold", set_threshold)?;
-    method(to, c"getCount", get_count)?;
-    method(to, c"getStats", get_stats)?;
-    method(to, c"getObjects", get_objects)?;
-    method(to, c"getReferrers", get_referrers)?;
-    method(to, c"getReferents", get_referents)?;
-    method(to, c"freeze", freeze)?;
-    method(to, c"unfreeze", unfreeze)?;
-    method(to, c"getFreezeCount", get_freeze_count)?;
-    method(to, c"setDebug", set_debug)?;
-    method(to, c"getDebug", get_debug)?;
-    method(to, c"newWeakref", new_weakref)?;
-    method(to, c"deref", deref)
+    method(to, c"track", ["object"], "void", track)?;
+    method(to, c"untrack", ["object"], "void", untrack)?;
+    method(to, c"isTracked", ["object"], "boolean", is_tracked)?;
+    method(to, c"isFinalized", ["object"], "boolean", is_finalized)?;
+    method(to, c"gcDel", ["object"], "boolean", gc_del)?;
+    method(to, c"gcResize", ["object", "nitems"], "Address", gc_resize)?;
+    method(to, c"collect", ["generation"], "number", collect)?;
+    method(to, c"enable", [], "void", enable)?;
+    method(to, c"disable", [], "void", disable)?;
+    method(to, c"isEnabled", [], "boolean", is_enabled)?;
+    method(to, c"getThreshold", [], "[number, number, number]", get_threshold)?;
+    method(to, c"setThreshold", ["threshold0", "threshold1", "threshold2"], "void", set_threshold)?;
+    method(to, c"getCount", [], "[number, number, number]", get_count)?;
+    method(to, c"getStats", [], "number[]", get_stats)?;
+    method(to, c"getObjects", ["generation"], "Uint8Array<ArrayBuffer>", get_objects)?;
+    method(to, c"getReferrers", ["objects"], "Uint8Array<ArrayBuffer>", get_referrers)?;
+    method(to, c"getReferents", ["objects"], "Uint8Array<ArrayBuffer>", get_referents)?;
+    method(to, c"freeze", [], "void", freeze)?;
+    method(to, c"unfreeze", [], "void", unfreeze)?;
+    method(to, c"getFreezeCount", [], "number", get_freeze_count)?;
+    method(to, c"setDebug", ["flags"], "void", set_debug)?;
+    method(to, c"getDebug", [], "number", get_debug)?;
+    method(to, c"newWeakref", ["object", "callback"], "Address", new_weakref)?;
+    method(to, c"deref", ["reference"], "Address | null", deref)
 }
 
 fn track(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {

@@ -13,11 +13,11 @@ use std::rc::Rc;
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
+use super::{Core, Mark};
 use crate::face::Called;
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, TypedArray, Value};
-use crate::shell::reached;
+use crate::probe::reached;
 
 /// What is known of the view of a block.
 #[derive(Default)]
@@ -121,7 +121,7 @@ impl Core {
             return env.own_bytes(length);
         }
         self.check_array(length)?;
-        let made = self.face.call(env, Called::MakeBytes, &[env.integer(length)?]);
+        let made = self.realm.call(env, Called::MakeBytes, &[env.integer(length)?]);
         let array = made.map_err(|cause| Failure::no_memory("no memory for a copy of the bytes").caused_by(cause))?;
         let bytes = env.typed_array(array).ok_or_else(|| Failure::new(code::INTERNAL, "expected a typed array"))?;
         Ok((array, bytes.data.cast()))

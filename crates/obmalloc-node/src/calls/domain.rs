@@ -6,23 +6,24 @@ use std::ptr::NonNull;
 use napi_sys as sys;
 use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
 
+use crate::args;
+use crate::core::views;
+use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
-use crate::heap::{Core, Mark};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{Table, method};
-use crate::{args, view};
 
 /// Adds an object `name` with the functions of domain number `D`.
 pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
     let functions = Table { object: to.env.object()?, ..to };
-    method(functions, c"malloc", malloc::<D>)?;
-    method(functions, c"calloc", calloc::<D>)?;
-    method(functions, c"realloc", realloc::<D>)?;
-    method(functions, c"free", free::<D>)?;
-    method(functions, c"usableSize", usable_size::<D>)?;
-    method(functions, c"view", view::<D>)?;
-    method(functions, c"read", read::<D>)?;
-    method(functions, c"write", write::<D>)?;
+    method(functions, c"malloc", ["size"], "Address | null", malloc::<D>)?;
+    method(functions, c"calloc", ["count", "size"], "Address | null", calloc::<D>)?;
+    method(functions, c"realloc", ["address", "size"], "Address | null", realloc::<D>)?;
+    method(functions, c"free", ["address"], "void", free::<D>)?;
+    method(functions, c"usableSize", ["address"], "number", usable_size::<D>)?;
+    method(functions, c"view", ["address"], "Uint8Array", view::<D>)?;
+    method(functions, c"read", ["address", "offset", "length"], "Uint8Array", read::<D>)?;
+    method(functions, c"write", ["address", "bytes", "offset"], "void", write::<D>)?;
     to.env.freeze(functions.object)?;
     to.env.define(to.object, name, functions.object)
 }
@@ -77,7 +78,7 @@ fn usable_size<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Out
 
 fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
     let address = args::address(env, address)?;
-    view::of_block(core, env, core.heap()?, domain::<D>(), address)
+    views::of_block(core, env, core.heap()?, domain::<D>(), address)
 }
 
 /// `(address, offset = 0, length = the rest)`: a copy of bytes of a block.
@@ -173,7 +174,7 @@ impl Core {
         address: Option<usize>,
         size: usize,
     ) -> Result<Option<NonNull<u8>>, Failure> {
-        view::sweep(self, heap);
+        views::sweep(self, heap);
         let blocks = heap.blocks();
         let resize = || blocks.realloc(domain, address, size).map_err(|fault| self.fault(fault));
         let Some(old) = address else {
@@ -194,12 +195,12 @@ impl Core {
             if heap.calls_guests() {
                 // While a script gives arenas or blocks, JavaScript may run between the freeing of the old block and the end of the call: also
                 // where that fails, and the block stays, its view does not.
-                reachable = view::detach(self, env, old, known);
+                reachable = views::detach(self, env, old, known);
                 if !reachable {
                     view = None;
                 }
             } else {
-                reachable = view::has_escaped(self, env, known);
+                reachable = views::has_escaped(self, env, known);
             }
         }
         let block = if reachable {
@@ -212,7 +213,7 @@ impl Core {
                     // What is wrong with the new block is of no interest.
                     let _ = blocks.free(domain, block.addr().get());
                 })?;
-                view::retire(self, env, old, domain, view);
+                views::retire(self, env, old, domain, view);
             }
             block
         } else {
@@ -223,7 +224,7 @@ impl Core {
         if let (Some(view), false) = (view, reachable)
             && (moved || block.is_some_and(resized))
         {
-            view::detach(self, env, old, &view);
+            views::detach(self, env, old, &view);
         }
         Ok(block)
     }
@@ -256,7 +257,7 @@ impl Core {
 
     #[cold]
     fn free_attentively(&self, env: Env, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<(), Failure> {
-        view::sweep(self, heap);
+        views::sweep(self, heap);
         let blocks = heap.blocks();
         let view = match self.marks.borrow().get(&address) {
             Some(Mark::Retired(..)) => return Err(retired(FaultKind::DoubleFree, domain, address).into()),
@@ -268,8 +269,8 @@ impl Core {
                 .usable_size(domain, address)
                 .map_err(|fault| self.fault(as_told(fault, blocks.check_free(domain, address))))?;
             blocks.check_free(domain, address).map_err(|fault| self.fault(fault))?;
-            if view::detach(self, env, address, &view) {
-                view::retire(self, env, address, domain, &view);
+            if views::detach(self, env, address, &view) {
+                views::retire(self, env, address, domain, &view);
                 return Ok(());
             }
         }

@@ -5,8 +5,8 @@ use std::cell::Cell;
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
+use crate::core::Core;
 use crate::failure::{Failure, code};
-use crate::heap::Core;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 
 /// Numbers of an operation: verb, domain, slot, size.

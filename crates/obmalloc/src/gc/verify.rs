@@ -2,9 +2,10 @@
 
 use alloc::format;
 
-use super::{ObjectHeap, State, header, table};
-use crate::gc::list::{self, ListId};
+use super::list::{self, ListId};
+use crate::domain::Domain;
 use crate::heap::Mode;
+use crate::object::{ObjectHeap, State, header, table};
 use crate::pymalloc::Corruption;
 
 macro_rules! ensure {
@@ -67,7 +68,7 @@ impl ObjectHeap {
         ensure!(next != 0 && list::place(next) == place, object, "an object does not know its place in the list {id:?}");
         ensure!(refcnt != 0, object, "an object is tracked that has no references");
         ensure!(
-            self.heap.checked().check_use(crate::domain::Domain::Obj, object - kind.presize).is_ok(),
+            self.heap.checked().check_use(Domain::Obj, object - kind.presize).is_ok(),
             object,
             "an object lies in no live block"
         );

@@ -1,0 +1,35 @@
+/** Scripts that put something of theirs wherever JavaScript looks: the package never looks there. */
+
+import { execFile } from 'node:child_process'
+import { readdirSync } from 'node:fs'
+import { promisify } from 'node:util'
+
+import test from 'ava'
+
+import { buildInjected } from './tools.ts'
+
+interface Found {
+  /** Names that the binding touches, and with those of the face all that were tried. */
+  readonly ofBinding: number
+  readonly names: number
+  /** Properties of JavaScript's own that were tried. */
+  readonly places: number
+  readonly runs: number
+  readonly problems: readonly string[]
+}
+
+const cwd = new URL('..', import.meta.url)
+/** What of the package has nothing to do with heaps. */
+const tools = /^(checking|cli|driving|interpreters|platform|proving|recording|replaying|terminal|tools|trace|usage|index)\.js$/
+
+test('nothing is kept, and nothing is looked for, where a script can put something', async (t) => {
+  t.timeout(600_000)
+  const addon = await buildInjected()
+  const sources = readdirSync(new URL('dist', cwd)).filter((name) => name.endsWith('.js') && !tools.test(name))
+  const files = sources.map((name) => `dist/${name}`)
+  const { stdout } = await promisify(execFile)(process.execPath, ['__test__/pollution/child.cjs', addon, ...files], { cwd })
+  const { ofBinding, names, places, runs, problems } = JSON.parse(stdout) as Found
+  t.true(ofBinding > 15 && names > 400 && places > 500, `${ofBinding} of ${names} names, ${places} places`)
+  t.log(`${runs} runs: ${names} names, ${places} properties of JavaScript's own`)
+  t.deepEqual(problems, [])
+})

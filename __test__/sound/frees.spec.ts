@@ -1,0 +1,104 @@
+/** A script's `free` that throws: what was to be freed is freed, once. */
+
+import test from 'ava'
+
+import { Heap, MemoryFault, type Address, type Allocator, type DomainName } from 'obmalloc'
+
+import { some } from '../tools.ts'
+
+const domains: DomainName[] = ['raw', 'mem', 'obj']
+const boom = new Error('no')
+
+const throwing = (own: Allocator, passesOn: boolean): Allocator => ({
+  malloc: (size) => own.malloc(size),
+  calloc: (count, size) => own.calloc(count, size),
+  realloc: (address, size) => own.realloc(address, size),
+  free(address) {
+    if (passesOn) own.free(address)
+    throw boom
+  },
+})
+
+/** Calls what may only fail because a script threw; whether it did. */
+function throwsAtMost(call: () => unknown): boolean {
+  try {
+    call()
+    return false
+  } catch (error) {
+    if (!(error instanceof MemoryFault) || error.code !== 'ERR_CALLBACK_THREW' || error.cause !== boom) throw error
+    return true
+  }
+}
+
+test('a block of an allocator that is called directly, over one whose free throws, is freed once', (t) => {
+  for (const release of ['3.8', '3.11', '3.13', '3.15'] as const) {
+    const heap = new Heap({ release })
+    const pymalloc = heap.getAllocator('mem')
+    heap.setupDebugHooks()
+    const block = some(pymalloc.malloc(600))
+    const nothing = (): null => null
+    heap.setAllocator('raw', {
+      malloc: nothing,
+      calloc: nothing,
+      realloc: nothing,
+      free() {
+        throw boom
+      },
+    })
+    t.throws(() => pymalloc.free(block), { code: 'ERR_CALLBACK_THREW' })
+    t.throws(() => pymalloc.free(block), { code: 'ERR_DOUBLE_FREE' })
+    heap.verify()
+    heap.close()
+  }
+})
+
+for (const when of ['never', 'before', 'after'] as const) {
+  for (const allocator of ['default', 'malloc'] as const) {
+    test(`a free that throws, in every domain, by every way: debug hooks ${when}, ${allocator}`, (t) => {
+      let thrown = 0
+      for (const domain of domains) {
+        for (const through of domains) {
+          for (const passesOn of [false, true]) {
+            for (const size of [0, 40, 600, 100_000]) {
+              const heap = new Heap({ release: '3.13', allocator })
+              const [plain, own] = [heap.getAllocator(through), heap.getAllocator(domain)]
+              if (when === 'before') heap.setupDebugHooks()
+              const top = heap.getAllocator(through)
+              const given: Array<[free: (address: Address) => void, address: Address]> = []
+              const take = (): void => {
+                for (const source of [plain, top, heap[through]]) {
+                  given.push([(address) => source.free(address), some(source.malloc(size))])
+                  given.push([(address) => source.free(address), some(source.calloc(1, size))])
+                }
+              }
+              take()
+              heap.setAllocator(domain, throwing(heap.getAllocator(domain), passesOn))
+              if (when === 'after') heap.setupDebugHooks()
+              take()
+              heap.verify()
+              const moved = some(heap[through].malloc(size))
+              let at = moved
+              try {
+                at = some(heap[through].realloc(moved, size + 5000))
+              } catch (error) {
+                at = (error as { address?: Address }).address ?? moved
+              }
+              given.push([(address) => heap[through].free(address), at])
+              for (const [free, address] of given) {
+                if (throwsAtMost(() => free(address))) thrown++
+                t.throws(() => free(address), { instanceOf: MemoryFault }, 'it is free')
+                heap.verify()
+              }
+              if (passesOn) t.is(heap.allocatedBlocks(), 0, 'what a script keeps is counted')
+              heap.setAllocator(domain, own)
+              heap[domain].free(heap[domain].malloc(size))
+              heap.verify()
+              heap.close()
+            }
+          }
+        }
+      }
+      t.true(thrown > 100)
+    })
+  }
+}

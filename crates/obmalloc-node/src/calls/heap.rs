@@ -1,0 +1,102 @@
+//! The calls of a heap itself.
+
+use obmalloc::{Domain, HeapError, Undone};
+
+use crate::args;
+use crate::core::Core;
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::{Table, method};
+
+/// Adds the functions of a heap itself.
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    method(to, c"geometry", [], "Geometry", geometry)?;
+    method(to, c"allocatedBlocks", [], "number", allocated_blocks)?;
+    method(to, c"arenas", [], "ArenaInfo[]", arenas)?;
+    method(to, c"debugMallocStats", [], "string", debug_malloc_stats)?;
+    method(to, c"verify", [], "void", verify)?;
+    method(to, c"setupDebugHooks", [], "void", setup_debug_hooks)?;
+    method(to, c"setNomemory", ["start", "stop"], "void", set_nomemory)?;
+    method(to, c"removeNomemory", [], "void", remove_nomemory)?;
+    method(to, c"close", [], "void", close)
+}
+
+pub(crate) fn no_heap(error: HeapError) -> Failure {
+    Failure::new(code::NO_MEMORY, error.to_string())
+}
+
+fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let (geometry, object) = (core.heap_to_look()?.geometry(), env.object()?);
+    env.define(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
+    env.define(object, c"poolSize", env.integer(geometry.pool_size)?)?;
+    env.define(object, c"alignment", env.integer(geometry.alignment)?)?;
+    env.define(object, c"smallRequestThreshold", env.integer(geometry.small_request_threshold)?)?;
+    Ok(object)
+}
+
+fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let retired = core.views.retired(Domain::Mem) + core.views.retired(Domain::Obj);
+    // Blocks of the C library's allocator are not counted, also not when they are retired.
+    env.integer(core.heap_to_look()?.allocated_blocks().saturating_sub(retired))
+}
+
+fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    let (held, array) = (core.heap_to_look()?.arenas(), env.array()?);
+    for (index, arena) in held.iter().enumerate() {
+        let scope = env.open_scope();
+        let object = env.object()?;
+        env.define(object, c"address", env.integer(arena.address)?)?;
+        env.define(object, c"size", env.integer(arena.size)?)?;
+        env.define(object, c"freePools", env.integer(arena.free_pools)?)?;
+        env.define(object, c"totalPools", env.integer(arena.total_pools)?)?;
+        env.define_element(array, index as u32, object)?;
+        env.close_scope(scope);
+    }
+    Ok(array)
+}
+
+fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    env.string(&core.heap_to_look()?.stats().to_string())
+}
+
+fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    let heap = core.heap()?;
+    heap.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
+    heap.verify_guards().map_err(|fault| core.fault(fault))?;
+    Ok(UNDEFINED)
+}
+
+fn setup_debug_hooks(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    let done = core.heap()?.setup_debug_hooks();
+    core.update_attention();
+    done.map_err(no_heap)?;
+    Ok(UNDEFINED)
+}
+
+/// `(start, stop = never)`
+fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
+    let (start, stop) = (args::size(env, "start", start)?, args::optional_size(env, "stop", stop)?);
+    core.heap()?.set_nomemory(start, stop).map_err(no_heap)?;
+    core.update_attention();
+    Ok(UNDEFINED)
+}
+
+fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+    let heap = core.heap()?;
+    let done = heap.remove_nomemory();
+    if let Some(failure) = core.take_guest_failure(heap) {
+        // Of blocks that left the quarantine: whoever freed them was told long ago that it was done.
+        core.tell(failure);
+    }
+    core.update_attention();
+    match done {
+        Ok(()) => Ok(UNDEFINED),
+        Err(Undone::GivenUp) => core.go_on().map(|()| UNDEFINED),
+        Err(Undone::NoMemory) => Err(Failure::no_memory("no memory to remember an allocator")),
+    }
+}
+
+fn close(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+    core.close(env)?;
+    Ok(UNDEFINED)
+}

@@ -1,0 +1,27 @@
+//! Room `calls`: what JavaScript can call, a file for each kind of thing. Leans on `core` and `hooks`.
+
+pub(crate) mod allocators;
+mod batch;
+mod collector;
+mod domain;
+pub(crate) mod golden;
+pub(crate) mod heap;
+mod objects;
+pub(crate) mod replay;
+
+use obmalloc::Domain;
+
+use crate::failure::Failure;
+use crate::shell::{Table, method};
+
+/// Adds all functions of heaps.
+pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
+    domain::methods::<{ Domain::Raw as u8 }>(to, c"raw")?;
+    domain::methods::<{ Domain::Mem as u8 }>(to, c"mem")?;
+    domain::methods::<{ Domain::Obj as u8 }>(to, c"obj")?;
+    allocators::methods(to)?;
+    objects::methods(to)?;
+    collector::methods(to)?;
+    method(to, c"run", ["ops", "addresses"], "void", batch::run)?;
+    heap::methods(to)
+}

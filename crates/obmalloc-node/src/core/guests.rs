@@ -1,0 +1,104 @@
+//! What a heap keeps for the scripts that are its guests, and why a call failed because of one.
+
+use std::cell::{Cell, RefCell};
+
+use obmalloc::{GuestFault, GuestFaultKind, ObjectHeap, OwnAllocators, Threw, Verb};
+
+use super::{Core, State};
+use crate::failure::{Failure, code};
+use crate::js::UNDEFINED;
+
+/// What a heap keeps for its guests.
+#[derive(Default)]
+pub(crate) struct Guests {
+    /// The heap's own allocators, as the guest has them that is being asked.
+    pub own: Cell<Option<OwnAllocators<'static>>>,
+    /// Why guests failed, each at the number that the core knows, until the call from JavaScript ends.
+    failures: RefCell<Vec<Option<Failure>>>,
+    /// Scripts' allocators that the core knows.
+    pub known: Cell<u32>,
+}
+
+impl Guests {
+    /// Keeps why a guest failed.
+    pub fn keep(&self, failure: Failure) -> Threw {
+        let mut failures = self.failures.borrow_mut();
+        if failures.try_reserve(1).is_ok() {
+            failures.push(Some(failure));
+        }
+        Threw(failures.len() as u64)
+    }
+
+    fn take(&self, number: u64) -> Option<Failure> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.failures.borrow_mut().get_mut(index)?.take()
+    }
+
+    /// What scripts threw is of no interest any more.
+    pub fn forget_failures(&self) {
+        self.failures.borrow_mut().clear();
+    }
+}
+
+impl Core {
+    /// Why a call failed because of a guest.
+    #[cold]
+    pub fn guest_failure(&self, fault: GuestFault) -> Failure {
+        let failure = match fault.kind {
+            GuestFaultKind::Threw(number) => {
+                self.guests.take(number).unwrap_or_else(|| Failure::no_memory("no memory to remember an exception"))
+            }
+            GuestFaultKind::TooDeep => {
+                Failure::new(code::REENTRANT, "expected at most 50 calls of allocators inside one another")
+            }
+            GuestFaultKind::NoMemory => Failure::no_memory("no memory to remember a block"),
+            GuestFaultKind::Resized => {
+                let what = "expected the block that has been resized, but the allocator's realloc gave something else";
+                Failure::new(code::CALLBACK_RESULT, what)
+            }
+            GuestFaultKind::Unaligned if fault.verb == Verb::ArenaAlloc => {
+                self.refused(fault, "an address that is a multiple of 16")
+            }
+            kind => self.refused(fault, kind.to_string()),
+        };
+        match fault.address {
+            Some(address) => failure.at(address),
+            None => failure,
+        }
+    }
+
+    fn refused(&self, fault: GuestFault, expected: impl Into<std::borrow::Cow<'static, str>>) -> Failure {
+        let received = fault.answer.and_then(|answer| self.env().integer(answer).ok()).unwrap_or(UNDEFINED);
+        Failure::argument(code::CALLBACK_RESULT, result_name(fault.verb), expected, received)
+    }
+
+    /// What went wrong in a guest during the call that is at its end.
+    #[cold]
+    pub fn take_guest_failure(&self, heap: &ObjectHeap) -> Option<Failure> {
+        let failure = heap.take_guest_fault().map(|fault| self.guest_failure(fault));
+        if self.state() != State::Asking && self.state() != State::Busy {
+            self.guests.forget_failures();
+        }
+        failure
+    }
+}
+
+pub(crate) const fn verb_name(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Malloc => "allocator's malloc",
+        Verb::Calloc => "allocator's calloc",
+        Verb::Realloc => "allocator's realloc",
+        Verb::Free => "allocator's free",
+        Verb::ArenaAlloc => "arena allocator's alloc",
+        Verb::ArenaFree => "arena allocator's free",
+    }
+}
+
+pub(crate) const fn result_name(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Malloc => "result of the allocator's malloc",
+        Verb::Calloc => "result of the allocator's calloc",
+        Verb::Realloc | Verb::Free => "result of the allocator's realloc",
+        Verb::ArenaAlloc | Verb::ArenaFree => "result of the arena allocator's alloc",
+    }
+}
