@@ -433,19 +433,21 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
 }
 
 /// `_PyMem_DebugRawMalloc`, `_PyMem_DebugMalloc`
-#[inline(never)] // It is known by its address, so there must be one of it.
+#[inline(never)] // Allocators are compared by their functions' addresses, so there must be one of each.
 unsafe extern "C-unwind" fn debug_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as there.
     unsafe { debug_alloc(ctx, false, size) }
 }
 
 /// `_PyMem_DebugRawCalloc`, `_PyMem_DebugCalloc`
+#[inline(never)]
 unsafe extern "C-unwind" fn debug_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: as there.
     count.checked_mul(size).map_or(ptr::null_mut(), |size| unsafe { debug_alloc(ctx, true, size) })
 }
 
 /// `_PyMem_DebugRawFree`, `_PyMem_DebugFree`
+#[inline(never)]
 unsafe extern "C-unwind" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
     if address.is_null() {
         return;
@@ -477,6 +479,7 @@ unsafe extern "C-unwind" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
 }
 
 /// `_PyMem_DebugRawRealloc`, `_PyMem_DebugRealloc`
+#[inline(never)]
 unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: as in `debug_free`.
     unsafe {
