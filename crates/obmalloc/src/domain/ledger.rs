@@ -4,8 +4,8 @@
 //! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size. Another one has the sizes of blocks
 //! that an allocator gave that was put in: they may be parts of pymalloc's blocks.
 
-use core::fmt;
 use core::ptr::NonNull;
+use core::{fmt, mem};
 
 use alloc::collections::VecDeque;
 
@@ -556,10 +556,10 @@ impl Ledger {
         self.elsewhere.len()
     }
 
-    /// Strikes out every block outside the region, without remembering any.
-    pub fn forget_elsewhere(&mut self) {
-        self.elsewhere = AddressMap::default();
+    /// Strikes out every block outside the region, without remembering any: as [`whole_elsewhere`](Self::whole_elsewhere).
+    pub fn take_elsewhere(&mut self) -> WholeElsewhere {
         self.freed = VecDeque::new();
+        WholeElsewhere(mem::take(&mut self.elsewhere).into_iter())
     }
 
     /// Nothing is a block of the heap any more: it was closed. What is outside the region stays on record for being given back.
@@ -572,6 +572,17 @@ impl Ledger {
     pub fn is_live(&self, begin: usize, size: usize) -> bool {
         let holds = || (begin..begin + size).step_by(self.alignment_mask + 1).any(|base| self.domain_of(base).is_some());
         self.domain_of(begin).is_some() || ((self.long || !self.parts.is_empty()) && holds())
+    }
+}
+
+/// What was on record outside the region.
+pub(crate) struct WholeElsewhere(<AddressMap<Entry> as IntoIterator>::IntoIter);
+
+impl Iterator for WholeElsewhere {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        self.0.find(|(_, entry)| entry.presence != Presence::Freed).map(|(address, _)| address)
     }
 }
 

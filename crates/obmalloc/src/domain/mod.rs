@@ -16,7 +16,7 @@ use core::ptr;
 
 pub(crate) use debug::{DebugHooks, write_after_free};
 pub use ledger::{Fault, FaultKind};
-pub(crate) use ledger::{Ledger, Purpose};
+pub(crate) use ledger::{Ledger, Purpose, WholeElsewhere};
 pub(crate) use report::Function;
 pub use report::Report;
 

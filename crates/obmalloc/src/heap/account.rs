@@ -134,11 +134,6 @@ impl Account {
         self.fields().roots.as_mut().map(core::mem::take)
     }
 
-    /// Puts back what [`take_roots`](Self::take_roots) gave.
-    pub fn give_roots(&self, roots: AddressSet) {
-        self.fields().roots = Some(roots);
-    }
-
     /// Gives one of its blocks back, for which there is no record any more. Large ones go in pieces, between which `is_over` is asked; false
     /// when it made it give up, and the block goes with the account.
     ///

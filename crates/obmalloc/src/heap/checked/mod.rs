@@ -1,6 +1,7 @@
 //! A heap that looks every address up before it uses it.
 
 mod hooked;
+mod leaving;
 mod take_down;
 mod verify;
 mod waiting;

@@ -8,8 +8,11 @@ use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
+use super::leaving::LeavingBlocks;
 use super::{Checked, CheckedHeap, Mode};
+use crate::address_hash::AddressSet;
 use crate::allocator::Allocator;
+use crate::domain::WholeElsewhere;
 use crate::interrupt::{Interrupt, STRIDE};
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
@@ -17,10 +20,29 @@ use crate::pymalloc::{Location, Pymalloc};
 /// What is left to give back of a heap that nothing uses any more but for being dropped.
 #[derive(Default)]
 pub(crate) struct Pieces {
-    /// The C library's blocks that are left, in order; none before they are known.
-    blocks: Option<Vec<usize>>,
+    /// The C library's blocks that are left; none before they have been asked for.
+    blocks: Option<LeavingBlocks<Record>>,
     /// Parts of mappings whose pages have been in use, and go with the heap itself: address and bytes.
     tables: Vec<(NonNull<u8>, usize)>,
+}
+
+/// Where the C library's blocks are on record.
+enum Record {
+    /// With the account, which knows nothing else.
+    Account(<AddressSet as IntoIterator>::IntoIter),
+    /// In the ledger, which has blocks in arenas outside the region, too. Pymalloc's tables come on top.
+    Ledger(WholeElsewhere),
+}
+
+impl Iterator for Record {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        match self {
+            Self::Account(roots) => roots.next(),
+            Self::Ledger(blocks) => blocks.next(),
+        }
+    }
 }
 
 impl Pieces {
@@ -36,26 +58,8 @@ impl Pieces {
     /// # Safety
     /// Nobody uses a block, an arena or a table of the heap any more, and the heap is only fit to be dropped afterwards.
     pub unsafe fn go_on(&mut self, heap: &Checked, mut is_over: impl FnMut() -> bool) -> bool {
-        if self.blocks.is_none() {
-            self.blocks = heap.take_blocks();
-        }
-        // The C library joins neighbours, and gives what is free at the end of its memory back to the system. The highest address first takes
-        // half the time of any other order, and no single block takes long.
-        let mut steps = 0;
-        while let Some(block) = self.blocks.as_mut().and_then(Vec::pop) {
-            // SAFETY: the account's block, of which this was the only record left; the caller's promise.
-            if !unsafe { heap.account.release(block, &mut is_over) } {
-                return false;
-            }
-            steps += 1;
-            if steps == STRIDE / 16 {
-                steps = 0;
-                if is_over() {
-                    return false;
-                }
-            }
-        }
-        if !heap.account.catch_up(&mut is_over) {
+        // SAFETY: the caller's promise.
+        if !unsafe { self.free_blocks(heap, &mut is_over) } || !heap.account.catch_up(&mut is_over) {
             return false;
         }
         while let Some(&(address, size)) = self.tables.last() {
@@ -68,49 +72,57 @@ impl Pieces {
         // SAFETY: the caller's promise.
         unsafe { Pymalloc::decommit_arenas(&raw mut (*heap.domains()).pymalloc, is_over) }
     }
+
+    /// Gives the C library's blocks back, as [`go_on`](Self::go_on) does.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn free_blocks(&mut self, heap: &Checked, is_over: &mut dyn FnMut() -> bool) -> bool {
+        let blocks = self.blocks.get_or_insert_with(|| heap.take_blocks());
+        if !blocks.read(&mut *is_over) {
+            return false;
+        }
+        let is_mixed = matches!(blocks.record(), Record::Ledger(_));
+        let mut steps = 0;
+        for block in blocks {
+            if is_mixed && heap.pymalloc().locate(block) != Location::Outside {
+                continue;
+            }
+            // SAFETY: a block of the account's, of which this was the only record left; the caller's promise.
+            if !unsafe { heap.account.release(block, is_over) } {
+                return false;
+            }
+            steps += 1;
+            if steps == STRIDE / 16 {
+                steps = 0;
+                if is_over() {
+                    return false;
+                }
+            }
+        }
+        if is_mixed {
+            for table in heap.pymalloc().tables() {
+                // SAFETY: as above: the account's, and its record is struck out below.
+                unsafe { heap.account.release(table, &mut || false) };
+            }
+            // SAFETY: nothing else uses pymalloc now.
+            unsafe { (*heap.domains()).pymalloc.forget_tables() };
+        }
+        true
+    }
 }
 
 impl Checked {
-    /// Takes every block of the C library's out of its record, in order; `None` where there is no memory for a list of them.
-    fn take_blocks(&self) -> Option<Vec<usize>> {
-        let mut blocks = Vec::new();
+    /// Takes every block of the C library's out of its record, but for pymalloc's tables where the record is the ledger.
+    fn take_blocks(&self) -> LeavingBlocks<Record> {
         if let Some(roots) = self.account.take_roots() {
-            if blocks.try_reserve_exact(roots.len()).is_err() {
-                self.account.give_roots(roots);
-                return None;
-            }
-            blocks.extend(roots);
-        } else {
-            blocks.try_reserve_exact(self.ledger().count_elsewhere() + self.pymalloc().count_tables()).ok()?;
-            blocks.extend(self.plain_blocks());
-            self.ledger().forget_elsewhere();
-            // SAFETY: nothing else uses pymalloc now.
+            // SAFETY: nothing else uses pymalloc now. Its tables are among the roots.
             unsafe { (*self.domains()).pymalloc.forget_tables() };
+            let count = roots.len();
+            return LeavingBlocks::new(Record::Account(roots.into_iter()), count);
         }
-        blocks.sort_unstable();
-        Some(blocks)
-    }
-
-    /// Gives every block of the C library's back, in order where there is memory for a list.
-    ///
-    /// # Safety
-    /// Nobody uses them any more, and the heap is being dropped.
-    unsafe fn free_blocks(&self) {
-        // SAFETY: the caller's promise; each is the account's, and has come out of its record.
-        let release = |block: usize| unsafe { self.account.release(block, &mut || false) };
-        if let Some(blocks) = self.take_blocks() {
-            for block in blocks.into_iter().rev() {
-                release(block);
-            }
-        } else if let Some(roots) = self.account.take_roots() {
-            for block in roots {
-                release(block);
-            }
-        } else {
-            for block in self.plain_blocks() {
-                release(block);
-            }
-        }
+        let count = self.ledger().count_elsewhere();
+        LeavingBlocks::new(Record::Ledger(self.ledger().take_elsewhere()), count)
     }
 
     /// The C library's blocks, where the account does not know them: those of the ledger outside all arenas, and pymalloc's tables.
@@ -181,7 +193,7 @@ impl Drop for CheckedHeap {
         let this = self.inner.as_ptr();
         // SAFETY: nobody uses the heap any more.
         unsafe {
-            (*this).free_blocks();
+            Pieces::default().free_blocks(&*this, &mut || false);
             Pymalloc::release_arenas(&raw mut (*(*this).domains()).pymalloc);
             this.drop_in_place();
             dealloc(this.cast(), Layout::new::<Checked>());
