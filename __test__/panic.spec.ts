@@ -21,7 +21,7 @@ interface Injected {
 }
 
 type Call = (...values: unknown[]) => unknown
-type Functions = Record<'serve' | 'open' | 'choose' | 'verify' | 'close', Call> & Record<string, Call>
+type Functions = Record<'serve' | 'open' | 'verify' | 'close', Call> & Record<string, Call>
 
 /** The binding with the feature `panics`. */
 async function build(): Promise<Injected> {
@@ -61,7 +61,7 @@ const panics = (call: () => unknown): boolean => {
 
 /** Functions that have no heap. */
 const ofModule =
-  /^(serve|open|choose|identity|externalMemory|trimMemory|(open|step|report|close)Replay|checkGolden|releaseOf|bind|refuseAfter|reserved|touchedNames|declarations)$/
+  /^(serve|open|identity|externalMemory|trimMemory|(open|step|report|close)Replay|checkGolden|releaseOf|bind|refuseAfter|reserved|touchedNames|declarations)$/
 
 /** All functions of the binding, closing last. */
 function functions(native: Injected, bound: Functions): Array<[name: string, call: Call]> {
@@ -141,29 +141,28 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
 test.serial('a panic in any entry point is an error, and only its heap is lost', async (t) => {
   t.timeout(600_000)
   const native = await build()
-  const bound = native['bind']!() as Functions & { obj: Record<'malloc' | 'write' | 'read', Call> }
-  const { serve, choose, obj, verify, close } = bound
+  const bound = native['bind']!() as Functions & { chosen: Uint32Array; obj: Record<'malloc' | 'write' | 'read', Call> }
+  const { serve, chosen, obj, verify, close } = bound
   serve(...face)
   const bystander = open(bound)
-  choose(bystander)
+  const chosenFirst = chosen[0]!
   const block = obj.malloc(64)
   obj.write(block, Uint8Array.of(1, 2, 3))
   const intact = (): void => {
-    choose(bystander)
-    verify()
-    assert.deepEqual([...(obj.read(block, 0, 3) as Uint8Array)], [1, 2, 3])
+    chosen[0] = chosenFirst
+    verify(bystander)
+    assert.deepEqual([...(obj.read(block, 0, 3, bystander) as Uint8Array)], [1, 2, 3])
   }
   const points = native.entryPoints().split('\n')
   t.true(points.length > 80, `${points.length} entry points`)
   const spare = ['injected::entry_points', 'injected::panic_in'].map((name) => `obmalloc_node::${name}`)
   for (const point of points.filter((point) => !spare.includes(point))) {
     const handle = open(bound)
-    choose(handle)
+    const number = chosen[0]!
     native.panicIn(point)
-    const found = functions(native, bound).find(([name, call]) => {
-      const panicked = panics(() => call(handle))
-      if (name === 'choose' && !panicked) choose(handle)
-      return panicked
+    const found = functions(native, bound).find(([, call]) => {
+      chosen[0] = number
+      return panics(() => call(handle))
     })
     t.truthy(found, `nothing reaches ${point}`)
     if (found && !ofModule.test(found[0])) {

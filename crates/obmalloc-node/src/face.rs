@@ -42,8 +42,10 @@ const COUNT: usize = Called::ArenaFree as usize + 1;
 /// One copy of the face in one thread's JavaScript, and what it has of the binding.
 pub(crate) struct Realm {
     this: Weak<Self>,
-    /// The heap that the next call is about. The face chooses it when it is another one, so that a call need not find it among its arguments.
-    chosen: Cell<Option<NonNull<c_void>>>,
+    /// The number of the heap that the next call is about, so that a call need not find it among its arguments. The face writes it before each
+    /// call, through an array over this memory.
+    chosen: Box<Cell<u32>>,
+    heaps: RefCell<Heaps>,
     /// Whether the execution is being terminated.
     ended: Cell<bool>,
     functions: OnceCell<[sys::napi_ref; COUNT]>,
@@ -51,11 +53,39 @@ pub(crate) struct Realm {
     others: RefCell<Vec<Rc<Self>>>,
 }
 
+/// Heaps by their numbers, from 1 up.
+#[derive(Default)]
+struct Heaps {
+    places: Vec<Option<NonNull<c_void>>>,
+    free: Vec<u32>,
+}
+
+impl Heaps {
+    fn enter(&mut self, heap: NonNull<c_void>) -> u32 {
+        if self.places.is_empty() {
+            self.places.push(None);
+        }
+        let number = self.free.pop().unwrap_or(self.places.len() as u32);
+        match self.places.get_mut(number as usize) {
+            Some(place) => *place = Some(heap),
+            None => self.places.push(Some(heap)),
+        }
+        number
+    }
+
+    fn forget(&mut self, number: u32) {
+        if self.places.get_mut(number as usize).and_then(Option::take).is_some() {
+            self.free.push(number);
+        }
+    }
+}
+
 impl Realm {
     fn new() -> Rc<Self> {
         Rc::new_cyclic(|this| Self {
             this: this.clone(),
-            chosen: Cell::default(),
+            chosen: Box::default(),
+            heaps: RefCell::default(),
             ended: Cell::default(),
             functions: OnceCell::default(),
             others: RefCell::default(),
@@ -85,20 +115,30 @@ impl Realm {
         self.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a binding without its environment"))
     }
 
+    /// The heap that the next call is about.
     #[inline(always)]
     pub fn chosen(&self) -> Option<NonNull<c_void>> {
-        self.chosen.get()
+        // SAFETY: nothing is entered or forgotten while this looks.
+        let heaps = unsafe { self.heaps.try_borrow_unguarded() }.ok()?;
+        heaps.places.get(self.chosen.get() as usize).copied().flatten()
     }
 
-    pub fn choose(&self, heap: *mut c_void) {
-        self.chosen.set(NonNull::new(heap));
+    /// The array through which the face chooses: one `Uint32Array` with the number of a heap.
+    pub fn chooser(&self, env: Env) -> Outcome {
+        // SAFETY: the cell's memory, which lives as long as the environment, and so longer than any JavaScript.
+        unsafe { env.outside_number(self.chosen.as_ptr()) }
     }
 
-    /// A heap goes.
-    pub fn forget(&self, heap: *const c_void) {
-        if self.chosen.get().is_some_and(|chosen| ptr::eq(chosen.as_ptr(), heap)) {
-            self.chosen.set(None);
-        }
+    /// Gives a heap its number, and chooses it.
+    pub fn enter(&self, heap: NonNull<c_void>) -> u32 {
+        let number = self.heaps.borrow_mut().enter(heap);
+        self.chosen.set(number);
+        number
+    }
+
+    /// A heap goes: its number may become another's.
+    pub fn forget(&self, number: u32) {
+        self.heaps.borrow_mut().forget(number);
     }
 
     #[inline(always)]

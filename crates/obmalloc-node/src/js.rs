@@ -174,13 +174,6 @@ impl Env {
         Self::done(napi!(self, napi_create_external, native, finalize, ptr::null_mut(), &mut value), value)
     }
 
-    /// What an external value is for.
-    #[inline(always)]
-    pub fn native(self, external: Value) -> Option<*mut c_void> {
-        let mut native = ptr::null_mut();
-        (napi!(self, napi_get_value_external, external, &mut native) == sys::Status::napi_ok).then_some(native)
-    }
-
     pub fn function(self, name: &CStr, callback: sys::napi_callback, data: *mut c_void) -> Outcome {
         let mut value = ptr::null_mut();
         let length = name.count_bytes() as isize;
@@ -396,6 +389,18 @@ impl Env {
         let kind = sys::TypedarrayType::uint8_array;
         let status = napi!(self, napi_create_typedarray, kind, length, buffer, 0, &mut array);
         if status == sys::Status::napi_ok { Ok(array) } else { Err((status, true)) }
+    }
+
+    /// A `Uint32Array` of one number that is ours.
+    ///
+    /// # Safety
+    /// The number can be read and written as long as JavaScript runs.
+    pub unsafe fn outside_number(self, number: *mut u32) -> Outcome {
+        let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
+        let length = size_of::<u32>();
+        Self::done(napi!(self, napi_create_external_arraybuffer, number.cast(), length, None, ptr::null_mut(), &mut buffer), ())?;
+        let kind = sys::TypedarrayType::uint32_array;
+        Self::done(napi!(self, napi_create_typedarray, kind, 1, buffer, 0, &mut array), array)
     }
 
     /// A `Uint8Array` with memory of its own, and where that memory is.

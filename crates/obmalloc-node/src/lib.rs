@@ -1,7 +1,8 @@
 //! The Node.js binding: numbers in, numbers out, errors to JavaScript. Leans on `obmalloc` and Node-API; the face over it is `src/`.
 //!
-//! It is written on Node-API itself (napi-rs' `napi-sys`): all heaps share the functions, and the face chooses
-//! the heap before a call that is about another one than the call before, so nothing is unwrapped or allocated on the way. Every function that JavaScript can call is made by [`shell`], which catches panics.
+//! It is written on Node-API itself (napi-rs' `napi-sys`): all heaps share the functions, and the face says
+//! before each call which heap it is about, so nothing is unwrapped or allocated on the way. Every function that JavaScript can call is made by
+//! [`shell`], which catches panics.
 
 mod args;
 mod calls;
@@ -57,13 +58,13 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     let to = Table { env, realm: &realm.another(), object: env.object()? };
     export(to, c"serve", face::serve)?;
     export(to, c"open", lifetime::open)?;
-    export(to, c"choose", lifetime::choose)?;
     export(to, c"identity", identity)?;
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
     calls::replay::exports(to)?;
     calls::golden::exports(to)?;
     calls::methods(to)?;
+    env.define(to.object, c"chosen", to.realm.chooser(env)?)?;
     // An object that refers to this cannot be posted to another thread.
     env.define(to.object, c"external", env.external(std::ptr::null_mut(), None)?)?;
     env.freeze(to.object)?;

@@ -1,4 +1,4 @@
-//! The roof: how a heap comes to be, and which one the next calls are about.
+//! The roof: how a heap comes to be.
 
 use obmalloc::profile::{ALL, GeometryError, Profile};
 use obmalloc::{AllocatorName, HeapOptions, ObjectHeap};
@@ -9,7 +9,7 @@ use crate::core::Core;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::hooks::Host;
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, Value};
 
 const ARENA_SIZE: &str = "geometry.arenaSize";
 const POOL_SIZE: &str = "geometry.poolSize";
@@ -21,7 +21,7 @@ fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
 }
 
 /// Makes a heap: `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
-/// allocator)`, where sizes that are undefined are the release's own.
+/// allocator)`, where sizes that are undefined are the release's own. It has been chosen then.
 pub(crate) fn open(
     realm: &Realm,
     env: Env,
@@ -61,11 +61,4 @@ pub(crate) fn open(
     let core = Core::new(env, realm, (heap, longest_array), kept)?;
     host.serve(&core);
     core.handle()
-}
-
-/// `(handle)`: the heap that the next calls are about.
-pub(crate) fn choose(realm: &Realm, env: Env, [handle]: [Value; 1]) -> Outcome {
-    // Only handles of this realm come here, because the face shows them to no script.
-    realm.choose(env.native(handle).unwrap_or(std::ptr::null_mut()));
-    Ok(UNDEFINED)
 }

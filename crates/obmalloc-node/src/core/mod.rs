@@ -7,6 +7,7 @@ pub(crate) mod views;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::{Mutex, PoisonError};
 
@@ -65,6 +66,8 @@ pub(crate) struct Core {
     /// Good as long as there is a handle.
     env: Env,
     pub realm: Rc<Realm>,
+    /// Its number in the realm, as long as there is a handle.
+    number: Cell<u32>,
     pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
@@ -356,7 +359,7 @@ pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
     // SAFETY: called by Node.js on its own thread, with what `open` gave it, once.
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
-    core.realm.forget(Rc::as_ptr(&core).cast());
+    core.realm.forget(core.number.get());
     core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
@@ -379,6 +382,7 @@ impl Core {
             attention: Cell::new(false),
             env,
             realm,
+            number: Cell::new(0),
             kept,
             reported: Cell::new(0),
             longest_array,
@@ -402,11 +406,12 @@ impl Core {
 
     /// The value that keeps it.
     pub fn handle(self: &Rc<Self>) -> Outcome {
-        let owned = Rc::into_raw(Rc::clone(self));
-        let handle = self.env.external(owned.cast_mut().cast(), Some(finalize_handle));
-        if handle.is_err() {
+        let owned = Rc::into_raw(Rc::clone(self)).cast_mut();
+        let handle = self.env.external(owned.cast(), Some(finalize_handle));
+        match NonNull::new(owned) {
+            Some(core) if handle.is_ok() => self.number.set(self.realm.enter(core.cast())),
             // SAFETY: made just above, and nobody took it.
-            drop(unsafe { Rc::from_raw(owned) });
+            _ => drop(unsafe { Rc::from_raw(owned) }),
         }
         handle
     }

@@ -47,7 +47,7 @@ impl Blocks<'_> {
     ///
     /// # Errors
     /// When `address` is no live block of this heap and domain, or is an object's.
-    #[inline]
+    #[inline(always)]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.refuse_object(domain, address)?;
         self.0.heap.free(domain, address)
