@@ -51,6 +51,7 @@ function commandLine(done: (code: number) => void): Command {
     .description('run a program in a CPython and write down every allocator call')
     .option('--python <path>', 'the CPython (default: python3)')
     .option('-o, --output <file>', 'the trace', 'obmalloc.trace')
+    .option('--stacks <frames>', 'most frames of the stack that each request is made under, innermost first; 0 for none', count, 64)
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
     .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
