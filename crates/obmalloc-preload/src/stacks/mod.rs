@@ -27,7 +27,7 @@ use pages::Pages;
 use peek::Types;
 use std::ffi::{CStr, c_void};
 use table::{Table, key};
-use walk::{LEVELS, Place, Stack};
+use walk::{LEVELS, Place, RECENT, Recent, Stack};
 
 pub use code::may_be_known;
 
@@ -92,6 +92,8 @@ pub struct Stacks {
     codes: Codes,
     nodes: Table,
     node_count: u32,
+    /// Nodes that were found lately. Instructions are known by address, so none of a code object that is gone may be in it.
+    recent: Pages<Recent>,
 }
 
 impl Stacks {
@@ -113,11 +115,25 @@ impl Stacks {
         // Nothing is asked of the C library's malloc, which would give the program other addresses than without stacks.
         let stack = || Stack::new().ok_or("no stacks: the system has no memory for them");
         let threads = [stack()?, stack()?, stack()?, stack()?, stack()?, stack()?, stack()?, stack()?];
-        let tables = || Some((Pages::new(LEVELS)?, Codes::new()?, Table::new()?));
-        let (fresh, codes, nodes) = tables().ok_or("no stacks: the system has no memory for them")?;
+        let tables = || Some((Pages::new(LEVELS)?, Codes::new()?, Table::new()?, Pages::new(RECENT)?));
+        let (fresh, codes, nodes, recent) = tables().ok_or("no stacks: the system has no memory for them")?;
         let limit = limit.min(MOST_FRAMES);
         let (trials, present, node_count) = (TRIALS, 0, 0);
-        Ok(Self { limit, layout, types, trials, thread_state, own_state, threads, present, fresh, codes, nodes, node_count })
+        Ok(Self {
+            limit,
+            layout,
+            types,
+            trials,
+            thread_state,
+            own_state,
+            threads,
+            present,
+            fresh,
+            codes,
+            nodes,
+            node_count,
+            recent,
+        })
     }
 
     /// The number of frames that stacks consist of, at most.
@@ -146,7 +162,7 @@ impl Stacks {
             return Some(0);
         }
         self.present = (thread >> 6 ^ thread >> 12) % THREADS;
-        let Self { layout, threads, present, fresh, limit, codes, nodes, .. } = self;
+        let Self { layout, threads, present, fresh, limit, codes, nodes, recent, .. } = self;
         let stack = &mut threads[*present];
         if stack.thread != thread {
             stack.thread = thread;
@@ -169,13 +185,13 @@ impl Stacks {
                 Frames::Structures => stack.follow::<false>(layout, top, *limit, fresh),
             }
         }
-        stack.node(layout, &codes.alive, nodes)
+        stack.node(layout, &codes.alive, nodes, recent)
     }
 
     /// The present stack's node, after [`node`](Self::node) could not tell: what the trace does not know of it is written to `out`.
     #[cold]
     pub fn describe(&mut self, out: &mut impl Out) -> Result<u32, Lost> {
-        let Self { layout, threads, present, codes, nodes, node_count, .. } = self;
+        let Self { layout, threads, present, codes, nodes, node_count, recent, .. } = self;
         let stack = &mut threads[*present];
         if stack.thread == 0 {
             return Err(Lost::Layout);
@@ -206,7 +222,7 @@ impl Stacks {
             };
             stack.found(node);
         }
-        stack.node(layout, &codes.alive, nodes).ok_or(Lost::Memory)
+        stack.node(layout, &codes.alive, nodes, recent).ok_or(Lost::Memory)
     }
 
     /// A block of the obj domain is being freed that [may be](may_be_known) a code object: what comes to its place is another one.
@@ -214,6 +230,7 @@ impl Stacks {
     pub fn forget(&mut self, address: usize) {
         if self.codes.forget(address) {
             self.threads.iter_mut().for_each(Stack::forget);
+            self.recent.fill(Recent::default());
         }
     }
 }
