@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Python, Run, pythons, recorder};
-use obmalloc_trace::format::{Event, Reader};
+use obmalloc_trace::format::{Domain, Event, Reader};
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -189,6 +189,83 @@ fn trace_with_stacks_is_that_without_them_event_for_event() {
                 assert_eq!(first, None, "3.{} {program}: the first event that differs", python.minor);
                 assert_eq!(with.events.len(), without.events.len());
             }
+        }
+    }
+}
+
+/// The stacks of the mem and obj requests for `size` bytes, as `file:line` from the innermost frame on.
+fn stacks_of(run: &Run, size: u64) -> Vec<Vec<String>> {
+    let mut reader = Reader::new(std::fs::read(run.directory.join("trace")).expect("a trace")).expect("a trace");
+    let mut found = Vec::new();
+    while let Some(event) = reader.next() {
+        let (domain, asked) = match event.expect("undamaged") {
+            Event::Malloc { domain, size, .. } => (domain, size),
+            Event::Calloc { domain, count, size, .. } => (domain, count * size),
+            _ => continue,
+        };
+        if domain != Domain::Raw && asked == size {
+            let frames = reader.stacks().frames(reader.stack());
+            found.push(frames.map(|frame| format!("{}:{}", frame.file, frame.line)).collect());
+        }
+    }
+    found
+}
+
+#[test]
+fn code_object_in_the_memory_of_another_is_another() {
+    let script = "for n in range(400):\n    code = compile('\\n' * n + 'bytes(70001)', 'made%d' % n, 'exec')\n    exec(code)\n    del code\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[("OBMALLOC_STACKS", "64")]).succeeded();
+        let expected: Vec<Vec<String>> = (0..400).map(|n| vec![format!("made{n}:{}", n + 1), "<string>:3".into()]).collect();
+        assert_eq!(stacks_of(&run, 70001 + 33), expected, "3.{}", python.minor);
+    }
+}
+
+#[test]
+fn frames_of_generators_and_coroutines_and_calls_from_c_are_seen() {
+    let script = "\
+def inner():
+    while True:
+        yield bytes(70001)
+def outer():
+    yield from inner()
+made = outer()
+def one(): next(made)
+def other(): next(made)
+async def wait(): return bytes(70001)
+async def ask(): return await wait()
+for call in (one, other, one): call()
+try: ask().send(None)
+except StopIteration: pass
+sorted([1, 2], key=lambda x: bytes(70001))
+";
+    let generator = |line: &'static str, call: &'static str| vec!["<string>:3", "<string>:5", line, call];
+    let awaited = vec!["<string>:9", "<string>:10", "<string>:12"];
+    let sorted = vec!["<string>:14", "<string>:14"];
+    let expected = [
+        generator("<string>:7", "<string>:11"),
+        generator("<string>:8", "<string>:11"),
+        generator("<string>:7", "<string>:11"),
+        awaited,
+        sorted.clone(),
+        sorted,
+    ];
+    for python in pythons() {
+        let run = Run::of(python, script, &[("OBMALLOC_STACKS", "64")]).succeeded();
+        assert_eq!(stacks_of(&run, 70001 + 33), expected, "3.{}", python.minor);
+        let run = Run::of(python, script, &[("OBMALLOC_STACKS", "2")]).succeeded();
+        let two: Vec<Vec<String>> =
+            stacks_of(&run, 70001 + 33).into_iter().map(|stack| stack.into_iter().take(2).collect()).collect();
+        assert_eq!(two, expected.each_ref().map(|stack| stack[..2].to_vec()), "3.{}", python.minor);
+    }
+}
+
+#[test]
+fn interpreters_and_threads_go_on_with_stacks() {
+    for python in pythons() {
+        for program in ["threads.py", "interpreters.py", "fork.py"] {
+            let run = Run::with(python, &[workload(program).to_str().expect("text")], &[("OBMALLOC_STACKS", "64")]).succeeded();
+            assert!(run.trace().ends_orderly(), "3.{} {program}", python.minor);
         }
     }
 }
