@@ -13,6 +13,7 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { checkCommand, type CheckCommandOptions } from './commands/check.js'
 import { compareCommand, type CompareOptions } from './commands/compare.js'
+import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
 import { say } from './terminal.js'
@@ -51,9 +52,26 @@ function commandLine(done: (code: number) => void): Command {
     .description('run a program in a CPython and write down every allocator call')
     .option('--python <path>', 'the CPython (default: python3)')
     .option('-o, --output <file>', 'the trace', 'obmalloc.trace')
+    .option(
+      '--stacks <frames>',
+      'most frames of the stack that each request is made under, innermost first; 0 for none',
+      count,
+      64,
+    )
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
     .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
+  program
+    .command('events')
+    .description("print a trace's events, each request with the stack that it was made under")
+    .option('--from <number>', 'the first event', count)
+    .option('--to <number>', 'the last event', count)
+    .option('--size <bytes>', 'requests for so many bytes', count)
+    .option('--address <0x…>', 'calls that were given this address, or gave it')
+    .option('--site <file:line>', 'requests with this line in their stack')
+    .option('--json', 'print each event as a line of JSON')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: EventsCommandOptions) => done(await eventsCommand(path, options)))
   program
     .command('replay')
     .description('make the calls of a trace again and compare every answer')

@@ -196,6 +196,11 @@ interface Binding {
   /** What has been found so far, as JSON. */
   reportReplay(replay: number): string
   closeReplay(replay: number): void
+  /** The number of a listing of the events that the options, as JSON, name. */
+  openEvents(options: string): number
+  /** Looks at no more than `count` events, and gives those that are wanted, as a line of JSON each; null when there are no more. */
+  readEvents(listing: number, count: number): string | null
+  closeEvents(listing: number): void
   /** Judges the collector by the answers, as JSON, of a real CPython; what came of it is JSON too. */
   checkGolden(golden: string): string
 }

@@ -35,6 +35,8 @@ export interface RecordOptions {
   readonly trace: string
   /** Where the program's own output goes. */
   readonly stdout: 'inherit' | 'ignore' | 'stderr'
+  /** Most frames of each request's stack, innermost first; none unless given. */
+  readonly stacks?: number
   readonly env?: Record<string, string>
 }
 
@@ -53,6 +55,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     ...options.env,
     OBMALLOC_TRACE: path,
     OBMALLOC_TRACE_RUN: identity,
+    OBMALLOC_STACKS: String(options.stacks ?? 0),
   })
   let traces: Traced[] = []
   let running: number[] = []
@@ -168,6 +171,7 @@ export async function run(
   const env: NodeJS.ProcessEnv = { ...process.env }
   // What an outer recorder or checker may have left.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
+  delete env['OBMALLOC_STACKS']
   // The program does not outlive us, however we end.
   const owner = { OBMALLOC_OWNER: String(process.pid) }
   Object.assign(env, variables, owner, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })

@@ -49,7 +49,7 @@ export interface Report {
 const SLICE = 200_000
 
 /** A call of the binding's, the only errors of which are unreadable traces and a lack of memory. */
-function reading<Result>(call: () => Result): Result {
+export function reading<Result>(call: () => Result): Result {
   try {
     return call()
   } catch (error) {

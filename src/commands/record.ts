@@ -11,6 +11,7 @@ import { UsageError } from '../usage.js'
 export interface RecordCommandOptions {
   readonly python?: string
   readonly output: string
+  readonly stacks: number
   readonly json?: boolean
 }
 
@@ -25,7 +26,12 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
   try {
     // What is on stdout is the JSON alone, if that is wanted.
     const stdout = options.json ? 'stderr' : 'inherit'
-    const { told: _, ...recording } = await record(interpreter, { program, trace: options.output, stdout })
+    const { told: _, ...recording } = await record(interpreter, {
+      program,
+      trace: options.output,
+      stdout,
+      stacks: options.stacks,
+    })
     const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)
     for (const remark of remarks) say(remark)

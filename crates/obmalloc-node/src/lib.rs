@@ -62,6 +62,7 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
     calls::replay::exports(to)?;
+    calls::events::exports(to)?;
     calls::golden::exports(to)?;
     calls::methods(to)?;
     env.define(to.object, c"chosen", to.realm.chooser(env)?)?;

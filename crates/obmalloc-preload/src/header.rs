@@ -45,6 +45,8 @@ pub struct Header {
     shared: bool,
     /// The identity of the run that this process is part of.
     run: String,
+    /// Most frames of a stack, 0 when there are no stacks.
+    pub stacks: usize,
 }
 
 /// The trace that a forked process's trace continues.
@@ -59,7 +61,7 @@ pub struct Parent {
 
 impl Header {
     /// What there is to say about this process.
-    pub fn of_this_process(api: &Api, run: String) -> Self {
+    pub fn of_this_process(api: &Api, run: String, stacks: usize) -> Self {
         let version = api.version();
         let arguments = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let mut argv: Vec<String> =
@@ -74,6 +76,7 @@ impl Header {
             shared: api.is_shared(),
             version,
             run,
+            stacks,
         }
     }
 
@@ -93,9 +96,10 @@ impl Header {
                 format!("{{\"path\": {}, {id}\"bytes\": {bytes}}}", quoted(path))
             },
         );
+        // Of one width: what the recorder takes of memory is to be the same with stacks and without.
         let mut json = format!(
             "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"pid\": {pid}, \"freeThreaded\": {}, \
-             \"debugBuild\": {}, \"shared\": {}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
+             \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
             quoted(&self.python),
             quoted(&self.version),
             quoted(&self.executable),
@@ -103,6 +107,7 @@ impl Header {
             self.free_threaded,
             self.debug_build,
             self.shared,
+            self.stacks,
             quoted(&self.run),
         );
         let failure = json.len();
@@ -158,6 +163,7 @@ mod tests {
             debug_build: false,
             shared: false,
             run: "r".into(),
+            stacks: 64,
         };
         let (json, at) = header.json(7, Identity::new(), None);
         assert!(json[at..].starts_with("null ") && json.ends_with(" }"), "{json}");
@@ -178,6 +184,7 @@ mod tests {
             debug_build: false,
             shared: false,
             run: String::new(),
+            stacks: 0,
         };
         for (python, supported) in [("2.7.18", false), ("3.7.16", false), ("3.8.0", true), ("3.15.0a1+", true), ("4.0.0", true)] {
             assert_eq!(of(python).supported(), supported, "{python}");

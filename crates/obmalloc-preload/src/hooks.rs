@@ -7,7 +7,7 @@
 use crate::arena_offset;
 use crate::inside;
 use crate::python::{self, MEM, OBJ, RAW, SetOnce};
-use crate::{interpreters, sink, snapshot};
+use crate::{interpreters, sink, snapshot, stacks};
 use obmalloc::{Allocator, ArenaAllocator, Domain};
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
@@ -48,7 +48,9 @@ unsafe extern "C-unwind" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> 
     let inner = inner::<D>();
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
     let (result, nested) = within::<D, _>(null_mut(), || unsafe { (inner.malloc)(inner.ctx, size) });
-    after::<D>(sink::record(|block| block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64)));
+    after::<D>(sink::request(D != RAW || nested, |block| {
+        block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64)
+    }));
     result
 }
 
@@ -56,7 +58,9 @@ unsafe extern "C-unwind" fn calloc<const D: u8>(_: *mut c_void, count: usize, si
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(null_mut(), || unsafe { (inner.calloc)(inner.ctx, count, size) });
-    after::<D>(sink::record(|block| block.calloc(Domain::ALL[D as usize], nested, count as u64, size as u64, result as u64)));
+    after::<D>(sink::request(D != RAW || nested, |block| {
+        block.calloc(Domain::ALL[D as usize], nested, count as u64, size as u64, result as u64)
+    }));
     result
 }
 
@@ -68,7 +72,9 @@ unsafe extern "C-unwind" fn realloc<const D: u8>(_: *mut c_void, address: *mut c
     if D == RAW && nested && address.is_null() && interpreters::present() != 0 {
         sink::tell_apart();
     }
-    after::<D>(sink::record(|block| block.realloc(Domain::ALL[D as usize], nested, address as u64, size as u64, result as u64)));
+    after::<D>(sink::request(D != RAW || nested, |block| {
+        block.realloc(Domain::ALL[D as usize], nested, address as u64, size as u64, result as u64)
+    }));
     result
 }
 
@@ -80,6 +86,9 @@ unsafe extern "C-unwind" fn free<const D: u8>(_: *mut c_void, address: *mut c_vo
         // SAFETY: as in `malloc`.
         unsafe { (inner.free)(inner.ctx, address) };
     } else {
+        if D == OBJ && stacks::may_be_known(address as usize) {
+            sink::forget_code(address as usize);
+        }
         // SAFETY: as in `malloc`.
         within::<D, _>(address, || unsafe { (inner.free)(inner.ctx, address) });
         after::<D>(sink::record(|block| block.free(Domain::ALL[D as usize], false, address as u64)));
@@ -92,7 +101,7 @@ unsafe extern "C-unwind" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_v
     // SAFETY: as in `malloc`.
     let result = unsafe { arena_offset::alloc(inner, size) };
     let nested = inside::is_inside();
-    sink::record(|block| block.arena_alloc(nested, size as u64, result as u64));
+    sink::request(nested, |block| block.arena_alloc(nested, size as u64, result as u64));
     // With the other hooks replaced this one is the only chance to notice.
     snapshot::checkpoint();
     result

@@ -16,6 +16,7 @@
 //! | `inside` | whether this thread is inside a mem or obj call |
 //! | `lock` | a spin lock that can be held across a fork |
 //! | `sink` | the one block being written, its lock, and where it goes |
+//! | `stacks` | the stack that a request is made under |
 //! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
 //! | `header` | the trace's header: who is recorded |
 //! | `python` | CPython's C interface, looked up by name |
@@ -47,6 +48,7 @@ mod process;
 mod python;
 mod sink;
 mod snapshot;
+mod stacks;
 
 use header::{Header, Identity};
 use std::ffi::CString;
@@ -67,15 +69,16 @@ extern "C" fn constructor() {
     let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
     let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
     let recording = variable == VARIABLE;
-    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE];
-    // The checker has no use for the run's identity.
+    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE, stacks::VARIABLE];
+    // The checker has no use for the run's identity, and none for stacks.
     let kept = if recording { &kept[..] } else { &kept[..2] };
     let Some(api) = python::Api::find() else { return environment::keep(kept) };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
     let (first, run) = claim(variable, &path);
     environment::keep(kept);
-    let header = Header::of_this_process(&api, run);
+    let frames = std::env::var(stacks::VARIABLE).ok().filter(|_| recording).and_then(|frames| frames.parse().ok());
+    let header = Header::of_this_process(&api, run, frames.unwrap_or(0));
     let can_be_seen = header.supported() && !header.free_threaded;
     if recording {
         sink::set_up(path, first, header);

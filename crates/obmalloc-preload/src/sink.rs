@@ -5,14 +5,16 @@
 //!
 //! Invariants:
 //! 1. [`State`] is touched only by who holds the lock.
-//! 2. `state.reserve` is out of reach unless the file is open, so that the one comparison on the fast path sends everything
-//!    unusual (no file yet, stopped, time for a checkpoint, block full) to [`State::make_room`].
+//! 2. `state.reserve` is out of reach unless the file is open and there are no more checkpoints, so that the one comparison on the fast
+//!    path sends everything unusual (no file yet, stopped, a checkpoint, block full) to [`State::make_room`]. As long as there are
+//!    checkpoints every event is one, so that where they are does not depend on what events take in the block.
 //! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
 
 use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, text_of};
 use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
+use crate::stacks::{Lost, Out, Stacks};
 use obmalloc_trace::format::{BlockWriter, MAX_EVENT, PatchToken, file_head};
 use std::cell::UnsafeCell;
 use std::io::Error;
@@ -23,9 +25,6 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
 const BLOCK_SIZE: usize = 64 << 10;
-/// Bytes of events between two checkpoints, as long as there is something to wait for: a few events, so that also the shortest
-/// program passes one at a moment when it does not import.
-const CHECKPOINT_STEP: usize = 16;
 /// A reserve that no block has room for (halved, because it is added to).
 const OUT_OF_REACH: usize = usize::MAX / 2;
 /// Bytes of a text note beside its text, at most.
@@ -52,6 +51,9 @@ struct State {
     /// This trace's own, and where in the file the header says why recording had to stop.
     identity: Identity,
     failure: u64,
+    stacks: Option<Stacks>,
+    /// What is to be said as soon as there is a file.
+    unsaid: Option<&'static str>,
 }
 
 enum File {
@@ -132,13 +134,48 @@ pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     checkpoint
 }
 
+/// Writes one event that is a request, and the stack that it is made under. `has_gil` when it is known that this thread has the GIL.
+#[inline(always)]
+pub fn request(has_gil: bool, write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
+    let mut state = lock();
+    let mut checkpoint = false;
+    if !state.block.has_room(state.reserve) {
+        match state.make_room() {
+            Some(passed) => checkpoint = passed,
+            None => return false,
+        }
+    }
+    if state.stacks.is_some() && !state.place(has_gil) {
+        return false;
+    }
+    if state.apart && !state.attribute() {
+        return false;
+    }
+    write(&mut state.block);
+    checkpoint
+}
+
+/// The block at `address`, which may be a code object, is about to be freed.
+#[cold]
+pub fn forget_code(address: usize) {
+    if let Some(stacks) = &mut lock().stacks {
+        stacks.forget(address);
+    }
+}
+
 /// From here on every event is told by whose it is.
 pub fn tell_apart() {
     lock().apart = true;
 }
 
 /// Remembers where the trace is to go. Called once, by the constructor.
-pub fn set_up(base: PathBuf, first: bool, header: Header) {
+pub fn set_up(base: PathBuf, first: bool, mut header: Header) {
+    let stacks = match header.stacks {
+        0 => Ok(None),
+        limit => Stacks::set_up(limit, &header.python).map(Some),
+    };
+    header.stacks = stacks.as_ref().ok().and_then(Option::as_ref).map_or(0, Stacks::limit);
+    let unsaid = stacks.as_ref().err().copied();
     // SAFETY: this function is called once, so only this reference to the memory is made.
     let bytes: &'static mut [u8] = unsafe { &mut *SINK.memory.get() };
     let state = State {
@@ -156,6 +193,8 @@ pub fn set_up(base: PathBuf, first: bool, header: Header) {
         header,
         identity: Identity::default(),
         failure: 0,
+        stacks: stacks.unwrap_or_default(),
+        unsaid,
     };
     // SAFETY: the constructor is the only one to run.
     unsafe { (*SINK.state.get()).write(state) };
@@ -222,7 +261,7 @@ pub fn hooks_lost(domains: u8, text: &str) {
     let mut state = lock();
     if state.is_open() {
         state.alone(0, |block| block.hooks_lost(domains));
-        state.alone(text.len() + TEXT_HEAD, |block| block.text(text));
+        state.say_alone(text);
     }
 }
 
@@ -257,7 +296,7 @@ pub fn end() {
     if state.is_open() {
         if state.apart {
             let text = "interpreters with allocators of their own were recorded, too: a replay leaves their calls out";
-            state.alone(text.len() + TEXT_HEAD, |block| block.text(text));
+            state.say_alone(text);
         }
         state.alone(0, BlockWriter::end);
     }
@@ -308,11 +347,41 @@ impl State {
             File::Stopped => false,
         };
         let room = open && (self.block.has_room(0) || self.flush());
-        if room {
-            self.set_reserve();
-        }
         errno.restore();
         room.then_some(self.checkpoints)
+    }
+
+    /// Says which stack the next event is made under, if another than the one before. Says `false` when it cannot be written.
+    #[inline(always)]
+    fn place(&mut self, has_gil: bool) -> bool {
+        let Some(node) = self.stacks.as_mut().and_then(|stacks| stacks.node(has_gil)) else { return self.place_anew() };
+        self.block.stack(node.into());
+        true
+    }
+
+    /// As [`place`](Self::place), where there is something to describe.
+    #[cold]
+    fn place_anew(&mut self) -> bool {
+        let errno = Errno::save();
+        let mut stacks = self.stacks.take();
+        let node = stacks.as_mut().map_or(Ok(0), |stacks| stacks.describe(self));
+        match node {
+            Ok(_) => self.stacks = stacks,
+            // Said once, and done without.
+            Err(lost) if lost != Lost::Trace => self.say_alone(lost.text()),
+            Err(_) => {}
+        }
+        let room = self.is_open() && (self.block.has_room(0) || self.flush());
+        if room {
+            self.block.stack(node.unwrap_or(0).into());
+        }
+        errno.restore();
+        room
+    }
+
+    /// Writes what the recorder has to say into a block of its own.
+    fn say_alone(&mut self, text: &str) {
+        self.alone(text.len() + TEXT_HEAD, |block| block.text(text));
     }
 
     /// Says whose the next event is, if another's than the one before. Says `false` when it cannot be written.
@@ -330,18 +399,6 @@ impl State {
             self.interpreter = interpreter;
         }
         room
-    }
-
-    /// Sets the reserve so that the fast path is left at the next checkpoint, or else when the block is full.
-    fn set_reserve(&mut self) {
-        if !self.checkpoints {
-            self.reserve = 0;
-        } else if self.reserve > BLOCK_SIZE || self.block.count() == 0 {
-            self.reserve = BLOCK_SIZE;
-        }
-        while self.reserve > 0 && !self.block.has_room(self.reserve) {
-            self.reserve -= CHECKPOINT_STEP;
-        }
     }
 
     /// Writes a note into a block of its own.
@@ -400,7 +457,10 @@ impl State {
         }
         self.failure = (head.len() - json.len() + failure) as u64;
         self.written = head.len() as u64;
-        self.set_reserve();
+        self.reserve = if self.checkpoints { OUT_OF_REACH } else { 0 };
+        if let Some(text) = self.unsaid.take() {
+            self.say_alone(text);
+        }
         true
     }
 
@@ -408,7 +468,7 @@ impl State {
     fn flush(&mut self) -> bool {
         let File::Open(file) = &mut self.file else { return false };
         let count = self.block.count();
-        if count == 0 {
+        if self.block.is_empty() {
             return true;
         }
         let block = self.block.finish();
@@ -419,7 +479,12 @@ impl State {
         self.written += length;
         self.blocks += 1;
         self.events += u64::from(count);
-        self.set_reserve();
         true
+    }
+}
+
+impl Out for State {
+    fn room(&mut self, bytes: usize) -> Option<&mut BlockWriter<'static>> {
+        (self.block.has_room(bytes) || (self.flush() && self.block.has_room(bytes))).then_some(&mut self.block)
     }
 }

@@ -137,7 +137,7 @@ impl AtExit {
                 if !answer.is_null() {
                     let count = (python.int_as)(answer);
                     if count > LARGEST_SMALL_INT {
-                        sink::record(|block| block.malloc(Domain::Obj, false, int_size as u64, answer as u64));
+                        sink::request(true, |block| block.malloc(Domain::Obj, false, int_size as u64, answer as u64));
                     }
                     sink::fill_in(reservation, count.max(0) as u64);
                     (python.dec_ref)(answer);

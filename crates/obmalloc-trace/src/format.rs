@@ -22,6 +22,9 @@
 //! | arena taken, arena released | size, address |
 //! | note | kind byte, then as [`Note`] says |
 //!
+//! Between the events stand records of Python's stacks, with all four of those bits set: [`crate::stacks`] describes them. They are not
+//! counted as events: a trace with stacks has the events, and their numbers, of one without.
+//!
 //! The header names the process and its CPython. `run` is what all traces of one recording have in common, `id` is this trace's own,
 //! `parent` names the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed`
 //! says why the recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set where no file can grow.
@@ -35,20 +38,21 @@
 //! before it. A raw call that a mem or obj call made carries [`tag::NESTED`]. A raw free that is not nested is written before
 //! it is done, because another thread may be given the same address before this one gets to write.
 
+use crate::stacks::{self, Stacks};
 pub use obmalloc::Domain;
 
 /// First bytes of every trace.
 pub const MAGIC: [u8; 8] = *b"obmtrace";
 /// The version of the format, raised whenever an older reader would misread. Version 1, which is read too, has no identities in its
-/// headers and no notes after kind 4.
-pub const VERSION: u32 = 2;
+/// headers and no notes after kind 4; version 2 has no stacks.
+pub const VERSION: u32 = 3;
 /// The oldest version that is read.
 const OLDEST_VERSION: u32 = 1;
 /// Bytes before a block's payload.
 pub const BLOCK_HEADER: usize = 16;
 /// Longest payload of a block that a reader accepts, bytes.
 pub const MAX_PAYLOAD: usize = 1 << 24;
-/// Most bytes that one event other than a text note takes.
+/// Most bytes that one event other than a text note takes, with the stack that it was made under.
 pub const MAX_EVENT: usize = 48;
 
 /// Bits of the tag byte above verb and domain.
@@ -116,6 +120,7 @@ pub enum Note {
 const ARENA_ALLOC: u8 = 0b1100;
 const ARENA_FREE: u8 = 0b1101;
 const NOTE: u8 = 0b1110;
+const STACK: u8 = 0b1111;
 
 /// Sum that guards a block. Four sums side by side, eight bytes at a time, so that it costs the recorder next to nothing: one sum
 /// alone would wait for its own multiplications.
@@ -152,13 +157,15 @@ pub struct BlockWriter<'a> {
     at: usize,
     count: u32,
     last: u64,
+    /// The stack of the requests that come next.
+    node: u64,
 }
 
 impl<'a> BlockWriter<'a> {
     /// Starts a block in `bytes`, which must hold the header and at least one event.
     pub fn new(bytes: &'a mut [u8]) -> Self {
         assert!(bytes.len() >= BLOCK_HEADER + MAX_EVENT, "a block of {} bytes holds no event", bytes.len());
-        Self { bytes, at: BLOCK_HEADER, count: 0, last: 0 }
+        Self { bytes, at: BLOCK_HEADER, count: 0, last: 0, node: 0 }
     }
 
     /// Whether the block has room for `extra` more bytes than any one event takes.
@@ -173,17 +180,23 @@ impl<'a> BlockWriter<'a> {
         self.count
     }
 
+    /// Whether nothing has been written since the block began.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.at == BLOCK_HEADER
+    }
+
     /// Completes the block and gives its bytes; an empty block gives none. The writer then starts the next block in the same memory.
     pub fn finish(&mut self) -> &[u8] {
         let end = self.at;
-        if self.count == 0 {
+        if self.is_empty() {
             return &[];
         }
         let sum = checksum(&self.bytes[BLOCK_HEADER..end]);
         self.bytes[0..4].copy_from_slice(&((end - BLOCK_HEADER) as u32).to_le_bytes());
         self.bytes[4..8].copy_from_slice(&self.count.to_le_bytes());
         self.bytes[8..16].copy_from_slice(&sum.to_le_bytes());
-        (self.at, self.count, self.last) = (BLOCK_HEADER, 0, 0);
+        (self.at, self.count, self.last, self.node) = (BLOCK_HEADER, 0, 0, 0);
         &self.bytes[..end]
     }
 
@@ -312,9 +325,56 @@ impl<'a> BlockWriter<'a> {
 
     fn long_note(&mut self, kind: u8, text: &[u8]) {
         self.note(kind);
-        self.varint(text.len() as u64);
-        self.bytes[self.at..self.at + text.len()].copy_from_slice(text);
-        self.at += text.len();
+        self.long(text);
+    }
+
+    fn long(&mut self, bytes: &[u8]) {
+        self.varint(bytes.len() as u64);
+        self.bytes[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    /// The requests that follow in this block are made under the stack `node`.
+    #[inline]
+    pub fn stack(&mut self, node: u64) {
+        if node != self.node {
+            let delta = node.wrapping_sub(self.node) as i64;
+            self.node = node;
+            self.fields(|out, at| {
+                let at = put_byte(out, at, STACK | stacks::HERE);
+                put_varint(out, at, ((delta << 1) ^ (delta >> 63)) as u64)
+            });
+        }
+    }
+
+    /// Describes the next node of the tree of stacks: its parent is so many nodes `before` it.
+    pub fn node(&mut self, before: u64, code: u64, at: u64) {
+        self.byte(STACK | stacks::NODE);
+        self.varint(before);
+        self.varint(code);
+        self.varint(at);
+    }
+
+    /// Describes the next text; the block must have [room](Self::has_room) for its length.
+    pub fn stack_text(&mut self, text: &[u8]) {
+        self.byte(STACK | stacks::TEXT);
+        self.long(text);
+    }
+
+    /// Describes the next code object, with the beginning of its line table; the block must have [room](Self::has_room) for that.
+    pub fn code(&mut self, file: u64, function: u64, first_line: u64, lines: u8, table: &[u8]) {
+        self.byte(STACK | stacks::CODE);
+        self.varint(file);
+        self.varint(function);
+        self.varint(first_line);
+        self.byte(lines);
+        self.long(table);
+    }
+
+    /// Goes on with the line table of the last code object; the block must have [room](Self::has_room) for the bytes.
+    pub fn more_lines(&mut self, table: &[u8]) {
+        self.byte(STACK | stacks::MORE);
+        self.long(table);
     }
 
     /// The count of allocated blocks at this point. The count may be known only after further events: the token lets
@@ -433,6 +493,9 @@ pub struct Reader<B> {
     block: Block,
     /// The address before.
     last: u64,
+    /// The stack of the requests that come next.
+    node: u64,
+    stacks: Stacks,
     truncated: bool,
 }
 
@@ -445,7 +508,7 @@ struct Block {
 }
 
 /// A position inside a payload.
-struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     payload: &'a [u8],
     at: usize,
     last: u64,
@@ -467,7 +530,16 @@ impl<B: AsRef<[u8]>> Reader<B> {
         }
         let blocks = 16 + le32(head, 12) as usize;
         head.get(16..blocks).and_then(|header| std::str::from_utf8(header).ok()).ok_or(FormatError::Header)?;
-        Ok(Self { bytes, blocks, next: blocks, block: Block::default(), last: 0, truncated: false })
+        Ok(Self {
+            bytes,
+            blocks,
+            next: blocks,
+            block: Block::default(),
+            last: 0,
+            node: 0,
+            stacks: Stacks::default(),
+            truncated: false,
+        })
     }
 
     /// The header: a JSON object.
@@ -478,6 +550,21 @@ impl<B: AsRef<[u8]>> Reader<B> {
     /// After the last event: whether the file ended inside a block, as it does when the recorded process was killed.
     pub fn truncated(&self) -> bool {
         self.truncated
+    }
+
+    /// What has been read of Python's stacks so far.
+    pub fn stacks(&self) -> &Stacks {
+        &self.stacks
+    }
+
+    /// Goes on from the stacks of the trace that this one continues, which has been read: a forked process's are numbered from there.
+    pub fn continue_from<C>(&mut self, before: Reader<C>) {
+        self.stacks = before.stacks;
+    }
+
+    /// The stack that the last event was made under, if it is a request: a node, of which [`stacks`](Self::stacks) tells more. 0 is none.
+    pub fn stack(&self) -> u64 {
+        self.node
     }
 
     /// Bytes of the file that have been read, and bytes in all.
@@ -505,13 +592,13 @@ impl<B: AsRef<[u8]>> Reader<B> {
         }
         let begin = self.next + BLOCK_HEADER;
         self.block = Block { begin, end: begin + length, left: le32(rest, 4) };
-        self.last = 0;
+        (self.last, self.node) = (0, 0);
         self.next = begin + length;
         Ok(true)
     }
 
     fn stop(&mut self) {
-        self.block.left = 0;
+        self.block = Block::default();
         self.next = self.bytes.as_ref().len();
     }
 }
@@ -520,41 +607,48 @@ impl<B: AsRef<[u8]>> Iterator for Reader<B> {
     type Item = Result<Event, FormatError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.block.left == 0 {
-            match self.next_block() {
-                Ok(true) => {}
-                Ok(false) => return None,
-                Err(error) => {
-                    self.stop();
-                    return Some(Err(error));
+        loop {
+            while self.block.left == 0 && self.block.begin == self.block.end {
+                match self.next_block() {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(error) => {
+                        self.stop();
+                        return Some(Err(error));
+                    }
                 }
             }
-        }
-        let Block { begin, end, .. } = self.block;
-        let mut cursor = Cursor { payload: &self.bytes.as_ref()[begin..end], at: 0, last: self.last };
-        match cursor.event() {
-            Some(event) => {
-                self.last = cursor.last;
-                self.block.begin += cursor.at;
-                self.block.left -= 1;
-                Some(Ok(event))
-            }
-            None => {
+            let Block { begin, end, left } = self.block;
+            let mut cursor = Cursor { payload: &self.bytes.as_ref()[begin..end], at: 0, last: self.last };
+            let event = if cursor.payload.first().is_some_and(|tag| tag & 15 == STACK) {
+                stacks::read(&mut cursor, &mut self.stacks, &mut self.node).map(|()| None)
+            } else if left > 0 {
+                cursor.event().map(Some)
+            } else {
+                None
+            };
+            let Some(event) = event else {
                 self.stop();
-                Some(Err(FormatError::Event(begin)))
+                return Some(Err(FormatError::Event(begin)));
+            };
+            self.last = cursor.last;
+            self.block.begin += cursor.at;
+            if let Some(event) = event {
+                self.block.left -= 1;
+                return Some(Ok(event));
             }
         }
     }
 }
 
 impl Cursor<'_> {
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         let byte = *self.payload.get(self.at)?;
         self.at += 1;
         Some(byte)
     }
 
-    fn varint(&mut self) -> Option<u64> {
+    pub(crate) fn varint(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -622,12 +716,17 @@ impl Cursor<'_> {
         })
     }
 
-    fn text(&mut self) -> Option<String> {
+    pub(crate) fn text(&mut self) -> Option<String> {
+        self.long().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// A length, and as many bytes.
+    pub(crate) fn long(&mut self) -> Option<&[u8]> {
         let length = usize::try_from(self.varint()?).ok()?;
         let end = self.at.checked_add(length)?;
-        let text = String::from_utf8_lossy(self.payload.get(self.at..end)?).into_owned();
+        let bytes = self.payload.get(self.at..end)?;
         self.at = end;
-        Some(text)
+        Some(bytes)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Traces of real CPython runs: the format, the replay through a heap of the same release, and what a trace tells.
 
 pub mod format;
+pub mod listing;
 pub mod program;
 pub mod replay;
+pub mod stacks;

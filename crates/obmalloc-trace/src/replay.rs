@@ -340,7 +340,10 @@ impl Replay {
                 }
                 None => {
                     self.report.truncated = reader.truncated();
-                    self.segments.pop_front();
+                    let done = self.segments.pop_front();
+                    if let (Some(done), Some(next)) = (done, self.segments.front_mut()) {
+                        next.continue_from(done);
+                    }
                     self.interpreter = 0;
                 }
             }

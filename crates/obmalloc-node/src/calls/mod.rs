@@ -4,6 +4,7 @@ pub(crate) mod allocators;
 mod batch;
 mod collector;
 mod domain;
+pub(crate) mod events;
 pub(crate) mod golden;
 pub(crate) mod heap;
 mod objects;

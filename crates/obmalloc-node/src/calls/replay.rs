@@ -17,7 +17,7 @@ use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::{Table, export};
 
 /// A trace that cannot be read.
-const UNREADABLE_TRACE: &str = "ERR_UNREADABLE_TRACE";
+pub(super) const UNREADABLE_TRACE: &str = "ERR_UNREADABLE_TRACE";
 
 struct Running {
     replay: Replay,
@@ -37,7 +37,7 @@ struct Options {
 
 /// A trace file, or its first `bytes`.
 #[derive(Deserialize)]
-struct Segment {
+pub(super) struct Segment {
     path: String,
     bytes: Option<u64>,
 }
@@ -83,7 +83,7 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     env.integer(number as usize)
 }
 
-fn read(segment: &Segment) -> Result<Reader<Vec<u8>>, Failure> {
+pub(super) fn read(segment: &Segment) -> Result<Reader<Vec<u8>>, Failure> {
     let unreadable = |error: &dyn std::fmt::Display| Failure::new(UNREADABLE_TRACE, format!("{}: {error}", segment.path));
     let mut bytes = Vec::new();
     let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;

@@ -1,0 +1,79 @@
+//! A trace's events for the command line: a listing is a number here, and events are lines of JSON.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use obmalloc_trace::listing::{Listing, Wanted};
+use serde::Deserialize;
+
+use super::replay::{Segment, UNREADABLE_TRACE, read};
+use crate::face::Realm;
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::{Table, export};
+
+thread_local! {
+    static LISTINGS: RefCell<(u32, HashMap<u32, Listing>)> = RefCell::default();
+}
+
+#[derive(Deserialize)]
+struct Options {
+    segments: Vec<Segment>,
+    /// Most frames of a stack.
+    frames: usize,
+    from: Option<u64>,
+    to: Option<u64>,
+    size: Option<u64>,
+    /// Hexadecimal: a number of JavaScript does not hold every address.
+    address: Option<String>,
+    site: Option<(String, u32)>,
+}
+
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"openEvents", open)?;
+    export(to, c"readEvents", next)?;
+    export(to, c"closeEvents", close)
+}
+
+/// `(options)`: opens the traces and gives the listing's number.
+fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
+    let text = env.text(options).unwrap_or_default();
+    let wrong = |error: &dyn std::fmt::Display| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}"));
+    let options: Options = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+    let address = options.address.map(|digits| u64::from_str_radix(&digits, 16).map_err(|error| wrong(&error))).transpose()?;
+    let (from, to, size, site) = (options.from.unwrap_or(0), options.to, options.size, options.site);
+    let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let listing = Listing::new(readers, Wanted { from, to, size, address, site }, options.frames);
+    let number = LISTINGS.with_borrow_mut(|(last, listings)| {
+        *last += 1;
+        listings.insert(*last, listing);
+        *last
+    });
+    env.integer(number as usize)
+}
+
+/// `(number, count)`: looks at no more than `count` events, and gives those that are wanted, a line each; null when there are no more.
+fn next(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    let count = env.double(count).unwrap_or(0.0) as usize;
+    let (found, more) = LISTINGS.with_borrow_mut(|(_, listings)| match listings.get_mut(&number) {
+        Some(listing) => listing.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string())),
+        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open listing")),
+    })?;
+    if found.is_empty() && !more {
+        return env.null();
+    }
+    let mut lines = String::new();
+    for listed in &found {
+        lines += &serde_json::to_string(listed).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+        lines.push('\n');
+    }
+    env.string(&lines)
+}
+
+/// `(number)`: gives the listing's memory back.
+fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    drop(LISTINGS.with_borrow_mut(|(_, listings)| listings.remove(&number)));
+    Ok(UNDEFINED)
+}

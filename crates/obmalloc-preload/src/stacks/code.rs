@@ -1,0 +1,168 @@
+//! Code objects and what they consist of, told to the trace once: by what they are, not by where.
+
+use super::layout::Layout;
+use super::pages::Pages;
+use super::table::{Table, key};
+use super::walk::word;
+use super::{Lost, Out};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Most characters of a file's or a function's name.
+const TEXT_LENGTH: usize = 4096;
+/// Most bytes of a line table that are told at once.
+const PIECE: usize = 16 << 10;
+/// Bytes of a record beside its text or table, at most.
+const RECORD_HEAD: usize = 48;
+
+/// Which places code objects that are known may be at: a bit for some of an address's bits.
+static FILTER: [AtomicU64; 1 << 11] = [const { AtomicU64::new(0) }; 1 << 11];
+
+#[inline(always)]
+fn in_filter(address: usize) -> (usize, u64) {
+    let bit = (address >> 4 ^ address >> 21) % (FILTER.len() * 64);
+    (bit / 64, 1 << (bit % 64))
+}
+
+/// Whether `address` may be that of a known code object.
+#[inline(always)]
+pub fn may_be_known(address: usize) -> bool {
+    let (place, bit) = in_filter(address);
+    FILTER[place].load(Ordering::Relaxed) & bit != 0
+}
+
+/// The code objects that the trace knows.
+pub struct Codes {
+    /// By address: the numbers of those that are alive.
+    pub alive: Table,
+    /// By hash: the numbers of what has been described.
+    described: Table,
+    texts: Table,
+    code_count: u32,
+    text_count: u32,
+    scratch: Pages<u8>,
+}
+
+impl Codes {
+    /// `None` when there is no memory.
+    pub fn new() -> Option<Self> {
+        Some(Self {
+            alive: Table::new()?,
+            described: Table::new()?,
+            texts: Table::new()?,
+            code_count: 0,
+            text_count: 0,
+            scratch: Pages::new(4 * TEXT_LENGTH)?,
+        })
+    }
+
+    /// Forgets the code object at `address`, which is being freed. Says whether it was known.
+    pub fn forget(&mut self, address: usize) -> bool {
+        self.alive.remove(key(address as u64))
+    }
+
+    /// The number of a code object that is not known yet.
+    ///
+    /// # Safety
+    /// There is a code object of this layout at `code`.
+    pub unsafe fn describe(&mut self, code: usize, layout: &Layout, out: &mut impl Out) -> Result<u32, Lost> {
+        // SAFETY: the caller's promise.
+        let (file, function, first_line, table) = unsafe {
+            let table = word(code + layout.table);
+            let table = std::slice::from_raw_parts((table + 32) as *const u8, word(table + 16));
+            let first_line = *((code + layout.first_line) as *const u32);
+            let file = self.text(word(code + layout.file), layout, out)?;
+            (file, self.text(word(code + layout.function), layout, out)?, first_line, table)
+        };
+        let seed = mixed(u64::from(file) << 32 | u64::from(function), first_line.into());
+        let hash = key(hash(seed, table));
+        let number = match self.described.get(hash) {
+            Some(number) => number,
+            None => {
+                let (piece, mut rest) = table.split_at(table.len().min(PIECE));
+                let block = out.room(piece.len() + RECORD_HEAD).ok_or(Lost::Trace)?;
+                block.code(file.into(), function.into(), first_line.into(), layout.lines as u8, piece);
+                while !rest.is_empty() {
+                    let (piece, further) = rest.split_at(rest.len().min(PIECE));
+                    out.room(piece.len() + RECORD_HEAD).ok_or(Lost::Trace)?.more_lines(piece);
+                    rest = further;
+                }
+                let number = self.code_count;
+                self.described.insert(hash, number).ok_or(Lost::Memory)?;
+                self.code_count += 1;
+                number
+            }
+        };
+        self.alive.insert(key(code as u64), number).ok_or(Lost::Memory)?;
+        let (place, bit) = in_filter(code);
+        FILTER[place].fetch_or(bit, Ordering::Relaxed);
+        Ok(number)
+    }
+
+    /// The number of a str's text.
+    ///
+    /// # Safety
+    /// There is a str at `text`.
+    unsafe fn text(&mut self, text: usize, layout: &Layout, out: &mut impl Out) -> Result<u32, Lost> {
+        // SAFETY: the caller's promise.
+        let length = unsafe { self.encode(text, layout) };
+        let bytes = &self.scratch[..length];
+        let hash = key(hash(0, bytes));
+        if let Some(number) = self.texts.get(hash) {
+            return Ok(number);
+        }
+        out.room(length + RECORD_HEAD).ok_or(Lost::Trace)?.stack_text(bytes);
+        let number = self.text_count;
+        self.texts.insert(hash, number).ok_or(Lost::Memory)?;
+        self.text_count += 1;
+        Ok(number)
+    }
+
+    /// Puts a str's text into the scratch memory, as UTF-8; gives its bytes.
+    ///
+    /// # Safety
+    /// There is a str at `text`.
+    unsafe fn encode(&mut self, text: usize, layout: &Layout) -> usize {
+        // SAFETY: `PyASCIIObject`: length, hash, state.
+        let (length, state) = unsafe { (word(text + 16), *((text + 32) as *const u32)) };
+        let (width, is_compact, is_ascii) = ((state >> 2 & 7) as usize, state & 1 << 5 != 0, state & 1 << 6 != 0);
+        let characters = match (is_compact, is_ascii) {
+            (true, true) => text + layout.ascii,
+            (true, false) => text + layout.characters,
+            // SAFETY: `PyUnicodeObject`: where the characters are.
+            (false, _) => unsafe { word(text + layout.characters) },
+        };
+        if ![1, 2, 4].contains(&width) || characters == 0 {
+            self.scratch[0] = b'?';
+            return 1;
+        }
+        let mut at = 0;
+        for number in 0..length.min(TEXT_LENGTH) {
+            let address = characters + number * width;
+            // SAFETY: as many characters of this width are there.
+            let value = unsafe {
+                match width {
+                    1 => u32::from(*(address as *const u8)),
+                    2 => u32::from(*(address as *const u16)),
+                    _ => *(address as *const u32),
+                }
+            };
+            at += char::from_u32(value).unwrap_or('\u{fffd}').encode_utf8(&mut self.scratch[at..]).len();
+        }
+        at
+    }
+}
+
+fn mixed(a: u64, b: u64) -> u64 {
+    let word =
+        (a ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xff51_afd7_ed55_8ccd) ^ b.rotate_left(32).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    let word = (word ^ word >> 32).wrapping_mul(0x9fb2_1c65_1e98_df25);
+    word ^ word >> 29
+}
+
+fn hash(seed: u64, bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(mixed(seed, bytes.len() as u64), |sum, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        mixed(sum, u64::from_ne_bytes(word))
+    })
+}

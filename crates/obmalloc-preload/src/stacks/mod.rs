@@ -1,0 +1,236 @@
+//! The stack that a request is made under, read from the interpreter's own frames in memory. Of CPython nothing is called but what gives a
+//! thread's state, so a program asks for the same memory with stacks and without.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `layout` | where a release keeps what a stack is made of |
+//! | `peek` | whether that holds for this CPython |
+//! | `walk` | a thread's last stack, and how it becomes the present one |
+//! | `code` | code objects, told to the trace once |
+//! | `table`, `pages` | tables, and the memory that they are in |
+//!
+//! All of it runs under the sink's lock. A thread that does not have the GIL has no stack: its frames, and its state itself, may be taken
+//! away by the thread that has it.
+
+mod code;
+mod layout;
+mod pages;
+mod peek;
+mod table;
+mod walk;
+
+use crate::python::symbol;
+use code::Codes;
+use layout::{Frames, Layout};
+use obmalloc_trace::format::BlockWriter;
+use pages::Pages;
+use peek::Types;
+use std::ffi::{CStr, c_void};
+use table::{Table, key};
+use walk::{LEVELS, Place, RECENT, Recent, Stack};
+
+pub use code::may_be_known;
+
+/// Says how many frames of a stack are wanted.
+pub const VARIABLE: &str = "OBMALLOC_STACKS";
+
+/// Most frames of a stack that can be had: two such stacks, with as much again for frames of C, must find room.
+const MOST_FRAMES: usize = LEVELS / 4;
+/// Stacks that have to look right before the layout is trusted.
+const TRIALS: u32 = 64;
+/// Threads whose last stacks are kept.
+const THREADS: usize = 8;
+/// Most nodes: what they take in memory is bounded.
+const MOST_NODES: u32 = 32 << 20;
+
+/// Where descriptions go.
+pub trait Out {
+    /// A block that has room for so many bytes. `None` when nothing can be written any more.
+    fn room(&mut self, bytes: usize) -> Option<&mut BlockWriter<'static>>;
+}
+
+/// Why there is no stack from here on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lost {
+    /// Nothing can be written.
+    Trace,
+    /// The layout does not hold.
+    Layout,
+    /// No memory for the tables.
+    Memory,
+    /// More stacks than can be told apart.
+    TooMany,
+}
+
+impl Lost {
+    /// What the trace says of it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Trace => "",
+            Self::Layout => "no stacks: this CPython's frames are not laid out as those of its release are",
+            Self::Memory => "no stacks from here on: the system has no memory for them",
+            Self::TooMany => "no stacks from here on: there are more than can be told apart",
+        }
+    }
+}
+
+type ThreadState = unsafe extern "C" fn() -> *mut c_void;
+
+pub struct Stacks {
+    /// Most frames, innermost first, of which a stack consists.
+    limit: usize,
+    layout: Layout,
+    types: Types,
+    trials: u32,
+    thread_state: ThreadState,
+    /// Where the function above gives the state of the thread that has the GIL: what gives the present thread's.
+    own_state: Option<ThreadState>,
+    threads: [Stack; THREADS],
+    /// Which of them is the present one.
+    present: usize,
+    fresh: Pages<Place>,
+    codes: Codes,
+    nodes: Table,
+    node_count: u32,
+    /// Nodes that were found lately. Instructions are known by address, so none of a code object that is gone may be in it.
+    recent: Pages<Recent>,
+}
+
+impl Stacks {
+    /// What is needed to take stacks of at most `limit` frames from a CPython of this version. Says what is in the way if that cannot be.
+    pub fn set_up(limit: usize, version: &str) -> Result<Self, &'static str> {
+        let function = |name: &CStr| {
+            // SAFETY: functions of these names take nothing and give a thread's state.
+            symbol(name).map(|address| unsafe { std::mem::transmute::<*mut c_void, ThreadState>(address) })
+        };
+        let layout = Layout::of(version).ok_or("no stacks: how this CPython lays its frames out is not known")?;
+        let hidden = "no stacks: this CPython does not show what is needed for them";
+        let thread_state = function(layout.thread_state).ok_or(hidden)?;
+        let own_state =
+            if layout.is_threads_own { None } else { Some(function(c"PyGILState_GetThisThreadState").ok_or(hidden)?) };
+        let types = Types::find().ok_or(hidden)?;
+        if !peek::is_possible() {
+            return Err("no stacks: this system does not let a process look whether its memory is as expected");
+        }
+        // Nothing is asked of the C library's malloc, which would give the program other addresses than without stacks.
+        let stack = || Stack::new().ok_or("no stacks: the system has no memory for them");
+        let threads = [stack()?, stack()?, stack()?, stack()?, stack()?, stack()?, stack()?, stack()?];
+        let tables = || Some((Pages::new(LEVELS)?, Codes::new()?, Table::new()?, Pages::new(RECENT)?));
+        let (fresh, codes, nodes, recent) = tables().ok_or("no stacks: the system has no memory for them")?;
+        let limit = limit.min(MOST_FRAMES);
+        let (trials, present, node_count) = (TRIALS, 0, 0);
+        Ok(Self {
+            limit,
+            layout,
+            types,
+            trials,
+            thread_state,
+            own_state,
+            threads,
+            present,
+            fresh,
+            codes,
+            nodes,
+            node_count,
+            recent,
+        })
+    }
+
+    /// The number of frames that stacks consist of, at most.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The present thread's state, 0 if it does not have the GIL. `has_gil` when the caller knows that it does.
+    #[inline(always)]
+    fn thread(&self, has_gil: bool) -> usize {
+        // SAFETY: these functions only read.
+        unsafe {
+            let thread = (self.thread_state)();
+            match self.own_state {
+                Some(own_state) if !has_gil && thread != own_state() => 0,
+                _ => thread as usize,
+            }
+        }
+    }
+
+    /// The present stack's node. `None` when there is something to [describe](Self::describe) first, or something is wrong.
+    #[inline(never)]
+    pub fn node(&mut self, has_gil: bool) -> Option<u32> {
+        let thread = self.thread(has_gil);
+        if thread == 0 {
+            return Some(0);
+        }
+        self.present = (thread >> 6 ^ thread >> 12) % THREADS;
+        let Self { layout, threads, present, fresh, limit, codes, nodes, recent, .. } = self;
+        let stack = &mut threads[*present];
+        if stack.thread != thread {
+            stack.thread = thread;
+            stack.forget();
+        }
+        if self.trials > 0 {
+            match layout.looks_right(thread, &self.types) {
+                Some(pythons) => self.trials -= u32::from(pythons > 0),
+                None => {
+                    stack.thread = 0;
+                    return None;
+                }
+            }
+        }
+        // SAFETY: the thread's own state. It has the GIL, so nothing else changes its frames, and the layout holds.
+        unsafe {
+            let top = layout.innermost(thread);
+            match layout.frames {
+                Frames::Objects => stack.follow::<true>(layout, top, *limit, fresh),
+                Frames::Structures => stack.follow::<false>(layout, top, *limit, fresh),
+            }
+        }
+        stack.node(layout, &codes.alive, nodes, recent)
+    }
+
+    /// The present stack's node, after [`node`](Self::node) could not tell: what the trace does not know of it is written to `out`.
+    #[cold]
+    pub fn describe(&mut self, out: &mut impl Out) -> Result<u32, Lost> {
+        let Self { layout, threads, present, codes, nodes, node_count, recent, .. } = self;
+        let stack = &mut threads[*present];
+        if stack.thread == 0 {
+            return Err(Lost::Layout);
+        }
+        while let Some((place, caller)) = stack.missing() {
+            if !place.shown {
+                stack.found(caller);
+                continue;
+            }
+            let code = match codes.alive.get(key(place.code as u64)) {
+                Some(code) => code,
+                // SAFETY: the code object of a frame that runs.
+                None => unsafe { codes.describe(place.code, layout, out)? },
+            };
+            let at = layout.number(&place);
+            let node = match nodes.get([caller, code, at]) {
+                Some(node) => node,
+                None => {
+                    let node = *node_count + 1;
+                    if node > MOST_NODES {
+                        return Err(Lost::TooMany);
+                    }
+                    nodes.insert([caller, code, at], node).ok_or(Lost::Memory)?;
+                    out.room(0).ok_or(Lost::Trace)?.node((node - caller).into(), code.into(), at.into());
+                    *node_count = node;
+                    node
+                }
+            };
+            stack.found(node);
+        }
+        stack.node(layout, &codes.alive, nodes, recent).ok_or(Lost::Memory)
+    }
+
+    /// A block of the obj domain is being freed that [may be](may_be_known) a code object: what comes to its place is another one.
+    #[cold]
+    pub fn forget(&mut self, address: usize) {
+        if self.codes.forget(address) {
+            self.threads.iter_mut().for_each(Stack::forget);
+            self.recent.fill(Recent::default());
+        }
+    }
+}

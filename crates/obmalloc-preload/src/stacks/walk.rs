@@ -1,0 +1,364 @@
+//! The last stack of a thread, and how it becomes the present one: only what has changed is walked anew, and no further than frames are
+//! wanted.
+//!
+//! Invariants:
+//! 1. An address is read only when it came from the thread's state or from a frame that came from there, in this walk. What is kept of the
+//!    last walk is compared with, never followed.
+//! 2. `levels[..len]` is a stack, outermost frame first; the nodes of `levels[..known]` are those of their frames.
+//! 3. `at_depth[n]` is the level of the n-th frame that is shown, from 1, and each level's `depth` the number of those up to it.
+
+use super::layout::{Frames, Layout};
+use super::pages::{Pages, Plain};
+use super::table::{Table, key};
+
+/// Most levels of one stack that are kept.
+pub const LEVELS: usize = 4096;
+/// Places of the index of frames.
+const INDEX: usize = 1024;
+
+/// Whose a frame is (`_frameowner`): those from this one on stand for C, and have no code object that may be looked at.
+const OWNED_BY_C: u8 = 3;
+const OWNED_BY_GENERATOR: u8 = 1;
+
+/// A frame, and the instruction that it is at: its address, or [`packed`] where frames have its number.
+#[derive(Clone, Copy)]
+struct Spot {
+    frame: usize,
+    instruction: usize,
+}
+
+// SAFETY: numbers.
+unsafe impl Plain for Spot {}
+
+/// Bits of the number of an instruction in a [`packed`] one. A code object that has more is not looked into.
+const NUMBER_BITS: u32 = 21;
+
+/// A code object's address, which is a multiple of 16 and has 47 bits, and one more than the number of an instruction in it.
+#[inline(always)]
+fn packed(code: usize, number: i32) -> usize {
+    (code >> 4) << NUMBER_BITS | (number + 1) as usize & ((1 << NUMBER_BITS) - 1)
+}
+
+/// Where a frame is.
+#[derive(Clone, Copy)]
+pub struct Place {
+    spot: Spot,
+    pub code: usize,
+    /// Whether it counts as a frame: it is Python's, and not only just being made.
+    pub shown: bool,
+}
+
+// SAFETY: numbers, and a flag that zero is a value of.
+unsafe impl Plain for Place {}
+
+#[derive(Clone, Copy)]
+struct Level {
+    code: usize,
+    node: u32,
+    depth: u16,
+    shown: bool,
+}
+
+/// A node that was found lately, by its caller's node and the instruction.
+#[derive(Clone, Copy, Default)]
+pub struct Recent {
+    instruction: usize,
+    caller: u32,
+    node: u32,
+}
+
+// SAFETY: numbers.
+unsafe impl Plain for Recent {}
+
+/// How many nodes that were found lately are kept.
+pub const RECENT: usize = 4096;
+
+// SAFETY: numbers, and what is plain itself.
+unsafe impl Plain for Level {}
+
+/// The stack of a thread, as it was last seen.
+pub struct Stack {
+    pub thread: usize,
+    spots: Pages<Spot>,
+    levels: Pages<Level>,
+    len: usize,
+    known: usize,
+    at_depth: Pages<u16>,
+    /// By frame: at which level it may be.
+    index: Pages<u16>,
+}
+
+/// Reads a word.
+///
+/// # Safety
+/// It is there.
+#[inline(always)]
+pub unsafe fn word(address: usize) -> usize {
+    // SAFETY: the caller's promise. Nothing here is looked at while another thread writes to it.
+    unsafe { *(address as *const usize) }
+}
+
+impl Layout {
+    /// The innermost frame of a thread, 0 when it has none.
+    ///
+    /// # Safety
+    /// `thread` is the present thread's state.
+    #[inline(always)]
+    pub unsafe fn innermost(&self, thread: usize) -> usize {
+        // SAFETY: the state has these fields, and what leads to the frame is null or there.
+        unsafe {
+            let at = word(thread + self.thread_frame);
+            match self.current_frame {
+                Some(current) if at != 0 => word(at + current),
+                _ => at,
+            }
+        }
+    }
+
+    /// # Safety
+    /// `frame` is one of the present thread's.
+    #[inline(always)]
+    unsafe fn place<const OBJECTS: bool>(&self, frame: usize) -> Place {
+        // SAFETY: a frame has these fields; one that is Python's has a code object.
+        unsafe {
+            if OBJECTS {
+                let (code, number) = (word(frame + self.code), *((frame + self.instruction) as *const i32));
+                let spot = Spot { frame, instruction: packed(code, number) };
+                return Place { spot, code, shown: number < (1 << NUMBER_BITS) - 1 };
+            }
+            // References in frames have marks in their lowest bits from 3.14 on.
+            let (code, instruction) = (word(frame + self.code) & !7, word(frame + self.instruction));
+            let owner = *((frame + self.owner) as *const u8);
+            let begun = || {
+                let first = *((code + self.first_traceable) as *const i32);
+                instruction >= code + self.instructions + 2 * first as usize
+            };
+            let spot = Spot { frame, instruction };
+            Place { spot, code, shown: owner == OWNED_BY_GENERATOR || (owner < OWNED_BY_C && begun()) }
+        }
+    }
+
+    /// What the trace calls the instruction of a frame: one more than its number, 0 where there is none yet.
+    #[inline(always)]
+    pub fn number(&self, place: &Place) -> u32 {
+        let instruction = place.spot.instruction;
+        match self.frames {
+            Frames::Objects => instruction as u32 & ((1 << NUMBER_BITS) - 1),
+            Frames::Structures => ((instruction.wrapping_sub(place.code + self.instructions) as isize >> 1) + 1).max(0) as u32,
+        }
+    }
+}
+
+impl Stack {
+    /// `None` when there is no memory.
+    pub fn new() -> Option<Self> {
+        let (spots, levels) = (Pages::new(LEVELS)?, Pages::new(LEVELS)?);
+        let (at_depth, index) = (Pages::new(LEVELS + 1)?, Pages::new(INDEX)?);
+        Some(Self { thread: 0, spots, levels, len: 0, known: 0, at_depth, index })
+    }
+
+    /// Forgets everything.
+    pub fn forget(&mut self) {
+        (self.len, self.known) = (0, 0);
+    }
+
+    /// Makes this the stack whose innermost frame is `top`: right as far as the innermost `limit` frames. `fresh` has [`LEVELS`] places,
+    /// for frames that are not known, innermost first.
+    ///
+    /// # Safety
+    /// `top` is the innermost frame of the present thread, which has the GIL.
+    #[inline(always)]
+    pub unsafe fn follow<const OBJECTS: bool>(&mut self, layout: &Layout, top: usize, limit: usize, fresh: &mut [Place]) {
+        let previous = layout.previous;
+        let (mut frame, mut bound, mut count, mut shown) = (top, self.len, 0, 0);
+        // SAFETY: (1) `frame` is `top`, or the previous one of a frame that was it.
+        unsafe {
+            'unknown: loop {
+                let met = loop {
+                    if frame == 0 || (shown == 1 && limit == 1) {
+                        return self.replace(0, 0, &fresh[..count]);
+                    }
+                    let level = usize::from(self.index[Self::place_in_index(frame)]);
+                    if level < bound && self.spots[level].frame == frame {
+                        break level;
+                    }
+                    if shown >= limit || count == fresh.len() {
+                        return self.walk_anew::<OBJECTS>(layout, top, limit, fresh);
+                    }
+                    let place = layout.place::<OBJECTS>(frame);
+                    fresh[count] = place;
+                    count += 1;
+                    shown += usize::from(place.shown);
+                    frame = word(frame + previous);
+                };
+                if shown >= limit {
+                    // What lies below is not looked at.
+                    return self.replace(met + 1, met + 1, &fresh[..count]);
+                }
+                // From here on frames are where they were. The links are compared, so that no load has to wait for another.
+                let depth = usize::from(self.levels[met].depth) + shown;
+                let floor = if depth > limit { usize::from(self.at_depth[depth - limit + 1]) } else { 0 };
+                let mut changed = met + 1;
+                let mut level = met;
+                loop {
+                    level = self.first_other::<OBJECTS>(layout, level, floor);
+                    let here = self.spots[level].frame;
+                    let place = layout.place::<OBJECTS>(here);
+                    let mut link = None;
+                    if place.spot.instruction != self.spots[level].instruction {
+                        self.spots[level] = place.spot;
+                        changed = level;
+                        if place.shown != self.levels[level].shown {
+                            // Everything above it is one deeper, or one less.
+                            link = Some(word(here + previous));
+                        }
+                        (self.levels[level].code, self.levels[level].shown) = (place.code, place.shown);
+                    }
+                    if level > floor && link.is_none() {
+                        link = Some(word(here + previous)).filter(|&link| link != self.spots[level - 1].frame);
+                    }
+                    if let Some(link) = link {
+                        let Some(more) = self.lift(level, met, &mut fresh[count..]) else {
+                            return self.walk_anew::<OBJECTS>(layout, top, limit, fresh);
+                        };
+                        (count, shown) = (count + met + 1 - level, shown + more);
+                        (bound, frame) = (level, link);
+                        continue 'unknown;
+                    }
+                    if level == floor {
+                        break;
+                    }
+                    level -= 1;
+                }
+                if floor == 0 && depth < limit && word(self.spots[0].frame + previous) != 0 {
+                    return self.walk_anew::<OBJECTS>(layout, top, limit, fresh);
+                }
+                return self.replace(changed, met + 1, &fresh[..count]);
+            }
+        }
+    }
+
+    /// As [`follow`](Self::follow), as if nothing were known. Goes on beyond the limit, so that it need not be done again as soon as a
+    /// function returns.
+    #[cold]
+    #[inline(never)]
+    unsafe fn walk_anew<const OBJECTS: bool>(&mut self, layout: &Layout, top: usize, limit: usize, fresh: &mut [Place]) {
+        let (mut frame, mut count, mut shown) = (top, 0, 0);
+        while frame != 0 && shown < 2 * limit && count < fresh.len() {
+            // SAFETY: (1) as in `follow`.
+            let place = unsafe { layout.place::<OBJECTS>(frame) };
+            fresh[count] = place;
+            count += 1;
+            shown += usize::from(place.shown);
+            // SAFETY: as above.
+            frame = unsafe { word(frame + layout.previous) };
+        }
+        self.replace(0, 0, &fresh[..count]);
+    }
+
+    /// The first level, from `level` on down to `floor`, whose frame is at another instruction or has another caller than it had; `floor` if
+    /// there is none.
+    ///
+    /// # Safety
+    /// The frame of `level` is one of the present thread's. `floor` is not above it, and it is below `len`.
+    #[inline(always)]
+    unsafe fn first_other<const OBJECTS: bool>(&self, layout: &Layout, level: usize, floor: usize) -> usize {
+        debug_assert!(floor <= level && level < self.len);
+        let (instruction, code, previous) = (layout.instruction, layout.code, layout.previous);
+        // SAFETY: (1) a frame below is looked at once the one above has it for its caller; (2) levels are in the slice.
+        unsafe {
+            let spots = self.spots.as_ptr();
+            let (mut at, last) = (spots.add(level), spots.add(floor));
+            while at > last {
+                let Spot { frame, instruction: was } = *at;
+                let is = if OBJECTS {
+                    packed(word(frame + code), *((frame + instruction) as *const i32))
+                } else {
+                    word(frame + instruction)
+                };
+                if is != was || word(frame + previous) != (*at.sub(1)).frame {
+                    break;
+                }
+                at = at.sub(1);
+            }
+            at.offset_from_unsigned(spots)
+        }
+    }
+
+    /// Copies `levels[level..=met]` to `fresh`. Gives how many of them are shown; `None` when there is no room.
+    fn lift(&self, level: usize, met: usize, fresh: &mut [Place]) -> Option<usize> {
+        let mut count = 0;
+        for (to, from) in fresh.get_mut(..met + 1 - level)?.iter_mut().zip((level..=met).rev()) {
+            *to = self.place(from);
+            count += usize::from(to.shown);
+        }
+        Some(count)
+    }
+
+    fn place(&self, level: usize) -> Place {
+        let Level { code, shown, .. } = self.levels[level];
+        Place { spot: self.spots[level], code, shown }
+    }
+
+    /// Puts `fresh` on top of the first `kept` levels, those from `changed` on being at other instructions than they were.
+    #[inline(always)]
+    fn replace(&mut self, changed: usize, kept: usize, fresh: &[Place]) {
+        // What does not fit is cut off from above: nothing can be said of the stack then.
+        let len = kept + fresh.len();
+        if len > LEVELS {
+            return self.forget();
+        }
+        (self.len, self.known) = (len, self.known.min(changed));
+        let mut depth = if kept == 0 { 0 } else { self.levels[kept - 1].depth };
+        for (level, &Place { spot, code, shown }) in (kept..len).zip(fresh.iter().rev()) {
+            depth += u16::from(shown);
+            self.spots[level] = spot;
+            self.levels[level] = Level { code, node: 0, depth, shown };
+            if shown {
+                self.at_depth[usize::from(depth)] = level as u16;
+            }
+            self.index[Self::place_in_index(spot.frame)] = level as u16;
+        }
+    }
+
+    #[inline(always)]
+    fn place_in_index(frame: usize) -> usize {
+        (frame >> 4 ^ frame >> 13) % INDEX
+    }
+
+    /// The node of the whole stack, `None` when a code object or a node is not described yet: see [`missing`](Self::missing).
+    #[inline(always)]
+    pub fn node(&mut self, layout: &Layout, codes: &Table, nodes: &Table, recent: &mut [Recent]) -> Option<u32> {
+        let mut caller = if self.known == 0 { 0 } else { self.levels[self.known - 1].node };
+        while self.known < self.len {
+            if self.levels[self.known].shown {
+                let instruction = self.spots[self.known].instruction;
+                let at = (instruction ^ caller as usize).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                let lately = &mut recent[at % RECENT];
+                if lately.instruction != instruction || lately.caller != caller {
+                    let place = self.place(self.known);
+                    let code = codes.get(key(place.code as u64))?;
+                    let node = nodes.get([caller, code, layout.number(&place)])?;
+                    *lately = Recent { instruction, caller, node };
+                }
+                caller = lately.node;
+            }
+            self.found(caller);
+        }
+        Some(caller)
+    }
+
+    /// The outermost frame whose node is not known, and the node of its caller.
+    #[inline(always)]
+    pub fn missing(&self) -> Option<(Place, u32)> {
+        let caller = if self.known == 0 { 0 } else { self.levels[self.known - 1].node };
+        (self.known < self.len).then(|| (self.place(self.known), caller))
+    }
+
+    /// The node of the frame that was [missing](Self::missing).
+    #[inline(always)]
+    pub fn found(&mut self, node: u32) {
+        self.levels[self.known].node = node;
+        self.known += 1;
+    }
+}

@@ -1,0 +1,250 @@
+//! The events of a trace as people and other programs are shown them, each with its stack.
+
+use std::collections::{HashMap, VecDeque};
+
+use serde::Serialize;
+
+use crate::format::{Domain, Event, FormatError, Note, Reader};
+
+/// Which events are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The first event, and the last one.
+    pub from: u64,
+    /// `None` for all up to the end.
+    pub to: Option<u64>,
+    /// Requests for so many bytes.
+    pub size: Option<u64>,
+    /// Calls that were given this address, or gave it.
+    pub address: Option<u64>,
+    /// Requests with a frame in this file (its path, or the end of it) and line.
+    pub site: Option<(String, u32)>,
+}
+
+impl Wanted {
+    /// Whether only calls are wanted, and so no notes.
+    fn is_narrowed(&self) -> bool {
+        self.size.is_some() || self.address.is_some() || self.site.is_some()
+    }
+}
+
+/// A frame.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[allow(missing_docs, reason = "as in `stacks::Frame`")]
+pub struct Frame {
+    pub file: String,
+    pub line: u32,
+    pub function: String,
+}
+
+/// One event.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Listed {
+    /// A call.
+    Call(Call),
+    /// What the recorder has to say.
+    Note {
+        /// Its number.
+        event: u64,
+        /// What it is.
+        note: &'static str,
+        /// The text or number that belongs to it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+    },
+}
+
+/// One call.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+pub struct Call {
+    /// Its number.
+    pub event: u64,
+    /// When it was made, where that is known.
+    pub seconds: Option<f64>,
+    /// C's name of the function.
+    pub call: &'static str,
+    /// The domain; `arena` for what the arena allocator is asked.
+    pub domain: &'static str,
+    /// Of a calloc.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Bytes that are asked for, or of the arena that is given back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The block that a realloc was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What was given, or freed; `0x0` for NULL.
+    pub address: String,
+    /// Whose call it is; 0 is the main interpreter.
+    pub interpreter: u64,
+    /// Where it was made, innermost frame first.
+    pub stack: Vec<Frame>,
+}
+
+/// A trace that is being listed.
+pub struct Listing {
+    segments: VecDeque<Reader<Vec<u8>>>,
+    wanted: Wanted,
+    /// Most frames of a stack.
+    frames: usize,
+    event: u64,
+    interpreter: u64,
+    /// By node: whether it has the wanted site in it.
+    sites: HashMap<u64, bool>,
+}
+
+impl Listing {
+    /// Lists `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them. `frames` is what the header says of stacks.
+    pub fn new(segments: Vec<Reader<Vec<u8>>>, wanted: Wanted, frames: usize) -> Self {
+        Self { segments: segments.into(), wanted, frames, event: 0, interpreter: 0, sites: HashMap::new() }
+    }
+
+    /// Looks at no more than `count` events. Gives those of them that are wanted, and whether there are more.
+    ///
+    /// # Errors
+    /// When the trace cannot be read any further.
+    pub fn step(&mut self, count: usize) -> Result<(Vec<Listed>, bool), FormatError> {
+        let mut found = Vec::new();
+        for _ in 0..count {
+            let Some(reader) = self.segments.front_mut() else { return Ok((found, false)) };
+            let Some(event) = reader.next().transpose()? else {
+                let done = self.segments.pop_front();
+                if let (Some(done), Some(next)) = (done, self.segments.front_mut()) {
+                    next.continue_from(done);
+                }
+                self.interpreter = 0;
+                continue;
+            };
+            let number = self.event;
+            self.event += 1;
+            if let Event::Note(Note::Interpreter(id)) = event {
+                self.interpreter = id;
+            }
+            if self.wanted.to.is_some_and(|to| number > to) {
+                self.segments.clear();
+                return Ok((found, false));
+            }
+            if number >= self.wanted.from {
+                found.extend(self.listed(number, event));
+            }
+        }
+        Ok((found, !self.segments.is_empty()))
+    }
+
+    /// The event as it is shown, if it is wanted.
+    fn listed(&mut self, number: u64, event: Event) -> Option<Listed> {
+        let call = |call, domain| Call { event: number, call, domain, ..Call::default() };
+        let (call, given, result) = match event {
+            Event::Note(note) => {
+                let (note, value) = said(note);
+                return (!self.wanted.is_narrowed()).then_some(Listed::Note { event: number, note, value });
+            }
+            Event::Malloc { domain, size, result, .. } => (Call { size: Some(size), ..call("malloc", domain.name()) }, 0, result),
+            Event::Calloc { domain, count, size, result, .. } => {
+                (Call { count: Some(count), size: Some(size), ..call("calloc", domain.name()) }, 0, result)
+            }
+            Event::Realloc { domain, address, size, result, .. } => {
+                let from = Some(format!("{address:#x}"));
+                (Call { size: Some(size), from, ..call("realloc", domain.name()) }, address, result)
+            }
+            Event::Free { domain, address, .. } => (call("free", domain.name()), address, address),
+            Event::ArenaAlloc { size, result, .. } => (Call { size: Some(size), ..call("alloc", "arena") }, 0, result),
+            Event::ArenaFree { size, address, .. } => (Call { size: Some(size), ..call("free", "arena") }, address, address),
+        };
+        let is_request = call.call != "free";
+        let Wanted { size, address, .. } = self.wanted;
+        let bytes = call.size.map(|size| size.saturating_mul(call.count.unwrap_or(1)));
+        if size.is_some_and(|size| !is_request || bytes != Some(size)) || address.is_some_and(|a| a != given && a != result) {
+            return None;
+        }
+        let node = if is_request { self.segments.front()?.stack() } else { 0 };
+        if self.wanted.site.is_some() && !self.is_at_site(node) {
+            return None;
+        }
+        let interpreter = if call.domain == Domain::Raw.name() { 0 } else { self.interpreter };
+        Some(Listed::Call(Call { address: format!("{result:#x}"), interpreter, stack: self.stack(node), ..call }))
+    }
+
+    fn stack(&self, node: u64) -> Vec<Frame> {
+        let Some(reader) = self.segments.front() else { return Vec::new() };
+        let frames = reader.stacks().frames(node).take(self.frames);
+        frames.map(|frame| Frame { file: frame.file.into(), line: frame.line, function: frame.function.into() }).collect()
+    }
+
+    fn is_at_site(&mut self, node: u64) -> bool {
+        if let Some(&is) = self.sites.get(&node) {
+            return is;
+        }
+        let Some((file, line)) = &self.wanted.site else { return true };
+        let is_file = |path: &str| path.strip_suffix(&file[..]).is_some_and(|before| before.is_empty() || before.ends_with('/'));
+        let is = self.stack(node).iter().any(|frame| frame.line == *line && is_file(&frame.file));
+        self.sites.insert(node, is);
+        is
+    }
+}
+
+/// A note's name, and what belongs to it.
+fn said(note: Note) -> (&'static str, Option<String>) {
+    match note {
+        Note::Stats(text) => ("stats", Some(text)),
+        Note::AllocatedBlocks(count) => ("allocatedBlocks", Some(count.to_string())),
+        Note::HooksLost(domains) => ("hooksLost", Some(domains.to_string())),
+        Note::End => ("end", None),
+        Note::Interpreter(id) => ("interpreter", Some(id.to_string())),
+        Note::Text(text) => ("text", Some(text)),
+        Note::Exec => ("exec", None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{BlockWriter, file_head};
+    use crate::stacks::Lines;
+
+    fn numbers(wanted: Wanted) -> Vec<u64> {
+        let mut memory = [0; 4096];
+        let mut block = BlockWriter::new(&mut memory);
+        block.stack_text(b"/app/a.py");
+        block.stack_text(b"f");
+        block.code(0, 1, 7, Lines::Locations as u8, &[]);
+        block.node(1, 0, 0);
+        block.stack(1);
+        block.malloc(Domain::Obj, false, 64, 0x1000);
+        block.stack(0);
+        block.calloc(Domain::Mem, false, 4, 16, 0x2000);
+        block.realloc(Domain::Mem, false, 0x2000, 128, 0x3000);
+        block.free(Domain::Obj, false, 0x1000);
+        block.end();
+        let reader = Reader::new([&file_head("{}")[..], block.finish()].concat()).expect("a trace");
+        let mut listing = Listing::new(vec![reader], wanted, 64);
+        let mut found = Vec::new();
+        loop {
+            let (some, more) = listing.step(2).expect("undamaged");
+            found.extend(some);
+            if !more {
+                break;
+            }
+        }
+        let number = |listed: &Listed| match listed {
+            Listed::Call(call) => call.event,
+            Listed::Note { event, .. } => *event,
+        };
+        found.iter().map(number).collect()
+    }
+
+    #[test]
+    fn events_are_chosen_by_number_size_address_and_site() {
+        assert_eq!(numbers(Wanted::default()), [0, 1, 2, 3, 4]);
+        assert_eq!(numbers(Wanted { from: 1, to: Some(2), ..Wanted::default() }), [1, 2]);
+        assert_eq!(numbers(Wanted { size: Some(64), ..Wanted::default() }), [0, 1]);
+        assert_eq!(numbers(Wanted { address: Some(0x1000), ..Wanted::default() }), [0, 3]);
+        assert_eq!(numbers(Wanted { address: Some(0x2000), ..Wanted::default() }), [1, 2]);
+        let site = |file: &str, line| numbers(Wanted { site: Some((file.into(), line)), ..Wanted::default() });
+        assert_eq!(site("a.py", 7), [0]);
+        assert_eq!(site("/app/a.py", 7), [0]);
+        assert!(site("a.py", 8).is_empty() && site("pp/a.py", 7).is_empty());
+    }
+}
