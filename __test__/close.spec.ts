@@ -34,6 +34,23 @@ test.serial('memory is reported to V8, and all of it taken back', (t) => {
   t.true(left.includes(0), `after closing, bytes more than before: ${left.join(', ')}`)
 })
 
+test.serial('V8 is told of the memory that has been in use, and not of whole arenas', (t) => {
+  // As above. The first block takes an arena of 1 MiB.
+  const heaps = Array.from({ length: 5 }, () => {
+    const heap = new Heap({ release: '3.14' })
+    const before = external()
+    const grant = some(heap.raw.malloc(400 * KiB))
+    some(heap.obj.malloc(64))
+    const early = external() - before
+    for (let block = 0; block < (2 * MiB) / 512; block++) some(heap.obj.malloc(512))
+    const late = external() - before
+    heap.raw.free(grant)
+    heap.close()
+    return early === 0 && late >= MiB && late <= 3 * MiB
+  })
+  t.true(heaps.includes(true))
+})
+
 test.serial('a heap that is dropped is given back', async (t) => {
   const [before, space] = [external(), mapped()]
   const drop = () => {

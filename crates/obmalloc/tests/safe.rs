@@ -835,8 +835,8 @@ const FOCUS: [&[&str]; 5] = [
 ];
 
 /// Functions that look at something, and are called less often than what changes something.
-const LOOKS: [&str; 12] =
-    ["is_", "has_", "check_", "name", "profile", "geometry", "region", "stats", "arenas", "held", "threshold", "code"];
+const LOOKS: [&str; 13] =
+    ["is_", "has_", "check_", "name", "profile", "geometry", "region", "stats", "arenas", "held", "touched", "threshold", "code"];
 
 fn any_arm(random: &mut Random, focus: &[&str]) -> usize {
     let is_apt = |arm: &Arm| {

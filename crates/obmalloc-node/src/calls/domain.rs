@@ -67,7 +67,7 @@ fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
         None if core.needs_attention() => core.free_null(heap, domain::<D>())?,
         None => return Ok(UNDEFINED),
     }
-    core.report(env, heap);
+    core.report_less(env, heap);
     Ok(UNDEFINED)
 }
 

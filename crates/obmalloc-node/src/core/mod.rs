@@ -225,12 +225,21 @@ impl Core {
         self.attention.set(changed || !self.marks.borrow().is_empty());
     }
 
-    /// Tells V8 how much memory the heap holds, now and then.
+    /// Tells V8 how much of the heap's memory has been in use, now and then. If it were told of whole arenas, it would collect garbage after
+    /// every few dozen small heaps.
     #[inline(always)]
     pub fn report(&self, env: Env, heap: &ObjectHeap) {
-        let change = heap.held() as i64 - self.reported.get();
+        let change = heap.touched() as i64 - self.reported.get();
         if change.abs() > REPORT_STEP {
             self.report_change(env, change);
+        }
+    }
+
+    /// As [`report`](Self::report), after a call that gave memory back: looks no further where the heap holds as much as V8 knows of.
+    #[inline(always)]
+    pub fn report_less(&self, env: Env, heap: &ObjectHeap) {
+        if (heap.held() as i64) < self.reported.get() {
+            self.report(env, heap);
         }
     }
 

@@ -155,6 +155,12 @@ impl ObjectHeap {
         self.heap.checked().held()
     }
 
+    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet.
+    #[inline]
+    pub fn touched(&self) -> usize {
+        self.heap.checked().touched()
+    }
+
     /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
     ///
     /// # Errors

@@ -69,6 +69,8 @@ pub(crate) struct Pymalloc {
     arena_map: ArenaMap,
     /// Arenas outside the region: only then is an address outside the region looked up.
     foreign_arenas: usize,
+    /// Bytes of the region's arenas that no pool has been carved from, and nobody has touched.
+    uncarved: usize,
     narenas_currently_allocated: usize,
     ntimes_arena_allocated: usize,
     narenas_highwater: usize,
@@ -196,6 +198,7 @@ impl Pymalloc {
             nfp2lasta,
             arena_map: ArenaMap::new(profile.range_check, &geometry),
             foreign_arenas: 0,
+            uncarved: 0,
             narenas_currently_allocated: 0,
             ntimes_arena_allocated: 0,
             narenas_highwater: 0,
@@ -646,6 +649,7 @@ impl Pymalloc {
         unsafe {
             let (geometry, allocator) = ((*this).geometry, (*this).arena_allocator);
             let arenas = core::mem::take(&mut (*this).arenas);
+            (*this).uncarved = 0;
             for base in arenas.iter().map(|arena| arena.address) {
                 if base != 0 {
                     (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(base), geometry.arena_size);
@@ -672,7 +676,7 @@ impl Pymalloc {
 
     /// The arenas have been given back, and no block of them is used any more.
     pub fn forget_arenas(&mut self) {
-        self.arenas = Vec::new();
+        (self.arenas, self.uncarved) = (Vec::new(), 0);
     }
 
     /// What the raw domain gave for tables, which is only there to be seen.
@@ -690,6 +694,11 @@ impl Pymalloc {
     pub fn forget_tables(&mut self) {
         self.arena_map.forget_nodes();
         self.arena_table = ptr::null_mut();
+    }
+
+    /// Bytes of the region's arenas that nobody has touched.
+    pub fn uncarved(&self) -> usize {
+        self.uncarved
     }
 
     /// As [`Region::used`].

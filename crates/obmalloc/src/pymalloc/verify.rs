@@ -56,8 +56,7 @@ impl Pymalloc {
                 // SAFETY: checked just above to be a carved pool's header.
                 pool = unsafe { (*pool).nextpool };
             }
-            let end = arena.first_pool(&self.geometry) + arena.ntotalpools as usize * self.geometry.pool_size;
-            let uncarved = (end - arena.pool_address) / self.geometry.pool_size;
+            let uncarved = arena.uncarved(&self.geometry) / self.geometry.pool_size;
             let expected = free.len() + uncarved;
             ensure!(
                 arena.nfreepools as usize == expected,
@@ -183,6 +182,9 @@ impl Pymalloc {
             "{} arenas are counted, but {held} are held",
             self.narenas_currently_allocated
         );
+        let own = self.arenas.iter().filter(|arena| arena.address != 0 && self.region.slot_of(arena.address).is_some());
+        let uncarved: usize = own.map(|arena| arena.uncarved(&self.geometry)).sum();
+        ensure!(uncarved == self.uncarved, 0, "{} bytes are counted that were never carved, but {uncarved} are", self.uncarved);
         let mut last = alloc::vec![NO_ARENA; self.nfp2lasta.len()];
         let (mut usable, mut before, mut fewest) = (0, NO_ARENA, 1);
         let mut index = self.usable_arenas;

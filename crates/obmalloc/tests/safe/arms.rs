@@ -191,6 +191,7 @@ pub const ARMS: &[Arm] = arms! {
     ObjectHeap::arenas => |call, w| take!(w, call(&*w.object_heap()?));
     ObjectHeap::stats => |call, w| take!(w, call(&*w.object_heap()?));
     ObjectHeap::held => |call, w| take!(w, call(&*w.object_heap()?));
+    ObjectHeap::touched => |call, w| take!(w, call(&*w.object_heap()?));
     ObjectHeap::setup_debug_hooks => |call, w| take!(w, call(&*w.object_heap()?));
     ObjectHeap::has_debug_hooks => |call, w| take!(w, call(&*w.object_heap()?));
     ObjectHeap::verify_guards => |call, w| take!(w, call(&*w.object_heap()?));

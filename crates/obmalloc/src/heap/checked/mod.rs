@@ -661,6 +661,12 @@ impl CheckedHeap {
         self.inner().account.held()
     }
 
+    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved.
+    #[inline]
+    pub(crate) fn touched(&self) -> usize {
+        self.held().saturating_sub(self.inner().pymalloc().uncarved())
+    }
+
     /// What work that takes long asks.
     pub(crate) fn interrupt(&self) -> Interrupt {
         self.inner().interrupt()
