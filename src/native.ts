@@ -96,8 +96,10 @@ interface Binding {
     quarantine: unknown,
     allocator: unknown,
   ): External
-  /** The number of the heap that the next call is about; of the newest one after `open`. */
-  readonly chosen: Uint32Array
+  /** The number of the heap that the next call is about; of the newest one after `open`. None where the engine has no outside buffers. */
+  readonly chosen?: Uint32Array
+  /** Chooses a heap where there is no array for that, and gives the number of the chosen one. */
+  choose(number?: number): number
   /** What cannot be posted to another thread, nor can an object that has it. */
   readonly external: object
   readonly raw: DomainCalls
@@ -224,21 +226,29 @@ function load(): { bind(): Binding } {
 
 export const native = load().bind()
 
-/** What is in `native.chosen`, where it is quicker to read. */
+/** What has been chosen, where it is quicker to read. */
 class Chosen {
   number = 0
 }
 const chosen = new Chosen()
-const { chosen: place } = native
+const { chosen: place, choose } = native
 
 /** The handle of the heap that has just been opened. */
 export function newHandle(external: External, kept: Kept): Handle {
-  chosen.number = place[0]!
+  chosen.number = choose()
   return new Handle(chosen.number, external, kept)
+}
+
+function change(heap: Handle): void {
+  // Should the execution be terminated during the call, none is chosen.
+  chosen.number = 0
+  if (place) place[0] = heap.number
+  else choose(heap.number)
+  chosen.number = heap.number
 }
 
 /** Lets the binding's calls be about a heap, as the last argument of each, after which no script can run before the call. */
 export function on(heap: Handle): Handle {
-  if (chosen.number !== heap.number) place[0] = chosen.number = heap.number
+  if (chosen.number !== heap.number) change(heap)
   return heap
 }

@@ -123,10 +123,10 @@ impl Realm {
         heaps.places.get(self.chosen.get() as usize).copied().flatten()
     }
 
-    /// The array through which the face chooses: one `Uint32Array` with the number of a heap.
+    /// The array through which the face chooses: a `Uint32Array` with the number of a heap. Undefined where the engine has no outside buffers.
     pub fn chooser(&self, env: Env) -> Outcome {
         // SAFETY: the cell's memory, which lives as long as the environment, and so longer than any JavaScript.
-        unsafe { env.outside_number(self.chosen.as_ptr()) }
+        unsafe { env.outside_number(self.chosen.as_ptr()) }.or_else(|_| env.undefined())
     }
 
     /// Gives a heap its number, and chooses it.
@@ -187,6 +187,14 @@ unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_voi
         reached("face::finalize");
         drop(realm);
     }));
+}
+
+/// `(number)`: chooses a heap, if a number is given; gives the number of the chosen one.
+pub(crate) fn choose(realm: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    if let Some(number) = env.double(number) {
+        realm.chosen.set(number as u32);
+    }
+    env.number(realm.chosen.get().into())
 }
 
 /// Takes the functions of the face.

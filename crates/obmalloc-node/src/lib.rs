@@ -58,6 +58,7 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     let to = Table { env, realm: &realm.another(), object: env.object()? };
     export(to, c"serve", face::serve)?;
     export(to, c"open", lifetime::open)?;
+    export(to, c"choose", face::choose)?;
     export(to, c"identity", identity)?;
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
