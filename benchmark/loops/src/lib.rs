@@ -5,6 +5,7 @@
 mod memory;
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -46,8 +47,8 @@ impl Program {
     /// # Errors
     /// In words, when it cannot be read, or a replay on a heap of that release comes out otherwise than recorded.
     pub fn load(path: &Path, profile: &'static Profile) -> Result<Self, String> {
-        let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let reader = Reader::new(bytes).map_err(|error| error.to_string())?;
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let reader = Reader::of(file, 0).map_err(|error| error.to_string())?;
         let mut replay = Replay::new(vec![reader], profile).map_err(|error| error.to_string())?;
         replay.collect_program();
         let report = replay.run().map_err(|error| error.to_string())?;

@@ -13,7 +13,7 @@ use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, text_of};
 use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
-use obmalloc_trace::format::{BlockWriter, MAX_EVENT, PatchToken, file_head};
+use obmalloc_trace::format::{BlockWriter, MAX_EVENT, Packer, PatchToken, file_head};
 use std::cell::UnsafeCell;
 use std::io::Error;
 use std::mem::MaybeUninit;
@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
 const BLOCK_SIZE: usize = 64 << 10;
+/// Words of memory in which a block is compressed.
+const PACKING_SIZE: usize = 64 << 10;
 /// Bytes of events between two checkpoints, as long as there is something to wait for: a few events, so that also the shortest
 /// program passes one at a moment when it does not import.
 const CHECKPOINT_STEP: usize = 16;
@@ -34,6 +36,8 @@ const TEXT_HEAD: usize = 16;
 struct State {
     reserve: usize,
     block: BlockWriter<'static>,
+    /// Takes no memory: it may run inside the program's allocator.
+    packer: Option<Packer<'static>>,
     checkpoints: bool,
     /// Whether calls are told apart by interpreter, because there are several allocators.
     apart: bool,
@@ -67,15 +71,20 @@ enum File {
 struct Sink {
     lock: SpinLock,
     state: UnsafeCell<MaybeUninit<State>>,
-    /// The block's; the state has it once there is a state.
+    /// The block's, and what compresses it; the state has both once there is a state.
     memory: UnsafeCell<[u8; BLOCK_SIZE]>,
+    packing: UnsafeCell<[u64; PACKING_SIZE]>,
 }
 
 // SAFETY: (1) the state is touched only under the lock, and the memory only through it.
 unsafe impl Sync for Sink {}
 
-static SINK: Sink =
-    Sink { lock: SpinLock::new(), state: UnsafeCell::new(MaybeUninit::uninit()), memory: UnsafeCell::new([0; BLOCK_SIZE]) };
+static SINK: Sink = Sink {
+    lock: SpinLock::new(),
+    state: UnsafeCell::new(MaybeUninit::uninit()),
+    memory: UnsafeCell::new([0; BLOCK_SIZE]),
+    packing: UnsafeCell::new([0; PACKING_SIZE]),
+};
 
 /// The process that the state belongs to, 0 when nothing is recorded. A child made by `vfork` has the parent's memory and another
 /// id, and must leave the state alone.
@@ -139,11 +148,13 @@ pub fn tell_apart() {
 
 /// Remembers where the trace is to go. Called once, by the constructor.
 pub fn set_up(base: PathBuf, first: bool, header: Header) {
-    // SAFETY: this function is called once, so only this reference to the memory is made.
-    let bytes: &'static mut [u8] = unsafe { &mut *SINK.memory.get() };
+    // SAFETY: this function is called once, so only these references to the memory are made.
+    let (bytes, packing): (&'static mut [u8], &'static mut [u64]) =
+        unsafe { (&mut *SINK.memory.get(), &mut *SINK.packing.get()) };
     let state = State {
         reserve: OUT_OF_REACH,
         block: BlockWriter::new(bytes),
+        packer: Packer::new(packing),
         checkpoints: true,
         apart: false,
         interpreter: 0,
@@ -412,6 +423,7 @@ impl State {
             return true;
         }
         let block = self.block.finish();
+        let block = self.packer.as_mut().map_or(block, |packer| packer.pack(block));
         let length = block.len() as u64;
         if let Err(error) = file.write_at(block, self.written) {
             return self.fail(&error);
@@ -421,5 +433,15 @@ impl State {
         self.events += u64::from(count);
         self.set_reserve();
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_compression_is_enough() {
+        assert!(Packer::memory_for(BLOCK_SIZE) <= size_of::<[u64; PACKING_SIZE]>(), "{}", Packer::memory_for(BLOCK_SIZE));
     }
 }

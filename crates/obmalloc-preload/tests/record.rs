@@ -1,7 +1,7 @@
 //! The recorder in real interpreters: every one in `OBMALLOC_PYTHON` (separated by colons), the `python3` on the path, and pyenv's.
 #![cfg(target_os = "linux")]
 
-use obmalloc_trace::format::{Domain, Event, Note, Reader};
+use obmalloc_trace::format::{BLOCK_HEADER, Domain, Event, Note, Reader};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -138,7 +138,7 @@ impl Trace {
         assert!(!reader.truncated(), "blocks are written whole");
         let mut edges = vec![16 + header.len() as u64];
         while let Some(length) = bytes.get(edges[edges.len() - 1] as usize..).and_then(|rest| rest.first_chunk::<4>()) {
-            edges.push(edges[edges.len() - 1] + 16 + u64::from(u32::from_le_bytes(*length)));
+            edges.push(edges[edges.len() - 1] + BLOCK_HEADER as u64 + u64::from(u32::from_le_bytes(*length)));
         }
         Self { header, events, edges }
     }

@@ -183,7 +183,7 @@ pub struct Replay {
     // Field order is drop order: the heap gives its arenas back through the hooks.
     heap: Heap,
     hooks: Box<Hooks>,
-    segments: VecDeque<Reader<Vec<u8>>>,
+    segments: VecDeque<Reader<'static>>,
     /// Recorded address of every live block → slot, and what it is here.
     live: FxHashMap<u64, Block>,
     free_slots: Vec<u32>,
@@ -231,7 +231,7 @@ impl Replay {
     ///
     /// # Errors
     /// When no heap can be made.
-    pub fn new(segments: Vec<Reader<Vec<u8>>>, profile: &Profile) -> Result<Self, ReplayError> {
+    pub fn new(segments: Vec<Reader<'static>>, profile: &Profile) -> Result<Self, ReplayError> {
         let geometry = profile.geometry();
         // The arena map goes by addresses, so it is kept here, with the recorded ones.
         let without_map = profile.without_arena_map();
@@ -307,7 +307,7 @@ impl Replay {
     }
 
     /// Bytes of the present segment that have been read, and bytes in all of those left.
-    pub fn progress(&self) -> (usize, usize) {
+    pub fn progress(&self) -> (u64, u64) {
         let done = self.segments.front().map_or(0, |reader| reader.progress().0);
         (done, self.segments.iter().map(|reader| reader.progress().1).sum())
     }

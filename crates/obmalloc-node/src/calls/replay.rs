@@ -50,7 +50,7 @@ struct Found<'a> {
     exact: bool,
     seconds: f64,
     /// Bytes read of the trace in hand, and bytes of all traces left.
-    progress: (usize, usize),
+    progress: (u64, u64),
     /// The statistics as they are now.
     stats_now: String,
 }
@@ -83,12 +83,11 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     env.integer(number as usize)
 }
 
-fn read(segment: &Segment) -> Result<Reader<Vec<u8>>, Failure> {
+fn read(segment: &Segment) -> Result<Reader<'static>, Failure> {
     let unreadable = |error: &dyn std::fmt::Display| Failure::new(UNREADABLE_TRACE, format!("{}: {error}", segment.path));
-    let mut bytes = Vec::new();
     let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;
-    file.take(segment.bytes.unwrap_or(u64::MAX)).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
-    Reader::new(bytes).map_err(|error| unreadable(&error))
+    let length = file.metadata().map_err(|error| unreadable(&error))?.len().min(segment.bytes.unwrap_or(u64::MAX));
+    Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))
 }
 
 fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Running) -> Result<T, Failure>) -> Result<T, Failure> {
