@@ -3,3 +3,4 @@
 pub mod format;
 pub mod program;
 pub mod replay;
+pub mod watch;

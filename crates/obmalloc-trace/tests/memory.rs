@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use obmalloc::profile;
 use obmalloc_trace::format::{BlockWriter, Domain, Packer, Reader, file_head};
-use obmalloc_trace::replay::Replay;
+use obmalloc_trace::replay::{Replay, Report};
 
 /// Counts the bytes that are taken and not given back, and the most that they have been.
 struct Counting;
@@ -72,7 +72,7 @@ fn peak_of(blocks: usize) -> usize {
     let reader = Reader::of(Endless { head, block, at: 0, end }, end as u64).expect("a trace");
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
-    let mut replay = Replay::new(vec![reader], &profile::V3_13).expect("a heap");
+    let mut replay = Replay::new(vec![reader], &profile::V3_13, Report::default()).expect("a heap");
     let report = replay.run().expect("undamaged");
     assert_eq!((report.events, report.strangers, report.truncated), (EVENTS * blocks as u64, 0, false));
     PEAK.load(Relaxed) - before
