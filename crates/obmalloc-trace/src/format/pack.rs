@@ -90,10 +90,12 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// The level's, for blocks of the recorder's size.
+/// The level's, for blocks of the recorder's size, but for a smaller table of longer matches: with events that costs 2 in 100 of the size, and
+/// saves 7 in 100 of the time and half of the table, which the recorded program has to share its cache with.
 fn parameters() -> ZSTD_compressionParameters {
     // SAFETY: it computes.
-    unsafe { zstd_sys::ZSTD_getCParams(LEVEL, LONGEST as u64, 0) }
+    let parameters = unsafe { zstd_sys::ZSTD_getCParams(LEVEL, LONGEST as u64, 0) };
+    ZSTD_compressionParameters { hashLog: 12, minMatch: 7, ..parameters }
 }
 
 fn is_error(result: usize) -> bool {

@@ -11,6 +11,8 @@ use rustc_hash::FxHashMap;
 const STEP: u64 = 16;
 /// No arena.
 const NONE: u32 = u32::MAX;
+/// How many arenas are remembered.
+const RECENT: usize = 64;
 
 /// An arena of the recorded process.
 pub(super) struct Arena {
@@ -32,25 +34,42 @@ pub(super) struct Arenas {
     held: Vec<Option<Arena>>,
     /// By recorded address divided by the arenas' size: those that reach in there, with their places. There cannot be more.
     near: FxHashMap<u64, [(u64, u32); 2]>,
+    /// Some of those that were found, with their places: by the last bits of what `near` goes by.
+    recent: [(u64, u32); RECENT],
 }
 
 impl Arenas {
     pub fn new(arena_size: usize) -> Self {
-        Self { size: arena_size as u64, bits: arena_size.ilog2(), held: Vec::new(), near: FxHashMap::default() }
+        Self {
+            size: arena_size as u64,
+            bits: arena_size.ilog2(),
+            held: Vec::new(),
+            near: FxHashMap::default(),
+            recent: [(0, NONE); RECENT],
+        }
     }
 
     /// Place of the arena that a recorded address lies in.
-    #[inline]
     pub fn place_of(&self, address: u64) -> Option<u32> {
-        let near = self.near.get(&(address >> self.bits))?;
-        let has = |(base, place): (u64, u32)| address.wrapping_sub(base) < self.size && place != NONE;
-        if has(near[0]) {
-            Some(near[0].1)
-        } else if has(near[1]) {
-            Some(near[1].1)
-        } else {
-            None
+        self.near(address).map(|(_, place)| place)
+    }
+
+    /// As [`place_of`](Self::place_of), which it remembers.
+    #[inline]
+    pub fn find(&mut self, address: u64) -> Option<u32> {
+        let slot = (address >> self.bits) as usize % RECENT;
+        let (base, place) = self.recent[slot];
+        if address.wrapping_sub(base) < self.size && place != NONE {
+            return Some(place);
         }
+        let found = self.near(address)?;
+        self.recent[slot] = found;
+        Some(found.1)
+    }
+
+    fn near(&self, address: u64) -> Option<(u64, u32)> {
+        let near = self.near.get(&(address >> self.bits))?;
+        near.iter().copied().find(|&(base, place)| address.wrapping_sub(base) < self.size && place != NONE)
     }
 
     /// The arena at a place.
@@ -83,6 +102,7 @@ impl Arenas {
     /// Takes out the arena at a place, if there is one.
     pub fn remove(&mut self, place: u32) {
         let Some(arena) = self.held.get_mut(place as usize).and_then(Option::take) else { return };
+        self.recent.iter_mut().filter(|(_, other)| *other == place).for_each(|gone| *gone = (0, NONE));
         for chunk in self.chunks(arena.recorded) {
             if let Some(near) = self.near.get_mut(&chunk) {
                 near.iter_mut().filter(|(_, other)| *other == place).for_each(|gone| *gone = (0, NONE));
@@ -164,7 +184,7 @@ impl Live {
     /// Takes the block at a recorded address out: its slot, and where it is here.
     #[inline]
     pub fn take(&mut self, arenas: &mut Arenas, recorded: u64) -> Option<(u32, NonNull<u8>)> {
-        let place = arenas.place_of(recorded);
+        let place = arenas.find(recorded);
         let slot = match place.and_then(|place| arenas.entry(place, recorded)) {
             Some(entry) if *entry != 0 => std::mem::take(entry) - 1,
             _ => self.others.remove(&recorded)?,

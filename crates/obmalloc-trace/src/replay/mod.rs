@@ -51,11 +51,16 @@ impl From<FormatError> for ReplayError {
 
 /// A replay under way, with a watcher looking on.
 pub struct Replay<W = Report> {
+    segments: VecDeque<Reader<'static>>,
+    course: Course<W>,
+    stop_at: u64,
+}
+
+/// How far a replay has come, and on what.
+struct Course<W> {
     ground: Ground,
     watcher: W,
-    segments: VecDeque<Reader<'static>>,
     operation: u64,
-    stop_at: u64,
     /// Whether a watcher has ended it.
     is_over: bool,
     /// Whose calls those that come next are; 0 is the main interpreter.
@@ -79,9 +84,8 @@ impl<W: Watcher> Replay<W> {
     /// # Errors
     /// When no heap can be made.
     pub fn new(segments: Vec<Reader<'static>>, profile: &Profile, watcher: W) -> Result<Self, ReplayError> {
-        let ground = Ground::new(profile)?;
-        let segments = segments.into();
-        Ok(Self { ground, watcher, segments, operation: 0, stop_at: u64::MAX, is_over: false, interpreter: 0 })
+        let course = Course { ground: Ground::new(profile)?, watcher, operation: 0, is_over: false, interpreter: 0 };
+        Ok(Self { segments: segments.into(), course, stop_at: u64::MAX })
     }
 
     /// Ends the replay before event number `operation`.
@@ -91,17 +95,17 @@ impl<W: Watcher> Replay<W> {
 
     /// The watcher.
     pub fn watcher(&self) -> &W {
-        &self.watcher
+        &self.course.watcher
     }
 
     /// The watcher, and the end of the replay.
     pub fn into_watcher(self) -> W {
-        self.watcher
+        self.course.watcher
     }
 
     /// The statistics of the heap as it is now, with the arena map that the recorded process had.
     pub fn stats(&self) -> Stats {
-        self.ground.stats()
+        self.course.ground.stats()
     }
 
     /// Bytes of the present segment that have been read, and bytes in all of those left.
@@ -115,26 +119,29 @@ impl<W: Watcher> Replay<W> {
     /// # Errors
     /// When the trace cannot be read any further.
     pub fn step(&mut self, count: usize) -> Result<bool, ReplayError> {
-        for _ in 0..count {
-            if self.is_over {
+        let course = &mut self.course;
+        let end = self.stop_at.min(course.operation.saturating_add(count as u64));
+        while let Some(reader) = self.segments.front_mut() {
+            while course.operation < end && !course.is_over {
+                let Some(event) = reader.next() else { break };
+                course.replay(event?);
+            }
+            if course.is_over {
                 return Ok(false);
             }
-            if self.operation >= self.stop_at {
-                self.watcher.stops();
-                self.is_over = true;
+            if course.operation == self.stop_at {
+                course.watcher.stops();
+                course.is_over = true;
                 return Ok(false);
             }
-            let Some(reader) = self.segments.front_mut() else { return Ok(false) };
-            match reader.next() {
-                Some(event) => self.replay(event?),
-                None => {
-                    self.watcher.trace_ends(reader.truncated());
-                    self.segments.pop_front();
-                    self.interpreter = 0;
-                }
+            if course.operation == end {
+                return Ok(true);
             }
+            course.watcher.trace_ends(reader.truncated());
+            course.interpreter = 0;
+            self.segments.pop_front();
         }
-        Ok(true)
+        Ok(false)
     }
 
     /// Replays everything. Gives the watcher, to be asked what it has seen.
@@ -143,9 +150,11 @@ impl<W: Watcher> Replay<W> {
     /// When the trace cannot be read any further.
     pub fn run(&mut self) -> Result<&W, ReplayError> {
         while self.step(1 << 20)? {}
-        Ok(&self.watcher)
+        Ok(&self.course.watcher)
     }
+}
 
+impl<W: Watcher> Course<W> {
     #[inline]
     fn replay(&mut self, event: Event) {
         if let Event::Note(Note::Interpreter(id)) = event {
@@ -162,7 +171,7 @@ impl<W: Watcher> Replay<W> {
         self.operation += 1;
         match fate {
             Fate::Below => self.ground.hooks.expected.push_back(event),
-            Fate::Made if event.is_pymallocs() => self.ground.settle_below(),
+            Fate::Made if self.ground.differs_below() && event.is_pymallocs() => self.ground.settle_below(),
             _ => {}
         }
     }
@@ -308,9 +317,8 @@ impl Ground {
     #[inline]
     fn made(&mut self, result: u64, slot: Option<u32>, block: Option<NonNull<u8>>) -> Fate {
         self.hooks.inside = false;
-        let arenas = &self.hooks.arenas;
-        let place = if result == 0 { None } else { arenas.place_of(result) };
-        let home = place.and_then(|place| arenas.at(place));
+        let place = if result == 0 { None } else { self.hooks.arenas.find(result) };
+        let home = place.and_then(|place| self.hooks.arenas.at(place));
         let was_inside = home.is_some();
         // Arenas are as far off a pool boundary here as they were there, so places in them translate by adding.
         let expected = home.map(|arena| arena.here + (result - arena.recorded) as usize);
@@ -341,12 +349,10 @@ impl Ground {
     }
 
     /// Forgets what was expected below and not asked for, and what differs there.
-    #[inline]
+    #[cold]
     fn settle_below(&mut self) {
-        if self.differs_below() {
-            self.hooks.expected.clear();
-            self.hooks.difference = None;
-        }
+        self.hooks.expected.clear();
+        self.hooks.difference = None;
     }
 
     #[inline]
