@@ -203,3 +203,68 @@ impl Live {
         self.others.values().chain(&self.lost).map(|&slot| self.blocks[slot as usize])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 1 << 18;
+
+    #[test]
+    fn address_is_found_in_the_arena_that_it_lies_in_and_in_no_other() {
+        let mut arenas = Arenas::new(SIZE);
+        // One after the other at no multiple of the size, one that begins at a multiple, one at the end of the address space.
+        let bases = [0x7f00_0001_2000, 0x7f00_0001_2000 + SIZE as u64, 0x7f00_0100_0000, u64::MAX - SIZE as u64 + 1];
+        for (place, base) in bases.into_iter().enumerate() {
+            arenas.insert(place as u32, base, place, 0);
+        }
+        let expect = |address: u64| bases.iter().position(|base| address.wrapping_sub(*base) < SIZE as u64).map(|at| at as u32);
+        for base in bases {
+            for offset in [0, 1, 15, 16, SIZE as u64 / 2, SIZE as u64 - 1, SIZE as u64, u64::MAX, 1 << 40] {
+                let address = base.wrapping_add(offset);
+                assert_eq!(arenas.place_of(address), expect(address), "{address:#x}");
+                assert_eq!(arenas.find(address), expect(address), "{address:#x}");
+                assert_eq!(arenas.find(address), expect(address), "{address:#x}, remembered");
+            }
+        }
+        arenas.remove(1);
+        assert_eq!(arenas.find(bases[1]), None, "it was given back");
+        assert_eq!(arenas.find(bases[0]), Some(0));
+        assert_eq!(arenas.find(bases[1] - 1), Some(0));
+    }
+
+    #[test]
+    fn every_block_is_taken_out_once_wherever_it_lies() {
+        let (mut arenas, mut live) = (Arenas::new(SIZE), Live::default());
+        let base = 0x7f00_0001_2000;
+        arenas.insert(0, base, 0, 0);
+        let here = NonNull::<u8>::dangling();
+        let entered: Vec<(u64, u32)> =
+            [base, base + 16, base + SIZE as u64 - 16, base + 17, base - 16, base + SIZE as u64, 0x5000]
+                .into_iter()
+                .map(|address| {
+                    let slot = live.slot_for(here);
+                    let place = arenas.find(address);
+                    live.enter(&mut arenas, address, slot, place);
+                    (address, slot)
+                })
+                .collect();
+        for (address, slot) in entered {
+            assert_eq!(live.take(&mut arenas, address), Some((slot, here)), "{address:#x}");
+            assert_eq!(live.take(&mut arenas, address), None, "{address:#x}");
+            live.give_back(slot);
+        }
+        assert_eq!(live.slot_for(here), 6, "a slot is used again");
+    }
+
+    #[test]
+    fn block_that_another_takes_the_place_of_is_kept_for_the_end() {
+        let (mut arenas, mut live) = (Arenas::new(SIZE), Live::default());
+        let [first, second] = [live.slot_for(NonNull::dangling()), live.slot_for(NonNull::dangling())];
+        live.enter(&mut arenas, 0x5000, first, None);
+        live.enter(&mut arenas, 0x5000, second, None);
+        assert_eq!(live.others().count(), 2);
+        assert_eq!(live.take(&mut arenas, 0x5000).map(|(slot, _)| slot), Some(second));
+        assert_eq!(live.others().count(), 1);
+    }
+}
