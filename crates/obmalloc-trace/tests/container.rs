@@ -102,6 +102,8 @@ fn trace_that_is_cut_off_anywhere_is_read_up_to_its_last_whole_block() {
             let &(end, count) = ends.iter().rfind(|(end, _)| *end <= length).expect("at least the header is whole");
             assert_eq!(read, all[..count], "cut at byte {length}");
             assert_eq!(reader.truncated(), end != length, "cut at byte {length}");
+            assert!(reader.next().is_none());
+            assert_eq!(reader.truncated(), end != length, "cut at byte {length}, asked again");
         }
         for length in 0..ends[0].0 {
             let error = Reader::new(&trace[..length]).err();

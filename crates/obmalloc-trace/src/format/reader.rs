@@ -137,12 +137,21 @@ impl<'a> Reader<'a> {
         (self.input.at, self.input.length.max(self.input.at))
     }
 
-    /// Reads the next block. Says `false` when there is none.
+    /// Reads the next block. Says `false` when there is none, or only the beginning of one.
     fn next_block(&mut self) -> Result<bool, FormatError> {
+        self.block = Block::default();
         let at = self.input.at;
+        let whole = self.read_block(at)?;
+        if !whole {
+            self.truncated |= self.input.at != at;
+            self.payload.clear();
+        }
+        Ok(whole)
+    }
+
+    fn read_block(&mut self, at: u64) -> Result<bool, FormatError> {
         self.input.read(BlockHead::length(self.version), &mut self.payload)?;
         if self.payload.len() < BlockHead::length(self.version) {
-            self.truncated = !self.payload.is_empty();
             return Ok(false);
         }
         let head = BlockHead::read(self.version, &self.payload);
@@ -154,7 +163,6 @@ impl<'a> Reader<'a> {
         let bytes = if is_packed { &mut self.stored } else { &mut self.payload };
         self.input.read(stored, bytes)?;
         if bytes.len() < stored {
-            self.truncated = true;
             return Ok(false);
         }
         if !head.fits(self.version, bytes) {
