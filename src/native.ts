@@ -193,6 +193,8 @@ interface Binding {
   releaseOf(version: string): Release | null
   /** The number of a replay of the traces that the options, as JSON, name. */
   openReplay(options: string): number
+  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  progressReplay(replay: number): readonly [number, number]
   /** Replays at most `count` events; 0 when there is nothing left. */
   stepReplay(replay: number, count: number): number
   /** What has been found so far, as JSON. */

@@ -41,7 +41,6 @@ export interface Report {
   readonly mismatch: Mismatch | null
   readonly exact: boolean
   readonly seconds: number
-  readonly progress: readonly [number, number]
   readonly statsNow: string
 }
 
@@ -70,10 +69,7 @@ export async function replay({ release, segments, stopAt, onProgress }: ReplayOp
   const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt })))
   try {
     while (reading(() => native.stepReplay(number, SLICE)) !== 0) {
-      if (onProgress) {
-        const { progress } = JSON.parse(native.reportReplay(number)) as Report
-        onProgress(...progress)
-      }
+      if (onProgress) onProgress(...native.progressReplay(number))
       await new Promise((done) => setImmediate(done))
     }
     return JSON.parse(native.reportReplay(number)) as Report

@@ -51,8 +51,8 @@ export class TraceError extends Error {
   override readonly name = 'TraceError'
 }
 
-/** Bytes before the header's text, and before a block's payload. */
-const HEAD = 16
+/** Bytes before the header's text, and longest header, as in the engine's reader. */
+const [HEAD, MAX_HEADER] = [16, 1 << 24]
 
 export function readHeader(path: string): TraceHeader {
   return reading(path, (file) => headerIn(path, file))
@@ -62,7 +62,7 @@ function headerIn(path: string, file: number): TraceHeader {
   const bytes = read(file, 0, HEAD)
   if (bytes.length < HEAD || bytes.toString('latin1', 0, 8) !== 'obmtrace')
     throw new TraceError(`${path}: expected a trace, which begins with "obmtrace"`)
-  const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), 1 << 20)).toString('utf8')
+  const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), MAX_HEADER)).toString('utf8')
   try {
     const header = JSON.parse(text) as TraceHeader
     if (typeof header.python === 'string') return header
@@ -81,21 +81,25 @@ export function survey(path: string): Survey {
   return reading(path, (file) => {
     const header = headerIn(path, file)
     const { size } = fstatSync(file)
+    const [version, length] = [read(file, 8, 4).readUInt32LE(0), read(file, 12, 4).readUInt32LE(0)]
+    const blockHead = version < 3 ? 16 : 20
     let [events, hooksLost, last]: [number, number, number | undefined] = [0, 0, undefined]
     const remarks: string[] = []
-    for (let at = HEAD + read(file, 12, 4).readUInt32LE(0); at + HEAD <= size;) {
-      const block = read(file, at, HEAD)
-      const [length, count] = [block.readUInt32LE(0), block.readUInt32LE(4)]
-      // A process that was killed can leave half a block.
-      if (at + HEAD + length > size) break
+    for (let at = HEAD + length; at + blockHead <= size;) {
+      const block = read(file, at, blockHead)
+      const [length, count] = [block.readUInt32LE(0), block.readUInt32LE(version < 3 ? 4 : 8)]
+      const payload = at + blockHead
+      // A process that was killed can leave half a block. No block is empty.
+      if (length === 0 || payload + length > size) break
       events += count
-      const note = count === 1 ? read(file, at + HEAD, Math.min(length, 1 << 16)) : null
+      // A block of one event is not compressed.
+      const note = count === 1 ? read(file, payload, Math.min(length, 1 << 16)) : null
       const kind = note?.[0] === NOTE ? note[1] : undefined
       last = kind
       if (kind === HOOKS_LOST) hooksLost |= note![2]!
       // The length, a number in groups of seven bits, stands before the text.
       if (kind === TEXT) remarks.push(note!.toString('utf8', note!.findIndex((byte, index) => index > 1 && byte < 0x80) + 1))
-      at += HEAD + length
+      at = payload + length
     }
     const [ended, executed] = [last === END || last === EXEC, last === EXEC]
     return { header, events, ended, executed, hooksLost, failed: header.failed ?? null, remarks }

@@ -5,6 +5,7 @@
 mod memory;
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 use obmalloc::profile::Profile;
 use obmalloc::{Allocator, Domain, Heap};
 use obmalloc_trace::format::Reader;
-use obmalloc_trace::program::{self, Op};
-use obmalloc_trace::replay::Replay;
+use obmalloc_trace::program::{self, Collector, Op};
+use obmalloc_trace::replay::{Replay, Report};
 
 pub use memory::peak;
 
@@ -46,15 +47,16 @@ impl Program {
     /// # Errors
     /// In words, when it cannot be read, or a replay on a heap of that release comes out otherwise than recorded.
     pub fn load(path: &Path, profile: &'static Profile) -> Result<Self, String> {
-        let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let reader = Reader::new(bytes).map_err(|error| error.to_string())?;
-        let mut replay = Replay::new(vec![reader], profile).map_err(|error| error.to_string())?;
-        replay.collect_program();
-        let report = replay.run().map_err(|error| error.to_string())?;
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let reader = Reader::of(file, 0).map_err(|error| error.to_string())?;
+        let watchers = (Report::default(), Collector::default());
+        let mut replay = Replay::new(vec![reader], profile, watchers).map_err(|error| error.to_string())?;
+        replay.run().map_err(|error| error.to_string())?;
+        let (report, collector) = replay.into_watcher();
         if let Some(mismatch) = &report.mismatch {
             return Err(mismatch.to_string());
         }
-        let (ops, slots) = replay.take_program().ok_or("no program was collected")?;
+        let (ops, slots) = collector.program();
         Ok(Self { ops, slots })
     }
 

@@ -15,7 +15,7 @@ use crate::header::{Header, Identity, Parent, failure_text, text_of};
 use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
 use crate::stacks::{Lost, Out, Stacks};
-use obmalloc_trace::format::{BlockWriter, MAX_EVENT, PatchToken, file_head};
+use obmalloc_trace::format::{BlockWriter, MAX_EVENT, Packer, PatchToken, file_head};
 use std::cell::UnsafeCell;
 use std::io::Error;
 use std::mem::MaybeUninit;
@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
 const BLOCK_SIZE: usize = 64 << 10;
+/// Words of memory in which a block is compressed.
+const PACKING_SIZE: usize = 64 << 10;
 /// A reserve that no block has room for (halved, because it is added to).
 const OUT_OF_REACH: usize = usize::MAX / 2;
 /// Bytes of a text note beside its text, at most.
@@ -33,6 +35,8 @@ const TEXT_HEAD: usize = 16;
 struct State {
     reserve: usize,
     block: BlockWriter<'static>,
+    /// Takes no memory: it may run inside the program's allocator.
+    packer: Option<Packer<'static>>,
     checkpoints: bool,
     /// Whether calls are told apart by interpreter, because there are several allocators.
     apart: bool,
@@ -69,15 +73,20 @@ enum File {
 struct Sink {
     lock: SpinLock,
     state: UnsafeCell<MaybeUninit<State>>,
-    /// The block's; the state has it once there is a state.
+    /// The block's, and what compresses it; the state has both once there is a state.
     memory: UnsafeCell<[u8; BLOCK_SIZE]>,
+    packing: UnsafeCell<[u64; PACKING_SIZE]>,
 }
 
 // SAFETY: (1) the state is touched only under the lock, and the memory only through it.
 unsafe impl Sync for Sink {}
 
-static SINK: Sink =
-    Sink { lock: SpinLock::new(), state: UnsafeCell::new(MaybeUninit::uninit()), memory: UnsafeCell::new([0; BLOCK_SIZE]) };
+static SINK: Sink = Sink {
+    lock: SpinLock::new(),
+    state: UnsafeCell::new(MaybeUninit::uninit()),
+    memory: UnsafeCell::new([0; BLOCK_SIZE]),
+    packing: UnsafeCell::new([0; PACKING_SIZE]),
+};
 
 /// The process that the state belongs to, 0 when nothing is recorded. A child made by `vfork` has the parent's memory and another
 /// id, and must leave the state alone.
@@ -176,11 +185,13 @@ pub fn set_up(base: PathBuf, first: bool, mut header: Header) {
     };
     header.stacks = stacks.as_ref().ok().and_then(Option::as_ref).map_or(0, Stacks::limit);
     let unsaid = stacks.as_ref().err().copied();
-    // SAFETY: this function is called once, so only this reference to the memory is made.
-    let bytes: &'static mut [u8] = unsafe { &mut *SINK.memory.get() };
+    // SAFETY: this function is called once, so only these references to the memory are made.
+    let (bytes, packing): (&'static mut [u8], &'static mut [u64]) =
+        unsafe { (&mut *SINK.memory.get(), &mut *SINK.packing.get()) };
     let state = State {
         reserve: OUT_OF_REACH,
         block: BlockWriter::new(bytes),
+        packer: Packer::new(packing),
         checkpoints: true,
         apart: false,
         interpreter: 0,
@@ -472,6 +483,7 @@ impl State {
             return true;
         }
         let block = self.block.finish();
+        let block = self.packer.as_mut().map_or(block, |packer| packer.pack(block));
         let length = block.len() as u64;
         if let Err(error) = file.write_at(block, self.written) {
             return self.fail(&error);
@@ -486,5 +498,15 @@ impl State {
 impl Out for State {
     fn room(&mut self, bytes: usize) -> Option<&mut BlockWriter<'static>> {
         (self.block.has_room(bytes) || (self.flush() && self.block.has_room(bytes))).then_some(&mut self.block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_compression_is_enough() {
+        assert!(Packer::memory_for(BLOCK_SIZE) <= size_of::<[u64; PACKING_SIZE]>(), "{}", Packer::memory_for(BLOCK_SIZE));
     }
 }

@@ -44,7 +44,7 @@ struct Alive {
 
 impl Alive {
     /// Reads on, up to event `until`.
-    fn read(&mut self, reader: &mut Reader<Vec<u8>>, until: u64) {
+    fn read(&mut self, reader: &mut Reader<'_>, until: u64) {
         while self.events < until
             && let Some(event) = reader.next()
         {

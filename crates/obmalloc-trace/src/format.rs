@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! file    = magic "obmtrace" | u32 version | u32 header length | header (UTF-8 JSON) | block*
-//! block   = u32 payload length | u32 event count | u64 checksum of the payload | payload
+//! block   = u32 stored length | u32 payload length | u32 event count | u64 checksum of lengths, count and stored | stored
+//! stored  = payload, or where it is shorter than that: payload, compressed by zstd
 //! payload = event*
 //! event   = tag byte | fields
 //! ```
 //!
 //! Fixed integers are little-endian, the others are LEB128 varints. A block can be read without the ones before it
-//! (deltas start anew), so a trace that was cut off is readable up to its last whole block.
+//! (deltas start anew), so a trace that was cut off is readable up to its last whole block. Blocks of version 2 and before have no payload
+//! length and are never compressed; their checksums are of the payload alone.
 //!
 //! The tag's low two bits are the verb (malloc, calloc, realloc, free), the next two the domain (raw, mem, obj); with
 //! both domain bits set the "verb" says arena taken, arena released, or note. The flags above them are in [`tag`].
@@ -29,7 +31,8 @@
 //! `parent` names the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed`
 //! says why the recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set where no file can grow.
 //!
-//! The notes of kinds 2, 3, 5 and 6 stand in blocks of their own, so that they are found without reading any other block's payload.
+//! The notes of kinds 2, 3, 5 and 6 stand in blocks of their own, so that they are found without reading any other block's payload. A
+//! block of one event is never compressed.
 //!
 //! An address is the zigzag difference from the address before it in the same block, shifted right by 4 (CPython's
 //! addresses are multiples of 16) unless [`tag::UNALIGNED`] is set; NULL is a flag and has no bytes.
@@ -38,20 +41,18 @@
 //! before it. A raw call that a mem or obj call made carries [`tag::NESTED`]. A raw free that is not nested is written before
 //! it is done, because another thread may be given the same address before this one gets to write.
 
-use crate::stacks::{self, Stacks};
-pub use obmalloc::Domain;
+use crate::stacks;
 
-/// First bytes of every trace.
-pub const MAGIC: [u8; 8] = *b"obmtrace";
-/// The version of the format, raised whenever an older reader would misread. Version 1, which is read too, has no identities in its
-/// headers and no notes after kind 4; version 2 has no stacks.
-pub const VERSION: u32 = 3;
-/// The oldest version that is read.
-const OLDEST_VERSION: u32 = 1;
-/// Bytes before a block's payload.
-pub const BLOCK_HEADER: usize = 16;
-/// Longest payload of a block that a reader accepts, bytes.
-pub const MAX_PAYLOAD: usize = 1 << 24;
+mod block;
+mod pack;
+mod reader;
+
+use block::BlockHead;
+pub use block::{BLOCK_HEADER, MAGIC, MAX_PAYLOAD, VERSION, file_head};
+pub use obmalloc::Domain;
+pub use pack::Packer;
+pub use reader::{FormatError, Reader};
+
 /// Most bytes that one event other than a text note takes, with the stack that it was made under.
 pub const MAX_EVENT: usize = 48;
 
@@ -93,6 +94,12 @@ impl Event {
             Self::Note(_) => false,
         }
     }
+
+    /// Whether it asks for memory.
+    #[inline]
+    pub fn is_request(&self) -> bool {
+        matches!(self, Self::Malloc { .. } | Self::Calloc { .. } | Self::Realloc { .. } | Self::ArenaAlloc { .. })
+    }
 }
 
 /// What the recorder has to say besides calls.
@@ -121,33 +128,6 @@ const ARENA_ALLOC: u8 = 0b1100;
 const ARENA_FREE: u8 = 0b1101;
 const NOTE: u8 = 0b1110;
 const STACK: u8 = 0b1111;
-
-/// Sum that guards a block. Four sums side by side, eight bytes at a time, so that it costs the recorder next to nothing: one sum
-/// alone would wait for its own multiplications.
-pub fn checksum(payload: &[u8]) -> u64 {
-    let step = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-    let mut sums = [payload.len() as u64, 1, 2, 3];
-    let mut stripes = payload.chunks_exact(32);
-    for stripe in &mut stripes {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum = step(*sum, word(&stripe[8 * lane..8 * lane + 8]));
-        }
-    }
-    let mut last = [0u8; 32];
-    last[..stripes.remainder().len()].copy_from_slice(stripes.remainder());
-    last.chunks_exact(8).map(word).chain(sums).fold(0, step)
-}
-
-/// The bytes that open a trace whose header is `json`.
-pub fn file_head(json: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(16 + json.len());
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&(json.len() as u32).to_le_bytes());
-    out.extend_from_slice(json.as_bytes());
-    out
-}
 
 /// Writes events into a block of memory that its owner provides; allocates nothing, and can be used inside an allocator.
 ///
@@ -192,10 +172,8 @@ impl<'a> BlockWriter<'a> {
         if self.is_empty() {
             return &[];
         }
-        let sum = checksum(&self.bytes[BLOCK_HEADER..end]);
-        self.bytes[0..4].copy_from_slice(&((end - BLOCK_HEADER) as u32).to_le_bytes());
-        self.bytes[4..8].copy_from_slice(&self.count.to_le_bytes());
-        self.bytes[8..16].copy_from_slice(&sum.to_le_bytes());
+        let head = BlockHead::new(end - BLOCK_HEADER, self.count, &self.bytes[BLOCK_HEADER..end]);
+        self.bytes[..BLOCK_HEADER].copy_from_slice(&head.bytes());
         (self.at, self.count, self.last, self.node) = (BLOCK_HEADER, 0, 0, 0);
         &self.bytes[..end]
     }
@@ -454,191 +432,11 @@ fn null_bit(address: u64) -> u8 {
     if address == 0 { tag::NULL } else { 0 }
 }
 
-/// Why a trace cannot be read (any further).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum FormatError {
-    /// The file does not begin as a trace does.
-    NotATrace,
-    /// The trace is of a version that this reader does not know.
-    Version(u32),
-    /// The header is cut off or no UTF-8.
-    Header,
-    /// A block's checksum does not fit its payload (offset of the block in the file).
-    Checksum(usize),
-    /// An event does not decode (its offset in the file).
-    Event(usize),
-}
-
-impl std::fmt::Display for FormatError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NotATrace => write!(f, "not a trace: expected a file that begins with \"obmtrace\""),
-            Self::Version(found) => write!(f, "trace format {found}: expected {OLDEST_VERSION} to {VERSION}"),
-            Self::Header => write!(f, "the trace's header is cut off or damaged"),
-            Self::Checksum(at) => write!(f, "the block at byte {at} is damaged: its checksum does not match"),
-            Self::Event(at) => write!(f, "the event at byte {at} does not decode"),
-        }
-    }
-}
-
-impl std::error::Error for FormatError {}
-
-/// Reads a trace that is in memory, block by block.
-pub struct Reader<B> {
-    bytes: B,
-    /// Where the header ends.
-    blocks: usize,
-    /// Where the next block begins.
-    next: usize,
-    block: Block,
-    /// The address before.
-    last: u64,
-    /// The stack of the requests that come next.
-    node: u64,
-    stacks: Stacks,
-    truncated: bool,
-}
-
-/// The block being read.
-#[derive(Clone, Copy, Default)]
-struct Block {
-    begin: usize,
-    end: usize,
-    left: u32,
-}
-
 /// A position inside a payload.
 pub(crate) struct Cursor<'a> {
     payload: &'a [u8],
     at: usize,
     last: u64,
-}
-
-impl<B: AsRef<[u8]>> Reader<B> {
-    /// Opens the trace in `bytes`.
-    ///
-    /// # Errors
-    /// When it is no trace, or one of another version, or its header is damaged.
-    pub fn new(bytes: B) -> Result<Self, FormatError> {
-        let head = bytes.as_ref();
-        if head.len() < 16 || head[..8] != MAGIC {
-            return Err(FormatError::NotATrace);
-        }
-        let version = le32(head, 8);
-        if !(OLDEST_VERSION..=VERSION).contains(&version) {
-            return Err(FormatError::Version(version));
-        }
-        let blocks = 16 + le32(head, 12) as usize;
-        head.get(16..blocks).and_then(|header| std::str::from_utf8(header).ok()).ok_or(FormatError::Header)?;
-        Ok(Self {
-            bytes,
-            blocks,
-            next: blocks,
-            block: Block::default(),
-            last: 0,
-            node: 0,
-            stacks: Stacks::default(),
-            truncated: false,
-        })
-    }
-
-    /// The header: a JSON object.
-    pub fn header(&self) -> &str {
-        std::str::from_utf8(&self.bytes.as_ref()[16..self.blocks]).expect("checked when the trace was opened")
-    }
-
-    /// After the last event: whether the file ended inside a block, as it does when the recorded process was killed.
-    pub fn truncated(&self) -> bool {
-        self.truncated
-    }
-
-    /// What has been read of Python's stacks so far.
-    pub fn stacks(&self) -> &Stacks {
-        &self.stacks
-    }
-
-    /// Goes on from the stacks of the trace that this one continues, which has been read: a forked process's are numbered from there.
-    pub fn continue_from<C>(&mut self, before: Reader<C>) {
-        self.stacks = before.stacks;
-    }
-
-    /// The stack that the last event was made under, if it is a request: a node, of which [`stacks`](Self::stacks) tells more. 0 is none.
-    pub fn stack(&self) -> u64 {
-        self.node
-    }
-
-    /// Bytes of the file that have been read, and bytes in all.
-    pub fn progress(&self) -> (usize, usize) {
-        (self.block.begin.max(self.blocks), self.bytes.as_ref().len())
-    }
-
-    fn next_block(&mut self) -> Result<bool, FormatError> {
-        let rest = &self.bytes.as_ref()[self.next..];
-        if rest.is_empty() {
-            return Ok(false);
-        }
-        let length = if rest.len() < BLOCK_HEADER { 0 } else { le32(rest, 0) as usize };
-        if rest.len() < BLOCK_HEADER || (length <= MAX_PAYLOAD && rest.len() - BLOCK_HEADER < length) {
-            self.truncated = true;
-            self.next += rest.len();
-            return Ok(false);
-        }
-        if length > MAX_PAYLOAD {
-            return Err(FormatError::Checksum(self.next));
-        }
-        let sum = u64::from_le_bytes(rest[8..16].try_into().expect("eight bytes"));
-        if checksum(&rest[BLOCK_HEADER..BLOCK_HEADER + length]) != sum {
-            return Err(FormatError::Checksum(self.next));
-        }
-        let begin = self.next + BLOCK_HEADER;
-        self.block = Block { begin, end: begin + length, left: le32(rest, 4) };
-        (self.last, self.node) = (0, 0);
-        self.next = begin + length;
-        Ok(true)
-    }
-
-    fn stop(&mut self) {
-        self.block = Block::default();
-        self.next = self.bytes.as_ref().len();
-    }
-}
-
-impl<B: AsRef<[u8]>> Iterator for Reader<B> {
-    type Item = Result<Event, FormatError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            while self.block.left == 0 && self.block.begin == self.block.end {
-                match self.next_block() {
-                    Ok(true) => {}
-                    Ok(false) => return None,
-                    Err(error) => {
-                        self.stop();
-                        return Some(Err(error));
-                    }
-                }
-            }
-            let Block { begin, end, left } = self.block;
-            let mut cursor = Cursor { payload: &self.bytes.as_ref()[begin..end], at: 0, last: self.last };
-            let event = if cursor.payload.first().is_some_and(|tag| tag & 15 == STACK) {
-                stacks::read(&mut cursor, &mut self.stacks, &mut self.node).map(|()| None)
-            } else if left > 0 {
-                cursor.event().map(Some)
-            } else {
-                None
-            };
-            let Some(event) = event else {
-                self.stop();
-                return Some(Err(FormatError::Event(begin)));
-            };
-            self.last = cursor.last;
-            self.block.begin += cursor.at;
-            if let Some(event) = event {
-                self.block.left -= 1;
-                return Some(Ok(event));
-            }
-        }
-    }
 }
 
 impl Cursor<'_> {
@@ -730,13 +528,12 @@ impl Cursor<'_> {
     }
 }
 
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bytes before the first block of a trace whose header is `{}`.
+    const HEAD: usize = 18;
 
     fn sample() -> Vec<u8> {
         let mut memory = vec![0; 4096];
@@ -793,7 +590,7 @@ mod tests {
     fn cut_trace_is_read_up_to_its_last_whole_block() {
         let first = sample();
         let mut trace = first.clone();
-        trace.extend_from_slice(&first[16 + 2..]);
+        trace.extend_from_slice(&first[HEAD..]);
         trace.pop();
         let mut reader = Reader::new(&trace).unwrap();
         assert_eq!(reader.by_ref().map(Result::unwrap).count(), 15);
@@ -803,11 +600,11 @@ mod tests {
     #[test]
     fn every_damaged_byte_of_a_block_is_noticed() {
         let good = sample();
-        for at in 18 + 8..good.len() {
+        for at in HEAD + 4..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             let last = Reader::new(&bad).unwrap().last().unwrap();
-            assert_eq!(last, Err(FormatError::Checksum(18)), "byte {at}");
+            assert_eq!(last, Err(FormatError::Checksum(HEAD as u64)), "byte {at}");
         }
     }
 
@@ -828,7 +625,7 @@ mod tests {
     #[test]
     fn what_is_no_trace_is_refused() {
         assert_eq!(Reader::new(b"").err(), Some(FormatError::NotATrace));
-        assert_eq!(Reader::new(&[0; 64]).err(), Some(FormatError::NotATrace));
+        assert_eq!(Reader::new([0; 64]).err(), Some(FormatError::NotATrace));
         let mut other = file_head("{}");
         other[8] = 9;
         assert_eq!(Reader::new(&other).err(), Some(FormatError::Version(9)));

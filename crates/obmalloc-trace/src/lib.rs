@@ -5,3 +5,4 @@ pub mod listing;
 pub mod program;
 pub mod replay;
 pub mod stacks;
+pub mod watch;

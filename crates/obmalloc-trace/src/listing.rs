@@ -85,7 +85,7 @@ pub struct Call {
 
 /// A trace that is being listed.
 pub struct Listing {
-    segments: VecDeque<Reader<Vec<u8>>>,
+    segments: VecDeque<Reader<'static>>,
     wanted: Wanted,
     /// Most frames of a stack.
     frames: usize,
@@ -97,7 +97,7 @@ pub struct Listing {
 
 impl Listing {
     /// Lists `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them. `frames` is what the header says of stacks.
-    pub fn new(segments: Vec<Reader<Vec<u8>>>, wanted: Wanted, frames: usize) -> Self {
+    pub fn new(segments: Vec<Reader<'static>>, wanted: Wanted, frames: usize) -> Self {
         Self { segments: segments.into(), wanted, frames, event: 0, interpreter: 0, sites: HashMap::new() }
     }
 
@@ -136,6 +136,7 @@ impl Listing {
     /// The event as it is shown, if it is wanted.
     fn listed(&mut self, number: u64, event: Event) -> Option<Listed> {
         let call = |call, domain| Call { event: number, call, domain, ..Call::default() };
+        let is_request = event.is_request();
         let (call, given, result) = match event {
             Event::Note(note) => {
                 let (note, value) = said(note);
@@ -153,7 +154,6 @@ impl Listing {
             Event::ArenaAlloc { size, result, .. } => (Call { size: Some(size), ..call("alloc", "arena") }, 0, result),
             Event::ArenaFree { size, address, .. } => (Call { size: Some(size), ..call("free", "arena") }, address, address),
         };
-        let is_request = call.call != "free";
         let Wanted { size, address, .. } = self.wanted;
         let bytes = call.size.map(|size| size.saturating_mul(call.count.unwrap_or(1)));
         if size.is_some_and(|size| !is_request || bytes != Some(size)) || address.is_some_and(|a| a != given && a != result) {

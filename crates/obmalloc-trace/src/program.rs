@@ -1,9 +1,13 @@
 //! Programs: a trace's mem and obj calls with slots in place of addresses, so that they can be run against any allocator and timed.
 
 use std::ffi::c_void;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use obmalloc::Allocator;
+use obmalloc::{Allocator, Domain};
+
+use crate::format::Event;
+use crate::watch::{Fate, Seen, Watcher};
 
 /// What a call does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +35,38 @@ impl Op {
     /// A call on the obj domain (or the mem domain) for the block in `slot`.
     pub const fn new(verb: Verb, obj: bool, slot: u32, size: usize) -> Self {
         Self { tag: verb as u32 | (obj as u32) << 2, slot, size: size as u64 }
+    }
+}
+
+/// A watcher that collects the mem and obj calls of a replay as a program.
+#[derive(Debug, Default)]
+pub struct Collector {
+    ops: Vec<Op>,
+    slots: usize,
+}
+
+impl Collector {
+    /// The program, and how many slots it uses.
+    pub fn program(self) -> (Vec<Op>, usize) {
+        (self.ops, self.slots)
+    }
+}
+
+impl Watcher for Collector {
+    fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
+        let (Fate::Made | Fate::LeftOut, Some(slot)) = (seen.fate, seen.answer().slot) else { return ControlFlow::Continue(()) };
+        self.slots = self.slots.max(slot as usize + 1);
+        let (domain, verb, size) = match *seen.event {
+            Event::Malloc { domain, size, .. } | Event::Realloc { domain, address: 0, size, .. } => (domain, Verb::Malloc, size),
+            Event::Calloc { domain, count, size, .. } => (domain, Verb::Calloc, size.saturating_mul(count)),
+            Event::Realloc { domain, size, .. } if seen.interpreter == 0 => (domain, Verb::Realloc, size),
+            Event::Realloc { domain, .. } | Event::Free { domain, .. } => (domain, Verb::Free, 0),
+            _ => return ControlFlow::Continue(()),
+        };
+        if domain != Domain::Raw {
+            self.ops.push(Op::new(verb, domain == Domain::Obj, slot, size as usize));
+        }
+        ControlFlow::Continue(())
     }
 }
 

@@ -49,9 +49,20 @@ pub struct Frame<'a> {
 /// What a trace has told of stacks so far.
 #[derive(Clone, Debug, Default)]
 pub struct Stacks {
+    /// Whether what is numbered is only counted, and the lists stay empty.
+    is_counted: bool,
+    counts: Counts,
     texts: Vec<String>,
     codes: Vec<Code>,
     nodes: Vec<Node>,
+}
+
+/// How many there are of each.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    texts: u64,
+    codes: u64,
+    nodes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -71,7 +82,12 @@ struct Node {
 }
 
 impl Stacks {
-    /// The frames of a stack, innermost first; none for 0.
+    /// Counts what there is, and keeps nothing of it.
+    pub(crate) fn counted() -> Self {
+        Self { is_counted: true, ..Self::default() }
+    }
+
+    /// The frames of a stack, innermost first; none for 0, nor where they are not kept.
     pub fn frames(&self, node: u64) -> impl Iterator<Item = Frame<'_>> {
         self.nodes_of(node).map(|node| self.frame(node))
     }
@@ -81,7 +97,7 @@ impl Stacks {
         std::iter::successors(self.parent(node).map(|_| node), |&node| self.parent(node).filter(|&parent| parent != 0))
     }
 
-    /// The stack that a frame was called from, 0 when it is the outermost one. `None` for no node.
+    /// The stack that a frame was called from, 0 when it is the outermost one. `None` for no node, or one that is not kept.
     pub fn parent(&self, node: u64) -> Option<u64> {
         self.nodes.get(usize::try_from(node.checked_sub(1)?).ok()?).map(|node| node.parent)
     }
@@ -89,7 +105,7 @@ impl Stacks {
     /// The innermost frame of the stack `node`.
     ///
     /// # Panics
-    /// When there is no such node.
+    /// When there is no such node, or it is not kept.
     pub fn frame(&self, node: u64) -> Frame<'_> {
         let Node { code, at, .. } = self.nodes[node as usize - 1];
         let code = &self.codes[code];
@@ -98,34 +114,45 @@ impl Stacks {
 
     /// Number of nodes.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.counts.nodes as usize
     }
 
     /// Whether there is no node.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+        self.counts.nodes == 0
     }
 }
 
 /// Reads one record. `None` when it does not decode.
 pub(crate) fn read(from: &mut Cursor<'_>, stacks: &mut Stacks, here: &mut u64) -> Option<()> {
+    let (keeps, counts) = (!stacks.is_counted, &mut stacks.counts);
     match from.byte()? & 0xf0 {
         HERE => {
             let zigzag = from.varint()?;
             let delta = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
             *here = here.wrapping_add(delta as u64);
-            (*here <= stacks.nodes.len() as u64).then_some(())?;
+            (*here <= counts.nodes).then_some(())?;
         }
         NODE => {
-            let number = stacks.nodes.len() as u64 + 1;
+            let number = counts.nodes + 1;
             let parent = number.checked_sub(from.varint()?).filter(|&parent| parent != number)?;
-            let code = index(from.varint()?, stacks.codes.len())?;
-            stacks.nodes.push(Node { parent, code, at: from.varint()? });
+            let code = index(from.varint()?, counts.codes)?;
+            let at = from.varint()?;
+            counts.nodes = number;
+            if keeps {
+                stacks.nodes.push(Node { parent, code, at });
+            }
         }
-        TEXT => stacks.texts.push(from.text()?),
+        TEXT => {
+            let text = from.long()?;
+            counts.texts += 1;
+            if keeps {
+                stacks.texts.push(String::from_utf8_lossy(text).into_owned());
+            }
+        }
         CODE => {
-            let file = index(from.varint()?, stacks.texts.len())?;
-            let function = index(from.varint()?, stacks.texts.len())?;
+            let file = index(from.varint()?, counts.texts)?;
+            let function = index(from.varint()?, counts.texts)?;
             let first_line = from.varint()?.try_into().ok()?;
             let lines = match from.byte()? {
                 0 => Lines::Lnotab,
@@ -133,16 +160,26 @@ pub(crate) fn read(from: &mut Cursor<'_>, stacks: &mut Stacks, here: &mut u64) -
                 2 => Lines::Locations,
                 _ => return None,
             };
-            stacks.codes.push(Code { file, function, first_line, lines, table: from.long()?.to_vec() });
+            let table = from.long()?;
+            counts.codes += 1;
+            if keeps {
+                stacks.codes.push(Code { file, function, first_line, lines, table: table.to_vec() });
+            }
         }
-        MORE => stacks.codes.last_mut()?.table.extend_from_slice(from.long()?),
+        MORE => {
+            let table = from.long()?;
+            (counts.codes > 0).then_some(())?;
+            if let Some(code) = stacks.codes.last_mut() {
+                code.table.extend_from_slice(table);
+            }
+        }
         _ => return None,
     }
     Some(())
 }
 
-fn index(number: u64, count: usize) -> Option<usize> {
-    usize::try_from(number).ok().filter(|&number| number < count)
+fn index(number: u64, count: u64) -> Option<usize> {
+    usize::try_from(number).ok().filter(|_| number < count)
 }
 
 impl Code {
@@ -290,6 +327,19 @@ mod tests {
     }
 
     #[test]
+    fn stacks_that_are_not_kept_have_the_same_numbers() {
+        let trace = sample();
+        let mut kept = Reader::new(&trace).unwrap();
+        let mut counted = Reader::new(&trace).unwrap().without_stacks();
+        while let Some(event) = kept.next() {
+            assert_eq!(counted.next(), Some(event));
+            assert_eq!(counted.stack(), kept.stack());
+            assert_eq!(counted.stacks().frames(counted.stack()).count(), 0);
+        }
+        assert_eq!((counted.next(), counted.stacks().len()), (None, 3));
+    }
+
+    #[test]
     fn records_that_refer_to_nothing_are_refused() {
         let wrong: [fn(&mut BlockWriter<'_>); 5] = [
             |block| block.stack(1),
@@ -303,7 +353,10 @@ mod tests {
             let mut block = BlockWriter::new(&mut memory);
             write(&mut block);
             let trace = [&file_head("{}")[..], block.finish()].concat();
-            assert!(matches!(Reader::new(&trace).unwrap().next(), Some(Err(FormatError::Event(_)))), "{number}");
+            let reader = || Reader::new(&trace).unwrap();
+            for mut reader in [reader(), reader().without_stacks()] {
+                assert_eq!(reader.next(), Some(Err(FormatError::Event(18, 0))), "{number}");
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ fn golden(release: &str) -> Vec<u8> {
 }
 
 fn replay(bytes: Vec<u8>, profile: &Profile) -> Report {
-    let mut replay = Replay::new(vec![Reader::new(bytes).expect("a trace")], profile).expect("a heap");
+    let mut replay = Replay::new(vec![Reader::new(bytes).expect("a trace")], profile, Report::default()).expect("a heap");
     replay.run().expect("a readable trace").clone()
 }
 
@@ -185,7 +185,7 @@ fn a_program_that_could_not_be_executed_goes_on() {
 #[test]
 fn a_replay_that_was_told_to_stop_is_judged_by_what_it_compared() {
     let readers = vec![Reader::new(golden("3.13")).expect("a trace")];
-    let mut replay = Replay::new(readers, &profile::V3_13).expect("a heap");
+    let mut replay = Replay::new(readers, &profile::V3_13, Report::default()).expect("a heap");
     replay.stop_at(3);
     let report = replay.run().expect("undamaged");
     assert_eq!((report.events, report.addresses, report.stopped, report.is_exact()), (3, 0, true, true));

@@ -49,8 +49,6 @@ struct Found<'a> {
     report: &'a Report,
     exact: bool,
     seconds: f64,
-    /// Bytes read of the trace in hand, and bytes of all traces left.
-    progress: (usize, usize),
     /// The statistics as they are now.
     stats_now: String,
 }
@@ -58,6 +56,7 @@ struct Found<'a> {
 pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"openReplay", open)?;
     export(to, c"stepReplay", step)?;
+    export(to, c"progressReplay", progress)?;
     export(to, c"reportReplay", report)?;
     export(to, c"closeReplay", close)?;
     export(to, c"releaseOf", release_of)
@@ -71,7 +70,8 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let profile = Profile::named(&options.release)
         .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
     let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let mut replay = Replay::new(readers, profile).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
+    let mut replay =
+        Replay::new(readers, profile, Report::default()).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
     if let Some(operation) = options.stop_at {
         replay.stop_at(operation);
     }
@@ -83,12 +83,11 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     env.integer(number as usize)
 }
 
-pub(super) fn read(segment: &Segment) -> Result<Reader<Vec<u8>>, Failure> {
+pub(super) fn read(segment: &Segment) -> Result<Reader<'static>, Failure> {
     let unreadable = |error: &dyn std::fmt::Display| Failure::new(UNREADABLE_TRACE, format!("{}: {error}", segment.path));
-    let mut bytes = Vec::new();
     let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;
-    file.take(segment.bytes.unwrap_or(u64::MAX)).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
-    Reader::new(bytes).map_err(|error| unreadable(&error))
+    let length = file.metadata().map_err(|error| unreadable(&error))?.len().min(segment.bytes.unwrap_or(u64::MAX));
+    Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))
 }
 
 fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Running) -> Result<T, Failure>) -> Result<T, Failure> {
@@ -111,15 +110,23 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     env.integer(usize::from(more))
 }
 
+/// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
+fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let (done, all) = with(env, number, |running| Ok(running.replay.progress()))?;
+    let pair = env.array()?;
+    env.define_element(pair, 0, env.number(done as f64)?)?;
+    env.define_element(pair, 1, env.number(all as f64)?)?;
+    Ok(pair)
+}
+
 /// `(number)`: what has been found so far, as JSON.
 fn report(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let text = with(env, number, |running| {
-        let report = running.replay.report();
+        let report = running.replay.watcher();
         let found = Found {
             report,
             exact: report.is_exact(),
             seconds: running.time.as_secs_f64(),
-            progress: running.replay.progress(),
             stats_now: running.replay.stats().to_string(),
         };
         serde_json::to_string(&found).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))

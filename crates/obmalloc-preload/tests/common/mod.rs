@@ -2,7 +2,7 @@
 //! the path, and pyenv's.
 #![allow(dead_code, reason = "not every suite uses all of it")]
 
-use obmalloc_trace::format::{Event, Note, Reader};
+use obmalloc_trace::format::{BLOCK_HEADER, Event, Note, Reader};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -146,7 +146,7 @@ impl Trace {
         assert!(!reader.truncated(), "blocks are written whole");
         let mut edges = vec![16 + header.len() as u64];
         while let Some(length) = bytes.get(edges[edges.len() - 1] as usize..).and_then(|rest| rest.first_chunk::<4>()) {
-            edges.push(edges[edges.len() - 1] + 16 + u64::from(u32::from_le_bytes(*length)));
+            edges.push(edges[edges.len() - 1] + BLOCK_HEADER as u64 + u64::from(u32::from_le_bytes(*length)));
         }
         Self { header, events, edges }
     }

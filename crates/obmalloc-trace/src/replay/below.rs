@@ -1,0 +1,214 @@
+//! What stands below the heap of a replay: the arenas and raw blocks that it asks for are compared with those that were recorded.
+
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+
+use obmalloc::profile::Geometry;
+use obmalloc::{Allocator, ArenaAllocator, ArenaMapCounts, Heap};
+
+use super::live::{Arena, Arenas};
+use crate::format::{Domain, Event};
+use crate::watch::request;
+
+/// The allocators that the heap asks.
+pub(super) struct Hooks {
+    geometry: Geometry,
+    base: usize,
+    size: usize,
+    stride: usize,
+    arena: ArenaAllocator,
+    raw: Allocator,
+    /// A mem or obj call is being replayed.
+    pub inside: bool,
+    /// Arena events and nested raw calls that precede the call being replayed.
+    pub expected: VecDeque<Event>,
+    /// How what the heap asked for differs from that.
+    pub difference: Option<String>,
+    /// Arenas that are held, at their recorded addresses; by place in the region.
+    pub arenas: Arenas,
+    taken: usize,
+    /// The arena map that the recorded process had: it goes by addresses.
+    pub map: ArenaMapCounts,
+}
+
+impl Hooks {
+    /// What stands below `heap`, whose region is not empty. From here on the heap asks it.
+    pub fn install(heap: &Heap, geometry: Geometry, map: ArenaMapCounts) -> Box<Self> {
+        let (base, size) = heap.region();
+        let mut hooks = Box::new(Self {
+            geometry,
+            base,
+            size,
+            stride: geometry.arena_size + geometry.pool_size,
+            arena: heap.arena_allocator(),
+            raw: heap.allocator(Domain::Raw),
+            inside: false,
+            expected: VecDeque::new(),
+            difference: None,
+            arenas: Arenas::new(geometry.arena_size),
+            taken: 0,
+            map,
+        });
+        let ctx = ptr::from_mut::<Self>(&mut hooks).cast::<c_void>();
+        // SAFETY: the hooks live as long as the heap (field order of `Ground`) and pass on to the functions that were in; they do not unwind.
+        unsafe {
+            heap.set_allocator(
+                Domain::Raw,
+                Allocator { ctx, malloc: hook_malloc, calloc: hook_calloc, realloc: hook_realloc, free: hook_free },
+            );
+            heap.set_arena_allocator(ArenaAllocator { ctx, alloc: hook_arena_alloc, free: hook_arena_free });
+        }
+        hooks
+    }
+
+    /// Whether a block of the heap lies in an arena.
+    #[inline]
+    pub fn is_inside(&self, block: NonNull<u8>) -> bool {
+        block.addr().get().wrapping_sub(self.base) < self.size
+    }
+
+    /// The arena that a block of the heap lies in.
+    #[cold]
+    pub fn arena_here(&self, block: NonNull<u8>) -> Option<&Arena> {
+        self.arenas.at(self.place(block.addr().get()))
+    }
+
+    /// Frees a raw block.
+    ///
+    /// # Safety
+    /// It is a live one of the C library's.
+    pub unsafe fn free_raw(&self, block: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.raw.free)(self.raw.ctx, block.as_ptr().cast()) };
+    }
+
+    /// Place in the region of the arena that an address lies in.
+    fn place(&self, address: usize) -> u32 {
+        u32::try_from(address.wrapping_sub(self.base) / self.stride).unwrap_or(u32::MAX)
+    }
+
+    /// Compares what the heap asks for with what was recorded next; gives the recorded result. Addresses are not compared: raw ones
+    /// differ, and arenas' are looked at where they are used.
+    fn expect(&mut self, asked: Event) -> u64 {
+        let recorded = self.expected.pop_front();
+        let (same, result) = match (&recorded, &asked) {
+            (Some(Event::Malloc { size, result, .. }), Event::Malloc { size: asked, .. }) => (size == asked, *result),
+            (Some(Event::Calloc { count, size, result, .. }), Event::Calloc { count: asked_count, size: asked, .. }) => {
+                (count == asked_count && size == asked, *result)
+            }
+            (Some(Event::Realloc { size, result, .. }), Event::Realloc { size: asked, .. }) => (size == asked, *result),
+            (Some(Event::Free { .. }), Event::Free { .. }) => (true, 0),
+            (Some(Event::ArenaAlloc { size, result, .. }), Event::ArenaAlloc { size: asked, .. }) => (size == asked, *result),
+            (Some(Event::ArenaFree { address, .. }), Event::ArenaFree { address: asked, .. }) => (address == asked, 0),
+            _ => (false, 1),
+        };
+        if !same && self.difference.is_none() {
+            let recorded = recorded.as_ref().map_or("nothing".to_string(), request);
+            self.difference =
+                Some(format!("the heap asks for {}, where the recorded process asked for {recorded}", request(&asked)));
+        }
+        result
+    }
+
+    fn arena_alloc(&mut self, size: usize) -> Option<NonNull<u8>> {
+        let recorded = self.expect(Event::ArenaAlloc { nested: true, size: size as u64, result: 0 });
+        if recorded == 0 || self.difference.is_some() {
+            return None;
+        }
+        let marked = {
+            let mut map = std::mem::take(&mut self.map);
+            let node = |size| Event::Calloc { domain: Domain::Raw, nested: true, count: 1, size: size as u64, result: 0 };
+            let marked = map.mark_used(recorded as usize, |size| self.expect(node(size)) != 0);
+            self.map = map;
+            marked
+        };
+        if !marked {
+            // The recorded process had no memory for the map, and gave the arena back.
+            self.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
+            return None;
+        }
+        // SAFETY: the heap's own arena allocator, asked for an arena.
+        let place = NonNull::new(unsafe { (self.arena.alloc)(self.arena.ctx, size) }.cast::<u8>())?;
+        // SAFETY: the heap leaves a pool's size of slack between arenas.
+        let here = unsafe { place.add(recorded as usize & (self.geometry.pool_size - 1)) };
+        self.arenas.insert(self.place(place.addr().get()), recorded, self.taken, here.addr().get());
+        self.taken += 1;
+        Some(here)
+    }
+}
+
+/// The hooks that a call came through.
+unsafe fn hooks<'a>(ctx: *mut c_void) -> &'a mut Hooks {
+    // SAFETY: `ctx` is the hooks that the functions were installed with; a replay runs on one thread and holds no reference to them
+    // while the heap runs.
+    unsafe { &mut *ctx.cast::<Hooks>() }
+}
+
+unsafe extern "C-unwind" fn hook_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as said at `hooks`; the inner functions take what they are given here.
+    unsafe {
+        let hooks = hooks(ctx);
+        let event = Event::Malloc { domain: Domain::Raw, nested: true, size: size as u64, result: 0 };
+        if hooks.inside && hooks.expect(event) == 0 {
+            return ptr::null_mut();
+        }
+        (hooks.raw.malloc)(hooks.raw.ctx, size)
+    }
+}
+
+unsafe extern "C-unwind" fn hook_calloc(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: as in `hook_malloc`.
+    unsafe {
+        let hooks = hooks(ctx);
+        let event = Event::Calloc { domain: Domain::Raw, nested: true, count: count as u64, size: size as u64, result: 0 };
+        if hooks.inside && hooks.expect(event) == 0 {
+            return ptr::null_mut();
+        }
+        (hooks.raw.calloc)(hooks.raw.ctx, count, size)
+    }
+}
+
+unsafe extern "C-unwind" fn hook_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as in `hook_malloc`.
+    unsafe {
+        let hooks = hooks(ctx);
+        let event =
+            Event::Realloc { domain: Domain::Raw, nested: true, address: address.addr() as u64, size: size as u64, result: 0 };
+        if hooks.inside && hooks.expect(event) == 0 {
+            return ptr::null_mut();
+        }
+        (hooks.raw.realloc)(hooks.raw.ctx, address, size)
+    }
+}
+
+unsafe extern "C-unwind" fn hook_free(ctx: *mut c_void, address: *mut c_void) {
+    // SAFETY: as in `hook_malloc`.
+    unsafe {
+        let hooks = hooks(ctx);
+        if hooks.inside {
+            hooks.expect(Event::Free { domain: Domain::Raw, nested: true, address: address.addr() as u64 });
+        }
+        (hooks.raw.free)(hooks.raw.ctx, address);
+    }
+}
+
+unsafe extern "C-unwind" fn hook_arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: as in `hook_malloc`.
+    unsafe { hooks(ctx).arena_alloc(size).map_or(ptr::null_mut(), |address| address.as_ptr().cast()) }
+}
+
+unsafe extern "C-unwind" fn hook_arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+    // SAFETY: as in `hook_malloc`. The place is given back, not the address that is off it.
+    unsafe {
+        let hooks = hooks(ctx);
+        let place = hooks.place(address.expose_provenance());
+        let recorded = hooks.arenas.at(place).map_or(0, |arena| arena.recorded);
+        if hooks.inside {
+            hooks.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
+        }
+        hooks.arenas.remove(place);
+        let start = hooks.base + place as usize * hooks.stride;
+        (hooks.arena.free)(hooks.arena.ctx, ptr::with_exposed_provenance_mut(start), size);
+    }
+}

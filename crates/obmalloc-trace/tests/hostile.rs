@@ -1,0 +1,74 @@
+//! Traces that no process can have left: whatever they say, a replay does no harm.
+
+use std::ops::ControlFlow;
+
+use obmalloc::profile;
+use obmalloc_trace::format::{BlockWriter, Domain, Reader, file_head};
+use obmalloc_trace::replay::{Replay, Report};
+use obmalloc_trace::watch::{Seen, Watcher};
+
+/// Goes on, however answers differ.
+struct Blind;
+
+impl Watcher for Blind {
+    fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
+        let _ = (seen.difference_below(), seen.place(seen.answer().got, 16));
+        ControlFlow::Continue(())
+    }
+}
+
+/// A block of events with few addresses, so that they meet: in arenas that overlap or lie at either end of the address space, and beside them.
+fn random_trace(seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut below = move |end: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % end
+    };
+    let mut memory = vec![0; 1 << 16];
+    let mut block = BlockWriter::new(&mut memory);
+    let bases =
+        [0x7f00_0000_0000, 0x7f00_0008_0000, 0x7f00_0010_1000, u64::MAX - 0xf_ffff, u64::MAX - 0x7_ffff, 16, 0x7f00_0000_0003];
+    for _ in 0..600 {
+        let base = bases[below(bases.len() as u64) as usize];
+        let offset = [0x30, 0x40, 0x50, 0x4030, 0x3, 0xf_fff0, below(1 << 20)][below(7) as usize];
+        let address = base.wrapping_add(offset);
+        let size = [0, 1, 16, 512, 513, 768, 1 << 20, u64::MAX][below(8) as usize];
+        let (domain, nested) = (Domain::ALL[below(3) as usize], below(4) == 0);
+        match below(12) {
+            0 => block.arena_alloc(true, 1 << 20, base),
+            1 => block.arena_free(true, 1 << 20, base),
+            2 => {
+                // As a first request has it.
+                block.realloc(Domain::Raw, true, 0, 768, 0x5000);
+                block.arena_alloc(true, 1 << 20, base);
+                block.calloc(Domain::Raw, true, 1, 262_144, 0x6000);
+                block.calloc(Domain::Raw, true, 1, 131_072, 0x7000);
+                block.malloc(Domain::Obj, false, 16, base.wrapping_add(0x30));
+            }
+            3 => block.interpreter(below(2)),
+            4 | 5 => block.realloc(domain, nested, address, size, base.wrapping_add(0x40)),
+            6 => block.calloc(domain, nested, below(3), size, address),
+            7 | 8 => block.free(domain, nested, address),
+            9 => block.malloc(domain, nested, size, 0),
+            _ => block.malloc(domain, nested, size.min(768), address),
+        }
+    }
+    [&file_head("{}")[..], block.finish()].concat()
+}
+
+#[test]
+fn random_traces_are_replayed_without_harm() {
+    let mut mismatches = 0;
+    for seed in 1..400 {
+        for profile in [&profile::V3_8, &profile::V3_13] {
+            let reader = || vec![Reader::new(random_trace(seed)).expect("a trace")];
+            let mut replay = Replay::new(reader(), profile, Report::default()).expect("a heap");
+            mismatches += u64::from(replay.run().expect("readable").mismatch.is_some());
+            let mut replay = Replay::new(reader(), profile, Blind).expect("a heap");
+            replay.run().expect("readable");
+        }
+    }
+    assert!(mismatches > 0);
+}
