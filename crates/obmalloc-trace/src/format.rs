@@ -435,7 +435,7 @@ fn null_bit(address: u64) -> u8 {
 /// A position inside a payload.
 pub(crate) struct Cursor<'a> {
     payload: &'a [u8],
-    at: usize,
+    pub(crate) at: usize,
     last: u64,
 }
 

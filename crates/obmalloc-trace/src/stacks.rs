@@ -46,12 +46,17 @@ pub struct Frame<'a> {
     pub function: &'a str,
 }
 
+/// Bytes of what is kept that a trace may ask for: those of the 32 million nodes that the recorder makes at most, and a third as much for the rest.
+const MOST_KEPT: usize = 1 << 30;
+
 /// What a trace has told of stacks so far.
 #[derive(Clone, Debug, Default)]
 pub struct Stacks {
     /// Whether what is numbered is only counted, and the lists stay empty.
     is_counted: bool,
     counts: Counts,
+    /// Bytes of the lists below, about.
+    kept: usize,
     texts: Vec<String>,
     codes: Vec<Code>,
     nodes: Vec<Node>,
@@ -85,6 +90,19 @@ impl Stacks {
     /// Counts what there is, and keeps nothing of it.
     pub(crate) fn counted() -> Self {
         Self { is_counted: true, ..Self::default() }
+    }
+
+    /// Makes sure that so many bytes more may be kept; `None` when the trace asks for too many.
+    fn keep(&mut self, bytes: usize) -> Option<()> {
+        if !self.is_counted {
+            self.kept += bytes;
+        }
+        (!self.is_full()).then_some(())
+    }
+
+    /// Whether the trace has asked for more than is kept.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kept > MOST_KEPT
     }
 
     /// The frames of a stack, innermost first; none for 0, nor where they are not kept.
@@ -125,8 +143,18 @@ impl Stacks {
 
 /// Reads one record. `None` when it does not decode.
 pub(crate) fn read(from: &mut Cursor<'_>, stacks: &mut Stacks, here: &mut u64) -> Option<()> {
+    let (start, kind) = (from.at, from.byte()? & 0xf0);
+    read_fields(kind, from, stacks, here)?;
+    match kind {
+        HERE => Some(()),
+        NODE => stacks.keep(size_of::<Node>()),
+        _ => stacks.keep(from.at - start + size_of::<Code>()),
+    }
+}
+
+fn read_fields(kind: u8, from: &mut Cursor<'_>, stacks: &mut Stacks, here: &mut u64) -> Option<()> {
     let (keeps, counts) = (!stacks.is_counted, &mut stacks.counts);
-    match from.byte()? & 0xf0 {
+    match kind {
         HERE => {
             let zigzag = from.varint()?;
             let delta = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
@@ -337,6 +365,21 @@ mod tests {
             assert_eq!(counted.stacks().frames(counted.stack()).count(), 0);
         }
         assert_eq!((counted.next(), counted.stacks().len()), (None, 3));
+    }
+
+    #[test]
+    fn more_than_a_recorder_tells_is_refused_and_only_where_it_is_kept() {
+        let trace = sample();
+        let mut reader = Reader::new(&trace).unwrap();
+        assert!(reader.by_ref().all(|event| event.is_ok()));
+        let kept = reader.stacks().kept;
+        assert!(kept >= 3 * size_of::<Node>() + 4 * size_of::<Code>());
+        let mut stacks = Stacks { kept: MOST_KEPT - kept, ..Stacks::default() };
+        assert_eq!((stacks.keep(kept), stacks.is_full()), (Some(()), false));
+        assert_eq!((stacks.keep(1), stacks.is_full()), (None, true));
+        let mut counted = Reader::new(&trace).unwrap().without_stacks();
+        assert!(counted.by_ref().all(|event| event.is_ok()));
+        assert_eq!(counted.stacks().kept, 0);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum FormatError {
     Event(u64, u32),
     /// The system cannot read the file, in its words.
     Unreadable(String),
+    /// There are more stacks than a recorder tells of (offset of the block in the file).
+    Stacks(u64),
     /// There is no memory for a block.
     NoMemory,
 }
@@ -37,6 +39,7 @@ impl std::fmt::Display for FormatError {
             Self::Checksum(at) => write!(f, "the block at byte {at} is damaged: its checksum does not match"),
             Self::Packed(at) => write!(f, "the block at byte {at} is damaged: it does not decompress"),
             Self::Event(at, number) => write!(f, "the block at byte {at} is damaged: its event {number} does not decode"),
+            Self::Stacks(at) => write!(f, "expected as many stacks as a recorder tells of, but the block at byte {at} has more"),
             Self::Unreadable(why) => f.write_str(why),
             Self::NoMemory => f.write_str("no memory for a block of the trace"),
         }
@@ -235,8 +238,10 @@ impl<'a> Reader<'a> {
     fn between(&mut self) -> Result<bool, FormatError> {
         let Some(tag) = self.payload.get(self.block.next) else { return self.next_block() };
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };
-        if tag & 15 != STACK || stacks::read(&mut cursor, &mut self.stacks, &mut self.node).is_none() {
-            return Err(self.undecodable());
+        // Older versions have no such records.
+        let is_stack = tag & 15 == STACK && self.version >= 3;
+        if !is_stack || stacks::read(&mut cursor, &mut self.stacks, &mut self.node).is_none() {
+            return Err(if self.stacks.is_full() { FormatError::Stacks(self.block.at) } else { self.undecodable() });
         }
         self.block.next = cursor.at;
         Ok(true)
@@ -352,5 +357,19 @@ mod tests {
         assert_eq!(answers.len(), 3);
         assert_eq!(answers[2], Err(FormatError::Event(18, 2)));
         assert_eq!(answers[2].as_ref().unwrap_err().to_string(), "the block at byte 18 is damaged: its event 2 does not decode");
+    }
+
+    #[test]
+    fn older_traces_have_no_stacks() {
+        // A name, and the freeing of NULL.
+        let payload = [stacks::TEXT | STACK, 1, b'a', 3 | 1 << 5];
+        assert_eq!(Reader::new(trace(&payload, payload.len(), 1)).expect("a trace").filter(Result::is_ok).count(), 1);
+        for version in [1u32, 2] {
+            let mut trace = file_head("{}");
+            trace[8..12].copy_from_slice(&version.to_le_bytes());
+            let head = BlockHead::new(0, 0, &payload).bytes();
+            trace.extend([&head[..4], &1u32.to_le_bytes(), &head[12..], &payload].concat());
+            assert_eq!(Reader::new(trace).expect("a trace").next(), Some(Err(FormatError::Event(18, 0))), "version {version}");
+        }
     }
 }
