@@ -128,28 +128,28 @@ interface Binding {
   readonly giveArena: (address: unknown, size: unknown, heap: Handle) => void
   readonly askScript: (heap: Handle) => void
   readonly askOwn: (heap: Handle) => void
-  /** Number, basic size and item size. */
+  /** Number, basic size and item size of a new type. By its number it is given from then on. */
   readonly defineType: (
     name: unknown,
     names: unknown,
     kinds: unknown,
     items: unknown,
     flags: unknown,
-    freeList: unknown,
+    freelist: unknown,
     heap: Handle,
   ) => [number: number, basicsize: number, itemsize: number]
   readonly describeType: (object: unknown, heap: Handle) => [name: string, basicsize: number, itemsize: number]
   readonly typeOf: (object: unknown, heap: Handle) => number
-  readonly alloc: (type: unknown, nitems: unknown, heap: Handle) => Address
-  readonly new: (type: unknown, heap: Handle) => Address
-  readonly newVar: (type: unknown, nitems: unknown, heap: Handle) => Address
-  readonly init: (type: unknown, memory: unknown, heap: Handle) => Address
-  readonly initVar: (type: unknown, memory: unknown, nitems: unknown, heap: Handle) => Address
-  readonly getField: (type: unknown, object: unknown, field: unknown, heap: Handle) => Address | number | bigint | null
-  readonly getItem: (type: unknown, object: unknown, index: unknown, heap: Handle) => Address | number | bigint | null
-  readonly setField: (type: unknown, object: unknown, field: unknown, value: unknown, heap: Handle) => void
-  readonly setItem: (type: unknown, object: unknown, index: unknown, value: unknown, heap: Handle) => void
-  readonly nitems: (type: unknown, object: unknown, heap: Handle) => number
+  readonly alloc: (number: unknown, nitems: unknown, heap: Handle) => Address
+  readonly new: (number: unknown, heap: Handle) => Address
+  readonly newVar: (number: unknown, nitems: unknown, heap: Handle) => Address
+  readonly init: (number: unknown, memory: unknown, heap: Handle) => Address
+  readonly initVar: (number: unknown, memory: unknown, nitems: unknown, heap: Handle) => Address
+  readonly getField: (number: unknown, object: unknown, field: unknown, heap: Handle) => Address | number | bigint | null
+  readonly getItem: (number: unknown, object: unknown, field: unknown, heap: Handle) => Address | number | bigint | null
+  readonly setField: (number: unknown, object: unknown, field: unknown, value: unknown, heap: Handle) => void
+  readonly setItem: (number: unknown, object: unknown, field: unknown, value: unknown, heap: Handle) => void
+  readonly nitems: (number: unknown, object: unknown, heap: Handle) => number
   readonly incref: (object: unknown, heap: Handle) => void
   readonly decref: (object: unknown, heap: Handle) => void
   readonly refcount: (object: unknown, heap: Handle) => number

@@ -1,7 +1,6 @@
 //! Arguments: all of them are converted before a heap is touched, and none by calling back into JavaScript.
 
 use napi_sys as sys;
-use obmalloc::Domain;
 
 use crate::failure::{Failure, code};
 use crate::js::{Env, Value};
@@ -96,8 +95,89 @@ pub(crate) fn one_of<T, const N: usize>(
     named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, argument, expected(), value))
 }
 
-/// The domain that is called `value`.
-pub(crate) fn domain_named(env: Env, value: Value) -> Result<Domain, Failure> {
-    let named = |name: &str| Domain::ALL.into_iter().find(|domain| domain.name() == name);
-    one_of(env, "domain", value, Domain::ALL.map(Domain::name), named)
+/// What an argument of a native method can be, as the tables of methods name it: each looks at one value, and gives what the method gets.
+pub(crate) mod kinds {
+    use obmalloc::{AllocatorId, Domain};
+
+    use super::{Env, Failure, Value, code, one_of, sys};
+    pub(crate) use super::{optional_size, size};
+
+    /// Anything: the method looks at it itself.
+    #[inline(always)]
+    pub(crate) fn value(_: Env, _: &'static str, value: Value) -> Result<Value, Failure> {
+        Ok(value)
+    }
+
+    /// A size, and what was given for it.
+    pub(crate) fn given_size(env: Env, name: &'static str, value: Value) -> Result<(usize, Value), Failure> {
+        size(env, name, value).map(|size| (size, value))
+    }
+
+    /// A size that may be left out, and what was given for it.
+    pub(crate) fn optional_given_size(env: Env, name: &'static str, value: Value) -> Result<(Option<usize>, Value), Failure> {
+        optional_size(env, name, value).map(|size| (size, value))
+    }
+
+    #[inline(always)]
+    pub(crate) fn address(env: Env, _: &'static str, value: Value) -> Result<usize, Failure> {
+        super::address(env, value)
+    }
+
+    /// An address, and what was given for it.
+    pub(crate) fn given_address(env: Env, _: &'static str, value: Value) -> Result<(usize, Value), Failure> {
+        super::address(env, value).map(|address| (address, value))
+    }
+
+    #[inline(always)]
+    pub(crate) fn address_or_null(env: Env, _: &'static str, value: Value) -> Result<Option<usize>, Failure> {
+        super::address_or_null(env, value)
+    }
+
+    /// The addresses in an array of the face's.
+    pub(crate) fn addresses(env: Env, _: &'static str, array: Value) -> Result<Vec<usize>, Failure> {
+        let length = env.length(array).unwrap_or(0);
+        let mut addresses = Vec::new();
+        addresses.try_reserve_exact(length as usize).map_err(|_| Failure::no_memory("no memory for the arguments"))?;
+        for index in 0..length {
+            addresses.push(super::address(env, env.element(array, index)?)?);
+        }
+        Ok(addresses)
+    }
+
+    /// The domain of that name.
+    pub(crate) fn domain(env: Env, name: &'static str, value: Value) -> Result<Domain, Failure> {
+        let named = |name: &str| Domain::ALL.into_iter().find(|domain| domain.name() == name);
+        one_of(env, name, value, Domain::ALL.map(Domain::name), named)
+    }
+
+    /// One of the heap's own allocators, by the number that a script has for it.
+    pub(crate) fn own_allocator(env: Env, name: &'static str, value: Value) -> Result<AllocatorId, Failure> {
+        size(env, name, value).map(|number| AllocatorId::Own(u32::try_from(number).unwrap_or(u32::MAX)))
+    }
+
+    /// The number of a generation, which may be left out.
+    pub(crate) fn optional_generation(env: Env, name: &'static str, value: Value) -> Result<Option<usize>, Failure> {
+        let code = match env.double(value) {
+            _ if env.type_of(value) == sys::ValueType::napi_undefined => return Ok(None),
+            Some(number) if [0.0, 1.0, 2.0].contains(&number) => return Ok(Some(number as usize)),
+            Some(_) => code::OUT_OF_RANGE,
+            None => code::INVALID_ARG_TYPE,
+        };
+        Err(Failure::argument(code, name, "0, 1 or 2", value))
+    }
+
+    /// A C int.
+    pub(crate) fn int(env: Env, name: &'static str, value: Value) -> Result<i32, Failure> {
+        let code = match env.double(value) {
+            Some(number) if f64::from(number as i32) == number => return Ok(number as i32),
+            Some(_) => code::OUT_OF_RANGE,
+            None => code::INVALID_ARG_TYPE,
+        };
+        Err(Failure::argument(code, name, "an integer from -2**31 to 2**31 - 1", value))
+    }
+
+    /// A C int that may be left out.
+    pub(crate) fn optional_int(env: Env, name: &'static str, value: Value) -> Result<Option<i32>, Failure> {
+        if env.type_of(value) == sys::ValueType::napi_undefined { Ok(None) } else { int(env, name, value).map(Some) }
+    }
 }

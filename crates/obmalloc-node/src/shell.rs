@@ -159,8 +159,8 @@ pub(crate) fn export<const N: usize, F: Export<N>>(to: Table<'_>, name: &CStr, _
     to.add(name, Some(export_shell::<N, F>))
 }
 
-/// Adds a function of the heap that has been chosen: its name, what its arguments are called, and the type of what it gives in TypeScript. After the
-/// arguments comes what keeps the heap, at which nothing looks. The types in `src/native.ts` are these, which a test holds them to.
+/// Adds a function of the heap that has been chosen, a line of a table in `calls`. After the arguments comes what keeps the heap, at which nothing
+/// looks. The types in `src/native.ts` are these, which a test holds them to.
 pub(crate) fn method<const N: usize, C: Chosen, F: Method<N, C>>(
     to: Table<'_>,
     name: &CStr,

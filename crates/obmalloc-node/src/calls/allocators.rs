@@ -4,12 +4,12 @@ use std::rc::Rc;
 
 use obmalloc::{AllocatorId, ArenaGuest, Domain, HeapError, ObjectHeap, OwnAllocators, OwnError, SetError, Undone};
 
-use crate::args::{self, domain_named};
+use super::table::methods;
 use crate::core::{Core, State};
 use crate::failure::{Failure, code};
 use crate::hooks::guests::{Script, ScriptArenas};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{Table, method};
+use crate::js::{Env, Outcome, UNDEFINED};
+use crate::shell::Table;
 
 impl Core {
     /// The heap's own allocators, as a script may call them now: also from inside a callback of another allocator. Inside one of an arena
@@ -49,31 +49,27 @@ fn no_room(_: HeapError) -> Failure {
 
 /// Adds what a script needs of a heap's allocators.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"presentAllocator", ["domain"], "number", present)?;
-    method(to, c"setNative", ["domain", "number"], "boolean", set_own)?;
-    method(to, c"setScript", ["domain", "script"], "void", set_script)?;
-    method(to, c"nativeMalloc", ["number", "size"], "Address | null", malloc)?;
-    method(to, c"nativeCalloc", ["number", "count", "size"], "Address | null", calloc)?;
-    method(to, c"nativeRealloc", ["number", "address", "size"], "Address | null", realloc)?;
-    method(to, c"nativeFree", ["number", "address"], "void", free)?;
-    method(to, c"takeArena", ["size"], "Address | null", take_arena)?;
-    method(to, c"giveArena", ["address", "size"], "void", give_arena)?;
-    method(to, c"askScript", [], "void", ask_script)?;
-    method(to, c"askOwn", [], "void", ask_own)
+    methods! { to,
+        c"presentAllocator"(domain: domain) -> "number" = present;
+        c"setNative"(domain: domain, number: own_allocator) -> "boolean" = set_own;
+        c"setScript"(domain: domain, script: size) -> "void" = set_script;
+        c"nativeMalloc"(number: own_allocator, size: size) -> "Address | null" = malloc;
+        c"nativeCalloc"(number: own_allocator, count: size, size: size) -> "Address | null" = calloc;
+        c"nativeRealloc"(number: own_allocator, address: address_or_null, size: size) -> "Address | null" = realloc;
+        c"nativeFree"(number: own_allocator, address: address_or_null) -> "void" = free;
+        c"takeArena"(size: size) -> "Address | null" = take_arena;
+        c"giveArena"(address: address, size: size) -> "void" = give_arena;
+        c"askScript"() -> "void" = ask_script;
+        c"askOwn"() -> "void" = ask_own;
+    }
 }
 
-/// `(domain)`: the number of the allocator that is in. One of the heap's own has a number from 0 on, a script's one from -1 down.
-fn present(core: &Core, env: Env, [domain]: [Value; 1]) -> Outcome {
-    let domain = domain_named(env, domain)?;
+/// The number of the allocator that is in. One of the heap's own has a number from 0 on, a script's one from -1 down.
+fn present(core: &Core, env: Env, domain: Domain) -> Outcome {
     match core.heap()?.allocator(domain).map_err(no_room)? {
         AllocatorId::Own(number) => env.integer(number as usize),
         AllocatorId::Guest(number) => env.number(-1.0 - f64::from(number)),
     }
-}
-
-/// One of the heap's own allocators, by the number that a script has for it.
-fn own_id(env: Env, number: Value) -> Result<AllocatorId, Failure> {
-    args::size(env, "number", number).map(|number| AllocatorId::Own(u32::try_from(number).unwrap_or(u32::MAX)))
 }
 
 /// Puts an allocator in; false when it is not for that domain.
@@ -92,16 +88,14 @@ fn set(core: &Core, heap: &ObjectHeap, domain: Domain, allocator: AllocatorId) -
     }
 }
 
-/// `(domain, number)`: puts one of the heap's own allocators back; false when it is not for that domain.
-fn set_own(core: &Core, env: Env, [domain, number]: [Value; 2]) -> Outcome {
-    let (domain, id) = (domain_named(env, domain)?, own_id(env, number)?);
+/// Puts one of the heap's own allocators back; false when it is not for that domain.
+fn set_own(core: &Core, env: Env, domain: Domain, id: AllocatorId) -> Outcome {
     let done = set(core, core.heap()?, domain, id)?;
     env.boolean(done)
 }
 
-/// `(domain, number)`: puts a script's allocator in, to be called by its number: the next one, or one that it had before.
-fn set_script(core: &Core, env: Env, [domain, number]: [Value; 2]) -> Outcome {
-    let (domain, number) = (domain_named(env, domain)?, args::size(env, "number", number)?);
+/// Puts a script's allocator in, to be called by its number: the next one, or one that it had before.
+fn set_script(core: &Core, _: Env, domain: Domain, number: usize) -> Outcome {
     let heap = core.heap()?;
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     let mut id = AllocatorId::Guest(number);
@@ -112,25 +106,17 @@ fn set_script(core: &Core, env: Env, [domain, number]: [Value; 2]) -> Outcome {
     if set(core, heap, domain, id)? { Ok(UNDEFINED) } else { Err(core.unusable()) }
 }
 
-/// `(number, size)`
-fn malloc(core: &Core, env: Env, [number, size]: [Value; 2]) -> Outcome {
-    let (id, size) = (own_id(env, number)?, args::size(env, "size", size)?);
+fn malloc(core: &Core, env: Env, id: AllocatorId, size: usize) -> Outcome {
     let block = core.own_allocators(id)?.malloc(id, size);
     given(core, env, block)
 }
 
-/// `(number, count, size)`
-fn calloc(core: &Core, env: Env, [number, count, size]: [Value; 3]) -> Outcome {
-    let id = own_id(env, number)?;
-    let (count, size) = (args::size(env, "count", count)?, args::size(env, "size", size)?);
+fn calloc(core: &Core, env: Env, id: AllocatorId, count: usize, size: usize) -> Outcome {
     let block = core.own_allocators(id)?.calloc(id, count, size);
     given(core, env, block)
 }
 
-/// `(number, address, size)`
-fn realloc(core: &Core, env: Env, [number, address, size]: [Value; 3]) -> Outcome {
-    let id = own_id(env, number)?;
-    let (address, size) = (args::address_or_null(env, address)?, args::size(env, "size", size)?);
+fn realloc(core: &Core, env: Env, id: AllocatorId, address: Option<usize>, size: usize) -> Outcome {
     let own = core.own_allocators(id)?;
     if let (Some(address), Some(domain)) = (address, address.and_then(|address| own.domain_block(id, address))) {
         let heap = core.heap()?;
@@ -148,9 +134,7 @@ fn given(core: &Core, env: Env, block: Result<Option<usize>, OwnError>) -> Outco
     block?.map_or_else(|| env.null(), |address| env.integer(address))
 }
 
-/// `(number, address)`
-fn free(core: &Core, env: Env, [number, address]: [Value; 2]) -> Outcome {
-    let (id, address) = (own_id(env, number)?, args::address_or_null(env, address)?);
+fn free(core: &Core, env: Env, id: AllocatorId, address: Option<usize>) -> Outcome {
     let own = core.own_allocators(id)?;
     if let (Some(address), Some(domain)) = (address, address.and_then(|address| own.domain_block(id, address))) {
         core.free(env, core.heap()?, domain, address)?;
@@ -169,27 +153,24 @@ fn own_arenas(core: &Core) -> Result<OwnAllocators<'_>, Failure> {
     }
 }
 
-/// `(size)`
-fn take_arena(core: &Core, env: Env, [size]: [Value; 1]) -> Outcome {
-    let size = args::size(env, "size", size)?;
+fn take_arena(core: &Core, env: Env, size: usize) -> Outcome {
     let arena = own_arenas(core)?.arena_alloc(size);
     arena.map_or_else(|| env.null(), |arena| env.integer(arena))
 }
 
-/// Gives back what [`take_arena`] gave, or an arena of the heap's own that it has given to the script's `free`: `(address, size)`.
-fn give_arena(core: &Core, env: Env, [address, size]: [Value; 2]) -> Outcome {
-    let (address, size) = (args::address(env, address)?, args::size(env, "size", size)?);
+/// Gives back what [`take_arena`] gave, or an arena of the heap's own that it has given to the script's `free`.
+fn give_arena(core: &Core, _: Env, address: usize, size: usize) -> Outcome {
     own_arenas(core)?.arena_free(address, size).map_err(|error| core.own_failure(error))?;
     Ok(UNDEFINED)
 }
 
 /// From now on arenas come from a script, and go to it.
-fn ask_script(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+fn ask_script(core: &Core, _: Env) -> Outcome {
     set_arenas(core, Some(Rc::new(ScriptArenas { core: core.this.clone() })))
 }
 
 /// From now on arenas come from the heap's own arena allocator.
-fn ask_own(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+fn ask_own(core: &Core, _: Env) -> Outcome {
     set_arenas(core, None)
 }
 

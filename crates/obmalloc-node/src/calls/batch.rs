@@ -58,7 +58,7 @@ impl<T: Copy> Numbers<T> {
 }
 
 /// `(ops: Uint32Array, addresses?: Float64Array)`
-pub(crate) fn run(core: &Core, env: Env, [ops, addresses]: [Value; 2]) -> Outcome {
+pub(crate) fn run(core: &Core, env: Env, ops: Value, addresses: Value) -> Outcome {
     let invalid = |name, expected: &'static str, value| Failure::argument(code::INVALID_ARG_TYPE, name, expected, value);
     // First, because JavaScript may run here.
     let heap = core.heap()?;

@@ -6,24 +6,27 @@ use std::ptr::NonNull;
 use napi_sys as sys;
 use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
 
-use crate::args;
+use super::table::methods;
 use crate::core::views;
 use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{Table, method};
+use crate::shell::Table;
 
 /// Adds an object `name` with the functions of domain number `D`.
 pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
     let functions = Table { object: to.env.object()?, ..to };
-    method(functions, c"malloc", ["size"], "Address | null", malloc::<D>)?;
-    method(functions, c"calloc", ["count", "size"], "Address | null", calloc::<D>)?;
-    method(functions, c"realloc", ["address", "size"], "Address | null", realloc::<D>)?;
-    method(functions, c"free", ["address"], "void", free::<D>)?;
-    method(functions, c"usableSize", ["address"], "number", usable_size::<D>)?;
-    method(functions, c"view", ["address"], "Uint8Array", view::<D>)?;
-    method(functions, c"read", ["address", "offset", "length"], "Uint8Array", read::<D>)?;
-    method(functions, c"write", ["address", "bytes", "offset"], "void", write::<D>)?;
+    let added: Result<(), Failure> = methods! { functions,
+        c"malloc"(size: size) -> "Address | null" = malloc<D>;
+        c"calloc"(count: size, size: size) -> "Address | null" = calloc<D>;
+        c"realloc"(address: address_or_null, size: size) -> "Address | null" = realloc<D>;
+        c"free"(address: address_or_null) -> "void" = free<D>;
+        c"usableSize"(address: address) -> "number" = usable_size<D>;
+        c"view"(address: address) -> "Uint8Array" = view<D>;
+        c"read"(address: address, offset: optional_given_size, length: optional_given_size) -> "Uint8Array" = read<D>;
+        c"write"(address: address, bytes: value, offset: optional_given_size) -> "void" = write<D>;
+    };
+    added?;
     to.env.freeze(functions.object)?;
     to.env.define(to.object, name, functions.object)
 }
@@ -34,22 +37,22 @@ const fn domain<const D: u8>() -> Domain {
     Domain::ALL[D as usize]
 }
 
-fn malloc<const D: u8>(core: &Core, env: Env, [size]: [Value; 1]) -> Outcome {
-    let size = args::size(env, "size", size)?;
+#[inline(always)]
+fn malloc<const D: u8>(core: &Core, env: Env, size: usize) -> Outcome {
     let heap = core.heap()?;
     let block = heap.blocks().malloc(domain::<D>(), size);
     give(core, env, heap, domain::<D>(), block)
 }
 
-fn calloc<const D: u8>(core: &Core, env: Env, [count, size]: [Value; 2]) -> Outcome {
-    let (count, size) = (args::size(env, "count", count)?, args::size(env, "size", size)?);
+#[inline(always)]
+fn calloc<const D: u8>(core: &Core, env: Env, count: usize, size: usize) -> Outcome {
     let heap = core.heap()?;
     let block = heap.blocks().calloc(domain::<D>(), count, size);
     give(core, env, heap, domain::<D>(), block)
 }
 
-fn realloc<const D: u8>(core: &Core, env: Env, [address, size]: [Value; 2]) -> Outcome {
-    let (address, size) = (args::address_or_null(env, address)?, args::size(env, "size", size)?);
+#[inline(always)]
+fn realloc<const D: u8>(core: &Core, env: Env, address: Option<usize>, size: usize) -> Outcome {
     let heap = core.heap()?;
     let block = core.realloc(env, heap, domain::<D>(), address, size)?;
     if core.needs_attention() {
@@ -59,8 +62,8 @@ fn realloc<const D: u8>(core: &Core, env: Env, [address, size]: [Value; 2]) -> O
     block.map_or_else(|| env.null(), |block| env.integer(block.addr().get()))
 }
 
-fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
-    let address = args::address_or_null(env, address)?;
+#[inline(always)]
+fn free<const D: u8>(core: &Core, env: Env, address: Option<usize>) -> Outcome {
     let heap = core.heap()?;
     match address {
         Some(address) => core.free(env, heap, domain::<D>(), address)?,
@@ -71,20 +74,24 @@ fn free<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
     Ok(UNDEFINED)
 }
 
-fn usable_size<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
-    let address = args::address(env, address)?;
+#[inline(always)]
+fn usable_size<const D: u8>(core: &Core, env: Env, address: usize) -> Outcome {
     env.integer(core.usable_size(core.heap_to_look()?, domain::<D>(), address)?)
 }
 
-fn view<const D: u8>(core: &Core, env: Env, [address]: [Value; 1]) -> Outcome {
-    let address = args::address(env, address)?;
+fn view<const D: u8>(core: &Core, env: Env, address: usize) -> Outcome {
     views::of_block(core, env, core.heap()?, domain::<D>(), address)
 }
 
 /// `(address, offset = 0, length = the rest)`: a copy of bytes of a block.
-fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3]) -> Outcome {
-    let (at, from) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
-    let wanted = args::optional_size(env, "length", length)?;
+fn read<const D: u8>(
+    core: &Core,
+    env: Env,
+    at: usize,
+    (from, offset): (Option<usize>, Value),
+    (wanted, length): (Option<usize>, Value),
+) -> Outcome {
+    let from = from.unwrap_or(0);
     let usable = core.size_to_copy(core.heap_to_look()?, domain::<D>(), at)?;
     let rest = part(usable, from, 0, offset)?;
     let count = wanted.unwrap_or(rest);
@@ -98,8 +105,8 @@ fn read<const D: u8>(core: &Core, env: Env, [address, offset, length]: [Value; 3
 }
 
 /// `(address, bytes, offset = 0)`: copies bytes, which may be of the same block, into a block.
-fn write<const D: u8>(core: &Core, env: Env, [address, bytes, offset]: [Value; 3]) -> Outcome {
-    let (at, to) = (args::address(env, address)?, args::optional_size(env, "offset", offset)?.unwrap_or(0));
+fn write<const D: u8>(core: &Core, env: Env, at: usize, bytes: Value, (to, offset): (Option<usize>, Value)) -> Outcome {
+    let to = to.unwrap_or(0);
     // First, because JavaScript may run here.
     let heap = core.heap()?;
     let source = env

@@ -2,30 +2,32 @@
 
 use obmalloc::{Domain, HeapError, Undone};
 
-use crate::args;
+use super::table::methods;
 use crate::core::Core;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{Table, method};
+use crate::js::{Env, Outcome, UNDEFINED};
+use crate::shell::Table;
 
 /// Adds the functions of a heap itself.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(to, c"geometry", [], "Geometry", geometry)?;
-    method(to, c"allocatedBlocks", [], "number", allocated_blocks)?;
-    method(to, c"arenas", [], "ArenaInfo[]", arenas)?;
-    method(to, c"debugMallocStats", [], "string", debug_malloc_stats)?;
-    method(to, c"verify", [], "void", verify)?;
-    method(to, c"setupDebugHooks", [], "void", setup_debug_hooks)?;
-    method(to, c"setNomemory", ["start", "stop"], "void", set_nomemory)?;
-    method(to, c"removeNomemory", [], "void", remove_nomemory)?;
-    method(to, c"close", [], "void", close)
+    methods! { to,
+        c"geometry"() -> "Geometry" = geometry;
+        c"allocatedBlocks"() -> "number" = allocated_blocks;
+        c"arenas"() -> "ArenaInfo[]" = arenas;
+        c"debugMallocStats"() -> "string" = debug_malloc_stats;
+        c"verify"() -> "void" = verify;
+        c"setupDebugHooks"() -> "void" = setup_debug_hooks;
+        c"setNomemory"(start: size, stop: optional_size) -> "void" = set_nomemory;
+        c"removeNomemory"() -> "void" = remove_nomemory;
+        c"close"() -> "void" = close;
+    }
 }
 
 pub(crate) fn no_heap(error: HeapError) -> Failure {
     Failure::new(code::NO_MEMORY, error.to_string())
 }
 
-fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+fn geometry(core: &Core, env: Env) -> Outcome {
     let (geometry, object) = (core.heap_to_look()?.geometry(), env.object()?);
     env.define(object, c"arenaSize", env.integer(geometry.arena_size)?)?;
     env.define(object, c"poolSize", env.integer(geometry.pool_size)?)?;
@@ -34,13 +36,13 @@ fn geometry(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     Ok(object)
 }
 
-fn allocated_blocks(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+fn allocated_blocks(core: &Core, env: Env) -> Outcome {
     let retired = core.views.retired(Domain::Mem) + core.views.retired(Domain::Obj);
     // Blocks of the C library's allocator are not counted, also not when they are retired.
     env.integer(core.heap_to_look()?.allocated_blocks().saturating_sub(retired))
 }
 
-fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+fn arenas(core: &Core, env: Env) -> Outcome {
     let (held, array) = (core.heap_to_look()?.arenas(), env.array()?);
     for (index, arena) in held.iter().enumerate() {
         let scope = env.open_scope();
@@ -55,18 +57,18 @@ fn arenas(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
     Ok(array)
 }
 
-fn debug_malloc_stats(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+fn debug_malloc_stats(core: &Core, env: Env) -> Outcome {
     env.string(&core.heap_to_look()?.stats().to_string())
 }
 
-fn verify(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+fn verify(core: &Core, _: Env) -> Outcome {
     let heap = core.heap()?;
     heap.verify().map_err(|corruption| Failure::corrupted(&corruption))?;
     heap.verify_guards().map_err(|fault| core.fault(fault))?;
     Ok(UNDEFINED)
 }
 
-fn setup_debug_hooks(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+fn setup_debug_hooks(core: &Core, _: Env) -> Outcome {
     let done = core.heap()?.setup_debug_hooks();
     core.update_attention();
     done.map_err(no_heap)?;
@@ -74,14 +76,13 @@ fn setup_debug_hooks(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
 }
 
 /// `(start, stop = never)`
-fn set_nomemory(core: &Core, env: Env, [start, stop]: [Value; 2]) -> Outcome {
-    let (start, stop) = (args::size(env, "start", start)?, args::optional_size(env, "stop", stop)?);
+fn set_nomemory(core: &Core, _: Env, start: usize, stop: Option<usize>) -> Outcome {
     core.heap()?.set_nomemory(start, stop).map_err(no_heap)?;
     core.update_attention();
     Ok(UNDEFINED)
 }
 
-fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
+fn remove_nomemory(core: &Core, _: Env) -> Outcome {
     let heap = core.heap()?;
     let done = heap.remove_nomemory();
     if let Some(failure) = core.take_guest_failure(heap) {
@@ -96,7 +97,7 @@ fn remove_nomemory(core: &Core, _: Env, []: [Value; 0]) -> Outcome {
     }
 }
 
-fn close(core: &Core, env: Env, []: [Value; 0]) -> Outcome {
+fn close(core: &Core, env: Env) -> Outcome {
     core.close(env)?;
     Ok(UNDEFINED)
 }

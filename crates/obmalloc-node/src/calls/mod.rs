@@ -9,11 +9,14 @@ pub(crate) mod golden;
 pub(crate) mod heap;
 mod objects;
 pub(crate) mod replay;
+mod table;
 
+use batch::run;
 use obmalloc::Domain;
 
 use crate::failure::Failure;
-use crate::shell::{Table, method};
+use crate::shell::Table;
+use table::methods;
 
 /// Adds all functions of heaps.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
@@ -23,6 +26,6 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     allocators::methods(to)?;
     objects::methods(to)?;
     collector::methods(to)?;
-    method(to, c"run", ["ops", "addresses"], "void", batch::run)?;
-    heap::methods(to)
+    heap::methods(to)?;
+    methods! { to, c"run"(ops: value, addresses: value) -> "void" = run; }
 }

@@ -3,49 +3,57 @@
 use napi_sys as sys;
 use obmalloc::{Domain, Field, FieldKind, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value as FieldValue};
 
+use super::table::methods;
 use crate::args;
 use crate::core::views;
 use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
 use crate::hooks::visit;
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::{Table, method};
+use crate::shell::Table;
 
-/// Adds the functions of types and objects to the handle.
+/// Adds the functions of types and objects. A type is given by its `number`.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
-    method(
-        to,
-        c"defineType",
-        ["name", "names", "kinds", "items", "flags", "freeList"],
-        "[number: number, basicsize: number, itemsize: number]",
-        define_type,
-    )?;
-    method(to, c"describeType", ["object"], "[name: string, basicsize: number, itemsize: number]", describe_type)?;
-    method(to, c"typeOf", ["object"], "number", type_of)?;
-    method(to, c"alloc", ["type", "nitems"], "Address", alloc)?;
-    method(to, c"new", ["type"], "Address", new)?;
-    method(to, c"newVar", ["type", "nitems"], "Address", new_var)?;
-    method(to, c"init", ["type", "memory"], "Address", init)?;
-    method(to, c"initVar", ["type", "memory", "nitems"], "Address", init_var)?;
-    method(to, c"getField", ["type", "object", "field"], "Address | number | bigint | null", get_field)?;
-    method(to, c"getItem", ["type", "object", "index"], "Address | number | bigint | null", get_item)?;
-    method(to, c"setField", ["type", "object", "field", "value"], "void", set_field)?;
-    method(to, c"setItem", ["type", "object", "index", "value"], "void", set_item)?;
-    method(to, c"nitems", ["type", "object"], "number", nitems)?;
-    method(to, c"incref", ["object"], "void", incref)?;
-    method(to, c"decref", ["object"], "void", decref)?;
-    method(to, c"refcount", ["object"], "number", refcount)?;
-    method(to, c"setImmortal", ["object"], "boolean", set_immortal)?;
-    method(to, c"visit", ["referent"], "void", visit)
+    methods! { to,
+        c"defineType"(name: value, names: value, kinds: value, items: value, flags: value, freelist: value)
+            -> "[number: number, basicsize: number, itemsize: number]" = define_type;
+        c"describeType"(object: address) -> "[name: string, basicsize: number, itemsize: number]" = describe_type;
+        c"typeOf"(object: address) -> "number" = type_of;
+        c"alloc"(number: value, nitems: optional_given_size) -> "Address" = alloc;
+        c"new"(number: value) -> "Address" = new;
+        c"newVar"(number: value, nitems: given_size) -> "Address" = new_var;
+        c"init"(number: value, memory: given_address) -> "Address" = init;
+        c"initVar"(number: value, memory: address, nitems: given_size) -> "Address" = init_var;
+        c"getField"(number: value, object: address, field: given_size) -> "Address | number | bigint | null" = get_field;
+        c"getItem"(number: value, object: address, field: given_size) -> "Address | number | bigint | null" = get_item;
+        c"setField"(number: value, object: address, field: size, value: value) -> "void" = set_field;
+        c"setItem"(number: value, object: address, field: given_size, value: value) -> "void" = set_item;
+        c"nitems"(number: value, object: address) -> "number" = nitems;
+        c"incref"(object: address) -> "void" = incref;
+        c"decref"(object: address) -> "void" = decref;
+        c"refcount"(object: address) -> "number" = refcount;
+        c"setImmortal"(object: address) -> "boolean" = set_immortal;
+        c"visit"(referent: address_or_null) -> "void" = visit;
+    }
 }
 
 fn internal() -> Failure {
     Failure::new(code::INTERNAL, "what the face of obmalloc gave its binding is not what it has to be")
 }
 
-/// `(name, field names, field kinds, items, flags, free list)`: the number, basic size and item size of a new type. Kinds are letters: o(bject), b (u8), i(32),
+/// The number, basic size and item size of a new type. Kinds are letters: o(bject), b (u8), i(32),
 /// u(32), l (i64), f(64); items are `o`, `b` or nothing; flags are letters too.
-fn define_type(core: &Core, env: Env, [name, names, kinds, items, flags, free_list]: [Value; 6]) -> Outcome {
+#[allow(clippy::too_many_arguments, reason = "they are what JavaScript gives")]
+fn define_type(
+    core: &Core,
+    env: Env,
+    name: Value,
+    names: Value,
+    kinds: Value,
+    items: Value,
+    flags: Value,
+    free_list: Value,
+) -> Outcome {
     let text = |value| env.text(value).ok_or_else(|| Failure::no_memory("no memory for a type"));
     let (name, kinds, flags) = (text(name)?, text(kinds)?, text(flags)?);
     let mut fields = Vec::new();
@@ -94,9 +102,8 @@ fn define_type(core: &Core, env: Env, [name, names, kinds, items, flags, free_li
     Ok(array)
 }
 
-/// `(object)`: name, basic size and item size of its type.
-fn describe_type(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
-    let object = args::address(env, object)?;
+/// Name, basic size and item size of its type.
+fn describe_type(core: &Core, env: Env, object: usize) -> Outcome {
     let heap = core.heap_to_look()?;
     let kind = heap.type_info(heap.type_of(object).map_err(|fault| core.fault(fault))?);
     let array = env.array()?;
@@ -106,9 +113,8 @@ fn describe_type(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
     Ok(array)
 }
 
-/// `(object)`: the number of its type, 0 for a weak reference.
-fn type_of(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
-    let object = args::address(env, object)?;
+/// The number of its type, 0 for a weak reference.
+fn type_of(core: &Core, env: Env, object: usize) -> Outcome {
     env.integer(core.heap_to_look()?.type_of(object).map_err(|fault| core.fault(fault))?.index())
 }
 
@@ -145,32 +151,25 @@ impl Core {
     }
 }
 
-/// `(type, nitems = 0)`
-fn alloc(core: &Core, env: Env, [number, count]: [Value; 2]) -> Outcome {
-    let nitems = args::optional_size(env, "nitems", count)?.unwrap_or(0);
+fn alloc(core: &Core, env: Env, number: Value, (nitems, count): (Option<usize>, Value)) -> Outcome {
     let heap = core.objects()?;
-    let made = heap.alloc(core.kind(env, number)?, nitems);
+    let made = heap.alloc(core.kind(env, number)?, nitems.unwrap_or(0));
     core.give_object(env, heap, made, ("nitems", count))
 }
 
-/// `(type)`
-fn new(core: &Core, env: Env, [number]: [Value; 1]) -> Outcome {
+fn new(core: &Core, env: Env, number: Value) -> Outcome {
     let heap = core.objects()?;
     let made = heap.new_object(core.kind(env, number)?);
     core.give_object(env, heap, made, ("type", number))
 }
 
-/// `(type, nitems)`
-fn new_var(core: &Core, env: Env, [number, count]: [Value; 2]) -> Outcome {
-    let nitems = args::size(env, "nitems", count)?;
+fn new_var(core: &Core, env: Env, number: Value, (nitems, count): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let made = heap.new_var(core.kind(env, number)?, nitems);
     core.give_object(env, heap, made, ("nitems", count))
 }
 
-/// `(type, memory)`
-fn init(core: &Core, env: Env, [number, memory]: [Value; 2]) -> Outcome {
-    let address = args::address(env, memory)?;
+fn init(core: &Core, env: Env, number: Value, (address, memory): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let kind = core.kind(env, number)?;
     make_room(core, env, heap, kind, (address, 0), ("memory", memory))?;
@@ -178,9 +177,7 @@ fn init(core: &Core, env: Env, [number, memory]: [Value; 2]) -> Outcome {
     core.give_object(env, heap, made, ("memory", memory))
 }
 
-/// `(type, memory, nitems)`
-fn init_var(core: &Core, env: Env, [number, memory, count]: [Value; 3]) -> Outcome {
-    let (address, nitems) = (args::address(env, memory)?, args::size(env, "nitems", count)?);
+fn init_var(core: &Core, env: Env, number: Value, address: usize, (nitems, count): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let kind = core.kind(env, number)?;
     make_room(core, env, heap, kind, (address, nitems), ("nitems", count))?;
@@ -214,14 +211,12 @@ fn make_room(
     Ok(())
 }
 
-fn get_field(core: &Core, env: Env, [number, object, field]: [Value; 3]) -> Outcome {
-    let address = args::address(env, object)?;
-    get(core, env, number, address, Field::Member(args::size(env, "field", field)?), field)
+fn get_field(core: &Core, env: Env, number: Value, address: usize, (field, received): (usize, Value)) -> Outcome {
+    get(core, env, number, address, Field::Member(field), received)
 }
 
-fn get_item(core: &Core, env: Env, [number, object, index]: [Value; 3]) -> Outcome {
-    let address = args::address(env, object)?;
-    get(core, env, number, address, Field::Item(args::size(env, "field", index)?), index)
+fn get_item(core: &Core, env: Env, number: Value, address: usize, (item, received): (usize, Value)) -> Outcome {
+    get(core, env, number, address, Field::Item(item), received)
 }
 
 fn get(core: &Core, env: Env, number: Value, address: usize, field: Field<'_>, received: Value) -> Outcome {
@@ -235,16 +230,14 @@ fn get(core: &Core, env: Env, number: Value, address: usize, field: Field<'_>, r
     }
 }
 
-fn set_field(core: &Core, env: Env, [number, object, field, value]: [Value; 4]) -> Outcome {
-    let (address, index) = (args::address(env, object)?, args::size(env, "field", field)?);
+fn set_field(core: &Core, env: Env, number: Value, address: usize, index: usize, value: Value) -> Outcome {
     let heap = core.objects()?;
     core.object_of(env, heap, number, address)?;
     let kind = heap.type_info(core.kind(env, number)?).fields().get(index).ok_or_else(internal)?.kind;
     set(core, env, heap, address, Field::Member(index), convert(env, kind, value)?, ("value", value))
 }
 
-fn set_item(core: &Core, env: Env, [number, object, index, value]: [Value; 4]) -> Outcome {
-    let (address, place) = (args::address(env, object)?, args::size(env, "field", index)?);
+fn set_item(core: &Core, env: Env, number: Value, address: usize, (place, index): (usize, Value), value: Value) -> Outcome {
     let heap = core.objects()?;
     core.object_of(env, heap, number, address)?;
     let kind = match heap.type_info(core.kind(env, number)?).items() {
@@ -305,34 +298,28 @@ fn whole(env: Env, value: Value, least: f64, most: f64) -> Option<FieldValue> {
     env.double(value).filter(|number| (least..=most).contains(number) && number.trunc() == *number).map(FieldValue::Number)
 }
 
-/// `(type, object)`
-fn nitems(core: &Core, env: Env, [number, object]: [Value; 2]) -> Outcome {
-    let address = args::address(env, object)?;
+fn nitems(core: &Core, env: Env, number: Value, address: usize) -> Outcome {
     let heap = core.heap_to_look()?;
     core.object_of(env, heap, number, address)?;
     env.integer(heap.nitems(address).map_err(|fault| core.fault(fault))?)
 }
 
-fn incref(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
-    let address = args::address(env, object)?;
+fn incref(core: &Core, _: Env, address: usize) -> Outcome {
     core.objects()?.incref(address).map_err(|fault| core.fault(fault))?;
     Ok(UNDEFINED)
 }
 
-fn decref(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
-    let address = args::address(env, object)?;
+fn decref(core: &Core, env: Env, address: usize) -> Outcome {
     let heap = core.objects()?;
     heap.decref(address).map_err(|fault| core.fault(fault))?;
     core.settle_objects(env, heap, None)?;
     Ok(UNDEFINED)
 }
 
-fn refcount(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
-    let address = args::address(env, object)?;
+fn refcount(core: &Core, env: Env, address: usize) -> Outcome {
     env.integer(core.heap_to_look()?.refcount(address).map_err(|fault| core.fault(fault))?)
 }
 
-fn set_immortal(core: &Core, env: Env, [object]: [Value; 1]) -> Outcome {
-    let address = args::address(env, object)?;
+fn set_immortal(core: &Core, env: Env, address: usize) -> Outcome {
     env.boolean(core.objects()?.set_immortal(address).map_err(|fault| core.fault(fault))?)
 }

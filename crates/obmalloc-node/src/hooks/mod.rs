@@ -17,7 +17,7 @@ use crate::core::telling::Visit;
 use crate::core::{Core, State};
 use crate::face::Called;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, UNDEFINED};
 use crate::probe::reached;
 
 /// What the face's `hook` is to do.
@@ -38,9 +38,9 @@ fn place_of(callback: u64) -> u32 {
     (callback - 1) as u32
 }
 
-/// `(referent)`: what a script's `traverse` says that the object refers to.
-pub(crate) fn visit(core: &Core, env: Env, [referent]: [Value; 1]) -> Outcome {
-    let referent = crate::args::address_or_null(env, referent)?.unwrap_or(0);
+/// What a script's `traverse` says that the object refers to.
+pub(crate) fn visit(core: &Core, _: Env, referent: Option<usize>) -> Outcome {
+    let referent = referent.unwrap_or(0);
     let outside = || Failure::new(code::REENTRANT, "expected a visit from inside traverse").at(referent);
     if core.state() != State::Traversing {
         return Err(outside());
