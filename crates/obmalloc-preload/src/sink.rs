@@ -129,13 +129,7 @@ fn lock() -> Locked {
 #[inline(always)]
 pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     let mut state = lock();
-    let mut checkpoint = false;
-    if !state.block.has_room(state.reserve) {
-        match state.make_room() {
-            Some(passed) => checkpoint = passed,
-            None => return false,
-        }
-    }
+    let Some(checkpoint) = state.room() else { return false };
     if state.apart && !state.attribute() {
         return false;
     }
@@ -147,13 +141,7 @@ pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
 #[inline(always)]
 pub fn request(has_gil: bool, write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     let mut state = lock();
-    let mut checkpoint = false;
-    if !state.block.has_room(state.reserve) {
-        match state.make_room() {
-            Some(passed) => checkpoint = passed,
-            None => return false,
-        }
-    }
+    let Some(checkpoint) = state.room() else { return false };
     if state.stacks.is_some() && !state.place(has_gil) {
         return false;
     }
@@ -345,6 +333,12 @@ pub fn fork_in_child() {
 impl State {
     fn is_open(&self) -> bool {
         matches!(self.file, File::Open(_))
+    }
+
+    /// Sees to room for an event, as [`make_room`](Self::make_room) does.
+    #[inline(always)]
+    fn room(&mut self) -> Option<bool> {
+        if self.block.has_room(self.reserve) { Some(false) } else { self.make_room() }
     }
 
     /// Gets room for an event: says whether a checkpoint was passed, or nothing when recording has stopped.

@@ -156,9 +156,7 @@ fn read_fields(kind: u8, from: &mut Cursor<'_>, stacks: &mut Stacks, here: &mut 
     let (keeps, counts) = (!stacks.is_counted, &mut stacks.counts);
     match kind {
         HERE => {
-            let zigzag = from.varint()?;
-            let delta = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
-            *here = here.wrapping_add(delta as u64);
+            *here = here.wrapping_add(from.difference()? as u64);
             (*here <= counts.nodes).then_some(())?;
         }
         NODE => {

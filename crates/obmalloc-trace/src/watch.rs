@@ -93,19 +93,6 @@ pub struct Answer {
 }
 
 impl Seen<'_> {
-    /// Whether it was made from inside a call of mem or obj.
-    pub fn is_nested(&self) -> bool {
-        match *self.event {
-            Event::Malloc { nested, .. }
-            | Event::Calloc { nested, .. }
-            | Event::Realloc { nested, .. }
-            | Event::Free { nested, .. }
-            | Event::ArenaAlloc { nested, .. }
-            | Event::ArenaFree { nested, .. } => nested,
-            Event::Note(_) => false,
-        }
-    }
-
     /// What the call gave.
     #[inline]
     pub fn answer(&self) -> &Answer {

@@ -16,7 +16,13 @@ use crate::shell::Table;
 /// Adds an object `name` with the functions of domain number `D`.
 pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
     let functions = Table { object: to.env.object()?, ..to };
-    let added: Result<(), Failure> = methods! { functions,
+    add_all::<D>(functions)?;
+    to.env.freeze(functions.object)?;
+    to.env.define(to.object, name, functions.object)
+}
+
+fn add_all<const D: u8>(to: Table<'_>) -> Result<(), Failure> {
+    methods! { to,
         c"malloc"(size: size) -> "Address | null" = malloc<D>;
         c"calloc"(count: size, size: size) -> "Address | null" = calloc<D>;
         c"realloc"(address: address_or_null, size: size) -> "Address | null" = realloc<D>;
@@ -25,10 +31,7 @@ pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Fai
         c"view"(address: address) -> "Uint8Array" = view<D>;
         c"read"(address: address, offset: optional_given_size, length: optional_given_size) -> "Uint8Array" = read<D>;
         c"write"(address: address, bytes: value, offset: optional_given_size) -> "void" = write<D>;
-    };
-    added?;
-    to.env.freeze(functions.object)?;
-    to.env.define(to.object, name, functions.object)
+    }
 }
 
 /// The domain with number `D`.
@@ -70,7 +73,7 @@ fn free<const D: u8>(core: &Core, env: Env, address: Option<usize>) -> Outcome {
         None if core.needs_attention() => core.free_null(heap, domain::<D>())?,
         None => return Ok(UNDEFINED),
     }
-    core.report_less(env, heap);
+    core.report_free(env, heap);
     Ok(UNDEFINED)
 }
 

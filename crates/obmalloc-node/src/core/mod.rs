@@ -235,9 +235,9 @@ impl Core {
         }
     }
 
-    /// As [`report`](Self::report), after a call that gave memory back: looks no further where the heap holds as much as V8 knows of.
+    /// As [`report`](Self::report), after a free: looks no further where the heap still holds as much as V8 knows of.
     #[inline(always)]
-    pub fn report_less(&self, env: Env, heap: &ObjectHeap) {
+    pub fn report_free(&self, env: Env, heap: &ObjectHeap) {
         if (heap.held() as i64) < self.reported.get() {
             self.report(env, heap);
         }

@@ -28,8 +28,7 @@ impl<'a> Packer<'a> {
         context.next_multiple_of(8) + longest
     }
 
-    /// Makes a packer in `memory`, or none if that is too small. The memory must be as large as [`memory_for`](Self::memory_for) says, in
-    /// bytes.
+    /// Makes a packer in `memory`, or none where that is smaller than [`memory_for`](Self::memory_for) says.
     pub fn new(memory: &'a mut [u64]) -> Option<Self> {
         let context_size = Self::memory_for(0);
         if context_size > size_of_val(memory) {
@@ -52,7 +51,9 @@ impl<'a> Packer<'a> {
         ] {
             // SAFETY: a context that was just made.
             let result = unsafe { zstd_sys::ZSTD_CCtx_setParameter(context.as_ptr(), parameter, value) };
-            assert!(!is_error(result), "zstd refuses its own parameter");
+            if is_error(result) {
+                return None;
+            }
         }
         let size = size_of_val(out);
         // SAFETY: any memory can be seen as bytes.

@@ -131,7 +131,7 @@ impl Watcher for Report {
                 return ControlFlow::Continue(());
             }
             Fate::LeftOut => {
-                self.other_calls += u64::from(!seen.is_nested());
+                self.other_calls += u64::from(!seen.event.is_nested());
                 return ControlFlow::Continue(());
             }
             Fate::Stranger => self.strangers += 1,

@@ -193,6 +193,11 @@ impl Entry {
     fn is_live(&self) -> bool {
         self.presence == Presence::Live
     }
+
+    /// Whether its memory has not gone back to who gave it.
+    fn is_held(&self) -> bool {
+        self.presence != Presence::Freed
+    }
 }
 
 pub(crate) struct Ledger {
@@ -543,7 +548,7 @@ impl Ledger {
 
     /// Where blocks are that some allocator gave, and that have not gone back to it, as far as they are outside the region.
     pub fn whole_elsewhere(&self) -> impl Iterator<Item = usize> {
-        self.elsewhere.iter().filter(|(_, entry)| entry.presence != Presence::Freed).map(|(&address, _)| address)
+        self.elsewhere.iter().filter(|(_, entry)| entry.is_held()).map(|(&address, _)| address)
     }
 
     /// The part of the table of bits that is in use when blocks have been in the first `used` bytes of the region: where, and how many bytes.
@@ -582,7 +587,7 @@ impl Iterator for WholeElsewhere {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        self.0.find(|(_, entry)| entry.presence != Presence::Freed).map(|(address, _)| address)
+        self.0.find(|(_, entry)| entry.is_held()).map(|(address, _)| address)
     }
 }
 

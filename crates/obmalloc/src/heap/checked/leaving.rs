@@ -28,8 +28,8 @@ impl<R: Iterator<Item = usize>> LeavingBlocks<R> {
     pub fn new(record: R, count: usize) -> Self {
         let (mut list, mut runs) = (Vec::new(), Vec::new());
         if runs.try_reserve_exact(count.div_ceil(RUN)).is_ok() {
-            // What fails here leaves an empty list, which says it.
-            _ = list.try_reserve_exact(count);
+            // Where this fails the list has no room, so nothing is read into it.
+            let _ = list.try_reserve_exact(count);
         }
         Self { record, list, sorted: 0, runs: runs.into() }
     }

@@ -1,0 +1,316 @@
+//! Writing events, in memory of their writer's.
+
+use obmalloc::Domain;
+
+use super::block::{BLOCK_HEADER, BlockHead};
+use super::{ARENA_ALLOC, ARENA_FREE, MAX_EVENT, NOTE, STACK, tag};
+use crate::stacks;
+
+/// Writes events into a block of memory that its owner provides; allocates nothing, and can be used inside an allocator.
+///
+/// The block header is left to [`BlockWriter::finish`], so the filled bytes can be written to a file as they are.
+pub struct BlockWriter<'a> {
+    bytes: &'a mut [u8],
+    at: usize,
+    count: u32,
+    last: u64,
+    /// The stack of the requests that come next.
+    node: u64,
+}
+
+impl<'a> BlockWriter<'a> {
+    /// Starts a block in `bytes`, which must hold the header and at least one event.
+    pub fn new(bytes: &'a mut [u8]) -> Self {
+        assert!(bytes.len() >= BLOCK_HEADER + MAX_EVENT, "a block of {} bytes holds no event", bytes.len());
+        Self { bytes, at: BLOCK_HEADER, count: 0, last: 0, node: 0 }
+    }
+
+    /// Whether the block has room for `extra` more bytes than any one event takes.
+    #[inline]
+    pub fn has_room(&self, extra: usize) -> bool {
+        self.bytes.len() - self.at >= MAX_EVENT + extra
+    }
+
+    /// Number of events written since the block began.
+    #[inline]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether nothing has been written since the block began.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.at == BLOCK_HEADER
+    }
+
+    /// Completes the block and gives its bytes; an empty block gives none. The writer then starts the next block in the same memory.
+    pub fn finish(&mut self) -> &[u8] {
+        let end = self.at;
+        if self.is_empty() {
+            return &[];
+        }
+        let head = BlockHead::new(end - BLOCK_HEADER, self.count, &self.bytes[BLOCK_HEADER..end]);
+        self.bytes[..BLOCK_HEADER].copy_from_slice(&head.bytes());
+        (self.at, self.count, self.last, self.node) = (BLOCK_HEADER, 0, 0, 0);
+        &self.bytes[..end]
+    }
+
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        self.bytes[self.at] = byte;
+        self.at += 1;
+    }
+
+    #[inline]
+    fn varint(&mut self, value: u64) {
+        self.fields(|out, at| put_varint(out, at, value));
+    }
+
+    /// Writes fields of at most [`MAX_FIELDS`] bytes through a window of that size, so that they need no check each.
+    #[inline]
+    fn fields(&mut self, write: impl FnOnce(&mut [u8; MAX_FIELDS], usize) -> usize) {
+        let out = self.bytes[self.at..].first_chunk_mut().expect("the owner looks for room first");
+        self.at += write(out, 0);
+    }
+
+    #[inline]
+    fn delta(&mut self, address: u64, shift: u32) -> u64 {
+        let delta = (address.wrapping_sub(self.last) as i64) >> shift;
+        self.last = address;
+        zigzag(delta)
+    }
+
+    #[inline]
+    fn address(&mut self, address: u64, shift: u32) {
+        let delta = self.delta(address, shift);
+        self.varint(delta);
+    }
+
+    /// Tag bits and shift for an event whose non-NULL addresses are ORed together in `bits`. The address before it may have
+    /// been odd, so the difference is what decides.
+    #[inline]
+    fn alignment(&self, bits: u64) -> (u8, u32) {
+        if (bits | self.last) & 15 == 0 { (0, 4) } else { (tag::UNALIGNED, 0) }
+    }
+
+    /// A malloc that gave `result` (0 for NULL).
+    #[inline]
+    pub fn malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(result);
+        let tag = ((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag;
+        self.count += 1;
+        let delta = if result == 0 { None } else { Some(self.delta(result, shift)) };
+        self.fields(|out, at| {
+            let at = put_byte(out, at, tag);
+            let at = put_varint(out, at, size);
+            delta.map_or(at, |delta| put_varint(out, at, delta))
+        });
+    }
+
+    /// A calloc that gave `result` (0 for NULL).
+    #[inline]
+    pub fn calloc(&mut self, domain: Domain, nested: bool, count: u64, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(result);
+        self.byte(1 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag);
+        self.varint(count);
+        self.varint(size);
+        self.result(result, shift);
+    }
+
+    /// A realloc of `address` (0 for NULL) that gave `result` (0 for NULL).
+    #[inline]
+    pub fn realloc(&mut self, domain: Domain, nested: bool, address: u64, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(address | result);
+        let from = if address == 0 { tag::FROM_NULL } else { 0 };
+        self.byte(2 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag | from);
+        if address != 0 {
+            self.address(address, shift);
+        }
+        self.varint(size);
+        self.result(result, shift);
+    }
+
+    /// A free of `address` (0 for NULL).
+    #[inline]
+    pub fn free(&mut self, domain: Domain, nested: bool, address: u64) {
+        let (flag, shift) = self.alignment(address);
+        let tag = 3 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(address) | flag;
+        self.count += 1;
+        let delta = if address == 0 { None } else { Some(self.delta(address, shift)) };
+        self.fields(|out, at| {
+            let at = put_byte(out, at, tag);
+            delta.map_or(at, |delta| put_varint(out, at, delta))
+        });
+    }
+
+    /// The arena allocator was asked for `size` bytes and gave `result` (0 for NULL).
+    pub fn arena_alloc(&mut self, nested: bool, size: u64, result: u64) {
+        self.arena(ARENA_ALLOC | nested_bit(nested), size, result);
+    }
+
+    /// The arena allocator was given `size` bytes at `address` (0 for NULL) back.
+    pub fn arena_free(&mut self, nested: bool, size: u64, address: u64) {
+        self.arena(ARENA_FREE | nested_bit(nested), size, address);
+    }
+
+    fn arena(&mut self, verb: u8, size: u64, address: u64) {
+        let (flag, shift) = self.alignment(address);
+        self.byte(verb | null_bit(address) | flag);
+        self.varint(size);
+        self.result(address, shift);
+    }
+
+    #[inline]
+    fn result(&mut self, address: u64, shift: u32) {
+        if address != 0 {
+            self.address(address, shift);
+        }
+        self.count += 1;
+    }
+
+    /// The statistics text; the block must have [room](Self::has_room) for its length.
+    pub fn stats(&mut self, text: &[u8]) {
+        self.long_note(0, text);
+    }
+
+    /// What the recorder has to say; the block must have [room](Self::has_room) for its length.
+    pub fn text(&mut self, text: &str) {
+        self.long_note(5, text.as_bytes());
+    }
+
+    fn long_note(&mut self, kind: u8, text: &[u8]) {
+        self.note(kind);
+        self.long(text);
+    }
+
+    fn long(&mut self, bytes: &[u8]) {
+        self.varint(bytes.len() as u64);
+        self.bytes[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    /// The requests that follow in this block are made under the stack `node`.
+    #[inline]
+    pub fn stack(&mut self, node: u64) {
+        if node != self.node {
+            let delta = node.wrapping_sub(self.node) as i64;
+            self.node = node;
+            self.fields(|out, at| {
+                let at = put_byte(out, at, STACK | stacks::HERE);
+                put_varint(out, at, zigzag(delta))
+            });
+        }
+    }
+
+    /// Describes the next node of the tree of stacks: its parent is so many nodes `before` it.
+    pub fn node(&mut self, before: u64, code: u64, at: u64) {
+        self.byte(STACK | stacks::NODE);
+        self.varint(before);
+        self.varint(code);
+        self.varint(at);
+    }
+
+    /// Describes the next text; the block must have [room](Self::has_room) for its length.
+    pub fn stack_text(&mut self, text: &[u8]) {
+        self.byte(STACK | stacks::TEXT);
+        self.long(text);
+    }
+
+    /// Describes the next code object, with the beginning of its line table; the block must have [room](Self::has_room) for that.
+    pub fn code(&mut self, file: u64, function: u64, first_line: u64, lines: u8, table: &[u8]) {
+        self.byte(STACK | stacks::CODE);
+        self.varint(file);
+        self.varint(function);
+        self.varint(first_line);
+        self.byte(lines);
+        self.long(table);
+    }
+
+    /// Goes on with the line table of the last code object; the block must have [room](Self::has_room) for the bytes.
+    pub fn more_lines(&mut self, table: &[u8]) {
+        self.byte(STACK | stacks::MORE);
+        self.long(table);
+    }
+
+    /// The count of allocated blocks at this point. The count may be known only after further events: the token lets
+    /// [`patch`](Self::patch) set it, as long as the block has not been finished.
+    pub fn allocated_blocks(&mut self, count: u64) -> PatchToken {
+        self.note(1);
+        let token = PatchToken(self.at);
+        self.bytes[self.at..self.at + 8].copy_from_slice(&count.to_le_bytes());
+        self.at += 8;
+        token
+    }
+
+    /// Sets the count of an [`allocated_blocks`](Self::allocated_blocks) note in the block being written.
+    pub fn patch(&mut self, token: PatchToken, count: u64) {
+        self.bytes[token.0..token.0 + 8].copy_from_slice(&count.to_le_bytes());
+    }
+
+    /// The calls of these domains can no longer be seen.
+    pub fn hooks_lost(&mut self, domains: u8) {
+        self.note(2);
+        self.byte(domains);
+    }
+
+    /// The recorded process ended in an orderly way.
+    pub fn end(&mut self) {
+        self.note(3);
+    }
+
+    /// The process goes on as another program.
+    pub fn exec(&mut self) {
+        self.note(6);
+    }
+
+    /// The calls that follow are of the interpreter with this id.
+    pub fn interpreter(&mut self, id: u64) {
+        self.note(4);
+        self.varint(id);
+    }
+
+    fn note(&mut self, kind: u8) {
+        self.byte(NOTE);
+        self.byte(kind);
+        self.count += 1;
+    }
+}
+
+/// Most bytes that an event's tag and three varints take, and one more, which makes it a power of two.
+const MAX_FIELDS: usize = 32;
+
+/// Puts one byte at `at`; gives what comes after it.
+#[inline]
+fn put_byte(out: &mut [u8; MAX_FIELDS], at: usize, byte: u8) -> usize {
+    out[at % MAX_FIELDS] = byte;
+    at + 1
+}
+
+/// Puts a varint at `at`; gives what comes after it.
+#[inline]
+fn put_varint(out: &mut [u8; MAX_FIELDS], mut at: usize, mut value: u64) -> usize {
+    while value >= 0x80 {
+        at = put_byte(out, at, value as u8 | 0x80);
+        value >>= 7;
+    }
+    put_byte(out, at, value as u8)
+}
+
+/// Where in the present block a count can still be set.
+pub struct PatchToken(usize);
+
+#[inline]
+fn nested_bit(nested: bool) -> u8 {
+    if nested { tag::NESTED } else { 0 }
+}
+
+#[inline]
+fn null_bit(address: u64) -> u8 {
+    if address == 0 { tag::NULL } else { 0 }
+}
+
+/// A small number of either sign as a small one without.
+#[inline]
+fn zigzag(delta: i64) -> u64 {
+    ((delta << 1) ^ (delta >> 63)) as u64
+}
