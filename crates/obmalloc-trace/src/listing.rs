@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use serde::Serialize;
 
-use crate::format::{Domain, Event, FormatError, Note, Reader};
+use crate::format::{Event, FormatError, Note, Reader};
 
 /// Which events are wanted.
 #[derive(Clone, Debug, Default)]
@@ -137,6 +137,7 @@ impl Listing {
     fn listed(&mut self, number: u64, event: Event) -> Option<Listed> {
         let call = |call, domain| Call { event: number, call, domain, ..Call::default() };
         let is_request = event.is_request();
+        let interpreter = if event.is_pymallocs() { self.interpreter } else { 0 };
         let (call, given, result) = match event {
             Event::Note(note) => {
                 let (note, value) = said(note);
@@ -163,7 +164,6 @@ impl Listing {
         if self.wanted.site.is_some() && !self.is_at_site(node) {
             return None;
         }
-        let interpreter = if call.domain == Domain::Raw.name() { 0 } else { self.interpreter };
         Some(Listed::Call(Call { address: format!("{result:#x}"), interpreter, stack: self.stack(node), ..call }))
     }
 
@@ -201,7 +201,7 @@ fn said(note: Note) -> (&'static str, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{BlockWriter, file_head};
+    use crate::format::{BlockWriter, Domain, file_head};
     use crate::stacks::Lines;
 
     fn numbers(wanted: Wanted) -> Vec<u64> {
@@ -233,6 +233,29 @@ mod tests {
             Listed::Note { event, .. } => *event,
         };
         found.iter().map(number).collect()
+    }
+
+    #[test]
+    fn raw_calls_are_an_interpreters_only_from_inside_its_others() {
+        let mut memory = [0; 4096];
+        let mut block = BlockWriter::new(&mut memory);
+        block.interpreter(3);
+        block.malloc(Domain::Raw, false, 64, 0x1000);
+        block.malloc(Domain::Raw, true, 640, 0x2000);
+        block.arena_alloc(true, 1 << 20, 0x10_0000);
+        block.arena_alloc(false, 1 << 14, 0x30_0000);
+        block.malloc(Domain::Obj, false, 640, 0x2000);
+        let reader = Reader::new([&file_head("{}")[..], block.finish()].concat()).expect("a trace");
+        let mut listing = Listing::new(vec![reader], Wanted { from: 1, ..Wanted::default() }, 64);
+        let (found, _) = listing.step(100).expect("undamaged");
+        let whose: Vec<u64> = found
+            .iter()
+            .filter_map(|listed| match listed {
+                Listed::Call(call) => Some(call.interpreter),
+                Listed::Note { .. } => None,
+            })
+            .collect();
+        assert_eq!(whose, [0, 3, 3, 0, 3]);
     }
 
     #[test]
