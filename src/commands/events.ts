@@ -17,6 +17,7 @@ export interface EventsCommandOptions {
 interface Call {
   readonly event: number
   readonly seconds: number | null
+  readonly thread: number | null
   readonly call: string
   readonly domain: string
   readonly count?: number
@@ -29,8 +30,14 @@ interface Call {
 
 interface Note {
   readonly event: number
+  readonly seconds: number | null
   readonly note: string
   readonly value?: string
+  /** Of a sample of memory, bytes. */
+  readonly anonymous?: number
+  readonly file?: number
+  readonly heap?: number
+  readonly heapFree?: number
 }
 
 /** Events looked at between two writes. */
@@ -70,11 +77,15 @@ function inWords(lines: string): string {
 }
 
 function lineOf(event: Call | Note): string {
-  if ('note' in event)
-    return [event.event, '-', event.note, ...(event.value === undefined ? [] : [JSON.stringify(event.value)])].join('  ')
-  const { seconds, call, domain, count, size, from, address, stack } = event
+  const when = event.seconds?.toFixed(6) ?? '-'
+  if ('note' in event) {
+    const { anonymous, file, heap, heapFree, value } = event
+    const memory = anonymous === undefined ? [] : [`anonymous ${anonymous}, file ${file}, C's heap ${heap}, free of it ${heapFree}`]
+    return [event.event, when, '-', event.note, ...(value === undefined ? [] : [JSON.stringify(value)]), ...memory].join('  ')
+  }
+  const { thread, call, domain, count, size, from, address, stack } = event
   const bytes = size === undefined ? '-' : count === undefined ? `${size}` : `${count}x${size}`
   const where = stack.map(({ file, line, function: name }) => `${name} (${file}:${line})`).join(' < ')
   const moved = from === undefined || from === '0x0' ? address : `${from} -> ${address}`
-  return [event.event, seconds?.toFixed(3) ?? '-', call, domain, bytes, moved, where].join('  ').trimEnd()
+  return [event.event, when, thread ?? '-', call, domain, bytes, moved, where].join('  ').trimEnd()
 }

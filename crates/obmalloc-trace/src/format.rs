@@ -24,8 +24,8 @@
 //! | arena taken, arena released | size, address |
 //! | note | kind byte, then as [`Note`] says |
 //!
-//! Between the events stand records of Python's stacks, with all four of those bits set: [`crate::stacks`] describes them. They are not
-//! counted as events: a trace with stacks has the events, and their numbers, of one without.
+//! Between the events stand records with all four of those bits set: of Python's stacks ([`crate::stacks`]), of time, threads and memory
+//! ([`crate::clock`]). They are not counted as events: a trace with them has the events, and their numbers, of one without.
 //!
 //! The header names the process and its CPython. `run` is what all traces of one recording have in common, `id` is this trace's own,
 //! `parent` names the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed`
@@ -137,6 +137,12 @@ pub enum Note {
     Text(String),
     /// Kind 6: the process goes on as another program. Nothing comes after it, unless that fails.
     Exec,
+    /// Kind 7: `Py_FinalizeEx` has called what the program registered with `atexit`, and is about to take everything down.
+    Finalization,
+    /// Kind 8: the program marks this moment, with this name (length, bytes).
+    Mark(String),
+    /// Kind 9: the process is about to fork.
+    Fork,
 }
 
 const ARENA_ALLOC: u8 = 0b1100;
@@ -169,6 +175,9 @@ mod tests {
         block.interpreter(3);
         block.text("said");
         block.exec();
+        block.finalization();
+        block.mark("here");
+        block.fork();
         block.end();
         let mut trace = file_head("{}");
         trace.extend_from_slice(block.finish());
@@ -197,6 +206,9 @@ mod tests {
                 Event::Note(Note::Interpreter(3)),
                 Event::Note(Note::Text("said".into())),
                 Event::Note(Note::Exec),
+                Event::Note(Note::Finalization),
+                Event::Note(Note::Mark("here".into())),
+                Event::Note(Note::Fork),
                 Event::Note(Note::End),
             ]
         );
@@ -209,7 +221,7 @@ mod tests {
         trace.extend_from_slice(&first[HEAD..]);
         trace.pop();
         let mut reader = Reader::new(&trace).unwrap();
-        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 15);
+        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 18);
         assert!(reader.truncated());
     }
 

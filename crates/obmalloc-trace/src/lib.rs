@@ -1,7 +1,9 @@
 //! Traces of real CPython runs: the format, the replay through a heap of the same release, and what a trace tells.
 
+pub mod clock;
 pub mod format;
 pub mod listing;
+pub mod moments;
 pub mod program;
 pub mod replay;
 pub mod stacks;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use serde::Serialize;
 
+use crate::clock::{Clock, Memory};
 use crate::format::{Event, FormatError, Note, Reader};
 
 /// Which events are wanted.
@@ -45,13 +46,18 @@ pub enum Listed {
     Call(Call),
     /// What the recorder has to say.
     Note {
-        /// Its number.
+        /// Its number; of a sample of memory, which is no event, that of the event that comes next.
         event: u64,
+        /// When it was made, where that is known.
+        seconds: Option<f64>,
         /// What it is.
         note: &'static str,
         /// The text or number that belongs to it.
         #[serde(skip_serializing_if = "Option::is_none")]
         value: Option<String>,
+        /// Of a sample of memory.
+        #[serde(flatten)]
+        memory: Option<Memory>,
     },
 }
 
@@ -60,8 +66,10 @@ pub enum Listed {
 pub struct Call {
     /// Its number.
     pub event: u64,
-    /// When it was made, where that is known.
+    /// When it was made, where that is known: as the clock was last looked at before it.
     pub seconds: Option<f64>,
+    /// The system's number of the thread that made it, where that is known.
+    pub thread: Option<u64>,
     /// C's name of the function.
     pub call: &'static str,
     /// The domain; `arena` for what the arena allocator is asked.
@@ -91,6 +99,8 @@ pub struct Listing {
     frames: usize,
     event: u64,
     interpreter: u64,
+    /// Samples of memory that have been listed.
+    samples: u64,
     /// By node: whether it has the wanted site in it.
     sites: HashMap<u64, bool>,
 }
@@ -98,7 +108,7 @@ pub struct Listing {
 impl Listing {
     /// Lists `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them. `frames` is what the header says of stacks.
     pub fn new(segments: Vec<Reader<'static>>, wanted: Wanted, frames: usize) -> Self {
-        Self { segments: segments.into(), wanted, frames, event: 0, interpreter: 0, sites: HashMap::new() }
+        Self { segments: segments.into(), wanted, frames, event: 0, interpreter: 0, samples: 0, sites: HashMap::new() }
     }
 
     /// Looks at no more than `count` events. Gives those of them that are wanted, and whether there are more.
@@ -117,6 +127,7 @@ impl Listing {
                 self.interpreter = 0;
                 continue;
             };
+            let clock = *reader.clock();
             let number = self.event;
             self.event += 1;
             if let Event::Note(Note::Interpreter(id)) = event {
@@ -127,21 +138,30 @@ impl Listing {
                 return Ok((found, false));
             }
             if number >= self.wanted.from {
-                found.extend(self.listed(number, event));
+                found.extend(self.sampled(number, &clock));
+                found.extend(self.listed(number, event, &clock));
             }
+            self.samples = clock.samples;
         }
         Ok((found, !self.segments.is_empty()))
     }
 
+    /// The sample of memory that stands before an event, if there is one and it is wanted.
+    fn sampled(&self, number: u64, clock: &Clock) -> Option<Listed> {
+        let memory = clock.memory.filter(|_| clock.samples != self.samples && !self.wanted.is_narrowed());
+        memory.map(|memory| Listed::Note { event: number, seconds: seconds(clock), note: "memory", value: None, memory: Some(memory) })
+    }
+
     /// The event as it is shown, if it is wanted.
-    fn listed(&mut self, number: u64, event: Event) -> Option<Listed> {
-        let call = |call, domain| Call { event: number, call, domain, ..Call::default() };
+    fn listed(&mut self, number: u64, event: Event, clock: &Clock) -> Option<Listed> {
+        let (seconds, thread) = (seconds(clock), Some(clock.thread).filter(|&thread| thread != 0));
+        let call = |call, domain| Call { event: number, seconds, thread, call, domain, ..Call::default() };
         let is_request = event.is_request();
         let interpreter = if event.is_pymallocs() { self.interpreter } else { 0 };
         let (call, given, result) = match event {
             Event::Note(note) => {
                 let (note, value) = said(note);
-                return (!self.wanted.is_narrowed()).then_some(Listed::Note { event: number, note, value });
+                return (!self.wanted.is_narrowed()).then_some(Listed::Note { event: number, seconds, note, value, memory: None });
             }
             Event::Malloc { domain, size, result, .. } => (Call { size: Some(size), ..call("malloc", domain.name()) }, 0, result),
             Event::Calloc { domain, count, size, result, .. } => {
@@ -185,6 +205,11 @@ impl Listing {
     }
 }
 
+/// When the clock was last looked at; traces before format 4 have none.
+fn seconds(clock: &Clock) -> Option<f64> {
+    (clock.micros != 0).then(|| clock.micros as f64 / 1e6)
+}
+
 /// A note's name, and what belongs to it.
 fn said(note: Note) -> (&'static str, Option<String>) {
     match note {
@@ -195,6 +220,9 @@ fn said(note: Note) -> (&'static str, Option<String>) {
         Note::Interpreter(id) => ("interpreter", Some(id.to_string())),
         Note::Text(text) => ("text", Some(text)),
         Note::Exec => ("exec", None),
+        Note::Finalization => ("finalization", None),
+        Note::Mark(name) => ("mark", Some(name)),
+        Note::Fork => ("fork", None),
     }
 }
 
@@ -233,6 +261,26 @@ mod tests {
             Listed::Note { event, .. } => *event,
         };
         found.iter().map(number).collect()
+    }
+
+    #[test]
+    fn time_thread_and_memory_are_listed() {
+        let mut bytes = [0; 4096];
+        let mut block = BlockWriter::new(&mut bytes);
+        block.malloc(Domain::Obj, false, 64, 0x1000);
+        block.time(1_500_000);
+        block.thread(7);
+        block.memory(&Memory { anonymous: 2048, file: 1024, heap: 0, heap_free: 0 });
+        block.mark("here");
+        block.free(Domain::Obj, false, 0x1000);
+        let reader = Reader::new([&file_head("{}")[..], block.finish()].concat()).expect("a trace");
+        let (found, _) = Listing::new(vec![reader], Wanted::default(), 64).step(100).expect("undamaged");
+        let lines: Vec<String> = found.iter().map(|listed| serde_json::to_string(listed).expect("JSON")).collect();
+        assert!(lines[0].contains(r#""seconds":null,"thread":null"#), "{}", lines[0]);
+        assert_eq!(lines[1], r#"{"event":1,"seconds":1.5,"note":"memory","anonymous":2048,"file":1024,"heap":0,"heapFree":0}"#);
+        assert_eq!(lines[2], r#"{"event":1,"seconds":1.5,"note":"mark","value":"here"}"#);
+        assert!(lines[3].contains(r#""seconds":1.5,"thread":7"#), "{}", lines[3]);
+        assert_eq!(lines.len(), 4);
     }
 
     #[test]

@@ -64,6 +64,9 @@ fn write(block: &mut BlockWriter<'_>, event: Event) {
         Event::Note(Note::Interpreter(id)) => block.interpreter(id),
         Event::Note(Note::Text(text)) => block.text(&text),
         Event::Note(Note::Exec) => block.exec(),
+        Event::Note(Note::Finalization) => block.finalization(),
+        Event::Note(Note::Mark(name)) => block.mark(&name),
+        Event::Note(Note::Fork) => block.fork(),
     }
 }
 

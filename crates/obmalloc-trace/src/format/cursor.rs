@@ -90,6 +90,9 @@ impl Cursor<'_> {
             4 => Note::Interpreter(self.varint()?),
             5 => Note::Text(self.text()?),
             6 => Note::Exec,
+            7 => Note::Finalization,
+            8 => Note::Mark(self.text()?),
+            9 => Note::Fork,
             _ => return None,
         })
     }

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use super::block::{BLOCK_HEADER, BlockHead, FILE_HEAD, MAGIC, MAX_HEADER, OLDEST_VERSION, VERSION, le32};
 use super::pack::Unpacker;
 use super::{Cursor, Event, STACK};
+use crate::clock::{self, Clock};
 use crate::stacks::{self, Stacks};
 
 /// Why a trace cannot be read (any further).
@@ -20,7 +21,7 @@ pub enum FormatError {
     Checksum(u64),
     /// A block does not decompress (its offset in the file).
     Packed(u64),
-    /// An event, or a record of stacks before it, does not decode (offset of its block in the file, number of the event in the block).
+    /// An event, or a record before it, does not decode (offset of its block in the file, number of the event in the block).
     Event(u64, u32),
     /// The system cannot read the file, in its words.
     Unreadable(String),
@@ -63,6 +64,7 @@ pub struct Reader<'a> {
     /// The stack of the requests that come next.
     node: u64,
     stacks: Stacks,
+    clock: Clock,
     truncated: bool,
 }
 
@@ -137,6 +139,7 @@ impl<'a> Reader<'a> {
             last: 0,
             node: 0,
             stacks: Stacks::default(),
+            clock: Clock::default(),
             truncated: false,
         })
     }
@@ -162,9 +165,17 @@ impl<'a> Reader<'a> {
         &self.stacks
     }
 
-    /// Goes on from the stacks of the trace that this one continues, which has been read: a forked process's are numbered from there.
+    /// What has been read of time, threads and memory so far.
+    #[inline]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Goes on from the trace that this one continues, which has been read: a forked process's stacks are numbered from there, and its
+    /// time is the same.
     pub fn continue_from(&mut self, before: Reader<'_>) {
         self.stacks = before.stacks;
+        self.clock = before.clock;
     }
 
     /// The stack that the last event was made under, if it is a request: a node, of which [`stacks`](Self::stacks) tells more. 0 is none.
@@ -213,7 +224,7 @@ impl<'a> Reader<'a> {
             self.unpack(at, payload)?;
         }
         self.block = Block { at, next: 0, events: head.events, left: head.events };
-        (self.last, self.node) = (0, 0);
+        (self.last, self.node, self.clock.thread) = (0, 0, 0);
         Ok(true)
     }
 
@@ -228,19 +239,23 @@ impl<'a> Reader<'a> {
         if fits { Ok(()) } else { Err(FormatError::Packed(at)) }
     }
 
-    /// Whether the next event comes next: there is one left in the block, and no record of stacks before it.
+    /// Whether the next event comes next: there is one left in the block, and no record before it.
     #[inline]
     fn is_at_event(&self) -> bool {
         self.block.left > 0 && self.payload.get(self.block.next).is_none_or(|tag| tag & 15 != STACK)
     }
 
-    /// Reads what stands between two events: a record of stacks, or the head of the next block. Says `false` when there is none.
+    /// Reads what stands between two events: a record, or the head of the next block. Says `false` when there is none.
     fn between(&mut self) -> Result<bool, FormatError> {
-        let Some(tag) = self.payload.get(self.block.next) else { return self.next_block() };
+        let Some(&tag) = self.payload.get(self.block.next) else { return self.next_block() };
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };
-        // Older versions have no such records.
-        let is_stack = tag & 15 == STACK && self.version >= 3;
-        if !is_stack || stacks::read(&mut cursor, &mut self.stacks, &mut self.node).is_none() {
+        let read = match tag & 15 {
+            // Older versions have no such records.
+            STACK if tag >= clock::TIME && self.version >= 4 => clock::read(&mut cursor, &mut self.clock),
+            STACK if tag < clock::TIME && self.version >= 3 => stacks::read(&mut cursor, &mut self.stacks, &mut self.node),
+            _ => None,
+        };
+        if read.is_none() {
             return Err(if self.stacks.is_full() { FormatError::Stacks(self.block.at) } else { self.undecodable() });
         }
         self.block.next = cursor.at;

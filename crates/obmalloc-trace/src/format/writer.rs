@@ -4,6 +4,7 @@ use obmalloc::Domain;
 
 use super::block::{BLOCK_HEADER, BlockHead};
 use super::{ARENA_ALLOC, ARENA_FREE, MAX_EVENT, NOTE, STACK, tag};
+use crate::clock::{self, Memory};
 use crate::stacks;
 
 /// Writes events into a block of memory that its owner provides; allocates nothing, and can be used inside an allocator.
@@ -29,6 +30,11 @@ impl<'a> BlockWriter<'a> {
     #[inline]
     pub fn has_room(&self, extra: usize) -> bool {
         self.bytes.len() - self.at >= MAX_EVENT + extra
+    }
+
+    /// Bytes that are left of the block.
+    pub fn left(&self) -> usize {
+        self.bytes.len() - self.at
     }
 
     /// Number of events written since the block began.
@@ -261,6 +267,41 @@ impl<'a> BlockWriter<'a> {
     /// The process goes on as another program.
     pub fn exec(&mut self) {
         self.note(6);
+    }
+
+    /// The interpreter is about to take everything down.
+    pub fn finalization(&mut self) {
+        self.note(7);
+    }
+
+    /// The program marks this moment; the block must have [room](Self::has_room) for the name.
+    pub fn mark(&mut self, name: &str) {
+        self.long_note(8, name.as_bytes());
+    }
+
+    /// The process is about to fork.
+    pub fn fork(&mut self) {
+        self.note(9);
+    }
+
+    /// It is so many microseconds since the trace of the first process began.
+    pub fn time(&mut self, micros: u64) {
+        self.byte(STACK | clock::TIME);
+        self.varint(micros);
+    }
+
+    /// The events that follow in this block are made by this thread.
+    pub fn thread(&mut self, number: u64) {
+        self.byte(STACK | clock::THREAD);
+        self.varint(number);
+    }
+
+    /// The process has so much memory.
+    pub fn memory(&mut self, memory: &Memory) {
+        self.byte(STACK | clock::MEMORY);
+        for bytes in [memory.anonymous, memory.file, memory.heap, memory.heap_free] {
+            self.varint(bytes / 1024);
+        }
     }
 
     /// The calls that follow are of the interpreter with this id.

@@ -1,0 +1,281 @@
+//! Moments of a trace that people ask for, and one reading of the trace that finds them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::clock::Memory;
+use crate::format::{Event, FormatError, Note, Reader};
+
+/// A moment, as it is asked for.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub enum Moment {
+    /// The last event before finalization began; where it did not begin, the last one.
+    #[default]
+    End,
+    /// The first at which most bytes of arenas were held.
+    Peak,
+    /// The mark of this name, the first of them being number 1. Without a number the last one.
+    Mark(String, Option<usize>),
+    /// The event of this number.
+    Event(u64),
+    /// The last event up to so many seconds.
+    Time(f64),
+}
+
+/// What is no moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NoMoment(String);
+
+impl fmt::Display for NoMoment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected end, peak, mark:NAME, mark:NAME#2, event:N or time:SECONDS, but got {:?}", self.0)
+    }
+}
+
+impl std::error::Error for NoMoment {}
+
+impl FromStr for Moment {
+    type Err = NoMoment;
+
+    fn from_str(text: &str) -> Result<Self, NoMoment> {
+        let moment = match text.split_once(':') {
+            None if text == "end" => Some(Self::End),
+            None if text == "peak" => Some(Self::Peak),
+            Some(("mark", name)) => {
+                let numbered = name.rsplit_once('#').and_then(|(name, number)| Some((name, number.parse().ok().filter(|&n| n > 0)?)));
+                Some(numbered.map_or_else(|| Self::Mark(name.into(), None), |(name, number)| Self::Mark(name.into(), Some(number))))
+            }
+            Some(("event", number)) => number.parse().ok().map(Self::Event),
+            Some(("time", seconds)) => seconds.parse().ok().filter(|&seconds: &f64| seconds >= 0.0).map(Self::Time),
+            _ => None,
+        };
+        moment.ok_or_else(|| NoMoment(text.into()))
+    }
+}
+
+/// A mark.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[allow(missing_docs, reason = "a mark's name, and when it was made")]
+pub struct Mark {
+    pub name: String,
+    pub event: u64,
+    pub seconds: Option<f64>,
+}
+
+/// A sample of memory, and the event before which it was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "as in `Clock`")]
+pub struct Sample {
+    pub event: u64,
+    pub micros: u64,
+    pub memory: Memory,
+}
+
+/// What happened when in a trace, without a replay.
+#[derive(Clone, Debug, Default)]
+pub struct Outline {
+    /// Number of events.
+    pub events: u64,
+    /// Where the clock was looked at: the event that came next, and the time in microseconds.
+    pub ticks: Vec<(u64, u64)>,
+    /// The samples of memory.
+    pub samples: Vec<Sample>,
+    /// The marks.
+    pub marks: Vec<Mark>,
+    /// The note that finalization begins, if it does; the last one where interpreters were made and ended one after the other.
+    pub finalization: Option<u64>,
+    /// The notes that the process is about to fork.
+    pub forks: Vec<u64>,
+    /// Most bytes of arenas that were held, and the event after which they were for the first time.
+    pub peak: (u64, u64),
+    /// Whether the file ended inside a block.
+    pub truncated: bool,
+}
+
+/// A moment that was found.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Found {
+    /// The last event that has happened by then.
+    pub event: u64,
+    /// When that was, where it is known.
+    pub seconds: Option<f64>,
+}
+
+impl Outline {
+    /// Reads `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them.
+    ///
+    /// # Errors
+    /// When the trace cannot be read.
+    pub fn read(segments: Vec<Reader<'_>>) -> Result<Self, FormatError> {
+        let mut outline = Self::default();
+        let (mut before, mut held): (Option<Reader<'_>>, u64) = (None, 0);
+        for segment in segments {
+            let mut reader = segment.without_stacks();
+            if let Some(before) = before.take() {
+                reader.continue_from(before);
+            }
+            let mut interpreter = 0;
+            while let Some(event) = reader.next().transpose()? {
+                outline.see(&event, &reader, &mut interpreter, &mut held);
+            }
+            outline.truncated = reader.truncated();
+            before = Some(reader);
+        }
+        Ok(outline)
+    }
+
+    #[inline]
+    fn see(&mut self, event: &Event, reader: &Reader<'_>, interpreter: &mut u64, held: &mut u64) {
+        let (number, clock) = (self.events, reader.clock());
+        self.events += 1;
+        if clock.micros != self.ticks.last().map_or(0, |tick| tick.1) {
+            self.ticks.push((number, clock.micros));
+        }
+        if let Some(memory) = clock.memory
+            && clock.samples > self.samples.len() as u64
+        {
+            self.samples.resize(clock.samples as usize, Sample { event: number, micros: clock.micros, memory });
+        }
+        match event {
+            Event::ArenaAlloc { nested: true, size, result } if *result != 0 && *interpreter == 0 => {
+                *held += size;
+                if *held > self.peak.0 {
+                    self.peak = (*held, number);
+                }
+            }
+            Event::ArenaFree { nested: true, size, .. } if *interpreter == 0 => *held = held.saturating_sub(*size),
+            Event::Note(Note::Interpreter(id)) => *interpreter = *id,
+            Event::Note(Note::Finalization) => self.finalization = Some(number),
+            Event::Note(Note::Fork) => self.forks.push(number),
+            Event::Note(Note::Mark(name)) => {
+                self.marks.push(Mark { name: name.clone(), event: number, seconds: seconds(clock.micros) });
+            }
+            _ => {}
+        }
+    }
+
+    /// When event `number` was made, as the clock was last looked at before it.
+    pub fn seconds(&self, number: u64) -> Option<f64> {
+        let after = self.ticks.partition_point(|tick| tick.0 <= number);
+        after.checked_sub(1).and_then(|at| seconds(self.ticks[at].1))
+    }
+
+    /// Seconds from the first event to the last.
+    pub fn duration(&self) -> Option<f64> {
+        self.ticks.last().and_then(|tick| seconds(tick.1))
+    }
+
+    /// The last sample of memory up to event `number`.
+    pub fn sample(&self, number: u64) -> Option<&Sample> {
+        let after = self.samples.partition_point(|sample| sample.event <= number);
+        after.checked_sub(1).map(|at| &self.samples[at])
+    }
+
+    /// The moment that is asked for. `None` when the trace has no such moment, as for a mark that was not made.
+    pub fn find(&self, moment: &Moment) -> Option<Found> {
+        let last = self.events.checked_sub(1)?;
+        let event = match moment {
+            Moment::End => self.finalization.map_or(Some(last), |note| note.checked_sub(1))?,
+            Moment::Peak => (self.peak.0 > 0).then_some(self.peak.1)?,
+            Moment::Mark(name, number) => {
+                let mut named = self.marks.iter().filter(|mark| mark.name == *name);
+                let mark = match number {
+                    Some(number) => named.nth(number - 1),
+                    None => named.next_back(),
+                };
+                // A mark's name may end like a number.
+                let whole = || number.and_then(|number| self.marks.iter().rfind(|mark| mark.name == format!("{name}#{number}")));
+                mark.or_else(whole)?.event
+            }
+            Moment::Event(number) => Some(*number).filter(|&number| number <= last)?,
+            Moment::Time(seconds) => {
+                let micros = (seconds * 1e6) as u64;
+                let after = self.ticks.partition_point(|tick| tick.1 <= micros);
+                // Where the clock was next looked at, it was later.
+                let first_later = self.ticks.get(after).map_or(self.events, |tick| tick.0);
+                (!self.ticks.is_empty()).then(|| first_later.saturating_sub(1))?
+            }
+        };
+        Some(Found { event, seconds: self.seconds(event) })
+    }
+}
+
+fn seconds(micros: u64) -> Option<f64> {
+    (micros != 0).then_some(micros as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{BlockWriter, Domain, file_head};
+
+    fn outline(write: impl FnOnce(&mut BlockWriter<'_>)) -> Outline {
+        let mut bytes = [0; 4096];
+        let mut block = BlockWriter::new(&mut bytes);
+        write(&mut block);
+        let trace = [&file_head("{}")[..], block.finish()].concat();
+        Outline::read(vec![Reader::new(&trace).expect("a trace")]).expect("undamaged")
+    }
+
+    /// 0 and 1 arenas, 2 mark a, 3 arena gone, 4 mark a, 5 mark b#2, 6 to 8 finalization.
+    fn sample() -> Outline {
+        outline(|block| {
+            block.time(1_000_000);
+            block.arena_alloc(true, 1 << 20, 0x10_0000);
+            block.arena_alloc(true, 1 << 20, 0x20_0000);
+            block.time(2_000_000);
+            block.memory(&Memory { anonymous: 4096, ..Memory::default() });
+            block.mark("a");
+            block.arena_free(true, 1 << 20, 0x10_0000);
+            block.time(3_000_000);
+            block.mark("a");
+            block.mark("b#2");
+            block.finalization();
+            block.free(Domain::Obj, false, 0);
+            block.end();
+        })
+    }
+
+    fn event(outline: &Outline, text: &str) -> Option<u64> {
+        outline.find(&text.parse().expect("a moment")).map(|found| found.event)
+    }
+
+    #[test]
+    fn moments_are_found() {
+        let outline = sample();
+        let of = |text| event(&outline, text);
+        assert_eq!(of("end"), Some(5), "the last event before finalization");
+        assert_eq!((of("peak"), outline.peak.0), (Some(1), 2 << 20));
+        assert_eq!((of("mark:a"), of("mark:a#1"), of("mark:a#2"), of("mark:a#3")), (Some(4), Some(2), Some(4), None));
+        assert_eq!((of("mark:b#2"), of("mark:c")), (Some(5), None));
+        assert_eq!((of("event:3"), of("event:8"), of("event:9")), (Some(3), Some(8), None));
+        assert_eq!((of("time:0.5"), of("time:1"), of("time:2.5"), of("time:99")), (Some(0), Some(1), Some(3), Some(8)));
+        assert_eq!((outline.seconds(0), outline.seconds(3), outline.duration()), (Some(1.0), Some(2.0), Some(3.0)));
+        assert_eq!(outline.sample(1), None);
+        assert_eq!(outline.sample(5).map(|sample| (sample.event, sample.memory.anonymous)), Some((2, 4096)));
+    }
+
+    #[test]
+    fn trace_without_time_or_finalization_has_an_end_all_the_same() {
+        let outline = outline(|block| block.free(Domain::Obj, false, 0));
+        assert_eq!(outline.find(&Moment::End), Some(Found { event: 0, seconds: None }));
+        assert_eq!((event(&outline, "peak"), event(&outline, "time:1")), (None, None));
+        assert_eq!(outline_of_nothing().find(&Moment::End), None);
+    }
+
+    fn outline_of_nothing() -> Outline {
+        outline(|_| {})
+    }
+
+    #[test]
+    fn what_is_no_moment_is_refused_in_words() {
+        for text in ["", "ende", "event:", "event:-1", "event:x", "time:x", "time:-1", "time:nan", "mark", "peak:1"] {
+            let error = text.parse::<Moment>().expect_err(text).to_string();
+            assert_eq!(error, format!("expected end, peak, mark:NAME, mark:NAME#2, event:N or time:SECONDS, but got {text:?}"));
+        }
+        assert_eq!("mark:a#0".parse(), Ok(Moment::Mark("a#0".into(), None)));
+        assert_eq!("mark:".parse(), Ok(Moment::Mark(String::new(), None)));
+    }
+}
