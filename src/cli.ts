@@ -58,6 +58,7 @@ function commandLine(done: (code: number) => void): Command {
       count,
       64,
     )
+    .option('--every <ms>', 'milliseconds between two samples of resident memory, at least; 0 for none', count, 100)
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
     .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
@@ -76,6 +77,10 @@ function commandLine(done: (code: number) => void): Command {
     .command('replay')
     .description('make the calls of a trace again and compare every answer')
     .option('--release <release>', 'the release to replay on (default: the one that was recorded)')
+    .option(
+      '--at <moment>',
+      'stop at this moment, and show the statistics there: end (before finalization), peak, mark:NAME, mark:NAME#2, event:N, time:SECONDS',
+    )
     .option('--operation <number>', 'stop after this operation, and show the statistics there', count)
     .option('--stats', 'show the statistics at the end')
     .option('--json', 'print the results as JSON')

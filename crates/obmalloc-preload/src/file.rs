@@ -16,9 +16,35 @@ type Identity = (libc::dev_t, libc::ino_t);
 
 /// An open file. Its descriptor is the program's to close, as programs close what is not theirs, so it is looked at before each use.
 pub struct OutFile {
+    kept: Kept,
+    path: PathBuf,
+}
+
+/// A descriptor, and the file that it stood for when it was opened.
+pub struct Kept {
     descriptor: c_int,
     identity: Identity,
-    path: PathBuf,
+}
+
+impl Kept {
+    pub fn of(descriptor: c_int) -> Result<Self, Error> {
+        let descriptor = out_of_the_way(descriptor);
+        let identity = identity_of(descriptor).ok_or_else(Error::last_os_error)?;
+        Ok(Self { descriptor, identity })
+    }
+
+    /// The descriptor, if it still stands for that file.
+    pub fn descriptor(&self) -> Option<c_int> {
+        (identity_of(self.descriptor) == Some(self.identity)).then_some(self.descriptor)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(descriptor) = self.descriptor() {
+            close(descriptor);
+        }
+    }
 }
 
 impl OutFile {
@@ -59,9 +85,7 @@ impl OutFile {
     }
 
     fn of(descriptor: c_int, path: PathBuf) -> Result<Self, Error> {
-        let descriptor = out_of_the_way(descriptor);
-        let identity = identity_of(descriptor).ok_or_else(Error::last_os_error)?;
-        Ok(Self { descriptor, identity, path })
+        Ok(Self { kept: Kept::of(descriptor)?, path })
     }
 
     pub fn path(&self) -> &Path {
@@ -70,11 +94,11 @@ impl OutFile {
 
     /// Writes all of `bytes` at `offset`, or says why not.
     pub fn write_at(&mut self, mut bytes: &[u8], mut offset: u64) -> Result<(), Error> {
-        self.find_again()?;
+        let descriptor = self.descriptor()?;
         allow(offset + bytes.len() as u64)?;
         while !bytes.is_empty() {
             // SAFETY: the pointer and the length are those of a live slice.
-            let written = unsafe { libc::pwrite(self.descriptor, bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) };
+            let written = unsafe { libc::pwrite(descriptor, bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) };
             if written > 0 {
                 bytes = &bytes[written as usize..];
                 offset += written as u64;
@@ -90,29 +114,21 @@ impl OutFile {
     /// Cuts the file off after `length` bytes.
     pub fn cut(&self, length: u64) {
         // SAFETY: takes no memory.
-        unsafe { libc::ftruncate(self.descriptor, length as libc::off_t) };
+        unsafe { libc::ftruncate(self.kept.descriptor, length as libc::off_t) };
     }
 
-    /// Opens the file again if the program has closed its descriptor.
-    fn find_again(&mut self) -> Result<(), Error> {
-        if identity_of(self.descriptor) == Some(self.identity) {
-            return Ok(());
+    /// The file's descriptor. Opens the file again if the program has closed it.
+    fn descriptor(&mut self) -> Result<c_int, Error> {
+        if let Some(descriptor) = self.kept.descriptor() {
+            return Ok(descriptor);
         }
-        let descriptor = open(&self.path, libc::O_WRONLY)?;
-        if identity_of(descriptor) != Some(self.identity) {
-            close(descriptor);
+        let again = Kept::of(open(&self.path, libc::O_WRONLY)?)?;
+        if again.identity != self.kept.identity {
             return Err(Error::from_raw_os_error(libc::ESTALE));
         }
-        self.descriptor = out_of_the_way(descriptor);
-        Ok(())
-    }
-}
-
-impl Drop for OutFile {
-    fn drop(&mut self) {
-        if identity_of(self.descriptor) == Some(self.identity) {
-            close(self.descriptor);
-        }
+        // The old number is the program's now, so it is not closed.
+        self.kept = again;
+        Ok(self.kept.descriptor)
     }
 }
 

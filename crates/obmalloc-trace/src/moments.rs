@@ -1,11 +1,12 @@
 //! Moments of a trace that people ask for, and one reading of the trace that finds them.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::clock::Memory;
+use crate::clock::{Clock, Memory};
 use crate::format::{Event, FormatError, Note, Reader};
 
 /// A moment, as it is asked for.
@@ -44,8 +45,12 @@ impl FromStr for Moment {
             None if text == "end" => Some(Self::End),
             None if text == "peak" => Some(Self::Peak),
             Some(("mark", name)) => {
-                let numbered = name.rsplit_once('#').and_then(|(name, number)| Some((name, number.parse().ok().filter(|&n| n > 0)?)));
-                Some(numbered.map_or_else(|| Self::Mark(name.into(), None), |(name, number)| Self::Mark(name.into(), Some(number))))
+                let numbered =
+                    name.rsplit_once('#').and_then(|(name, number)| Some((name, number.parse().ok().filter(|&n| n > 0)?)));
+                Some(
+                    numbered
+                        .map_or_else(|| Self::Mark(name.into(), None), |(name, number)| Self::Mark(name.into(), Some(number))),
+                )
             }
             Some(("event", number)) => number.parse().ok().map(Self::Event),
             Some(("time", seconds)) => seconds.parse().ok().filter(|&seconds: &f64| seconds >= 0.0).map(Self::Time),
@@ -103,32 +108,68 @@ pub struct Found {
     pub seconds: Option<f64>,
 }
 
-impl Outline {
+/// A reading that finds what happened when, a slice at a time.
+pub struct Outlining<'a> {
+    segments: VecDeque<Reader<'a>>,
+    outline: Outline,
+    /// Whose the next calls are, and bytes of arenas that are held.
+    interpreter: u64,
+    held: u64,
+}
+
+impl<'a> Outlining<'a> {
     /// Reads `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them.
+    pub fn new(segments: Vec<Reader<'a>>) -> Self {
+        let segments = segments.into_iter().map(Reader::without_stacks).collect();
+        Self { segments, outline: Outline::default(), interpreter: 0, held: 0 }
+    }
+
+    /// Reads at most `count` events; false when there is nothing left to read.
+    ///
+    /// # Errors
+    /// When the trace cannot be read any further.
+    pub fn step(&mut self, count: usize) -> Result<bool, FormatError> {
+        for _ in 0..count {
+            let Some(reader) = self.segments.front_mut() else { return Ok(false) };
+            if let Some(event) = reader.next() {
+                self.outline.see(&event?, reader.clock(), &mut self.interpreter, &mut self.held);
+                continue;
+            }
+            self.outline.truncated = reader.truncated();
+            self.interpreter = 0;
+            if let (Some(done), Some(next)) = (self.segments.pop_front(), self.segments.front_mut()) {
+                next.continue_from(done);
+            }
+        }
+        Ok(!self.segments.is_empty())
+    }
+
+    /// Bytes of the present segment that have been read, and bytes in all of those left.
+    pub fn progress(&self) -> (u64, u64) {
+        let done = self.segments.front().map_or(0, |reader| reader.progress().0);
+        (done, self.segments.iter().map(|reader| reader.progress().1).sum())
+    }
+
+    /// What was found so far.
+    pub fn outline(&self) -> &Outline {
+        &self.outline
+    }
+}
+
+impl Outline {
+    /// Reads all of `segments`: see [`Outlining`].
     ///
     /// # Errors
     /// When the trace cannot be read.
     pub fn read(segments: Vec<Reader<'_>>) -> Result<Self, FormatError> {
-        let mut outline = Self::default();
-        let (mut before, mut held): (Option<Reader<'_>>, u64) = (None, 0);
-        for segment in segments {
-            let mut reader = segment.without_stacks();
-            if let Some(before) = before.take() {
-                reader.continue_from(before);
-            }
-            let mut interpreter = 0;
-            while let Some(event) = reader.next().transpose()? {
-                outline.see(&event, &reader, &mut interpreter, &mut held);
-            }
-            outline.truncated = reader.truncated();
-            before = Some(reader);
-        }
-        Ok(outline)
+        let mut outlining = Outlining::new(segments);
+        while outlining.step(1 << 20)? {}
+        Ok(outlining.outline)
     }
 
     #[inline]
-    fn see(&mut self, event: &Event, reader: &Reader<'_>, interpreter: &mut u64, held: &mut u64) {
-        let (number, clock) = (self.events, reader.clock());
+    fn see(&mut self, event: &Event, clock: &Clock, interpreter: &mut u64, held: &mut u64) {
+        let number = self.events;
         self.events += 1;
         if clock.micros != self.ticks.last().map_or(0, |tick| tick.1) {
             self.ticks.push((number, clock.micros));

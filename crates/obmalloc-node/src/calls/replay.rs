@@ -112,11 +112,7 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
 
 /// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let (done, all) = with(env, number, |running| Ok(running.replay.progress()))?;
-    let pair = env.array()?;
-    env.define_element(pair, 0, env.number(done as f64)?)?;
-    env.define_element(pair, 1, env.number(all as f64)?)?;
-    Ok(pair)
+    env.pair(with(env, number, |running| Ok(running.replay.progress()))?)
 }
 
 /// `(number)`: what has been found so far, as JSON.
