@@ -93,7 +93,7 @@ pub struct Outline {
     pub finalization: Option<u64>,
     /// The notes that the process is about to fork.
     pub forks: Vec<u64>,
-    /// Most bytes of arenas that were held, and the event after which they were for the first time.
+    /// Most bytes of arenas that were held, and the call with which they were for the first time.
     pub peak: (u64, u64),
     /// Whether the file ended inside a block.
     pub truncated: bool,
@@ -115,13 +115,15 @@ pub struct Outlining<'a> {
     /// Whose the next calls are, and bytes of arenas that are held.
     interpreter: u64,
     held: u64,
+    /// Whether the call that the last arena was taken for is still to come: it stands behind what it asks for.
+    is_in_call: bool,
 }
 
 impl<'a> Outlining<'a> {
     /// Reads `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them.
     pub fn new(segments: Vec<Reader<'a>>) -> Self {
         let segments = segments.into_iter().map(Reader::without_stacks).collect();
-        Self { segments, outline: Outline::default(), interpreter: 0, held: 0 }
+        Self { segments, outline: Outline::default(), interpreter: 0, held: 0, is_in_call: false }
     }
 
     /// Reads at most `count` events; false when there is nothing left to read.
@@ -132,7 +134,9 @@ impl<'a> Outlining<'a> {
         for _ in 0..count {
             let Some(reader) = self.segments.front_mut() else { return Ok(false) };
             if let Some(event) = reader.next() {
-                self.outline.see(&event?, reader.clock(), &mut self.interpreter, &mut self.held);
+                let event = event?;
+                self.outline.see(&event, reader.clock());
+                self.see_arenas(&event);
                 continue;
             }
             self.outline.truncated = reader.truncated();
@@ -142,6 +146,27 @@ impl<'a> Outlining<'a> {
             }
         }
         Ok(!self.segments.is_empty())
+    }
+
+    #[inline]
+    fn see_arenas(&mut self, event: &Event) {
+        let (outline, is_main) = (&mut self.outline, self.interpreter == 0);
+        match event {
+            Event::ArenaAlloc { nested: true, size, result } if *result != 0 && is_main => {
+                self.held += size;
+                if self.held > outline.peak.0 {
+                    outline.peak = (self.held, outline.events - 1);
+                    self.is_in_call = true;
+                }
+            }
+            Event::ArenaFree { nested: true, size, .. } if is_main => self.held = self.held.saturating_sub(*size),
+            Event::Note(Note::Interpreter(id)) => self.interpreter = *id,
+            _ if self.is_in_call && event.is_pymallocs() && !event.is_nested() => {
+                outline.peak.1 = outline.events - 1;
+                self.is_in_call = false;
+            }
+            _ => {}
+        }
     }
 
     /// Bytes of the present segment that have been read, and bytes in all of those left.
@@ -168,7 +193,7 @@ impl Outline {
     }
 
     #[inline]
-    fn see(&mut self, event: &Event, clock: &Clock, interpreter: &mut u64, held: &mut u64) {
+    fn see(&mut self, event: &Event, clock: &Clock) {
         let number = self.events;
         self.events += 1;
         if clock.micros != self.ticks.last().map_or(0, |tick| tick.1) {
@@ -180,14 +205,6 @@ impl Outline {
             self.samples.resize(clock.samples as usize, Sample { event: number, micros: clock.micros, memory });
         }
         match event {
-            Event::ArenaAlloc { nested: true, size, result } if *result != 0 && *interpreter == 0 => {
-                *held += size;
-                if *held > self.peak.0 {
-                    self.peak = (*held, number);
-                }
-            }
-            Event::ArenaFree { nested: true, size, .. } if *interpreter == 0 => *held = held.saturating_sub(*size),
-            Event::Note(Note::Interpreter(id)) => *interpreter = *id,
             Event::Note(Note::Finalization) => self.finalization = Some(number),
             Event::Note(Note::Fork) => self.forks.push(number),
             Event::Note(Note::Mark(name)) => {
@@ -260,12 +277,13 @@ mod tests {
         Outline::read(vec![Reader::new(&trace).expect("a trace")]).expect("undamaged")
     }
 
-    /// 0 and 1 arenas, 2 mark a, 3 arena gone, 4 mark a, 5 mark b#2, 6 to 8 finalization.
+    /// 0 and 1 arenas, 2 the call that asked for the last, 3 mark a, 4 arena gone, 5 mark a, 6 mark b#2, 7 to 9 finalization.
     fn sample() -> Outline {
         outline(|block| {
             block.time(1_000_000);
             block.arena_alloc(true, 1 << 20, 0x10_0000);
             block.arena_alloc(true, 1 << 20, 0x20_0000);
+            block.malloc(Domain::Obj, false, 64, 0x20_0030);
             block.time(2_000_000);
             block.memory(&Memory { anonymous: 4096, ..Memory::default() });
             block.mark("a");
@@ -287,15 +305,15 @@ mod tests {
     fn moments_are_found() {
         let outline = sample();
         let of = |text| event(&outline, text);
-        assert_eq!(of("end"), Some(5), "the last event before finalization");
-        assert_eq!((of("peak"), outline.peak.0), (Some(1), 2 << 20));
-        assert_eq!((of("mark:a"), of("mark:a#1"), of("mark:a#2"), of("mark:a#3")), (Some(4), Some(2), Some(4), None));
-        assert_eq!((of("mark:b#2"), of("mark:c")), (Some(5), None));
-        assert_eq!((of("event:3"), of("event:8"), of("event:9")), (Some(3), Some(8), None));
-        assert_eq!((of("time:0.5"), of("time:1"), of("time:2.5"), of("time:99")), (Some(0), Some(1), Some(3), Some(8)));
-        assert_eq!((outline.seconds(0), outline.seconds(3), outline.duration()), (Some(1.0), Some(2.0), Some(3.0)));
-        assert_eq!(outline.sample(1), None);
-        assert_eq!(outline.sample(5).map(|sample| (sample.event, sample.memory.anonymous)), Some((2, 4096)));
+        assert_eq!(of("end"), Some(6), "the last event before finalization");
+        assert_eq!((of("peak"), outline.peak.0), (Some(2), 2 << 20), "the call that asked for the last arena");
+        assert_eq!((of("mark:a"), of("mark:a#1"), of("mark:a#2"), of("mark:a#3")), (Some(5), Some(3), Some(5), None));
+        assert_eq!((of("mark:b#2"), of("mark:c")), (Some(6), None));
+        assert_eq!((of("event:3"), of("event:9"), of("event:10")), (Some(3), Some(9), None));
+        assert_eq!((of("time:0.5"), of("time:1"), of("time:2.5"), of("time:99")), (Some(0), Some(2), Some(4), Some(9)));
+        assert_eq!((outline.seconds(0), outline.seconds(4), outline.duration()), (Some(1.0), Some(2.0), Some(3.0)));
+        assert_eq!(outline.sample(2), None);
+        assert_eq!(outline.sample(6).map(|sample| (sample.event, sample.memory.anonymous)), Some((3, 4096)));
     }
 
     #[test]
