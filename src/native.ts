@@ -214,6 +214,15 @@ interface Binding {
   /** The moment as JSON, null when the trace has no such moment. */
   findMoment(outline: number, moment: string): string | null
   closeOutline(outline: number): void
+  /** The number of an inquiry into the traces that the options, as JSON, name. */
+  openInquiry(options: string): number
+  /** Looks at no more than `count` events; 0 when there is nothing left. */
+  stepInquiry(inquiry: number, count: number): number
+  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  progressInquiry(inquiry: number): readonly [number, number]
+  /** The answer as JSON. The inquiry is over with it. */
+  answerInquiry(inquiry: number): string
+  closeInquiry(inquiry: number): void
   /** Judges the collector by the answers, as JSON, of a real CPython; what came of it is JSON too. */
   checkGolden(golden: string): string
 }

@@ -97,6 +97,10 @@ pub struct Outline {
     pub peak: (u64, u64),
     /// Whether the file ended inside a block.
     pub truncated: bool,
+    /// Whether the process ended in an orderly way, or went on as another program, and nothing came after that.
+    pub ended: bool,
+    /// Domains whose calls the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj.
+    pub hooks_lost: u8,
 }
 
 /// A moment that was found.
@@ -204,7 +208,10 @@ impl Outline {
         {
             self.samples.resize(clock.samples as usize, Sample { event: number, micros: clock.micros, memory });
         }
+        self.ended = false;
         match event {
+            Event::Note(Note::End | Note::Exec) => self.ended = true,
+            Event::Note(Note::HooksLost(domains)) => self.hooks_lost |= domains,
             Event::Note(Note::Finalization) => self.finalization = Some(number),
             Event::Note(Note::Fork) => self.forks.push(number),
             Event::Note(Note::Mark(name)) => {

@@ -84,7 +84,12 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
 }
 
 pub(super) fn read(segment: &Segment) -> Result<Reader<'static>, Failure> {
-    let unreadable = |error: &dyn std::fmt::Display| Failure::new(UNREADABLE_TRACE, format!("{}: {error}", segment.path));
+    reader(segment).map_err(|why| Failure::new(UNREADABLE_TRACE, why))
+}
+
+/// The reader of a segment, or why there is none.
+pub(super) fn reader(segment: &Segment) -> Result<Reader<'static>, String> {
+    let unreadable = |error: &dyn std::fmt::Display| format!("{}: {error}", segment.path);
     let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len().min(segment.bytes.unwrap_or(u64::MAX));
     Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))
