@@ -19,12 +19,17 @@ if (process.platform !== 'linux') {
     maxBuffer: 1 << 26,
   })
   const target = JSON.parse(metadata.stdout).target_directory
-  const build = spawnSync('cargo', ['build', '--release', '--quiet', '-p', 'obmalloc-preload', '-p', 'obmalloc-python'], {
-    cwd: root,
-    stdio: ['ignore', 'inherit', 'inherit'],
-  })
+  const build = spawnSync(
+    'cargo',
+    ['build', '--release', '--quiet', '-p', 'obmalloc-preload', '-p', 'obmalloc-python', '-p', 'obmalloc-measure'],
+    {
+      cwd: root,
+      stdio: ['ignore', 'inherit', 'inherit'],
+    },
+  )
   if (build.status !== 0) process.exit(build.status ?? 1)
   mkdirSync(folder, { recursive: true })
   copyFileSync(join(target, 'release', 'libobmalloc_preload.so'), join(folder, 'libobmalloc_preload.so'))
   copyFileSync(join(target, 'release', 'libobmalloc_python.so'), join(folder, 'obmalloc_python.abi3.so'))
+  copyFileSync(join(target, 'release', 'obmalloc-measure'), join(folder, 'obmalloc-measure'))
 }

@@ -17,6 +17,7 @@ import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
 import { whyCommand, type WhyCommandOptions } from './commands/why.js'
+import { whatIfCommand, type WhatIfCommandOptions } from './commands/what-if.js'
 import { say } from './terminal.js'
 import { TraceError } from './trace.js'
 import { UsageError } from './usage.js'
@@ -101,6 +102,21 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print the answer as JSON: obmalloc.why/1')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: WhyCommandOptions) => done(await whyCommand(path, options)))
+  program
+    .command('what-if')
+    .description('try other settings and other allocators on a recording')
+    .option('--at <moment>', 'the moment to look at (default: end)')
+    .option('--arena <sizes>', 'arenas of these sizes: 256K,1M')
+    .option('--pool <sizes>', 'pools of these sizes: 4K,16K')
+    .option('--threshold <sizes>', 'pymalloc serves requests up to these sizes: 256,512')
+    .option('--release <releases>', 'the rules of these releases: 3.9,3.13')
+    .option('--allocator <names>', 'these in place of pymalloc, measured: glibc,jemalloc,mimalloc,tcmalloc')
+    .option('--apart <file:line>', 'what this line asked for in a heap of its own')
+    .option('-o, --output <file>', 'write the answer there')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print the answer as JSON')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: WhatIfCommandOptions) => done(await whatIfCommand(path, options)))
   program
     .command('check')
     .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')

@@ -9,3 +9,16 @@ export function releaseOf(version: string): Release {
   if (release === null) throw new RangeError(`expected a CPython of 3.8 to 3.15, but got ${version}`)
   return release
 }
+
+/** Every release that there are heaps of, oldest first. */
+export const ALL_RELEASES: readonly string[] = [
+  '3.8',
+  '3.9',
+  '3.10',
+  '3.11',
+  '3.12',
+  '3.13',
+  '3.14.0',
+  '3.14',
+  '3.15',
+] satisfies Release[]

@@ -29,6 +29,9 @@ export const recorder = (): string => ofPlatform('libobmalloc_preload.so')
 /** The driver: the extension module that is loaded into a CPython. */
 export const driver = (): string => ofPlatform('obmalloc_python.abi3.so')
 
+/** The program that makes a recording's calls with whatever `malloc` it is given. */
+export const measurer = (): string => ofPlatform('obmalloc-measure')
+
 /** A bundled Python program. */
 export const workload = (name: string): string => join(root, 'workload', `${name}.py`)
 

@@ -65,6 +65,7 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     calls::replay::exports(to)?;
     calls::events::exports(to)?;
     calls::moments::exports(to)?;
+    calls::what_if::exports(to)?;
     calls::inquiry::exports(to)?;
     calls::golden::exports(to)?;
     calls::methods(to)?;

@@ -9,3 +9,4 @@ pub mod program;
 pub mod replay;
 pub mod stacks;
 pub mod watch;
+pub mod what_if;

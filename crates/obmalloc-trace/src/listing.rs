@@ -209,9 +209,8 @@ impl Listing {
         if let Some(&is) = self.sites.get(&node) {
             return is;
         }
-        let Some((file, line)) = &self.wanted.site else { return true };
-        let is_file = |path: &str| path.strip_suffix(&file[..]).is_some_and(|before| before.is_empty() || before.ends_with('/'));
-        let is = self.stack(node).iter().any(|frame| frame.line == *line && is_file(&frame.file));
+        let (Some((file, line)), Some(reader)) = (&self.wanted.site, self.segments.front()) else { return true };
+        let is = reader.stacks().passes(node, self.frames, file, *line);
         self.sites.insert(node, is);
         is
     }

@@ -130,6 +130,12 @@ impl Stacks {
         Frame { file: &self.texts[code.file], line: code.line(at), function: &self.texts[code.function] }
     }
 
+    /// Whether one of the innermost `most` frames of a stack is at this line of this file, which is its path or the end of it.
+    pub fn passes(&self, node: u64, most: usize, file: &str, line: u32) -> bool {
+        let is_file = |path: &str| path.strip_suffix(file).is_some_and(|before| before.is_empty() || before.ends_with('/'));
+        self.frames(node).take(most).any(|frame| frame.line == line && is_file(frame.file))
+    }
+
     /// Number of nodes.
     pub fn len(&self) -> usize {
         self.counts.nodes as usize

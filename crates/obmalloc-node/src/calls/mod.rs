@@ -12,6 +12,7 @@ pub(crate) mod moments;
 mod objects;
 pub(crate) mod replay;
 mod table;
+pub(crate) mod what_if;
 
 use batch::run;
 use obmalloc::Domain;

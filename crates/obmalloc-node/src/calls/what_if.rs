@@ -1,0 +1,234 @@
+//! What-if for the command line: a recording's calls are a number here, and what comes of a configuration is JSON.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+
+use obmalloc::profile::Profile;
+use obmalloc_trace::replay::Replay;
+use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
+use serde::{Deserialize, Serialize};
+
+use super::replay::{Segment, UNREADABLE_TRACE, read};
+use crate::face::Realm;
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::{Table, export};
+
+/// The recording is read first, then the configurations take their turns.
+struct Trials {
+    profile: &'static Profile,
+    state: State,
+    /// What sets blocks apart: a file, a line, and how many frames of a stack to look at.
+    site: Option<(String, u32, usize)>,
+    trial: Option<Trial>,
+}
+
+enum State {
+    Reading(Box<Replay<CallsCollector>>),
+    Read { calls: Calls, recorded: Recorded },
+    Over,
+}
+
+/// What the recorded process had at the moment.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Recorded {
+    peak_held: u64,
+    held: u64,
+    maps: u64,
+    unmaps: u64,
+    calls: u64,
+}
+
+thread_local! {
+    static TRIALS: RefCell<(u32, HashMap<u32, Trials>)> = RefCell::default();
+}
+
+#[derive(Deserialize)]
+struct Options {
+    release: String,
+    segments: Vec<Segment>,
+    stop_at: u64,
+    /// Most frames of a stack.
+    frames: usize,
+    apart: Option<(String, u32)>,
+}
+
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"openTrials", open)?;
+    export(to, c"stepTrials", step)?;
+    export(to, c"progressTrials", progress)?;
+    export(to, c"recordedByTrials", recorded)?;
+    export(to, c"tryTrials", try_one)?;
+    export(to, c"rowOfTrials", row)?;
+    export(to, c"writeTrials", write)?;
+    export(to, c"closeTrials", close)
+}
+
+fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Trials) -> Result<T, Failure>) -> Result<T, Failure> {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    TRIALS.with_borrow_mut(|(_, trials)| match trials.get_mut(&number) {
+        Some(trials) => then(trials),
+        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of open trials")),
+    })
+}
+
+fn json(env: Env, value: &impl Serialize) -> Outcome {
+    env.string(&serde_json::to_string(value).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
+}
+
+/// `(options)`: opens the traces and gives the trials' number.
+fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
+    let text = env.text(options).unwrap_or_default();
+    let options: Options =
+        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
+    let profile = Profile::named(&options.release)
+        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
+    let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let collector = CallsCollector::new(options.apart.is_some());
+    let replay = match options.apart {
+        Some(_) => Replay::with_stacks(readers, profile, collector),
+        None => Replay::new(readers, profile, collector),
+    };
+    let mut replay = replay.map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
+    replay.stop_at(options.stop_at);
+    let site = options.apart.map(|(file, line)| (file, line, options.frames));
+    let number = TRIALS.with_borrow_mut(|(last, trials)| {
+        *last += 1;
+        trials.insert(*last, Trials { profile, state: State::Reading(Box::new(replay)), site, trial: None });
+        *last
+    });
+    env.integer(number as usize)
+}
+
+/// `(number, count)`: reads at most `count` events, or makes at most `count` calls; 0 when what is under way is done.
+fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
+    let count = env.double(count).unwrap_or(0.0) as usize;
+    let more = with(env, number, |trials| trials.step(count))?;
+    env.integer(usize::from(more))
+}
+
+impl Trials {
+    fn step(&mut self, count: usize) -> Result<bool, Failure> {
+        match &mut self.state {
+            State::Reading(replay) => {
+                if replay.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))? {
+                    return Ok(true);
+                }
+                self.read();
+                Ok(false)
+            }
+            State::Read { calls, .. } => match &mut self.trial {
+                Some(trial) => trial.step(calls, count).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string())),
+                None => Ok(false),
+            },
+            State::Over => Ok(false),
+        }
+    }
+
+    /// The recording has been read.
+    fn read(&mut self) {
+        let State::Reading(replay) = std::mem::replace(&mut self.state, State::Over) else { return };
+        if replay.watcher().is_full() {
+            return;
+        }
+        let stats = replay.stats();
+        let arenas = |count: usize| count as u64 * stats.geometry.arena_size as u64;
+        let is_apart = self.site.as_ref().and_then(|(file, line, frames)| {
+            let stacks = replay.stacks()?.clone();
+            Some(move |node| stacks.passes(node, *frames, file, *line))
+        });
+        let calls = replay.into_watcher();
+        let calls = match is_apart {
+            Some(is_apart) => calls.calls(is_apart),
+            None => calls.calls(|_| false),
+        };
+        let recorded = Recorded {
+            peak_held: arenas(stats.arenas_highwater),
+            held: arenas(stats.arenas),
+            maps: stats.arenas_allocated_total as u64,
+            unmaps: (stats.arenas_allocated_total - stats.arenas) as u64,
+            calls: calls.len() as u64,
+        };
+        self.state = State::Read { calls, recorded };
+    }
+
+    fn calls(&self) -> Result<(&Calls, &Recorded), Failure> {
+        match &self.state {
+            State::Read { calls, recorded } => Ok((calls, recorded)),
+            State::Reading(_) => Err(Failure::new(code::OUT_OF_RANGE, "expected trials whose recording has been read")),
+            State::Over => Err(Failure::new(code::NO_MEMORY, "more blocks are live than trials can tell apart: 536870912")),
+        }
+    }
+}
+
+/// `(number)`: what has been read or made, and all there is of it.
+fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let progress = with(env, number, |trials| {
+        Ok(match (&trials.state, &trials.trial) {
+            (State::Reading(replay), _) => replay.progress(),
+            (State::Read { calls, .. }, Some(trial)) => (trial.done() as u64, calls.len() as u64),
+            _ => (1, 1),
+        })
+    })?;
+    env.pair(progress)
+}
+
+/// `(number)`: what the recorded process had, as JSON.
+fn recorded(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let recorded = with(env, number, |trials| trials.calls().map(|(_, recorded)| *recorded))?;
+    json(env, &recorded)
+}
+
+/// `(number, configuration)`: begins a trial.
+fn try_one(_: &Realm, env: Env, [number, configuration]: [Value; 2]) -> Outcome {
+    let text = env.text(configuration).unwrap_or_default();
+    let wish: Configuration =
+        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("configuration: {error}")))?;
+    if let Some(release) = wish.release.as_deref().filter(|release| Profile::named(release).is_none()) {
+        return Err(Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}")));
+    }
+    with(env, number, |trials| {
+        // One heap's memory at a time.
+        trials.trial = None;
+        let (calls, _) = trials.calls()?;
+        let trial = Trial::new(&wish, trials.profile, calls);
+        trials.trial = Some(trial.map_err(|error| Failure::new(code::OUT_OF_RANGE, error.to_string()))?);
+        Ok(())
+    })?;
+    Ok(UNDEFINED)
+}
+
+/// `(number)`: what came of the last trial, as JSON.
+fn row(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let row: Row = with(env, number, |trials| {
+        let trial = trials.trial.take();
+        let (calls, _) = trials.calls()?;
+        trial.map(|trial| trial.row(calls)).ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected a trial that was begun"))
+    })?;
+    json(env, &row)
+}
+
+/// `(number, path)`: writes the calls for the measuring program.
+fn write(_: &Realm, env: Env, [number, path]: [Value; 2]) -> Outcome {
+    let path = env.text(path).unwrap_or_default();
+    with(env, number, |trials| {
+        let (calls, _) = trials.calls()?;
+        let written = File::create_new(&path).and_then(|file| {
+            let mut file = BufWriter::new(file);
+            calls.write(&mut file)?;
+            file.flush()
+        });
+        written.map_err(|error| Failure::new(code::INTERNAL, format!("cannot write {path}: {error}")))
+    })?;
+    Ok(UNDEFINED)
+}
+
+/// `(number)`: gives the memory back.
+fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    drop(TRIALS.with_borrow_mut(|(_, trials)| trials.remove(&number)));
+    Ok(UNDEFINED)
+}

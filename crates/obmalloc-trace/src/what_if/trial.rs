@@ -1,0 +1,246 @@
+//! One configuration: its heap, or two where a site is set apart, and what comes of making the calls on it.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use obmalloc::profile::{Geometry, Profile};
+use obmalloc::{ArenaAllocator, Domain, Heap, HeapError, HeapOptions};
+use serde::{Deserialize, Serialize};
+
+use super::calls::{Call, Calls};
+
+/// Another heap than the recorded process had.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Configuration {
+    /// The release whose rules are followed; the recorded one unless given.
+    pub release: Option<String>,
+    /// Bytes in an arena, in a pool, and of the largest request that is small; the release's unless given.
+    pub arena: Option<usize>,
+    #[allow(missing_docs, reason = "said above")]
+    pub pool: Option<usize>,
+    #[allow(missing_docs, reason = "said above")]
+    pub threshold: Option<usize>,
+    /// Whether the blocks that are set apart have a heap of their own.
+    #[serde(default)]
+    pub apart: bool,
+}
+
+/// What came of a configuration. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// Most bytes of arenas that were held, and those that are held at the moment.
+    pub peak_held: u64,
+    #[allow(missing_docs, reason = "said above")]
+    pub held: u64,
+    /// What of that is in no live block, at the size that was asked for.
+    pub lost: u64,
+    /// Arenas that were mapped and unmapped.
+    pub maps: u64,
+    #[allow(missing_docs, reason = "said above")]
+    pub unmaps: u64,
+    /// Nanoseconds that a call took on the mean.
+    pub nanoseconds: f64,
+}
+
+/// Arenas of a trial, all heaps together.
+#[derive(Default)]
+struct Counts {
+    held: Cell<u64>,
+    peak: Cell<u64>,
+    maps: Cell<u64>,
+    unmaps: Cell<u64>,
+}
+
+/// What stands before a heap's arena allocator: counts, and places each arena as far off a pool's boundary as the recorded ones lay.
+struct Arenas {
+    inner: ArenaAllocator,
+    /// By number of the arena.
+    offsets: Rc<[usize]>,
+    /// Where the heap's arenas are: the first byte, and from one to the next.
+    base: usize,
+    stride: usize,
+    counts: Rc<Counts>,
+}
+
+/// A heap and the address space of its arenas.
+struct Side {
+    // Field order is drop order: the heap gives its arenas back through the hooks.
+    heap: Heap,
+    _arenas: Box<Arenas>,
+    region: (usize, usize),
+}
+
+/// The calls, being made under a configuration.
+pub struct Trial {
+    sides: Vec<Side>,
+    slots: Vec<*mut u8>,
+    counts: Rc<Counts>,
+    at: usize,
+    time: Duration,
+}
+
+impl Trial {
+    /// Prepares a configuration for a recording of `profile`. Each arena lies as far off a pool's boundary as the one that was recorded
+    /// in its turn, those that come after these as the last one: the system places them side by side.
+    ///
+    /// # Errors
+    /// When no such heap can be made.
+    pub fn new(wish: &Configuration, profile: &Profile, calls: &Calls) -> Result<Self, HeapError> {
+        let named = wish.release.as_deref().and_then(Profile::named);
+        // Only the arenas are looked at, and the nodes of their map are none.
+        let profile = named.unwrap_or(profile).without_arena_map();
+        let release = profile.geometry();
+        let geometry = Geometry {
+            arena_size: wish.arena.unwrap_or(release.arena_size),
+            pool_size: wish.pool.unwrap_or(release.pool_size),
+            small_request_threshold: wish.threshold.unwrap_or(release.small_request_threshold),
+            ..release
+        };
+        geometry.check()?;
+        let counts = Rc::<Counts>::default();
+        let within_pool = |arena: &u32| *arena as usize & (geometry.pool_size - 1);
+        let offsets: Rc<[usize]> = calls.arenas.iter().map(within_pool).collect();
+        let sides = (0..if wish.apart { 2 } else { 1 })
+            .map(|_| Side::new(&profile, geometry, &offsets, &counts))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { sides, slots: vec![ptr::null_mut(); calls.slots], counts, at: 0, time: Duration::ZERO })
+    }
+
+    /// Makes at most `count` of the calls; false when all have been made.
+    ///
+    /// # Errors
+    /// When there is no memory for a block.
+    pub fn step(&mut self, calls: &Calls, count: usize) -> Result<bool, HeapError> {
+        let end = calls.calls.len().min(self.at + count);
+        let start = Instant::now();
+        let slice = &calls.calls[self.at..end];
+        let made = match &self.sides[..] {
+            [only] => make(slice, &mut self.slots, |_| &only.heap),
+            sides => make(slice, &mut self.slots, |call| &sides[usize::from(call.is_apart())].heap),
+        };
+        self.time += start.elapsed();
+        self.at = end;
+        if made { Ok(end < calls.calls.len()) } else { Err(HeapError::NoMemory) }
+    }
+
+    /// How many calls have been made.
+    pub fn done(&self) -> usize {
+        self.at
+    }
+
+    /// What came of it.
+    pub fn row(&self, calls: &Calls) -> Row {
+        let held = self.counts.held.get();
+        let live = self.live(calls);
+        Row {
+            peak_held: self.counts.peak.get(),
+            held,
+            lost: held.saturating_sub(live),
+            maps: self.counts.maps.get(),
+            unmaps: self.counts.unmaps.get(),
+            nanoseconds: self.time.as_nanos() as f64 / self.at.max(1) as f64,
+        }
+    }
+
+    /// Bytes that were asked for in blocks that lie in arenas now.
+    fn live(&self, calls: &Calls) -> u64 {
+        let mut sizes = vec![0u32; self.slots.len()];
+        for call in &calls.calls[..self.at] {
+            sizes[call.slot()] = call.size() as u32;
+        }
+        let inside = |block: &*mut u8| self.sides.iter().any(|side| block.addr().wrapping_sub(side.region.0) < side.region.1);
+        let live = self.slots.iter().zip(sizes).filter(|(block, _)| !block.is_null() && inside(block));
+        live.map(|(_, size)| u64::from(size)).sum()
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        // What lies in arenas goes with them; the rest is the C library's.
+        for &block in &self.slots {
+            let inside = self.sides.iter().any(|side| block.addr().wrapping_sub(side.region.0) < side.region.1);
+            if !inside && let Some(side) = self.sides.first() {
+                // SAFETY: a live block of the raw domain, which all heaps share: the C library's.
+                unsafe { side.heap.free(Domain::Raw, NonNull::new(block)) };
+            }
+        }
+    }
+}
+
+/// Makes the calls, each on the heap that `side` gives for it. False when there is no memory for a block.
+#[inline]
+fn make<'a>(calls: &[Call], slots: &mut [*mut u8], side: impl Fn(Call) -> &'a Heap) -> bool {
+    for &call in calls {
+        let (heap, slot, size) = (side(call), &mut slots[call.slot()], call.size());
+        let block = NonNull::new(*slot);
+        // SAFETY: a slot holds nothing or a live block of its heap: the calls were made from such that were right, in this order.
+        let given = unsafe {
+            match call.verb() {
+                0 => heap.malloc(Domain::Obj, size),
+                1 => heap.calloc(Domain::Obj, 1, size),
+                2 => heap.realloc(Domain::Obj, block, size),
+                _ => {
+                    heap.free(Domain::Obj, block);
+                    *slot = ptr::null_mut();
+                    continue;
+                }
+            }
+        };
+        let Some(given) = given else { return false };
+        *slot = given.as_ptr();
+    }
+    true
+}
+
+impl Side {
+    fn new(profile: &Profile, geometry: Geometry, offsets: &Rc<[usize]>, counts: &Rc<Counts>) -> Result<Self, HeapError> {
+        let slack = if offsets.iter().all(|&offset| offset == 0) { 0 } else { geometry.pool_size };
+        let options = HeapOptions { geometry: Some(geometry), arena_slack: slack, ..HeapOptions::new(profile) };
+        let heap = Heap::with_options(options)?;
+        let region = heap.region();
+        let mut arenas = Box::new(Arenas {
+            inner: heap.arena_allocator(),
+            offsets: offsets.clone(),
+            base: region.0,
+            stride: geometry.arena_size + slack,
+            counts: counts.clone(),
+        });
+        let ctx = ptr::from_mut::<Arenas>(&mut arenas).cast::<c_void>();
+        // SAFETY: they live as long as the heap (field order) and pass on to the functions that were in.
+        unsafe { heap.set_arena_allocator(ArenaAllocator { ctx, alloc: arena_alloc, free: arena_free }) };
+        Ok(Self { heap, _arenas: arenas, region })
+    }
+}
+
+unsafe extern "C-unwind" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: `ctx` is what the functions were installed with; the heap leaves room for the offset behind each arena.
+    unsafe {
+        let arenas = &*ctx.cast::<Arenas>();
+        let address = (arenas.inner.alloc)(arenas.inner.ctx, size);
+        if address.is_null() {
+            return address;
+        }
+        let counts = &arenas.counts;
+        let number = (counts.maps.get() as usize).min(arenas.offsets.len().saturating_sub(1));
+        counts.maps.set(counts.maps.get() + 1);
+        counts.held.set(counts.held.get() + size as u64);
+        counts.peak.set(counts.peak.get().max(counts.held.get()));
+        address.byte_add(arenas.offsets.get(number).copied().unwrap_or(0))
+    }
+}
+
+unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
+    // SAFETY: as in `arena_alloc`.
+    unsafe {
+        let arenas = &*ctx.cast::<Arenas>();
+        let counts = &arenas.counts;
+        counts.unmaps.set(counts.unmaps.get() + 1);
+        counts.held.set(counts.held.get() - size as u64);
+        let offset = (address.addr() - arenas.base) % arenas.stride;
+        (arenas.inner.free)(arenas.inner.ctx, address.byte_sub(offset), size);
+    }
+}

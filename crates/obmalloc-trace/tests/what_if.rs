@@ -1,0 +1,93 @@
+//! Configurations, against what real CPythons did.
+
+use std::path::Path;
+
+use obmalloc::Stats;
+use obmalloc::profile::{self, Profile};
+use obmalloc_trace::format::Reader;
+use obmalloc_trace::replay::Replay;
+use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
+
+fn golden(release: &str) -> Reader<'static> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(format!("{release}.trace"));
+    Reader::new(std::fs::read(path).expect("a golden trace")).expect("a trace")
+}
+
+/// A recording's calls up to event `stop_at`, and the statistics there, which are CPython's.
+fn calls(release: &str, stop_at: u64) -> (Calls, Stats) {
+    let profile = Profile::named(release).expect("a release");
+    let mut replay = Replay::new(vec![golden(release)], profile, CallsCollector::new(false)).expect("a heap");
+    replay.stop_at(stop_at);
+    replay.run().expect("undamaged");
+    let stats = replay.stats();
+    (replay.into_watcher().calls(|_| false), stats)
+}
+
+fn row(wish: &Configuration, recorded: &Profile, calls: &Calls) -> Row {
+    let mut trial = Trial::new(wish, recorded, calls).expect("a heap");
+    while trial.step(calls, 1000).expect("memory") {}
+    trial.row(calls)
+}
+
+#[test]
+fn recorded_setting_gives_what_the_recorded_process_had() {
+    for profile in profile::ALL {
+        let geometry = profile.geometry();
+        for stop_at in [3_000, 60_000, u64::MAX] {
+            let (calls, stats) = calls(profile.release(), stop_at);
+            let size = geometry.arena_size as u64;
+            let spelled_out = Configuration {
+                release: Some(profile.release().into()),
+                arena: Some(geometry.arena_size),
+                pool: Some(geometry.pool_size),
+                threshold: Some(geometry.small_request_threshold),
+                apart: false,
+            };
+            for wish in [Configuration::default(), spelled_out] {
+                let row = row(&wish, profile, &calls);
+                let of = format!("{} up to {stop_at}: {row:?}", profile.release());
+                assert_eq!(row.held, stats.arenas as u64 * size, "{of}");
+                assert_eq!(row.peak_held, stats.arenas_highwater as u64 * size, "{of}");
+                assert_eq!(row.maps, stats.arenas_allocated_total as u64, "{of}");
+                assert_eq!(row.unmaps, (stats.arenas_allocated_total - stats.arenas) as u64, "{of}");
+                let in_use: usize =
+                    stats.classes.iter().zip(1..).map(|(class, number)| class.blocks_in_use * number * geometry.alignment).sum();
+                let live = row.held - row.lost;
+                assert!(live <= in_use as u64 && live * 10 > in_use as u64 * 8, "{of}: {live} of {in_use}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rules_of_3_9_on_a_recording_of_3_8_are_those_of_a_replay_on_3_9() {
+    // Everything but addresses: 3.9 keeps the last empty arena.
+    let (calls, _) = calls("3.8", u64::MAX);
+    let as_3_9 = Configuration { release: Some("3.9".into()), ..Configuration::default() };
+    let [own, other] = [&Configuration::default(), &as_3_9].map(|wish| row(wish, &profile::V3_8, &calls));
+    assert!(other.unmaps <= own.unmaps);
+    assert_eq!(row(&as_3_9, &profile::V3_9, &calls).maps, other.maps);
+    let small = Configuration { release: Some("3.13".into()), arena: Some(256 << 10), pool: Some(4 << 10), ..as_3_9.clone() };
+    assert_eq!(row(&small, &profile::V3_8, &calls).held, other.held, "3.13's rules for arenas are those of 3.9");
+}
+
+#[test]
+fn larger_arenas_are_fewer_and_what_is_not_small_is_in_none() {
+    let (calls, _) = calls("3.13", 60_000);
+    let of = |arena: usize, threshold: usize| {
+        let wish = Configuration { arena: Some(arena), threshold: Some(threshold), ..Configuration::default() };
+        row(&wish, &profile::V3_13, &calls)
+    };
+    let [small, large, few] = [of(256 << 10, 512), of(4 << 20, 512), of(256 << 10, 64)];
+    assert!(small.maps > large.maps && large.held.is_multiple_of(4 << 20));
+    assert!(few.held < small.held);
+}
+
+#[test]
+fn sizes_that_no_heap_has_are_refused() {
+    let (calls, _) = calls("3.13", 100);
+    for (arena, pool) in [(3 << 20, 16 << 10), (1 << 20, 1 << 20), (1 << 30, 16 << 10)] {
+        let wish = Configuration { arena: Some(arena), pool: Some(pool), ..Configuration::default() };
+        assert!(Trial::new(&wish, &profile::V3_13, &calls).is_err());
+    }
+}

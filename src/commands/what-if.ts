@@ -1,0 +1,97 @@
+/** `obmalloc what-if`: what other settings, other allocators or one line's blocks apart would have brought, tried on the recording. */
+
+import { ALL_RELEASES } from '../release.js'
+import { columns, Progress, say } from '../terminal.js'
+import { UsageError } from '../usage.js'
+import { ALLOCATORS, type AllocatorName, type Configuration, whatIf, type WhatIfRow } from '../what-if.js'
+import { emit, type Output } from '../output.js'
+import { bytes } from './why.js'
+
+export interface WhatIfCommandOptions extends Output {
+  readonly at?: string
+  readonly arena?: string
+  readonly pool?: string
+  readonly threshold?: string
+  readonly release?: string
+  readonly allocator?: string
+  readonly apart?: string
+  readonly json?: boolean
+}
+
+export async function whatIfCommand(path: string, options: WhatIfCommandOptions): Promise<number> {
+  const { arena, pool, threshold, release, allocator, apart, at } = options
+  const configurations: Configuration[] = [
+    ...list(release, 'release').map((name) => ({ release: releaseNamed(name) })),
+    ...list(arena, 'arena').map((size) => ({ arena: sizeOf(size) })),
+    ...list(pool, 'pool').map((size) => ({ pool: sizeOf(size) })),
+    ...list(threshold, 'threshold').map((size) => ({ threshold: sizeOf(size) })),
+  ]
+  const allocators = list(allocator, 'allocator').map(allocatorNamed)
+  const asksNothing = [arena, pool, threshold, release, allocator, apart].every((option) => option === undefined)
+  const progress = new Progress()
+  const answer = await whatIf(path, {
+    ...(at === undefined ? {} : { at }),
+    configurations: asksNothing ? [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 })) : configurations,
+    allocators: asksNothing ? (Object.keys(ALLOCATORS) as AllocatorName[]) : allocators,
+    ...(apart === undefined ? {} : { apart: siteOf(apart) }),
+    onProgress: (what, done, total) => progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
+  }).finally(() => progress.done())
+  emit(options.json ? `${JSON.stringify(answer)}\n` : inWords(path, answer.rows), options)
+  for (const remark of answer.remarks) say(remark)
+  return 0
+}
+
+function list(text: string | undefined, option: string): string[] {
+  if (text === undefined) return []
+  const parts = text.split(',').map((part) => part.trim())
+  if (parts.includes('')) throw new UsageError(`expected a list like a,b for --${option}, but got ${JSON.stringify(text)}`)
+  return parts
+}
+
+/** A size as 262144, 256K, 1M or 1G. */
+export function sizeOf(text: string): number {
+  const found = /^(\d+)\s*([KMG])?(?:i?B)?$/i.exec(text)
+  if (!found) throw new UsageError(`expected a size like 262144, 256K or 1M, but got ${text}`)
+  return Number(found[1]) * 1024 ** ' KMG'.indexOf((found[2] ?? ' ').toUpperCase())
+}
+
+function releaseNamed(name: string): string {
+  if (!ALL_RELEASES.includes(name)) throw new UsageError(`expected a release (${ALL_RELEASES.join(', ')}), but got ${name}`)
+  return name
+}
+
+function allocatorNamed(name: string): AllocatorName {
+  if (!Object.hasOwn(ALLOCATORS, name))
+    throw new UsageError(`expected an allocator (${Object.keys(ALLOCATORS).join(', ')}), but got ${name}`)
+  return name as AllocatorName
+}
+
+export function siteOf(text: string): { file: string; line: number } {
+  const place = /^(.+):(\d{1,9})$/.exec(text)
+  if (!place) throw new UsageError(`expected a site as FILE:LINE, but got ${text}`)
+  return { file: place[1]!, line: Number(place[2]) }
+}
+
+const HEADINGS = ['', 'kind', 'setting', 'peak held', 'held', 'difference', 'lost inside', 'maps', 'unmaps', 'ns a call']
+
+function inWords(path: string, rows: readonly WhatIfRow[]): string {
+  const cells = rows.map((row) => [
+    row.name,
+    row.kind,
+    row.setting ?? '-',
+    bytes(row.peakHeld),
+    bytes(row.held),
+    row.difference === 0 ? '0' : `${row.difference > 0 ? '+' : '-'}${bytes(Math.abs(row.difference))}`,
+    row.lost === null ? '-' : bytes(row.lost),
+    row.maps === null ? '-' : String(row.maps),
+    row.unmaps === null ? '-' : String(row.unmaps),
+    row.nanoseconds.toFixed(1),
+  ])
+  const notes = rows.some(({ kind }) => kind === 'measured')
+    ? [
+        '',
+        'Measured rows are resident memory of a real process, small and large blocks together; the others are arenas. They cannot be ranked together.',
+      ]
+    : []
+  return `${[...columns([HEADINGS, ...cells], 3), ...notes, '', `next: obmalloc why ${path}`].join('\n')}\n`
+}

@@ -1,0 +1,250 @@
+/** What if: a recording's calls, made again under other settings and with other allocators. */
+
+import { execFile } from 'node:child_process'
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+
+import { findMoment, type Moment } from './moments.js'
+import { native } from './native.js'
+import { releaseOf } from './release.js'
+import { reading } from './replaying.js'
+import { measurer } from './tools.js'
+import { readHeader, segments } from './trace.js'
+import { UsageError } from './usage.js'
+
+/** Another setting than the recorded one; what is not given is as recorded. Sizes in bytes. */
+export interface Configuration {
+  /** Follows the rules of this release. */
+  readonly release?: string
+  readonly arena?: number
+  readonly pool?: number
+  /** The largest request that pymalloc serves itself. */
+  readonly threshold?: number
+  /** Gives the blocks of `apart` a heap of their own. */
+  readonly apart?: boolean
+}
+
+/** Allocators that can be loaded in place of C's, by the names of their files. `glibc` is C's own. */
+export const ALLOCATORS = {
+  glibc: null,
+  jemalloc: /^libjemalloc\.so\.\d/,
+  mimalloc: /^libmimalloc\.so\.\d/,
+  tcmalloc: /^libtcmalloc_minimal\.so\.\d/,
+} as const
+
+export type AllocatorName = keyof typeof ALLOCATORS
+
+/**
+ * What came of a setting, in bytes. `exact` rows follow the rules of a release for sizes that it has; `model` rows assume where the system would
+ * place arenas of other sizes; `measured` rows are resident memory of a real process. Rows of different kinds cannot be ranked together.
+ */
+export interface WhatIfRow {
+  readonly name: string
+  readonly kind: 'exact' | 'model' | 'measured'
+  /** Most that was held, and what is held at the moment: arenas, or resident memory where it was measured. */
+  readonly peakHeld: number
+  readonly held: number
+  /** Against the row that is as recorded and of the same kind. */
+  readonly difference: number
+  /** What of `held` is in no live block; null where it was measured. */
+  readonly lost: number | null
+  /** Arenas that were mapped and unmapped; null where it was measured. */
+  readonly maps: number | null
+  readonly unmaps: number | null
+  /** A call, on the mean. */
+  readonly nanoseconds: number
+  /** What brings it about; null where nothing does. */
+  readonly setting: string | null
+}
+
+export interface WhatIf {
+  readonly schema: 'obmalloc.what-if/1'
+  readonly at: Moment & { readonly moment: string }
+  /** Calls of mem and obj up to the moment. */
+  readonly calls: number
+  readonly rows: readonly WhatIfRow[]
+  /** What was asked for and could not be tried, a sentence each. */
+  readonly remarks: readonly string[]
+}
+
+export interface WhatIfOptions {
+  readonly at?: string
+  readonly configurations?: readonly Configuration[]
+  readonly allocators?: readonly AllocatorName[]
+  /** Blocks whose stack passes this file and line have a heap of their own in one more row. */
+  readonly apart?: { readonly file: string; readonly line: number }
+  readonly signal?: AbortSignal
+  readonly onProgress?: (what: string, done: number, total: number) => void
+}
+
+interface Made {
+  readonly peakHeld: number
+  readonly held: number
+  readonly lost: number
+  readonly maps: number
+  readonly unmaps: number
+  readonly nanoseconds: number
+}
+
+/** Events read, or calls made, between two looks at the clock and the terminal. */
+const SLICE = 500_000
+
+/** Tries settings on a recording. Throws `TraceError` when it cannot be read. */
+export async function whatIf(path: string, options: WhatIfOptions = {}): Promise<WhatIf> {
+  const { at = 'end', configurations = [], allocators = [], apart, signal, onProgress } = options
+  const [header, parts] = [readHeader(path), segments(path)]
+  const release = releaseOf(header.python)
+  const moment = await findMoment(parts, at, (done, total) => onProgress?.(path, done, total))
+  const frames = header.stacks ?? 0
+  if (apart && frames === 0) throw new UsageError(`${path} has no stacks: blocks cannot be set apart by line`)
+  const site = apart ? [apart.file, apart.line] : null
+  const trials = reading(() =>
+    native.openTrials(JSON.stringify({ release, segments: parts, stop_at: moment.event + 1, frames, apart: site })),
+  )
+  const finish = async (what: string): Promise<void> => {
+    while (reading(() => native.stepTrials(trials, SLICE)) !== 0) {
+      onProgress?.(what, ...native.progressTrials(trials))
+      await new Promise((done) => setImmediate(done))
+      signal?.throwIfAborted()
+    }
+  }
+  const attempt = async (configuration: Configuration): Promise<Made> => {
+    native.tryTrials(trials, JSON.stringify(configuration))
+    await finish(nameOf(configuration, apart))
+    return JSON.parse(native.rowOfTrials(trials)) as Made
+  }
+  try {
+    await finish(path)
+    const recorded = JSON.parse(native.recordedByTrials(trials)) as Omit<Made, 'lost' | 'nanoseconds'> & { calls: number }
+    const again = await attempt({})
+    // The replay has placed every arena where it was; whatever the trials assume has to give the same.
+    const isSame = again.held === recorded.held && again.peakHeld === recorded.peakHeld && again.maps === recorded.maps
+    const remarks = isSame
+      ? []
+      : [`made again, the recorded setting holds ${again.held} bytes, and not ${recorded.held}: rows may be off by as much`]
+    const rows: WhatIfRow[] = [
+      { name: `as recorded (${release})`, kind: 'exact', ...again, ...pick(recorded), difference: 0, setting: null },
+    ]
+    const all = apart ? [...configurations, { apart: true }] : configurations
+    for (const configuration of all) {
+      const made = await attempt(configuration)
+      const kind = isSame && isOfARelease(configuration) ? 'exact' : 'model'
+      const difference = made.held - recorded.held
+      rows.push({ name: nameOf(configuration, apart), kind, ...made, difference, setting: settingOf(configuration) })
+    }
+    if (allocators.length > 0) {
+      const measured = await measureAll(trials, release, allocators, signal, onProgress)
+      rows.push(...measured.rows)
+      remarks.push(...measured.remarks)
+    }
+    return { schema: 'obmalloc.what-if/1', at: { ...moment, moment: at }, calls: recorded.calls, rows, remarks }
+  } finally {
+    native.closeTrials(trials)
+  }
+}
+
+function pick({ peakHeld, held, maps, unmaps }: Omit<Made, 'lost' | 'nanoseconds'>) {
+  return { peakHeld, held, maps, unmaps }
+}
+
+/** Whether some release has these sizes, so that nothing has to be assumed. */
+function isOfARelease({ arena, pool, threshold, apart }: Configuration): boolean {
+  return arena === undefined && pool === undefined && threshold === undefined && apart !== true
+}
+
+function nameOf({ release, arena, pool, threshold, apart }: Configuration, site?: { file: string; line: number }): string {
+  const parts = [
+    ...(release === undefined ? [] : [`rules of ${release}`]),
+    ...(arena === undefined ? [] : [`arenas of ${sizeOf(arena)}`]),
+    ...(pool === undefined ? [] : [`pools of ${sizeOf(pool)}`]),
+    ...(threshold === undefined ? [] : [`small up to ${threshold}`]),
+    ...(apart ? [`${site?.file}:${site?.line} apart`] : []),
+  ]
+  return parts.length === 0 ? 'as recorded' : parts.join(', ')
+}
+
+function sizeOf(bytes: number): string {
+  return bytes % 2 ** 20 === 0 ? `${bytes / 2 ** 20} MiB` : `${bytes / 1024} KiB`
+}
+
+/** How a CPython gets this setting. */
+function settingOf({ release, arena, pool, threshold, apart }: Configuration): string | null {
+  if (apart) return null
+  const macros = [
+    ...(arena === undefined ? [] : [`ARENA_BITS ${Math.log2(arena)}`]),
+    ...(pool === undefined ? [] : [`POOL_BITS ${Math.log2(pool)}`]),
+    ...(threshold === undefined ? [] : [`SMALL_REQUEST_THRESHOLD ${threshold}`]),
+  ]
+  const built = macros.length === 0 ? [] : [`built with ${macros.join(', ')}`]
+  return `CPython ${[...(release === undefined ? [] : [release]), ...built].join(' ')}`
+}
+
+/** Where the system keeps an allocator; nothing where it has none. */
+export function findAllocator(name: AllocatorName): string | undefined {
+  const pattern = ALLOCATORS[name]
+  if (pattern === null) return ''
+  const folders = ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu', '/usr/lib64', '/usr/lib', '/usr/local/lib']
+  return folders
+    .filter((folder) => existsSync(folder))
+    .flatMap((folder) =>
+      readdirSync(folder)
+        .filter((file) => pattern.test(file))
+        .map((file) => join(folder, file)),
+    )
+    .sort((a, b) => a.length - b.length)[0]
+}
+
+/** Makes the calls in a process for each allocator, and in one more with pymalloc, which the others are held against. */
+async function measureAll(
+  trials: number,
+  release: string,
+  allocators: readonly AllocatorName[],
+  signal: AbortSignal | undefined,
+  onProgress: WhatIfOptions['onProgress'],
+): Promise<{ rows: WhatIfRow[]; remarks: string[] }> {
+  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
+  try {
+    const calls = join(folder, 'calls')
+    native.writeTrials(trials, calls)
+    const pymalloc = await measure('', [calls, 'pymalloc', release], signal)
+    const rows = [measuredRow(`pymalloc of ${release}, resident`, pymalloc, pymalloc.held, null)]
+    const remarks: string[] = []
+    for (const [index, name] of allocators.entries()) {
+      onProgress?.(name, index, allocators.length)
+      const library = findAllocator(name)
+      if (library === undefined) {
+        remarks.push(`${name} was not measured: this system has no library of it`)
+        continue
+      }
+      const setting = ['PYTHONMALLOC=malloc', ...(library === '' ? [] : [`LD_PRELOAD=${library}`])].join(' ')
+      rows.push(measuredRow(name, await measure(library, [calls], signal), pymalloc.held, setting))
+    }
+    return { rows, remarks }
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+interface Measured {
+  readonly peak: number
+  readonly held: number
+  readonly nanoseconds: number
+}
+
+function measuredRow(name: string, { peak, held, nanoseconds }: Measured, reference: number, setting: string | null): WhatIfRow {
+  const nothing = { lost: null, maps: null, unmaps: null }
+  return { name, kind: 'measured', peakHeld: peak, held, difference: held - reference, ...nothing, nanoseconds, setting }
+}
+
+/** Two processes: one that touches every byte, for the memory, and one that touches nothing, for the time. */
+async function measure(library: string, args: readonly string[], signal: AbortSignal | undefined): Promise<Measured> {
+  const env = { ...process.env, LD_PRELOAD: library }
+  const run = async (...more: string[]) => {
+    const { stdout } = await promisify(execFile)(measurer(), [...args, ...more], { env, ...(signal ? { signal } : {}) })
+    return JSON.parse(stdout) as { peak: number; held: number; nanoseconds: number | null }
+  }
+  const [{ peak, held }, { nanoseconds }] = [await run(), await run('time')]
+  return { peak, held, nanoseconds: nanoseconds ?? 0 }
+}
