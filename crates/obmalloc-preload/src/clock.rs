@@ -5,7 +5,6 @@ use crate::file::{Kept, open};
 use crate::python::{object_base, symbol};
 use obmalloc_trace::clock::Memory;
 use std::ffi::{c_int, c_void};
-use std::path::Path;
 
 /// The variable that says how many milliseconds lie between two samples of memory at least; 0 for no samples.
 pub const VARIABLE: &str = "OBMALLOC_EVERY";
@@ -88,7 +87,7 @@ impl Clock {
             Some(descriptor) => descriptor,
             None => {
                 // A number that the program has put something else behind is not closed: see `Kept`.
-                self.statm = Kept::of(open(Path::new("/proc/self/statm"), libc::O_RDONLY).ok()?).ok();
+                self.statm = Kept::of(open(c"/proc/self/statm", libc::O_RDONLY).ok()?).ok();
                 self.statm.as_ref()?.descriptor()?
             }
         };
@@ -100,9 +99,10 @@ impl Clock {
         Some([numbers.next()??, numbers.next()??])
     }
 
-    /// This process is a fork of the one that the clock was made in: what was opened is that one's.
+    /// This process is a fork of the one that the clock was made in: what was opened is that one's, and a sample is due.
     pub fn forked(&mut self) {
         self.statm = None;
+        self.next = 0;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The file that a process writes: kept open, found again when the program has closed its descriptor, and written so that a limit on
 //! files does no harm to the program.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::io::Error;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +18,8 @@ type Identity = (libc::dev_t, libc::ino_t);
 pub struct OutFile {
     kept: Kept,
     path: PathBuf,
+    /// The same as C has it: it may be wanted where no memory may be taken.
+    c_path: CString,
 }
 
 /// A descriptor, and the file that it stood for when it was opened.
@@ -50,7 +52,8 @@ impl Drop for Kept {
 impl OutFile {
     /// Opens `path`, emptied, for this process alone. `EWOULDBLOCK` when another process writes it.
     pub fn claim(path: &Path) -> Result<Self, Error> {
-        let descriptor = open(path, libc::O_WRONLY | libc::O_CREAT)?;
+        let c_path = c_path(path)?;
+        let descriptor = open(&c_path, libc::O_WRONLY | libc::O_CREAT)?;
         // SAFETY: takes no memory.
         if unsafe { libc::flock(descriptor, libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let error = Error::last_os_error();
@@ -62,13 +65,14 @@ impl OutFile {
         }
         // What cannot be emptied (a device) needs not be. SAFETY: takes no memory.
         unsafe { libc::ftruncate(descriptor, 0) };
-        Self::of(descriptor, path.to_owned())
+        Self::of(descriptor, path.to_owned(), c_path)
     }
 
     /// Makes `path`. `EEXIST` when it is there.
     pub fn make(path: PathBuf) -> Result<Self, Error> {
-        let descriptor = open(&path, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL)?;
-        Self::of(descriptor, path)
+        let c_path = c_path(&path)?;
+        let descriptor = open(&c_path, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL)?;
+        Self::of(descriptor, path, c_path)
     }
 
     /// Makes `<base>.<pid>`, or `<base>.<pid>.2` and so on if a process of the same id has been there: one that executed this one.
@@ -84,8 +88,8 @@ impl OutFile {
         }
     }
 
-    fn of(descriptor: c_int, path: PathBuf) -> Result<Self, Error> {
-        Ok(Self { kept: Kept::of(descriptor)?, path })
+    fn of(descriptor: c_int, path: PathBuf, c_path: CString) -> Result<Self, Error> {
+        Ok(Self { kept: Kept::of(descriptor)?, path, c_path })
     }
 
     pub fn path(&self) -> &Path {
@@ -122,7 +126,7 @@ impl OutFile {
         if let Some(descriptor) = self.kept.descriptor() {
             return Ok(descriptor);
         }
-        let again = Kept::of(open(&self.path, libc::O_WRONLY)?)?;
+        let again = Kept::of(open(&self.c_path, libc::O_WRONLY)?)?;
         if again.identity != self.kept.identity {
             return Err(Error::from_raw_os_error(libc::ESTALE));
         }
@@ -140,9 +144,13 @@ pub fn allow(end: u64) -> Result<(), Error> {
     }
 }
 
-/// `open`. Where the program has no descriptor left, the limit is raised for as long as it takes.
-pub fn open(path: &Path, flags: c_int) -> Result<c_int, Error> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
+/// A path as C has it.
+pub fn c_path(path: &Path) -> Result<CString, Error> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// `open`, without taking memory. Where the program has no descriptor left, the limit is raised for as long as it takes.
+pub fn open(path: &CStr, flags: c_int) -> Result<c_int, Error> {
     // SAFETY: the path is NUL-terminated.
     let open = || unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o666) };
     let descriptor = open();
