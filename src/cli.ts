@@ -14,8 +14,10 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 import { checkCommand, type CheckCommandOptions } from './commands/check.js'
 import { compareCommand, type CompareOptions } from './commands/compare.js'
 import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
+import { mapCommand, type MapCommandOptions } from './commands/map.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
+import { topCommand, type TopCommandOptions } from './commands/top.js'
 import { whyCommand, type WhyCommandOptions } from './commands/why.js'
 import { whatIfCommand, type WhatIfCommandOptions } from './commands/what-if.js'
 import { say } from './terminal.js'
@@ -103,9 +105,33 @@ function commandLine(done: (code: number) => void): Command {
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: WhyCommandOptions) => done(await whyCommand(path, options)))
   program
+    .command('top')
+    .description('what sites, functions, files or size classes have asked for, and have')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--by <what>', 'site, function, file or class', 'site')
+    .option('--sort <column>', 'allocated, freed, live, blocks, held, outside or temporary', 'held')
+    .option('--top <number>', 'how many rows to show', count, 20)
+    .option('--csv', 'print all rows with commas between')
+    .option('-o, --output <file>', 'write there instead')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print all rows as JSON')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: TopCommandOptions) => done(await topCommand(path, options)))
+  program
+    .command('map')
+    .description('the arenas at a moment, a line each and a character a pool')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--color <what>', 'fill, class, age or site', 'fill')
+    .option('--png <file>', 'draw a picture instead')
+    .option('-o, --output <file>', 'write there instead')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print the pools as JSON')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: MapCommandOptions) => done(await mapCommand(path, options)))
+  program
     .command('what-if')
     .description('try other settings and other allocators on a recording')
-    .option('--at <moment>', 'the moment to look at (default: end)')
+    .option('--at <moment>', MOMENTS, 'end')
     .option('--arena <sizes>', 'arenas of these sizes: 256K,1M')
     .option('--pool <sizes>', 'pools of these sizes: 4K,16K')
     .option('--threshold <sizes>', 'pymalloc serves requests up to these sizes: 256,512')

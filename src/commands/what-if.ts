@@ -5,7 +5,7 @@ import { columns, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { ALLOCATORS, type AllocatorName, type Configuration, whatIf, type WhatIfRow } from '../what-if.js'
 import { emit, type Output } from '../output.js'
-import { bytes } from './why.js'
+import { bytes, sizeOf } from '../size.js'
 
 export interface WhatIfCommandOptions extends Output {
   readonly at?: string
@@ -46,13 +46,6 @@ function list(text: string | undefined, option: string): string[] {
   const parts = text.split(',').map((part) => part.trim())
   if (parts.includes('')) throw new UsageError(`expected a list like a,b for --${option}, but got ${JSON.stringify(text)}`)
   return parts
-}
-
-/** A size as 262144, 256K, 1M or 1G. */
-export function sizeOf(text: string): number {
-  const found = /^(\d+)\s*([KMG])?(?:i?B)?$/i.exec(text)
-  if (!found) throw new UsageError(`expected a size like 262144, 256K or 1M, but got ${text}`)
-  return Number(found[1]) * 1024 ** ' KMG'.indexOf((found[2] ?? ' ').toUpperCase())
 }
 
 function releaseNamed(name: string): string {
