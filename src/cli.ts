@@ -11,10 +11,13 @@ import { join } from 'node:path'
 
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
+import { budgetCommand, type BudgetCommandOptions } from './commands/budget.js'
 import { checkCommand, type CheckCommandOptions } from './commands/check.js'
 import { compareCommand, type CompareOptions } from './commands/compare.js'
+import { diffCommand, type DiffCommandOptions } from './commands/diff.js'
 import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
 import { mapCommand, type MapCommandOptions } from './commands/map.js'
+import { exportCommand, type ExportCommandOptions } from './commands/export.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
 import { topCommand, type TopCommandOptions } from './commands/top.js'
@@ -143,6 +146,46 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print the answer as JSON')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: WhatIfCommandOptions) => done(await whatIfCommand(path, options)))
+  program
+    .command('diff')
+    .description('what grew from one recording to another, or from one moment of a recording to another (FILE@mark:1 FILE@mark:5)')
+    .option('--by <what>', 'site, function, file or class', 'site')
+    .option('--top <number>', 'how many rows to show', count, 20)
+    .option('-o, --output <file>', 'write the answer there')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print all rows as JSON: obmalloc.diff/1')
+    .argument('<a>', 'a trace, or a trace @ a moment')
+    .argument('<b>', 'the later one')
+    .action(async (a: string, b: string, options: DiffCommandOptions) => done(await diffCommand(a, b, options)))
+  program
+    .command('budget')
+    .description('hold a recording against limits; ends with 1 when one is broken')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--peak <size>', 'most bytes of arenas')
+    .option('--held <size>', 'bytes of arenas at the moment')
+    .option('--pinned <percent>', 'how much of what is held at the moment may be more than its blocks would need if they lay packed')
+    .option('--growth <size>', 'growing by so much from mark to mark is too much')
+    .option('--mark <name>', 'the marks for --growth')
+    .option('--config <file>', 'limits as JSON: {"peak": "100M", "held": "20M", "pinned": 50, "growth": {"job": "10K"}}')
+    .option('--update', 'write what was measured, with the tolerance, to the --config file')
+    .option('--baseline <trace>', 'no more than this recording had, with the tolerance')
+    .option('--tolerance <percent>', 'how much more than measured is allowed', '10')
+    .option('--format <format>', 'text, github (annotations) or junit', 'text')
+    .option('-o, --output <file>', 'write the answer there')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print the answer as JSON: obmalloc.budget/1')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: BudgetCommandOptions) => done(await budgetCommand(path, options)))
+  program
+    .command('export')
+    .description("write a recording's figures for another tool")
+    .requiredOption('--to <format>', 'pprof, speedscope, collapsed, trace-events or csv')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--what <figure>', 'held, live, peak or allocated', 'held')
+    .option('-o, --output <file>', 'the file; standard output if none is given')
+    .option('-f, --force', 'replace a file that is there')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: ExportCommandOptions) => done(await exportCommand(path, options)))
   program
     .command('check')
     .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')

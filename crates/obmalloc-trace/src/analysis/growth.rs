@@ -1,10 +1,18 @@
 //! Which stacks only grow from mark to mark.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
 use super::ledger::Flow;
+use super::sites::{Frame, Sites};
 use crate::moments::Mark;
+use crate::stacks::Stacks;
 
 /// Most marks that are looked at.
 const MOST: usize = 100;
+/// The same where somebody asks for them.
+const MOST_WANTED: usize = 10_000;
 /// Fewest marks that say something.
 pub const FEWEST: usize = 5;
 
@@ -15,8 +23,32 @@ pub struct Growth {
     pub name: String,
     /// Their events, in order, and how many of them have been seen.
     events: Vec<u64>,
+    /// How many marks of the name there are.
+    all: usize,
     seen: usize,
     nodes: Vec<Grower>,
+    /// What all stacks together had live at each, bytes as asked for.
+    live: Vec<u64>,
+}
+
+/// What was live at some marks of one name, for who asked for it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Growing {
+    mark: String,
+    /// How many there are up to the moment; of very many, some are looked at, the first and the last among them.
+    marks: usize,
+    /// The marks' events, and the bytes that were live then, as they were asked for.
+    live: Vec<(u64, u64)>,
+    /// Sites that never shrank, those that gained most first, and no more than a hundred.
+    growers: Vec<Gained>,
+}
+
+/// A site, and the bytes that it gained from the first mark to the last.
+#[derive(Debug, Serialize)]
+struct Gained {
+    stack: Vec<Frame>,
+    gained: u64,
 }
 
 /// What a stack had live, bytes as asked for.
@@ -33,18 +65,20 @@ pub struct Grower {
 }
 
 impl Growth {
-    /// Looks at the marks up to event `until` whose name is the most frequent one.
-    pub fn new(marks: &[Mark], until: u64) -> Self {
-        let marks = || marks.iter().filter(|mark| mark.event <= until);
+    /// Looks at the marks up to event `until` that are called `wanted`, else at those whose name is the most frequent one.
+    pub fn new(marks: &[Mark], until: u64, wanted: Option<&str>) -> Self {
+        let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
+        let marks = || marks.iter().filter(|mark| mark.event <= until && is_wanted(&mark.name));
         let count = |name: &str| marks().filter(|mark| mark.name == name).count();
         let mut names: Vec<&str> = marks().map(|mark| mark.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         let Some(name) = names.into_iter().max_by_key(|name| count(name)) else { return Self::default() };
         let all: Vec<u64> = marks().filter(|mark| mark.name == name).map(|mark| mark.event).collect();
-        let events =
-            if all.len() <= MOST { all } else { (0..MOST).map(|index| all[index * (all.len() - 1) / (MOST - 1)]).collect() };
-        Self { name: name.into(), events, ..Self::default() }
+        let most = if wanted.is_some() { MOST_WANTED } else { MOST };
+        let spread = |index: usize| all[index * (all.len() - 1) / (most - 1)];
+        let events = if all.len() <= most { all.clone() } else { (0..most).map(spread).collect() };
+        Self { name: name.into(), events, all: all.len(), ..Self::default() }
     }
 
     /// The event of the next mark to look at.
@@ -54,6 +88,7 @@ impl Growth {
 
     /// Looks at a mark.
     pub fn mark(&mut self, flows: &[Flow]) {
+        self.live.push(flows.iter().map(Flow::live).sum());
         self.nodes.resize(flows.len().max(self.nodes.len()), Grower::default());
         for (node, flow) in self.nodes.iter_mut().zip(flows) {
             let live = flow.live();
@@ -71,6 +106,24 @@ impl Growth {
     /// How many marks have been looked at.
     pub fn marks(&self) -> usize {
         self.seen
+    }
+
+    /// All of it, by site.
+    pub fn by_site(&self, sites: &mut Sites, tree: &Stacks) -> Growing {
+        let mut gains = BTreeMap::<u32, u64>::new();
+        for (node, gain) in self.growers() {
+            *gains.entry(sites.site(tree, node)).or_default() += gain;
+        }
+        let mut gains: Vec<(u32, u64)> = gains.into_iter().collect();
+        gains.sort_by_key(|&(_, gain)| std::cmp::Reverse(gain));
+        let gained = |&(site, gained): &(u32, u64)| Gained { stack: sites.frames_of(site).cloned().collect(), gained };
+        let growers = gains.iter().take(MOST).map(gained).collect();
+        Growing {
+            mark: self.name.clone(),
+            marks: self.all,
+            live: self.events.iter().copied().zip(self.live.iter().copied()).collect(),
+            growers,
+        }
     }
 
     /// Stacks that never shrank, and grew at three marks of four, with what they have gained, most first.

@@ -6,6 +6,7 @@ use obmalloc::profile::Profile;
 use serde::{Deserialize, Serialize};
 
 use super::film::Film;
+use super::growth::Growing;
 use super::page::{Page, Parts, Sure};
 use super::pinning::Pinning;
 use super::rules::{self, Facts};
@@ -44,6 +45,8 @@ pub struct Asked {
     pub version: String,
     /// Wants a table too, of sites, functions, files or size classes.
     pub by: Option<By>,
+    /// Wants what was live at the marks of this name.
+    pub mark: Option<String>,
     /// Wants the page's data.
     pub report: bool,
 }
@@ -113,6 +116,7 @@ struct Solved {
     sites: Sites,
     shares: Shares,
     table: Option<Vec<Row>>,
+    growth: Option<Growing>,
 }
 
 /// The answer.
@@ -122,12 +126,15 @@ pub enum Answered {
     /// In words too, a line each, and with a table if that was wanted.
     Why {
         #[allow(missing_docs, reason = "said above")]
-        why: Why,
+        why: Box<Why>,
         #[allow(missing_docs, reason = "said above")]
         summary: Vec<String>,
         #[allow(missing_docs, reason = "said above")]
         #[serde(skip_serializing_if = "Option::is_none")]
         table: Option<Vec<Row>>,
+        #[allow(missing_docs, reason = "said above")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        growth: Option<Growing>,
     },
     /// The page's data, with the answer in it.
     Page(Box<Page>),
@@ -172,8 +179,8 @@ impl Inquiry {
                     let film = Film::new(self.profile.geometry(), course.outline.events);
                     State::Filming(Box::new((*course, solved, Replay::new((self.open)()?, self.profile, film)?)))
                 } else {
-                    let Solved { why, summary, table, .. } = solved;
-                    State::Over(Box::new(Answered::Why { why, summary, table }))
+                    let Solved { why, summary, table, growth, .. } = solved;
+                    State::Over(Box::new(Answered::Why { why: Box::new(why), summary, table, growth }))
                 }
             }
             State::Filming(filming) => {
@@ -191,7 +198,10 @@ impl Inquiry {
         let mut moments = vec![found.event];
         moments.extend(outline.find(&Moment::Peak).map(|peak| peak.event).filter(|&event| event < found.event));
         let sampled = sample(&outline, found.event).and_then(|sample| sample.event.checked_sub(1));
-        let analysis = Analysis::new(self.profile.geometry(), moments, sampled, &outline.marks, true);
+        let mut analysis = Analysis::new(self.profile.geometry(), moments, sampled, &outline.marks, true);
+        if let Some(name) = &self.asked.mark {
+            analysis.watch_mark(&outline.marks, name);
+        }
         let replay = Replay::with_stacks((self.open)()?, self.profile, (Report::default(), analysis))?;
         Ok(Course { outline, replay })
     }
@@ -304,7 +314,8 @@ impl Course {
             findings,
         };
         let table = asked.by.map(|by| top::table(by, census, &shares, &mut sites, tree));
-        Solved { summary: words::summary(&why), why, sites, shares, table }
+        let growth = asked.mark.is_some().then(|| analysis.growth.by_site(&mut sites, tree));
+        Solved { summary: words::summary(&why), why, sites, shares, table, growth }
     }
 
     fn page(&self, solved: Solved, film: &Film, asked: &Asked) -> Page {

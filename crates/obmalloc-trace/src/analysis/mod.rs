@@ -83,7 +83,7 @@ impl Analysis {
             geometry,
             ledger: Ledger::new(geometry),
             lives: Lives::default(),
-            growth: Growth::new(marks, until),
+            growth: Growth::new(marks, until, None),
             moments,
             censuses: Vec::new(),
             ends,
@@ -94,6 +94,13 @@ impl Analysis {
         };
         analysis.plan();
         analysis
+    }
+
+    /// Looks at the marks of this name, not at those of the most frequent one.
+    pub(crate) fn watch_mark(&mut self, marks: &[Mark], name: &str) {
+        let until = self.moments.last().copied().unwrap_or(0);
+        self.growth = Growth::new(marks, until, Some(name));
+        self.plan();
     }
 
     fn plan(&mut self) {

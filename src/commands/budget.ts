@@ -1,0 +1,188 @@
+/** `obmalloc budget`: holds a recording against limits. Ends with 1 when one is broken. */
+
+import { readFileSync } from 'node:fs'
+
+import { budget, type Budget, type Limits, limitsOf, type Verdict } from '../budget.js'
+import { emit, type Output, writeNew } from '../output.js'
+import { bytes, sizeOf } from '../size.js'
+import { paint, Progress, say } from '../terminal.js'
+import { UsageError } from '../usage.js'
+import { type Frame, where } from '../why.js'
+
+export interface BudgetCommandOptions extends Output {
+  readonly at?: string
+  readonly peak?: string
+  readonly held?: string
+  readonly pinned?: string
+  readonly growth?: string
+  readonly mark?: string
+  readonly config?: string
+  readonly update?: boolean
+  readonly baseline?: string
+  readonly tolerance: string
+  readonly format: string
+  readonly json?: boolean
+}
+
+const FORMATS = ['text', 'github', 'junit']
+
+export async function budgetCommand(path: string, options: BudgetCommandOptions): Promise<number> {
+  const { at, format, config, update = false, baseline, json = false } = options
+  if (!FORMATS.includes(format)) throw new UsageError(`expected --format ${FORMATS.join(', ')}, but got ${format}`)
+  const tolerance = percentOf(options.tolerance)
+  if (update && config === undefined) throw new UsageError('expected --config FILE, which --update writes')
+  const progress = new Progress()
+  const asked = {
+    at,
+    onProgress: (done: number, total: number) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
+  }
+  const measure = (file: string, limits: Limits): Promise<Budget> => budget(file, limits, asked).finally(() => progress.done())
+  const given = limitsGiven(options)
+  const limits: Limits = { ...(config === undefined || (update && !isThere(config)) ? {} : readLimits(config)), ...given }
+  if (baseline !== undefined) {
+    const before = await measure(baseline, isEmpty(limits) ? EVERYTHING : limits)
+    return tell(await measure(path, { ...limitsOf(before, tolerance), ...given }), format, json, options)
+  }
+  if (update) {
+    const measured = await measure(path, isEmpty(limits) ? EVERYTHING : limits)
+    writeNew(config!, `${JSON.stringify(inWriting(limitsOf(measured, tolerance)), null, 2)}\n`, true)
+    say(`written to ${config}`)
+    return tell({ ...measured, broken: false, verdicts: measured.verdicts.map((one) => ({ ...one, broken: false })) }, format, json, options)
+  }
+  if (isEmpty(limits)) throw new UsageError('expected a limit: --peak, --held, --pinned, --growth with --mark, --config or --baseline')
+  return tell(await measure(path, limits), format, json, options)
+}
+
+/** What is measured where nobody says what. */
+const EVERYTHING: Limits = { peak: Infinity, held: Infinity, pinned: Infinity }
+
+function isEmpty(limits: Limits): boolean {
+  return Object.keys(limits).length === 0
+}
+
+function isThere(path: string): boolean {
+  try {
+    readFileSync(path)
+    return true
+  } catch {
+    return false
+  }
+}
+
+function limitsGiven({ peak, held, pinned, growth, mark }: BudgetCommandOptions): Limits {
+  if ((growth === undefined) !== (mark === undefined)) throw new UsageError('expected --growth SIZE and --mark NAME, but got one of them')
+  return {
+    ...(peak === undefined ? {} : { peak: sizeOf(peak) }),
+    ...(held === undefined ? {} : { held: sizeOf(held) }),
+    ...(pinned === undefined ? {} : { pinned: percentOf(pinned) }),
+    ...(growth === undefined ? {} : { growth: { [mark!]: sizeOf(growth) } }),
+  }
+}
+
+function percentOf(text: string): number {
+  if (!/^\d+(\.\d+)?%?$/.test(text)) throw new UsageError(`expected a percentage like 10, but got ${text}`)
+  return Number.parseFloat(text)
+}
+
+/** A file of limits: `{"peak": "100M", "held": "20M", "pinned": 50, "growth": {"after job": "10K"}}`. */
+export function readLimits(path: string): Limits {
+  let read: unknown
+  try {
+    read = JSON.parse(readFileSync(path, 'utf8'))
+  } catch (cause) {
+    throw new UsageError(`cannot read limits from ${path}: ${(cause as Error).message}`)
+  }
+  const wrong = (what: string): UsageError => new UsageError(`${path}: expected limits as {"peak": "100M", "pinned": 50}, but got ${what}`)
+  const isObject = (value: unknown): value is Record<string, unknown> =>
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+  if (!isObject(read)) throw wrong(JSON.stringify(read))
+  const size = (value: unknown): number => {
+    if (typeof value === 'number' && value >= 0) return value
+    if (typeof value === 'string') return sizeOf(value)
+    throw wrong(JSON.stringify(value))
+  }
+  const limits: { -readonly [limit in keyof Limits]: Limits[limit] } = {}
+  for (const [name, value] of Object.entries(read)) {
+    if (name === 'peak' || name === 'held') limits[name] = size(value)
+    else if (name === 'pinned') limits.pinned = typeof value === 'number' ? value : percentOf(String(value))
+    else if (name === 'growth' && isObject(value))
+      limits.growth = Object.fromEntries(Object.entries(value).map(([mark, bytes]) => [mark, size(bytes)]))
+    else throw wrong(JSON.stringify({ [name]: value }))
+  }
+  return limits
+}
+
+/** Limits as they are written: sizes in the largest unit that they are a whole number of. */
+function inWriting({ peak, held, pinned, growth }: Limits): object {
+  const written = (size: number): string | number =>
+    size % 2 ** 20 === 0 ? `${size / 2 ** 20}M` : size % 1024 === 0 ? `${size / 1024}K` : size
+  return {
+    ...(peak === undefined ? {} : { peak: written(peak) }),
+    ...(held === undefined ? {} : { held: written(held) }),
+    ...(pinned === undefined ? {} : { pinned }),
+    ...(growth === undefined
+      ? {}
+      : { growth: Object.fromEntries(Object.entries(growth).map(([mark, size]) => [mark, written(size)])) }),
+  }
+}
+
+function tell(answer: Budget, format: string, json: boolean, output: Output): number {
+  emit(json ? `${JSON.stringify(answer)}\n` : written(answer, format), output)
+  if (!answer.verified) {
+    say(`${answer.path} was not verified: its addresses differ from those of a replay (obmalloc replay ${answer.path})`)
+    return 4
+  }
+  return answer.broken ? 1 : 0
+}
+
+function written(answer: Budget, format: string): string {
+  if (format === 'junit') return inJunit(answer)
+  if (format === 'github') return answer.verdicts.map(inGithub).join('')
+  const lines = answer.verdicts.map((verdict) => {
+    const state = verdict.broken ? paint('red', 'broken', process.stdout) : paint('green', 'kept', process.stdout)
+    return `${state}  ${inWords(verdict)}`
+  })
+  return `${[...lines, '', `next: obmalloc why ${answer.path}`].join('\n')}\n`
+}
+
+function titleOf({ limit, mark }: Verdict): string {
+  return mark === undefined ? limit : `growth a mark ${JSON.stringify(mark)}`
+}
+
+function inWords(verdict: Verdict): string {
+  const { limit, measured, allowed, broken, stack } = verdict
+  const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : bytes(Math.round(number)))
+  const allows = allowed === Infinity ? '' : limit === 'growth' ? ` of less than ${said(allowed)}` : ` of at most ${said(allowed)}`
+  const over = broken ? `, ${said(measured - allowed)} over` : ''
+  const who = stack.length === 0 ? '' : `; most of it by ${where(stack)}`
+  return `${titleOf(verdict)}: ${said(measured)}${allows}${over}${broken ? who : ''}`
+}
+
+/** The frame to show: the program's own, not a library's. */
+function ownFrame(stack: readonly Frame[]): Frame | undefined {
+  return stack.find(({ file }) => !/^<|\/lib\/python|\/site-packages\//.test(file)) ?? stack[0]
+}
+
+function inGithub(verdict: Verdict): string {
+  const escaped = (text: string): string => text.replaceAll('%', '%25').replaceAll('\r', '%0D').replaceAll('\n', '%0A')
+  const property = (text: string): string => escaped(text).replaceAll(':', '%3A').replaceAll(',', '%2C')
+  if (!verdict.broken) return `::notice title=obmalloc budget::${escaped(inWords(verdict))}\n`
+  const frame = ownFrame(verdict.stack)
+  // Annotations are of files in the repository, which are named from its root.
+  const root = `${process.cwd()}/`
+  const file = frame && (frame.file.startsWith(root) ? frame.file.slice(root.length) : frame.file)
+  const place = file === undefined ? '' : `file=${property(file)},line=${frame!.line},`
+  return `::error ${place}title=obmalloc budget::${escaped(inWords(verdict))}\n`
+}
+
+function inJunit({ path, verdicts }: Budget): string {
+  const escaped = (text: string): string =>
+    text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;')
+  const cases = verdicts.map((verdict) => {
+    const open = `    <testcase classname="${escaped(path)}" name="${escaped(titleOf(verdict))}"`
+    return verdict.broken ? `${open}>\n      <failure message="${escaped(inWords(verdict))}"/>\n    </testcase>` : `${open}/>`
+  })
+  const failures = verdicts.filter(({ broken }) => broken).length
+  const head = `  <testsuite name="obmalloc budget" tests="${verdicts.length}" failures="${failures}">`
+  return `${['<?xml version="1.0" encoding="UTF-8"?>', '<testsuites>', head, ...cases, '  </testsuite>', '</testsuites>'].join('\n')}\n`
+}

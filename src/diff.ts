@@ -1,0 +1,211 @@
+/** What grew from one recording to another, or from one moment of a recording to another. */
+
+import { readFileSync, statSync } from 'node:fs'
+
+import { type Frame, type InquiryOptions, topOf, type TopBy, type TopRow, type Totals, where } from './why.js'
+
+/** What a row has on one side, in bytes. */
+export interface Figures {
+  readonly blocks: number
+  /** In pools, at the size class's size. */
+  readonly live: number
+  /** Its share of the arenas. */
+  readonly held: number
+  /** At C's `malloc`. */
+  readonly outside: number
+}
+
+/** A site, function, file or size class. `null` where one side does not have it. */
+export interface DifferentRow {
+  readonly name: string
+  /** Of a site: as the later one has it, or the earlier one where only that has it. */
+  readonly stack: readonly Frame[]
+  readonly a: Figures | null
+  readonly b: Figures | null
+  /** How many bytes more are live, in pools and outside. */
+  readonly grown: number
+}
+
+export interface Side {
+  readonly path: string
+  readonly python: string
+  readonly moment: string
+  readonly event: number
+  readonly seconds: number | null
+  readonly totals: Totals
+  /** Whether every address that was replayed is as recorded. */
+  readonly verified: boolean
+}
+
+export interface Difference {
+  readonly schema: 'obmalloc.diff/1'
+  readonly by: TopBy
+  readonly a: Side
+  readonly b: Side
+  /** What grew most comes first. */
+  readonly sites: readonly DifferentRow[]
+}
+
+export interface DiffOptions extends Omit<InquiryOptions, 'at'> {
+  readonly by?: TopBy
+}
+
+/** A recording, or `FILE@MOMENT`. */
+export function placeOf(text: string): { path: string; at?: string } {
+  const found = /^(.+)@(end|peak|mark:.*|event:\d+|time:[\d.]+)$/s.exec(text)
+  return found ? { path: found[1]!, at: found[2]! } : { path: text }
+}
+
+/**
+ * Compares two recordings, or two moments of one (`FILE@mark:1`). Sites are the same when their frames have the same file, function and text of
+ * the line, so lines may have moved; where a text cannot be read, by their order in the function.
+ */
+export async function diff(a: string, b: string, { by = 'site', ...options }: DiffOptions = {}): Promise<Difference> {
+  const [before, after] = [await sideOf(a, by, options), await sideOf(b, by, options)]
+  return { schema: 'obmalloc.diff/1', by, a: before.side, b: after.side, sites: matched(before.rows, after.rows) }
+}
+
+/** A row, and what it is known by. */
+interface Row {
+  readonly row: TopRow
+  /** With the texts of its lines; with the numbers of those that cannot be read. */
+  readonly key: string
+  /** Without its lines. */
+  readonly outline: string
+}
+
+async function sideOf(text: string, by: TopBy, options: DiffOptions): Promise<{ side: Side; rows: Row[] }> {
+  const { path, at } = placeOf(text)
+  const { why, table } = await topOf(path, by, { ...options, at })
+  const recorded = statSync(path).mtimeMs
+  const names = new FileNames(table)
+  const rows = table.map((row) => {
+    const stack = row.stack ?? []
+    const frames = stack.map((frame) => `${names.of(frame.file)}\0${functionOf(frame)}`)
+    const lines = stack.map((frame) => sourceLine(frame, recorded) ?? `:${frame.line}`)
+    const own = row.stack ? '' : rowName(row, names)
+    return { row, key: [own, ...frames.map((frame, index) => `${frame}\0${lines[index]}`)].join('\n'), outline: [own, ...frames].join('\n') }
+  })
+  const { totals, verified, trace } = why
+  const isVerified = verified.addresses === verified.matched
+  const { event, seconds, moment } = why.at
+  return { side: { path, python: trace.python, moment, event, seconds, totals, verified: isVerified }, rows }
+}
+
+/** Functions have their qualified names from 3.11 on, before that their own. */
+function functionOf({ function: name }: Frame): string {
+  return name.replace(/^.*\./s, '')
+}
+
+function rowName({ name }: TopRow, names: FileNames): string {
+  return names.shorten(name)
+}
+
+/** Files by what is left of their paths when the place of the interpreter's library, or of the program, is taken off. */
+class FileNames {
+  readonly #common: string
+  readonly #names = new Map<string, string>()
+
+  constructor(rows: readonly TopRow[]) {
+    const own = new Set(rows.flatMap(({ stack }) => stack ?? []).map(({ file }) => file))
+    this.#common = commonFolder([...own].filter((file) => file.startsWith('/') && !LIBRARY.test(file)))
+  }
+
+  of(file: string): string {
+    let name = this.#names.get(file)
+    if (name === undefined) this.#names.set(file, (name = this.shorten(file)))
+    return name
+  }
+
+  shorten(file: string): string {
+    const library = LIBRARY.exec(file)
+    if (library) return `<lib>/${file.slice(library.index + library[0].length)}`
+    return file.startsWith(this.#common) ? file.slice(this.#common.length) : file
+  }
+}
+
+const LIBRARY = /^.*\/lib\/python3\.\d+\/(?:site-packages\/)?/
+
+function commonFolder(files: readonly string[]): string {
+  const folders = files.map((file) => file.slice(0, file.lastIndexOf('/') + 1))
+  const [first = '', ...rest] = folders
+  let common = first
+  for (const folder of rest) while (!folder.startsWith(common)) common = common.slice(0, common.lastIndexOf('/', common.length - 2) + 1)
+  return common
+}
+
+const texts = new Map<string, { readonly changed: number; readonly lines: readonly string[] } | null>()
+
+/** Most bytes of a file that someone has written by hand. */
+const LARGEST = 4_000_000
+
+/** The line that a frame is at, if its file can be read and is no newer than the recording. */
+function sourceLine({ file, line }: Frame, recorded: number): string | undefined {
+  if (!texts.has(file)) texts.set(file, readSource(file))
+  const text = texts.get(file)
+  const found = text && text.changed <= recorded ? text.lines[line - 1]?.trim() : undefined
+  return found === '' ? undefined : found
+}
+
+function readSource(file: string): { changed: number; lines: string[] } | null {
+  try {
+    const { mtimeMs, size } = statSync(file)
+    return size > LARGEST ? null : { changed: mtimeMs, lines: readFileSync(file, 'utf8').split('\n') }
+  } catch {
+    return null
+  }
+}
+
+/** Pairs the rows: those of one key, then, where as many are left on both sides of one outline, those by their order. */
+function matched(before: readonly Row[], after: readonly Row[]): DifferentRow[] {
+  const [old, young] = [grouped(before, 'key'), grouped(after, 'key')]
+  const pairs: [Row[], Row[]][] = []
+  const left: [Row[], Row[]] = [[], []]
+  for (const key of new Set([...old.keys(), ...young.keys()])) {
+    const [a, b] = [old.get(key) ?? [], young.get(key) ?? []]
+    if (a.length > 0 && b.length > 0) pairs.push([a, b])
+    else {
+      left[0].push(...a)
+      left[1].push(...b)
+    }
+  }
+  const [oldLeft, youngLeft] = [grouped(left[0], 'outline'), grouped(left[1], 'outline')]
+  for (const outline of new Set([...oldLeft.keys(), ...youngLeft.keys()])) {
+    const [a, b] = [byLines(oldLeft.get(outline) ?? []), byLines(youngLeft.get(outline) ?? [])]
+    if (a.length === b.length) for (const [index, row] of a.entries()) pairs.push([[row], [b[index]!]])
+    else pairs.push(...a.map((row): [Row[], Row[]] => [[row], []]), ...b.map((row): [Row[], Row[]] => [[], [row]]))
+  }
+  const rows = pairs.map(([a, b]) => {
+    const [first] = [...b, ...a]
+    const [from, to] = [figures(a), figures(b)]
+    const sum = (side: Figures | null): number => (side ? side.live + side.outside : 0)
+    const stack = first!.row.stack ?? []
+    return { name: first!.row.stack ? where(stack) : first!.row.name, stack, a: from, b: to, grown: sum(to) - sum(from) }
+  })
+  return rows.toSorted((x, y) => y.grown - x.grown)
+}
+
+function grouped(rows: readonly Row[], by: 'key' | 'outline'): Map<string, Row[]> {
+  const groups = new Map<string, Row[]>()
+  for (const row of rows) {
+    const group = groups.get(row[by])
+    if (group) group.push(row)
+    else groups.set(row[by], [row])
+  }
+  return groups
+}
+
+function byLines(rows: readonly Row[]): Row[] {
+  const lines = ({ row }: Row): number[] => (row.stack ?? []).map(({ line }) => line)
+  return rows.toSorted((x, y) => {
+    const [a, b] = [lines(x), lines(y)]
+    const at = a.findIndex((line, index) => line !== b[index])
+    return at < 0 ? 0 : a[at]! - b[at]!
+  })
+}
+
+function figures(rows: readonly Row[]): Figures | null {
+  if (rows.length === 0) return null
+  const sum = (figure: 'blocks' | 'live' | 'held' | 'outside'): number => rows.reduce((all, { row }) => all + row[figure], 0)
+  return { blocks: sum('blocks'), live: sum('live'), held: sum('held'), outside: sum('outside') }
+}
