@@ -122,7 +122,7 @@ pub enum Answered {
     /// In words too, a line each, and with a table if that was wanted.
     Why {
         #[allow(missing_docs, reason = "said above")]
-        why: Why,
+        why: Box<Why>,
         #[allow(missing_docs, reason = "said above")]
         summary: Vec<String>,
         #[allow(missing_docs, reason = "said above")]
@@ -173,7 +173,7 @@ impl Inquiry {
                     State::Filming(Box::new((*course, solved, Replay::new((self.open)()?, self.profile, film)?)))
                 } else {
                     let Solved { why, summary, table, .. } = solved;
-                    State::Over(Box::new(Answered::Why { why, summary, table }))
+                    State::Over(Box::new(Answered::Why { why: Box::new(why), summary, table }))
                 }
             }
             State::Filming(filming) => {
