@@ -86,7 +86,8 @@ function largest(sites: readonly Site[]): readonly Frame[] {
  */
 function growing(name: string, growth: Growth | undefined, allowed: number): Verdict {
   const live = (growth?.live ?? []).map(([, bytes]) => bytes)
-  if (live.length < 2) throw new RangeError(`expected two marks or more called ${JSON.stringify(name)}, but the trace has ${live.length}`)
+  if (live.length < 2)
+    throw new RangeError(`expected two marks or more called ${JSON.stringify(name)}, but the trace has ${live.length}`)
   // Marks to a step, which is one unless there are very many.
   const stride = (growth!.marks - 1) / (live.length - 1)
   const steps = live.length > 2 ? live.slice(1) : live

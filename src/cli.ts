@@ -148,7 +148,9 @@ function commandLine(done: (code: number) => void): Command {
     .action(async (path: string, options: WhatIfCommandOptions) => done(await whatIfCommand(path, options)))
   program
     .command('diff')
-    .description('what grew from one recording to another, or from one moment of a recording to another (FILE@mark:1 FILE@mark:5)')
+    .description(
+      'what grew from one recording to another, or from one moment of a recording to another (FILE@mark:1 FILE@mark:5)',
+    )
     .option('--by <what>', 'site, function, file or class', 'site')
     .option('--top <number>', 'how many rows to show', count, 20)
     .option('-o, --output <file>', 'write the answer there')
@@ -163,7 +165,10 @@ function commandLine(done: (code: number) => void): Command {
     .option('--at <moment>', MOMENTS, 'end')
     .option('--peak <size>', 'most bytes of arenas')
     .option('--held <size>', 'bytes of arenas at the moment')
-    .option('--pinned <percent>', 'how much of what is held at the moment may be more than its blocks would need if they lay packed')
+    .option(
+      '--pinned <percent>',
+      'how much of what is held at the moment may be more than its blocks would need if they lay packed',
+    )
     .option('--growth <size>', 'growing by so much from mark to mark is too much')
     .option('--mark <name>', 'the marks for --growth')
     .option('--config <file>', 'limits as JSON: {"peak": "100M", "held": "20M", "pinned": 50, "growth": {"job": "10K"}}')

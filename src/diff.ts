@@ -84,7 +84,11 @@ async function sideOf(text: string, by: TopBy, options: DiffOptions): Promise<{ 
     const frames = stack.map((frame) => `${names.of(frame.file)}\0${functionOf(frame)}`)
     const lines = stack.map((frame) => sourceLine(frame, recorded) ?? `:${frame.line}`)
     const own = row.stack ? '' : rowName(row, names)
-    return { row, key: [own, ...frames.map((frame, index) => `${frame}\0${lines[index]}`)].join('\n'), outline: [own, ...frames].join('\n') }
+    return {
+      row,
+      key: [own, ...frames.map((frame, index) => `${frame}\0${lines[index]}`)].join('\n'),
+      outline: [own, ...frames].join('\n'),
+    }
   })
   const { totals, verified, trace } = why
   const isVerified = verified.addresses === verified.matched
@@ -130,7 +134,8 @@ function commonFolder(files: readonly string[]): string {
   const folders = files.map((file) => file.slice(0, file.lastIndexOf('/') + 1))
   const [first = '', ...rest] = folders
   let common = first
-  for (const folder of rest) while (!folder.startsWith(common)) common = common.slice(0, common.lastIndexOf('/', common.length - 2) + 1)
+  for (const folder of rest)
+    while (!folder.startsWith(common)) common = common.slice(0, common.lastIndexOf('/', common.length - 2) + 1)
   return common
 }
 

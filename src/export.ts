@@ -90,8 +90,7 @@ function pprof(weighed: readonly Weighed[], what: Figure): Uint8Array {
   const sample = weighed.map(
     (one) => new Sample({ locationId: framesOf(one).map((frame) => locationOf(frame).id), value: [one.blocks, one.bytes] }),
   )
-  const type = (name: string, unit: string): ValueType =>
-    new ValueType({ type: strings.dedup(name), unit: strings.dedup(unit) })
+  const type = (name: string, unit: string): ValueType => new ValueType({ type: strings.dedup(name), unit: strings.dedup(unit) })
   const profile = new Profile({
     sampleType: [type('blocks', 'count'), type(what, 'bytes')],
     sample,
@@ -138,13 +137,21 @@ async function timelineOf(path: string, options: InquiryOptions): Promise<Timeli
     readonly timeline: Readonly<Record<keyof Timeline['columns'], Column>>
   }
   const column = (name: keyof Timeline['columns']): number[] => [...decode(timeline[name])]
-  const [seconds, held, live, raw, large, resident] = [column('seconds'), column('held'), column('live'), column('raw'), column('large'), column('resident')]
+  const [seconds, held, live, raw, large, resident] = [
+    column('seconds'),
+    column('held'),
+    column('live'),
+    column('raw'),
+    column('large'),
+    column('resident'),
+  ]
   return { columns: { seconds, held, live, raw, large, resident }, marks: why.trace.marks }
 }
 
 /** The Trace Event Format, which Perfetto and Chrome read: counters, and an instant for each mark. */
 function traceEvents({ columns, marks }: Timeline): string {
-  const at = (seconds: number): number => Math.round(seconds * 1e6)
+  // Before the clock was first looked at, no time is known.
+  const at = (seconds: number): number => (Number.isNaN(seconds) ? 0 : Math.round(seconds * 1e6))
   const process = { pid: 1, tid: 1 }
   const counters = columns.seconds.flatMap((seconds, row) => {
     const { held, live, raw, large, resident } = columns
@@ -165,7 +172,15 @@ function csv(rows: readonly TopRow[]): string {
     const [first] = stack
     const place = first ? [first.file, String(first.line), first.function] : ['', '', name]
     const callers = stack.map(({ file, line, function: of }) => `${of} (${file}:${line})`).join(' < ')
-    const numbers = [figures.allocated, figures.freed, figures.live, figures.blocks, figures.held, figures.outside, figures.temporary]
+    const numbers = [
+      figures.allocated,
+      figures.freed,
+      figures.live,
+      figures.blocks,
+      figures.held,
+      figures.outside,
+      figures.temporary,
+    ]
     return [...place, callers].map(quoted).concat(numbers.map(String)).join(',')
   })
   return ['file,line,function,stack,allocated,freed,live,blocks,held,outside,temporary', ...lines, ''].join('\n')

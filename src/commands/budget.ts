@@ -47,9 +47,15 @@ export async function budgetCommand(path: string, options: BudgetCommandOptions)
     const measured = await measure(path, isEmpty(limits) ? EVERYTHING : limits)
     writeNew(config!, `${JSON.stringify(inWriting(limitsOf(measured, tolerance)), null, 2)}\n`, true)
     say(`written to ${config}`)
-    return tell({ ...measured, broken: false, verdicts: measured.verdicts.map((one) => ({ ...one, broken: false })) }, format, json, options)
+    return tell(
+      { ...measured, broken: false, verdicts: measured.verdicts.map((one) => ({ ...one, broken: false })) },
+      format,
+      json,
+      options,
+    )
   }
-  if (isEmpty(limits)) throw new UsageError('expected a limit: --peak, --held, --pinned, --growth with --mark, --config or --baseline')
+  if (isEmpty(limits))
+    throw new UsageError('expected a limit: --peak, --held, --pinned, --growth with --mark, --config or --baseline')
   return tell(await measure(path, limits), format, json, options)
 }
 
@@ -70,7 +76,8 @@ function isThere(path: string): boolean {
 }
 
 function limitsGiven({ peak, held, pinned, growth, mark }: BudgetCommandOptions): Limits {
-  if ((growth === undefined) !== (mark === undefined)) throw new UsageError('expected --growth SIZE and --mark NAME, but got one of them')
+  if ((growth === undefined) !== (mark === undefined))
+    throw new UsageError('expected --growth SIZE and --mark NAME, but got one of them')
   return {
     ...(peak === undefined ? {} : { peak: sizeOf(peak) }),
     ...(held === undefined ? {} : { held: sizeOf(held) }),
@@ -92,7 +99,8 @@ export function readLimits(path: string): Limits {
   } catch (cause) {
     throw new UsageError(`cannot read limits from ${path}: ${(cause as Error).message}`)
   }
-  const wrong = (what: string): UsageError => new UsageError(`${path}: expected limits as {"peak": "100M", "pinned": 50}, but got ${what}`)
+  const wrong = (what: string): UsageError =>
+    new UsageError(`${path}: expected limits as {"peak": "100M", "pinned": 50}, but got ${what}`)
   const isObject = (value: unknown): value is Record<string, unknown> =>
     typeof value === 'object' && value !== null && !Array.isArray(value)
   if (!isObject(read)) throw wrong(JSON.stringify(read))
@@ -152,15 +160,17 @@ function titleOf({ limit, mark }: Verdict): string {
 function inWords(verdict: Verdict): string {
   const { limit, measured, allowed, broken, stack } = verdict
   const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : bytes(Math.round(number)))
-  const allows = allowed === Infinity ? '' : limit === 'growth' ? ` of less than ${said(allowed)}` : ` of at most ${said(allowed)}`
+  const allows =
+    allowed === Infinity ? '' : limit === 'growth' ? ` of less than ${said(allowed)}` : ` of at most ${said(allowed)}`
   const over = broken ? `, ${said(measured - allowed)} over` : ''
   const who = stack.length === 0 ? '' : `; most of it by ${where(stack)}`
   return `${titleOf(verdict)}: ${said(measured)}${allows}${over}${broken ? who : ''}`
 }
 
-/** The frame to show: the program's own, not a library's. */
+/** The frame to show: the program's own, else one that is in a file at all. */
 function ownFrame(stack: readonly Frame[]): Frame | undefined {
-  return stack.find(({ file }) => !/^<|\/lib\/python|\/site-packages\//.test(file)) ?? stack[0]
+  const inFiles = stack.filter(({ file }) => file !== '' && !file.startsWith('<'))
+  return inFiles.find(({ file }) => !/\/lib\/python|\/site-packages\//.test(file)) ?? inFiles[0]
 }
 
 function inGithub(verdict: Verdict): string {

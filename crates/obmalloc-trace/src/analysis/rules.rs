@@ -292,13 +292,13 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
 }
 
 /// C's `malloc` keeps what it had from the system, though most of its blocks are gone. Silent below [`LARGE`], and where it keeps less than
-/// its blocks take. Where memory was not sampled, what it once had is taken for what it keeps.
+/// its blocks take, or than a fifth of what arenas hold. Where memory was not sampled, what it once had is taken for what it keeps.
 fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     let now = facts.census.large.bytes + facts.census.raw.bytes;
     let free = facts.sample.map(|sample| sample.memory.heap_free);
     let most = facts.analysis.ledger.most_outside;
     let kept = free.unwrap_or(most - now);
-    if kept < LARGE || kept < now {
+    if kept < LARGE || kept < now || kept * 5 < facts.totals.held {
         return None;
     }
     let how = match free {
