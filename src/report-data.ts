@@ -174,7 +174,9 @@ export interface ReportData {
     readonly site: Column
     /** Of its youngest block, by events: 0 the recording's beginning, 255 its end. */
     readonly born: Column
-    readonly blocks: (Bounded & { readonly pool: Column; readonly index: Column; readonly site: Column; readonly born: Column }) | null
+    readonly blocks:
+      | (Bounded & { readonly pool: Column; readonly index: Column; readonly site: Column; readonly born: Column })
+      | null
   }
   /** Frames of `slots` bytes each, one arena a byte: its live share, 0 where there is none. */
   readonly play: Bounded & { readonly seconds: Column; readonly event: Column; readonly arenas: Column; readonly fill: Column }

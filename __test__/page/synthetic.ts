@@ -40,14 +40,23 @@ const u16 = (values: Uint16Array): Column => ({ u16: base64(values) })
 const u32 = (values: Uint32Array): Column => ({ u32: base64(values) })
 const f64 = (values: Float64Array | number[]): Column => ({ f64: base64(Float64Array.from(values)) })
 
-const FILES = ['app/main.py', 'app/rows.py', 'app/cache.py', '/usr/lib/python3.13/json/decoder.py', '/usr/lib/python3.13/re/_parser.py']
+const FILES = [
+  'app/main.py',
+  'app/rows.py',
+  'app/cache.py',
+  '/usr/lib/python3.13/json/decoder.py',
+  '/usr/lib/python3.13/re/_parser.py',
+]
 const IMPORTS = '<frozen importlib._bootstrap>'
 const VERBS = ['load', 'parse', 'make', 'read', 'copy', 'merge', 'index', 'keep']
 const NOUNS = ['rows', 'row', 'text', 'key', 'item', 'page', 'cell', 'tree']
 
 /** A tree of stacks: node 0 without a frame, 1 the module, every 15th node an import. */
 function stackTree(nodes: number, next: () => number) {
-  const frames: Frame[] = [{ file: '', line: 0, function: '(no Python frame)' }, { file: FILES[0]!, line: 1, function: '<module>' }]
+  const frames: Frame[] = [
+    { file: '', line: 0, function: '(no Python frame)' },
+    { file: FILES[0]!, line: 1, function: '<module>' },
+  ]
   for (let index = 2; index < Math.min(nodes, 2_000); index++) {
     const imported = index % 15 === 0
     const file = imported ? IMPORTS : index < 200 ? FILES[index % FILES.length]! : `lib/${NOUNS[index % 8]}_${index % 97}.py`
@@ -167,7 +176,10 @@ export function synthetic(sizes: Sizes): ReportData {
         return sum
       }, 0),
       born: Math.floor((arena / sizes.arenas) * 0.6 * sizes.events),
-      pinnedBy: [...bySite].map(([site, count]) => ({ site, blocks: count })).sort((a, b) => b.blocks - a.blocks).slice(0, 8),
+      pinnedBy: [...bySite]
+        .map(([site, count]) => ({ site, blocks: count }))
+        .sort((a, b) => b.blocks - a.blocks)
+        .slice(0, 8),
     })
   }
   const held = sizes.arenas * ARENA
@@ -233,7 +245,13 @@ export function synthetic(sizes: Sizes): ReportData {
           saves: held - totals.needed,
           command: 'obmalloc what-if rows.trace --apart app/rows.py:10',
         },
-        { rule: 'large', text: 'Blocks above 512 bytes take 5.2 MB of C’s malloc.', site: null, saves: null, command: 'obmalloc top rows.trace' },
+        {
+          rule: 'large',
+          text: 'Blocks above 512 bytes take 5.2 MB of C’s malloc.',
+          site: null,
+          saves: null,
+          command: 'obmalloc top rows.trace',
+        },
       ],
     },
     summary: [
@@ -290,10 +308,54 @@ export function synthetic(sizes: Sizes): ReportData {
       bytes: Array.from({ length: 12 }, (_, index) => Math.floor(live / 2 ** (12 - index))),
     },
     whatIf: [
-      { name: 'as recorded', peakHeld: held, held, difference: 0, lost: held - live, maps: sizes.arenas, unmaps: 0, nanoseconds: 14.2, kind: 'exact', setting: null },
-      { name: 'arenas of 256 KiB', peakHeld: held, held: held + 2 ** 20, difference: 2 ** 20, lost: held + 2 ** 20 - live, maps: sizes.arenas * 4, unmaps: 2, nanoseconds: 14.9, kind: 'exact', setting: 'ARENA_BITS 18' },
-      { name: 'survivors apart', peakHeld: held, held: totals.needed, difference: totals.needed - held, lost: totals.needed - live, maps: sizes.arenas, unmaps: sizes.arenas - neededArenas, nanoseconds: 14.2, kind: 'model', setting: '--apart app/rows.py:10' },
-      { name: 'jemalloc', peakHeld: held, held: Math.floor(held * 1.1), difference: Math.floor(held * 0.1), lost: null, maps: null, unmaps: null, nanoseconds: 31.5, kind: 'measured', setting: 'LD_PRELOAD=libjemalloc.so.2' },
+      {
+        name: 'as recorded',
+        peakHeld: held,
+        held,
+        difference: 0,
+        lost: held - live,
+        maps: sizes.arenas,
+        unmaps: 0,
+        nanoseconds: 14.2,
+        kind: 'exact',
+        setting: null,
+      },
+      {
+        name: 'arenas of 256 KiB',
+        peakHeld: held,
+        held: held + 2 ** 20,
+        difference: 2 ** 20,
+        lost: held + 2 ** 20 - live,
+        maps: sizes.arenas * 4,
+        unmaps: 2,
+        nanoseconds: 14.9,
+        kind: 'exact',
+        setting: 'ARENA_BITS 18',
+      },
+      {
+        name: 'survivors apart',
+        peakHeld: held,
+        held: totals.needed,
+        difference: totals.needed - held,
+        lost: totals.needed - live,
+        maps: sizes.arenas,
+        unmaps: sizes.arenas - neededArenas,
+        nanoseconds: 14.2,
+        kind: 'model',
+        setting: '--apart app/rows.py:10',
+      },
+      {
+        name: 'jemalloc',
+        peakHeld: held,
+        held: Math.floor(held * 1.1),
+        difference: Math.floor(held * 0.1),
+        lost: null,
+        maps: null,
+        unmaps: null,
+        nanoseconds: 31.5,
+        kind: 'measured',
+        setting: 'LD_PRELOAD=libjemalloc.so.2',
+      },
     ],
     diff: {
       schema: 'obmalloc.diff/1',
@@ -368,7 +430,10 @@ function film(sizes: Sizes, seconds: number, next: () => number) {
     const at = frame / (frames - 1)
     arenas[frame] = Math.max(1, Math.round(sizes.arenas * Math.min(1, at / 0.6)))
     for (let slot = 0; slot < arenas[frame]!; slot++)
-      fill[frame * sizes.arenas + slot] = Math.max(1, Math.round(230 * (at < 0.6 ? 1 : Math.max(0.02, 1 - (at - 0.6) / 0.2)) - next() * 20))
+      fill[frame * sizes.arenas + slot] = Math.max(
+        1,
+        Math.round(230 * (at < 0.6 ? 1 : Math.max(0.02, 1 - (at - 0.6) / 0.2)) - next() * 20),
+      )
   }
   const times = Float64Array.from({ length: frames }, (_, frame) => (seconds * frame) / (frames - 1))
   return {

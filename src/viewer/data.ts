@@ -36,7 +36,8 @@ export async function unpack(base64: string): Promise<Data> {
     const values = new Numbers(count)
     const raw = new Uint8Array(values.buffer)
     for (let plane = 0; plane < width; plane++)
-      for (let index = 0, from = offset + plane * count; index < count; index++) raw[index * width + plane] = columns[from + index]!
+      for (let index = 0, from = offset + plane * count; index < count; index++)
+        raw[index * width + plane] = columns[from + index]!
     if (delta) for (let index = 1; index < count; index++) values[index]! += values[index - 1]!
     return values
   }

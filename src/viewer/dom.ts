@@ -42,13 +42,26 @@ export function choice<Value extends string>(
   }
 }
 
-export function toggle(text: string, title: string, changed: (on: boolean) => void): { element: HTMLElement; show: (on: boolean) => void } {
+export function toggle(
+  text: string,
+  title: string,
+  changed: (on: boolean) => void,
+): { element: HTMLElement; show: (on: boolean) => void } {
   const box = el('input', { type: 'checkbox', onchange: () => changed(box.checked) })
   return { element: el('label', { class: 'toggle', title }, box, text), show: (on) => (box.checked = on) }
 }
 
-export function search(label: string, changed: (text: string) => void): { element: HTMLElement; input: HTMLInputElement; show: (text: string) => void } {
-  const input = el('input', { type: 'search', placeholder: label, 'aria-label': label, spellcheck: 'false', oninput: () => changed(input.value) })
+export function search(
+  label: string,
+  changed: (text: string) => void,
+): { element: HTMLElement; input: HTMLInputElement; show: (text: string) => void } {
+  const input = el('input', {
+    type: 'search',
+    placeholder: label,
+    'aria-label': label,
+    spellcheck: 'false',
+    oninput: () => changed(input.value),
+  })
   return {
     element: input,
     input,

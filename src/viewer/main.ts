@@ -2,7 +2,7 @@
 
 import { Clock, unpack } from './data.ts'
 import { el } from './dom.ts'
-import { repaint } from './paint.ts'
+import { repaint, settle } from './paint.ts'
 import { follow, followAddress, go, look } from './state.ts'
 import { answer, facts } from './views/answer.ts'
 import { arenas } from './views/arenas.ts'
@@ -28,10 +28,23 @@ const KEYS = [
   ['?', 'show or hide these keys'],
 ]
 
+/** The theme that was chosen, or the system's. */
+function dress(): void {
+  document.documentElement.dataset['theme'] = themeNow()
+  repaint()
+}
+
+const system = matchMedia('(prefers-color-scheme: dark)')
+const themeNow = () => look().theme || (system.matches ? 'dark' : 'light')
+
 async function start(): Promise<void> {
+  follow(['theme'], dress)
+  system.addEventListener('change', dress)
   const packed = document.querySelector('#data')
   if (packed === null) {
-    document.body.append(el('main', {}, el('p', { class: 'said' }, 'This page has no data: `obmalloc report FILE` puts some into it.')))
+    document.body.append(
+      el('main', {}, el('p', { class: 'said' }, 'This page has no data: `obmalloc report FILE` puts some into it.')),
+    )
     return
   }
   const data = await unpack(packed.textContent!.trim())
@@ -39,12 +52,6 @@ async function start(): Promise<void> {
   const report: Report = { data, clock: new Clock(data) }
   const name = data.sure.command.slice(1).join(' ') || data.why.trace.path
   document.title = `Memory of ${name}`
-  follow(['theme'], ({ theme }) => {
-    if (theme) document.documentElement.dataset['theme'] = theme
-    else delete document.documentElement.dataset['theme']
-    repaint()
-  })
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint)
 
   const views = VIEWS.map((make) => make(report))
   const links = views.map(({ id, title }, index) =>
@@ -69,10 +76,7 @@ async function start(): Promise<void> {
     el('p', { class: 'faint' }, 'In a picture or a table, the arrow keys walk in it; Enter opens, Esc leaves.'),
     el('form', { method: 'dialog' }, el('button', {}, 'Close')),
   )
-  const theme = () => {
-    const now = look().theme || (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')
-    go({ theme: now === 'dark' ? 'light' : 'dark' })
-  }
+  const theme = () => go({ theme: themeNow() === 'dark' ? 'light' : 'dark' })
   const nav = el('nav', { 'aria-label': 'Views' }, ...links)
   const top = el(
     'header',
@@ -92,7 +96,11 @@ async function start(): Promise<void> {
     ),
   )
   document.body.append(
-    el('a', { class: 'skip', href: '#answer', onclick: (event: Event) => (event.preventDefault(), visit('answer')) }, 'Skip to the answer'),
+    el(
+      'a',
+      { class: 'skip', href: '#answer', onclick: (event: Event) => (event.preventDefault(), visit('answer')) },
+      'Skip to the answer',
+    ),
     top,
     nav,
     el('main', {}, ...views.map(({ section }) => section)),
@@ -112,13 +120,17 @@ async function start(): Promise<void> {
   }
   follow(['view'], ({ view }) => {
     for (const [index, link] of links.entries()) {
-      if (views[index]!.id === view) link.setAttribute('aria-current', 'true')
-      else link.removeAttribute('aria-current')
+      if (views[index]!.id === view) {
+        link.setAttribute('aria-current', 'true')
+        // In a narrow window the links are wider than it.
+        nav.scrollLeft = link.offsetLeft - nav.clientWidth / 2 + link.offsetWidth / 2
+      } else link.removeAttribute('aria-current')
     }
   })
   document.addEventListener('arrive', arrive)
   followAddress(arrive)
-  if (look().view !== 'answer') requestAnimationFrame(arrive)
+  settle()
+  if (look().view !== 'answer') arrive()
 
   // Once someone has scrolled, the view is the one at the top of the window.
   addEventListener(
@@ -165,6 +177,10 @@ async function start(): Promise<void> {
 
 start().catch((error: unknown) => {
   document.body.append(
-    el('p', { class: 'failed', role: 'alert' }, `The page cannot show its data: ${error instanceof Error ? error.message : String(error)}`),
+    el(
+      'p',
+      { class: 'failed', role: 'alert' },
+      `The page cannot show its data: ${error instanceof Error ? error.message : String(error)}`,
+    ),
   )
 })

@@ -11,6 +11,7 @@ export interface Picture {
 }
 
 const all: Picture[] = []
+const measures: (() => void)[] = []
 
 /** A canvas as wide as its parent, and what draws it. `height` may depend on the width. */
 export function picture(
@@ -41,13 +42,14 @@ export function picture(
   }
   const one = { canvas, draw, width: () => width, height: () => tall }
   all.push(one)
-  new ResizeObserver(([entry]) => {
-    const now = Math.floor(entry!.contentRect.width)
+  const measure = (now: number) => {
     if (now === width) return
     width = now
-    if (!seen) canvas.style.height = `${height(width)}px`
+    if (!seen && width > 0) canvas.style.height = `${height(width)}px`
     draw()
-  }).observe(parent)
+  }
+  measures.push(() => measure(parent.clientWidth))
+  new ResizeObserver(([entry]) => measure(Math.floor(entry!.contentRect.width))).observe(parent)
   new IntersectionObserver(
     ([entry]) => {
       seen = entry!.isIntersecting
@@ -56,6 +58,11 @@ export function picture(
     { rootMargin: '200px' },
   ).observe(canvas)
   return one
+}
+
+/** Gives every picture its place now, so that nothing moves when they are drawn. */
+export function settle(): void {
+  for (const measure of measures) measure()
 }
 
 /** A colour of the page's style, by its name there. */
@@ -74,10 +81,7 @@ export function repaint(): void {
   for (const one of all) one.draw()
 }
 
-export const dark = (): boolean => {
-  const chosen = document.documentElement.dataset['theme']
-  return chosen ? chosen === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches
-}
+export const dark = (): boolean => document.documentElement.dataset['theme'] === 'dark'
 
 export type Rgb = readonly [number, number, number]
 

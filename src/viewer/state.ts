@@ -55,7 +55,8 @@ export function hash(changes: Partial<State> = {}): string {
   const all = { ...state, ...changes } as Record<string, string | number | boolean>
   const said = new URLSearchParams()
   for (const [key, value] of Object.entries(all))
-    if (value !== (DEFAULTS as Record<string, unknown>)[key]) said.set(key, value === true ? '1' : value === false ? '0' : String(value))
+    if (value !== (DEFAULTS as Record<string, unknown>)[key])
+      said.set(key, value === true ? '1' : value === false ? '0' : String(value))
   return `#${said}`
 }
 

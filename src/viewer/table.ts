@@ -95,7 +95,14 @@ export function table<Row>({ label, columns, empty, sorted, chosen }: TableOptio
   frame.addEventListener('keydown', (event) => {
     if (event.target !== frame || event.ctrlKey || event.metaKey || event.altKey) return
     const page = Math.max(1, Math.floor(frame.clientHeight / ROW) - 2)
-    const steps: Record<string, number> = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -rows.length, End: rows.length }
+    const steps: Record<string, number> = {
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -rows.length,
+      End: rows.length,
+    }
     const step = steps[event.key]
     if (step === undefined && event.key !== 'Enter') return
     event.preventDefault()

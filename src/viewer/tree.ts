@@ -44,7 +44,13 @@ class Builder {
       ;(children[this.parent[node]!] ??= []).push(node)
     }
     for (const some of children) some?.sort((a, b) => total[b]! - total[a]! || a - b)
-    return { parent: Uint32Array.from(this.parent), frame: Uint32Array.from(this.frame), self: Float64Array.from(this.self), total, children }
+    return {
+      parent: Uint32Array.from(this.parent),
+      frame: Uint32Array.from(this.frame),
+      self: Float64Array.from(this.self),
+      total,
+      children,
+    }
   }
 }
 
@@ -57,7 +63,13 @@ export interface Stacks {
  * The tree of stacks with values of their own. Frames in `hidden` are left out, and what they called stands in their place. Inverted, the
  * innermost frames are the roots, and who called them stands below.
  */
-export function treeOf(stacks: Stacks, values: ArrayLike<number>, frames: number, hidden: ReadonlySet<number>, inverted: boolean): Tree {
+export function treeOf(
+  stacks: Stacks,
+  values: ArrayLike<number>,
+  frames: number,
+  hidden: ReadonlySet<number>,
+  inverted: boolean,
+): Tree {
   // A node without a frame gets the number after the last frame's.
   const builder = new Builder(frames + 1)
   const frameOf = (node: number) => Math.min(frames, stacks.frame[node]!)

@@ -19,7 +19,10 @@ export function bytes(size: number): string {
 export const change = (size: number): string => (size > 0 ? `+${bytes(size)}` : bytes(size))
 
 /** 1234567 is `1 234 567`. */
-export const count = (value: number): string => Math.round(value).toString().replaceAll(/\B(?=(\d{3})+$)/g, '\u202f')
+export const count = (value: number): string =>
+  Math.round(value)
+    .toString()
+    .replaceAll(/\B(?=(\d{3})+$)/g, '\u202f')
 
 export const percent = (part: number): string => `${(100 * part).toFixed(part !== 0 && Math.abs(part) < 0.1 ? 1 : 0)} %`
 

@@ -84,7 +84,13 @@ function composition(all: readonly Part[]): HTMLElement {
   }
   const stripe = el('div', { class: 'stripe', 'aria-hidden': 'true' })
   for (const { className, value, name, view } of all) {
-    const piece = el('a', { class: className, href: `#view=${view}`, tabindex: -1, title: `${name}: ${bytes(value)}`, onclick: jump(view) })
+    const piece = el('a', {
+      class: className,
+      href: `#view=${view}`,
+      tabindex: -1,
+      title: `${name}: ${bytes(value)}`,
+      onclick: jump(view),
+    })
     piece.style.flexGrow = String(value / total)
     stripe.append(piece)
   }
@@ -140,11 +146,17 @@ function findings(data: Report['data']): HTMLElement | null {
     'div',
     { class: 'findings' },
     el('h3', {}, 'What was found'),
-    ...all.map((finding) => card(finding, finding.site === null ? null : (sites[finding.site]?.stack ?? null), finding.site ?? -1)),
+    ...all.map((finding) =>
+      card(finding, finding.site === null ? null : (sites[finding.site]?.stack ?? null), finding.site ?? -1),
+    ),
   )
 }
 
-function card({ rule, text, saves, command }: Finding, stack: readonly { file: string; line: number; function: string }[] | null, site: number): HTMLElement {
+function card(
+  { rule, text, saves, command }: Finding,
+  stack: readonly { file: string; line: number; function: string }[] | null,
+  site: number,
+): HTMLElement {
   return el(
     'article',
     { 'data-rule': rule },

@@ -5,12 +5,9 @@ import { el, exact, number } from '../dom.ts'
 import { colour, picture, point } from '../paint.ts'
 import { follow, go, look } from '../state.ts'
 import { address, bytes, named, percent, plural } from '../words.ts'
-import { colors } from './colors.ts'
+import { ALIGNMENT, colors, FREE } from './colors.ts'
 import type { Report } from './section.ts'
 import { stackList } from './stack.ts'
-
-const FREE = 255
-const ALIGNMENT = 254
 
 export function arenaPanel(report: Report): HTMLElement {
   const { why, map, classes } = report.data
@@ -63,7 +60,12 @@ export function arenaPanel(report: Report): HTMLElement {
   }
 
   /** Blocks where they lie; where they are not in the data, a level that says how full the pool is. */
-  function blocks(context: CanvasRenderingContext2D, { pool: at, left, top, side }: Place, kind: number, paints: ReturnType<typeof colors>): void {
+  function blocks(
+    context: CanvasRenderingContext2D,
+    { pool: at, left, top, side }: Place,
+    kind: number,
+    paints: ReturnType<typeof colors>,
+  ): void {
     const size = classes[kind]?.size ?? map.poolSize
     const room = Math.max(1, Math.floor((map.poolSize - 48) / size))
     const [first, end] = blocksOf(at)
@@ -75,7 +77,7 @@ export function arenaPanel(report: Report): HTMLElement {
     }
     const columns = Math.ceil(Math.sqrt(room))
     const cell = side / columns
-    const shown = Math.max(1, cell - (cell > 4 ? 1 : 0))
+    const shown = Math.max(2, cell - (cell > 4 ? 1 : 0))
     for (let block = first; block < end; block++) {
       const index = map.blocks!.index[block]!
       context.fillStyle = paints.block(block)
@@ -136,7 +138,7 @@ export function arenaPanel(report: Report): HTMLElement {
           stackList(report, why.sites[site]?.stack ?? []),
         ),
       ),
-      listed < one.blocks && el('p', { class: 'faint' }, `and ${plural(one.blocks - listed, 'block')} of other lines`) || '',
+      (listed < one.blocks && el('p', { class: 'faint' }, `and ${plural(one.blocks - listed, 'block')} of other lines`)) || '',
     )
     chart.draw()
   })

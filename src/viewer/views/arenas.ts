@@ -40,8 +40,37 @@ export function arenas(report: Report): View {
     sorted: (arenaSort) => go({ arenaSort }),
     chosen: ({ index }) => go({ arena: index === look().arena ? -1 : index }),
     columns: [
-      { key: 'address', title: 'arena', about: 'Where it begins', width: '10.5rem', cell: (row) => el('code', {}, row.address), by: (row) => Number(row.address) },
-      { key: 'blocks', title: 'live blocks', about: 'Blocks in use: all of them must go before the arena can', width: '7rem', number: true, cell: (row) => number(row.blocks), by: (row) => row.blocks },
+      {
+        key: 'address',
+        title: 'arena',
+        about: 'Where it begins',
+        width: '10.5rem',
+        cell: (row) => el('code', {}, row.address),
+        by: (row) => Number(row.address),
+      },
+      {
+        key: 'site',
+        title: 'kept by',
+        about: 'The line that made most of its live blocks',
+        width: 'minmax(12rem, 2fr)',
+        cell: (row) =>
+          el(
+            'span',
+            { title: row.site },
+            row.site,
+            row.sites > 1 && el('span', { class: 'faint' }, ` and ${row.sites - 1} more`),
+          ),
+        by: (row) => row.site,
+      },
+      {
+        key: 'blocks',
+        title: 'live blocks',
+        about: 'Blocks in use: all of them must go before the arena can',
+        width: '7rem',
+        number: true,
+        cell: (row) => number(row.blocks),
+        by: (row) => row.blocks,
+      },
       {
         key: 'share',
         title: 'in use',
@@ -51,9 +80,24 @@ export function arenas(report: Report): View {
         cell: (row) => bar(row.live / arenaSize, exact(row.live, `${bytes(row.live)} · ${percent(row.live / arenaSize)}`)),
         by: (row) => -row.live,
       },
-      { key: 'freePools', title: 'free pools', about: 'Pools without a live block', width: '6.5rem', number: true, cell: (row) => exact(row.freePools, `${row.freePools} of ${row.pools + row.freePools}`), by: (row) => row.freePools },
-      { key: 'born', title: 'taken', about: 'When Python took it from the system', width: '6rem', number: true, cell: (row) => exact(row.born, report.clock.known ? seconds(report.clock.seconds(row.born)) : count(row.born)), by: (row) => row.born },
-      { key: 'site', title: 'kept by', about: 'The line that made most of its live blocks', width: 'minmax(12rem, 2fr)', cell: (row) => el('span', { title: row.site }, row.site, row.sites > 1 && el('span', { class: 'faint' }, ` and ${row.sites - 1} more`)), by: (row) => row.site },
+      {
+        key: 'freePools',
+        title: 'free pools',
+        about: 'Pools without a live block',
+        width: '6.5rem',
+        number: true,
+        cell: (row) => exact(row.freePools, `${row.freePools} of ${row.pools + row.freePools}`),
+        by: (row) => row.freePools,
+      },
+      {
+        key: 'born',
+        title: 'taken',
+        about: 'When Python took it from the system',
+        width: '6rem',
+        number: true,
+        cell: (row) => exact(row.born, report.clock.known ? seconds(report.clock.seconds(row.born)) : count(row.born)),
+        by: (row) => row.born,
+      },
     ],
   })
   const filter = search('Filter by address or line', (arenaFilter) => go({ arenaFilter }))
@@ -62,14 +106,19 @@ export function arenas(report: Report): View {
   const curve = el('p', { class: 'faint' })
   const half = why.greedy.find(([, gone]) => gone * 2 >= why.totals.arenas)
   if (half !== undefined)
-    curve.replaceChildren('The cheapest half: if ', number(half[0]), ` certain blocks went, ${plural(half[1], 'arena')} could be given back.`)
+    curve.replaceChildren(
+      'The cheapest half: if ',
+      number(half[0]),
+      ` certain blocks went, ${plural(half[1], 'arena')} could be given back.`,
+    )
 
   follow(['arenaSort', 'arenaFilter', 'from', 'to', 'arena'], ({ arenaSort, arenaFilter, from, to, arena }) => {
     filter.show(arenaFilter)
     const words = arenaFilter.toLowerCase()
     const some = all.filter(
       (row) =>
-        (from < 0 || (row.born >= from && row.born <= to)) && (words === '' || row.address.includes(words) || row.site.toLowerCase().includes(words)),
+        (from < 0 || (row.born >= from && row.born <= to)) &&
+        (words === '' || row.address.includes(words) || row.site.toLowerCase().includes(words)),
     )
     rows.show(some, arenaSort, all[arena])
     said.replaceChildren(

@@ -68,7 +68,20 @@ function byClass(report: Report): HTMLElement {
       el(
         'table',
         {},
-        el('thead', {}, el('tr', {}, head('size', 'Bytes of a block'), head('blocks', 'Live blocks'), head('pools', 'Pools of this class'), head('live', 'Bytes in use'), head('free', 'Bytes free in these pools'), head('', 'In use, and free beside it'))),
+        el(
+          'thead',
+          {},
+          el(
+            'tr',
+            {},
+            head('size', 'Bytes of a block'),
+            head('blocks', 'Live blocks'),
+            head('pools', 'Pools of this class'),
+            head('live', 'Bytes in use'),
+            head('free', 'Bytes free in these pools'),
+            head('', 'In use, and free beside it'),
+          ),
+        ),
         body,
       ),
     ),
@@ -86,25 +99,40 @@ function byAge({ data, clock }: Report): HTMLElement {
     counts.length === 0
       ? el('p', { class: 'faint' }, 'Ages are not known.')
       : el(
-          'table',
-          {},
-          el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'made'), el('th', { scope: 'col' }, 'blocks'), el('th', { scope: 'col' }, 'bytes'), el('th'))),
+          'div',
+          { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Blocks by age' },
           el(
-            'tbody',
+            'table',
             {},
-            ...counts.map((some, index) => {
-              const fill = el('span', { class: 'fill live' })
-              fill.style.width = `${(100 * some) / most}%`
-              const [from, to] = [edges[index] ?? 0, edges[index + 1]]
-              return el(
+            el(
+              'thead',
+              {},
+              el(
                 'tr',
-                { 'data-age': index },
-                el('th', { scope: 'row' }, to === undefined ? `${says(from)} ago or more` : `${says(from)} to ${says(to)} ago`),
-                el('td', {}, number(some)),
-                el('td', {}, size(sizes[index] ?? 0)),
-                el('td', { class: 'picture' }, fill),
-              )
-            }),
+                {},
+                el('th', { scope: 'col' }, 'made'),
+                el('th', { scope: 'col' }, 'blocks'),
+                el('th', { scope: 'col' }, 'bytes'),
+                el('th'),
+              ),
+            ),
+            el(
+              'tbody',
+              {},
+              ...counts.map((some, index) => {
+                const fill = el('span', { class: 'fill live' })
+                fill.style.width = `${(100 * some) / most}%`
+                const [from, to] = [edges[index] ?? 0, edges[index + 1]]
+                return el(
+                  'tr',
+                  { 'data-age': index },
+                  el('th', { scope: 'row' }, to === undefined ? `${says(from)} ago or more` : `${says(from)} to ${says(to)} ago`),
+                  el('td', {}, number(some)),
+                  el('td', {}, size(sizes[index] ?? 0)),
+                  el('td', { class: 'picture' }, fill),
+                )
+              }),
+            ),
           ),
         ),
   )
@@ -137,12 +165,59 @@ function bySite(report: Report): HTMLElement {
     sorted: (siteSort) => go({ siteSort }),
     chosen: ({ index }) => go({ site: index === look().site ? -1 : index }),
     columns: [
-      { key: 'name', title: 'made by', about: 'The innermost Python frame', width: 'minmax(12rem, 2fr)', cell: (row) => el('span', { title: row.name }, row.name), by: (row) => row.name },
-      { key: 'blocks', title: 'blocks', about: 'Live blocks', width: '6rem', number: true, cell: (row) => number(row.blocks), by: (row) => row.blocks },
-      { key: 'live', title: 'live', about: 'Bytes of live blocks', width: '6.5rem', number: true, cell: (row) => size(row.live), by: (row) => row.live },
-      { key: 'held', title: 'share of held', about: 'Each arena’s bytes, divided among those who have live blocks in it', width: 'minmax(8rem, 1fr)', number: true, cell: (row) => bar(row.held / (why.totals.held || 1), exact(row.held, bytes(row.held))), by: (row) => row.held },
-      { key: 'arenas', title: 'arenas', about: 'Arenas that have a block of it', width: '5.5rem', number: true, cell: (row) => number(row.arenas), by: (row) => row.arenas },
-      { key: 'alone', title: 'alone', about: 'Arenas that only this line keeps', width: '5rem', number: true, cell: (row) => number(row.alone), by: (row) => row.alone },
+      {
+        key: 'name',
+        title: 'made by',
+        about: 'The innermost Python frame',
+        width: 'minmax(12rem, 2fr)',
+        cell: (row) => el('span', { title: row.name }, row.name),
+        by: (row) => row.name,
+      },
+      {
+        key: 'blocks',
+        title: 'blocks',
+        about: 'Live blocks',
+        width: '6rem',
+        number: true,
+        cell: (row) => number(row.blocks),
+        by: (row) => row.blocks,
+      },
+      {
+        key: 'live',
+        title: 'live',
+        about: 'Bytes of live blocks',
+        width: '6.5rem',
+        number: true,
+        cell: (row) => size(row.live),
+        by: (row) => row.live,
+      },
+      {
+        key: 'held',
+        title: 'share of held',
+        about: 'Each arena’s bytes, divided among those who have live blocks in it',
+        width: 'minmax(8rem, 1fr)',
+        number: true,
+        cell: (row) => bar(row.held / (why.totals.held || 1), exact(row.held, bytes(row.held))),
+        by: (row) => row.held,
+      },
+      {
+        key: 'arenas',
+        title: 'arenas',
+        about: 'Arenas that have a block of it',
+        width: '5.5rem',
+        number: true,
+        cell: (row) => number(row.arenas),
+        by: (row) => row.arenas,
+      },
+      {
+        key: 'alone',
+        title: 'alone',
+        about: 'Arenas that only this line keeps',
+        width: '5rem',
+        number: true,
+        cell: (row) => number(row.alone),
+        by: (row) => row.alone,
+      },
     ],
   })
   const filter = search('Filter lines', (siteFilter) => go({ siteFilter }))
@@ -152,17 +227,37 @@ function bySite(report: Report): HTMLElement {
     filter.show(siteFilter)
     const made = madeInRange(report)
     const now = made
-      ? all.flatMap((row) => (made.sites.blocks[row.index]! > 0 ? [{ ...row, blocks: made.sites.blocks[row.index]!, live: made.sites.live[row.index]!, held: made.sites.held[row.index]! }] : []))
+      ? all.flatMap((row) =>
+          made.sites.blocks[row.index]! > 0
+            ? [
+                {
+                  ...row,
+                  blocks: made.sites.blocks[row.index]!,
+                  live: made.sites.live[row.index]!,
+                  held: made.sites.held[row.index]!,
+                },
+              ]
+            : [],
+        )
       : all
     const words = siteFilter.toLowerCase()
     const some = words === '' ? now : now.filter(({ name }) => name.toLowerCase().includes(words))
-    rows.show(some, siteSort, some.find(({ index }) => index === site))
+    rows.show(
+      some,
+      siteSort,
+      some.find(({ index }) => index === site),
+    )
     said.textContent = `${plural(some.length, 'line')}${made ? ' with blocks of the chosen range' : ''}. A whole stack is one entry here: choose one to see it.`
     const one = why.sites[site]
     open.hidden = one === undefined
     if (one !== undefined)
       open.replaceChildren(
-        el('div', { class: 'tools' }, el('h4', {}, named(one.stack[0])), el('button', { type: 'button', onclick: () => go({ site: -1 }) }, 'Close')),
+        el(
+          'div',
+          { class: 'tools' },
+          el('h4', {}, named(one.stack[0])),
+          el('button', { type: 'button', onclick: () => go({ site: -1 }) }, 'Close'),
+        ),
         stackList(report, one.stack),
       )
   })

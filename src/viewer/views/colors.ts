@@ -42,7 +42,12 @@ export function colors(report: Report): Colors {
   const { map, classes, why } = report.data
   const { color } = look()
   const known = palette(report)
-  const [free, alignment, other, dim] = ['free-pool', 'hair', 'site-other', 'used-pool'].map((name) => rgb(colour(name))) as [Rgb, Rgb, Rgb, Rgb]
+  const [free, alignment, other, dim] = ['free-pool', 'hair', 'site-other', 'used-pool'].map((name) => rgb(colour(name))) as [
+    Rgb,
+    Rgb,
+    Rgb,
+    Rgb,
+  ]
   const parts = partsOf(report)
   const outside = (born: number) => parts !== null && (born < parts[0] || born > parts[1])
   const one = (fill: number, kind: number, site: number, born: number): Rgb => {
@@ -58,20 +63,37 @@ export function colors(report: Report): Colors {
   }
   const legend: [string, string][] =
     color === 'class'
-      ? classes.flatMap(({ size, pools }, index): [string, string][] => (pools > 0 ? [[css(known.class[index]!), bytes(size)]] : []))
+      ? classes.flatMap(({ size, pools }, index): [string, string][] =>
+          pools > 0 ? [[css(known.class[index]!), bytes(size)]] : [],
+        )
       : color === 'age'
-        ? [0, 64, 128, 191, 255].map((born) => [css(known.age[born]!), ['oldest', '', 'middle of the recording', '', 'youngest'][Math.round(born / 64)]!])
+        ? [0, 64, 128, 191, 255].map((born) => [
+            css(known.age[born]!),
+            ['the beginning', 'a quarter', 'half', 'three quarters', 'the end of the recording'][Math.round(born / 64)]!,
+          ])
         : color === 'site'
-          ? [...[...known.sites].map(([site, rgb]): [string, string] => [css(rgb), named(why.sites[site]!.stack[0])]), [css(other), 'other lines']]
-          : [10, 64, 128, 191, 255].map((fill) => [css(known.fill[fill]!), ['almost empty', '', 'half full', '', 'full'][Math.round(fill / 64)]!])
+          ? [
+              ...[...known.sites].map(([site, rgb]): [string, string] => [css(rgb), named(why.sites[site]!.stack[0])]),
+              [css(other), 'other lines'],
+            ]
+          : [10, 64, 128, 191, 255].map((fill) => [
+              css(known.fill[fill]!),
+              ['almost empty', 'a quarter', 'half', 'three quarters', 'full'][Math.round(fill / 64)]!,
+            ])
   return {
     rgb: ofPool,
     pool: (pool) => css(ofPool(pool)),
     block: (block) => {
       const { pool, site, born } = map.blocks!
       const home = pool[block]!
+      // How full its pool is says nothing of a block.
+      if (color === 'fill' && !outside(born[block]!)) return colour('live')
       return css(one(map.fill[home]!, map.class[home]!, site[block]!, born[block]!))
     },
-    legend: [...legend, [css(free), 'free pool'], ...(parts === null ? [] : [[css(dim), 'made outside the range'] as [string, string]])],
+    legend: [
+      ...legend,
+      [css(free), 'free pool'],
+      ...(parts === null ? [] : [[css(dim), 'made outside the range'] as [string, string]]),
+    ],
   }
 }

@@ -3,7 +3,7 @@
 import type { Frame } from '../../report-data.ts'
 import { choice, el, exact, search, toggle } from '../dom.ts'
 import { madeInRange } from '../made.ts'
-import { colour, css, hue, picture, point } from '../paint.ts'
+import { colour, css, picture, point, rgb, type Rgb } from '../paint.ts'
 import { follow, go, look } from '../state.ts'
 import { nodeAt, NONE, pathOf, treeOf, type Tree } from '../tree.ts'
 import { bytes, count, named, percent, place, seconds } from '../words.ts'
@@ -22,6 +22,20 @@ const METRICS = {
 } as const
 type Metric = keyof typeof METRICS
 
+/** Whose code a file is. */
+const FAMILIES = {
+  own: 'the program',
+  installed: 'installed packages',
+  standard: 'the standard library',
+  import: 'the import system',
+} as const
+
+function familyOf(file: string): keyof typeof FAMILIES {
+  if (file.startsWith('<frozen importlib') || file.includes('/importlib/')) return 'import'
+  if (/\/(?:site|dist)-packages\//.test(file)) return 'installed'
+  return file.startsWith('<frozen') || /\/lib\d*\/python\d/.test(file) ? 'standard' : 'own'
+}
+
 interface Box {
   readonly node: number
   readonly left: number
@@ -32,7 +46,7 @@ interface Box {
 export function flame(report: Report): View {
   const { data, clock } = report
   const { frames, stacks, why } = data
-  const hidden = new Set(frames.flatMap(({ file }, index) => (file.startsWith('<frozen importlib') || file.includes('/importlib/') ? [index] : [])))
+  const hidden = new Set(frames.flatMap(({ file }, index) => (familyOf(file) === 'import' ? [index] : [])))
   const nothing = new Set<number>()
   let tree: Tree = treeOf(stacks, [], frames.length, nothing, false)
   let [zoom, active, made] = [0, 0, '']
@@ -83,13 +97,15 @@ export function flame(report: Report): View {
   }
 
   const shades = new Map<string, string>()
+  /** A family's colour, a little lighter or darker by file. */
   function shade({ file }: Frame): string {
     const key = `${file} ${colour('paper')}`
     let known = shades.get(key)
     if (known === undefined) {
-      let sum = 0
+      let sum = 7
       for (const letter of file) sum = (Math.imul(sum, 31) + letter.codePointAt(0)!) >>> 0
-      known = css(hue(sum % 360, 0.42))
+      const by = 0.82 + ((sum >>> 8) % 32) / 100
+      known = css(rgb(colour(`flame-${familyOf(file)}`)).map((part) => Math.min(255, Math.round(part * by))) as unknown as Rgb)
       shades.set(key, known)
     }
     return known
@@ -111,11 +127,16 @@ export function flame(report: Report): View {
         const frame = frameOf(node)
         const matched = matches.size > 0 && matches.has(tree.frame[node]!)
         context.globalAlpha = matches.size > 0 && !matched ? 0.3 : top < (line(zoom).length - 1) * ROW ? 0.55 : 1
-        context.fillStyle = matched ? colour('match') : frame === undefined || frame.file === '' ? colour('site-other') : shade(frame)
+        context.fillStyle = matched
+          ? colour('match')
+          : frame === undefined || frame.file === ''
+            ? colour('flame-import')
+            : shade(frame)
         context.fillRect(left, top, Math.max(0.6, wide - (wide > 3 ? 1 : 0)), ROW - 1)
         context.globalAlpha = 1
         if (wide > 34) {
-          const text = node === 0 ? `all: ${bytes(tree.total[0]!)}` : frame === undefined || frame.file === '' ? nameOf(node) : label(frame)
+          const text =
+            node === 0 ? `all: ${bytes(tree.total[0]!)}` : frame === undefined || frame.file === '' ? nameOf(node) : label(frame)
           context.fillStyle = colour('on-flame')
           context.fillText(fit(text, wide - 10), left + 5, top + ROW / 2)
         }
@@ -134,7 +155,8 @@ export function flame(report: Report): View {
   }
 
   const letter = 7.23
-  const fit = (text: string, width: number) => (text.length * letter <= width ? text : `${text.slice(0, Math.max(1, Math.floor(width / letter) - 1))}…`)
+  const fit = (text: string, width: number) =>
+    text.length * letter <= width ? text : `${text.slice(0, Math.max(1, Math.floor(width / letter) - 1))}…`
 
   /** Own values of every stack: of all blocks, or of those made in the range. */
   function values(): ArrayLike<number> {
@@ -176,7 +198,10 @@ export function flame(report: Report): View {
     const moment = clock.known && why.at.seconds !== null ? seconds(why.at.seconds) : `event ${count(why.at.event)}`
     const range = look().from < 0 ? null : madeInRange(report)
     const of: (string | HTMLElement)[] = [exact(total, bytes(total)), ` ${METRICS[metric()][2]} (${moment})`]
-    if (follows()) of.push(`, of blocks that were made in the chosen range${range?.sampled ? ', as far as single blocks are in this page' : ''}.`)
+    if (follows())
+      of.push(
+        `, of blocks that were made in the chosen range${range?.sampled ? ', as far as single blocks are in this page' : ''}.`,
+      )
     else if (look().from >= 0) of.push('. This is of the whole recording: it is not known by range.')
     else of.push('.')
     if (matches.size > 0) {
@@ -202,7 +227,15 @@ export function flame(report: Report): View {
     active = node
     const frame = frameOf(node)
     const [total, own] = [tree.total[node]!, tree.self[node]!]
-    const path = line(node).slice(1).map((at) => frameOf(at)!)
+    const path = line(node)
+      .slice(1)
+      .map((at) => frameOf(at)!)
+    if (node === 0) {
+      detail.replaceChildren(
+        el('p', { class: 'faint' }, 'Point at a bar to read its line; click it, or press Enter on it, to zoom in.'),
+      )
+      return chart.draw()
+    }
     detail.replaceChildren(
       el('h3', {}, nameOf(node)),
       el(
@@ -228,7 +261,12 @@ export function flame(report: Report): View {
     if (node === undefined) return point(null)
     const frame = frameOf(node)
     const source = frame && sourceOf(report, frame)
-    point(event, nameOf(node), ...(source === undefined ? [] : [source]), `${bytes(tree.total[node]!)}, ${percent(tree.total[node]! / (tree.total[0]! || 1))}`)
+    point(
+      event,
+      nameOf(node),
+      ...(source === undefined ? [] : [source]),
+      `${bytes(tree.total[node]!)}, ${percent(tree.total[node]! / (tree.total[0]! || 1))}`,
+    )
   })
   chart.canvas.addEventListener('pointerleave', () => point(null))
   chart.canvas.addEventListener('click', (event) => {
@@ -272,7 +310,11 @@ export function flame(report: Report): View {
     }
     const words = state.find.toLowerCase()
     matches = new Set(
-      words === '' ? [] : frames.flatMap((frame, index) => (`${frame.function} ${frame.file}:${frame.line}`.toLowerCase().includes(words) ? [index] : [])),
+      words === ''
+        ? []
+        : frames.flatMap((frame, index) =>
+            `${frame.function} ${frame.file}:${frame.line}`.toLowerCase().includes(words) ? [index] : [],
+          ),
     )
     zoom = nodeAt(tree, state.node)
     tell()
@@ -284,6 +326,15 @@ export function flame(report: Report): View {
     'Who asked for the memory. A function’s bar is as wide as what it and all it called account for; callers stand above.',
     el('div', { class: 'tools' }, kinds.element, find.element, inverted.element, imports.element, out),
     said,
+    el(
+      'ul',
+      { class: 'legend' },
+      ...Object.entries(FAMILIES).map(([family, name]) => {
+        const swatch = el('span', { class: 'swatch', 'aria-hidden': 'true' })
+        swatch.style.background = `var(--flame-${family})`
+        return el('li', {}, swatch, name)
+      }),
+    ),
     box,
     detail,
   )

@@ -49,7 +49,13 @@ export function heapMap(report: Report): View {
     ],
     (color) => go({ color }),
   )
-  const scrub = el('input', { type: 'range', min: 0, max: Math.max(0, frames - 1), 'aria-label': 'Frame', oninput: () => show(Number(scrub.value)) })
+  const scrub = el('input', {
+    type: 'range',
+    min: 0,
+    max: Math.max(0, frames - 1),
+    'aria-label': 'Frame',
+    oninput: () => show(Number(scrub.value)),
+  })
   const button = el('button', { type: 'button', onclick: () => (playing ? stop() : start()) }, 'Play')
   const now = el('button', { type: 'button', onclick: () => go({ at: -1 }) }, 'Back to the moment')
   let playing = 0
@@ -75,7 +81,13 @@ export function heapMap(report: Report): View {
 
   const image = document.createElement('canvas')
   /** Draws one pixel a cell, then all of them as large as they are to be. */
-  function pixels(context: CanvasRenderingContext2D, place: Layout, tiles: number, cells: number, paintCell: (tile: number, cell: number) => readonly number[] | null): void {
+  function pixels(
+    context: CanvasRenderingContext2D,
+    place: Layout,
+    tiles: number,
+    cells: number,
+    paintCell: (tile: number, cell: number) => readonly number[] | null,
+  ): void {
     const { tile, columns, rows, cell } = place
     const whole = new ImageData(columns * tile, Math.max(1, rows * tile))
     const out = new Uint32Array(whole.data.buffer)

@@ -10,7 +10,8 @@ export function sourceOf({ data }: Report, { file, line }: Frame): string | unde
 }
 
 export function stackList(report: Report, stack: readonly Frame[]): HTMLElement {
-  if (stack.length === 0) return el('p', { class: 'faint' }, 'No Python frame was there: the interpreter itself asked, or stacks were off.')
+  if (stack.length === 0)
+    return el('p', { class: 'faint' }, 'No Python frame was there: the interpreter itself asked, or stacks were off.')
   return el(
     'ol',
     { class: 'stack' },
@@ -18,7 +19,13 @@ export function stackList(report: Report, stack: readonly Frame[]): HTMLElement 
       el(
         'li',
         {},
-        el('span', {}, el('b', {}, frame.function), ' ', el('span', { class: 'faint', title: `${frame.file}:${frame.line}` }, place(frame))),
+        el(
+          'span',
+          {},
+          el('b', {}, frame.function),
+          ' ',
+          el('span', { class: 'faint', title: `${frame.file}:${frame.line}` }, place(frame)),
+        ),
         sourceOf(report, frame) !== undefined && el('code', {}, sourceOf(report, frame)!),
       ),
     ),

@@ -55,7 +55,12 @@ export function timeline(report: Report): View {
       const { from, to } = look()
       if (from >= 0) {
         context.fillStyle = colour('brush')
-        context.fillRect(x(clock.place(from), width), TOP, x(clock.place(to), width) - x(clock.place(from), width), height - TOP - BOTTOM)
+        context.fillRect(
+          x(clock.place(from), width),
+          TOP,
+          x(clock.place(to), width) - x(clock.place(from), width),
+          height - TOP - BOTTOM,
+        )
       }
       context.save()
       context.beginPath()
@@ -84,7 +89,10 @@ export function timeline(report: Report): View {
         if (filled) {
           context.lineTo(x(places[high]!, width), y(0))
           context.lineTo(x(places[low]!, width), y(0))
-          context.globalAlpha = 0.14
+          // What is live covers what is held, instead of mixing with it.
+          context.fillStyle = colour('paper')
+          if (name === 'live') context.fill()
+          context.globalAlpha = name === 'live' ? 0.3 : 0.16
           context.fillStyle = colour(color)
           context.fill()
           context.globalAlpha = 1
@@ -152,7 +160,13 @@ export function timeline(report: Report): View {
         while (from > 0 && Number.isNaN(values[from]!)) from--
         const swatch = el('span', { class: 'swatch', 'aria-hidden': 'true' })
         swatch.style.background = `var(--${color})`
-        return el('li', { title: about, 'data-series': name }, swatch, `${name} `, Number.isNaN(values[from]!) ? 'not sampled' : size(values[from]!))
+        return el(
+          'li',
+          { title: about, 'data-series': name },
+          swatch,
+          `${name} `,
+          Number.isNaN(values[from]!) ? 'not sampled' : size(values[from]!),
+        )
       }),
     )
     clear.hidden = from < 0 && cursor < 0
@@ -192,7 +206,11 @@ export function timeline(report: Report): View {
     const [one, other] = [eventAt(grabbed, chart.width()), eventAt(now, chart.width())]
     if (grabbed >= 0 && Math.abs(now - grabbed) > 3) go({ from: Math.min(one, other), to: Math.max(one, other), zoomed: false })
     const row = rowAt(rows.event, other)
-    point(event, says(other), ...series.flatMap(({ name, values }) => (Number.isNaN(values[row]!) ? [] : [`${name} ${bytes(values[row]!)}`])))
+    point(
+      event,
+      says(other),
+      ...series.flatMap(({ name, values }) => (Number.isNaN(values[row]!) ? [] : [`${name} ${bytes(values[row]!)}`])),
+    )
   })
   chart.canvas.addEventListener('pointerup', (event) => {
     if (grabbed >= 0 && Math.abs(left(event) - grabbed) <= 3) go({ at: eventAt(grabbed, chart.width()) })

@@ -48,7 +48,7 @@ export function whatIf({ data }: Report): View {
             head('taken', 'Calls that take memory from the system'),
             head('given back', 'Calls that give memory back'),
             head('a call', 'Nanoseconds'),
-            head('how to get it', 'The setting that brings it about'),
+            el('th', { scope: 'col', class: 'text', title: 'The setting that brings it about' }, 'how to get it'),
           ),
         ),
         ...KINDS.flatMap(([kind, title, about]) => {
@@ -71,7 +71,8 @@ export function whatIf({ data }: Report): View {
 function line(row: WhatIfRow, most: number): HTMLElement {
   const fill = el('span', { class: 'fill live' })
   fill.style.width = `${(100 * (row.held ?? 0)) / most}%`
-  const cell = (value: number | null, show: (value: number) => Child) => el('td', {}, value === null ? el('span', { class: 'faint' }, '–') : show(value))
+  const cell = (value: number | null, show: (value: number) => Child) =>
+    el('td', {}, value === null ? el('span', { class: 'faint' }, '–') : show(value))
   return el(
     'tr',
     { 'data-name': row.name },
