@@ -163,7 +163,9 @@ inBrowser('the flame graph sums to the data, however it is looked at', async (t,
     const totals = totalsOf(own)
     const parent = values(data.stacks.parent)
     const roots = [0, 1].sort((a, b) => totals[b]! - totals[a]!)
-    const child = Array.from(own, (_, node) => node).filter((node) => parent[node] === roots[0]).sort((a, b) => totals[b]! - totals[a]!)[0]!
+    const child = Array.from(own, (_, node) => node)
+      .filter((node) => parent[node] === roots[0])
+      .sort((a, b) => totals[b]! - totals[a]!)[0]!
     await canvas.focus()
     await page.keyboard.press('ArrowDown')
     await page.keyboard.press('ArrowDown')
@@ -194,24 +196,21 @@ inBrowser('the heap map shows each pool in its colour, and each frame', async (t
   const page = await ready(open, small, '#view=map')
   t.deepEqual(await numbers(page, '[data-shown=tiles]'), [data.why.arenas.length])
   const kinds = [...values(data.map.class)]
+  const canvas = page.locator('#map canvas').first()
   // The pools of the first arena stand 8 pixels apart, which the picture of 142 arenas has room for.
-  const painted = await page
-    .locator('#map canvas')
-    .first()
-    .evaluate((canvas: HTMLCanvasElement) => {
-      const context = canvas.getContext('2d')!
-      return Array.from({ length: 64 }, (_, pool) =>
-        [...context.getImageData((pool % 8) * 8 + 3, Math.floor(pool / 8) * 8 + 3, 1, 1).data].join(),
-      )
-    })
+  const pixels = await canvas.evaluate((one: HTMLCanvasElement) => [...one.getContext('2d')!.getImageData(0, 0, 64, 64).data])
+  const painted = Array.from({ length: 64 }, (_, pool) => {
+    const at = 4 * ((Math.floor(pool / 8) * 8 + 3) * 64 + (pool % 8) * 8 + 3)
+    return pixels.slice(at, at + 4).join()
+  })
   const free = new Set(painted.filter((_, pool) => kinds[pool] === 255))
   const used = new Set(painted.filter((_, pool) => kinds[pool] !== 255))
   t.is(free.size, 1)
   t.true(used.size > 0 && [...used].every((color) => !free.has(color)))
-  const before = await page.locator('#map canvas').first().screenshot()
+  const before = await canvas.screenshot()
   for (const color of ['class', 'age', 'site', 'fill']) {
     await page.click(`#map [data-value=${color}]`)
-    const now = await page.locator('#map canvas').first().screenshot()
+    const now = await canvas.screenshot()
     t.is(now.equals(before), color === 'fill', color)
   }
   await page.locator('#map input[type=range]').fill('30')
@@ -313,15 +312,17 @@ inBrowser('an address shows the same view again', async (t, open) => {
   for (const said of ['view=map', 'color=age', 'arena=', 'flame=live', 'inverted=1', 'arenaFilter=load', 'arenaSort=-blocks'])
     t.true(hash.includes(said), `${said} in ${hash}`)
   const again = await ready(open, small, hash)
-  const look = async (one: Page) => {
-    await one.waitForTimeout(300)
-    return {
-      text: await one.locator('body').evaluate((body: HTMLElement) => body.innerText),
-      top: Math.round(await one.locator('#map').evaluate((map) => map.getBoundingClientRect().top)),
-      picture: (await one.screenshot()).toString('base64'),
-    }
-  }
+  const look = async (one: Page) => ({
+    text: await one.locator('main section').allInnerTexts(),
+    top: await one.locator('#map').evaluate((map) => Math.round(map.getBoundingClientRect().top)),
+    marked: await one.locator('[aria-pressed=true], [aria-sort=descending]').allTextContents(),
+  })
+  const pictures = async (one: Page) =>
+    one.locator('#flame canvas, #map canvas').evaluateAll((all) => all.map((canvas) => (canvas as HTMLCanvasElement).toDataURL()))
+  // A focused picture shows where one is in it.
+  for (const one of [again, page]) await one.locator('#map h2').focus()
   t.deepEqual(await look(again), await look(page))
+  t.true((await pictures(again)).join() === (await pictures(page)).join())
   // A link that is followed while the page is open.
   await again.evaluate("location.hash = '#view=what-if&color=site'")
   await again.waitForTimeout(300)
@@ -358,6 +359,7 @@ inBrowser('everything can be reached and used by keys alone', async (t, open) =>
   await page.keyboard.press('/')
   await page.keyboard.type('load')
   t.regex(await hashOf(page), /find=load/)
+  await page.keyboard.press('Escape')
   // By Tab, everything that can be used is come by, is named, and shows where the focus is.
   await page.keyboard.press('1')
   const seen: string[] = []

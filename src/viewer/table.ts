@@ -59,7 +59,7 @@ export function table<Row>({ label, columns, empty, sorted, chosen }: TableOptio
 
   function render(): void {
     const first = Math.max(0, Math.floor(frame.scrollTop / ROW) - 4)
-    const last = Math.min(rows.length, first + Math.ceil((frame.clientHeight || MOST * ROW) / ROW) + 8)
+    const last = Math.min(rows.length, first + MOST + 9)
     const lines: HTMLElement[] = []
     for (let index = first; index < last; index++) {
       const row = rows[index]!
