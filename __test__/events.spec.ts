@@ -127,3 +127,61 @@ test('what cannot be carried out says what was expected', (t) => {
   }
   t.is(obmalloc('events', join(folder, 'missing')).status, 3)
 })
+
+withPython('moments of a recording are found, shown and refused in words', (t) => {
+  const program = [
+    'import sys, threading',
+    'rows = [bytes(100) for _ in range(50000)]',
+    'sys.audit("obmalloc.mark", "full")',
+    'del rows[1:]',
+    'sys.audit("obmalloc.mark", "empty")',
+  ].join('\n')
+  const trace = join(folder, 'moments.trace')
+  const { status, stderr } = obmalloc('record', '--stacks', '0', '--every', '1', '-o', trace, '--', '-c', program)
+  t.is(status, 0, stderr)
+  const at = (moment: string) => {
+    const { stdout, ...rest } = obmalloc('replay', '--json', '--at', moment, trace)
+    return {
+      ...rest,
+      found:
+        stdout === ''
+          ? null
+          : (JSON.parse(stdout) as { at: { event: number; seconds: number }; statsNow: string; exact: boolean }),
+    }
+  }
+  const arenas = (moment: string) => {
+    const { found } = at(moment)
+    t.true(found?.exact, moment)
+    t.true(found!.at.seconds > 0, moment)
+    return Number(/# arenas allocated current +=\s+(\d+)/.exec(found!.statsNow)?.[1])
+  }
+  const [full, empty, peak, end] = [arenas('mark:full'), arenas('mark:empty'), arenas('peak'), arenas('end')]
+  t.is(full, peak)
+  t.true(empty < full)
+  t.is(end, empty)
+  t.is(arenas('mark:full#1'), full)
+  t.is(arenas(`event:${at('mark:full').found!.at.event}`), full)
+  t.is(arenas(`time:${at('mark:empty').found!.at.seconds + 1}`) < full, true)
+  for (const moment of ['mark:none', 'mark:full#2', 'event:999999999'])
+    t.like(at(moment), { status: 2, stderr: `obmalloc: the trace has no such moment: ${moment}\n` })
+  t.like(at('soon'), { status: 2 })
+  t.regex(at('soon').stderr, /^obmalloc: expected end, peak, mark:NAME, .* but got "soon"\n$/)
+  t.regex(obmalloc('replay', '--at', 'end', '--operation', '3', trace).stderr, /expected --at or --operation, but got both/)
+
+  const lines = obmalloc('events', '--json', trace).stdout.trimEnd().split('\n')
+  const events = lines.map(
+    (line) => JSON.parse(line) as { note?: string; seconds: number | null; thread?: number; anonymous?: number },
+  )
+  t.true(events.filter(({ note }) => note === 'memory').every(({ anonymous }) => anonymous! > 1 << 20))
+  t.true(events.filter(({ note }) => note === 'memory').length > 2)
+  t.is(events.filter(({ note }) => note === 'mark').length, 2)
+  t.is(new Set(events.map(({ thread }) => thread).filter((thread) => thread !== undefined)).size, 1)
+})
+
+test('a trace from before there was time has moments all the same', (t) => {
+  const trace = join(golden(), '3.13.trace')
+  const { status, stdout } = obmalloc('replay', '--json', '--at', 'end', trace)
+  t.is(status, 0)
+  t.is((JSON.parse(stdout) as { at: { seconds: null } }).at.seconds, null)
+  t.is(obmalloc('replay', '--at', 'time:1', trace).status, 2)
+})

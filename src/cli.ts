@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check` found something; 2 usage; 3 an unreadable trace; 4 something
+ * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check` or `why` found something; 2 usage; 3 an unreadable trace; 4 something
  * did not match, or could not be looked at, or not all of it recorded, and anything else. `record` passes the program's own on, and gives
  * 128 and the signal's number when a signal ended it.
  */
@@ -16,6 +16,7 @@ import { compareCommand, type CompareOptions } from './commands/compare.js'
 import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
+import { whyCommand, type WhyCommandOptions } from './commands/why.js'
 import { say } from './terminal.js'
 import { TraceError } from './trace.js'
 import { UsageError } from './usage.js'
@@ -30,6 +31,8 @@ function count(value: string): number {
   if (!/^\d+$/.test(value)) throw new InvalidArgumentError('expected a whole number')
   return Number(value)
 }
+
+const MOMENTS = 'the moment: end (before finalization), peak, mark:NAME, mark:NAME#2, event:N or time:SECONDS'
 
 function commandLine(done: (code: number) => void): Command {
   const program = new Command('obmalloc')
@@ -58,6 +61,7 @@ function commandLine(done: (code: number) => void): Command {
       count,
       64,
     )
+    .option('--every <ms>', 'milliseconds between two samples of resident memory, at least; 0 for none', count, 100)
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
     .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
@@ -76,11 +80,27 @@ function commandLine(done: (code: number) => void): Command {
     .command('replay')
     .description('make the calls of a trace again and compare every answer')
     .option('--release <release>', 'the release to replay on (default: the one that was recorded)')
+    .option(
+      '--at <moment>',
+      'stop at this moment, and show the statistics there: end (before finalization), peak, mark:NAME, mark:NAME#2, event:N, time:SECONDS',
+    )
     .option('--operation <number>', 'stop after this operation, and show the statistics there', count)
     .option('--stats', 'show the statistics at the end')
     .option('--json', 'print the results as JSON')
     .argument('<trace...>', 'traces')
     .action(async (args: string[], options: ReplayCommandOptions) => done(await replayCommand(args, options)))
+  program
+    .command('why')
+    .description("what holds a recorded program's memory, in words, and the lines to change")
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--top <number>', 'how many sites to show', count, 10)
+    .option('--site <file:line>', 'what was made there, with its stacks')
+    .option('--arena <0x…>', 'what lies in this arena')
+    .option('-o, --output <file>', 'write there instead')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print the answer as JSON: obmalloc.why/1')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: WhyCommandOptions) => done(await whyCommand(path, options)))
   program
     .command('check')
     .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')

@@ -205,6 +205,24 @@ interface Binding {
   /** Looks at no more than `count` events, and gives those that are wanted, as a line of JSON each; null when there are no more. */
   readEvents(listing: number, count: number): string | null
   closeEvents(listing: number): void
+  /** The number of a reading that finds moments of the traces that the segments, as JSON, name. */
+  openOutline(segments: string): number
+  /** Reads at most `count` events; 0 when there is nothing left. */
+  stepOutline(outline: number, count: number): number
+  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  progressOutline(outline: number): readonly [number, number]
+  /** The moment as JSON, null when the trace has no such moment. */
+  findMoment(outline: number, moment: string): string | null
+  closeOutline(outline: number): void
+  /** The number of an inquiry into the traces that the options, as JSON, name. */
+  openInquiry(options: string): number
+  /** Looks at no more than `count` events; 0 when there is nothing left. */
+  stepInquiry(inquiry: number, count: number): number
+  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  progressInquiry(inquiry: number): readonly [number, number]
+  /** The answer as JSON. The inquiry is over with it. */
+  answerInquiry(inquiry: number): string
+  closeInquiry(inquiry: number): void
   /** Judges the collector by the answers, as JSON, of a real CPython; what came of it is JSON too. */
   checkGolden(golden: string): string
 }

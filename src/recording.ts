@@ -37,6 +37,8 @@ export interface RecordOptions {
   readonly stdout: 'inherit' | 'ignore' | 'stderr'
   /** Most frames of each request's stack, innermost first; none unless given. */
   readonly stacks?: number
+  /** Milliseconds between two samples of the memory that the process has, at least; none unless given. */
+  readonly every?: number
   readonly env?: Record<string, string>
 }
 
@@ -56,6 +58,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     OBMALLOC_TRACE: path,
     OBMALLOC_TRACE_RUN: identity,
     OBMALLOC_STACKS: String(options.stacks ?? 0),
+    OBMALLOC_EVERY: String(options.every ?? 0),
   })
   let traces: Traced[] = []
   let running: number[] = []
@@ -171,7 +174,7 @@ export async function run(
   const env: NodeJS.ProcessEnv = { ...process.env }
   // What an outer recorder or checker may have left.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
-  delete env['OBMALLOC_STACKS']
+  for (const option of ['STACKS', 'EVERY']) delete env[`OBMALLOC_${option}`]
   // The program does not outlive us, however we end.
   const owner = { OBMALLOC_OWNER: String(process.pid) }
   Object.assign(env, variables, owner, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })

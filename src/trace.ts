@@ -15,6 +15,8 @@ export interface TraceHeader {
   readonly shared: boolean
   /** Most frames of a request's stack, 0 when there are none. Traces before format 3 have none and do not say so. */
   readonly stacks?: number
+  /** Milliseconds between two samples of memory at least, 0 when there are none. Traces before format 4 do not say so. */
+  readonly every?: number
   /** What the traces of one run have in common. Traces of format 1 have no identities. */
   readonly run?: string
   /** What no other trace has. */

@@ -80,7 +80,8 @@ function lineOf(event: Call | Note): string {
   const when = event.seconds?.toFixed(6) ?? '-'
   if ('note' in event) {
     const { anonymous, file, heap, heapFree, value } = event
-    const memory = anonymous === undefined ? [] : [`anonymous ${anonymous}, file ${file}, C's heap ${heap}, free of it ${heapFree}`]
+    const memory =
+      anonymous === undefined ? [] : [`anonymous ${anonymous}, file ${file}, C's heap ${heap}, free of it ${heapFree}`]
     return [event.event, when, '-', event.note, ...(value === undefined ? [] : [JSON.stringify(value)]), ...memory].join('  ')
   }
   const { thread, call, domain, count, size, from, address, stack } = event

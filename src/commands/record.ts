@@ -12,6 +12,7 @@ export interface RecordCommandOptions {
   readonly python?: string
   readonly output: string
   readonly stacks: number
+  readonly every: number
   readonly json?: boolean
 }
 
@@ -31,6 +32,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
       trace: options.output,
       stdout,
       stacks: options.stacks,
+      every: options.every,
     })
     const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)

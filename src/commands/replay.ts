@@ -1,38 +1,44 @@
 /** `obmalloc replay`: makes a recorded process's calls again and compares every answer. */
 
+import { findMoment } from '../moments.js'
 import { releaseOf } from '../release.js'
 import { firstDifference, replay, type Report } from '../replaying.js'
 import { columns, grouped, paint, Progress, say } from '../terminal.js'
 import { readHeader, segments, type TraceHeader } from '../trace.js'
+import { UsageError } from '../usage.js'
 import type { Release } from '../../index.js'
 
 export interface ReplayCommandOptions {
   readonly release?: Release
   readonly operation?: number
+  readonly at?: string
   readonly stats?: boolean
   readonly json?: boolean
 }
 
 export async function replayCommand(paths: string[], options: ReplayCommandOptions): Promise<number> {
+  if (options.at !== undefined && options.operation !== undefined)
+    throw new UsageError('expected --at or --operation, but got both')
   let exact = true
   for (const path of paths) {
     const header = readHeader(path)
     const release = options.release ?? releaseOf(header.python)
     const progress = new Progress()
-    // To see one operation, everything up to and including it is replayed.
-    const stopAt = options.operation === undefined ? undefined : options.operation + 1
-    const report = await replay({
-      release,
-      segments: segments(path),
-      ...(stopAt === undefined ? {} : { stopAt }),
-      onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
-    }).finally(() => progress.done())
+    const onProgress = (done: number, total: number): void =>
+      progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
+    const parts = segments(path)
+    const [moment, report] = await (async () => {
+      const moment = options.at === undefined ? null : await findMoment(parts, options.at, onProgress)
+      const operation = moment?.event ?? options.operation
+      // To see one operation, everything up to and including it is replayed.
+      const stopAt = operation === undefined ? {} : { stopAt: operation + 1 }
+      return [moment, await replay({ release, segments: parts, ...stopAt, onProgress })] as const
+    })().finally(() => progress.done())
     exact &&= report.exact
+    const failed = header.failed ?? null
     if (options.json)
-      process.stdout.write(
-        `${JSON.stringify({ path, python: header.python, release, failed: header.failed ?? null, ...report })}\n`,
-      )
-    else show(path, header, report, options.stats ?? options.operation !== undefined)
+      process.stdout.write(`${JSON.stringify({ path, python: header.python, release, failed, at: moment, ...report })}\n`)
+    else show(path, header, report, options.stats ?? (moment !== null || options.operation !== undefined))
   }
   return exact ? 0 : 4
 }

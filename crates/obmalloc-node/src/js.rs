@@ -196,6 +196,14 @@ impl Env {
         self.define_one(array, sys::napi_property_descriptor { name, ..property(value) })
     }
 
+    /// An array of two counts.
+    pub fn pair(self, (first, second): (u64, u64)) -> Outcome {
+        let pair = self.array()?;
+        self.define_element(pair, 0, self.number(first as f64)?)?;
+        self.define_element(pair, 1, self.number(second as f64)?)?;
+        Ok(pair)
+    }
+
     fn define_one(self, object: Value, descriptor: sys::napi_property_descriptor) -> Result<(), Failure> {
         Self::done(napi!(self, napi_define_properties, object, 1, &descriptor), ())
     }

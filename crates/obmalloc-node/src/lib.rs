@@ -64,6 +64,8 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     export(to, c"trimMemory", trim_memory)?;
     calls::replay::exports(to)?;
     calls::events::exports(to)?;
+    calls::moments::exports(to)?;
+    calls::inquiry::exports(to)?;
     calls::golden::exports(to)?;
     calls::methods(to)?;
     env.define(to.object, c"chosen", to.realm.chooser(env)?)?;

@@ -1,7 +1,7 @@
 //! The file that a process writes: kept open, found again when the program has closed its descriptor, and written so that a limit on
 //! files does no harm to the program.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::io::Error;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
@@ -16,15 +16,44 @@ type Identity = (libc::dev_t, libc::ino_t);
 
 /// An open file. Its descriptor is the program's to close, as programs close what is not theirs, so it is looked at before each use.
 pub struct OutFile {
+    kept: Kept,
+    path: PathBuf,
+    /// The same as C has it: it may be wanted where no memory may be taken.
+    c_path: CString,
+}
+
+/// A descriptor, and the file that it stood for when it was opened.
+pub struct Kept {
     descriptor: c_int,
     identity: Identity,
-    path: PathBuf,
+}
+
+impl Kept {
+    pub fn of(descriptor: c_int) -> Result<Self, Error> {
+        let descriptor = out_of_the_way(descriptor);
+        let identity = identity_of(descriptor).ok_or_else(Error::last_os_error)?;
+        Ok(Self { descriptor, identity })
+    }
+
+    /// The descriptor, if it still stands for that file.
+    pub fn descriptor(&self) -> Option<c_int> {
+        (identity_of(self.descriptor) == Some(self.identity)).then_some(self.descriptor)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(descriptor) = self.descriptor() {
+            close(descriptor);
+        }
+    }
 }
 
 impl OutFile {
     /// Opens `path`, emptied, for this process alone. `EWOULDBLOCK` when another process writes it.
     pub fn claim(path: &Path) -> Result<Self, Error> {
-        let descriptor = open(path, libc::O_WRONLY | libc::O_CREAT)?;
+        let c_path = c_path(path)?;
+        let descriptor = open(&c_path, libc::O_WRONLY | libc::O_CREAT)?;
         // SAFETY: takes no memory.
         if unsafe { libc::flock(descriptor, libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let error = Error::last_os_error();
@@ -36,13 +65,14 @@ impl OutFile {
         }
         // What cannot be emptied (a device) needs not be. SAFETY: takes no memory.
         unsafe { libc::ftruncate(descriptor, 0) };
-        Self::of(descriptor, path.to_owned())
+        Self::of(descriptor, path.to_owned(), c_path)
     }
 
     /// Makes `path`. `EEXIST` when it is there.
     pub fn make(path: PathBuf) -> Result<Self, Error> {
-        let descriptor = open(&path, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL)?;
-        Self::of(descriptor, path)
+        let c_path = c_path(&path)?;
+        let descriptor = open(&c_path, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL)?;
+        Self::of(descriptor, path, c_path)
     }
 
     /// Makes `<base>.<pid>`, or `<base>.<pid>.2` and so on if a process of the same id has been there: one that executed this one.
@@ -58,10 +88,8 @@ impl OutFile {
         }
     }
 
-    fn of(descriptor: c_int, path: PathBuf) -> Result<Self, Error> {
-        let descriptor = out_of_the_way(descriptor);
-        let identity = identity_of(descriptor).ok_or_else(Error::last_os_error)?;
-        Ok(Self { descriptor, identity, path })
+    fn of(descriptor: c_int, path: PathBuf, c_path: CString) -> Result<Self, Error> {
+        Ok(Self { kept: Kept::of(descriptor)?, path, c_path })
     }
 
     pub fn path(&self) -> &Path {
@@ -70,11 +98,11 @@ impl OutFile {
 
     /// Writes all of `bytes` at `offset`, or says why not.
     pub fn write_at(&mut self, mut bytes: &[u8], mut offset: u64) -> Result<(), Error> {
-        self.find_again()?;
+        let descriptor = self.descriptor()?;
         allow(offset + bytes.len() as u64)?;
         while !bytes.is_empty() {
             // SAFETY: the pointer and the length are those of a live slice.
-            let written = unsafe { libc::pwrite(self.descriptor, bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) };
+            let written = unsafe { libc::pwrite(descriptor, bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) };
             if written > 0 {
                 bytes = &bytes[written as usize..];
                 offset += written as u64;
@@ -90,29 +118,21 @@ impl OutFile {
     /// Cuts the file off after `length` bytes.
     pub fn cut(&self, length: u64) {
         // SAFETY: takes no memory.
-        unsafe { libc::ftruncate(self.descriptor, length as libc::off_t) };
+        unsafe { libc::ftruncate(self.kept.descriptor, length as libc::off_t) };
     }
 
-    /// Opens the file again if the program has closed its descriptor.
-    fn find_again(&mut self) -> Result<(), Error> {
-        if identity_of(self.descriptor) == Some(self.identity) {
-            return Ok(());
+    /// The file's descriptor. Opens the file again if the program has closed it.
+    fn descriptor(&mut self) -> Result<c_int, Error> {
+        if let Some(descriptor) = self.kept.descriptor() {
+            return Ok(descriptor);
         }
-        let descriptor = open(&self.path, libc::O_WRONLY)?;
-        if identity_of(descriptor) != Some(self.identity) {
-            close(descriptor);
+        let again = Kept::of(open(&self.c_path, libc::O_WRONLY)?)?;
+        if again.identity != self.kept.identity {
             return Err(Error::from_raw_os_error(libc::ESTALE));
         }
-        self.descriptor = out_of_the_way(descriptor);
-        Ok(())
-    }
-}
-
-impl Drop for OutFile {
-    fn drop(&mut self) {
-        if identity_of(self.descriptor) == Some(self.identity) {
-            close(self.descriptor);
-        }
+        // The old number is the program's now, so it is not closed.
+        self.kept = again;
+        Ok(self.kept.descriptor)
     }
 }
 
@@ -124,9 +144,13 @@ pub fn allow(end: u64) -> Result<(), Error> {
     }
 }
 
-/// `open`. Where the program has no descriptor left, the limit is raised for as long as it takes.
-pub fn open(path: &Path, flags: c_int) -> Result<c_int, Error> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
+/// A path as C has it.
+pub fn c_path(path: &Path) -> Result<CString, Error> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// `open`, without taking memory. Where the program has no descriptor left, the limit is raised for as long as it takes.
+pub fn open(path: &CStr, flags: c_int) -> Result<c_int, Error> {
     // SAFETY: the path is NUL-terminated.
     let open = || unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o666) };
     let descriptor = open();

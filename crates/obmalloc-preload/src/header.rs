@@ -47,6 +47,8 @@ pub struct Header {
     run: String,
     /// Most frames of a stack, 0 when there are no stacks.
     pub stacks: usize,
+    /// Milliseconds between two samples of memory at least, 0 when there are none.
+    pub every: u64,
 }
 
 /// The trace that a forked process's trace continues.
@@ -61,7 +63,7 @@ pub struct Parent {
 
 impl Header {
     /// What there is to say about this process.
-    pub fn of_this_process(api: &Api, run: String, stacks: usize) -> Self {
+    pub fn of_this_process(api: &Api, run: String, stacks: usize, every: u64) -> Self {
         let version = api.version();
         let arguments = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let mut argv: Vec<String> =
@@ -77,6 +79,7 @@ impl Header {
             version,
             run,
             stacks,
+            every,
         }
     }
 
@@ -99,7 +102,7 @@ impl Header {
         // Of one width: what the recorder takes of memory is to be the same with stacks and without.
         let mut json = format!(
             "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"pid\": {pid}, \"freeThreaded\": {}, \
-             \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
+             \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"every\": {:7}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
             quoted(&self.python),
             quoted(&self.version),
             quoted(&self.executable),
@@ -108,6 +111,7 @@ impl Header {
             self.debug_build,
             self.shared,
             self.stacks,
+            self.every.min(9_999_999),
             quoted(&self.run),
         );
         let failure = json.len();
@@ -164,6 +168,7 @@ mod tests {
             shared: false,
             run: "r".into(),
             stacks: 64,
+            every: 100,
         };
         let (json, at) = header.json(7, Identity::new(), None);
         assert!(json[at..].starts_with("null ") && json.ends_with(" }"), "{json}");
@@ -185,6 +190,7 @@ mod tests {
             shared: false,
             run: String::new(),
             stacks: 0,
+            every: 0,
         };
         for (python, supported) in [("2.7.18", false), ("3.7.16", false), ("3.8.0", true), ("3.15.0a1+", true), ("4.0.0", true)] {
             assert_eq!(of(python).supported(), supported, "{python}");

@@ -100,6 +100,7 @@ unsafe extern "C-unwind" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_v
     let inner = unsafe { ORIGINAL_ARENA.get() };
     // SAFETY: as in `malloc`.
     let result = unsafe { arena_offset::alloc(inner, size) };
+    sink::tell_time();
     let nested = inside::is_inside();
     sink::request(nested, |block| block.arena_alloc(nested, size as u64, result as u64));
     // With the other hooks replaced this one is the only chance to notice.
@@ -111,6 +112,7 @@ unsafe extern "C-unwind" fn arena_free(_: *mut c_void, address: *mut c_void, siz
     // SAFETY: hooks run only once `install` has set the originals.
     let inner = unsafe { ORIGINAL_ARENA.get() };
     let nested = inside::is_inside();
+    sink::tell_time();
     sink::record(|block| block.arena_free(nested, size as u64, address as u64));
     // SAFETY: as in `malloc`.
     unsafe { arena_offset::free(inner, address, size) };

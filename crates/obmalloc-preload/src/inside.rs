@@ -34,6 +34,12 @@ pub fn is_inside_of(address: usize) -> bool {
     mark::get() == address | 1
 }
 
+/// What no other thread that lives has: where its own data is.
+#[inline(always)]
+pub fn thread() -> usize {
+    mark::thread()
+}
+
 #[cfg(target_arch = "x86_64")]
 mod mark {
     use std::arch::{asm, global_asm};
@@ -63,6 +69,14 @@ mod mark {
                 options(nostack, preserves_flags, readonly),
             );
         }
+        value
+    }
+
+    #[inline(always)]
+    pub fn thread() -> usize {
+        let value: usize;
+        // SAFETY: reads the word at the thread pointer, which is the thread pointer itself; touches neither stack nor flags.
+        unsafe { asm!("mov {value}, qword ptr fs:[0]", value = out(reg) value, options(nostack, preserves_flags, readonly)) };
         value
     }
 
@@ -97,5 +111,10 @@ mod mark {
     #[inline(always)]
     pub fn set(value: usize) {
         INSIDE.set(value);
+    }
+
+    #[inline(always)]
+    pub fn thread() -> usize {
+        INSIDE.with(|inside| std::ptr::from_ref(inside).addr())
     }
 }

@@ -11,10 +11,12 @@
 //! |---|---|
 //! | `arena_offset` | arenas off their natural boundary, for tests |
 //! | `check` | the other thing that the library can do: look whether blocks come back to the domain that gave them out |
+//! | `clock` | when, and how much memory the process has |
 //! | `hooks` | the wrapped allocators: what runs on every call |
 //! | `interpreters` | whose a call is, where interpreters have allocators of their own |
 //! | `inside` | whether this thread is inside a mem or obj call |
 //! | `lock` | a spin lock that can be held across a fork |
+//! | `marks` | moments that the program names |
 //! | `sink` | the one block being written, its lock, and where it goes |
 //! | `stacks` | the stack that a request is made under |
 //! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
@@ -37,6 +39,7 @@
 
 mod arena_offset;
 mod check;
+mod clock;
 mod environment;
 mod file;
 mod header;
@@ -44,6 +47,7 @@ mod hooks;
 mod inside;
 mod interpreters;
 mod lock;
+mod marks;
 mod process;
 mod python;
 mod sink;
@@ -69,16 +73,17 @@ extern "C" fn constructor() {
     let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
     let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
     let recording = variable == VARIABLE;
-    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE, stacks::VARIABLE];
-    // The checker has no use for the run's identity, and none for stacks.
+    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE];
+    // The checker has no use for the run's identity, nor for stacks and samples.
     let kept = if recording { &kept[..] } else { &kept[..2] };
     let Some(api) = python::Api::find() else { return environment::keep(kept) };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
     let (first, run) = claim(variable, &path);
     environment::keep(kept);
-    let frames = std::env::var(stacks::VARIABLE).ok().filter(|_| recording).and_then(|frames| frames.parse().ok());
-    let header = Header::of_this_process(&api, run, frames.unwrap_or(0));
+    let number =
+        |variable| std::env::var(variable).ok().filter(|_| recording).and_then(|number| number.parse().ok()).unwrap_or(0);
+    let header = Header::of_this_process(&api, run, number(stacks::VARIABLE) as usize, number(clock::VARIABLE));
     let can_be_seen = header.supported() && !header.free_threaded;
     if recording {
         sink::set_up(path, first, header);

@@ -22,6 +22,9 @@ pub struct PyMethodDef {
 // SAFETY: names and documentation are string literals, and nothing writes to a method definition.
 unsafe impl Sync for PyMethodDef {}
 
+/// `METH_FASTCALL`
+pub const METH_FASTCALL: c_int = 0x0080;
+
 /// `METH_NOARGS`
 pub const METH_NOARGS: c_int = 0x0004;
 
@@ -81,6 +84,9 @@ interface! {
         new_function = c"PyCFunction_NewEx": fn(*const PyMethodDef, Object, Object) -> Object;
         new_tuple = c"PyTuple_New": fn(isize) -> Object;
         set_item = c"PyTuple_SetItem": fn(Object, isize, Object) -> c_int;
+        is_subtype = c"PyType_IsSubtype": fn(Object, Object) -> c_int;
+        text_length = c"PyUnicode_GetLength": fn(Object) -> isize;
+        char_at = c"PyUnicode_ReadChar": fn(Object, isize) -> u32;
         int_from = c"PyLong_FromSsize_t": fn(isize) -> Object;
         int_as = c"PyLong_AsLong": fn(Object) -> c_long;
         inc_ref = c"Py_IncRef": fn(Object);

@@ -6,12 +6,15 @@
 //! Invariants:
 //! 1. [`State`] is touched only by who holds the lock.
 //! 2. `state.reserve` is out of reach unless the file is open and there are no more checkpoints, so that the one comparison on the fast
-//!    path sends everything unusual (no file yet, stopped, a checkpoint, block full) to [`State::make_room`]. As long as there are
-//!    checkpoints every event is one, so that where they are does not depend on what events take in the block.
+//!    path sends everything unusual (no file yet, stopped, a checkpoint, time to look at the clock, block full) to
+//!    [`State::make_room`]. As long as there are checkpoints every event is one, so that where they are does not depend on what events take
+//!    in the block.
 //! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
 
+use crate::clock::{Clock, thread_number};
 use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, text_of};
+use crate::inside;
 use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
 use crate::stacks::{Lost, Out, Stacks};
@@ -21,7 +24,7 @@ use std::io::Error;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
 const BLOCK_SIZE: usize = 64 << 10;
@@ -31,6 +34,10 @@ const PACKING_SIZE: usize = 64 << 10;
 const OUT_OF_REACH: usize = usize::MAX / 2;
 /// Bytes of a text note beside its text, at most.
 const TEXT_HEAD: usize = 16;
+/// Bytes of the block between two looks at the clock: a thousand events or so.
+const TICK: usize = 4 << 10;
+/// Bytes that a look at the clock writes, at most.
+const TICK_ROOM: usize = 64;
 
 struct State {
     reserve: usize,
@@ -56,8 +63,26 @@ struct State {
     identity: Identity,
     failure: u64,
     stacks: Option<Stacks>,
+    clock: Clock,
+    /// How much is left of the block when the clock is to be looked at.
+    tick_at: usize,
+    /// The thread that wrote the last event of this block, as [`inside::thread`] has it; 0 when there is none.
+    thread: usize,
     /// What is to be said as soon as there is a file.
     unsaid: Option<&'static str>,
+}
+
+/// Why the clock is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Some events have passed.
+    Passing,
+    /// The time is wanted.
+    Asked,
+    /// A sample of memory is wanted, too.
+    Sample,
+    /// As far as that goes where this thread may be anywhere, in C's `malloc` too, which is asked nothing then. The block has room.
+    Anywhere,
 }
 
 enum File {
@@ -133,6 +158,7 @@ pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     if state.apart && !state.attribute() {
         return false;
     }
+    state.tell_thread();
     write(&mut state.block);
     checkpoint
 }
@@ -142,14 +168,71 @@ pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
 pub fn request(has_gil: bool, write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     let mut state = lock();
     let Some(checkpoint) = state.room() else { return false };
-    if state.stacks.is_some() && !state.place(has_gil) {
-        return false;
-    }
+    // First, because it may begin a block.
     if state.apart && !state.attribute() {
         return false;
     }
+    if state.stacks.is_some() && !state.place(has_gil) {
+        return false;
+    }
+    state.tell_thread();
     write(&mut state.block);
     checkpoint
+}
+
+/// Looks at the clock, so that what comes next has its exact time. This thread is not inside C's `malloc`.
+pub fn tell_time() {
+    let mut state = lock();
+    if state.is_open() {
+        let errno = Errno::save();
+        state.tick(Look::Asked);
+        errno.restore();
+    }
+}
+
+/// Marks this moment. This thread is not inside C's `malloc`.
+pub fn mark(name: &str) {
+    let mut state = lock();
+    if state.is_open() {
+        let errno = Errno::save();
+        state.tick(Look::Sample);
+        state.note(name.len() + TEXT_HEAD, |block| block.mark(name));
+        errno.restore();
+    }
+}
+
+/// Marks that were made by a signal and are still to be written.
+static SIGNALLED: AtomicU32 = AtomicU32::new(0);
+
+/// Marks this moment from a signal's handler, in which this thread may be anywhere: in this file too, and then the mark is written when the
+/// clock is next looked at.
+pub fn mark_by_signal() {
+    if !is_recorded() {
+        return;
+    }
+    SIGNALLED.fetch_add(1, Ordering::Relaxed);
+    if SINK.lock.take_within(0) {
+        let mut state = Locked(());
+        let errno = Errno::save();
+        // Without writing to the file: what is to be done where that fails takes memory.
+        if state.is_open() && state.block.has_room(TICK_ROOM + SIGNALLED_ROOM) {
+            state.tick(Look::Anywhere);
+        }
+        errno.restore();
+    }
+}
+
+/// What a mark by a signal is called, and bytes that it takes at most.
+const SIGNALLED_NAME: &str = "SIGUSR2";
+const SIGNALLED_ROOM: usize = 64;
+
+/// The interpreter is about to take everything down.
+pub fn finalization() {
+    let mut state = lock();
+    if state.is_open() {
+        state.tick(Look::Sample);
+        state.note(0, BlockWriter::finalization);
+    }
 }
 
 /// The block at `address`, which may be a code object, is about to be freed.
@@ -167,6 +250,7 @@ pub fn tell_apart() {
 
 /// Remembers where the trace is to go. Called once, by the constructor.
 pub fn set_up(base: PathBuf, first: bool, mut header: Header) {
+    let clock = Clock::new(header.every);
     let stacks = match header.stacks {
         0 => Ok(None),
         limit => Stacks::set_up(limit, &header.python).map(Some),
@@ -193,6 +277,9 @@ pub fn set_up(base: PathBuf, first: bool, mut header: Header) {
         identity: Identity::default(),
         failure: 0,
         stacks: stacks.unwrap_or_default(),
+        clock,
+        tick_at: OUT_OF_REACH,
+        thread: 0,
         unsaid,
     };
     // SAFETY: the constructor is the only one to run.
@@ -233,9 +320,7 @@ pub fn events() -> u64 {
 pub fn end_checkpoints() {
     let mut state = lock();
     state.checkpoints = false;
-    if state.is_open() {
-        state.reserve = 0;
-    }
+    state.pace();
 }
 
 /// Brings everything that was recorded into the file, and says that the process is about to go on as another program.
@@ -250,8 +335,16 @@ pub fn exec() {
 /// Writes a note of at most `room` bytes more than an event takes. One that is longer than a block is left out.
 pub fn note(room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
     let mut state = lock();
-    if state.is_open() && (state.block.has_room(room) || (state.flush() && state.block.has_room(room))) {
-        write(&mut state.block);
+    if state.is_open() {
+        state.note(room, write);
+    }
+}
+
+/// Writes what the recorder has to say, for people.
+pub fn say(text: &str) {
+    let mut state = lock();
+    if state.is_open() {
+        state.say_alone(text);
     }
 }
 
@@ -292,7 +385,8 @@ pub fn end() {
         return;
     }
     let mut state = Locked(());
-    if state.is_open() {
+    if state.flush() {
+        state.tick(Look::Anywhere);
         if state.apart {
             let text = "interpreters with allocators of their own were recorded, too: a replay leaves their calls out";
             state.say_alone(text);
@@ -305,7 +399,11 @@ pub fn end() {
 /// Before a fork: brings the file up to date and keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
 pub fn before_fork() {
     let mut state = lock();
-    state.flush();
+    if state.flush() {
+        state.tick(Look::Anywhere);
+        state.note(0, BlockWriter::fork);
+        state.flush();
+    }
     std::mem::forget(state);
 }
 
@@ -325,6 +423,7 @@ pub fn fork_in_child() {
         state.reserve = OUT_OF_REACH;
     }
     (state.written, state.blocks, state.events, state.first) = (0, 0, 0, false);
+    state.clock.forked();
     // The others are gone.
     (state.apart, state.interpreter) = (interpreters::present() != 0, 0);
     adopt_process();
@@ -351,9 +450,70 @@ impl State {
             File::Unopened { .. } => self.open(),
             File::Stopped => false,
         };
-        let room = open && (self.block.has_room(0) || self.flush());
+        let mut room = open && (self.block.has_room(0) || self.flush());
+        if room && self.block.left() <= self.tick_at {
+            self.tick(Look::Passing);
+            room = self.is_open() && (self.block.has_room(0) || self.flush());
+        }
         errno.restore();
         room.then_some(self.checkpoints)
+    }
+
+    /// Looks at the clock: writes the time, a sample of memory if one is due, and marks that signals made.
+    #[cold]
+    fn tick(&mut self, look: Look) {
+        let is_anywhere = look == Look::Anywhere;
+        if !is_anywhere && !self.block.has_room(TICK_ROOM) && !self.flush() {
+            return;
+        }
+        let micros = self.clock.micros();
+        self.block.time(micros);
+        let signalled = SIGNALLED.swap(0, Ordering::Relaxed);
+        let wants_sample = look == Look::Sample || signalled != 0;
+        if ((wants_sample && self.clock.takes_samples()) || self.clock.is_due(micros))
+            && let Some(memory) = self.clock.sample(!is_anywhere)
+        {
+            self.block.memory(&memory);
+        }
+        // Several that came together are one: there is no event between them.
+        if signalled != 0 {
+            if is_anywhere {
+                self.block.mark(SIGNALLED_NAME);
+            } else {
+                self.note(SIGNALLED_ROOM, |block| block.mark(SIGNALLED_NAME));
+            }
+        }
+        self.pace();
+    }
+
+    /// Has the clock looked at again a little further on.
+    fn pace(&mut self) {
+        self.tick_at = self.block.left().saturating_sub(TICK);
+        if self.is_open() && !self.checkpoints {
+            self.reserve = self.tick_at.saturating_sub(MAX_EVENT);
+        }
+    }
+
+    /// Says which thread makes the next event, if another than the one before.
+    #[inline(always)]
+    fn tell_thread(&mut self) {
+        let thread = inside::thread();
+        if thread != self.thread {
+            self.change_thread(thread);
+        }
+    }
+
+    #[cold]
+    fn change_thread(&mut self, thread: usize) {
+        self.thread = thread;
+        self.block.thread(thread_number());
+    }
+
+    /// Writes a note of at most `room` bytes more than an event takes. One that is longer than a block is left out.
+    fn note(&mut self, room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
+        if self.block.has_room(room) || (self.flush() && self.block.has_room(room)) {
+            write(&mut self.block);
+        }
     }
 
     /// Says which stack the next event is made under, if another than the one before. Says `false` when it cannot be written.
@@ -462,7 +622,7 @@ impl State {
         }
         self.failure = (head.len() - json.len() + failure) as u64;
         self.written = head.len() as u64;
-        self.reserve = if self.checkpoints { OUT_OF_REACH } else { 0 };
+        self.pace();
         if let Some(text) = self.unsaid.take() {
             self.say_alone(text);
         }
@@ -485,6 +645,8 @@ impl State {
         self.written += length;
         self.blocks += 1;
         self.events += u64::from(count);
+        self.thread = 0;
+        self.pace();
         true
     }
 }

@@ -5,7 +5,7 @@
 //! program left it, and writes it down: a reader can hold its replay against that.
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMethodDef, SetOnce, api, symbol};
-use crate::{hooks, inside, interpreters, python, sink};
+use crate::{hooks, inside, interpreters, marks, python, sink};
 use obmalloc::{Allocator, Domain};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
@@ -77,6 +77,9 @@ unsafe fn register(python: &Objects) -> bool {
         if look_for_lost_hooks(python) & (1 << OBJ) != 0 {
             return true;
         }
+        if !marks::watch(python) {
+            sink::say("marks are not seen: sys.audit of this CPython is not what it is elsewhere");
+        }
         let Some(none) = symbol(c"_Py_NoneStruct") else { return true };
         let get_allocated_blocks = (python.sys_get)(c"getallocatedblocks".as_ptr());
         let debug_malloc_stats = (python.sys_get)(c"_debugmallocstats".as_ptr());
@@ -107,6 +110,7 @@ unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
     // SAFETY: only `register` makes this function known, after it has set what is needed; `atexit` holds the GIL.
     unsafe {
         let known = AT_EXIT.get();
+        sink::finalization();
         known.python.undisturbed(|| {
             if look_for_lost_hooks(&known.python) & (1 << OBJ) == 0 {
                 known.note_allocated_blocks();

@@ -1,5 +1,6 @@
 //! Traces of real CPython runs: the format, the replay through a heap of the same release, and what a trace tells.
 
+pub mod analysis;
 pub mod clock;
 pub mod format;
 pub mod listing;

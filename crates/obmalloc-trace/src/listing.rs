@@ -149,7 +149,13 @@ impl Listing {
     /// The sample of memory that stands before an event, if there is one and it is wanted.
     fn sampled(&self, number: u64, clock: &Clock) -> Option<Listed> {
         let memory = clock.memory.filter(|_| clock.samples != self.samples && !self.wanted.is_narrowed());
-        memory.map(|memory| Listed::Note { event: number, seconds: seconds(clock), note: "memory", value: None, memory: Some(memory) })
+        memory.map(|memory| Listed::Note {
+            event: number,
+            seconds: seconds(clock),
+            note: "memory",
+            value: None,
+            memory: Some(memory),
+        })
     }
 
     /// The event as it is shown, if it is wanted.
@@ -161,7 +167,13 @@ impl Listing {
         let (call, given, result) = match event {
             Event::Note(note) => {
                 let (note, value) = said(note);
-                return (!self.wanted.is_narrowed()).then_some(Listed::Note { event: number, seconds, note, value, memory: None });
+                return (!self.wanted.is_narrowed()).then_some(Listed::Note {
+                    event: number,
+                    seconds,
+                    note,
+                    value,
+                    memory: None,
+                });
             }
             Event::Malloc { domain, size, result, .. } => (Call { size: Some(size), ..call("malloc", domain.name()) }, 0, result),
             Event::Calloc { domain, count, size, result, .. } => {

@@ -1,11 +1,12 @@
 //! Moments of a trace that people ask for, and one reading of the trace that finds them.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::clock::Memory;
+use crate::clock::{Clock, Memory};
 use crate::format::{Event, FormatError, Note, Reader};
 
 /// A moment, as it is asked for.
@@ -44,8 +45,12 @@ impl FromStr for Moment {
             None if text == "end" => Some(Self::End),
             None if text == "peak" => Some(Self::Peak),
             Some(("mark", name)) => {
-                let numbered = name.rsplit_once('#').and_then(|(name, number)| Some((name, number.parse().ok().filter(|&n| n > 0)?)));
-                Some(numbered.map_or_else(|| Self::Mark(name.into(), None), |(name, number)| Self::Mark(name.into(), Some(number))))
+                let numbered =
+                    name.rsplit_once('#').and_then(|(name, number)| Some((name, number.parse().ok().filter(|&n| n > 0)?)));
+                Some(
+                    numbered
+                        .map_or_else(|| Self::Mark(name.into(), None), |(name, number)| Self::Mark(name.into(), Some(number))),
+                )
             }
             Some(("event", number)) => number.parse().ok().map(Self::Event),
             Some(("time", seconds)) => seconds.parse().ok().filter(|&seconds: &f64| seconds >= 0.0).map(Self::Time),
@@ -88,10 +93,14 @@ pub struct Outline {
     pub finalization: Option<u64>,
     /// The notes that the process is about to fork.
     pub forks: Vec<u64>,
-    /// Most bytes of arenas that were held, and the event after which they were for the first time.
+    /// Most bytes of arenas that were held, and the call with which they were for the first time.
     pub peak: (u64, u64),
     /// Whether the file ended inside a block.
     pub truncated: bool,
+    /// Whether the process ended in an orderly way, or went on as another program, and nothing came after that.
+    pub ended: bool,
+    /// Domains whose calls the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj.
+    pub hooks_lost: u8,
 }
 
 /// A moment that was found.
@@ -103,32 +112,93 @@ pub struct Found {
     pub seconds: Option<f64>,
 }
 
-impl Outline {
+/// A reading that finds what happened when, a slice at a time.
+pub struct Outlining<'a> {
+    segments: VecDeque<Reader<'a>>,
+    outline: Outline,
+    /// Whose the next calls are, and bytes of arenas that are held.
+    interpreter: u64,
+    held: u64,
+    /// Whether the call that the last arena was taken for is still to come: it stands behind what it asks for.
+    is_in_call: bool,
+}
+
+impl<'a> Outlining<'a> {
     /// Reads `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them.
+    pub fn new(segments: Vec<Reader<'a>>) -> Self {
+        let segments = segments.into_iter().map(Reader::without_stacks).collect();
+        Self { segments, outline: Outline::default(), interpreter: 0, held: 0, is_in_call: false }
+    }
+
+    /// Reads at most `count` events; false when there is nothing left to read.
+    ///
+    /// # Errors
+    /// When the trace cannot be read any further.
+    pub fn step(&mut self, count: usize) -> Result<bool, FormatError> {
+        for _ in 0..count {
+            let Some(reader) = self.segments.front_mut() else { return Ok(false) };
+            if let Some(event) = reader.next() {
+                let event = event?;
+                self.outline.see(&event, reader.clock());
+                self.see_arenas(&event);
+                continue;
+            }
+            self.outline.truncated = reader.truncated();
+            self.interpreter = 0;
+            if let (Some(done), Some(next)) = (self.segments.pop_front(), self.segments.front_mut()) {
+                next.continue_from(done);
+            }
+        }
+        Ok(!self.segments.is_empty())
+    }
+
+    #[inline]
+    fn see_arenas(&mut self, event: &Event) {
+        let (outline, is_main) = (&mut self.outline, self.interpreter == 0);
+        match event {
+            Event::ArenaAlloc { nested: true, size, result } if *result != 0 && is_main => {
+                self.held += size;
+                if self.held > outline.peak.0 {
+                    outline.peak = (self.held, outline.events - 1);
+                    self.is_in_call = true;
+                }
+            }
+            Event::ArenaFree { nested: true, size, .. } if is_main => self.held = self.held.saturating_sub(*size),
+            Event::Note(Note::Interpreter(id)) => self.interpreter = *id,
+            _ if self.is_in_call && event.is_pymallocs() && !event.is_nested() => {
+                outline.peak.1 = outline.events - 1;
+                self.is_in_call = false;
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes of the present segment that have been read, and bytes in all of those left.
+    pub fn progress(&self) -> (u64, u64) {
+        let done = self.segments.front().map_or(0, |reader| reader.progress().0);
+        (done, self.segments.iter().map(|reader| reader.progress().1).sum())
+    }
+
+    /// What was found so far.
+    pub fn outline(&self) -> &Outline {
+        &self.outline
+    }
+}
+
+impl Outline {
+    /// Reads all of `segments`: see [`Outlining`].
     ///
     /// # Errors
     /// When the trace cannot be read.
     pub fn read(segments: Vec<Reader<'_>>) -> Result<Self, FormatError> {
-        let mut outline = Self::default();
-        let (mut before, mut held): (Option<Reader<'_>>, u64) = (None, 0);
-        for segment in segments {
-            let mut reader = segment.without_stacks();
-            if let Some(before) = before.take() {
-                reader.continue_from(before);
-            }
-            let mut interpreter = 0;
-            while let Some(event) = reader.next().transpose()? {
-                outline.see(&event, &reader, &mut interpreter, &mut held);
-            }
-            outline.truncated = reader.truncated();
-            before = Some(reader);
-        }
-        Ok(outline)
+        let mut outlining = Outlining::new(segments);
+        while outlining.step(1 << 20)? {}
+        Ok(outlining.outline)
     }
 
     #[inline]
-    fn see(&mut self, event: &Event, reader: &Reader<'_>, interpreter: &mut u64, held: &mut u64) {
-        let (number, clock) = (self.events, reader.clock());
+    fn see(&mut self, event: &Event, clock: &Clock) {
+        let number = self.events;
         self.events += 1;
         if clock.micros != self.ticks.last().map_or(0, |tick| tick.1) {
             self.ticks.push((number, clock.micros));
@@ -138,15 +208,10 @@ impl Outline {
         {
             self.samples.resize(clock.samples as usize, Sample { event: number, micros: clock.micros, memory });
         }
+        self.ended = false;
         match event {
-            Event::ArenaAlloc { nested: true, size, result } if *result != 0 && *interpreter == 0 => {
-                *held += size;
-                if *held > self.peak.0 {
-                    self.peak = (*held, number);
-                }
-            }
-            Event::ArenaFree { nested: true, size, .. } if *interpreter == 0 => *held = held.saturating_sub(*size),
-            Event::Note(Note::Interpreter(id)) => *interpreter = *id,
+            Event::Note(Note::End | Note::Exec) => self.ended = true,
+            Event::Note(Note::HooksLost(domains)) => self.hooks_lost |= domains,
             Event::Note(Note::Finalization) => self.finalization = Some(number),
             Event::Note(Note::Fork) => self.forks.push(number),
             Event::Note(Note::Mark(name)) => {
@@ -219,12 +284,13 @@ mod tests {
         Outline::read(vec![Reader::new(&trace).expect("a trace")]).expect("undamaged")
     }
 
-    /// 0 and 1 arenas, 2 mark a, 3 arena gone, 4 mark a, 5 mark b#2, 6 to 8 finalization.
+    /// 0 and 1 arenas, 2 the call that asked for the last, 3 mark a, 4 arena gone, 5 mark a, 6 mark b#2, 7 to 9 finalization.
     fn sample() -> Outline {
         outline(|block| {
             block.time(1_000_000);
             block.arena_alloc(true, 1 << 20, 0x10_0000);
             block.arena_alloc(true, 1 << 20, 0x20_0000);
+            block.malloc(Domain::Obj, false, 64, 0x20_0030);
             block.time(2_000_000);
             block.memory(&Memory { anonymous: 4096, ..Memory::default() });
             block.mark("a");
@@ -246,15 +312,15 @@ mod tests {
     fn moments_are_found() {
         let outline = sample();
         let of = |text| event(&outline, text);
-        assert_eq!(of("end"), Some(5), "the last event before finalization");
-        assert_eq!((of("peak"), outline.peak.0), (Some(1), 2 << 20));
-        assert_eq!((of("mark:a"), of("mark:a#1"), of("mark:a#2"), of("mark:a#3")), (Some(4), Some(2), Some(4), None));
-        assert_eq!((of("mark:b#2"), of("mark:c")), (Some(5), None));
-        assert_eq!((of("event:3"), of("event:8"), of("event:9")), (Some(3), Some(8), None));
-        assert_eq!((of("time:0.5"), of("time:1"), of("time:2.5"), of("time:99")), (Some(0), Some(1), Some(3), Some(8)));
-        assert_eq!((outline.seconds(0), outline.seconds(3), outline.duration()), (Some(1.0), Some(2.0), Some(3.0)));
-        assert_eq!(outline.sample(1), None);
-        assert_eq!(outline.sample(5).map(|sample| (sample.event, sample.memory.anonymous)), Some((2, 4096)));
+        assert_eq!(of("end"), Some(6), "the last event before finalization");
+        assert_eq!((of("peak"), outline.peak.0), (Some(2), 2 << 20), "the call that asked for the last arena");
+        assert_eq!((of("mark:a"), of("mark:a#1"), of("mark:a#2"), of("mark:a#3")), (Some(5), Some(3), Some(5), None));
+        assert_eq!((of("mark:b#2"), of("mark:c")), (Some(6), None));
+        assert_eq!((of("event:3"), of("event:9"), of("event:10")), (Some(3), Some(9), None));
+        assert_eq!((of("time:0.5"), of("time:1"), of("time:2.5"), of("time:99")), (Some(0), Some(2), Some(4), Some(9)));
+        assert_eq!((outline.seconds(0), outline.seconds(4), outline.duration()), (Some(1.0), Some(2.0), Some(3.0)));
+        assert_eq!(outline.sample(2), None);
+        assert_eq!(outline.sample(6).map(|sample| (sample.event, sample.memory.anonymous)), Some((3, 4096)));
     }
 
     #[test]

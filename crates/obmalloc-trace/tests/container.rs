@@ -147,7 +147,7 @@ fn random_damage_is_refused_and_does_no_harm() {
 #[test]
 fn good_header_with_gigabytes_of_zeros_behind_it_is_refused_at_once() {
     let path = std::env::temp_dir().join(format!("obmalloc-zeros-{}", std::process::id()));
-    for version in [1, 2, 3] {
+    for version in [1, 2, 3, 4] {
         let mut head = file_head("{}");
         head[8] = version;
         let mut file = File::create(&path).expect("a file");

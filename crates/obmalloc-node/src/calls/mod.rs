@@ -7,6 +7,8 @@ mod domain;
 pub(crate) mod events;
 pub(crate) mod golden;
 pub(crate) mod heap;
+pub(crate) mod inquiry;
+pub(crate) mod moments;
 mod objects;
 pub(crate) mod replay;
 mod table;

@@ -84,7 +84,12 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
 }
 
 pub(super) fn read(segment: &Segment) -> Result<Reader<'static>, Failure> {
-    let unreadable = |error: &dyn std::fmt::Display| Failure::new(UNREADABLE_TRACE, format!("{}: {error}", segment.path));
+    reader(segment).map_err(|why| Failure::new(UNREADABLE_TRACE, why))
+}
+
+/// The reader of a segment, or why there is none.
+pub(super) fn reader(segment: &Segment) -> Result<Reader<'static>, String> {
+    let unreadable = |error: &dyn std::fmt::Display| format!("{}: {error}", segment.path);
     let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len().min(segment.bytes.unwrap_or(u64::MAX));
     Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))
@@ -112,11 +117,7 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
 
 /// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let (done, all) = with(env, number, |running| Ok(running.replay.progress()))?;
-    let pair = env.array()?;
-    env.define_element(pair, 0, env.number(done as f64)?)?;
-    env.define_element(pair, 1, env.number(all as f64)?)?;
-    Ok(pair)
+    env.pair(with(env, number, |running| Ok(running.replay.progress()))?)
 }
 
 /// `(number)`: what has been found so far, as JSON.

@@ -58,7 +58,7 @@ impl Drop for Counters {
 /// Makes the file longer, from `offset` on, and maps what is new.
 fn map(path: &Path, offset: usize) -> Result<NonNull<Chunk>, Error> {
     // SAFETY: an open descriptor that only this function has.
-    let file = unsafe { File::from_raw_fd(file::open(path, libc::O_RDWR | libc::O_CREAT)?) };
+    let file = unsafe { File::from_raw_fd(file::open(&file::c_path(path)?, libc::O_RDWR | libc::O_CREAT)?) };
     file::allow(offset as u64 + CHUNK_SIZE as u64)?;
     // Written, and not left to the first count: a page for which the disk has no room ends the process.
     file.write_all_at(&[0; CHUNK_SIZE], offset as u64)?;

@@ -98,7 +98,9 @@ impl Run {
         std::fs::create_dir_all(&directory).expect("a temporary directory");
         let mut command = Command::new(&python.executable);
         command.args(arguments).env("LD_PRELOAD", recorder()).env("OBMALLOC_TRACE", directory.join("trace"));
-        for variable in ["PYTHONMALLOC", "PYTHONDEVMODE", "OBMALLOC_TRACE_PID", "OBMALLOC_TRACE_RUN", "OBMALLOC_STACKS"] {
+        for variable in
+            ["PYTHONMALLOC", "PYTHONDEVMODE", "OBMALLOC_TRACE_PID", "OBMALLOC_TRACE_RUN", "OBMALLOC_STACKS", "OBMALLOC_EVERY"]
+        {
             command.env_remove(variable);
         }
         prepare(&mut command);

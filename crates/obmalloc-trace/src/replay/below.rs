@@ -23,11 +23,15 @@ pub(super) struct Hooks {
     pub inside: bool,
     /// Arena events and nested raw calls that precede the call being replayed.
     pub expected: VecDeque<Event>,
+    /// Nothing is expected any more: what is done here was not recorded.
+    pub is_beyond: bool,
     /// How what the heap asked for differs from that.
     pub difference: Option<String>,
     /// Arenas that are held, at their recorded addresses; by place in the region.
     pub arenas: Arenas,
     taken: usize,
+    /// How far off a pool boundary the last of them was.
+    last_offset: usize,
     /// The arena map that the recorded process had: it goes by addresses.
     pub map: ArenaMapCounts,
 }
@@ -45,9 +49,11 @@ impl Hooks {
             raw: heap.allocator(Domain::Raw),
             inside: false,
             expected: VecDeque::new(),
+            is_beyond: false,
             difference: None,
             arenas: Arenas::new(geometry.arena_size),
             taken: 0,
+            last_offset: 0,
             map,
         });
         let ctx = ptr::from_mut::<Self>(&mut hooks).cast::<c_void>();
@@ -84,7 +90,7 @@ impl Hooks {
     }
 
     /// Place in the region of the arena that an address lies in.
-    fn place(&self, address: usize) -> u32 {
+    pub fn place(&self, address: usize) -> u32 {
         u32::try_from(address.wrapping_sub(self.base) / self.stride).unwrap_or(u32::MAX)
     }
 
@@ -112,6 +118,9 @@ impl Hooks {
     }
 
     fn arena_alloc(&mut self, size: usize) -> Option<NonNull<u8>> {
+        if self.is_beyond {
+            return self.place_arena(size, self.last_offset).map(|(_, here)| here);
+        }
         let recorded = self.expect(Event::ArenaAlloc { nested: true, size: size as u64, result: 0 });
         if recorded == 0 || self.difference.is_some() {
             return None;
@@ -128,13 +137,19 @@ impl Hooks {
             self.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
             return None;
         }
+        self.last_offset = recorded as usize & (self.geometry.pool_size - 1);
+        let (place, here) = self.place_arena(size, self.last_offset)?;
+        self.arenas.insert(place, recorded, self.taken, here.addr().get());
+        self.taken += 1;
+        Some(here)
+    }
+
+    /// Takes an arena that begins `offset` bytes behind a pool boundary: its place, and where it begins.
+    fn place_arena(&self, size: usize, offset: usize) -> Option<(u32, NonNull<u8>)> {
         // SAFETY: the heap's own arena allocator, asked for an arena.
         let place = NonNull::new(unsafe { (self.arena.alloc)(self.arena.ctx, size) }.cast::<u8>())?;
         // SAFETY: the heap leaves a pool's size of slack between arenas.
-        let here = unsafe { place.add(recorded as usize & (self.geometry.pool_size - 1)) };
-        self.arenas.insert(self.place(place.addr().get()), recorded, self.taken, here.addr().get());
-        self.taken += 1;
-        Some(here)
+        Some((self.place(place.addr().get()), unsafe { place.add(offset) }))
     }
 }
 

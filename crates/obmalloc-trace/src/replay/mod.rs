@@ -6,6 +6,7 @@
 mod below;
 mod compare;
 mod live;
+mod look;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,6 +20,7 @@ use crate::watch::{Answer, Fate, Place, PlaceInArena, Seen, Watcher, request};
 use below::Hooks;
 pub use compare::{Mismatch, Report};
 use live::Live;
+pub use look::HeldArena;
 
 /// Why a trace cannot be replayed.
 #[derive(Debug)]
@@ -52,6 +54,8 @@ impl From<FormatError> for ReplayError {
 /// A replay under way, with a watcher looking on.
 pub struct Replay<W = Report> {
     segments: VecDeque<Reader<'static>>,
+    /// The last of them, once it has been read.
+    last: Option<Reader<'static>>,
     course: Course<W>,
     stop_at: u64,
 }
@@ -84,9 +88,16 @@ impl<W: Watcher> Replay<W> {
     /// # Errors
     /// When no heap can be made.
     pub fn new(segments: Vec<Reader<'static>>, profile: &Profile, watcher: W) -> Result<Self, ReplayError> {
+        Self::with_stacks(segments.into_iter().map(Reader::without_stacks).collect(), profile, watcher)
+    }
+
+    /// As [`new`](Self::new), and keeps what [`stacks`](Self::stacks) tells.
+    ///
+    /// # Errors
+    /// When no heap can be made.
+    pub fn with_stacks(segments: Vec<Reader<'static>>, profile: &Profile, watcher: W) -> Result<Self, ReplayError> {
         let course = Course { ground: Ground::new(profile)?, watcher, operation: 0, is_over: false, interpreter: 0 };
-        let segments = segments.into_iter().map(Reader::without_stacks).collect();
-        Ok(Self { segments, course, stop_at: u64::MAX })
+        Ok(Self { segments: segments.into(), last: None, course, stop_at: u64::MAX })
     }
 
     /// Ends the replay before event number `operation`.
@@ -140,8 +151,9 @@ impl<W: Watcher> Replay<W> {
             }
             course.watcher.trace_ends(reader.truncated());
             course.interpreter = 0;
-            if let (Some(done), Some(next)) = (self.segments.pop_front(), self.segments.front_mut()) {
-                next.continue_from(done);
+            match (self.segments.pop_front(), self.segments.front_mut()) {
+                (Some(done), Some(next)) => next.continue_from(done),
+                (done, _) => self.last = done,
             }
         }
         Ok(false)

@@ -28,22 +28,22 @@ impl Geometry {
     pub const LARGE: Self = Self { arena_size: 1 << 20, pool_size: 16 << 10, ..Self::SMALL };
 
     /// Number of size classes (`NB_SMALL_SIZE_CLASSES`).
-    pub(crate) const fn size_classes(&self) -> usize {
+    pub const fn size_classes(&self) -> usize {
         self.small_request_threshold / self.alignment
     }
 
     /// Pools in an arena whose base is a multiple of the pool size (`MAX_POOLS_IN_ARENA`).
-    pub(crate) const fn pools_per_arena(&self) -> usize {
+    pub const fn pools_per_arena(&self) -> usize {
         self.arena_size / self.pool_size
     }
 
     /// Bytes in a block of size class `class`, counted from 0 (`INDEX2SIZE`).
-    pub(crate) const fn block_size(&self, class: usize) -> usize {
+    pub const fn block_size(&self, class: usize) -> usize {
         (class + 1) * self.alignment
     }
 
     /// Blocks in a pool of size class `class` (`NUMBLOCKS`).
-    pub(crate) const fn blocks_per_pool(&self, class: usize) -> usize {
+    pub const fn blocks_per_pool(&self, class: usize) -> usize {
         (self.pool_size - POOL_OVERHEAD) / self.block_size(class)
     }
 

@@ -55,6 +55,8 @@ pub struct ArenaInfo {
     pub size: usize,
     /// Pools that hold no block.
     pub free_pools: usize,
+    /// Those of them that were never in use.
+    pub uncarved_pools: usize,
     /// Pools in all: one less than would fit when the arena's base is not a multiple of the pool size.
     pub total_pools: usize,
 }
@@ -69,6 +71,7 @@ impl Pymalloc {
                 address: arena.address,
                 size: self.geometry.arena_size,
                 free_pools: arena.nfreepools as usize,
+                uncarved_pools: arena.uncarved(&self.geometry) / self.geometry.pool_size,
                 total_pools: arena.ntotalpools as usize,
             })
             .collect()

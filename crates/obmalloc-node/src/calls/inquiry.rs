@@ -1,0 +1,99 @@
+//! What a trace tells of memory, for the command line: an inquiry is a number here, and its answer is JSON.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use obmalloc::profile::Profile;
+use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
+use obmalloc_trace::format::{FormatError, Reader};
+use serde::Deserialize;
+
+use super::replay::{Segment, UNREADABLE_TRACE, reader};
+use crate::face::Realm;
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::shell::{Table, export};
+
+thread_local! {
+    static INQUIRIES: RefCell<(u32, HashMap<u32, Inquiry>)> = RefCell::default();
+}
+
+#[derive(Deserialize)]
+struct Options {
+    release: String,
+    segments: Vec<Segment>,
+    #[serde(flatten)]
+    asked: Asked,
+}
+
+pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
+    export(to, c"openInquiry", open)?;
+    export(to, c"stepInquiry", step)?;
+    export(to, c"progressInquiry", progress)?;
+    export(to, c"answerInquiry", answer)?;
+    export(to, c"closeInquiry", close)
+}
+
+fn failure(error: &InquiryError) -> Failure {
+    let code = match error {
+        InquiryError::NoMoment(_) | InquiryError::NotThere(_) => code::OUT_OF_RANGE,
+        _ => UNREADABLE_TRACE,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// `(options)`: opens the traces and gives the inquiry's number.
+fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
+    let text = env.text(options).unwrap_or_default();
+    let Options { release, segments, asked } =
+        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
+    let profile = Profile::named(&release)
+        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}")))?;
+    let open = move || -> Result<Vec<Reader<'static>>, FormatError> {
+        segments.iter().map(|segment| reader(segment).map_err(FormatError::Unreadable)).collect()
+    };
+    let inquiry = Inquiry::new(asked, profile, Box::new(open)).map_err(|error| failure(&error))?;
+    let number = INQUIRIES.with_borrow_mut(|(last, inquiries)| {
+        *last += 1;
+        inquiries.insert(*last, inquiry);
+        *last
+    });
+    env.integer(number as usize)
+}
+
+fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Inquiry) -> Result<T, Failure>) -> Result<T, Failure> {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    INQUIRIES.with_borrow_mut(|(_, inquiries)| match inquiries.get_mut(&number) {
+        Some(inquiry) => then(inquiry),
+        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open inquiry")),
+    })
+}
+
+/// `(number, count)`: looks at no more than `count` events; 0 when there is nothing left.
+fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
+    let count = env.double(count).unwrap_or(0.0) as usize;
+    let more = with(env, number, |inquiry| inquiry.step(count).map_err(|error| failure(&error)))?;
+    env.integer(usize::from(more))
+}
+
+/// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
+fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    env.pair(with(env, number, |inquiry| Ok(inquiry.progress()))?)
+}
+
+/// `(number)`: the answer as JSON. The inquiry is over with it.
+fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    let inquiry = INQUIRIES
+        .with_borrow_mut(|(_, inquiries)| inquiries.remove(&number))
+        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected the number of an open inquiry"))?;
+    let answered = inquiry.answer().map_err(|error| failure(&error))?;
+    env.string(&serde_json::to_string(&answered).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
+}
+
+/// `(number)`: gives the inquiry's memory back.
+fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let number = env.double(number).unwrap_or(0.0) as u32;
+    drop(INQUIRIES.with_borrow_mut(|(_, inquiries)| inquiries.remove(&number)));
+    Ok(UNDEFINED)
+}

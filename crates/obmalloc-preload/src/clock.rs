@@ -1,0 +1,163 @@
+//! When something happens, and how much memory the process has then. Nothing here takes memory, and there is no thread: the clock is looked at
+//! while events are written.
+
+use crate::file::{Kept, open};
+use crate::python::{object_base, symbol};
+use obmalloc_trace::clock::Memory;
+use std::ffi::{c_int, c_void};
+
+/// The variable that says how many milliseconds lie between two samples of memory at least; 0 for no samples.
+pub const VARIABLE: &str = "OBMALLOC_EVERY";
+
+/// Taking samples may take this part of the time, in which C's heap, where it is in many pieces, takes long to look through.
+const PART: u64 = 50;
+
+/// The beginning of `struct mallinfo2`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MallInfo {
+    /// Bytes that are had from the system by growing the heap.
+    arena: usize,
+    others: [usize; 3],
+    /// Bytes that are mapped, for one large block each.
+    hblkhd: usize,
+    more: [usize; 3],
+    /// Bytes of the first that are free.
+    fordblks: usize,
+    keepcost: usize,
+}
+
+pub struct Clock {
+    /// When the trace of the first process began, microseconds of the system's clock.
+    began: u64,
+    /// Microseconds between two samples; 0 for none.
+    every: u64,
+    /// When the next sample is due.
+    next: u64,
+    /// `/proc/self/statm`
+    statm: Option<Kept>,
+    page: u64,
+    mallinfo: Option<unsafe extern "C" fn() -> MallInfo>,
+}
+
+impl Clock {
+    /// A clock that begins now.
+    pub fn new(every_ms: u64) -> Self {
+        // SAFETY: takes no memory.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as u64;
+        Self { began: now(), every: every_ms.saturating_mul(1000), next: 0, statm: None, page, mallinfo: mallinfo() }
+    }
+
+    /// Microseconds since the clock began, and one.
+    pub fn micros(&self) -> u64 {
+        now().saturating_sub(self.began) + 1
+    }
+
+    /// Whether a sample is due.
+    pub fn is_due(&self, micros: u64) -> bool {
+        self.every != 0 && micros >= self.next
+    }
+
+    /// Whether samples are wanted at all.
+    pub fn takes_samples(&self) -> bool {
+        self.every != 0
+    }
+
+    /// How much memory the process has, if the system tells. `is_safe` when this thread is not inside C's `malloc`, which is asked only then.
+    pub fn sample(&mut self, is_safe: bool) -> Option<Memory> {
+        let begin = self.micros();
+        let [resident, shared] = self.pages()?;
+        let kept = |bytes: usize| bytes as u64;
+        let (heap, heap_free) = match self.mallinfo {
+            Some(mallinfo) if is_safe => {
+                // SAFETY: the C library's function, which takes only locks that no caller of the recorder holds.
+                let info = unsafe { mallinfo() };
+                (kept(info.arena) + kept(info.hblkhd), kept(info.fordblks))
+            }
+            _ => (0, 0),
+        };
+        let took = self.micros() - begin;
+        self.next = begin + self.every.max(took * PART);
+        Some(Memory { anonymous: resident.saturating_sub(shared) * self.page, file: shared * self.page, heap, heap_free })
+    }
+
+    /// Resident pages, and those of them that are of files or shared.
+    fn pages(&mut self) -> Option<[u64; 2]> {
+        let descriptor = match self.statm.as_ref().and_then(Kept::descriptor) {
+            Some(descriptor) => descriptor,
+            None => {
+                // A number that the program has put something else behind is not closed: see `Kept`.
+                self.statm = Kept::of(open(c"/proc/self/statm", libc::O_RDONLY).ok()?).ok();
+                self.statm.as_ref()?.descriptor()?
+            }
+        };
+        let mut text = [0u8; 128];
+        // SAFETY: writes no more than there is room for.
+        let length = unsafe { libc::pread(descriptor, text.as_mut_ptr().cast(), text.len(), 0) };
+        let text = text.get(..usize::try_from(length).ok()?)?;
+        let mut numbers = text.split(|&byte| byte == b' ').skip(1).map(|word| std::str::from_utf8(word).ok()?.parse().ok());
+        Some([numbers.next()??, numbers.next()??])
+    }
+
+    /// This process is a fork of the one that the clock was made in: what was opened is that one's, and a sample is due.
+    pub fn forked(&mut self) {
+        self.statm = None;
+        self.next = 0;
+    }
+}
+
+/// Microseconds of a clock that only goes forward.
+fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills the structure.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+/// `mallinfo2`, if the C library has it (glibc 2.33) and its `malloc` is the one that is used.
+fn mallinfo() -> Option<unsafe extern "C" fn() -> MallInfo> {
+    let (found, malloc) = (symbol(c"mallinfo2")?, symbol(c"malloc")?);
+    if object_base(found) != object_base(malloc) {
+        return None;
+    }
+    // SAFETY: the function of that name has this signature.
+    Some(unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> MallInfo>(found) })
+}
+
+/// The number that the system has for this thread.
+pub fn thread_number() -> u64 {
+    // SAFETY: takes no memory and always succeeds.
+    let number = unsafe { libc::syscall(libc::SYS_gettid) } as c_int;
+    number.unsigned_abs().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sample_is_what_the_system_says() {
+        let mut clock = Clock::new(10);
+        assert!(clock.is_due(clock.micros()));
+        let before = clock.sample(true).expect("Linux tells");
+        let touched = vec![1u8; 64 << 20];
+        let after = clock.sample(true).expect("Linux tells");
+        let grown = after.anonymous.saturating_sub(before.anonymous);
+        assert!((60 << 20..80 << 20).contains(&grown), "{grown}");
+        assert!(after.heap - before.heap >= 64 << 20 || clock.mallinfo.is_none());
+        assert!(!clock.is_due(1));
+        drop(touched);
+    }
+
+    #[test]
+    fn statm_is_opened_again_when_the_program_has_closed_it() {
+        let mut clock = Clock::new(10);
+        assert!(clock.sample(false).is_some());
+        let descriptor = clock.statm.as_ref().and_then(Kept::descriptor).expect("open");
+        // SAFETY: it is this test's.
+        unsafe { libc::close(descriptor) };
+        assert!(clock.sample(false).is_some());
+        clock.forked();
+        assert!(clock.sample(false).is_some());
+    }
+}

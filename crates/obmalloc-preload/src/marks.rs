@@ -1,0 +1,148 @@
+//! Marks: moments that the program names by `sys.audit("obmalloc.mark", name)`, or that somebody else chooses by sending it SIGUSR2.
+//!
+//! An audit hook would have CPython make a tuple for every event that is audited, and so change what is recorded. `sys.audit` itself is a
+//! function of C's in a table in memory, and its place in that table is taken here.
+
+use crate::python::{METH_FASTCALL, Object, Objects, PyMethodDef, SetOnce, symbol};
+use crate::sink;
+use std::ffi::c_int;
+use std::mem::MaybeUninit;
+use std::ptr::{null_mut, read};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What `sys.audit` is given first.
+const EVENT: &str = "obmalloc.mark";
+/// Longest name of a mark, characters; the rest is cut off.
+const MOST: usize = 200;
+/// Where an object has its type, and a function of C's its definition.
+const TYPE: usize = 8;
+const DEFINITION: usize = 16;
+
+/// `_PyCFunctionFast`
+type Audit = unsafe extern "C" fn(Object, *const Object, isize) -> Object;
+
+struct Known {
+    audit: Audit,
+    python: Objects,
+    text: Object,
+}
+
+static KNOWN: SetOnce<Known> = SetOnce::new();
+static IS_SET: AtomicBool = AtomicBool::new(false);
+
+/// Has marks written down from here on. Says `false` when the calls of `sys.audit` cannot be seen. Once is enough.
+///
+/// # Safety
+/// The GIL is held.
+pub unsafe fn watch(python: &Objects) -> bool {
+    catch_signal();
+    if IS_SET.load(Ordering::Relaxed) {
+        return true;
+    }
+    // SAFETY: the GIL is held. The function lives as long as the interpreter: `sys` is never taken away while code runs.
+    unsafe { take_place(python) }.is_some()
+}
+
+/// # Safety
+/// As of [`watch`].
+unsafe fn take_place(python: &Objects) -> Option<()> {
+    let (function_type, text) = (symbol(c"PyCFunction_Type")?, symbol(c"PyUnicode_Type")?);
+    // SAFETY: as of `watch`; what the addresses hold is looked at before it is used as what it should be.
+    unsafe {
+        let function = (python.sys_get)(c"audit".as_ptr());
+        if function.is_null() || read(function.byte_add(TYPE).cast::<Object>()) != function_type {
+            return None;
+        }
+        let definition = read(function.byte_add(DEFINITION).cast::<*mut PyMethodDef>());
+        if definition.is_null() || (*definition).flags != METH_FASTCALL {
+            return None;
+        }
+        // SAFETY: what METH_FASTCALL says; the sizes are those of pointers.
+        let audit = std::mem::transmute::<unsafe extern "C" fn(Object, Object) -> Object, Audit>((*definition).method);
+        KNOWN.set(Known { audit, python: *python, text });
+        IS_SET.store(true, Ordering::Release);
+        let ours = audited as Audit as usize;
+        write_word((&raw mut (*definition).method).addr(), ours)
+    }
+}
+
+/// Writes a word to memory that may not be there to be written to.
+fn write_word(address: usize, word: usize) -> Option<()> {
+    let size = size_of::<usize>();
+    let here = libc::iovec { iov_base: (&raw const word).cast_mut().cast(), iov_len: size };
+    let there = libc::iovec { iov_base: address as *mut _, iov_len: size };
+    // SAFETY: the system looks whether it can be written.
+    let written = unsafe { libc::process_vm_writev(libc::getpid(), &here, 1, &there, 1, 0) };
+    (written == size as isize).then_some(())
+}
+
+/// What stands in `sys.audit`'s place.
+unsafe extern "C" fn audited(module: Object, arguments: *const Object, count: isize) -> Object {
+    // SAFETY: this function is put in place after that is set; the GIL is held, and the arguments are as many as is said.
+    unsafe {
+        let known = KNOWN.get();
+        if count >= 1 && known.text_of(*arguments).is_some_and(|event| event.is(EVENT)) {
+            let name = if count >= 2 { known.text_of(*arguments.add(1)) } else { None };
+            sink::mark(name.as_ref().map_or("", Text::as_str));
+        }
+        (known.audit)(module, arguments, count)
+    }
+}
+
+/// A text of CPython's, without memory of its own.
+struct Text {
+    bytes: [u8; 4 * MOST],
+    length: usize,
+}
+
+impl Text {
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    }
+
+    fn is(&self, text: &str) -> bool {
+        self.as_str() == text
+    }
+}
+
+impl Known {
+    /// The text that an object is, as far as it fits; nothing when it is no text. Takes no memory.
+    ///
+    /// # Safety
+    /// The GIL is held, and it is an object.
+    unsafe fn text_of(&self, object: Object) -> Option<Text> {
+        // SAFETY: the caller's promise; every character that is read is there.
+        unsafe {
+            if (self.python.is_subtype)(read(object.byte_add(TYPE).cast::<Object>()), self.text) == 0 {
+                return None;
+            }
+            let mut text = Text { bytes: [0; 4 * MOST], length: 0 };
+            for at in 0..(self.python.text_length)(object).min(MOST as isize) {
+                let char = char::from_u32((self.python.char_at)(object, at)).unwrap_or(char::REPLACEMENT_CHARACTER);
+                text.length += char.encode_utf8(&mut text.bytes[text.length..]).len();
+            }
+            Some(text)
+        }
+    }
+}
+
+/// Has SIGUSR2 make a mark where nobody has said what it is to do. CPython has looked at signals by now: it sees nothing of it.
+fn catch_signal() {
+    extern "C" fn handle(_: c_int) {
+        sink::mark_by_signal();
+    }
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: fills the structure, which may be all zeros; the handler is one that may run anywhere.
+    unsafe {
+        if libc::sigaction(libc::SIGUSR2, null_mut(), action.as_mut_ptr()) != 0 {
+            return;
+        }
+        let mut action = action.assume_init();
+        if action.sa_sigaction != libc::SIG_DFL {
+            return;
+        }
+        action.sa_sigaction = handle as extern "C" fn(c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR2, &action, null_mut());
+    }
+}

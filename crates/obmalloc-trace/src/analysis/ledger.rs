@@ -1,0 +1,199 @@
+//! The books: what lives in each slot of the replay, and what each stack has asked for. Their size goes by what is live, and by how many stacks there are.
+
+use crate::format::{Domain, Event};
+use crate::watch::{Fate, Seen};
+
+/// A block that dies within so many events after it was made was temporary.
+const TEMPORARY: u64 = 10_000;
+
+/// Where a block lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The slot has no block.
+    Gone,
+    /// The raw domain's, which C's `malloc` serves.
+    Raw,
+    /// Asked for on mem or obj and passed on to C's `malloc`: above 512 bytes.
+    Large,
+    /// In a pool of this size class.
+    Pool(u8),
+}
+
+/// A live block.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// The event that made it. A block that a realloc moved was made by that.
+    pub born: u64,
+    /// Its address in the recorded process, if it lies in a pool.
+    pub address: u64,
+    /// Bytes that were asked for.
+    pub asked: u64,
+    /// The stack that asked for it.
+    pub node: u32,
+    /// Where it lies.
+    pub kind: Kind,
+}
+
+const GONE: Block = Block { born: 0, address: 0, asked: 0, node: 0, kind: Kind::Gone };
+
+/// What a stack has asked for so far, bytes as they were asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs, reason = "blocks and bytes that were made, those of them that are gone, and those that were temporary")]
+pub struct Flow {
+    pub made_blocks: u64,
+    pub gone_blocks: u64,
+    pub made: u64,
+    pub gone: u64,
+    pub temporary: u64,
+}
+
+impl Flow {
+    /// Bytes that are live.
+    pub fn live(&self) -> u64 {
+        self.made - self.gone
+    }
+
+    /// Puts another's on top.
+    pub fn add(&mut self, other: &Self) {
+        self.made_blocks += other.made_blocks;
+        self.gone_blocks += other.gone_blocks;
+        self.made += other.made;
+        self.gone += other.gone;
+        self.temporary += other.temporary;
+    }
+}
+
+/// Blocks, and bytes of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs, reason = "blocks, and bytes of them")]
+pub struct Sum {
+    pub blocks: u64,
+    pub bytes: u64,
+}
+
+impl Sum {
+    /// One block more.
+    pub fn put(&mut self, bytes: u64) {
+        self.blocks += 1;
+        self.bytes += bytes;
+    }
+
+    fn take(&mut self, bytes: u64) {
+        self.blocks -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+/// The books.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// By slot.
+    blocks: Vec<Block>,
+    /// By stack.
+    flows: Vec<Flow>,
+    /// In pools, at their size classes' sizes.
+    pub live: Sum,
+    /// The raw domain's, as asked for.
+    pub raw: Sum,
+    /// Above 512 bytes, as asked for.
+    pub large: Sum,
+    /// Bytes between the sizes of two classes.
+    alignment: u64,
+}
+
+impl Ledger {
+    pub fn new(alignment: usize) -> Self {
+        Self { alignment: alignment as u64, ..Self::default() }
+    }
+
+    /// The live blocks, with their slots.
+    pub fn blocks(&self) -> impl Iterator<Item = (u32, &Block)> {
+        (0..).zip(&self.blocks).filter(|(_, block)| block.kind != Kind::Gone)
+    }
+
+    /// What the stacks have asked for so far, by their numbers.
+    pub fn flows(&self) -> &[Flow] {
+        &self.flows
+    }
+
+    /// Size of the blocks of a class.
+    pub fn class_size(&self, class: u8) -> u64 {
+        (u64::from(class) + 1) * self.alignment
+    }
+
+    #[inline]
+    pub fn see(&mut self, seen: &Seen<'_>) {
+        let (Fate::Made | Fate::LeftOut, Some(slot)) = (seen.fate, seen.answer().slot) else { return };
+        let now = seen.operation;
+        let (domain, asked) = match *seen.event {
+            Event::Malloc { domain, size, .. } => (domain, size),
+            Event::Calloc { domain, count, size, .. } => (domain, size.saturating_mul(count)),
+            Event::Realloc { domain, address, size, .. } if seen.fate == Fate::Made => {
+                if address != 0 {
+                    let answer = seen.answer();
+                    if answer.inside && self.blocks[slot as usize].address == answer.got {
+                        return;
+                    }
+                    self.gone(slot, now);
+                }
+                (domain, size)
+            }
+            Event::Realloc { .. } | Event::Free { .. } => return self.gone(slot, now),
+            _ => return,
+        };
+        self.made(slot, domain, asked, seen);
+    }
+
+    #[inline]
+    fn made(&mut self, slot: u32, domain: Domain, asked: u64, seen: &Seen<'_>) {
+        let answer = seen.answer();
+        let kind = match domain {
+            _ if answer.inside => {
+                let class = (asked.max(1) - 1) / self.alignment;
+                self.live.put((class + 1) * self.alignment);
+                Kind::Pool(class as u8)
+            }
+            Domain::Raw => {
+                self.raw.put(asked);
+                Kind::Raw
+            }
+            _ => {
+                self.large.put(asked);
+                Kind::Large
+            }
+        };
+        let node = u32::try_from(seen.stack).unwrap_or(0);
+        let block = Block { born: seen.operation, address: answer.got, asked, node, kind };
+        match self.blocks.get_mut(slot as usize) {
+            Some(place) => *place = block,
+            None => {
+                self.blocks.resize(slot as usize, GONE);
+                self.blocks.push(block);
+            }
+        }
+        if self.flows.len() <= node as usize {
+            self.flows.resize(node as usize + 1, Flow::default());
+        }
+        let flow = &mut self.flows[node as usize];
+        flow.made_blocks += 1;
+        flow.made += asked;
+    }
+
+    #[inline]
+    fn gone(&mut self, slot: u32, now: u64) {
+        let Some(place) = self.blocks.get_mut(slot as usize) else { return };
+        let block = std::mem::replace(place, GONE);
+        match block.kind {
+            Kind::Gone => return,
+            Kind::Raw => self.raw.take(block.asked),
+            Kind::Large => self.large.take(block.asked),
+            Kind::Pool(class) => self.live.take((u64::from(class) + 1) * self.alignment),
+        }
+        let flow = &mut self.flows[block.node as usize];
+        flow.gone_blocks += 1;
+        flow.gone += block.asked;
+        if now - block.born <= TEMPORARY {
+            flow.temporary += block.asked;
+        }
+    }
+}

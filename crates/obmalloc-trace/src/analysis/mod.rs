@@ -1,0 +1,135 @@
+//! The analysis: a watcher of the replay that keeps books of what is live, and takes a census at the moments asked for.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `ledger` | the books: blocks by slot, what each stack has asked for |
+//! | `census` | all that is live at one moment, by arena, pool and stack; the definitions of held, live, needed and the rest |
+//! | `growth`, `lives` | what happens between moments: stacks that only grow, arenas that come and go |
+//! | `sites`, `shares` | stacks as people see them, and what each holds |
+//! | `why`, `rules`, `pinning`, `words` | the answer: `obmalloc.why/1`, the findings, who pins arenas, how it is said |
+//! | `top`, `film`, `page` | tables of sites; what happened when; the page's data, `obmalloc.report/1` |
+//! | `inquiry` | all of it in slices, for who wants to show progress |
+
+mod census;
+mod growth;
+mod inquiry;
+mod ledger;
+mod lives;
+mod pinning;
+mod rules;
+mod shares;
+mod sites;
+mod why;
+mod words;
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use obmalloc::profile::Geometry;
+
+use crate::moments::Mark;
+use crate::replay::HeldArena;
+use crate::watch::{Fate, Seen, Watcher};
+pub use census::{ArenaCensus, Census, ClassCensus, NodeCensus, PoolCensus};
+use growth::Growth;
+pub use inquiry::{Asked, Inquiry, InquiryError};
+use ledger::Ledger;
+pub use ledger::{Flow, Sum};
+use lives::Lives;
+pub use rules::Finding;
+pub use why::Why;
+
+/// The watcher.
+pub struct Analysis {
+    geometry: Geometry,
+    /// The books of blocks, of arenas, and of stacks that grow.
+    pub(crate) ledger: Ledger,
+    pub(crate) lives: Lives,
+    pub(crate) growth: Growth,
+    /// Moments, in order, of which a census is taken, and those that were.
+    moments: Vec<u64>,
+    pub(crate) censuses: Vec<Census>,
+    /// The replay is over once the last census is taken.
+    ends: bool,
+    /// The next event at which there is something to do.
+    next: u64,
+    /// Interpreters with allocators of their own, whose calls are left out.
+    pub(crate) others: BTreeSet<u64>,
+}
+
+impl Analysis {
+    /// The censuses that were taken.
+    pub fn censuses(&self) -> &[Census] {
+        &self.censuses
+    }
+
+    /// Takes a census after each of the events `moments`. Ends the replay after the last of them if it `ends`.
+    pub fn new(geometry: Geometry, mut moments: Vec<u64>, marks: &[Mark], ends: bool) -> Self {
+        moments.sort_unstable();
+        moments.dedup();
+        let until = moments.last().copied().unwrap_or(0);
+        let mut analysis = Self {
+            geometry,
+            ledger: Ledger::new(geometry.alignment),
+            lives: Lives::default(),
+            growth: Growth::new(marks, until),
+            moments,
+            censuses: Vec::new(),
+            ends,
+            next: 0,
+            others: BTreeSet::new(),
+        };
+        analysis.plan();
+        analysis
+    }
+
+    fn plan(&mut self) {
+        let moment = self.moments.get(self.censuses.len()).copied().unwrap_or(u64::MAX);
+        self.next = moment.min(self.growth.next());
+    }
+
+    /// Something is due. A moment inside a call, where it has asked for an arena but not been answered, is that after the call.
+    #[cold]
+    fn stop(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
+        let now = seen.operation;
+        while self.growth.next() <= now {
+            self.growth.mark(self.ledger.flows());
+        }
+        while self.moments.get(self.censuses.len()).is_some_and(|&moment| moment <= now) {
+            self.take(now, &seen.arenas());
+        }
+        self.plan();
+        let is_over = self.ends && self.censuses.len() == self.moments.len();
+        if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn take(&mut self, now: u64, held: &[HeldArena]) {
+        let census = Census::take(now, self.geometry, &self.ledger, held, &self.lives.taken);
+        self.censuses.push(census);
+    }
+
+    /// The replay has ended after event `last`: the censuses that are missing are taken of what is there.
+    pub fn end(&mut self, last: u64, held: &[HeldArena]) {
+        while self.censuses.len() < self.moments.len() {
+            self.take(last, held);
+        }
+    }
+}
+
+impl Watcher for Analysis {
+    #[inline]
+    fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
+        match seen.fate {
+            Fate::Below => {
+                self.lives.see(seen);
+                return ControlFlow::Continue(());
+            }
+            Fate::LeftOut => {
+                self.others.insert(seen.interpreter);
+            }
+            _ => {}
+        }
+        self.ledger.see(seen);
+        if seen.operation >= self.next { self.stop(seen) } else { ControlFlow::Continue(()) }
+    }
+}

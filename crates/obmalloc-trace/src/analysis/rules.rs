@@ -1,0 +1,358 @@
+//! The rules: each looks at the facts and makes a finding, or is silent below its threshold.
+
+use std::cmp::Reverse;
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::census::Census;
+use super::growth;
+use super::inquiry::Asked;
+use super::pinning::Pinning;
+use super::shares::Shares;
+use super::sites::Sites;
+use super::why::Totals;
+use super::words::{self, count, counted, percent, size};
+use super::{Analysis, Sum};
+use crate::moments::{Outline, Sample};
+use crate::replay::Report;
+use crate::stacks::Stacks;
+
+const MIB: u64 = 1 << 20;
+/// Less than that is not worth a change.
+pub const WORTH: u64 = 4 * MIB;
+/// A site grows that has gained so many bytes a mark.
+const GAIN: u64 = 64;
+/// So many arenas that were given back at once are many.
+const MANY: u64 = 100;
+/// C's `malloc` has much when it has so much.
+const LARGE: u64 = 4 * MIB;
+/// How many functions a sentence names.
+pub const NAMED: usize = 3;
+
+/// Something that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// The rule's name.
+    pub rule: &'static str,
+    /// What it is, in words.
+    pub text: String,
+    /// The site that it is about: an index.
+    pub site: Option<u32>,
+    /// Bytes that would be saved, where that is known; else 0.
+    pub saves: u64,
+    /// What to look at next.
+    pub command: String,
+    /// All sites that it is about, and those of the blocks that lay around theirs.
+    pub sites: Vec<u32>,
+    #[allow(missing_docs, reason = "said above")]
+    pub burst: Vec<u32>,
+}
+
+/// What the rules look at.
+pub struct Facts<'a> {
+    pub asked: &'a Asked,
+    pub outline: &'a Outline,
+    pub analysis: &'a Analysis,
+    pub report: &'a Report,
+    pub census: &'a Census,
+    /// When most was held, if that was before.
+    pub peak: Option<&'a Census>,
+    pub shares: &'a Shares,
+    pub tree: &'a Stacks,
+    pub totals: Totals,
+    pub sample: Option<&'a Sample>,
+    /// What pins arenas, and how many arenas there would be if it were made anew.
+    pub pinning: Option<&'a Pinning>,
+    pub anew: Option<u64>,
+}
+
+/// Lets all rules look.
+pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.extend(pinned(facts, sites));
+    found.extend(grows(facts, sites));
+    found.extend(peak(facts, sites));
+    found.extend(thrash(facts, sites));
+    found.extend(half_empty(facts, sites));
+    found.extend(large(facts, sites));
+    if found.is_empty() {
+        found.push(live(facts));
+    } else if facts.asked.frames == 0 {
+        found.push(cannot_tell(facts));
+    }
+    found.extend(interpreters(facts));
+    found.extend(unverified(facts));
+    found
+}
+
+impl Facts<'_> {
+    /// A finding about sites, which are indices.
+    pub fn finding(&self, rule: &'static str, text: String, saves: u64, about: &[u32], sites: &Sites) -> Finding {
+        let command = match about.first().and_then(|&site| words::chief(sites, self.shares.sites[site as usize].site)) {
+            Some(frame) => format!("obmalloc why {} --site {}:{}", self.file(), words::short(&frame.file), frame.line),
+            None => format!("obmalloc top {}", self.file()),
+        };
+        Finding { rule, text, site: about.first().copied(), saves, command, sites: about.to_vec(), burst: Vec::new() }
+    }
+
+    fn file(&self) -> String {
+        let is_plain = |c: char| c.is_alphanumeric() || "-_./+@%".contains(c);
+        let path = &self.asked.path;
+        if path.chars().all(is_plain) { path.clone() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+    }
+
+    /// Sites in words. "Cannot tell" where the trace has no stacks.
+    pub fn named(&self, which: &[u32], sites: &Sites) -> String {
+        if self.asked.frames == 0 {
+            return "(cannot tell: recorded without stacks)".into();
+        }
+        let numbers: Vec<u32> = which.iter().map(|&site| self.shares.sites[site as usize].site).collect();
+        words::sites(sites, &numbers, NAMED)
+    }
+
+    /// When an event was, in words.
+    fn when(&self, event: u64) -> String {
+        match self.outline.seconds(event) {
+            Some(seconds) => format!("at {seconds:.1} s"),
+            None => format!("at event {}", count(event)),
+        }
+    }
+}
+
+/// Few long-lived blocks keep arenas that would not be needed. Silent below a quarter of held, below [`WORTH`], and where more than a
+/// quarter of these arenas is live.
+fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
+    let pinning = facts.pinning?;
+    let needed = facts.totals.needed / facts.census.geometry.arena_size as u64;
+    let who = facts.named(&pinning.sites, sites);
+    let mut text = format!(
+        "{} ({}) from {who} pin {} of {}; packed, {} would do.",
+        counted(pinning.live.blocks, "block"),
+        size(pinning.live.bytes),
+        count(pinning.arenas),
+        counted(facts.totals.arenas, "arena"),
+        count(needed),
+    );
+    if let Some(burst) = &pinning.burst {
+        let gone = burst.blocks - burst.left;
+        text += &format!(
+            " They were made among {} others of the same classes, from {}; {} of those have died.",
+            count(burst.blocks),
+            words::sites(sites, &burst.sites, NAMED),
+            percent(gone, burst.blocks),
+        );
+    }
+    let mut saves = 0;
+    if let Some(anew) = facts.anew {
+        saves = facts.totals.arenas.saturating_sub(anew) * facts.census.geometry.arena_size as u64;
+        text += &format!(
+            " {} making the survivors anew after the burst gives {} (tried on this recording).",
+            if saves > 0 { "What helps:" } else { "What does not help:" },
+            counted(anew, "arena"),
+        );
+    }
+    let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
+    finding.burst =
+        pinning.burst.iter().flat_map(|burst| &burst.sites).filter_map(|site| facts.shares.index.get(site).copied()).collect();
+    Some(finding)
+}
+
+/// A site has more at every mark. Silent for fewer than [`growth::FEWEST`] marks, and below [`GAIN`] bytes a mark.
+fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
+    let growth = &facts.analysis.growth;
+    if growth.marks() < growth::FEWEST {
+        return None;
+    }
+    let mut gains: FxHashMap<u32, u64> = FxHashMap::default();
+    for (node, gain) in growth.growers() {
+        if let Some(&site) = facts.shares.index.get(&sites.site(facts.tree, node)) {
+            *gains.entry(site).or_default() += gain;
+        }
+    }
+    let steps = growth.marks() as u64 - 1;
+    let mut growers: Vec<(u32, u64)> = gains.into_iter().filter(|&(_, gain)| gain >= GAIN * steps).collect();
+    growers.sort_unstable_by_key(|&(site, gain)| (Reverse(gain), site));
+    let gain: u64 = growers.iter().map(|grower| grower.1).sum();
+    let about: Vec<u32> = growers.iter().map(|grower| grower.0).collect();
+    (!about.is_empty()).then(|| {
+        let text = format!(
+            "What {} makes only grows: {} more from the first to the last of {} \"{}\" ({} a mark).",
+            facts.named(&about, sites),
+            size(gain),
+            counted(growth.marks() as u64, "mark"),
+            growth.name,
+            size(gain / steps),
+        );
+        facts.finding("grows", text, gain, &about, sites)
+    })
+}
+
+/// Most of what was held at the peak has gone. Silent unless that is half of it, and [`WORTH`].
+fn peak(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
+    let peak = facts.peak?;
+    let more = peak.held().saturating_sub(facts.totals.held);
+    if more < WORTH || more * 2 < peak.held() {
+        return None;
+    }
+    let mut gone: FxHashMap<u32, Sum> = FxHashMap::default();
+    for (&node, then) in &peak.nodes {
+        let now = facts.census.nodes.get(&node).map_or(Sum::default(), |now| now.live);
+        let sum = gone.entry(sites.site(facts.tree, node)).or_default();
+        sum.blocks += then.live.blocks.saturating_sub(now.blocks);
+        sum.bytes += then.live.bytes.saturating_sub(now.bytes);
+    }
+    let mut gone: Vec<(u32, Sum)> = gone.into_iter().collect();
+    gone.sort_unstable_by_key(|&(site, sum)| (Reverse(sum.bytes), site));
+    let all: u64 = gone.iter().map(|(_, sum)| sum.bytes).sum();
+    let (mut who, mut sum) = (Vec::new(), Sum::default());
+    for (site, its) in gone {
+        if sum.bytes * 10 >= all * 9 {
+            break;
+        }
+        who.push(site);
+        sum = Sum { blocks: sum.blocks + its.blocks, bytes: sum.bytes + its.bytes };
+    }
+    let named = if facts.asked.frames == 0 { facts.named(&[], sites) } else { words::sites(sites, &who, NAMED) };
+    let text = format!(
+        "The peak, {} {}, was made of temporaries: {} ({}) from {named} that are gone. Without them {} would be held.",
+        size(peak.held()),
+        facts.when(peak.event),
+        counted(sum.blocks, "block"),
+        size(sum.bytes),
+        size(facts.totals.held),
+    );
+    let about: Vec<u32> = who.iter().filter_map(|site| facts.shares.index.get(site).copied()).collect();
+    let command = format!("obmalloc why {} --at peak", facts.file());
+    Some(Finding { command, ..facts.finding("peak", text, more, &about, sites) })
+}
+
+/// Arenas that were taken were given back at once. Silent below [`MANY`], and below half of all.
+fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
+    let lives = &facts.analysis.lives;
+    if lives.short < MANY || lives.short * 2 < lives.takes {
+        return None;
+    }
+    let mut takers: FxHashMap<u32, u64> = FxHashMap::default();
+    for (&node, &short) in &lives.short_of {
+        *takers.entry(sites.site(facts.tree, node)).or_default() += short;
+    }
+    let mut takers: Vec<(u32, u64)> = takers.into_iter().collect();
+    takers.sort_unstable_by_key(|&(site, short)| (Reverse(short), site));
+    let who: Vec<u32> = takers.iter().map(|taker| taker.0).take(NAMED).collect();
+    let named = if facts.asked.frames == 0 { facts.named(&[], sites) } else { words::sites(sites, &who, NAMED) };
+    let text = format!(
+        "Arenas are taken and given back again and again: {} of {} were given back at once, taken for {named}. Each costs a call to map it and one to unmap it, and its pages are filled with zeros anew.",
+        count(lives.short),
+        counted(lives.takes, "arena"),
+    );
+    let about: Vec<u32> = who.iter().filter_map(|site| facts.shares.index.get(site).copied()).collect();
+    let command = match who.first().and_then(|&site| words::chief(sites, site)) {
+        Some(frame) => format!("obmalloc events {} --site {}:{}", facts.file(), words::short(&frame.file), frame.line),
+        None => format!("obmalloc map {}", facts.file()),
+    };
+    Some(Finding { command, ..facts.finding("thrash", text, 0, &about, sites) })
+}
+
+/// The pools of a class are half empty. Silent where few blocks pin arenas, as that says more; below a fifth of held, and below [`WORTH`].
+fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
+    if facts.pinning.is_some() {
+        return None;
+    }
+    let census = facts.census;
+    let free = |class: usize| census.classes[class].free_blocks * census.geometry.block_size(class) as u64;
+    let class = (0..census.classes.len()).max_by_key(|&class| free(class))?;
+    let of = census.classes[class];
+    if free(class) < WORTH || free(class) * 5 < facts.totals.held || of.free_blocks * 5 < (of.blocks + of.free_blocks) * 2 {
+        return None;
+    }
+    let mut makers: FxHashMap<u32, u64> = FxHashMap::default();
+    for (&(_, node, of), &blocks) in &census.shares {
+        if usize::from(of) == class
+            && let Some(&site) = facts.shares.index.get(&sites.site(facts.tree, node))
+        {
+            *makers.entry(site).or_default() += u64::from(blocks);
+        }
+    }
+    let mut makers: Vec<(u32, u64)> = makers.into_iter().collect();
+    makers.sort_unstable_by_key(|&(site, blocks)| (Reverse(blocks), site));
+    let about: Vec<u32> = makers.iter().map(|maker| maker.0).take(NAMED).collect();
+    let text = format!(
+        "The pools of blocks of {} bytes are {} empty: {} hold {} and could hold {} more ({}). Most are from {}.",
+        census.geometry.block_size(class),
+        percent(of.free_blocks, of.blocks + of.free_blocks),
+        counted(of.pools, "pool"),
+        counted(of.blocks, "block"),
+        count(of.free_blocks),
+        size(free(class)),
+        facts.named(&about, sites),
+    );
+    Some(facts.finding("half-empty", text, free(class), &about, sites))
+}
+
+/// C's `malloc` has more than half as much as the arenas. Silent below [`LARGE`].
+fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
+    let (large, raw) = (facts.census.large, facts.census.raw);
+    let free = facts.sample.map(|sample| sample.memory.heap_free);
+    let outside = large.bytes + raw.bytes + free.unwrap_or(0);
+    if outside < LARGE || outside * 2 < facts.totals.held {
+        return None;
+    }
+    let mut makers: Vec<(u64, u32)> = (0..)
+        .zip(&facts.shares.sites)
+        .map(|(index, share)| (share.large.bytes + share.raw.bytes, index))
+        .filter(|&(bytes, _)| bytes > 0)
+        .collect();
+    makers.sort_unstable_by_key(|&(bytes, index)| (Reverse(bytes), index));
+    let about: Vec<u32> = makers.iter().map(|maker| maker.1).take(NAMED).collect();
+    let mut text = format!(
+        "C's malloc, not Python's arenas, has {} ({}) above 512 bytes and {} ({}) of the raw domain, most from {}.",
+        counted(large.blocks, "block"),
+        size(large.bytes),
+        count(raw.blocks),
+        size(raw.bytes),
+        facts.named(&about, sites),
+    );
+    if let Some(free) = free.filter(|&free| free >= MIB) {
+        text += &format!(" It keeps {} that are free.", size(free));
+    }
+    Some(facts.finding("large", text, free.unwrap_or(0), &about, sites))
+}
+
+/// Nothing else was found.
+fn live(facts: &Facts<'_>) -> Finding {
+    let Totals { held, live, .. } = facts.totals;
+    let text = if live * 4 >= held * 3 {
+        format!("Nothing is wrong: what is held is live ({} of {}). The program needs it.", percent(live, held), size(held))
+    } else {
+        format!("Nothing is wrong: packed, the same blocks would take {}, which saves little.", size(facts.totals.needed))
+    };
+    facts.finding("live", text, 0, &[], &Sites::default())
+}
+
+fn cannot_tell(facts: &Facts<'_>) -> Finding {
+    let text = "Cannot tell which lines: the program was recorded without stacks.".into();
+    let command = format!("obmalloc record --stacks 64 -o {} -- …", facts.file());
+    Finding { command, ..facts.finding("cannot-tell", text, 0, &[], &Sites::default()) }
+}
+
+/// Interpreters with allocators of their own are left out.
+fn interpreters(facts: &Facts<'_>) -> Option<Finding> {
+    let others = facts.analysis.others.len() as u64;
+    (others > 0).then(|| {
+        let text =
+            format!("Left out: {} with allocators of their own. What they hold is not counted.", counted(others, "interpreter"));
+        facts.finding("interpreters", text, 0, &[], &Sites::default())
+    })
+}
+
+/// The replay did not come to the moment, or not as recorded.
+fn unverified(facts: &Facts<'_>) -> Option<Finding> {
+    let mismatch = facts.report.mismatch.as_ref()?;
+    let text = format!(
+        "Not verified: the replay differs from the recording at event {}, and what is said is of that moment.",
+        count(mismatch.operation)
+    );
+    let command = format!("obmalloc replay {}", facts.file());
+    Some(Finding { command, ..facts.finding("unverified", text, 0, &[], &Sites::default()) })
+}

@@ -1,0 +1,140 @@
+//! Numbers and sites as people read them.
+
+use super::rules::WORTH;
+use super::sites::{Frame, Sites};
+use super::why::Why;
+
+/// Bytes: `142 MiB`, `1.9 MiB`, `131 KiB`, `96 bytes`.
+pub fn size(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let Some((unit, bits)) = units.into_iter().find(|&(_, bits)| bytes >> bits > 0) else { return format!("{bytes} bytes") };
+    let value = bytes as f64 / (1u64 << bits) as f64;
+    if value < 9.95 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
+}
+
+/// A count in groups of three digits: `6,027,684`.
+pub fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count with what is counted: `1 arena`, `3,000 blocks`.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
+/// A share of a whole: `99.9 %`; never 100 % of what is not whole.
+pub fn percent(part: u64, whole: u64) -> String {
+    let share = 100.0 * part as f64 / whole.max(1) as f64;
+    if part == whole {
+        "100 %".into()
+    } else if share >= 99.0 {
+        format!("{:.1} %", (share * 10.0).floor() / 10.0)
+    } else {
+        format!("{share:.0} %")
+    }
+}
+
+/// Whether a file is not the program's own, as far as its path tells: Python's library, an installed package, no file at all.
+fn is_library(file: &str) -> bool {
+    file.starts_with("<frozen") || file.contains("/lib/python") || file.contains("/site-packages/")
+}
+
+/// A file without its folders.
+pub fn short(file: &str) -> &str {
+    file.rsplit('/').next().unwrap_or(file)
+}
+
+/// The frame of a site that people look for: the innermost one in a file of the program's own, else the innermost one.
+pub fn chief(sites: &Sites, site: u32) -> Option<&Frame> {
+    sites.frames_of(site).find(|frame| !is_library(&frame.file)).or_else(|| sites.frames_of(site).next())
+}
+
+/// Sites in words, the lines of one function together: `load_rows (frag.py:9) and Row.__init__ (frag.py:5, 6)`. At most `most` functions.
+pub fn sites(sites: &Sites, which: &[u32], most: usize) -> String {
+    let mut functions: Vec<(&str, &str, Vec<u32>)> = Vec::new();
+    let mut is_without = false;
+    for &site in which {
+        let Some(frame) = chief(sites, site) else {
+            is_without = true;
+            continue;
+        };
+        let file = short(&frame.file);
+        match functions.iter_mut().find(|(function, of, _)| *function == frame.function && *of == file) {
+            Some((_, _, lines)) => lines.push(frame.line),
+            None => functions.push((&frame.function, file, vec![frame.line])),
+        }
+    }
+    let rest = functions.len().saturating_sub(most);
+    let mut parts: Vec<String> =
+        functions.into_iter().take(most).map(|(function, file, lines)| named(function, file, lines)).collect();
+    if is_without {
+        parts.push("C code without a Python frame".into());
+    }
+    if rest > 0 {
+        parts.push(format!("{} more", counted(rest as u64, "function")));
+    }
+    match parts.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => "nothing".into(),
+    }
+}
+
+fn named(function: &str, file: &str, mut lines: Vec<u32>) -> String {
+    lines.sort_unstable();
+    lines.dedup();
+    let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
+    format!("{function} ({file}:{})", lines.join(", "))
+}
+
+/// The answer, a line each.
+pub fn summary(why: &Why) -> Vec<String> {
+    let (totals, verified) = (&why.totals, &why.verified);
+    let mut lines = vec![format!(
+        "{} are held for {} of live objects ({} of {} addresses verified).",
+        size(totals.held),
+        size(totals.live),
+        count(verified.matched),
+        count(verified.addresses)
+    )];
+    lines.extend(why.findings.iter().map(|finding| finding.text.clone()));
+    if totals.trimmable >= WORTH && totals.trimmable * 10 >= totals.held {
+        lines.push(format!(
+            "The pages of empty pools, {}, could be given back to the system as they are.",
+            size(totals.trimmable)
+        ));
+    }
+    if let (Some(resident), Some(unexplained)) = (totals.resident, totals.unexplained) {
+        let explained = resident.saturating_sub(unexplained);
+        lines.push(format!(
+            "{} were resident: {} in arenas, C's blocks and files, {} neither.",
+            size(resident),
+            size(explained),
+            size(unexplained)
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_counts_and_shares_are_short() {
+        let sizes = [0, 96, 1023, 1024, 131 << 10, 1 << 20, 1_992_294, 142 << 20, 10 << 30].map(size);
+        assert_eq!(sizes, ["0 bytes", "96 bytes", "1023 bytes", "1.0 KiB", "131 KiB", "1.0 MiB", "1.9 MiB", "142 MiB", "10 GiB"]);
+        assert_eq!([0, 999, 1000, 6_027_684].map(count), ["0", "999", "1,000", "6,027,684"]);
+        assert_eq!((counted(1, "arena"), counted(0, "block")), ("1 arena".into(), "0 blocks".into()));
+        let shares = [(1, 1), (99_999, 100_000), (1, 2), (0, 0)].map(|(part, whole)| percent(part, whole));
+        assert_eq!(shares, ["100 %", "99.9 %", "50 %", "100 %"]);
+    }
+}

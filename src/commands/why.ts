@@ -1,0 +1,119 @@
+/** `obmalloc why`: what holds the memory, in words. Ends with 1 when a finding says that something could be better, with 4 when not verified. */
+
+import { basename } from 'node:path'
+
+import { columns, grouped, paint, Progress } from '../terminal.js'
+import { UsageError } from '../usage.js'
+import { type Answer, type Arena, type Frame, inquire, isFault, type Site, type Why } from '../why.js'
+import { emit, type Output } from '../output.js'
+
+export interface WhyCommandOptions extends Output {
+  readonly at?: string
+  readonly top: number
+  readonly site?: string
+  readonly arena?: string
+  readonly json?: boolean
+}
+
+export async function whyCommand(path: string, options: WhyCommandOptions): Promise<number> {
+  const wantsSite = options.site === undefined ? undefined : siteFilter(options.site)
+  const wantsArena = options.arena === undefined ? undefined : arenaFilter(options.arena)
+  const progress = new Progress()
+  const answer = await inquire(path, {
+    at: options.at,
+    onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
+  }).finally(() => progress.done())
+  const { why } = answer
+  emit(options.json ? `${JSON.stringify(why)}\n` : inWords(answer, options.top, wantsSite, wantsArena), options)
+  if (why.verified.matched !== why.verified.addresses) return 4
+  return why.findings.some(isFault) ? 1 : 0
+}
+
+function siteFilter(text: string): (site: Site) => boolean {
+  const place = /^(.+):(\d{1,9})$/.exec(text)
+  if (!place) throw new UsageError(`expected a site as FILE:LINE, but got ${text}`)
+  const [file, line] = [place[1]!, Number(place[2])]
+  const isThere = (frame: Frame): boolean => frame.line === line && (frame.file === file || frame.file.endsWith(`/${file}`))
+  return (site) => site.stack.some(isThere)
+}
+
+function arenaFilter(text: string): (arena: Arena) => boolean {
+  if (!/^0x[\da-f]{1,16}$/i.test(text)) throw new UsageError(`expected an arena's address like 0x7f0000100000, but got ${text}`)
+  return (arena) => BigInt(arena.address) === BigInt(text)
+}
+
+function inWords(
+  { why, summary }: Answer,
+  top: number,
+  wantsSite: ((site: Site) => boolean) | undefined,
+  wantsArena: ((arena: Arena) => boolean) | undefined,
+): string {
+  const lines: string[] = []
+  if (wantsArena) {
+    const arenas = why.arenas.filter(wantsArena)
+    if (arenas.length === 0) throw new UsageError('the trace holds no such arena at that moment')
+    for (const arena of arenas) lines.push(...arenaInWords(arena, why, top))
+  } else if (wantsSite) {
+    const sites = why.sites.map((site, index) => ({ site, index })).filter(({ site }) => wantsSite(site))
+    if (sites.length === 0) lines.push('Nothing that was made there is live at that moment.')
+    for (const { site, index } of sites.slice(0, top)) lines.push(...siteInWords(site, index, why))
+  } else {
+    const [first = '', ...rest] = summary
+    lines.push(paint('bold', first, process.stdout), ...rest, '')
+    lines.push(`The sites that hold most, of ${grouped(why.bounded.sites[1])}:`, ...table(why.sites.slice(0, top)))
+  }
+  const next = why.findings.find(isFault)?.command ?? `obmalloc top ${why.trace.path}`
+  return `${[...lines, '', `next: ${next}`].join('\n')}\n`
+}
+
+const HEADINGS = ['site', 'held', 'live', 'blocks', 'arenas', 'alone', "C's malloc"]
+
+function table(sites: readonly Site[]): string[] {
+  const rows = sites.map((site) => [
+    where(site.stack),
+    bytes(site.held),
+    bytes(site.live),
+    grouped(site.blocks),
+    grouped(site.arenasTouched),
+    grouped(site.arenasPinnedAlone),
+    bytes(site.raw + site.large),
+  ])
+  return columns([HEADINGS, ...rows]).map((line) => `  ${line}`)
+}
+
+function siteInWords(site: Site, index: number, why: Why): string[] {
+  const alone = why.arenas.filter(({ pinnedBy }) => pinnedBy.length === 1 && pinnedBy[0]!.site === index)
+  return [
+    `${grouped(site.blocks)} blocks, ${bytes(site.live)} live, ${bytes(site.held)} held, in ${site.arenasTouched} arenas, alone in ${site.arenasPinnedAlone}`,
+    ...site.stack.map(({ file, line, function: name }) => `    ${name} (${file}:${line})`),
+    ...(alone.length === 0 ? [] : [`  alone in ${alone.slice(0, 4).map(({ address }) => address).join(', ')}${alone.length > 4 ? ', …' : ''}`]),
+  ]
+}
+
+function arenaInWords(arena: Arena, why: Why, top: number): string[] {
+  const rows = arena.pinnedBy.slice(0, top).map(({ site, blocks }) => [where(why.sites[site]!.stack), grouped(blocks)])
+  return [
+    `arena ${arena.address}, taken at event ${grouped(arena.born)}: ${grouped(arena.blocks)} blocks (${bytes(arena.live)}) in ${arena.pools} pools, ${arena.freePools} pools free`,
+    ...columns([['site', 'blocks'], ...rows]).map((line) => `  ${line}`),
+  ]
+}
+
+/** The innermost frame, and that of the program's own which called it. */
+export function where(stack: readonly Frame[]): string {
+  const [first] = stack
+  if (!first) return '(no Python frame)'
+  const own = stack.find(({ file }) => !/^<frozen|\/lib\/python|\/site-packages\//.test(file))
+  const said = ({ file, line, function: name }: Frame): string => `${name} (${basename(file)}:${line})`
+  return own && own !== first ? `${said(first)} < ${said(own)}` : said(first)
+}
+
+/** A size as people read it. */
+export function bytes(size: number): string {
+  for (const [unit, factor] of [
+    ['GiB', 2 ** 30],
+    ['MiB', 2 ** 20],
+    ['KiB', 2 ** 10],
+  ] as const)
+    if (size >= factor) return `${(size / factor).toFixed(size / factor < 9.95 ? 1 : 0)} ${unit}`
+  return `${size} B`
+}
