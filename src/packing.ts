@@ -40,13 +40,14 @@ function smaller(bytes: Buffer, width: number): { stored: Buffer; delta: 0 | 1 }
 }
 
 function planes(bytes: Buffer, width: number): Buffer {
-  const count = bytes.length / width
   const stored = Buffer.alloc(bytes.length)
-  for (let index = 0; index < bytes.length; index++) stored[(index % width) * count + Math.floor(index / width)] = bytes[index]!
+  let to = 0
+  for (let plane = 0; plane < width; plane++)
+    for (let from = plane; from < bytes.length; from += width) stored[to++] = bytes[from]!
   return stored
 }
 
-function differencesOf(bytes: Buffer, width: 1 | 2 | 4 | number): Buffer {
+function differencesOf(bytes: Buffer, width: number): Buffer {
   const stored = Buffer.alloc(bytes.length)
   for (let at = 0, before = 0; at < bytes.length; at += width) {
     const value = bytes.readUIntLE(at, width)

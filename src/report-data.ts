@@ -23,13 +23,16 @@ export interface Site {
   readonly held: number
   readonly arenasTouched: number
   readonly arenasPinnedAlone: number
-  /** Event numbers. */
-  readonly bornFirst: number
-  readonly bornLast: number
+  /** Event numbers; null where it has no block in pools. */
+  readonly bornFirst: number | null
+  readonly bornLast: number | null
+  /** Live at C's `malloc`. */
+  readonly raw: number
+  readonly large: number
 }
 
 export interface Arena {
-  readonly address: string | number
+  readonly address: string
   /** Pools in use. */
   readonly pools: number
   readonly freePools: number
@@ -44,8 +47,12 @@ export interface Finding {
   readonly rule: string
   readonly text: string
   readonly site: number | null
-  readonly saves: number | null
-  readonly command: string | null
+  /** 0 where it is not known. */
+  readonly saves: number
+  readonly command: string
+  /** All sites that it is about, and those of the blocks that lay around theirs. */
+  readonly sites: readonly number[]
+  readonly burst: readonly number[]
 }
 
 /** Sizes in bytes; null where nothing was sampled. */
@@ -60,7 +67,7 @@ export interface Totals {
   readonly rounding: number
   readonly raw: number
   readonly large: number
-  readonly trimmable: number | null
+  readonly trimmable: number
   readonly resident: number | null
   readonly unexplained: number | null
 }
@@ -88,6 +95,8 @@ export interface Why {
   readonly pinned: { readonly arenas: number; readonly bytes: number; readonly blocks: number }
   readonly sites: readonly Site[]
   readonly arenas: readonly Arena[]
+  /** How many sites and arenas are here, of how many. */
+  readonly bounded: { readonly sites: readonly [number, number]; readonly arenas: readonly [number, number] }
   /** So many blocks must go for so many arenas, fewest first. */
   readonly greedy: readonly (readonly [number, number])[]
   readonly findings: readonly Finding[]

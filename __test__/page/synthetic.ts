@@ -113,6 +113,8 @@ export function synthetic(sizes: Sizes): ReportData {
     arenasPinnedAlone: 0,
     bornFirst: sizes.events,
     bornLast: 0,
+    raw: 0,
+    large: 0,
   }))
   const arenas: Arena[] = []
   let [block, freePools, freeInPools, live] = [0, 0, 0, 0]
@@ -231,8 +233,9 @@ export function synthetic(sizes: Sizes): ReportData {
       at: { event: at, seconds: seconds * 0.96, moment: 'end' },
       totals,
       pinned: { arenas: sizes.arenas, bytes: held - totals.needed, blocks: sizes.blocks },
-      sites: [...sites].map((site) => (site.blocks === 0 ? { ...site, bornFirst: 0 } : site)),
+      sites: sites.map((site) => (site.blocks === 0 ? { ...site, bornFirst: null, bornLast: null } : site)),
       arenas,
+      bounded: { sites: [sizes.sites, sizes.sites], arenas: [sizes.arenas, sizes.arenas] },
       greedy: Array.from({ length: 50 }, (_, step) => [
         Math.ceil((sizes.blocks * (step + 1)) / 50),
         Math.ceil((sizes.arenas * (step + 1)) / 50),
@@ -242,6 +245,8 @@ export function synthetic(sizes: Sizes): ReportData {
           rule: 'pinned',
           text: `${sizes.blocks} long-lived blocks of load_rows keep ${sizes.arenas} arenas; packed, ${neededArenas} would do.`,
           site: 0,
+          sites: [0, 1],
+          burst: [2],
           saves: held - totals.needed,
           command: 'obmalloc what-if rows.trace --apart app/rows.py:10',
         },
@@ -249,7 +254,9 @@ export function synthetic(sizes: Sizes): ReportData {
           rule: 'large',
           text: 'Blocks above 512 bytes take 5.2 MB of C’s malloc.',
           site: null,
-          saves: null,
+          saves: 0,
+          sites: [],
+          burst: [],
           command: 'obmalloc top rows.trace',
         },
       ],

@@ -86,7 +86,14 @@ function siteInWords(site: Site, index: number, why: Why): string[] {
   return [
     `${grouped(site.blocks)} blocks, ${bytes(site.live)} live, ${bytes(site.held)} held, in ${site.arenasTouched} arenas, alone in ${site.arenasPinnedAlone}`,
     ...site.stack.map(({ file, line, function: name }) => `    ${name} (${file}:${line})`),
-    ...(alone.length === 0 ? [] : [`  alone in ${alone.slice(0, 4).map(({ address }) => address).join(', ')}${alone.length > 4 ? ', …' : ''}`]),
+    ...(alone.length === 0
+      ? []
+      : [
+          `  alone in ${alone
+            .slice(0, 4)
+            .map(({ address }) => address)
+            .join(', ')}${alone.length > 4 ? ', …' : ''}`,
+        ]),
   ]
 }
 

@@ -41,5 +41,3 @@ export const place = ({ file, line }: Frame): string => (file === '' ? '' : `${s
 
 export const named = (frame: Frame | undefined): string =>
   frame === undefined ? '(no Python frame)' : frame.file === '' ? frame.function : `${frame.function} (${place(frame)})`
-
-export const address = (value: string | number): string => (typeof value === 'number' ? `0x${value.toString(16)}` : value)

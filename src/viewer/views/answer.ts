@@ -2,9 +2,12 @@
 
 import type { Finding } from '../../report-data.ts'
 import { el, exact, number, size } from '../dom.ts'
-import { go } from '../state.ts'
+import { go, hash } from '../state.ts'
 import { bytes, change, named, percent, plural } from '../words.ts'
 import { type Report, section, type View } from './section.ts'
+
+/** Most lines that a finding names. */
+const MOST_LINKS = 4
 
 interface Part {
   readonly name: string
@@ -142,21 +145,35 @@ function glossary({ map, why }: Report['data']): HTMLElement {
 function findings(data: Report['data']): HTMLElement | null {
   const { findings: all, sites } = data.why
   if (all.length === 0) return null
-  return el(
-    'div',
-    { class: 'findings' },
-    el('h3', {}, 'What was found'),
-    ...all.map((finding) =>
-      card(finding, finding.site === null ? null : (sites[finding.site]?.stack ?? null), finding.site ?? -1),
-    ),
-  )
+  return el('div', { class: 'findings' }, el('h3', {}, 'What was found'), ...all.map((finding) => card(finding, sites)))
 }
 
-function card(
-  { rule, text, saves, command }: Finding,
-  stack: readonly { file: string; line: number; function: string }[] | null,
-  site: number,
-): HTMLElement {
+function card({ rule, text, saves, command, sites: about, burst }: Finding, sites: Report['data']['why']['sites']): HTMLElement {
+  const link = (site: number) =>
+    el(
+      'a',
+      {
+        href: hash({ view: 'blocks', site }),
+        onclick: (event: Event) => {
+          event.preventDefault()
+          go({ view: 'blocks', site })
+          document.dispatchEvent(new Event('arrive'))
+        },
+      },
+      named(sites[site]?.stack[0]),
+    )
+  const links = (title: string, some: readonly number[]) => {
+    const known = some.filter((site) => sites[site] !== undefined)
+    if (known.length === 0) return null
+    const rest = known.length > MOST_LINKS ? ` and ${known.length - MOST_LINKS} more` : ''
+    return el(
+      'span',
+      { class: 'links' },
+      el('span', { class: 'faint' }, `${title} `),
+      ...known.slice(0, MOST_LINKS).map(link),
+      rest,
+    )
+  }
   return el(
     'article',
     { 'data-rule': rule },
@@ -164,21 +181,10 @@ function card(
     el(
       'p',
       { class: 'facts' },
-      saves !== null && saves > 0 && el('span', { class: 'saves' }, 'would save ', exact(saves, bytes(saves))),
-      stack &&
-        el(
-          'a',
-          {
-            href: `#view=blocks&site=${site}`,
-            onclick: (event: Event) => {
-              event.preventDefault()
-              go({ view: 'blocks', site })
-              document.dispatchEvent(new Event('arrive'))
-            },
-          },
-          named(stack[0]),
-        ),
-      command && el('code', { class: 'command' }, command),
+      saves > 0 && el('span', { class: 'saves' }, 'would save ', exact(saves, bytes(saves))),
+      links('made by', about),
+      links('among blocks of', burst),
+      command !== '' && el('code', { class: 'command' }, command),
     ),
   )
 }

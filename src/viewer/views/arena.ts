@@ -4,7 +4,7 @@ import { rowAt } from '../data.ts'
 import { el, exact, number } from '../dom.ts'
 import { colour, picture, point } from '../paint.ts'
 import { follow, go, look } from '../state.ts'
-import { address, bytes, named, percent, plural } from '../words.ts'
+import { bytes, named, percent, plural } from '../words.ts'
 import { ALIGNMENT, colors, FREE } from './colors.ts'
 import type { Report } from './section.ts'
 import { stackList } from './stack.ts'
@@ -120,7 +120,7 @@ export function arenaPanel(report: Report): HTMLElement {
     const one = why.arenas[arena]
     panel.hidden = one === undefined
     if (one === undefined) return
-    title.textContent = `Arena ${address(one.address)}`
+    title.textContent = `Arena ${one.address}`
     facts.replaceChildren(
       number(one.blocks),
       ' live blocks, ',

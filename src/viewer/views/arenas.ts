@@ -4,7 +4,7 @@ import { el, exact, number } from '../dom.ts'
 import { search } from '../dom.ts'
 import { follow, go, look } from '../state.ts'
 import { bar, table } from '../table.ts'
-import { address, bytes, count, named, percent, plural, seconds } from '../words.ts'
+import { bytes, count, named, percent, plural, seconds } from '../words.ts'
 import { arenaPanel } from './arena.ts'
 import { type Report, section, type View } from './section.ts'
 
@@ -25,7 +25,7 @@ export function arenas(report: Report): View {
   const arenaSize = map.poolSize * map.poolsPerArena
   const all: Row[] = why.arenas.map((arena, index) => ({
     index,
-    address: address(arena.address),
+    address: arena.address,
     pools: arena.pools,
     freePools: arena.freePools,
     blocks: arena.blocks,

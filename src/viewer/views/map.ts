@@ -4,7 +4,7 @@ import { rowAt } from '../data.ts'
 import { choice, el } from '../dom.ts'
 import { colour, picture, point, ramp, rgb } from '../paint.ts'
 import { follow, go, look } from '../state.ts'
-import { address, bytes, count, named, percent, plural, seconds } from '../words.ts'
+import { bytes, count, named, percent, plural, seconds } from '../words.ts'
 import { arenaPanel } from './arena.ts'
 import { ALIGNMENT, colors, FREE } from './colors.ts'
 import { type Report, section, type View } from './section.ts'
@@ -186,7 +186,7 @@ export function heapMap(report: Report): View {
     const kind = map.class[at]!
     point(
       event,
-      `Arena ${address(one.address)}`,
+      `Arena ${one.address}`,
       `${plural(one.blocks, 'live block')}, ${bytes(one.live)}`,
       kind === FREE
         ? `pool ${pool + 1}: free`
@@ -215,7 +215,7 @@ export function heapMap(report: Report): View {
     event.stopPropagation()
     if (event.key === 'Enter') return go({ arena: active === look().arena ? -1 : Math.max(0, active) })
     active = Math.min(arenas - 1, Math.max(0, active + by!))
-    said.textContent = `Arena ${address(why.arenas[active]!.address)}: ${plural(why.arenas[active]!.blocks, 'live block')}, ${bytes(why.arenas[active]!.live)}`
+    said.textContent = `Arena ${why.arenas[active]!.address}: ${plural(why.arenas[active]!.blocks, 'live block')}, ${bytes(why.arenas[active]!.live)}`
     chart.draw()
   })
   for (const kind of ['focus', 'blur']) chart.canvas.addEventListener(kind, () => chart.draw())
