@@ -14,8 +14,10 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 import { checkCommand, type CheckCommandOptions } from './commands/check.js'
 import { compareCommand, type CompareOptions } from './commands/compare.js'
 import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
+import { mapCommand, type MapCommandOptions } from './commands/map.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
+import { topCommand, type TopCommandOptions } from './commands/top.js'
 import { whyCommand, type WhyCommandOptions } from './commands/why.js'
 import { say } from './terminal.js'
 import { TraceError } from './trace.js'
@@ -101,6 +103,30 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print the answer as JSON: obmalloc.why/1')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: WhyCommandOptions) => done(await whyCommand(path, options)))
+  program
+    .command('top')
+    .description('what sites, functions, files or size classes have asked for, and have')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--by <what>', 'site, function, file or class', 'site')
+    .option('--sort <column>', 'allocated, freed, live, blocks, held, outside or temporary', 'held')
+    .option('--top <number>', 'how many rows to show', count, 20)
+    .option('--csv', 'print all rows with commas between')
+    .option('-o, --output <file>', 'write there instead')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print all rows as JSON')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: TopCommandOptions) => done(await topCommand(path, options)))
+  program
+    .command('map')
+    .description('the arenas at a moment, a line each and a character a pool')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--color <what>', 'fill, class, age or site', 'fill')
+    .option('--png <file>', 'draw a picture instead')
+    .option('-o, --output <file>', 'write there instead')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print the pools as JSON')
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: MapCommandOptions) => done(await mapCommand(path, options)))
   program
     .command('check')
     .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')

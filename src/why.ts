@@ -1,5 +1,7 @@
 /** What holds a recorded program's memory: the analysis of a trace, in slices so that progress can be shown. */
 
+import { basename } from 'node:path'
+
 import { native } from './native.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
@@ -132,6 +134,35 @@ export async function inquire(path: string, { at, signal, onProgress }: InquiryO
   return (await ask(path, { at, signal, onProgress })) as Answer
 }
 
+/** What the rows of a table are: whole stacks, the innermost frame's function or file, size classes. */
+export type TopBy = 'site' | 'function' | 'file' | 'class'
+
+/** A row of a table. Allocated, freed and temporary are bytes as they were asked for, up to the moment. */
+export interface TopRow {
+  readonly name: string
+  /** Of a site. */
+  readonly stack?: readonly Frame[]
+  readonly allocated: number
+  readonly freed: number
+  readonly live: number
+  readonly blocks: number
+  /** The share of what is held; of a size class, its pools. */
+  readonly held: number
+  /** At C's `malloc`. */
+  readonly outside: number
+  /** What died within 10,000 events after it was made. */
+  readonly temporary: number
+}
+
+/** As {@link inquire}, with a table of what sites, functions, files or size classes have asked for, and have. */
+export async function topOf(
+  path: string,
+  by: TopBy,
+  options: InquiryOptions = {},
+): Promise<Answer & { readonly table: readonly TopRow[] }> {
+  return (await ask(path, { ...options, by })) as Answer & { readonly table: readonly TopRow[] }
+}
+
 /** Asks, with what else the native analysis is to give. */
 export async function ask(
   path: string,
@@ -159,4 +190,13 @@ export async function ask(
   } finally {
     native.closeInquiry(inquiry)
   }
+}
+
+/** The innermost frame, and that of the program's own which called it. */
+export function where(stack: readonly Frame[]): string {
+  const [first] = stack
+  if (!first) return '(no Python frame)'
+  const own = stack.find(({ file }) => !/^<frozen|\/lib\/python|\/site-packages\//.test(file))
+  const said = ({ file, line, function: name }: Frame): string => `${name} (${basename(file)}:${line})`
+  return own && own !== first ? `${said(first)} < ${said(own)}` : said(first)
 }

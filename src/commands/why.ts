@@ -1,11 +1,10 @@
 /** `obmalloc why`: what holds the memory, in words. Ends with 1 when a finding says that something could be better, with 4 when not verified. */
 
-import { basename } from 'node:path'
-
+import { emit, type Output } from '../output.js'
+import { bytes } from '../size.js'
 import { columns, grouped, paint, Progress } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { type Answer, type Arena, type Frame, inquire, isFault, type Site, type Why } from '../why.js'
-import { emit, type Output } from '../output.js'
+import { type Answer, type Arena, type Frame, inquire, isFault, type Site, where, type Why } from '../why.js'
 
 export interface WhyCommandOptions extends Output {
   readonly at?: string
@@ -103,24 +102,4 @@ function arenaInWords(arena: Arena, why: Why, top: number): string[] {
     `arena ${arena.address}, taken at event ${grouped(arena.born)}: ${grouped(arena.blocks)} blocks (${bytes(arena.live)}) in ${arena.pools} pools, ${arena.freePools} pools free`,
     ...columns([['site', 'blocks'], ...rows]).map((line) => `  ${line}`),
   ]
-}
-
-/** The innermost frame, and that of the program's own which called it. */
-export function where(stack: readonly Frame[]): string {
-  const [first] = stack
-  if (!first) return '(no Python frame)'
-  const own = stack.find(({ file }) => !/^<frozen|\/lib\/python|\/site-packages\//.test(file))
-  const said = ({ file, line, function: name }: Frame): string => `${name} (${basename(file)}:${line})`
-  return own && own !== first ? `${said(first)} < ${said(own)}` : said(first)
-}
-
-/** A size as people read it. */
-export function bytes(size: number): string {
-  for (const [unit, factor] of [
-    ['GiB', 2 ** 30],
-    ['MiB', 2 ** 20],
-    ['KiB', 2 ** 10],
-  ] as const)
-    if (size >= factor) return `${(size / factor).toFixed(size / factor < 9.95 ? 1 : 0)} ${unit}`
-  return `${size} B`
 }

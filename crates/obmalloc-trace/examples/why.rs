@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use obmalloc::profile::Profile;
-use obmalloc_trace::analysis::{Asked, Inquiry};
+use obmalloc_trace::analysis::{Answered, Asked, Inquiry};
 use obmalloc_trace::format::{FormatError, Reader};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = std::time::Instant::now();
     let mut inquiry = Inquiry::new(asked, profile, Box::new(open))?;
     while inquiry.step(1 << 20)? {}
-    let answered = inquiry.answer()?;
-    println!("{}\n{:.2?}", answered.summary.join("\n"), start.elapsed());
+    if let Some(Answered::Why { summary, .. }) = inquiry.answer() {
+        println!("{}\n{:.2?}", summary.join("\n"), start.elapsed());
+    }
     Ok(())
 }

@@ -87,7 +87,8 @@ fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let inquiry = INQUIRIES
         .with_borrow_mut(|(_, inquiries)| inquiries.remove(&number))
         .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected the number of an open inquiry"))?;
-    let answered = inquiry.answer().map_err(|error| failure(&error))?;
+    let answered =
+        inquiry.answer().ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected an inquiry that has come to its end"))?;
     env.string(&serde_json::to_string(&answered).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
 }
 

@@ -75,6 +75,8 @@ pub struct Census {
     pub shares: FxHashMap<(u32, u32, u8), u32>,
     /// What each stack has asked for until now.
     pub flows: Vec<Flow>,
+    /// By size class; then the raw domain, then what is above 512 bytes.
+    pub class_flows: Vec<Flow>,
     /// At C's `malloc`.
     pub raw: Sum,
     #[allow(missing_docs, reason = "said above")]
@@ -105,6 +107,7 @@ impl Census {
             nodes: FxHashMap::default(),
             shares: FxHashMap::default(),
             flows: ledger.flows().to_vec(),
+            class_flows: ledger.kinds().to_vec(),
             raw: ledger.raw,
             large: ledger.large,
         };

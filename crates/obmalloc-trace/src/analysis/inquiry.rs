@@ -5,18 +5,23 @@ use std::fmt;
 use obmalloc::profile::Profile;
 use serde::{Deserialize, Serialize};
 
+use super::film::Film;
+use super::page::{Page, Parts, Sure};
 use super::pinning::Pinning;
 use super::rules::{self, Facts};
 use super::shares::Shares;
 use super::sites::Sites;
+use super::top::{self, By, Row};
 use super::why::{self, At, Bounded, Pinned, Totals, Verified, Why};
 use super::{Analysis, Census, words};
 use crate::format::{FormatError, Reader};
-use crate::moments::{Found, Moment, NoMoment, Outline, Outlining};
+use crate::moments::{Found, Moment, NoMoment, Outline, Outlining, Sample};
 use crate::replay::{Replay, ReplayError, Report};
+use crate::stacks::Stacks;
 
-/// Most sites and arenas that are told.
+/// Most sites that are told, in all and on a page, and most arenas.
 const MOST_SITES: usize = 10_000;
+const MOST_SITES_OF_PAGE: usize = 2_000;
 const MOST_ARENAS: usize = 20_000;
 
 /// What is asked, and what the header says.
@@ -33,6 +38,14 @@ pub struct Asked {
     pub frames: usize,
     /// Why the recorder had to stop, if it had to.
     pub failed: Option<String>,
+    /// What the program was called with, and the version of this package: for the page.
+    pub command: Vec<String>,
+    #[allow(missing_docs, reason = "said above")]
+    pub version: String,
+    /// Wants a table too, of sites, functions, files or size classes.
+    pub by: Option<By>,
+    /// Wants the page's data.
+    pub report: bool,
 }
 
 /// Why there is no answer.
@@ -84,21 +97,40 @@ pub struct Inquiry {
 enum State {
     Outlining(Outlining<'static>),
     Replaying(Box<Course>),
+    Filming(Box<(Course, Solved, Replay<Film>)>),
+    Over(Box<Answered>),
 }
 
 struct Course {
     outline: Outline,
     replay: Replay<(Report, Analysis)>,
-    is_over: bool,
 }
 
-/// The answer, and how it is said.
+/// What a course has led to.
+struct Solved {
+    why: Why,
+    summary: Vec<String>,
+    sites: Sites,
+    shares: Shares,
+    table: Option<Vec<Row>>,
+}
+
+/// The answer.
 #[derive(Debug, Serialize)]
-pub struct Answered {
-    /// The data.
-    pub why: Why,
-    /// The words, a line each.
-    pub summary: Vec<String>,
+#[serde(untagged)]
+pub enum Answered {
+    /// In words too, a line each, and with a table if that was wanted.
+    Why {
+        #[allow(missing_docs, reason = "said above")]
+        why: Why,
+        #[allow(missing_docs, reason = "said above")]
+        summary: Vec<String>,
+        #[allow(missing_docs, reason = "said above")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        table: Option<Vec<Row>>,
+    },
+    /// The page's data, with the answer in it.
+    Page(Box<Page>),
 }
 
 impl Inquiry {
@@ -117,28 +149,51 @@ impl Inquiry {
     /// # Errors
     /// When the trace cannot be read any further, or has no such moment.
     pub fn step(&mut self, count: usize) -> Result<bool, InquiryError> {
-        match &mut self.state {
-            State::Outlining(outlining) => {
-                if !outlining.step(count)? {
-                    let outline = outlining.outline().clone();
-                    self.state = State::Replaying(Box::new(self.course(outline)?));
-                }
-                Ok(true)
-            }
-            State::Replaying(course) => {
-                course.is_over = course.is_over || !course.replay.step(count)?;
-                Ok(!course.is_over)
-            }
+        let more = match &mut self.state {
+            State::Outlining(outlining) => outlining.step(count)?,
+            State::Replaying(course) => course.replay.step(count)?,
+            State::Filming(filming) => filming.2.step(count)?,
+            State::Over(_) => return Ok(false),
+        };
+        if !more {
+            self.go_on()?;
         }
+        Ok(!matches!(self.state, State::Over(_)))
+    }
+
+    /// What is done next: the replay, the film if that is wanted, the answer.
+    fn go_on(&mut self) -> Result<(), InquiryError> {
+        let state = std::mem::replace(&mut self.state, State::Outlining(Outlining::new(Vec::new())));
+        self.state = match state {
+            State::Outlining(outlining) => State::Replaying(Box::new(self.course(outlining.outline().clone())?)),
+            State::Replaying(mut course) => {
+                let solved = course.solve(&self.asked, self.profile);
+                if self.asked.report {
+                    let film = Film::new(self.profile.geometry(), course.outline.events);
+                    State::Filming(Box::new((*course, solved, Replay::new((self.open)()?, self.profile, film)?)))
+                } else {
+                    let Solved { why, summary, table, .. } = solved;
+                    State::Over(Box::new(Answered::Why { why, summary, table }))
+                }
+            }
+            State::Filming(filming) => {
+                let (course, solved, mut replay) = *filming;
+                replay.watcher_mut().end();
+                State::Over(Box::new(Answered::Page(Box::new(course.page(solved, replay.watcher(), &self.asked)))))
+            }
+            over @ State::Over(_) => over,
+        };
+        Ok(())
     }
 
     fn course(&self, outline: Outline) -> Result<Course, InquiryError> {
         let found = find(&outline, &self.asked)?;
         let mut moments = vec![found.event];
         moments.extend(outline.find(&Moment::Peak).map(|peak| peak.event).filter(|&event| event < found.event));
-        let analysis = Analysis::new(self.profile.geometry(), moments, &outline.marks, true);
+        let sampled = sample(&outline, found.event).and_then(|sample| sample.event.checked_sub(1));
+        let analysis = Analysis::new(self.profile.geometry(), moments, sampled, &outline.marks, true);
         let replay = Replay::with_stacks((self.open)()?, self.profile, (Report::default(), analysis))?;
-        Ok(Course { outline, replay, is_over: false })
+        Ok(Course { outline, replay })
     }
 
     /// How much has been read of how much, in bytes.
@@ -146,19 +201,23 @@ impl Inquiry {
         match &self.state {
             State::Outlining(outlining) => outlining.progress(),
             State::Replaying(course) => course.replay.progress(),
+            State::Filming(filming) => filming.2.progress(),
+            State::Over(_) => (1, 1),
         }
     }
 
-    /// The answer, when there is nothing left to look at.
-    ///
-    /// # Errors
-    /// When something is.
-    pub fn answer(self) -> Result<Answered, InquiryError> {
+    /// The answer; `None` while there is something left to look at.
+    pub fn answer(self) -> Option<Answered> {
         match self.state {
-            State::Replaying(course) if course.is_over => Ok(course.answer(self.asked, self.profile)),
-            _ => Err(InquiryError::NotThere("expected an inquiry that has come to its end".into())),
+            State::Over(answered) => Some(*answered),
+            _ => None,
         }
     }
+}
+
+/// The last sample of memory up to the end of an event: it may have been taken just before the next one.
+fn sample(outline: &Outline, event: u64) -> Option<&Sample> {
+    outline.sample(event.saturating_add(1))
 }
 
 /// The moment that is asked for.
@@ -181,14 +240,15 @@ fn find(outline: &Outline, asked: &Asked) -> Result<Found, InquiryError> {
 }
 
 impl Course {
-    fn answer(mut self, asked: Asked, profile: &'static Profile) -> Answered {
+    /// What the replay, which is over, has led to.
+    fn solve(&mut self, asked: &Asked, profile: &'static Profile) -> Solved {
         let held = self.replay.arenas();
         let last = self.replay.watcher().0.events.saturating_sub(1);
         self.replay.watcher_mut().1.end(last, &held);
         let analysis = &self.replay.watcher().1;
         let (census, peak) = censuses(analysis);
         let mut sites = Sites::new(asked.frames);
-        let none = crate::stacks::Stacks::default();
+        let none = Stacks::default();
         let tree = self.replay.stacks().unwrap_or(&none);
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
@@ -199,10 +259,10 @@ impl Course {
         let (report, analysis) = self.replay.watcher();
         let tree = self.replay.stacks().unwrap_or(&none);
         let (census, peak) = censuses(analysis);
-        let sample = self.outline.sample(census.event);
-        let totals = Totals::of(census, sample);
+        let sample = sample(&self.outline, census.event);
+        let totals = Totals::of(census, sample, analysis.explained);
         let facts = Facts {
-            asked: &asked,
+            asked,
             outline: &self.outline,
             analysis,
             report,
@@ -216,13 +276,14 @@ impl Course {
             anew: anew.map(|arenas| arenas as u64),
         };
         let findings = rules::find(&facts, &mut sites);
+        let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };
         let why = Why {
             schema: "obmalloc.why/1",
             trace: why::trace(
                 asked.path.clone(),
                 asked.python.clone(),
                 profile.release().into(),
-                is_complete(&asked, report, &self.outline),
+                is_complete(asked, &self.outline),
                 &self.outline,
             ),
             verified: Verified { addresses: report.addresses, matched: report.matched },
@@ -233,17 +294,54 @@ impl Course {
             },
             totals,
             pinned,
-            sites: why::sites(&shares, &sites, MOST_SITES),
-            arenas: why::arenas(census, &shares, MOST_ARENAS, MOST_SITES),
+            sites: why::sites(&shares, &sites, most_sites),
+            arenas: why::arenas(census, &shares, MOST_ARENAS, most_sites),
             bounded: Bounded {
-                sites: (shares.sites.len().min(MOST_SITES), shares.sites.len()),
+                sites: (shares.sites.len().min(most_sites), shares.sites.len()),
                 arenas: (census.arenas.len().min(MOST_ARENAS), census.arenas.len()),
             },
             greedy: why::greedy(census),
             findings,
         };
-        Answered { summary: words::summary(&why), why }
+        let table = asked.by.map(|by| top::table(by, census, &shares, &mut sites, tree));
+        Solved { summary: words::summary(&why), why, sites, shares, table }
     }
+
+    fn page(&self, solved: Solved, film: &Film, asked: &Asked) -> Page {
+        let Solved { why, summary, mut sites, shares, .. } = solved;
+        let (report, analysis) = self.replay.watcher();
+        let (census, peak) = censuses(analysis);
+        let none = Stacks::default();
+        let tree = self.replay.stacks().unwrap_or(&none);
+        let sure = Sure {
+            addresses: why.verified.addresses,
+            matched: why.verified.matched,
+            not_recorded: not_recorded(asked, report, analysis, &self.outline),
+            python: why.trace.python.clone(),
+            release: why.trace.release.clone(),
+            command: asked.command.clone(),
+            stacks: asked.frames,
+            version: asked.version.clone(),
+        };
+        let parts = Parts { outline: &self.outline, ledger: &analysis.ledger, census, peak, shares: &shares, tree, film };
+        Page::of(&parts, &mut sites, why, summary, sure)
+    }
+}
+
+/// What a page cannot tell, in words.
+fn not_recorded(asked: &Asked, report: &Report, analysis: &Analysis, outline: &Outline) -> Vec<String> {
+    let mut found = report.remarks.clone();
+    found.extend(asked.failed.iter().map(|why| format!("the recorder could not write more: {why}")));
+    let notes = [
+        (outline.hooks_lost != 0, "calls of domains whose allocators were replaced in the program"),
+        (!outline.ended, "the end of the process: it did not end in an orderly way, or is still running"),
+        (asked.frames == 0, "stacks: which lines made what cannot be told"),
+        (outline.samples.is_empty(), "how much memory was resident"),
+        (!analysis.others.is_empty(), "what interpreters with allocators of their own hold"),
+        (true, "memory that was asked for from neither Python's allocators nor its arenas, such as a C library's own buffers"),
+    ];
+    found.extend(notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_string()));
+    found
 }
 
 /// The census of the moment, and that of the peak if it was before.
@@ -256,6 +354,6 @@ fn censuses(analysis: &Analysis) -> (&Census, Option<&Census>) {
 }
 
 /// Whether the whole process was recorded.
-fn is_complete(asked: &Asked, report: &Report, outline: &Outline) -> bool {
-    asked.failed.is_none() && report.hooks_lost == 0 && outline.ended && !outline.truncated
+fn is_complete(asked: &Asked, outline: &Outline) -> bool {
+    asked.failed.is_none() && outline.hooks_lost == 0 && outline.ended && !outline.truncated
 }

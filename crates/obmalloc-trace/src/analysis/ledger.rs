@@ -1,5 +1,7 @@
 //! The books: what lives in each slot of the replay, and what each stack has asked for. Their size goes by what is live, and by how many stacks there are.
 
+use obmalloc::profile::Geometry;
+
 use crate::format::{Domain, Event};
 use crate::watch::{Fate, Seen};
 
@@ -52,15 +54,6 @@ impl Flow {
     pub fn live(&self) -> u64 {
         self.made - self.gone
     }
-
-    /// Puts another's on top.
-    pub fn add(&mut self, other: &Self) {
-        self.made_blocks += other.made_blocks;
-        self.gone_blocks += other.gone_blocks;
-        self.made += other.made;
-        self.gone += other.gone;
-        self.temporary += other.temporary;
-    }
 }
 
 /// Blocks, and bytes of them.
@@ -91,6 +84,10 @@ pub struct Ledger {
     blocks: Vec<Block>,
     /// By stack.
     flows: Vec<Flow>,
+    /// By size class; then the raw domain's, then those above 512 bytes.
+    kinds: Vec<Flow>,
+    /// Most bytes that were at C's `malloc`.
+    pub most_outside: u64,
     /// In pools, at their size classes' sizes.
     pub live: Sum,
     /// The raw domain's, as asked for.
@@ -102,8 +99,10 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    pub fn new(alignment: usize) -> Self {
-        Self { alignment: alignment as u64, ..Self::default() }
+    /// Empty ones, for a release's sizes.
+    pub fn new(geometry: Geometry) -> Self {
+        let kinds = vec![Flow::default(); geometry.size_classes() + 2];
+        Self { alignment: geometry.alignment as u64, kinds, ..Self::default() }
     }
 
     /// The live blocks, with their slots.
@@ -114,6 +113,19 @@ impl Ledger {
     /// What the stacks have asked for so far, by their numbers.
     pub fn flows(&self) -> &[Flow] {
         &self.flows
+    }
+
+    /// As [`flows`](Self::flows), by size class; then the raw domain's, then those above 512 bytes.
+    pub fn kinds(&self) -> &[Flow] {
+        &self.kinds
+    }
+
+    fn kind_of(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Pool(class) => usize::from(class),
+            Kind::Raw => self.kinds.len() - 2,
+            _ => self.kinds.len() - 1,
+        }
     }
 
     /// Size of the blocks of a class.
@@ -162,6 +174,7 @@ impl Ledger {
                 Kind::Large
             }
         };
+        self.most_outside = self.most_outside.max(self.raw.bytes + self.large.bytes);
         let node = u32::try_from(seen.stack).unwrap_or(0);
         let block = Block { born: seen.operation, address: answer.got, asked, node, kind };
         match self.blocks.get_mut(slot as usize) {
@@ -174,9 +187,11 @@ impl Ledger {
         if self.flows.len() <= node as usize {
             self.flows.resize(node as usize + 1, Flow::default());
         }
-        let flow = &mut self.flows[node as usize];
-        flow.made_blocks += 1;
-        flow.made += asked;
+        let kind = self.kind_of(kind);
+        for flow in [&mut self.flows[node as usize], &mut self.kinds[kind]] {
+            flow.made_blocks += 1;
+            flow.made += asked;
+        }
     }
 
     #[inline]
@@ -189,11 +204,12 @@ impl Ledger {
             Kind::Large => self.large.take(block.asked),
             Kind::Pool(class) => self.live.take((u64::from(class) + 1) * self.alignment),
         }
-        let flow = &mut self.flows[block.node as usize];
-        flow.gone_blocks += 1;
-        flow.gone += block.asked;
-        if now - block.born <= TEMPORARY {
-            flow.temporary += block.asked;
+        let temporary = if now - block.born <= TEMPORARY { block.asked } else { 0 };
+        let kind = self.kind_of(block.kind);
+        for flow in [&mut self.flows[block.node as usize], &mut self.kinds[kind]] {
+            flow.gone_blocks += 1;
+            flow.gone += block.asked;
+            flow.temporary += temporary;
         }
     }
 }

@@ -7,18 +7,24 @@
 //! | `growth`, `lives` | what happens between moments: stacks that only grow, arenas that come and go |
 //! | `sites`, `shares` | stacks as people see them, and what each holds |
 //! | `why`, `rules`, `pinning`, `words` | the answer: `obmalloc.why/1`, the findings, who pins arenas, how it is said |
-//! | `top`, `film`, `page` | tables of sites; what happened when; the page's data, `obmalloc.report/1` |
+//! | `top` | tables of sites, functions, files and classes |
+//! | `film`, `tree`, `page`, `columns` | what happened when, stacks as a tree, the page's data: `obmalloc.report/1` |
 //! | `inquiry` | all of it in slices, for who wants to show progress |
 
 mod census;
+mod columns;
+mod film;
 mod growth;
 mod inquiry;
 mod ledger;
 mod lives;
+mod page;
 mod pinning;
 mod rules;
 mod shares;
 mod sites;
+mod top;
+mod tree;
 mod why;
 mod words;
 
@@ -32,11 +38,13 @@ use crate::replay::HeldArena;
 use crate::watch::{Fate, Seen, Watcher};
 pub use census::{ArenaCensus, Census, ClassCensus, NodeCensus, PoolCensus};
 use growth::Growth;
-pub use inquiry::{Asked, Inquiry, InquiryError};
+pub use inquiry::{Answered, Asked, Inquiry, InquiryError};
 use ledger::Ledger;
 pub use ledger::{Flow, Sum};
 use lives::Lives;
+pub use page::Page;
 pub use rules::Finding;
+pub use top::By;
 pub use why::Why;
 
 /// The watcher.
@@ -53,6 +61,9 @@ pub struct Analysis {
     ends: bool,
     /// The next event at which there is something to do.
     next: u64,
+    /// The event after which what C and the arenas have is noted, as memory was sampled there; and how many bytes of it can be resident.
+    sampled: u64,
+    pub(crate) explained: Option<u64>,
     /// Interpreters with allocators of their own, whose calls are left out.
     pub(crate) others: BTreeSet<u64>,
 }
@@ -63,20 +74,22 @@ impl Analysis {
         &self.censuses
     }
 
-    /// Takes a census after each of the events `moments`. Ends the replay after the last of them if it `ends`.
-    pub fn new(geometry: Geometry, mut moments: Vec<u64>, marks: &[Mark], ends: bool) -> Self {
+    /// Takes a census after each of the events `moments`, and notes what can be resident after the event `sampled`. Ends the replay after the last of them if it `ends`.
+    pub fn new(geometry: Geometry, mut moments: Vec<u64>, sampled: Option<u64>, marks: &[Mark], ends: bool) -> Self {
         moments.sort_unstable();
         moments.dedup();
         let until = moments.last().copied().unwrap_or(0);
         let mut analysis = Self {
             geometry,
-            ledger: Ledger::new(geometry.alignment),
+            ledger: Ledger::new(geometry),
             lives: Lives::default(),
             growth: Growth::new(marks, until),
             moments,
             censuses: Vec::new(),
             ends,
             next: 0,
+            sampled: sampled.unwrap_or(u64::MAX),
+            explained: None,
             others: BTreeSet::new(),
         };
         analysis.plan();
@@ -85,13 +98,17 @@ impl Analysis {
 
     fn plan(&mut self) {
         let moment = self.moments.get(self.censuses.len()).copied().unwrap_or(u64::MAX);
-        self.next = moment.min(self.growth.next());
+        let sampled = if self.explained.is_none() { self.sampled } else { u64::MAX };
+        self.next = moment.min(self.growth.next()).min(sampled);
     }
 
     /// Something is due. A moment inside a call, where it has asked for an arena but not been answered, is that after the call.
     #[cold]
     fn stop(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
         let now = seen.operation;
+        if now >= self.sampled && self.explained.is_none() {
+            self.explained = Some(self.can_be_resident(&seen.arenas()));
+        }
         while self.growth.next() <= now {
             self.growth.mark(self.ledger.flows());
         }
@@ -106,6 +123,13 @@ impl Analysis {
     fn take(&mut self, now: u64, held: &[HeldArena]) {
         let census = Census::take(now, self.geometry, &self.ledger, held, &self.lives.taken);
         self.censuses.push(census);
+    }
+
+    /// Bytes of blocks of C's `malloc`, and of arenas but for pools that were never in use.
+    fn can_be_resident(&self, held: &[HeldArena]) -> u64 {
+        let Geometry { arena_size, pool_size, .. } = self.geometry;
+        let touched = |arena: &HeldArena| arena_size as u64 - u64::from(arena.uncarved_pools) * pool_size as u64;
+        held.iter().map(touched).sum::<u64>() + self.ledger.raw.bytes + self.ledger.large.bytes
     }
 
     /// The replay has ended after event `last`: the censuses that are missing are taken of what is there.

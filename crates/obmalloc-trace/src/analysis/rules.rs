@@ -9,7 +9,7 @@ use super::census::Census;
 use super::growth;
 use super::inquiry::Asked;
 use super::pinning::Pinning;
-use super::shares::Shares;
+use super::shares::{Share, Shares};
 use super::sites::Sites;
 use super::why::Totals;
 use super::words::{self, count, counted, percent, size};
@@ -78,6 +78,7 @@ pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     found.extend(large(facts, sites));
     if found.is_empty() {
         found.push(live(facts));
+        found.extend(elsewhere(facts, sites));
     } else if facts.asked.frames == 0 {
         found.push(cannot_tell(facts));
     }
@@ -290,33 +291,55 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     Some(facts.finding("half-empty", text, free(class), &about, sites))
 }
 
-/// C's `malloc` has more than half as much as the arenas. Silent below [`LARGE`].
+/// C's `malloc` keeps what it had from the system, though most of its blocks are gone. Silent below [`LARGE`], and where it keeps less than
+/// its blocks take. Where memory was not sampled, what it once had is taken for what it keeps.
 fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
-    let (large, raw) = (facts.census.large, facts.census.raw);
+    let now = facts.census.large.bytes + facts.census.raw.bytes;
     let free = facts.sample.map(|sample| sample.memory.heap_free);
-    let outside = large.bytes + raw.bytes + free.unwrap_or(0);
-    if outside < LARGE || outside * 2 < facts.totals.held {
+    let most = facts.analysis.ledger.most_outside;
+    let kept = free.unwrap_or(most - now);
+    if kept < LARGE || kept < now {
         return None;
     }
-    let mut makers: Vec<(u64, u32)> = (0..)
-        .zip(&facts.shares.sites)
-        .map(|(index, share)| (share.large.bytes + share.raw.bytes, index))
-        .filter(|&(bytes, _)| bytes > 0)
-        .collect();
+    let how = match free {
+        Some(free) => format!("keeps {} of free memory", size(free)),
+        None => format!("once had {}, and may keep that", size(most)),
+    };
+    let about = makers(facts);
+    let text = format!("C's malloc {how}. {}.", outside(facts, &about, sites));
+    Some(facts.finding("large", text, free.unwrap_or(0), &about, sites))
+}
+
+/// C's `malloc` has more than half as much as the arenas: that is not wrong, but worth knowing. Silent below [`LARGE`].
+fn elsewhere(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
+    let now = facts.census.large.bytes + facts.census.raw.bytes;
+    if now < LARGE || now * 2 < facts.totals.held {
+        return None;
+    }
+    let about = makers(facts);
+    let text = format!("C's malloc has more than a third of it all. {}.", outside(facts, &about, sites));
+    Some(facts.finding("elsewhere", text, 0, &about, sites))
+}
+
+/// The sites with most bytes at C's `malloc`: indices.
+fn makers(facts: &Facts<'_>) -> Vec<u32> {
+    let bytes = |share: &Share| share.large.bytes + share.raw.bytes;
+    let mut makers: Vec<(u64, u32)> =
+        (0..).zip(&facts.shares.sites).map(|(index, share)| (bytes(share), index)).filter(|&(bytes, _)| bytes > 0).collect();
     makers.sort_unstable_by_key(|&(bytes, index)| (Reverse(bytes), index));
-    let about: Vec<u32> = makers.iter().map(|maker| maker.1).take(NAMED).collect();
-    let mut text = format!(
-        "C's malloc, not Python's arenas, has {} ({}) above 512 bytes and {} ({}) of the raw domain, most from {}.",
+    makers.iter().map(|maker| maker.1).take(NAMED).collect()
+}
+
+fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {
+    let (large, raw) = (facts.census.large, facts.census.raw);
+    format!(
+        "It has {} ({}) above 512 bytes and {} ({}) of the raw domain, most from {}",
         counted(large.blocks, "block"),
         size(large.bytes),
         count(raw.blocks),
         size(raw.bytes),
-        facts.named(&about, sites),
-    );
-    if let Some(free) = free.filter(|&free| free >= MIB) {
-        text += &format!(" It keeps {} that are free.", size(free));
-    }
-    Some(facts.finding("large", text, free.unwrap_or(0), &about, sites))
+        facts.named(about, sites),
+    )
 }
 
 /// Nothing else was found.

@@ -78,9 +78,9 @@ pub struct Totals {
     pub trimmable: u64,
     /// What was resident at the last sample before the moment.
     pub resident: Option<u64>,
-    /// Of the resident anonymous memory, what lies neither in arenas nor in recorded blocks of C's `malloc`: what no allocator of Python's
-    /// was asked for, what C's heap keeps free, and the interpreter's own stacks and tables. Pages of arenas that were never touched are
-    /// not resident; they are taken off what is held. 0 where more is explained than is resident.
+    /// Of the anonymous memory that was resident at that sample, what lay neither in arenas nor in recorded blocks of C's `malloc`: what no
+    /// allocator of Python's was asked for, what C's heap keeps free, and the process's own stacks and tables. Pools that were never in use
+    /// are not resident, and not counted as explained. 0 where more is explained than is resident.
     pub unexplained: Option<u64>,
 }
 
@@ -147,12 +147,9 @@ fn hexadecimal<S: Serializer>(address: &u64, to: S) -> Result<S::Ok, S::Error> {
 }
 
 impl Totals {
-    /// The sums of a census. `sample` is the last one before it.
-    pub fn of(census: &Census, sample: Option<&Sample>) -> Self {
+    /// The sums of a census. `sample` is the last one before it, and `explained` what can be resident then.
+    pub fn of(census: &Census, sample: Option<&Sample>, explained: Option<u64>) -> Self {
         let (live, held) = (census.live(), census.held());
-        let untouched: u64 = census.arenas.iter().map(|arena| u64::from(arena.uncarved_pools)).sum();
-        let in_arenas = held - untouched * census.geometry.pool_size as u64;
-        let explained = in_arenas + census.raw.bytes + census.large.bytes;
         Self {
             arenas: census.arenas.len() as u64,
             held,
@@ -166,7 +163,7 @@ impl Totals {
             large: census.large.bytes,
             trimmable: census.trimmable(),
             resident: sample.map(|sample| sample.memory.resident()),
-            unexplained: sample.map(|sample| sample.memory.anonymous.saturating_sub(explained)),
+            unexplained: sample.zip(explained).map(|(sample, explained)| sample.memory.anonymous.saturating_sub(explained)),
         }
     }
 }

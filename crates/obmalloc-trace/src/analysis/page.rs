@@ -1,0 +1,381 @@
+//! `obmalloc.report/1`: the page's data. What is bounded says how much there is.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::census::Census;
+use super::columns::Column;
+use super::film::Film;
+use super::ledger::{Kind, Ledger};
+use super::shares::Shares;
+use super::sites::{Frame, Sites};
+use super::tree::{Tree, Values};
+use super::why::Why;
+use crate::moments::Outline;
+use crate::stacks::Stacks;
+
+/// Most blocks of the map.
+const MOST_BLOCKS: usize = 1_000_000;
+/// No site, or one that is not told of.
+const NO_SITE: u16 = u16::MAX;
+/// A pool that holds no block; a place that alignment takes.
+const FREE: u8 = 255;
+const ALIGNMENT: u8 = 254;
+
+/// All of it. Sources, what-if and diff are added by who makes the page.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Page {
+    schema: &'static str,
+    why: Why,
+    summary: Vec<String>,
+    sources: BTreeMap<String, String>,
+    timeline: Timeline,
+    arena_events: ArenaEvents,
+    frames: Vec<Frame>,
+    stacks: StackColumns,
+    map: Map,
+    play: Play,
+    slots: u32,
+    classes: Vec<Class>,
+    ages: Ages,
+    what_if: [(); 0],
+    diff: Option<()>,
+    sure: Sure,
+}
+
+#[derive(Debug, Serialize)]
+struct Timeline {
+    shown: u64,
+    of: u64,
+    seconds: Column,
+    event: Column,
+    held: Column,
+    live: Column,
+    raw: Column,
+    large: Column,
+    resident: Column,
+}
+
+#[derive(Debug, Serialize)]
+struct ArenaEvents {
+    shown: u64,
+    of: u64,
+    event: Column,
+    seconds: Column,
+    address: Column,
+    taken: Column,
+}
+
+#[derive(Debug, Serialize)]
+struct StackColumns {
+    shown: usize,
+    of: usize,
+    parent: Column,
+    frame: Column,
+    held: Column,
+    live: Column,
+    peak: Column,
+    allocated: Column,
+    temporary: Column,
+    blocks: Column,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Map {
+    pool_size: usize,
+    pools_per_arena: usize,
+    arenas: Column,
+    class: Column,
+    fill: Column,
+    site: Column,
+    born: Column,
+    blocks: Blocks,
+}
+
+#[derive(Debug, Serialize)]
+struct Blocks {
+    shown: usize,
+    of: u64,
+    pool: Column,
+    index: Column,
+    site: Column,
+    born: Column,
+}
+
+#[derive(Debug, Serialize)]
+struct Play {
+    shown: usize,
+    of: usize,
+    seconds: Column,
+    event: Column,
+    arenas: Column,
+    fill: Column,
+}
+
+#[derive(Debug, Serialize)]
+struct Class {
+    size: usize,
+    pools: u64,
+    blocks: u64,
+    live: u64,
+    free: u64,
+}
+
+/// Blocks in pools by age, in seconds: from an edge up to the next. One stretch where time is not known.
+#[derive(Debug, Serialize)]
+struct Ages {
+    edges: Vec<f64>,
+    blocks: Vec<u64>,
+    bytes: Vec<u64>,
+}
+
+/// What is known of how sure all this is.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "named as in the page's data")]
+pub struct Sure {
+    pub addresses: u64,
+    pub matched: u64,
+    pub not_recorded: Vec<String>,
+    pub python: String,
+    pub release: String,
+    pub command: Vec<String>,
+    pub stacks: usize,
+    pub version: String,
+}
+
+/// What the page is made of.
+pub struct Parts<'a> {
+    pub outline: &'a Outline,
+    pub ledger: &'a Ledger,
+    pub census: &'a Census,
+    pub peak: Option<&'a Census>,
+    pub shares: &'a Shares,
+    pub tree: &'a Stacks,
+    pub film: &'a Film,
+}
+
+impl Parts<'_> {
+    fn seconds(&self, events: impl Iterator<Item = u64>) -> Column {
+        Column::F64(events.map(|event| self.outline.seconds(event).unwrap_or(f64::NAN)).collect())
+    }
+
+    /// A birth, as the page's colours have it.
+    fn born(&self, event: u64) -> u8 {
+        (u128::from(event) * 255 / u128::from(self.outline.events.max(1))) as u8
+    }
+
+    fn timeline(&self) -> Timeline {
+        let rows = &self.film.rows;
+        let mut resident = vec![f64::NAN; rows.len()];
+        for sample in &self.outline.samples {
+            let row = rows.partition_point(|row| row.event < sample.event).min(rows.len().saturating_sub(1));
+            if let Some(resident) = resident.get_mut(row) {
+                *resident = sample.memory.resident() as f64;
+            }
+        }
+        Timeline {
+            shown: rows.len() as u64,
+            of: self.film.all_rows,
+            seconds: self.seconds(rows.iter().map(|row| row.event)),
+            event: Column::wide(rows.iter().map(|row| row.event)),
+            held: Column::wide(rows.iter().map(|row| row.held)),
+            live: Column::wide(rows.iter().map(|row| row.live)),
+            raw: Column::wide(rows.iter().map(|row| row.raw)),
+            large: Column::wide(rows.iter().map(|row| row.large)),
+            resident: Column::F64(resident),
+        }
+    }
+
+    fn arena_events(&self) -> ArenaEvents {
+        let events = &self.film.arena_events;
+        ArenaEvents {
+            shown: events.len() as u64,
+            of: self.film.all_arena_events,
+            event: Column::wide(events.iter().map(|event| event.event)),
+            seconds: self.seconds(events.iter().map(|event| event.event)),
+            address: Column::wide(events.iter().map(|event| event.address)),
+            taken: Column::U8(events.iter().map(|event| event.taken.into()).collect()),
+        }
+    }
+
+    fn play(&self) -> (Play, u32) {
+        let (frames, slots) = (&self.film.frames, self.film.most_slots);
+        let mut fill = Vec::new();
+        for frame in frames {
+            fill.extend_from_slice(&frame.fill);
+            fill.resize(fill.len() + slots as usize - frame.fill.len(), 0);
+        }
+        let play = Play {
+            shown: frames.len(),
+            of: frames.len(),
+            seconds: self.seconds(frames.iter().map(|frame| frame.event)),
+            event: Column::wide(frames.iter().map(|frame| frame.event)),
+            arenas: Column::U32(frames.iter().map(|frame| frame.arenas).collect()),
+            fill: Column::U8(fill),
+        };
+        (play, slots)
+    }
+
+    fn classes(&self) -> Vec<Class> {
+        let geometry = self.census.geometry;
+        let class = |(class, of): (usize, &super::ClassCensus)| {
+            let size = geometry.block_size(class);
+            Class { size, pools: of.pools, blocks: of.blocks, live: of.blocks * size as u64, free: of.free_blocks * size as u64 }
+        };
+        self.census.classes.iter().enumerate().map(class).collect()
+    }
+
+    fn ages(&self) -> Ages {
+        let now = self.outline.seconds(self.census.event);
+        let age = |born| now.map_or(0.0, |now| now - self.outline.seconds(born).unwrap_or(0.0));
+        let oldest = now.unwrap_or(0.0).max(0.001);
+        let mut edges = vec![0.0, 0.001];
+        while edges[edges.len() - 1] < oldest {
+            edges.push(edges[edges.len() - 1] * 10.0_f64.sqrt());
+        }
+        let mut ages = Ages { blocks: vec![0; edges.len() - 1], bytes: vec![0; edges.len() - 1], edges };
+        for (_, block) in self.ledger.blocks() {
+            if let Kind::Pool(class) = block.kind {
+                let age = age(block.born);
+                let bin = ages.edges.partition_point(|&edge| edge <= age).saturating_sub(1).min(ages.blocks.len() - 1);
+                ages.blocks[bin] += 1;
+                ages.bytes[bin] += self.ledger.class_size(class);
+            }
+        }
+        ages
+    }
+
+    fn map(&self, sites: &mut Sites, arenas: usize, told: usize) -> Map {
+        let geometry = self.census.geometry;
+        let per_arena = geometry.pools_per_arena();
+        let pools = arenas * per_arena;
+        let (mut class, mut fill) = (vec![FREE; pools], vec![0; pools]);
+        for (pool, counted) in self.census.pools[..pools].iter().enumerate() {
+            if let Some(counted) = counted {
+                class[pool] = counted.class;
+                let of = geometry.blocks_per_pool(counted.class.into());
+                fill[pool] = (usize::from(counted.blocks) * 255 / of).max(1) as u8;
+            }
+        }
+        for (arena, counted) in self.census.arenas[..arenas].iter().enumerate() {
+            let there = (counted.pools + counted.free_pools) as usize;
+            class[arena * per_arena + there..(arena + 1) * per_arena].fill(ALIGNMENT);
+        }
+        let mut blocks = self.blocks(sites, pools, told);
+        blocks.sort_unstable();
+        let (mut site, mut born) = (vec![NO_SITE; pools], vec![0; pools]);
+        for blocks in blocks.chunk_by(|a, b| a.0 == b.0) {
+            let pool = blocks[0].0 as usize;
+            born[pool] = blocks.iter().map(|block| block.3).max().unwrap_or(0);
+            let mut counts: BTreeMap<u16, u32> = BTreeMap::new();
+            blocks.iter().for_each(|block| *counts.entry(block.2).or_default() += 1);
+            site[pool] = counts.into_iter().max_by_key(|&(_, count)| count).map_or(NO_SITE, |(site, _)| site);
+        }
+        let of = self.census.live().blocks;
+        blocks.truncate(MOST_BLOCKS);
+        Map {
+            pool_size: geometry.pool_size,
+            pools_per_arena: per_arena,
+            arenas: Column::wide(self.census.arenas[..arenas].iter().map(|arena| arena.address)),
+            class: Column::U8(class),
+            fill: Column::U8(fill),
+            site: Column::U16(site),
+            born: Column::U8(born),
+            blocks: Blocks {
+                shown: blocks.len(),
+                of,
+                pool: Column::U32(blocks.iter().map(|block| block.0).collect()),
+                index: Column::U16(blocks.iter().map(|block| block.1).collect()),
+                site: Column::U16(blocks.iter().map(|block| block.2).collect()),
+                born: Column::U8(blocks.iter().map(|block| block.3).collect()),
+            },
+        }
+    }
+
+    /// The live blocks of the first pools: pool, index in it, site, birth.
+    fn blocks(&self, sites: &mut Sites, pools: usize, told: usize) -> Vec<(u32, u16, u16, u8)> {
+        let geometry = self.census.geometry;
+        let mut blocks = Vec::new();
+        let mut last = 0;
+        for (_, block) in self.ledger.blocks() {
+            let Kind::Pool(class) = block.kind else { continue };
+            let Some((arena, pool)) = self.census.place(block.address, last) else { continue };
+            last = arena;
+            if pool >= pools {
+                continue;
+            }
+            let in_pool = (block.address % geometry.pool_size as u64).saturating_sub(obmalloc::profile::POOL_OVERHEAD as u64);
+            let index = in_pool / self.ledger.class_size(class);
+            let site = self.shares.index.get(&sites.site(self.tree, block.node)).copied().filter(|&site| (site as usize) < told);
+            blocks.push((pool as u32, index as u16, site.map_or(NO_SITE, |site| site as u16), self.born(block.born)));
+        }
+        blocks
+    }
+
+    /// What each stack has, as a tree.
+    fn stacks(&self, sites: &mut Sites) -> (Vec<Frame>, StackColumns) {
+        let at_peak = self.peak.map(|peak| Shares::of(peak, sites, self.tree));
+        let at_peak = at_peak.as_ref().unwrap_or(self.shares);
+        for node in (0..).zip(&self.census.flows).filter(|(_, flow)| flow.made_blocks > 0).map(|(node, _)| node) {
+            sites.site(self.tree, node);
+        }
+        let mut values = vec![Values::default(); sites.len()];
+        for (node, flow) in (0..).zip(&self.census.flows).filter(|(_, flow)| flow.made_blocks > 0) {
+            let value = &mut values[sites.site(self.tree, node) as usize];
+            value.allocated += flow.made;
+            value.temporary += flow.temporary;
+        }
+        for share in &self.shares.sites {
+            let value = &mut values[share.site as usize];
+            (value.held, value.live, value.blocks) = (share.held, share.live.bytes, share.live.blocks);
+        }
+        for share in &at_peak.sites {
+            values[share.site as usize].peak = share.held;
+        }
+        let tree = Tree::of(sites, &values);
+        let column = |of: fn(&Values) -> u64| Column::wide(tree.nodes.iter().map(|node| of(&node.own)));
+        let columns = StackColumns {
+            shown: tree.nodes.len(),
+            of: tree.of,
+            parent: Column::U32(tree.nodes.iter().map(|node| node.parent).collect()),
+            frame: Column::U32(tree.nodes.iter().map(|node| node.frame).collect()),
+            held: column(|own| own.held),
+            live: column(|own| own.live),
+            peak: column(|own| own.peak),
+            allocated: column(|own| own.allocated),
+            temporary: column(|own| own.temporary),
+            blocks: column(|own| own.blocks),
+        };
+        (tree.frames, columns)
+    }
+}
+
+impl Page {
+    /// Builds it. `why` is the answer, cut to what a page bears.
+    pub fn of(parts: &Parts<'_>, sites: &mut Sites, why: Why, summary: Vec<String>, sure: Sure) -> Self {
+        let (frames, stacks) = parts.stacks(sites);
+        let (play, slots) = parts.play();
+        Self {
+            schema: "obmalloc.report/1",
+            summary,
+            sources: BTreeMap::new(),
+            timeline: parts.timeline(),
+            arena_events: parts.arena_events(),
+            frames,
+            stacks,
+            map: parts.map(sites, why.arenas.len(), why.sites.len()),
+            play,
+            slots,
+            classes: parts.classes(),
+            ages: parts.ages(),
+            what_if: [],
+            diff: None,
+            sure,
+            why,
+        }
+    }
+}
