@@ -273,7 +273,7 @@ inBrowser('what follows a range is what was made in it', async (t, open) => {
   t.deepEqual(await numbers(page, '[data-range=taken]'), [taken.length])
   t.deepEqual(await numbers(page, '[data-range=given]'), [given.length])
   t.deepEqual(await numbers(page, '[data-shown=arenas]'), [why.arenas.filter(({ born }) => within(born)).length])
-  const part = (event: number) => Math.floor((event / why.trace.events) * 256)
+  const part = (event: number) => Math.floor((event * 255) / why.trace.events)
   const [born, pool, kinds] = [values(map.blocks!.born), values(map.blocks!.pool), values(map.class)]
   let [blocks, live, held] = [0, 0, 0]
   for (let block = 0; block < pool.length; block++) {

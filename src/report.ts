@@ -1,6 +1,6 @@
 /** Writing the page: the native analysis's data, the lines of source that its frames name, and the page that shows them, in one file. */
 
-import { readFileSync } from 'node:fs'
+import { readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { pack } from './packing.js'
@@ -15,8 +15,14 @@ const LONGEST_LINE = 160
 /** Files larger than this are no source that someone reads. */
 const LARGEST_SOURCE = 4_000_000
 
-/** The lines of source that frames name, of those files that can be read. */
-export function sourceLines(frames: readonly { readonly file: string; readonly line: number }[]): ReportData['sources'] {
+export interface SourceLines {
+  readonly found: ReportData['sources']
+  /** Files that are newer than the recording: their lines may be others by now. */
+  readonly changed: readonly string[]
+}
+
+/** The lines of source that frames name, of those files that can be read and are not newer than `recorded`, in milliseconds. */
+export function sourceLines(frames: readonly { readonly file: string; readonly line: number }[], recorded: number): SourceLines {
   const wanted = new Map<string, Set<number>>()
   for (const { file, line } of frames) {
     if (file === '' || file.startsWith('<') || line <= 0) continue
@@ -24,12 +30,17 @@ export function sourceLines(frames: readonly { readonly file: string; readonly l
     wanted.set(file, lines.add(line))
   }
   const found: Record<string, Record<string, string>> = {}
+  const changed: string[] = []
   for (const [file, lines] of wanted) {
     let text: string[]
     try {
-      const bytes = readFileSync(file)
-      if (bytes.length > LARGEST_SOURCE) continue
-      text = bytes.toString('utf8').split('\n')
+      const { mtimeMs, size } = statSync(file)
+      if (size > LARGEST_SOURCE) continue
+      if (mtimeMs > recorded) {
+        changed.push(file)
+        continue
+      }
+      text = readFileSync(file, 'utf8').split('\n')
     } catch {
       // The recording may be of another machine, or the file gone.
       continue
@@ -40,7 +51,7 @@ export function sourceLines(frames: readonly { readonly file: string; readonly l
     })
     if (some.length > 0) found[file] = Object.fromEntries(some)
   }
-  return found
+  return { found, changed }
 }
 
 /** One HTML file that shows the data; single blocks are left out of it until it is small enough. */

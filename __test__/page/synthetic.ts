@@ -151,7 +151,7 @@ export function synthetic(sizes: Sizes): ReportData {
         const of = sites[site]!
         of.blocks++
         of.live += sizeOf(index)
-        const event = Math.floor(((born + next()) / 256) * sizes.events)
+        const event = Math.min(sizes.events, Math.ceil(((born + next()) * sizes.events) / 255))
         of.bornFirst = Math.min(of.bornFirst, event)
         of.bornLast = Math.max(of.bornLast, event)
       }

@@ -15,14 +15,14 @@ export interface Made {
 
 let known: { readonly range: string; readonly made: Made } | undefined
 
-/** Births are known to so many parts of the recording. */
-export const PARTS = 256
+/** Births are known as parts of the recording: 0 its beginning, 255 its end. */
+const LAST_PART = 255
 
 /** The parts of the recording that a range touches, first and last. */
 export function partsOf({ data }: Report): readonly [number, number] | null {
   const { from, to } = look()
   if (from < 0) return null
-  const part = (event: number) => Math.min(PARTS - 1, Math.floor((event / Math.max(1, data.why.trace.events)) * PARTS))
+  const part = (event: number) => Math.floor((event * LAST_PART) / Math.max(1, data.why.trace.events))
   return [part(from), part(to)]
 }
 

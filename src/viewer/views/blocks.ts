@@ -91,13 +91,12 @@ function byClass(report: Report): HTMLElement {
 function byAge({ data, clock }: Report): HTMLElement {
   const { edges, blocks: counts, bytes: sizes } = data.ages
   const most = counts.reduce((a, b) => Math.max(a, b), 1)
-  const says = (value: number) => (clock.known ? seconds(value) : plural(value, 'event'))
   return el(
     'div',
     {},
     el('h3', {}, 'By age'),
-    counts.length === 0
-      ? el('p', { class: 'faint' }, 'Ages are not known.')
+    counts.length === 0 || !clock.known
+      ? el('p', { class: 'faint' }, 'Not known: this recording has no time.')
       : el(
           'div',
           { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Blocks by age' },
@@ -126,7 +125,11 @@ function byAge({ data, clock }: Report): HTMLElement {
                 return el(
                   'tr',
                   { 'data-age': index },
-                  el('th', { scope: 'row' }, to === undefined ? `${says(from)} ago or more` : `${says(from)} to ${says(to)} ago`),
+                  el(
+                    'th',
+                    { scope: 'row' },
+                    to === undefined ? `${seconds(from)} ago or more` : `${seconds(from)} to ${seconds(to)} ago`,
+                  ),
                   el('td', {}, number(some)),
                   el('td', {}, size(sizes[index] ?? 0)),
                   el('td', { class: 'picture' }, fill),
