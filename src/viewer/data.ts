@@ -21,15 +21,18 @@ export async function unpack(base64: string): Promise<Data> {
   )
   const length = new DataView(bytes.buffer).getUint32(0, true)
   const columns = bytes.subarray(4 + length)
-  const data = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)), (_key, value: unknown) => {
-    if (value === null || typeof value !== 'object') return value
-    for (const type in value)
-      if (type in TYPES) return column(type as keyof typeof TYPES, (value as Record<string, [number, number, number]>)[type]!)
-      else break
-    return value
-  }) as Data
+  const data = unpacked(JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)))) as Data
   if (data.schema !== 'obmalloc.report/1') throw new Error(`expected data of obmalloc.report/1, but got ${String(data.schema)}`)
   return data
+
+  /** The same with typed arrays for columns, which no list holds. */
+  function unpacked(value: unknown): unknown {
+    if (value === null || typeof value !== 'object' || Array.isArray(value)) return value
+    const entries = Object.entries(value)
+    const [type, place] = entries[0] ?? []
+    if (entries.length === 1 && type! in TYPES) return column(type as keyof typeof TYPES, place as [number, number, number])
+    return Object.fromEntries(entries.map(([key, one]) => [key, unpacked(one)]))
+  }
 
   function column(type: keyof typeof TYPES, [offset, count, delta]: [number, number, number]): Numbers {
     const [Numbers, width] = TYPES[type]
