@@ -19,6 +19,7 @@ import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
 import { mapCommand, type MapCommandOptions } from './commands/map.js'
 import { exportCommand, type ExportCommandOptions } from './commands/export.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
+import { reportCommand, type ReportCommandOptions } from './commands/report.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
 import { topCommand, type TopCommandOptions } from './commands/top.js'
 import { whyCommand, type WhyCommandOptions } from './commands/why.js'
@@ -107,6 +108,16 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print the answer as JSON: obmalloc.why/1')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: WhyCommandOptions) => done(await whyCommand(path, options)))
+  program
+    .command('report')
+    .description('write the page that shows a recording, one HTML file, and print the answer')
+    .option('--at <moment>', MOMENTS, 'end')
+    .option('--sources <what>', 'which source to put into the page: none, or the lines that stacks name', 'lines')
+    .option('-o, --output <file>', 'the page (default: the name of the trace and .html)')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', "print the page's data as JSON")
+    .argument('<trace>', 'a trace')
+    .action(async (path: string, options: ReportCommandOptions) => done(await reportCommand(path, options)))
   program
     .command('top')
     .description('what sites, functions, files or size classes have asked for, and have')

@@ -4,7 +4,7 @@ import { gzipSync } from 'node:zlib'
 
 import { Function as PprofFunction, Line, Location, Profile, Sample, StringTable, ValueType } from 'pprof-format'
 
-import { decode, pageOf, type Column } from './page.js'
+import { decode, pageOf } from './page.js'
 import { type Frame, type InquiryOptions, topOf, type TopRow } from './why.js'
 
 /** The formats. */
@@ -133,9 +133,7 @@ interface Timeline {
 }
 
 async function timelineOf(path: string, options: InquiryOptions): Promise<Timeline> {
-  const { timeline, why } = (await pageOf(path, options)) as Awaited<ReturnType<typeof pageOf>> & {
-    readonly timeline: Readonly<Record<keyof Timeline['columns'], Column>>
-  }
+  const { timeline, why } = await pageOf(path, options)
   const column = (name: keyof Timeline['columns']): number[] => [...decode(timeline[name])]
   const [seconds, held, live, raw, large, resident] = [
     column('seconds'),

@@ -3,32 +3,14 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
+import type { Column, ReportData } from './report-data.js'
 import { readHeader } from './trace.js'
-import { ask, type InquiryOptions, type Why } from './why.js'
-
-/** Numbers, as base64 of a little-endian array. */
-export type Column = { readonly u8: string } | { readonly u16: string } | { readonly u32: string } | { readonly f64: string }
-
-/** What of the page's data this package itself looks at. */
-export interface Page {
-  readonly schema: 'obmalloc.report/1'
-  readonly why: Why
-  readonly summary: readonly string[]
-  readonly map: {
-    readonly poolSize: number
-    readonly poolsPerArena: number
-    readonly arenas: Column
-    readonly class: Column
-    readonly fill: Column
-    readonly site: Column
-    readonly born: Column
-  }
-}
+import { ask, type InquiryOptions } from './why.js'
 
 /** Asks for the page's data at a moment. Throws `TraceError` when the trace cannot be read. */
-export async function pageOf(path: string, options: InquiryOptions = {}): Promise<Page> {
+export async function pageOf(path: string, options: InquiryOptions = {}): Promise<ReportData> {
   const { version } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
-  return (await ask(path, { ...options, report: true, command: readHeader(path).argv, version })) as Page
+  return (await ask(path, { ...options, report: true, command: readHeader(path).argv, version })) as ReportData
 }
 
 /** The numbers of a column. */

@@ -1,6 +1,7 @@
 /** `obmalloc map`: the arenas at a moment, a line each and a character a pool; or a picture, a row of cells an arena. */
 
-import { decode, type Page, pageOf } from '../page.js'
+import { decode, pageOf } from '../page.js'
+import type { ReportData } from '../report-data.js'
 import { bytes } from '../size.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { png } from '../png.js'
@@ -54,7 +55,7 @@ export async function mapCommand(path: string, options: MapCommandOptions): Prom
   return why.verified.matched === why.verified.addresses ? 0 : 4
 }
 
-function inJson({ class: classes, fill, site, born }: Pools, { map, why }: Page): object {
+function inJson({ class: classes, fill, site, born }: Pools, { map, why }: ReportData): object {
   const arenas = why.arenas.map(({ address }, arena) => ({
     address,
     pools: Array.from({ length: map.poolsPerArena }, (_, pool) => {
@@ -73,7 +74,7 @@ function inJson({ class: classes, fill, site, born }: Pools, { map, why }: Page)
   return { poolSize: map.poolSize, arenas }
 }
 
-function inWords(pools: Pools, { map, why }: Page, color: Color): string {
+function inWords(pools: Pools, { map, why }: ReportData, color: Color): string {
   const lines = why.arenas.map(({ address, live, blocks }, arena) => {
     const cells = Array.from({ length: map.poolsPerArena }, (_, pool) =>
       character(pools, arena * map.poolsPerArena + pool, color),

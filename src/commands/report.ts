@@ -1,0 +1,49 @@
+/** `obmalloc report`: writes the page of a recording, and prints the answer. Ends as `why` does: 1 with a finding, 4 when not verified. */
+
+import { existsSync, statSync } from 'node:fs'
+
+import { type Output, writeNew } from '../output.js'
+import { pageOf } from '../page.js'
+import { page, sourceLines } from '../report.js'
+import { bytes } from '../size.js'
+import { paint, Progress, say } from '../terminal.js'
+import { UsageError } from '../usage.js'
+import { isFault } from '../why.js'
+
+export interface ReportCommandOptions extends Output {
+  readonly at?: string
+  readonly sources: string
+  readonly json?: boolean
+}
+
+export async function reportCommand(path: string, options: ReportCommandOptions): Promise<number> {
+  const { at, sources, json, force = false, output = `${path}.html` } = options
+  if (sources !== 'none' && sources !== 'lines') throw new UsageError(`expected none or lines as sources, but got ${sources}`)
+  // Before the work, not after it.
+  if (!force && existsSync(output)) throw new UsageError(`${output} is there already; --force replaces it`)
+  const progress = new Progress()
+  const found = await pageOf(path, {
+    at,
+    onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
+  }).finally(() => progress.done())
+  const lines =
+    sources === 'lines'
+      ? sourceLines([...found.frames, ...found.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs)
+      : undefined
+  if (lines && lines.changed.length > 0)
+    say(`changed since the recording, so that their lines are not shown: ${lines.changed.join(', ')}`)
+  const data = { ...found, sources: lines?.found ?? {} }
+  const html = page(data)
+  writeNew(output, html, force)
+  const { why, summary } = data
+  if (json) {
+    process.stdout.write(`${JSON.stringify(data)}\n`)
+    say(`written to ${output}`)
+  } else {
+    const [first = '', ...rest] = summary
+    const said = [paint('bold', first, process.stdout), ...rest, '', `page: ${output}, ${bytes(html.length)}`]
+    process.stdout.write(`${said.join('\n')}\nnext: open ${output} in a browser\n`)
+  }
+  if (why.verified.matched !== why.verified.addresses) return 4
+  return why.findings.some(isFault) ? 1 : 0
+}
