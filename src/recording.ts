@@ -51,7 +51,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
   tryPlace(path)
   const begin = Date.now()
   const identity = randomBytes(16).toString('hex')
-  const { ended, told, pid } = await run(interpreter, options, {
+  const { ended, told, pid } = await run(interpreter, options, [recorder()], {
     ...options.env,
     OBMALLOC_TRACE: path,
     OBMALLOC_TRACE_RUN: identity,
@@ -162,10 +162,11 @@ function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ende
   return gaps
 }
 
-/** Runs a program with the recorder loaded, and waits for its end: an exit code, or the name of a signal. */
+/** Runs a program with `libraries` preloaded, and waits for its end: an exit code, or the name of a signal. */
 export async function run(
   interpreter: Pick<Interpreter, 'path'>,
   { program, stdout }: Pick<RecordOptions, 'program' | 'stdout'>,
+  libraries: readonly string[],
   variables: Record<string, string>,
 ): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
   const env: NodeJS.ProcessEnv = { ...process.env }
@@ -174,7 +175,7 @@ export async function run(
   delete env['OBMALLOC_STACKS']
   // The program does not outlive us, however we end.
   const owner = { OBMALLOC_OWNER: String(process.pid) }
-  Object.assign(env, variables, owner, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
+  Object.assign(env, variables, owner, { LD_PRELOAD: [...libraries, process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
   const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
   const exited = new Promise<number | NodeJS.Signals>((done, failed) => {
     child.on('error', failed)

@@ -1,8 +1,8 @@
-/** `obmalloc check`: runs a program in a CPython and lists what is freed or reallocated in another domain than it was allocated in. */
+/** `obmalloc check`: runs a program in a CPython and lists what is freed or reallocated in another domain than it was allocated in, C's `free` included. */
 
 import { basename } from 'node:path'
 
-import { check, type Finding, type Place, type Process } from '../checking.js'
+import { check, type Finding, type Owner, type Place, type Process } from '../checking.js'
 import { findInterpreters } from '../interpreters.js'
 import { columns, grouped, paint, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
@@ -47,7 +47,7 @@ function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, l
   else if (failed !== null) gaps.push(`process ${pid}: not all that was found could be written: ${failed}`)
   else if (!complete && left) gaps.push(`process ${pid} left in a way that cannot be seen: it was looked at until then`)
   else if (!complete) gaps.push(`process ${pid} was killed: it was looked at until then`)
-  const calls = `not all ${lost.join(', ')} calls were seen`
+  const calls = `not all ${lost.map(named).join(', ')} calls were seen`
   if (lost.length > 0)
     gaps.push(`process ${pid}: ${replacedBy === null ? calls : `${replacedBy} replaced the checker's allocators: ${calls}`}`)
   return gaps
@@ -67,21 +67,27 @@ function cells(finding: Finding): string[] {
 }
 
 function whatOf({ kind, call, allocated, used }: Finding): string {
-  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used}`
+  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used === 'c' ? "C's" : used}`
   switch (kind) {
     case 'wrong-domain':
-      return `${allocated} block ${done}`
+      return `${named(allocated)} block ${done}`
     case 'interior':
-      return `address inside ${article(allocated)} block ${done}`
+      return `address inside ${article(allocated)} ${done}`
     case 'freed-before':
-      return `address that was ${article(allocated)} block ${done}`
+      return `address that was ${article(allocated)} ${done}`
     case 'foreign':
       return `address of no domain ${done}`
   }
 }
 
-function article(domain: string | null): string {
-  return domain === 'obj' ? 'an obj' : `a ${domain}`
+/** An owner as it stands before a noun. */
+function named(owner: Owner | null): string {
+  return owner === 'c' ? "C's" : `${owner}`
+}
+
+function article(owner: Owner | null): string {
+  if (owner === 'c') return "a block of C's"
+  return `${owner === 'obj' ? 'an' : 'a'} ${owner} block`
 }
 
 function placed({ function: name, module, offset }: Place): string {

@@ -10,7 +10,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `arena_offset` | arenas off their natural boundary, for tests |
-//! | `check` | the other thing that the library can do: look whether blocks come back to the domain that gave them out |
+//! | `check` | the other thing that the library can do: look whether blocks come back to who gave them out |
 //! | `hooks` | the wrapped allocators: what runs on every call |
 //! | `interpreters` | whose a call is, where interpreters have allocators of their own |
 //! | `inside` | whether this thread is inside a mem or obj call |

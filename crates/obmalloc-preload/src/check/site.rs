@@ -40,6 +40,9 @@ const API: [&str; 12] = [
 /// main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
 const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
 
+/// C++'s functions that hand a block to `free`: `operator delete`, for one and for many, with and without a size.
+const DELETE: [&str; 4] = ["_ZdlPv", "_ZdlPvm", "_ZdaPv", "_ZdaPvm"];
+
 impl Site {
     /// The place that a call returns to. What is named is the call.
     pub fn of(return_address: usize) -> Self {
@@ -130,6 +133,16 @@ pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize 
         }
     }
     outside.find(|&frame| !is_api(frame)).unwrap_or(return_address)
+}
+
+/// As [`caller`], for a call of C's allocator.
+pub fn caller_of_c(return_address: usize) -> usize {
+    if !is_in(&DELETE, return_address) {
+        return return_address;
+    }
+    let (frames, count) = frames();
+    let mut outside = frames[..count].iter().copied().skip_while(|&frame| frame != return_address);
+    outside.find(|&frame| !is_in(&DELETE, frame)).unwrap_or(return_address)
 }
 
 /// Whether a call that returns here is in one of the allocator's functions.
