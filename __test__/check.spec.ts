@@ -123,6 +123,7 @@ for (const interpreter of canPlant ? usable : []) {
     const result = await check(interpreter, planting(plants))
     isWhole(t, result, 1)
     t.deepEqual(result.findings.map(summary).sort(byName), expected.sort(byName))
+    for (const { field } of result.findings) t.is(field, null)
     for (const { module, origins } of result.findings)
       for (const path of [module, ...origins.map((origin) => origin.module)]) t.is(path, libraryOf('planted'))
   })
@@ -139,6 +140,47 @@ for (const interpreter of usable) {
     }
   })
 }
+
+withPlants("a type's field that CPython frees is told for the release at hand", async (t) => {
+  const script = join(folder, 'fields.py')
+  const lines = [
+    load,
+    'import gc',
+    'for name in sys.argv[1:]:',
+    '    made = getattr(library, name)',
+    '    made.restype = ctypes.c_void_p',
+    '    class Made: pass',
+    '    field = ctypes.c_void_p.from_address(id(Made) + 176)',
+    '    assert field.value is None',
+    '    field.value = made()',
+    '    del Made, field',
+    '    gc.collect()',
+  ]
+  writeFileSync(script, `${lines.join('\n')}\n`)
+  for (const interpreter of usable) {
+    const isMem = Number(interpreter.version.split('.')[1]) >= 13
+    const [used, other] = isMem ? ['mem', 'obj'] : ['obj', 'mem']
+    const result = await check(interpreter, [script, 'obj_text', 'mem_text', 'libc_text'])
+    isWhole(t, result, 1)
+    const found = result.findings.map(({ kind, allocated, used: by, field, origins }) => [
+      kind,
+      allocated,
+      by,
+      field,
+      origins[0]!.function,
+    ])
+    const expected = [
+      ['wrong-domain', other, used, 'tp_doc', `${other}_text`],
+      ['wrong-domain', 'c', used, 'tp_doc', 'libc_text'],
+    ]
+    t.deepEqual(found.sort(byName), expected.sort(byName), title(interpreter))
+    const { status, stdout, stderr } = obmalloc(['--python', interpreter.path, '--', script, `${other}_text`])
+    t.is(status, 1)
+    t.true(stdout.includes(`\n${other} block freed as ${used} (tp_doc) `), stdout)
+    const wanted = `tp_doc of a heap type is freed as ${used} by this release: allocate it with Py${isMem ? 'Mem' : 'Object'}_Malloc\n`
+    t.true(stderr.endsWith(wanted), stderr)
+  }
+})
 
 withPlants('a function that no table names is told by its offset', async (t) => {
   t.true(compile('stripped', ['-s']))

@@ -37,6 +37,11 @@ export interface Finding extends Place {
   readonly allocated: Owner | null
   /** What was called. */
   readonly used: Owner
+  /**
+   * The field of a heap type that CPython itself freed so, as it does in this release: it is whose code filled the field that has the domain
+   * wrong. `null` where the program did it.
+   */
+  readonly field: 'tp_doc' | null
   readonly count: number
   /** Sizes asked for, bytes, and how many blocks of each; empty when there is no block. */
   readonly sizes: readonly (readonly [size: number, count: number])[]

@@ -137,6 +137,11 @@ int mem_freed_as_libc_by_a_thread(size_t size) {
   return 1;
 }
 
+/* A text from each place, for a field that CPython frees. */
+char *obj_text(void) { return strcpy(PyObject_Malloc(5), "text"); }
+char *mem_text(void) { return strcpy(PyMem_Malloc(5), "text"); }
+char *libc_text(void) { return strcpy(malloc(5), "text"); }
+
 /* What is C's own, wherever it comes from and goes: nothing of it is to be found. */
 int libc_in_order(size_t size) {
   free(realloc(malloc(size), 2 * size));

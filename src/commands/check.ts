@@ -30,6 +30,10 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   say(
     `CPython ${interpreter.version}: found ${kinds} in ${counted(processes.length, 'process', 'es')}; the program ended with ${ended}`,
   )
+  for (const used of new Set(findings.filter(({ field }) => field !== null).map((finding) => finding.used)))
+    say(
+      `tp_doc of a heap type is freed as ${used} by this release: allocate it with ${used === 'obj' ? 'PyObject' : 'PyMem'}_Malloc`,
+    )
   const gaps = processes.flatMap((process, index) => gapsOf(process, index === 0 && typeof ended === 'number'))
   if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
   for (const gap of gaps) say(gap)
@@ -66,8 +70,8 @@ function cells(finding: Finding): string[] {
   ]
 }
 
-function whatOf({ kind, call, allocated, used }: Finding): string {
-  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used === 'c' ? "C's" : used}`
+function whatOf({ kind, call, allocated, used, field }: Finding): string {
+  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used === 'c' ? "C's" : used}${field === null ? '' : ` (${field})`}`
   switch (kind) {
     case 'wrong-domain':
       return `${named(allocated)} block ${done}`

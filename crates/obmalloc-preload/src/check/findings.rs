@@ -7,7 +7,7 @@
 use super::blocks::{Block, Owner};
 use super::counters::Counters;
 use super::malloc;
-use super::site::Site;
+use super::site::{self, Site};
 use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, quoted, text_of};
 use crate::lock::SpinLock;
@@ -232,7 +232,9 @@ impl Report {
             Entry::Vacant(new) => {
                 let counter = self.counters.make(counts)?;
                 let site = site.unwrap_or_else(|| Site::of(key.site));
-                lines += &format!("{{\"finding\": {number}, \"counter\": {counter}, {key}, {}}}\n", Place(Some(&site)));
+                let field = site::field_freed_at(key.site).map_or_else(|| "null".to_owned(), quoted);
+                let place = Place(Some(&site));
+                lines += &format!("{{\"finding\": {number}, \"counter\": {counter}, {key}, \"field\": {field}, {place}}}\n");
                 new.insert(Finding { number, counter, sizes: BTreeMap::new(), origins: BTreeMap::new() })
             }
         };

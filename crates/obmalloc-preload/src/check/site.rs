@@ -135,6 +135,18 @@ pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize 
     outside.find(|&frame| !is_api(frame)).unwrap_or(return_address)
 }
 
+/// Bytes from a type's beginning to its `tp_dealloc`.
+const TP_DEALLOC: usize = 48;
+
+/// The field of a heap type that CPython frees by a call that returns here: who filled it has the domain wrong, for this release. A
+/// type's own deallocator frees directly only `tp_doc`, as obj before 3.13 and as mem from there on.
+pub fn field_freed_at(return_address: usize) -> Option<&'static str> {
+    let type_type = symbol(c"PyType_Type")?;
+    // SAFETY: a type, which has its deallocator there in every CPython, and keeps it.
+    let type_dealloc = unsafe { *type_type.byte_add(TP_DEALLOC).cast::<usize>() };
+    (function_start(return_address) == type_dealloc).then_some("tp_doc")
+}
+
 /// As [`caller`], for a call of C's allocator.
 pub fn caller_of_c(return_address: usize) -> usize {
     if !is_in(&DELETE, return_address) {
