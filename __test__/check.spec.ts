@@ -319,7 +319,7 @@ withPlants('programs that are started with an environment of their own are looke
     load,
     'library.mem_freed_as_obj(24)',
     "if sys.argv[1:] == ['last']:",
-    "    added = {'LC_CTYPE', 'LD_PRELOAD', 'OBMALLOC_CHECK', 'OBMALLOC_CHECK_PID'}",
+    "    added = {'LC_CTYPE', 'LD_PRELOAD', 'OBMALLOC_CHECK', 'OBMALLOC_CHECK_PID', 'OBMALLOC_UNSAID'}",
     "    sys.exit(sorted(set(os.environ) - added) not in ([], ['A']))",
     "me = [sys.executable, sys.argv[0], 'last']",
     'def ended(status): assert os.WEXITSTATUS(status) == 0 and os.WIFEXITED(status)',
@@ -440,7 +440,10 @@ withPython('what cannot be looked at is said, and does not end with 0', (t) => {
   ] as const) {
     const result = obmalloc(['--python', newest.path, '--', '-c', child], env)
     t.is(result.status, status, result.stderr)
-    t.regex(result.stderr, new RegExp(`process \\d+ was killed: it was looked at until then\n${more}$`))
+    t.regex(
+      result.stderr,
+      new RegExp(`process \\d+ was killed, or left in a way that cannot be seen: it was looked at until then\n${more}$`),
+    )
   }
   const daemon = obmalloc(['--python', newest.path, '--', '-c', 'import os, time; os.fork() or time.sleep(8)'])
   t.is(daemon.status, 4)
@@ -513,11 +516,40 @@ withPython('a program that was interrupted was not killed', (t) => {
 
 withPython('pymalloc by name, and few descriptors, keep nothing from being seen', (t) => {
   const script = 'import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))'
-  for (const { path } of usable) {
-    const { status, stderr } = obmalloc(['--python', path, '--', '-c', script], { PYTHONMALLOC: 'pymalloc' })
-    t.is(status, 0)
-    t.regex(stderr, /^CPython .*: found nothing in 1 process; the program ended with 0\n$/)
-  }
+  for (const { path } of usable)
+    for (const mode of [[], ['-X', 'dev']]) {
+      const { status, stderr } = obmalloc(['--python', path, '--', ...mode, '-c', script], { PYTHONMALLOC: 'pymalloc' })
+      t.is(status, 0)
+      t.regex(stderr, /^CPython .*: found nothing in 1 process; the program ended with 0\n$/)
+    }
+})
+
+withPython('processes that leave by quick_exit come to their end, and none is called killed that may not have been', (t) => {
+  const leaving = (how: string): string =>
+    `import ctypes, os; c = ctypes.CDLL(None)\nif os.fork() == 0: ${how}\nos.wait()\nif os.fork() == 0: os._exit(0)\nos.wait()`
+  const quickly = obmalloc(['--python', newest.path, '--', '-c', leaving('c.quick_exit(0)')])
+  t.is(quickly.status, 0)
+  t.regex(quickly.stderr, /^CPython .*: found nothing in 3 processes; the program ended with 0\n$/)
+  // exit_group
+  const unseen = obmalloc(['--python', newest.path, '--', '-c', leaving('c.syscall(231, 0)')])
+  t.regex(
+    unseen.stderr,
+    /ended with 0\nprocess \d+ was killed, or left in a way that cannot be seen: it was looked at until then\n$/,
+  )
+})
+
+withPython('a process whose report cannot be made is named', (t) => {
+  const script = [
+    'import os, subprocess, sys',
+    'folder = os.path.dirname(os.environ["OBMALLOC_CHECK"])',
+    'os.rename(folder, folder + "-moved")',
+    'subprocess.run([sys.executable, "-c", "pass"], check=True)',
+    'os.rename(folder + "-moved", folder)',
+  ]
+  const { status, stderr } = obmalloc(['--python', newest.path, '--', '-c', script.join('\n')])
+  t.is(status, 4)
+  const reason = 'its report cannot be made: No such file or directory \\(os error 2\\)'
+  t.regex(stderr, new RegExp(`ended with 0\nprocess \\d+: not all that was found could be written: ${reason}\n$`))
 })
 
 withPlants('what could not be written is said, and the program is not called killed', (t) => {

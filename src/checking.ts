@@ -6,6 +6,7 @@ import { join } from 'node:path'
 
 import type { Interpreter } from './interpreters.js'
 import { checker } from './tools.js'
+import { UnsaidFile } from './unsaid.js'
 import { children, isRunning, relatives, run, settled, type RecordOptions } from './recording.js'
 
 /** What gives blocks out: a domain, or C's `malloc` and its like (`c`) when it is called by anything but a domain. */
@@ -86,19 +87,22 @@ export async function check(
 ): Promise<Check> {
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
   const report = join(folder, 'report')
+  const unsaid = new UnsaidFile()
   try {
-    const { ended, pid } = await run(interpreter, { program, stdout }, checker(), { OBMALLOC_CHECK: report })
+    const { ended, pid } = await run(interpreter, { program, stdout }, checker(), { OBMALLOC_CHECK: report, ...unsaid.variables })
     let reports: ReturnType<typeof readReports> = []
     await settled(() => {
       // Looked for first: one that ends in between has its report by then.
       const alive = relatives(`OBMALLOC_CHECK=${report}`)
       reports = readReports(report, pid, alive)
       reports.push(...alive.filter((pid) => !reports.some(({ process }) => process.pid === pid)).map((pid) => silent(pid, null)))
+      reports.push(...unsaid.read().map(({ pid, reason }) => silent(pid, `its report cannot be made: ${reason}`)))
       return reports.some(({ process }) => process.running)
     })
     return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
     rmSync(folder, { recursive: true, force: true })
+    unsaid.remove()
   }
 }
 

@@ -34,7 +34,7 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
     say(
       `tp_doc of a heap type is freed as ${used} by this release: allocate it with ${used === 'obj' ? 'PyObject' : 'PyMem'}_Malloc`,
     )
-  const gaps = processes.flatMap((process, index) => gapsOf(process, index === 0 && typeof ended === 'number'))
+  const gaps = processes.flatMap((process, index) => gapsOf(process, index === 0 ? ended : null))
   if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
   for (const gap of gaps) say(gap)
   if (found > 0) return 1
@@ -44,13 +44,16 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   return seen ? 0 : 4
 }
 
-/** What is to be said of a process that was not seen from its beginning to its end. One that `left` by itself was not killed. */
-function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, left: boolean): string[] {
+/** What is to be said of a process that was not seen from its beginning to its end. How it `ended` is known of the first one only. */
+function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, ended: number | string | null): string[] {
   const gaps = []
   if (running) gaps.push(`process ${pid} still runs: what it does from now on is not counted`)
   else if (failed !== null) gaps.push(`process ${pid}: not all that was found could be written: ${failed}`)
-  else if (!complete && left) gaps.push(`process ${pid} left in a way that cannot be seen: it was looked at until then`)
-  else if (!complete) gaps.push(`process ${pid} was killed: it was looked at until then`)
+  else if (!complete) {
+    const unseen = 'left in a way that cannot be seen'
+    const how = ended === null ? `was killed, or ${unseen}` : typeof ended === 'number' ? unseen : 'was killed'
+    gaps.push(`process ${pid} ${how}: it was looked at until then`)
+  }
   const calls = `not all ${lost.map(named).join(', ')} calls were seen`
   if (lost.length > 0)
     gaps.push(`process ${pid}: ${replacedBy === null ? calls : `${replacedBy} replaced the checker's allocators: ${calls}`}`)

@@ -46,13 +46,30 @@ fn first() -> Option<&'static Functions> {
 /// The functions do what C's do.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn obmalloc_libc_watch(ours: &'static Functions) -> Option<&'static Functions> {
-    // SAFETY: looks a name up.
-    if unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"free".as_ptr()) } != free as *mut c_void {
+    let next = present()?;
+    if !comes_here(next) {
         return None;
     }
-    let next = present()?;
     PRESENT.store((&raw const *ours).cast_mut(), Ordering::Release);
     Some(next)
+}
+
+/// Whether a call of `free` comes here, which shows only when it is made: the linker can name a stub of the executable's that leads here.
+fn comes_here(next: &'static Functions) -> bool {
+    static CAME: AtomicBool = AtomicBool::new(false);
+    static TRIED: OnceLock<Functions> = OnceLock::new();
+    unsafe extern "C" fn free(_: Memory, _: usize) {
+        CAME.store(true, Ordering::Relaxed);
+    }
+    let tried = TRIED.get_or_init(|| Functions { free, ..*next });
+    PRESENT.store((&raw const *tried).cast_mut(), Ordering::Release);
+    // SAFETY: the function of that name has this type, and takes null.
+    unsafe {
+        let free = libc::dlsym(libc::RTLD_DEFAULT, c"free".as_ptr());
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Memory)>(free)(null_mut());
+    }
+    PRESENT.store((&raw const *next).cast_mut(), Ordering::Release);
+    CAME.load(Ordering::Relaxed)
 }
 
 const _: functions::Watch = obmalloc_libc_watch;

@@ -125,6 +125,15 @@ unsafe fn complete(
     lacking != 0
 }
 
+/// Puts the hooks back where CPython has put its own allocators in their place.
+static PUT_BACK: OnceLock<fn()> = OnceLock::new();
+
+/// Has `put_back` called when CPython, before it is initialised, has had the opportunity to replace allocators with those that were there
+/// anyway.
+pub fn put_back_with(put_back: fn()) {
+    let _ = PUT_BACK.set(put_back);
+}
+
 /// Whether `PYTHONMALLOC` is kept from CPython.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
 
@@ -138,8 +147,9 @@ pub fn hide_default_allocator() {
 /// The C library's function that the recorder answers, not in unit tests, which are programs themselves.
 #[cfg(not(test))]
 mod interposed {
-    use super::HIDDEN;
-    use std::ffi::{CStr, c_char};
+    use super::{HIDDEN, PUT_BACK};
+    use crate::python::next;
+    use std::ffi::{CStr, c_char, c_int};
     use std::ptr::null_mut;
     use std::sync::atomic::Ordering;
 
@@ -168,6 +178,19 @@ mod interposed {
             }
             null_mut()
         }
+    }
+
+    /// `setlocale`, which is what CPython calls next when it has chosen its allocators, before it asks for any memory.
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn setlocale(category: c_int, locale: *const c_char) -> *mut c_char {
+        if let Some(put_back) = PUT_BACK.get() {
+            put_back();
+        }
+        // SAFETY: the C library's function of that name, called with the caller's arguments.
+        unsafe { next::<unsafe extern "C" fn(c_int, *const c_char) -> *mut c_char>(c"setlocale")(category, locale) }
     }
 }
 

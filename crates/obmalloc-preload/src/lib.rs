@@ -18,6 +18,7 @@
 //! | `sink` | the one block being written, its lock, and where it goes |
 //! | `stacks` | the stack that a request is made under |
 //! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
+//! | `unsaid` | what a process has to say that can write no file |
 //! | `header` | the trace's header: who is recorded |
 //! | `python` | CPython's C interface, looked up by name |
 //! | `snapshot` | CPython's own statistics at the end, and whether the hooks are still in place |
@@ -31,7 +32,7 @@
 //! said stands in the trace.
 //!
 //! # What can be missing
-//! A process that is killed, or leaves by `abort` or `quick_exit`, loses the block that was being written and has no `End` note.
+//! A process that is killed, or leaves by `abort` or a system call of its own, loses the block that was being written and has no `End` note.
 //! The trace stays readable up to there.
 #![cfg(target_os = "linux")]
 
@@ -49,6 +50,7 @@ mod python;
 mod sink;
 mod snapshot;
 mod stacks;
+mod unsaid;
 
 use header::{Header, Identity};
 use std::ffi::CString;
@@ -69,9 +71,10 @@ extern "C" fn constructor() {
     let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
     let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
     let recording = variable == VARIABLE;
-    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE, stacks::VARIABLE];
+    let kept = [variable, &format!("{variable}_PID"), unsaid::VARIABLE, RUN_VARIABLE, stacks::VARIABLE];
     // The checker has no use for the run's identity, and none for stacks.
-    let kept = if recording { &kept[..] } else { &kept[..2] };
+    let kept = if recording { &kept[..] } else { &kept[..3] };
+    unsaid::set_up();
     let Some(api) = python::Api::find() else { return environment::keep(kept) };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
@@ -93,12 +96,14 @@ extern "C" fn constructor() {
         return;
     }
     python::set(api);
+    process::watch_quick_exit();
     environment::hide_default_allocator();
     if recording {
         process::watch_forks();
         arena_offset::set_up();
         interpreters::set_up();
         hooks::install();
+        environment::put_back_with(hooks::put_back);
     } else {
         check::install();
     }

@@ -12,6 +12,7 @@ use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, quoted, text_of};
 use crate::lock::SpinLock;
 use crate::python;
+use crate::unsaid;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -203,7 +204,8 @@ impl Report {
     fn open(&mut self, first: bool, parent: Option<&Parent>) -> bool {
         let pid = std::process::id().cast_signed();
         let made = if first { OutFile::make(self.base.clone()) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
-        self.file = made.or_else(|_| OutFile::make_beside(&self.base, pid)).ok();
+        let made = made.or_else(|_| OutFile::make_beside(&self.base, pid));
+        self.file = made.inspect_err(unsaid::say).ok();
         let (header, failure) = self.header.json(pid, Identity::new(), parent);
         (self.written, self.failure) = (0, failure as u64);
         self.write(&format!("{header}\n{}", self.lost))

@@ -175,3 +175,15 @@ pub fn install() {
         }
     }
 }
+
+/// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
+/// name, or is initialised again.
+pub fn put_back() {
+    let api = python::api();
+    // SAFETY: hooks have been installed. CPython copies the tables.
+    unsafe {
+        if (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original)) {
+            (0..).zip(&OURS).for_each(|(number, ours)| (api.set_allocator)(number, ours));
+        }
+    }
+}

@@ -43,6 +43,7 @@ mod malloc;
 mod site;
 mod wrong;
 
+use crate::environment;
 use crate::header::Header;
 use crate::lock::Errno;
 use crate::python::{self, Objects};
@@ -77,6 +78,7 @@ pub fn install() {
     // SAFETY: the handlers are there for as long as the process; this library is never unloaded.
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
     hooks::install();
+    environment::put_back_with(hooks::put_back);
     malloc::watch();
 }
 
