@@ -9,7 +9,7 @@ import test, { type ExecutionContext } from 'ava'
 
 import { check as checkWith, type Check, type Finding } from '../dist/checking.js'
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
-import { recorder } from '../dist/tools.js'
+import { checker } from '../dist/tools.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const planted = join(root, '__test__', 'planted')
@@ -67,17 +67,35 @@ function allPlants(): { plants: string[]; expected: [number, ...Expected][] } {
   }
   // Larger than anything before it, so that C's malloc takes it from where nothing was.
   for (const [name, call, used] of [
-    ['libc_freed_as_raw', 'free', 'raw'],
-    ['libc_reallocated_as_mem', 'realloc', 'mem'],
+    ['unseen_freed_as_raw', 'free', 'raw'],
+    ['unseen_reallocated_as_mem', 'realloc', 'mem'],
   ] as const) {
     plants.push(`${name}:${40 << 20}`)
     expected.push([1, name, 'foreign', call, null, used, '', ''])
   }
-  for (const allocated of ['raw', 'mem', 'obj'])
-    for (const used of ['raw', 'mem', 'obj'].filter((domain) => domain !== allocated)) {
-      plant(`${allocated}_freed_as_${used}`, ['wrong-domain', 'free', allocated, used])
-      plant(`${allocated}_reallocated_as_${used}`, ['wrong-domain', 'realloc', allocated, used])
+  plants.push('libc_in_order:1,24,512,513,100000')
+  const owners = ['raw', 'mem', 'obj', 'c']
+  const named = (owner: string) => (owner === 'c' ? 'libc' : owner)
+  for (const allocated of owners)
+    for (const used of owners.filter((owner) => owner !== allocated)) {
+      plant(`${named(allocated)}_freed_as_${named(used)}`, ['wrong-domain', 'free', allocated, used])
+      plant(`${named(allocated)}_reallocated_as_${named(used)}`, ['wrong-domain', 'realloc', allocated, used])
     }
+  for (const [name, from] of [
+    ['aligned', 'aligned'],
+    ['calloc', 'calloc_one'],
+    ['array', 'malloc_as_array'],
+    ['memalign', 'memalign_64'],
+    ['aligned_alloc', 'aligned_alloc_64'],
+  ] as const)
+    plant(`${name}_freed_as_mem`, ['wrong-domain', 'free', 'c', 'mem'], { from })
+  plant('mem_freed_as_nothing', ['wrong-domain', 'free', 'mem', 'c'], { by: 'realloc_to_nothing' })
+  plant('mem_deleted', ['wrong-domain', 'free', 'mem', 'c'])
+  plant('inside_obj_freed_as_libc', ['interior', 'free', 'obj', 'c'])
+  plant('mem_freed_as_libc_by_a_thread', ['wrong-domain', 'free', 'mem', 'c'], { by: 'free_as_libc' })
+  plant('libc_freed_again_as_obj', ['freed-before', 'free', 'c', 'obj'])
+  plants.push('mem_freed_again_as_libc:24')
+  expected.push([1, 'mem_freed_again_as_libc', 'freed-before', 'free', 'mem', 'c', '24*1', 'mem_freed_again_as_libc*1'])
   plant('inside_obj_freed_as_obj', ['interior', 'free', 'obj', 'obj'])
   plant('inside_raw_reallocated_as_mem', ['interior', 'realloc', 'raw', 'mem'])
   plant('obj_freed_twice', ['freed-before', 'free', 'obj', 'obj'])
@@ -105,6 +123,7 @@ for (const interpreter of canPlant ? usable : []) {
     const result = await check(interpreter, planting(plants))
     isWhole(t, result, 1)
     t.deepEqual(result.findings.map(summary).sort(byName), expected.sort(byName))
+    for (const { field } of result.findings) t.is(field, null)
     for (const { module, origins } of result.findings)
       for (const path of [module, ...origins.map((origin) => origin.module)]) t.is(path, libraryOf('planted'))
   })
@@ -121,6 +140,47 @@ for (const interpreter of usable) {
     }
   })
 }
+
+withPlants("a type's field that CPython frees is told for the release at hand", async (t) => {
+  const script = join(folder, 'fields.py')
+  const lines = [
+    load,
+    'import gc',
+    'for name in sys.argv[1:]:',
+    '    made = getattr(library, name)',
+    '    made.restype = ctypes.c_void_p',
+    '    class Made: pass',
+    '    field = ctypes.c_void_p.from_address(id(Made) + 176)',
+    '    assert field.value is None',
+    '    field.value = made()',
+    '    del Made, field',
+    '    gc.collect()',
+  ]
+  writeFileSync(script, `${lines.join('\n')}\n`)
+  for (const interpreter of usable) {
+    const isMem = Number(interpreter.version.split('.')[1]) >= 13
+    const [used, other] = isMem ? ['mem', 'obj'] : ['obj', 'mem']
+    const result = await check(interpreter, [script, 'obj_text', 'mem_text', 'libc_text'])
+    isWhole(t, result, 1)
+    const found = result.findings.map(({ kind, allocated, used: by, field, origins }) => [
+      kind,
+      allocated,
+      by,
+      field,
+      origins[0]!.function,
+    ])
+    const expected = [
+      ['wrong-domain', other, used, 'tp_doc', `${other}_text`],
+      ['wrong-domain', 'c', used, 'tp_doc', 'libc_text'],
+    ]
+    t.deepEqual(found.sort(byName), expected.sort(byName), title(interpreter))
+    const { status, stdout, stderr } = obmalloc(['--python', interpreter.path, '--', script, `${other}_text`])
+    t.is(status, 1)
+    t.true(stdout.includes(`\n${other} block freed as ${used} (tp_doc) `), stdout)
+    const wanted = `tp_doc of a heap type is freed as ${used} by this release: allocate it with Py${isMem ? 'Mem' : 'Object'}_Malloc\n`
+    t.true(stderr.endsWith(wanted), stderr)
+  }
+})
 
 withPlants('a function that no table names is told by its offset', async (t) => {
   t.true(compile('stripped', ['-s']))
@@ -148,7 +208,7 @@ withPlants('the caller is told though tracemalloc lies in between', async (t) =>
     const result = await check(interpreter, ['-X', 'tracemalloc', ...planting(plants)])
     isWhole(t, result, 1)
     const found = result.findings.map(({ function: name, kind }) => `${name} ${kind}`).sort()
-    const expected = ['libc_freed_as_raw foreign', 'mem_freed_as_obj wrong-domain', 'mem_reallocated_as_raw wrong-domain']
+    const expected = ['libc_freed_as_raw wrong-domain', 'mem_freed_as_obj wrong-domain', 'mem_reallocated_as_raw wrong-domain']
     t.deepEqual(found, expected, title(interpreter))
   }
 })
@@ -259,7 +319,7 @@ withPlants('programs that are started with an environment of their own are looke
     load,
     'library.mem_freed_as_obj(24)',
     "if sys.argv[1:] == ['last']:",
-    "    added = {'LC_CTYPE', 'LD_PRELOAD', 'OBMALLOC_CHECK', 'OBMALLOC_CHECK_PID'}",
+    "    added = {'LC_CTYPE', 'LD_PRELOAD', 'OBMALLOC_CHECK', 'OBMALLOC_CHECK_PID', 'OBMALLOC_UNSAID'}",
     "    sys.exit(sorted(set(os.environ) - added) not in ([], ['A']))",
     "me = [sys.executable, sys.argv[0], 'last']",
     'def ended(status): assert os.WEXITSTATUS(status) == 0 and os.WIFEXITED(status)',
@@ -380,7 +440,10 @@ withPython('what cannot be looked at is said, and does not end with 0', (t) => {
   ] as const) {
     const result = obmalloc(['--python', newest.path, '--', '-c', child], env)
     t.is(result.status, status, result.stderr)
-    t.regex(result.stderr, new RegExp(`process \\d+ was killed: it was looked at until then\n${more}$`))
+    t.regex(
+      result.stderr,
+      new RegExp(`process \\d+ was killed, or left in a way that cannot be seen: it was looked at until then\n${more}$`),
+    )
   }
   const daemon = obmalloc(['--python', newest.path, '--', '-c', 'import os, time; os.fork() or time.sleep(8)'])
   t.is(daemon.status, 4)
@@ -453,11 +516,40 @@ withPython('a program that was interrupted was not killed', (t) => {
 
 withPython('pymalloc by name, and few descriptors, keep nothing from being seen', (t) => {
   const script = 'import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))'
-  for (const { path } of usable) {
-    const { status, stderr } = obmalloc(['--python', path, '--', '-c', script], { PYTHONMALLOC: 'pymalloc' })
-    t.is(status, 0)
-    t.regex(stderr, /^CPython .*: found nothing in 1 process; the program ended with 0\n$/)
-  }
+  for (const { path } of usable)
+    for (const mode of [[], ['-X', 'dev']]) {
+      const { status, stderr } = obmalloc(['--python', path, '--', ...mode, '-c', script], { PYTHONMALLOC: 'pymalloc' })
+      t.is(status, 0)
+      t.regex(stderr, /^CPython .*: found nothing in 1 process; the program ended with 0\n$/)
+    }
+})
+
+withPython('processes that leave by quick_exit come to their end, and none is called killed that may not have been', (t) => {
+  const leaving = (how: string): string =>
+    `import ctypes, os; c = ctypes.CDLL(None)\nif os.fork() == 0: ${how}\nos.wait()\nif os.fork() == 0: os._exit(0)\nos.wait()`
+  const quickly = obmalloc(['--python', newest.path, '--', '-c', leaving('c.quick_exit(0)')])
+  t.is(quickly.status, 0)
+  t.regex(quickly.stderr, /^CPython .*: found nothing in 3 processes; the program ended with 0\n$/)
+  // exit_group
+  const unseen = obmalloc(['--python', newest.path, '--', '-c', leaving('c.syscall(231, 0)')])
+  t.regex(
+    unseen.stderr,
+    /ended with 0\nprocess \d+ was killed, or left in a way that cannot be seen: it was looked at until then\n$/,
+  )
+})
+
+withPython('a process whose report cannot be made is named', (t) => {
+  const script = [
+    'import os, subprocess, sys',
+    'folder = os.path.dirname(os.environ["OBMALLOC_CHECK"])',
+    'os.rename(folder, folder + "-moved")',
+    'subprocess.run([sys.executable, "-c", "pass"], check=True)',
+    'os.rename(folder + "-moved", folder)',
+  ]
+  const { status, stderr } = obmalloc(['--python', newest.path, '--', '-c', script.join('\n')])
+  t.is(status, 4)
+  const reason = 'its report cannot be made: No such file or directory \\(os error 2\\)'
+  t.regex(stderr, new RegExp(`ended with 0\nprocess \\d+: not all that was found could be written: ${reason}\n$`))
 })
 
 withPlants('what could not be written is said, and the program is not called killed', (t) => {
@@ -525,7 +617,7 @@ withPython('looking costs at most half of what the program takes', (t) => {
     "    return seconds({'LD_PRELOAD': sys.argv[2], 'OBMALLOC_CHECK': '%s%d' % (sys.argv[3], number)}) / plain",
     'print(statistics.median(ratio(number) for number in range(7)))',
   ]
-  const args = ['-c', script.join('\n'), join(root, 'workload', 'mixed.py'), recorder(), join(folder, 'cost')]
+  const args = ['-c', script.join('\n'), join(root, 'workload', 'mixed.py'), checker().join(' '), join(folder, 'cost')]
   const { status, stdout, stderr } = spawnSync(newest.path, args, { encoding: 'utf8' })
   t.is(status, 0, stderr)
   const reports = readdirSync(folder).filter((file) => basename(file).startsWith('cost'))

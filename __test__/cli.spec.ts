@@ -245,7 +245,7 @@ withPython('a trace that is not whole ends with 4, and why is said', (t) => {
     [['-c', limit], {}, /^cannot write .*cut\.trace: File too large \(os error 27\); nothing more was recorded\n/],
     [['-X', 'dev', '-c', 'pass'], {}, /^-X dev replaced the recorder's allocators: raw, mem and obj calls are not recorded\n/],
     [['-c', 'pass'], { PYTHONMALLOC: 'malloc' }, /^PYTHONMALLOC=malloc .* replaced the recorder's allocators/],
-    [['-c', 'import ctypes; ctypes.CDLL(None).quick_exit(0)'], {}, /^the trace has no end: the last calls are missing\n/],
+    [['-c', 'import ctypes; ctypes.CDLL(None).syscall(231, 0)'], {}, /^the trace has no end: the last calls are missing\n/],
   ] as const) {
     const { status, stderr, complete, ended } = recorded(['-o', file, '--', ...program], env)
     t.deepEqual([status, complete, ended], [4, false, 0], stderr)
@@ -256,8 +256,23 @@ withPython('a trace that is not whole ends with 4, and why is said', (t) => {
   const compared = obmalloc(['compare', '--python', python!.path, '--', '-c', limit])
   t.is(compared.status, 4)
   t.regex(compared.stderr, /: cannot write .*: File too large/)
-  const named = recorded(['-o', file, '--', '-c', 'pass'], { PYTHONMALLOC: 'pymalloc' })
-  t.deepEqual([named.status, named.complete], [0, true])
+  for (const mode of [[], ['-X', 'dev']]) {
+    const named = recorded(['-o', file, '--', ...mode, '-c', 'import json'], { PYTHONMALLOC: 'pymalloc' })
+    t.deepEqual([named.status, named.complete], [0, true])
+    t.is(obmalloc(['replay', file]).status, 0)
+  }
+  const quick = recorded(['-o', file, '--', '-c', 'import ctypes; ctypes.CDLL(None).quick_exit(3)'])
+  t.deepEqual([quick.status, quick.complete], [3, true])
+  t.is(obmalloc(['replay', file]).status, 0)
+})
+
+withPython('a process that cannot make its trace is named', (t) => {
+  // With the process's id the name is longer than a name can be.
+  const file = join(folder, 'x'.repeat(253))
+  const program = ['-c', 'import subprocess, sys; subprocess.run([sys.executable, "-c", "pass"], check=True)']
+  const { status, stderr, complete } = recorded(['-o', file, '--', ...program])
+  t.deepEqual([status, complete], [4, false])
+  t.regex(stderr, /^process (\d+) was not recorded: cannot write .*\.\1: File name too long \(os error 36\)$/m)
   t.is(obmalloc(['replay', file]).status, 0)
 })
 

@@ -1,4 +1,4 @@
-/** Builds the recorder and the driver, which are loaded into CPythons, and puts them beside the binding. */
+/** Builds the recorder, what the checker needs besides, and the driver, which are loaded into CPythons, and puts them beside the binding. */
 
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, mkdirSync } from 'node:fs'
@@ -19,17 +19,15 @@ if (process.platform !== 'linux') {
     maxBuffer: 1 << 26,
   })
   const target = JSON.parse(metadata.stdout).target_directory
-  const build = spawnSync(
-    'cargo',
-    ['build', '--release', '--quiet', '-p', 'obmalloc-preload', '-p', 'obmalloc-python', '-p', 'obmalloc-measure'],
-    {
-      cwd: root,
-      stdio: ['ignore', 'inherit', 'inherit'],
-    },
-  )
+  const crates = ['obmalloc-preload', 'obmalloc-libc', 'obmalloc-python', 'obmalloc-measure']
+  const build = spawnSync('cargo', ['build', '--release', '--quiet', ...crates.flatMap((crate) => ['-p', crate])], {
+    cwd: root,
+    stdio: ['ignore', 'inherit', 'inherit'],
+  })
   if (build.status !== 0) process.exit(build.status ?? 1)
   mkdirSync(folder, { recursive: true })
-  copyFileSync(join(target, 'release', 'libobmalloc_preload.so'), join(folder, 'libobmalloc_preload.so'))
+  for (const library of ['libobmalloc_preload.so', 'libobmalloc_libc.so'])
+    copyFileSync(join(target, 'release', library), join(folder, library))
   copyFileSync(join(target, 'release', 'libobmalloc_python.so'), join(folder, 'obmalloc_python.abi3.so'))
   copyFileSync(join(target, 'release', 'obmalloc-measure'), join(folder, 'obmalloc-measure'))
 }

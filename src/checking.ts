@@ -5,9 +5,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import type { Interpreter } from './interpreters.js'
+import { checker } from './tools.js'
+import { UnsaidFile } from './unsaid.js'
 import { children, isRunning, relatives, run, settled, type RecordOptions } from './recording.js'
 
-export type DomainName = 'raw' | 'mem' | 'obj'
+/** What gives blocks out: a domain, or C's `malloc` and its like (`c`) when it is called by anything but a domain. */
+export type Owner = 'raw' | 'mem' | 'obj' | 'c'
 
 /** A place in C code. */
 export interface Place {
@@ -20,9 +23,10 @@ export interface Place {
 }
 
 /**
- * What can be wrong with an address that is freed or reallocated. `wrong-domain`: a live block of another domain. `interior`: it lies inside a
- * live block. `freed-before`: a block began there, was freed, and no domain has given the address out since; C's `malloc` may have, unless it
- * was a block of mem or obj of 512 bytes or less. `foreign`: no domain ever gave it out.
+ * What can be wrong with an address that is freed or reallocated. `wrong-domain`: a live block of another owner. `interior`: it lies inside a
+ * live block. `freed-before`: a block began there, was freed, and nobody has given the address out since. `foreign`: nobody ever gave it out.
+ * The last two as far as was seen: a library can find C's `malloc` in a way that cannot be seen. Therefore what is given to C's own `free` is
+ * never `foreign`, and `freed-before` only where a block of mem or obj of 512 bytes or less was.
  */
 export type Kind = 'wrong-domain' | 'interior' | 'freed-before' | 'foreign'
 
@@ -30,10 +34,15 @@ export type Kind = 'wrong-domain' | 'interior' | 'freed-before' | 'foreign'
 export interface Finding extends Place {
   readonly kind: Kind
   readonly call: 'free' | 'realloc'
-  /** The domain of the block in question; `null` when there is none. */
-  readonly allocated: DomainName | null
-  /** The domain that was called. */
-  readonly used: DomainName
+  /** The owner of the block in question; `null` when there is none. */
+  readonly allocated: Owner | null
+  /** What was called. */
+  readonly used: Owner
+  /**
+   * The field of a heap type that CPython itself freed so, as it does in this release: it is whose code filled the field that has the domain
+   * wrong. `null` where the program did it.
+   */
+  readonly field: 'tp_doc' | null
   readonly count: number
   /** Sizes asked for, bytes, and how many blocks of each; empty when there is no block. */
   readonly sizes: readonly (readonly [size: number, count: number])[]
@@ -51,10 +60,10 @@ export interface Process {
   /** Whether it went on when the program had ended: what it has done since was not looked at. */
   readonly running: boolean
   /**
-   * Domains of which not all calls were seen, because the allocators were replaced. All of them in free-threaded builds, and in a process
+   * Owners of which not all calls were seen, because the allocators were replaced. All domains in free-threaded builds, and in a process
    * that was killed before it was initialised; of one that was killed later, those that were lost by then.
    */
-  readonly lost: readonly DomainName[]
+  readonly lost: readonly Owner[]
   /** What replaced them; `null` when nothing did, or that is not known. */
   readonly replacedBy: string | null
   /** Why its report could not be written to the end; `null` when it could. */
@@ -78,19 +87,22 @@ export async function check(
 ): Promise<Check> {
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
   const report = join(folder, 'report')
+  const unsaid = new UnsaidFile()
   try {
-    const { ended, pid } = await run(interpreter, { program, stdout }, { OBMALLOC_CHECK: report })
+    const { ended, pid } = await run(interpreter, { program, stdout }, checker(), { OBMALLOC_CHECK: report, ...unsaid.variables })
     let reports: ReturnType<typeof readReports> = []
     await settled(() => {
       // Looked for first: one that ends in between has its report by then.
       const alive = relatives(`OBMALLOC_CHECK=${report}`)
       reports = readReports(report, pid, alive)
       reports.push(...alive.filter((pid) => !reports.some(({ process }) => process.pid === pid)).map((pid) => silent(pid, null)))
+      reports.push(...unsaid.read().map(({ pid, reason }) => silent(pid, `its report cannot be made: ${reason}`)))
       return reports.some(({ process }) => process.running)
     })
     return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
     rmSync(folder, { recursive: true, force: true })
+    unsaid.remove()
   }
 }
 
@@ -145,10 +157,10 @@ function readReport(path: string, alive: readonly number[]): { process: Process;
   const findings: Parts[] = []
   // Of a process that cannot be looked at the header is all.
   let complete = header.freeThreaded || Number(header.python.split('.')[1]) < 8
-  let lost: DomainName[] = ['raw', 'mem', 'obj']
+  let lost: Owner[] = ['raw', 'mem', 'obj']
   let replacedBy: string | null = null
   for (const text of lines) {
-    const line = JSON.parse(text) as Line | { end?: true; lost: DomainName[]; by: string | null }
+    const line = JSON.parse(text) as Line | { end?: true; lost: Owner[]; by: string | null }
     if ('lost' in line) {
       complete ||= line.end === true
       lost = line.lost

@@ -10,6 +10,7 @@ import type { Interpreter } from './interpreters.js'
 import { ENDING, passingOn } from './signals.js'
 import { recorder } from './tools.js'
 import { type Survey, survey } from './trace.js'
+import { UnsaidFile } from './unsaid.js'
 
 export interface Recording {
   /** The trace of the process itself. */
@@ -51,46 +52,54 @@ export class PlaceError extends Error {
 export async function record(interpreter: Pick<Interpreter, 'path'>, options: RecordOptions): Promise<Recording> {
   const path = resolve(options.trace)
   tryPlace(path)
-  const begin = Date.now()
-  const identity = randomBytes(16).toString('hex')
-  const { ended, told, pid } = await run(interpreter, options, {
-    ...options.env,
-    OBMALLOC_TRACE: path,
-    OBMALLOC_TRACE_RUN: identity,
-    OBMALLOC_STACKS: String(options.stacks ?? 0),
-    OBMALLOC_EVERY: String(options.every ?? 0),
-  })
-  let traces: Traced[] = []
-  let running: number[] = []
-  await settled(() => {
-    // Looked for first: one that ends in between has its trace's end by then.
-    const alive = relatives(`OBMALLOC_TRACE_RUN=${identity}`)
-    traces = tracesOf(path, identity)
-    const open = traces.filter(({ ended, failed }) => !ended && failed === null).map(({ header }) => header.pid)
-    running = [...new Set([...alive.filter((number) => !isDone(number, traces)), ...open.filter(isRunning)])]
-    return running.length > 0
-  })
-  const own = traces.find(({ header }) => header.pid === pid)
-  const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
-  const gaps = recorded.flatMap((traced) => gapsOf(traced, traced === own, running, ended))
-  // A trace of which not even the head could be written is of no run.
-  for (const file of children(path).filter((name) => isEmptySince(name, begin)))
-    gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
-  if (!own) gaps.unshift({ text: `nothing was recorded: ${path} was not made`, isLoss: true })
-  for (const child of running.filter((number) => !traces.some(({ header }) => header.pid === number)))
-    gaps.push({ text: `process ${child} still runs: it has made no call so far`, isLoss: true })
-  for (const other of traces.filter((traced) => traced !== own)) {
-    const reason = unrecordable(other)
-    if (reason !== null) gaps.push({ text: `process ${other.header.pid} was not recorded: ${reason}`, isLoss: false })
-  }
-  return {
-    trace: own?.path ?? path,
-    children: recorded.filter((traced) => traced !== own).map((traced) => traced.path),
-    ended,
-    events: recorded.reduce((all, { events }) => all + events, 0),
-    complete: !gaps.some(({ isLoss }) => isLoss),
-    remarks: gaps.map(({ text }) => text),
-    told,
+  const unsaid = new UnsaidFile()
+  try {
+    const begin = Date.now()
+    const identity = randomBytes(16).toString('hex')
+    const { ended, told, pid } = await run(interpreter, options, [recorder()], {
+      ...options.env,
+      OBMALLOC_TRACE: path,
+      OBMALLOC_TRACE_RUN: identity,
+      OBMALLOC_STACKS: String(options.stacks ?? 0),
+      OBMALLOC_EVERY: String(options.every ?? 0),
+      ...unsaid.variables,
+    })
+    let traces: Traced[] = []
+    let running: number[] = []
+    await settled(() => {
+      // Looked for first: one that ends in between has its trace's end by then.
+      const alive = relatives(`OBMALLOC_TRACE_RUN=${identity}`)
+      traces = tracesOf(path, identity)
+      const open = traces.filter(({ ended, failed }) => !ended && failed === null).map(({ header }) => header.pid)
+      running = [...new Set([...alive.filter((number) => !isDone(number, traces)), ...open.filter(isRunning)])]
+      return running.length > 0
+    })
+    const own = traces.find(({ header }) => header.pid === pid)
+    const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
+    const gaps = recorded.flatMap((traced) => gapsOf(traced, traced === own, running, ended))
+    // A trace of which not even the head could be written is of no run.
+    for (const file of children(path).filter((name) => isEmptySince(name, begin)))
+      gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
+    for (const { pid: number, reason } of unsaid.read())
+      gaps.push({ text: `process ${number} was not recorded: cannot write ${path}.${number}: ${reason}`, isLoss: true })
+    if (!own) gaps.unshift({ text: `nothing was recorded: ${path} was not made`, isLoss: true })
+    for (const child of running.filter((number) => !traces.some(({ header }) => header.pid === number)))
+      gaps.push({ text: `process ${child} still runs: it has made no call so far`, isLoss: true })
+    for (const other of traces.filter((traced) => traced !== own)) {
+      const reason = unrecordable(other)
+      if (reason !== null) gaps.push({ text: `process ${other.header.pid} was not recorded: ${reason}`, isLoss: false })
+    }
+    return {
+      trace: own?.path ?? path,
+      children: recorded.filter((traced) => traced !== own).map((traced) => traced.path),
+      ended,
+      events: recorded.reduce((all, { events }) => all + events, 0),
+      complete: !gaps.some(({ isLoss }) => isLoss),
+      remarks: gaps.map(({ text }) => text),
+      told,
+    }
+  } finally {
+    unsaid.remove()
   }
 }
 
@@ -165,19 +174,20 @@ function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ende
   return gaps
 }
 
-/** Runs a program with the recorder loaded, and waits for its end: an exit code, or the name of a signal. */
+/** Runs a program with `libraries` preloaded, and waits for its end: an exit code, or the name of a signal. */
 export async function run(
   interpreter: Pick<Interpreter, 'path'>,
   { program, stdout }: Pick<RecordOptions, 'program' | 'stdout'>,
+  libraries: readonly string[],
   variables: Record<string, string>,
 ): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
   const env: NodeJS.ProcessEnv = { ...process.env }
   // What an outer recorder or checker may have left.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
-  for (const option of ['STACKS', 'EVERY']) delete env[`OBMALLOC_${option}`]
+  for (const rest of ['STACKS', 'EVERY', 'UNSAID']) delete env[`OBMALLOC_${rest}`]
   // The program does not outlive us, however we end.
   const owner = { OBMALLOC_OWNER: String(process.pid) }
-  Object.assign(env, variables, owner, { LD_PRELOAD: [recorder(), process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
+  Object.assign(env, variables, owner, { LD_PRELOAD: [...libraries, process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
   const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
   const exited = new Promise<number | NodeJS.Signals>((done, failed) => {
     child.on('error', failed)

@@ -26,6 +26,9 @@ function ofPlatform(name: string): string {
 /** The recorder: what is preloaded into a CPython. */
 export const recorder = (): string => ofPlatform('libobmalloc_preload.so')
 
+/** What is preloaded into a CPython to be checked: the recorder, which is the checker too, and the way to it from C's allocator. */
+export const checker = (): string[] => [recorder(), ofPlatform('libobmalloc_libc.so')]
+
 /** The driver: the extension module that is loaded into a CPython. */
 export const driver = (): string => ofPlatform('obmalloc_python.abi3.so')
 

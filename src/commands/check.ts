@@ -1,8 +1,8 @@
-/** `obmalloc check`: runs a program in a CPython and lists what is freed or reallocated in another domain than it was allocated in. */
+/** `obmalloc check`: runs a program in a CPython and lists what is freed or reallocated in another domain than it was allocated in, C's `free` included. */
 
 import { basename } from 'node:path'
 
-import { check, type Finding, type Place, type Process } from '../checking.js'
+import { check, type Finding, type Owner, type Place, type Process } from '../checking.js'
 import { findInterpreters } from '../interpreters.js'
 import { columns, grouped, paint, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
@@ -30,7 +30,11 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   say(
     `CPython ${interpreter.version}: found ${kinds} in ${counted(processes.length, 'process', 'es')}; the program ended with ${ended}`,
   )
-  const gaps = processes.flatMap((process, index) => gapsOf(process, index === 0 && typeof ended === 'number'))
+  for (const used of new Set(findings.filter(({ field }) => field !== null).map((finding) => finding.used)))
+    say(
+      `tp_doc of a heap type is freed as ${used} by this release: allocate it with ${used === 'obj' ? 'PyObject' : 'PyMem'}_Malloc`,
+    )
+  const gaps = processes.flatMap((process, index) => gapsOf(process, index === 0 ? ended : null))
   if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
   for (const gap of gaps) say(gap)
   if (found > 0) return 1
@@ -40,14 +44,17 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   return seen ? 0 : 4
 }
 
-/** What is to be said of a process that was not seen from its beginning to its end. One that `left` by itself was not killed. */
-function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, left: boolean): string[] {
+/** What is to be said of a process that was not seen from its beginning to its end. How it `ended` is known of the first one only. */
+function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, ended: number | string | null): string[] {
   const gaps = []
   if (running) gaps.push(`process ${pid} still runs: what it does from now on is not counted`)
   else if (failed !== null) gaps.push(`process ${pid}: not all that was found could be written: ${failed}`)
-  else if (!complete && left) gaps.push(`process ${pid} left in a way that cannot be seen: it was looked at until then`)
-  else if (!complete) gaps.push(`process ${pid} was killed: it was looked at until then`)
-  const calls = `not all ${lost.join(', ')} calls were seen`
+  else if (!complete) {
+    const unseen = 'left in a way that cannot be seen'
+    const how = ended === null ? `was killed, or ${unseen}` : typeof ended === 'number' ? unseen : 'was killed'
+    gaps.push(`process ${pid} ${how}: it was looked at until then`)
+  }
+  const calls = `not all ${lost.map(named).join(', ')} calls were seen`
   if (lost.length > 0)
     gaps.push(`process ${pid}: ${replacedBy === null ? calls : `${replacedBy} replaced the checker's allocators: ${calls}`}`)
   return gaps
@@ -66,22 +73,28 @@ function cells(finding: Finding): string[] {
   ]
 }
 
-function whatOf({ kind, call, allocated, used }: Finding): string {
-  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used}`
+function whatOf({ kind, call, allocated, used, field }: Finding): string {
+  const done = `${call === 'free' ? 'freed' : 'reallocated'} as ${used === 'c' ? "C's" : used}${field === null ? '' : ` (${field})`}`
   switch (kind) {
     case 'wrong-domain':
-      return `${allocated} block ${done}`
+      return `${named(allocated)} block ${done}`
     case 'interior':
-      return `address inside ${article(allocated)} block ${done}`
+      return `address inside ${article(allocated)} ${done}`
     case 'freed-before':
-      return `address that was ${article(allocated)} block ${done}`
+      return `address that was ${article(allocated)} ${done}`
     case 'foreign':
       return `address of no domain ${done}`
   }
 }
 
-function article(domain: string | null): string {
-  return domain === 'obj' ? 'an obj' : `a ${domain}`
+/** An owner as it stands before a noun. */
+function named(owner: Owner | null): string {
+  return owner === 'c' ? "C's" : `${owner}`
+}
+
+function article(owner: Owner | null): string {
+  if (owner === 'c') return "a block of C's"
+  return `${owner === 'obj' ? 'an' : 'a'} ${owner} block`
 }
 
 function placed({ function: name, module, offset }: Place): string {

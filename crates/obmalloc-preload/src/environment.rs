@@ -1,6 +1,7 @@
 //! The environment: what a program needs in it to be looked at, put back where it is started with one of its own; and a variable that
 //! CPython is not to see.
 
+use crate::python::symbol;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr::null;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const MOST: usize = 2000;
 
 struct Needed {
-    /// The path of this library.
+    /// The paths of our libraries, with a blank between.
     library: CString,
     /// `LD_PRELOAD=<library>`
     preload: CString,
@@ -23,20 +24,20 @@ static NEEDED: OnceLock<Needed> = OnceLock::new();
 
 /// Has programs that this process starts get what they need: this library, and these variables. Nothing happens without it.
 pub fn keep(variables: &[&str]) {
-    let library = {
-        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-        // SAFETY: dladdr takes any address; names that it gives stay as long as the library.
-        unsafe {
-            if libc::dladdr(keep as *const c_void, info.as_mut_ptr()) == 0 {
-                return;
-            }
-            CStr::from_ptr(info.assume_init().dli_fname).to_owned()
-        }
-    };
+    let ours = [Some(keep as *const c_void), symbol(c"obmalloc_libc_watch").map(<*mut c_void>::cast_const)];
+    let Some(paths) = ours.into_iter().flatten().map(path_of).collect::<Option<Vec<_>>>() else { return };
+    let Ok(library) = CString::new(paths.join(&b' ')) else { return };
     let assigned = |name: &str, value: Vec<u8>| CString::new([name.as_bytes(), b"=", &value].concat()).ok();
     let Some(preload) = assigned("LD_PRELOAD", library.to_bytes().to_vec()) else { return };
     let present = |name: &&str| assigned(name, std::env::var_os(name)?.into_vec());
     let _ = NEEDED.set(Needed { library, preload, task: variables.iter().filter_map(present).collect() });
+}
+
+/// The path of the library that `address` lies in.
+fn path_of(address: *const c_void) -> Option<&'static [u8]> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: dladdr takes any address; names that it gives stay as long as the library, which is never unloaded.
+    unsafe { (libc::dladdr(address, info.as_mut_ptr()) != 0).then(|| CStr::from_ptr(info.assume_init().dli_fname).to_bytes()) }
 }
 
 /// Calls `start` with the environment `given` and what it lacks. One that names another task is left as it is. Takes no memory but the
@@ -124,6 +125,15 @@ unsafe fn complete(
     lacking != 0
 }
 
+/// Puts the hooks back where CPython has put its own allocators in their place.
+static PUT_BACK: OnceLock<fn()> = OnceLock::new();
+
+/// Has `put_back` called when CPython, before it is initialised, has had the opportunity to replace allocators with those that were there
+/// anyway.
+pub fn put_back_with(put_back: fn()) {
+    let _ = PUT_BACK.set(put_back);
+}
+
 /// Whether `PYTHONMALLOC` is kept from CPython.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
 
@@ -137,8 +147,9 @@ pub fn hide_default_allocator() {
 /// The C library's function that the recorder answers, not in unit tests, which are programs themselves.
 #[cfg(not(test))]
 mod interposed {
-    use super::HIDDEN;
-    use std::ffi::{CStr, c_char};
+    use super::{HIDDEN, PUT_BACK};
+    use crate::python::next;
+    use std::ffi::{CStr, c_char, c_int};
     use std::ptr::null_mut;
     use std::sync::atomic::Ordering;
 
@@ -167,6 +178,19 @@ mod interposed {
             }
             null_mut()
         }
+    }
+
+    /// `setlocale`, which is what CPython calls next when it has chosen its allocators, before it asks for any memory.
+    ///
+    /// # Safety
+    /// As the C library's function.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn setlocale(category: c_int, locale: *const c_char) -> *mut c_char {
+        if let Some(put_back) = PUT_BACK.get() {
+            put_back();
+        }
+        // SAFETY: the C library's function of that name, called with the caller's arguments.
+        unsafe { next::<unsafe extern "C" fn(c_int, *const c_char) -> *mut c_char>(c"setlocale")(category, locale) }
     }
 }
 

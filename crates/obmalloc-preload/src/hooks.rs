@@ -143,12 +143,35 @@ pub fn install() {
         ORIGINAL.set(Domain::ALL.map(|domain| api.allocator(domain as c_int)));
         ORIGINAL_ARENA.set(api.arena_allocator());
     }
+    // SAFETY: allocators may be replaced before CPython is initialised.
+    unsafe { put_in_place() };
+}
+
+/// # Safety
+/// No other thread uses the domains.
+unsafe fn put_in_place() {
+    let api = python::api();
     let arena = ArenaAllocator { ctx: std::ptr::null_mut(), alloc: arena_alloc, free: arena_free };
-    // SAFETY: CPython copies the tables; allocators may be replaced before it is initialised.
+    // SAFETY: the caller's promise; CPython copies the tables.
     unsafe {
         for (number, ours) in OURS.iter().enumerate() {
             (api.set_allocator)(number as c_int, ours);
         }
         (api.set_arena_allocator)(&arena);
+    }
+}
+
+/// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
+/// name, or is initialised again. Not in 3.12, where pymalloc begins anew then, of which a trace can say nothing.
+pub fn put_back() {
+    let api = python::api();
+    if snapshot::is_taken() && api.version().starts_with("3.12.") {
+        return;
+    }
+    // SAFETY: hooks have been installed. CPython is not initialised, so there is one thread that uses the domains.
+    unsafe {
+        if (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original)) {
+            put_in_place();
+        }
     }
 }

@@ -10,7 +10,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `arena_offset` | arenas off their natural boundary, for tests |
-//! | `check` | the other thing that the library can do: look whether blocks come back to the domain that gave them out |
+//! | `check` | the other thing that the library can do: look whether blocks come back to who gave them out |
 //! | `clock` | when, and how much memory the process has |
 //! | `hooks` | the wrapped allocators: what runs on every call |
 //! | `interpreters` | whose a call is, where interpreters have allocators of their own |
@@ -20,6 +20,7 @@
 //! | `sink` | the one block being written, its lock, and where it goes |
 //! | `stacks` | the stack that a request is made under |
 //! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
+//! | `unsaid` | what a process has to say that can write no file |
 //! | `header` | the trace's header: who is recorded |
 //! | `python` | CPython's C interface, looked up by name |
 //! | `snapshot` | CPython's own statistics at the end, and whether the hooks are still in place |
@@ -33,7 +34,7 @@
 //! said stands in the trace.
 //!
 //! # What can be missing
-//! A process that is killed, or leaves by `abort` or `quick_exit`, loses the block that was being written and has no `End` note.
+//! A process that is killed, or leaves by `abort` or a system call of its own, loses the block that was being written and has no `End` note.
 //! The trace stays readable up to there.
 #![cfg(target_os = "linux")]
 
@@ -53,6 +54,7 @@ mod python;
 mod sink;
 mod snapshot;
 mod stacks;
+mod unsaid;
 
 use header::{Header, Identity};
 use std::ffi::CString;
@@ -73,9 +75,10 @@ extern "C" fn constructor() {
     let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
     let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
     let recording = variable == VARIABLE;
-    let kept = [variable, &format!("{variable}_PID"), RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE];
+    let kept = [variable, &format!("{variable}_PID"), unsaid::VARIABLE, RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE];
     // The checker has no use for the run's identity, nor for stacks and samples.
-    let kept = if recording { &kept[..] } else { &kept[..2] };
+    let kept = if recording { &kept[..] } else { &kept[..3] };
+    unsaid::set_up();
     let Some(api) = python::Api::find() else { return environment::keep(kept) };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
@@ -98,12 +101,14 @@ extern "C" fn constructor() {
         return;
     }
     python::set(api);
+    process::watch_quick_exit();
     environment::hide_default_allocator();
     if recording {
         process::watch_forks();
         arena_offset::set_up();
         interpreters::set_up();
         hooks::install();
+        environment::put_back_with(hooks::put_back);
     } else {
         check::install();
     }

@@ -1,6 +1,8 @@
 //! What happens to the process: fork, exec and the ways to leave that run no destructor.
 
+use crate::python::symbol;
 use crate::{check, sink, snapshot};
+use std::ffi::{c_int, c_void};
 
 /// Names the process that started this one to look at it.
 const OWNER: &str = "OBMALLOC_OWNER";
@@ -33,6 +35,18 @@ pub fn watch_forks() {
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
 }
 
+/// Has [`leave`] called by `quick_exit`, too, which runs no destructors: what is registered first is called last.
+pub fn watch_quick_exit() {
+    type Register = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void) -> c_int;
+    extern "C" fn at_quick_exit(_: *mut c_void) {
+        leave();
+    }
+    if let Some(register) = symbol(c"__cxa_at_quick_exit") {
+        // SAFETY: the C library's function of that name has this type; this library is never unloaded.
+        unsafe { std::mem::transmute::<*mut c_void, Register>(register)(at_quick_exit, std::ptr::null_mut()) };
+    }
+}
+
 /// The end of the recorded process: everything that is still in memory goes into the file.
 pub extern "C" fn leave() {
     if sink::is_recorded() {
@@ -60,8 +74,9 @@ fn before_exec() {
 mod interposed {
     use super::{before_exec, leave};
     use crate::environment::with_needed;
+    use crate::python::next;
     use crate::{check, python, sink};
-    use std::ffi::{CStr, c_char, c_int, c_void};
+    use std::ffi::{c_char, c_int, c_void};
 
     type Strings = *const *const c_char;
 
@@ -186,18 +201,5 @@ mod interposed {
         posix_spawn c"posix_spawn"
         /// `posix_spawnp`
         posix_spawnp c"posix_spawnp"
-    }
-
-    /// The C library's own function of that name.
-    ///
-    /// # Safety
-    /// It is a function of type `F`.
-    unsafe fn next<F: Copy>(name: &CStr) -> F {
-        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
-        // SAFETY: takes any name.
-        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-        assert!(!address.is_null(), "every C library that this is built for has it");
-        // SAFETY: the caller's promise.
-        unsafe { std::mem::transmute_copy(&address) }
     }
 }

@@ -104,6 +104,20 @@ pub fn symbol(name: &CStr) -> Option<*mut c_void> {
     (!address.is_null()).then_some(address)
 }
 
+/// The C library's own function of that name.
+///
+/// # Safety
+/// It is a function of type `F`.
+#[cfg(not(test))]
+pub unsafe fn next<F: Copy>(name: &CStr) -> F {
+    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+    // SAFETY: takes any name.
+    let address = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    assert!(!address.is_null(), "every C library that this is built for has it");
+    // SAFETY: the caller's promise.
+    unsafe { std::mem::transmute_copy(&address) }
+}
+
 impl Api {
     /// The text of `Py_GetVersion()`.
     pub fn version(&self) -> String {
@@ -180,6 +194,11 @@ pub fn culprit() -> String {
     } else {
         "the program (PyMem_SetAllocator or PyPreConfig.allocator)".to_owned()
     }
+}
+
+/// Whether two allocators are of the same functions.
+pub fn is_same(one: &Allocator, other: &Allocator) -> bool {
+    std::ptr::fn_addr_eq(one.malloc, other.malloc) && std::ptr::fn_addr_eq(one.free, other.free)
 }
 
 /// A value that the constructor sets once, before there is anybody to read it, so that reading costs no check.

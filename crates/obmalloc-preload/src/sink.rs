@@ -15,9 +15,9 @@ use crate::clock::{Clock, thread_number};
 use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, text_of};
 use crate::inside;
-use crate::interpreters;
 use crate::lock::{Errno, SpinLock};
 use crate::stacks::{Lost, Out, Stacks};
+use crate::{interpreters, unsaid};
 use obmalloc_trace::format::{BlockWriter, MAX_EVENT, Packer, PatchToken, file_head};
 use std::cell::UnsafeCell;
 use std::io::Error;
@@ -589,6 +589,8 @@ impl State {
             // What was written of a block is cut off again, so that the trace ends with a whole one.
             file.cut(self.written);
             let _ = file.write_at(failure_text(error).as_bytes(), self.failure);
+        } else {
+            unsaid::say(error);
         }
         self.stop();
         false

@@ -18,6 +18,14 @@ static WAITING: AtomicBool = AtomicBool::new(true);
 /// Domains that were reported as lost: bit 0 raw, bit 1 mem, bit 2 obj.
 static LOST: AtomicU8 = AtomicU8::new(0);
 
+/// Whether an interpreter has come to its end, and its statistics have been asked for.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// See [`TAKEN`].
+pub fn is_taken() -> bool {
+    TAKEN.load(Ordering::Relaxed)
+}
+
 /// Asks for the pending call when CPython is ready for it. Called with the GIL held and nothing locked.
 #[inline]
 pub fn checkpoint() {
@@ -117,6 +125,7 @@ unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
                 known.note_statistics();
             }
         });
+        TAKEN.store(true, Ordering::Relaxed);
         (known.python.inc_ref)(known.none);
         known.none
     }
@@ -404,7 +413,8 @@ fn report_lost_hooks(lost: u8) {
         return;
     }
     let names: Vec<&str> = Domain::ALL.into_iter().filter(|&domain| news >> domain as u8 & 1 != 0).map(Domain::name).collect();
-    let text = format!("{} replaced the recorder's allocators: {} calls are not recorded", python::culprit(), listed(&names));
+    let culprit = if is_taken() { "CPython, initialised again,".to_owned() } else { python::culprit() };
+    let text = format!("{culprit} replaced the recorder's allocators: {} calls are not recorded", listed(&names));
     sink::hooks_lost(news, &text);
 }
 

@@ -216,8 +216,10 @@ fn replaced_allocators_are_reported() {
 fn pymalloc_that_is_asked_for_by_name_is_recorded() {
     let script = "import os; x = [object() for _ in range(20000)]; print(os.environ['PYTHONMALLOC'])";
     for python in pythons() {
-        for name in ["pymalloc", "default"] {
-            let run = Run::of(python, script, &[("PYTHONMALLOC", name)]).succeeded();
+        let modes = [["-X", "utf8"], ["-X", "dev"]];
+        for (name, mode) in ["pymalloc", "default"].into_iter().flat_map(|name| modes.map(|mode| (name, mode))) {
+            let arguments = [mode[0], mode[1], "-c", script];
+            let run = Run::with(python, &arguments, &[("PYTHONMALLOC", name)]).succeeded();
             assert_eq!((run.stdout(), run.stderr()), (format!("{name}\n"), String::new()));
             let trace = run.trace();
             assert!(!trace.events.iter().any(|event| matches!(event, Event::Note(Note::HooksLost(_)))));

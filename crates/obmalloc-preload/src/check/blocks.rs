@@ -1,5 +1,5 @@
-//! Every live block by address: its domain, its size, and the call that asked for it. Lies beside the memory that it describes, as a
-//! word for every place where a block can begin.
+//! Every live block by address: who gave it out, its size, and the call that asked for it. Lies beside the memory that it describes, as
+//! a word for every place where a block can begin.
 //!
 //! A radix tree of three levels, like pymalloc's own arena map: 2 × 32 768 roots, 8 192 mebibytes under each, 65 536 words for a
 //! mebibyte. Levels are made when they are needed and never go. There are no locks: a word belongs to who owns the block, and that is
@@ -12,16 +12,44 @@
 //! | bits | |
 //! |---|---|
 //! | 32 | the lower half of the return address of the call that gave the block out, or else gave it back |
-//! | 2 | the domain and one; 0 when no block begins here |
+//! | 3 | the owner and one; 0 when no block begins here |
 //! | 1 | whether the block has been freed |
-//! | 29 | the size, bytes; all ones when that is not enough: then the size is in the next word, which can belong to no other block |
+//! | 28 | the size, bytes; all ones when that is not enough: then the size is in the next word, which can belong to no other block |
 
 use obmalloc::Domain;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-const FREED: u64 = 1 << 34;
-const SIZE_SHIFT: u32 = 35;
+/// What gives blocks out, and takes them back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Owner {
+    Raw = Domain::Raw as u8,
+    Mem = Domain::Mem as u8,
+    Obj = Domain::Obj as u8,
+    /// C's `malloc` and its like, called by anything but the domains.
+    C,
+}
+
+impl Owner {
+    /// All of them, by number.
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Mem, Self::Obj, Self::C];
+
+    /// The domain; `None` for C.
+    pub fn domain(self) -> Option<Domain> {
+        Domain::ALL.get(self as usize).copied()
+    }
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        self.domain().map_or("c", Domain::name)
+    }
+}
+
+const OWNER_SHIFT: u32 = 32;
+const OWNER_MASK: u64 = 7 << OWNER_SHIFT;
+const FREED: u64 = 1 << 35;
+const SIZE_SHIFT: u32 = 36;
 /// The size that says that the size is in the next word.
 const ELSEWHERE: usize = (1 << (64 - SIZE_SHIFT)) - 1;
 
@@ -45,7 +73,7 @@ type Middle = [AtomicPtr<Leaf>; 1 << MIDDLE_BITS];
 /// A block, live or freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
-    pub domain: Domain,
+    pub owner: Owner,
     /// What was asked for, bytes.
     pub size: usize,
     /// The lower half of the return address of the call that gave the block out; of the one that freed it, if it is freed.
@@ -60,8 +88,8 @@ pub struct Blocks {
     incomplete: AtomicBool,
 }
 
-const fn tag(domain: Domain) -> u64 {
-    (domain as u64 + 1) << 32
+const fn tag(owner: Owner) -> u64 {
+    (owner as u64 + 1) << OWNER_SHIFT
 }
 
 const fn low(address: usize) -> u64 {
@@ -82,18 +110,18 @@ impl Blocks {
 
     /// Notes a block that was given out: `site` is the return address of the call that asked for it.
     #[inline(always)]
-    pub fn put(&self, address: usize, domain: Domain, size: usize, site: usize) {
+    pub fn put(&self, address: usize, owner: Owner, size: usize, site: usize) {
         let Some(word) = self.word(address).or_else(|| self.make_word(address)) else { return };
         let short = if size < ELSEWHERE { size } else { self.put_size(address, size) };
-        word.store(low(site) | tag(domain) | (short as u64) << SIZE_SHIFT, Ordering::Relaxed);
+        word.store(low(site) | tag(owner) | (short as u64) << SIZE_SHIFT, Ordering::Relaxed);
     }
 
-    /// Marks the block at `address` as freed by `site`. Says `false`, with nothing done, unless it is live and of this domain.
+    /// Marks the block at `address` as freed by `site`. Says `false`, with nothing done, unless it is live and of this owner.
     #[inline(always)]
-    pub fn free(&self, address: usize, domain: Domain, site: usize) -> bool {
+    pub fn free(&self, address: usize, owner: Owner, site: usize) -> bool {
         let Some(word) = self.word(address) else { return false };
         let before = word.load(Ordering::Relaxed);
-        if before & (FREED | 3 << 32) != tag(domain) {
+        if before & (FREED | OWNER_MASK) != tag(owner) {
             return false;
         }
         // No exchange: of two threads that free one block at the same moment one can be missed, but nothing else goes wrong.
@@ -111,17 +139,13 @@ impl Blocks {
     /// The block that begins at `address` or, freed, last did.
     pub fn at(&self, address: usize) -> Option<Block> {
         let word = self.word(address)?.load(Ordering::Relaxed);
-        let domain = match word >> 32 & 3 {
-            0 => return None,
-            1 => Domain::Raw,
-            2 => Domain::Mem,
-            _ => Domain::Obj,
-        };
+        let number = (word & OWNER_MASK) >> OWNER_SHIFT;
+        let owner = *Owner::ALL.get((number as usize).checked_sub(1)?)?;
         let size = match (word >> SIZE_SHIFT) as usize {
             ELSEWHERE => self.size_after(address),
             size => size,
         };
-        Some(Block { domain, size, site: word as u32, freed: word & FREED != 0 })
+        Some(Block { owner, size, site: word as u32, freed: word & FREED != 0 })
     }
 
     /// The live block that `address` lies in, and where it begins. Not found when it begins more than a gibibyte before.
@@ -181,7 +205,7 @@ impl Blocks {
         made
     }
 
-    /// Keeps a size that does not fit beside the rest, in the next word; as that of no domain, so that no block begins there.
+    /// Keeps a size that does not fit beside the rest, in the next word; as that of no owner, so that no block begins there.
     #[cold]
     fn put_size(&self, address: usize, size: usize) -> usize {
         let next = address + GRANULE;
@@ -235,36 +259,34 @@ mod tests {
     use std::collections::BTreeMap;
     use std::ops::Bound::{Excluded, Included};
 
-    static DOMAINS: [Domain; 3] = [Domain::Raw, Domain::Mem, Domain::Obj];
-
     fn table() -> Box<Blocks> {
         // SAFETY: a table without blocks is all zeros; made in place, because it is larger than a test's stack likes.
         unsafe { Box::<Blocks>::new_zeroed().assume_init() }
     }
 
-    fn block(domain: Domain, size: usize, site: u32, freed: bool) -> Option<Block> {
-        Some(Block { domain, size, site, freed })
+    fn block(owner: Owner, size: usize, site: u32, freed: bool) -> Option<Block> {
+        Some(Block { owner, size, site, freed })
     }
 
     #[test]
-    fn block_is_kept_with_domain_size_and_site_until_it_is_freed() {
+    fn block_is_kept_with_owner_size_and_site_until_it_is_freed() {
         let blocks = table();
-        for (number, domain) in DOMAINS.into_iter().enumerate() {
+        for (number, owner) in Owner::ALL.into_iter().enumerate() {
             for (step, size) in
                 [0, 1, 512, 1 << 20, ELSEWHERE - 1, ELSEWHERE, 1 << 31, (1 << 46) + 12_345].into_iter().enumerate()
             {
                 let address = 0x7f12_3400_0000 + (number << 32) + (step << 24);
                 assert_eq!(blocks.at(address), None);
-                blocks.put(address, domain, size, 0x5555_1234_5678);
-                assert_eq!(blocks.at(address), block(domain, size, 0x1234_5678, false));
-                for other in DOMAINS.into_iter().filter(|&other| other != domain) {
+                blocks.put(address, owner, size, 0x5555_1234_5678);
+                assert_eq!(blocks.at(address), block(owner, size, 0x1234_5678, false));
+                for other in Owner::ALL.into_iter().filter(|&other| other != owner) {
                     assert!(!blocks.free(address, other, 1));
                 }
-                assert!(blocks.free(address, domain, 0x5555_0000_0077));
-                assert_eq!(blocks.at(address), block(domain, size, 0x77, true));
-                assert!(!blocks.free(address, domain, 1), "twice");
+                assert!(blocks.free(address, owner, 0x5555_0000_0077));
+                assert_eq!(blocks.at(address), block(owner, size, 0x77, true));
+                assert!(!blocks.free(address, owner, 1), "twice");
                 blocks.revive(address, 9);
-                assert_eq!(blocks.at(address), block(domain, size, 9, false));
+                assert_eq!(blocks.at(address), block(owner, size, 9, false));
             }
         }
         assert!(blocks.is_complete());
@@ -273,10 +295,10 @@ mod tests {
     #[test]
     fn neighbours_8_bytes_apart_are_two_blocks() {
         let blocks = table();
-        blocks.put(0x1000, Domain::Raw, 8, 1);
-        blocks.put(0x1008, Domain::Mem, 8, 2);
-        assert_eq!(blocks.at(0x1000), block(Domain::Raw, 8, 1, false));
-        assert_eq!(blocks.at(0x1008), block(Domain::Mem, 8, 2, false));
+        blocks.put(0x1000, Owner::Raw, 8, 1);
+        blocks.put(0x1008, Owner::Mem, 8, 2);
+        assert_eq!(blocks.at(0x1000), block(Owner::Raw, 8, 1, false));
+        assert_eq!(blocks.at(0x1008), block(Owner::Mem, 8, 2, false));
         assert_eq!(blocks.around(0x100f).map(|found| found.0), Some(0x1008));
         assert_eq!(blocks.around(0x1007).map(|found| found.0), Some(0x1000));
     }
@@ -287,19 +309,19 @@ mod tests {
         let edges = [LEAF_SPAN, LEAF_SPAN << MIDDLE_BITS, ADDRESS_LIMIT - LEAF_SPAN];
         let places: Vec<usize> = edges.iter().flat_map(|edge| [edge - 16, edge - 8, *edge, edge + 8]).collect();
         for (number, &place) in places.iter().enumerate() {
-            blocks.put(place, Domain::Obj, 8, number);
+            blocks.put(place, Owner::Obj, 8, number);
         }
         for (number, &place) in places.iter().enumerate() {
-            assert_eq!(blocks.at(place), block(Domain::Obj, 8, number as u32, false));
+            assert_eq!(blocks.at(place), block(Owner::Obj, 8, number as u32, false));
         }
     }
 
     #[test]
     fn what_cannot_be_kept_makes_the_table_incomplete_and_nothing_else() {
         let blocks = table();
-        blocks.put(ADDRESS_LIMIT, Domain::Raw, 8, 1);
+        blocks.put(ADDRESS_LIMIT, Owner::Raw, 8, 1);
         assert_eq!(blocks.at(ADDRESS_LIMIT), None);
-        assert!(!blocks.free(ADDRESS_LIMIT, Domain::Raw, 1));
+        assert!(!blocks.free(ADDRESS_LIMIT, Owner::Raw, 1));
         assert_eq!(blocks.around(ADDRESS_LIMIT + 4), None);
         assert!(!blocks.is_complete());
     }
@@ -308,20 +330,20 @@ mod tests {
     fn address_inside_a_huge_block_is_found_across_leaves_that_were_never_made() {
         let blocks = table();
         let start = 0x7f00_0000_0010;
-        blocks.put(start, Domain::Mem, 900 << 20, 1);
+        blocks.put(start, Owner::Mem, 900 << 20, 1);
         for inside in [1, 8, 16, 17, LEAF_SPAN, 600 << 20, (900 << 20) - 1] {
             assert_eq!(blocks.around(start + inside).map(|found| found.0), Some(start), "{inside}");
         }
         assert_eq!(blocks.around(start + (900 << 20)), None);
-        assert!(blocks.free(start, Domain::Mem, 1));
+        assert!(blocks.free(start, Owner::Mem, 1));
         assert_eq!(blocks.around(start + 8), None);
     }
 
     /// What a random program does; all of it in a few kibibytes across the edge of two leaves, so that it meets itself.
     #[derive(Clone, Copy, Debug)]
     enum Step {
-        Put { slot: usize, size: usize, domain: usize },
-        Free { slot: usize, domain: usize },
+        Put { slot: usize, size: usize, owner: usize },
+        Free { slot: usize, owner: usize },
         Look { slot: usize, by: usize },
     }
 
@@ -334,26 +356,26 @@ mod tests {
         for (number, &step) in steps.iter().enumerate() {
             let site = number as u32;
             let equal = match step {
-                Step::Put { slot, size, domain } => {
+                Step::Put { slot, size, owner } => {
                     let start = BASE + slot * 8;
                     // As an allocator: never over a live block.
                     let before = model.range(..start).rev().find(|(_, block)| !block.freed);
                     let taken = before.is_some_and(|(&at, block)| at + block.size.max(1) > start)
                         || model.range(start..start + size.max(1)).any(|(_, block)| !block.freed);
                     if !taken {
-                        blocks.put(start, DOMAINS[domain], size, number);
-                        model.insert(start, Block { domain: DOMAINS[domain], size, site, freed: false });
+                        blocks.put(start, Owner::ALL[owner], size, number);
+                        model.insert(start, Block { owner: Owner::ALL[owner], size, site, freed: false });
                     }
                     blocks.at(start) == model.get(&start).copied()
                 }
-                Step::Free { slot, domain } => {
+                Step::Free { slot, owner } => {
                     let start = BASE + slot * 8;
-                    let wanted = model.get_mut(&start).filter(|block| !block.freed && block.domain == DOMAINS[domain]);
+                    let wanted = model.get_mut(&start).filter(|block| !block.freed && block.owner == Owner::ALL[owner]);
                     let freed = wanted.is_some();
                     if let Some(block) = wanted {
                         (block.freed, block.site) = (true, site);
                     }
-                    blocks.free(start, DOMAINS[domain], number) == freed && blocks.at(start) == model.get(&start).copied()
+                    blocks.free(start, Owner::ALL[owner], number) == freed && blocks.at(start) == model.get(&start).copied()
                 }
                 Step::Look { slot, by } => {
                     let address = BASE + slot * 8 + by;
@@ -387,8 +409,8 @@ mod tests {
         for _ in 0..60 {
             let mut steps: Vec<Step> = (0..600)
                 .map(|_| match random(3) {
-                    0 => Step::Put { slot: random(512), size: random(100), domain: random(3) },
-                    1 => Step::Free { slot: random(512), domain: random(3) },
+                    0 => Step::Put { slot: random(512), size: random(100), owner: random(4) },
+                    1 => Step::Free { slot: random(512), owner: random(4) },
                     _ => Step::Look { slot: random(512), by: random(8) },
                 })
                 .collect();

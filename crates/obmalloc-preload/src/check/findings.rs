@@ -4,14 +4,15 @@
 //! domains not all calls come here and what replaced the allocators there, and at the end a line that says so. How often each was met is in a file beside it,
 //! `<report>.counts` ([`Counters`]); a line names its counter. So a process that is killed leaves a report too, with all that it has found.
 
-use super::blocks::Block;
+use super::blocks::{Block, Owner};
 use super::counters::Counters;
-use super::site::Site;
+use super::malloc;
+use super::site::{self, Site};
 use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, quoted, text_of};
 use crate::lock::SpinLock;
 use crate::python;
-use obmalloc::Domain;
+use crate::unsaid;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -22,13 +23,13 @@ use std::path::{Path, PathBuf};
 /// What is wrong with an address that was given to `free` or `realloc`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Fault {
-    /// A live block, but of another domain.
+    /// A live block, but of another owner.
     WrongDomain(Block),
     /// It lies inside a live block.
     Interior(Block),
-    /// A block began there, was freed, and no domain has given the address out since.
+    /// A block began there, was freed, and nobody has given the address out since, as far as was seen.
     FreedBefore(Block),
-    /// No domain ever gave it out.
+    /// Nobody ever gave it out, as far as was seen.
     Foreign,
 }
 
@@ -62,8 +63,8 @@ pub enum Call {
 struct Key {
     fault: &'static str,
     call: Call,
-    allocated: Option<u8>,
-    used: u8,
+    allocated: Option<Owner>,
+    used: Owner,
     /// The return address of who called.
     site: usize,
 }
@@ -130,9 +131,9 @@ pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
 }
 
 /// Notes one occurrence: a call of `used` that returns to `site`.
-pub fn note(fault: &Fault, call: Call, used: Domain, site: usize) {
-    let allocated = fault.block().map(|block| block.domain as u8);
-    let key = Key { fault: fault.name(), call, allocated, used: used as u8, site };
+pub fn note(fault: &Fault, call: Call, used: Owner, site: usize) {
+    let allocated = fault.block().map(|block| block.owner);
+    let key = Key { fault: fault.name(), call, allocated, used, site };
     let origin = fault.block().map(|block| block.site);
     let known = with(|report| report.known(&key, origin)).unwrap_or((false, false));
     // Resolved without the lock: the linker has locks of its own, and calls code that can come here with those taken.
@@ -167,7 +168,11 @@ pub fn end(lost: &[&str]) {
 
 /// Of which domains not all calls come here, and why, as members of a JSON object.
 fn told(lost: &[&str]) -> String {
-    let by = if lost.is_empty() { "null".to_owned() } else { quoted(&python::culprit()) };
+    let by = match lost {
+        [] => "null".to_owned(),
+        [only] if *only == Owner::C.name() => quoted(&format!("a malloc of its own ({})", malloc::module())),
+        _ => quoted(&python::culprit()),
+    };
     let lost: Vec<String> = lost.iter().map(|name| quoted(name)).collect();
     format!("\"lost\": [{}], \"by\": {by}", lost.join(", "))
 }
@@ -199,7 +204,8 @@ impl Report {
     fn open(&mut self, first: bool, parent: Option<&Parent>) -> bool {
         let pid = std::process::id().cast_signed();
         let made = if first { OutFile::make(self.base.clone()) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
-        self.file = made.or_else(|_| OutFile::make_beside(&self.base, pid)).ok();
+        let made = made.or_else(|_| OutFile::make_beside(&self.base, pid));
+        self.file = made.inspect_err(unsaid::say).ok();
         let (header, failure) = self.header.json(pid, Identity::new(), parent);
         (self.written, self.failure) = (0, failure as u64);
         self.write(&format!("{header}\n{}", self.lost))
@@ -228,7 +234,9 @@ impl Report {
             Entry::Vacant(new) => {
                 let counter = self.counters.make(counts)?;
                 let site = site.unwrap_or_else(|| Site::of(key.site));
-                lines += &format!("{{\"finding\": {number}, \"counter\": {counter}, {key}, {}}}\n", Place(Some(&site)));
+                let field = site::field_freed_at(key.site).map_or_else(|| "null".to_owned(), quoted);
+                let place = Place(Some(&site));
+                lines += &format!("{{\"finding\": {number}, \"counter\": {counter}, {key}, \"field\": {field}, {place}}}\n");
                 new.insert(Finding { number, counter, sizes: BTreeMap::new(), origins: BTreeMap::new() })
             }
         };
@@ -279,14 +287,13 @@ impl Report {
 /// As members of a JSON object.
 impl Display for Key {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = |domain: u8| Domain::ALL[usize::from(domain)].name();
         write!(
             out,
             "\"kind\": \"{}\", \"call\": \"{}\", \"allocated\": {}, \"used\": \"{}\"",
             self.fault,
             if self.call == Call::Free { "free" } else { "realloc" },
-            self.allocated.map_or_else(|| "null".to_owned(), |domain| quoted(name(domain))),
-            name(self.used),
+            self.allocated.map_or_else(|| "null".to_owned(), |owner| quoted(owner.name())),
+            self.used.name(),
         )
     }
 }

@@ -1,39 +1,33 @@
-//! The wrapped allocators: what runs on every call, and what becomes of a call that is wrong.
+//! The wrapped allocators: what runs on every call.
 //!
 //! A block is marked as freed before it is: another thread, needing no GIL for raw, could be given the address before this one gets to
 //! write. mem and obj pass requests above 512 bytes on to raw, so one address is noted twice: by raw, and then by the domain that the
 //! program called, which wins. What raw is called for inside another call is noted, because some of it (the arena map) is freed
 //! outside; but it is never wrong there.
 
-use super::blocks::{Block, Blocks};
-use super::findings::{self, Call, Fault};
-use super::site;
+use super::blocks::{Blocks, Owner};
+use super::wrong::{fault_of, wrong_free, wrong_realloc};
 use crate::inside;
-use crate::lock::Errno;
 use crate::python::{self, MEM, OBJ, RAW, SetOnce};
 use obmalloc::{Allocator, Domain};
 use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::ptr::null_mut;
 
-static BLOCKS: Blocks = Blocks::new();
+/// Every block that a domain gave out, or C.
+pub static BLOCKS: Blocks = Blocks::new();
 static ORIGINAL: SetOnce<[Allocator; 3]> = SetOnce::new();
 
 /// The allocator that a domain had before the checker came.
 #[inline(always)]
-fn original(domain: Domain) -> &'static Allocator {
+pub fn original(domain: Domain) -> &'static Allocator {
     // SAFETY: hooks run only once `install` has set the originals.
     unsafe { &ORIGINAL.get()[domain as usize] }
 }
 
-/// Calls `call` as a call of `domain`: raw calls that it makes are part of it.
+/// Calls `call` as a call of a domain: calls of raw and of C that it makes are part of it.
 #[inline(always)]
-fn within<T>(domain: Domain, call: impl FnOnce() -> T) -> T {
-    if domain == Domain::Raw {
-        return call();
-    }
+pub fn within<T>(call: impl FnOnce() -> T) -> T {
     let before = inside::enter(0);
     let result = call();
     inside::leave(before);
@@ -69,9 +63,9 @@ entry!(free => free_from(*mut c_void, *mut c_void) -> (), "rdx", "x2");
 unsafe extern "C-unwind" fn malloc_from<const D: u8>(_: *mut c_void, size: usize, caller: usize) -> *mut c_void {
     let inner = original(Domain::ALL[D as usize]);
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
-    let result = within(Domain::ALL[D as usize], || unsafe { (inner.malloc)(inner.ctx, size) });
+    let result = within(|| unsafe { (inner.malloc)(inner.ctx, size) });
     if !result.is_null() {
-        BLOCKS.put(result as usize, Domain::ALL[D as usize], size, caller);
+        BLOCKS.put(result as usize, Owner::ALL[D as usize], size, caller);
     }
     result
 }
@@ -79,9 +73,9 @@ unsafe extern "C-unwind" fn malloc_from<const D: u8>(_: *mut c_void, size: usize
 unsafe extern "C-unwind" fn calloc_from<const D: u8>(_: *mut c_void, count: usize, size: usize, caller: usize) -> *mut c_void {
     let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
-    let result = within(Domain::ALL[D as usize], || unsafe { (inner.calloc)(inner.ctx, count, size) });
+    let result = within(|| unsafe { (inner.calloc)(inner.ctx, count, size) });
     if !result.is_null() {
-        BLOCKS.put(result as usize, Domain::ALL[D as usize], count * size, caller);
+        BLOCKS.put(result as usize, Owner::ALL[D as usize], count * size, caller);
     }
     result
 }
@@ -93,20 +87,20 @@ unsafe extern "C-unwind" fn realloc_from<const D: u8>(
     caller: usize,
 ) -> *mut c_void {
     let before = BLOCKS.at(address as usize);
-    let taken = BLOCKS.free(address as usize, Domain::ALL[D as usize], caller);
+    let taken = BLOCKS.free(address as usize, Owner::ALL[D as usize], caller);
     if !taken
         && !address.is_null()
         && !is_nested::<D>()
         && let Some(fault) = fault_of(address as usize)
     {
         // SAFETY: the caller's call, which was found to be wrong.
-        return unsafe { wrong_realloc(Domain::ALL[D as usize], address, size, caller, &fault) };
+        return unsafe { wrong_realloc(Owner::ALL[D as usize], address, size, caller, &fault) };
     }
     let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
-    let result = within(Domain::ALL[D as usize], || unsafe { (inner.realloc)(inner.ctx, address, size) });
+    let result = within(|| unsafe { (inner.realloc)(inner.ctx, address, size) });
     if !result.is_null() {
-        BLOCKS.put(result as usize, Domain::ALL[D as usize], size, caller);
+        BLOCKS.put(result as usize, Owner::ALL[D as usize], size, caller);
     } else if taken && let Some(block) = before {
         BLOCKS.revive(address as usize, block.site);
     }
@@ -117,109 +111,18 @@ unsafe extern "C-unwind" fn realloc_from<const D: u8>(
 }
 
 unsafe extern "C-unwind" fn free_from<const D: u8>(_: *mut c_void, address: *mut c_void, caller: usize) {
-    let taken = BLOCKS.free(address as usize, Domain::ALL[D as usize], caller);
+    let taken = BLOCKS.free(address as usize, Owner::ALL[D as usize], caller);
     if !taken
         && !address.is_null()
         && !is_nested::<D>()
         && let Some(fault) = fault_of(address as usize)
     {
         // SAFETY: the caller's call, which was found to be wrong.
-        return unsafe { wrong_free(Domain::ALL[D as usize], address, caller, &fault) };
+        return unsafe { wrong_free(Owner::ALL[D as usize], address, caller, &fault) };
     }
     let inner = original(Domain::ALL[D as usize]);
     // SAFETY: as in `malloc_from`.
-    within(Domain::ALL[D as usize], || unsafe { (inner.free)(inner.ctx, address) });
-}
-
-/// What is wrong with giving `address` to a domain that has no such block. `None` when that cannot be said, because there was no
-/// memory to note all blocks.
-#[cold]
-fn fault_of(address: usize) -> Option<Fault> {
-    match BLOCKS.at(address) {
-        Some(block) if !block.freed => Some(Fault::WrongDomain(block)),
-        before => match (BLOCKS.around(address), before) {
-            (Some((_, block)), _) => Some(Fault::Interior(block)),
-            (None, Some(block)) => Some(Fault::FreedBefore(block)),
-            (None, None) => BLOCKS.is_complete().then_some(Fault::Foreign),
-        },
-    }
-}
-
-/// # Safety
-/// The caller may call `used`, and may free `address` if it is a block of another domain.
-#[cold]
-#[inline(never)]
-unsafe fn wrong_free(used: Domain, address: *mut c_void, caller: usize, fault: &Fault) {
-    let errno = Errno::save();
-    let site = called_from(used, caller);
-    let inner = original(used);
-    match fault {
-        // SAFETY: the caller's promise; what CPython got from the same allocator, as it was before the checker came.
-        Fault::FreedBefore(_) | Fault::Foreign if used == Domain::Raw && site::frees_past_the_hooks(site) => unsafe {
-            (inner.free)(inner.ctx, address);
-        },
-        _ => findings::note(fault, Call::Free, used, site),
-    }
-    if let Fault::WrongDomain(block) = fault {
-        // SAFETY: the caller's promise; a live block.
-        unsafe { give_back(used, address, block, caller) };
-    }
-    errno.restore();
-}
-
-/// # Safety
-/// As of [`wrong_free`].
-#[cold]
-#[inline(never)]
-unsafe fn wrong_realloc(used: Domain, address: *mut c_void, size: usize, caller: usize, fault: &Fault) -> *mut c_void {
-    let errno = Errno::save();
-    findings::note(fault, Call::Realloc, used, called_from(used, caller));
-    let inner = original(used);
-    // SAFETY: the caller's promise.
-    let result = within(used, || unsafe { (inner.malloc)(inner.ctx, size) });
-    if !result.is_null() {
-        BLOCKS.put(result as usize, used, size, caller);
-        if let Fault::WrongDomain(block) = fault {
-            // SAFETY: two blocks of at least this many bytes each; then the caller's promise.
-            unsafe {
-                result.cast::<u8>().copy_from_nonoverlapping(address.cast(), size.min(block.size));
-                give_back(used, address, block, caller);
-            }
-        } else {
-            // SAFETY: a new block of this size, which may hold anything.
-            copy_what_is_readable(address as u64, unsafe { std::slice::from_raw_parts_mut(result.cast(), size) });
-        }
-    }
-    errno.restore();
-    result
-}
-
-/// Gives a block back to its own domain. Not when that wants the GIL and the call that was made does not: then the block stays.
-///
-/// # Safety
-/// A live block that the caller may free.
-unsafe fn give_back(used: Domain, address: *mut c_void, block: &Block, caller: usize) {
-    BLOCKS.free(address as usize, block.domain, caller);
-    if used != Domain::Raw || site::has_gil() {
-        let inner = original(block.domain);
-        // SAFETY: the block's own domain, called as it wants.
-        within(block.domain, || unsafe { (inner.free)(inner.ctx, address) });
-    }
-}
-
-/// Fills `into` with the bytes at `address`, as many as there are before the end of what can be read.
-fn copy_what_is_readable(address: u64, into: &mut [u8]) {
-    let Ok(memory) = File::open("/proc/self/mem") else { return };
-    let mut done = 0;
-    while let Ok(count @ 1..) = memory.read_at(&mut into[done..], address + done as u64) {
-        done += count;
-    }
-}
-
-/// Whose call came to a hook of `used` that returns to `caller`: the domain's allocator may be another one by now, which calls the hook.
-fn called_from(used: Domain, caller: usize) -> usize {
-    let table = python::api().allocator(used as c_int);
-    site::caller(caller, &table, is_ours(&table))
+    within(|| unsafe { (inner.free)(inner.ctx, address) });
 }
 
 const fn table<const D: u8>() -> Allocator {
@@ -229,7 +132,8 @@ const fn table<const D: u8>() -> Allocator {
 /// The checker's allocators. In one place, because a function may have several addresses, and they are compared.
 static OURS: [Allocator; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
 
-fn is_ours(allocator: &Allocator) -> bool {
+/// Whether `allocator` is one of the checker's.
+pub fn is_ours(allocator: &Allocator) -> bool {
     OURS.iter().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
 }
 
@@ -255,7 +159,7 @@ pub unsafe fn reached_by(
         let block = BLOCKS.at(address as usize);
         free(address);
         // What stands in between may refuse a request: then nothing is missed.
-        address.is_null() || block.is_some_and(|block| block.domain as c_int == number && block.size == SIZE && !block.freed)
+        address.is_null() || block.is_some_and(|block| block.owner as c_int == number && block.size == SIZE && !block.freed)
     }
 }
 
@@ -268,6 +172,18 @@ pub fn install() {
         ORIGINAL.set(Domain::ALL.map(|domain| api.allocator(domain as c_int)));
         for (number, ours) in OURS.iter().enumerate() {
             (api.set_allocator)(number as c_int, ours);
+        }
+    }
+}
+
+/// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
+/// name, or is initialised again.
+pub fn put_back() {
+    let api = python::api();
+    // SAFETY: hooks have been installed. CPython copies the tables.
+    unsafe {
+        if (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original)) {
+            (0..).zip(&OURS).for_each(|(number, ours)| (api.set_allocator)(number, ours));
         }
     }
 }

@@ -1,29 +1,34 @@
-//! The checker: looks whether every block comes back to the domain that gave it out, while a real program runs.
+//! The checker: looks whether every block comes back to the domain that gave it out, or to C's `free` if that is where it is from, while
+//! a real program runs.
 //!
 //! ```sh
-//! OBMALLOC_CHECK=report LD_PRELOAD=libobmalloc_preload.so python3 program.py
+//! OBMALLOC_CHECK=report LD_PRELOAD='libobmalloc_preload.so libobmalloc_libc.so' python3 program.py
 //! ```
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | `blocks` | every live block by address |
-//! | `hooks` | the wrapped allocators, and what becomes of a call that is wrong |
+//! | `hooks` | the domains' wrapped allocators |
+//! | `malloc` | C's allocator |
+//! | `wrong` | what is wrong with a call, and what becomes of it |
 //! | `findings` | what was found, and the report |
 //! | `counters` | how often it was found, where a process that is killed leaves it |
 //! | `site` | the function and module of an address |
 //!
 //! # What becomes of a wrong call
 //! The program lives on, so that all that is wrong with it can be seen:
-//! - A block of another domain is given back to its own domain. A realloc moves it into the domain that was asked.
-//! - Nothing else is given back: an address inside a block, one that was freed before, one that no domain gave out. It may be of
+//! - A block of another domain, or of C, is given back to its own. A realloc moves it to where it was asked for.
+//! - Nothing else is given back: an address inside a block, one that was freed before, one that nobody gave out. It may be of
 //!   `malloc`, which CPython would have let pass; then that memory stays taken. A realloc gives a new block with what can be read there.
 //!
 //! # What is not said
 //! CPython sometimes puts plain `malloc` in raw's place for a moment, and mostly frees in such a moment too what it got there. Where it
-//! does not (see `site::MADE_PAST_THE_HOOKS`), that is no fault of the program's.
+//! does not (see `site::MADE_PAST_THE_HOOKS`), that is no fault of the program's; nor is what it frees then with plain `free`. What C
+//! is given of its own is left to C, also twice. So is what nobody was seen to give out (see `malloc`).
 //!
 //! # What can be missing
-//! Blocks that are freed past the domains, as by C's `free`. Calls of whoever replaces the allocators, which is reported; a
+//! Calls of C's functions by a library that finds them past the linker's order (`RTLD_DEEPBIND`), and all of them in a program with a
+//! `malloc` of its own, which is reported. Calls of whoever replaces the allocators, which is reported; a
 //! process that is killed says only what is known of it when CPython has been initialised. Programs that are started where
 //! `LD_PRELOAD` means nothing (by a set-user-ID program) or is missing from the environment of C's `system`, `popen` or `execl`, or
 //! among some two thousand variables.
@@ -34,11 +39,15 @@ mod blocks;
 mod counters;
 mod findings;
 mod hooks;
+mod malloc;
 mod site;
+mod wrong;
 
+use crate::environment;
 use crate::header::Header;
 use crate::lock::Errno;
 use crate::python::{self, Objects};
+use blocks::Owner;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -69,6 +78,8 @@ pub fn install() {
     // SAFETY: the handlers are there for as long as the process; this library is never unloaded.
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
     hooks::install();
+    environment::put_back_with(hooks::put_back);
+    malloc::watch();
 }
 
 /// The end of the process, or of this program in it: the report says all that was found.
@@ -106,7 +117,7 @@ fn look() {
     }
 }
 
-/// Domains whose calls do not come here, at least now. Calls that can be tried are.
+/// Domains whose calls do not come here, at least now, and C if its do not. Calls that can be tried are.
 fn lost() -> Vec<&'static str> {
     let api = python::api();
     let mut lost = Vec::new();
@@ -123,6 +134,9 @@ fn lost() -> Vec<&'static str> {
                 lost.push(name);
             }
         }
+    }
+    if !malloc::is_watched() {
+        lost.push(Owner::C.name());
     }
     lost
 }

@@ -40,6 +40,9 @@ const API: [&str; 12] = [
 /// main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
 const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
 
+/// C++'s functions that hand a block to `free`: `operator delete`, for one and for many, with and without a size.
+const DELETE: [&str; 4] = ["_ZdlPv", "_ZdlPvm", "_ZdaPv", "_ZdaPvm"];
+
 impl Site {
     /// The place that a call returns to. What is named is the call.
     pub fn of(return_address: usize) -> Self {
@@ -130,6 +133,28 @@ pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize 
         }
     }
     outside.find(|&frame| !is_api(frame)).unwrap_or(return_address)
+}
+
+/// Bytes from a type's beginning to its `tp_dealloc`.
+const TP_DEALLOC: usize = 48;
+
+/// The field of a heap type that CPython frees by a call that returns here: who filled it has the domain wrong, for this release. A
+/// type's own deallocator frees directly only `tp_doc`, as obj before 3.13 and as mem from there on.
+pub fn field_freed_at(return_address: usize) -> Option<&'static str> {
+    let type_type = symbol(c"PyType_Type")?;
+    // SAFETY: a type, which has its deallocator there in every CPython, and keeps it.
+    let type_dealloc = unsafe { *type_type.byte_add(TP_DEALLOC).cast::<usize>() };
+    (function_start(return_address) == type_dealloc).then_some("tp_doc")
+}
+
+/// As [`caller`], for a call of C's allocator.
+pub fn caller_of_c(return_address: usize) -> usize {
+    if !is_in(&DELETE, return_address) {
+        return return_address;
+    }
+    let (frames, count) = frames();
+    let mut outside = frames[..count].iter().copied().skip_while(|&frame| frame != return_address);
+    outside.find(|&frame| !is_in(&DELETE, frame)).unwrap_or(return_address)
 }
 
 /// Whether a call that returns here is in one of the allocator's functions.

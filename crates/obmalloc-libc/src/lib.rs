@@ -1,0 +1,126 @@
+//! C's allocator where the checker can see it: this library, preloaded, answers `malloc`, `free` and their like for every other one, and
+//! passes them on to the functions that would have answered.
+//!
+//! It is a library of its own, because the recorder leaves these calls alone: there this library is not loaded. It is only the way to the
+//! checker, which is in the recorder's library and puts its own functions in ([`functions::Watch`]). Until then, and in a process that is
+//! not checked, a call costs a jump.
+#![cfg(target_os = "linux")]
+
+mod functions;
+
+use functions::{Functions, Memory};
+use std::arch::naked_asm;
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+/// What calls go to; null before the first one.
+static PRESENT: AtomicPtr<Functions> = AtomicPtr::new(null_mut());
+
+/// The functions that come after this library's in the linker's order.
+static NEXT: OnceLock<Functions> = OnceLock::new();
+
+/// What a call goes to. `None` for a call that the linker makes while it is being asked for the functions.
+#[inline(always)]
+fn present() -> Option<&'static Functions> {
+    // SAFETY: null, or a table that stays as it is and never goes.
+    unsafe { PRESENT.load(Ordering::Acquire).as_ref() }.or_else(first)
+}
+
+/// Looks the functions up. The first call comes from the linker itself, when there is one thread.
+#[cold]
+fn first() -> Option<&'static Functions> {
+    static LOOKING: AtomicBool = AtomicBool::new(false);
+    if LOOKING.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    let next = NEXT.get_or_init(Functions::next);
+    PRESENT.store((&raw const *next).cast_mut(), Ordering::Release);
+    Some(next)
+}
+
+/// Has calls come to `ours`: see [`functions::Watch`].
+///
+/// # Safety
+/// The functions do what C's do.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn obmalloc_libc_watch(ours: &'static Functions) -> Option<&'static Functions> {
+    let next = present()?;
+    if !comes_here(next) {
+        return None;
+    }
+    PRESENT.store((&raw const *ours).cast_mut(), Ordering::Release);
+    Some(next)
+}
+
+/// Whether a call of `free` comes here, which shows only when it is made: the linker can name a stub of the executable's that leads here.
+fn comes_here(next: &'static Functions) -> bool {
+    static CAME: AtomicBool = AtomicBool::new(false);
+    static TRIED: OnceLock<Functions> = OnceLock::new();
+    unsafe extern "C" fn free(_: Memory, _: usize) {
+        CAME.store(true, Ordering::Relaxed);
+    }
+    let tried = TRIED.get_or_init(|| Functions { free, ..*next });
+    PRESENT.store((&raw const *tried).cast_mut(), Ordering::Release);
+    // SAFETY: the function of that name has this type, and takes null.
+    unsafe {
+        let free = libc::dlsym(libc::RTLD_DEFAULT, c"free".as_ptr());
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Memory)>(free)(null_mut());
+    }
+    PRESENT.store((&raw const *next).cast_mut(), Ordering::Release);
+    CAME.load(Ordering::Relaxed)
+}
+
+const _: functions::Watch = obmalloc_libc_watch;
+
+/// Declares C's functions, with what is given for want of memory. Each passes its arguments on, and behind them the address that it
+/// returns to.
+macro_rules! answered {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty, $from:ident, $refused:expr, $x86_64:literal, $aarch64:literal;)*) => {
+        $(
+            /// The C library's function of this name.
+            ///
+            /// # Safety
+            /// As the C library's function.
+            #[unsafe(naked)]
+            #[unsafe(no_mangle)]
+            pub unsafe extern "C" fn $name($(_: $type),*) -> $result {
+                #[cfg(target_arch = "x86_64")]
+                naked_asm!(concat!("mov ", $x86_64, ", qword ptr [rsp]"), "jmp {}", sym $from);
+                #[cfg(target_arch = "aarch64")]
+                naked_asm!(concat!("mov ", $aarch64, ", x30"), "b {}", sym $from);
+            }
+
+            unsafe extern "C" fn $from($($argument: $type,)* caller: usize) -> $result {
+                // SAFETY: passes the caller's call on.
+                present().map_or($refused, |functions| unsafe { (functions.$name)($($argument,)* caller) })
+            }
+        )*
+
+        impl Functions {
+            fn next() -> Self {
+                // SAFETY: looks names up; functions of these types leave an argument behind their own alone.
+                unsafe {
+                    $(
+                        let name = CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()).expect("one zero");
+                        let $name = libc::dlsym(libc::RTLD_NEXT, name.as_ptr());
+                        assert!(!$name.is_null(), "every C library that this is built for has it");
+                    )*
+                    Self { $($name: std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type,)* usize) -> $result>($name)),* }
+                }
+            }
+        }
+    };
+}
+
+answered! {
+    malloc(size: usize) -> Memory, malloc_from, null_mut(), "rsi", "x1";
+    calloc(count: usize, size: usize) -> Memory, calloc_from, null_mut(), "rdx", "x2";
+    realloc(address: Memory, size: usize) -> Memory, realloc_from, null_mut(), "rdx", "x2";
+    reallocarray(address: Memory, count: usize, size: usize) -> Memory, reallocarray_from, null_mut(), "rcx", "x3";
+    free(address: Memory) -> (), free_from, (), "rsi", "x1";
+    memalign(alignment: usize, size: usize) -> Memory, memalign_from, null_mut(), "rdx", "x2";
+    aligned_alloc(alignment: usize, size: usize) -> Memory, aligned_alloc_from, null_mut(), "rdx", "x2";
+    posix_memalign(into: *mut Memory, alignment: usize, size: usize) -> c_int, posix_memalign_from, libc::ENOMEM, "rcx", "x3";
+}

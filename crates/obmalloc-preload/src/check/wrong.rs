@@ -1,0 +1,160 @@
+//! What is wrong with a call, and what becomes of it then.
+
+use super::blocks::{Block, Owner};
+use super::findings::{self, Call, Fault};
+use super::hooks::{BLOCKS, is_in_place, is_ours, original, within};
+use super::{malloc, site};
+use crate::lock::Errno;
+use crate::python;
+use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Requests above this are C's memory, whoever gives it out (`SMALL_REQUEST_THRESHOLD`).
+const MOST_OF_PYMALLOC: usize = 512;
+
+/// What is wrong with giving `address` to a domain that has no such block. `None` when that cannot be said, because there was no
+/// memory to note all blocks.
+#[cold]
+pub fn fault_of(address: usize) -> Option<Fault> {
+    match BLOCKS.at(address) {
+        Some(block) if !block.freed => Some(Fault::WrongDomain(block)),
+        before => match (BLOCKS.around(address), before) {
+            (Some((_, block)), _) => Some(Fault::Interior(block)),
+            (None, Some(block)) => Some(Fault::FreedBefore(block)),
+            (None, None) => BLOCKS.is_complete().then_some(Fault::Foreign),
+        },
+    }
+}
+
+/// What is wrong with giving `address` to C, which has not given it out as far as was seen. `None` when it may well have: not all of
+/// C's memory is asked for where it can be seen.
+#[cold]
+pub fn fault_for_c(address: usize, caller: usize) -> Option<Fault> {
+    let fault = fault_of(address)?;
+    let is_fault = match &fault {
+        Fault::WrongDomain(block) | Fault::Interior(block) if block.owner == Owner::C => false,
+        Fault::WrongDomain(block) if block.owner == Owner::Raw => !is_default_raw(caller),
+        Fault::WrongDomain(_) | Fault::Interior(_) => true,
+        // That memory cannot be C's as long as the arena is there.
+        Fault::FreedBefore(block) => {
+            matches!(block.owner, Owner::Mem | Owner::Obj) && (1..=MOST_OF_PYMALLOC).contains(&block.size)
+        }
+        Fault::Foreign => false,
+    };
+    is_fault.then_some(fault)
+}
+
+/// Whether a call of C's that returns here is CPython's own, in a moment in which it has plain `malloc` and `free` in raw's place.
+fn is_default_raw(caller: usize) -> bool {
+    let module = |address: usize| python::object_base(address as *const c_void);
+    !is_in_place(Owner::Raw as c_int) && module(caller - 1) == module(python::api().raw_free as usize)
+}
+
+/// # Safety
+/// The caller may call `used`, and may free `address` if it is a block of another owner.
+#[cold]
+#[inline(never)]
+pub unsafe fn wrong_free(used: Owner, address: *mut c_void, caller: usize, fault: &Fault) {
+    let errno = Errno::save();
+    let site = called_from(used, caller);
+    let is_made_past_the_hooks = match fault {
+        Fault::FreedBefore(_) | Fault::Foreign => true,
+        Fault::WrongDomain(block) => block.owner == Owner::C,
+        Fault::Interior(_) => false,
+    };
+    if used == Owner::Raw && is_made_past_the_hooks && site::frees_past_the_hooks(site) {
+        // SAFETY: the caller's promise; what CPython got from the same allocator, as it was before the checker came.
+        unsafe { release(used, address, caller) };
+    } else {
+        findings::note(fault, Call::Free, used, site);
+        if let Fault::WrongDomain(block) = fault {
+            // SAFETY: the caller's promise; a live block.
+            unsafe { give_back(used, address, block, caller) };
+        }
+    }
+    errno.restore();
+}
+
+/// # Safety
+/// As of [`wrong_free`].
+#[cold]
+#[inline(never)]
+pub unsafe fn wrong_realloc(used: Owner, address: *mut c_void, size: usize, caller: usize, fault: &Fault) -> *mut c_void {
+    let errno = Errno::save();
+    findings::note(fault, Call::Realloc, used, called_from(used, caller));
+    // SAFETY: the caller's promise.
+    let result = unsafe { allocate(used, size, caller) };
+    if !result.is_null() {
+        BLOCKS.put(result as usize, used, size, caller);
+        if let Fault::WrongDomain(block) = fault {
+            // SAFETY: two blocks of at least this many bytes each; then the caller's promise.
+            unsafe {
+                result.cast::<u8>().copy_from_nonoverlapping(address.cast(), size.min(block.size));
+                give_back(used, address, block, caller);
+            }
+        } else {
+            // SAFETY: a new block of this size, which may hold anything.
+            copy_what_is_readable(address as u64, unsafe { std::slice::from_raw_parts_mut(result.cast(), size) });
+        }
+    }
+    errno.restore();
+    result
+}
+
+/// Gives a block back to its own owner. Not when that wants the GIL and the call that was made does not: then the block stays.
+///
+/// # Safety
+/// A live block that the caller may free.
+unsafe fn give_back(used: Owner, address: *mut c_void, block: &Block, caller: usize) {
+    BLOCKS.free(address as usize, block.owner, caller);
+    let wants_gil = |owner: Owner| matches!(owner, Owner::Mem | Owner::Obj);
+    if wants_gil(used) || !wants_gil(block.owner) || site::has_gil() {
+        // SAFETY: the block's own owner, called as it wants.
+        unsafe { release(block.owner, address, caller) };
+    }
+}
+
+/// # Safety
+/// The caller may call `owner`.
+unsafe fn allocate(owner: Owner, size: usize, caller: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match owner.domain() {
+            Some(domain) => within(|| (original(domain).malloc)(original(domain).ctx, size)),
+            None => (malloc::next().malloc)(size, caller),
+        }
+    }
+}
+
+/// # Safety
+/// The caller may call `owner`, and the block is its.
+unsafe fn release(owner: Owner, address: *mut c_void, caller: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match owner.domain() {
+            Some(domain) => within(|| (original(domain).free)(original(domain).ctx, address)),
+            None => (malloc::next().free)(address, caller),
+        }
+    }
+}
+
+/// Fills `into` with the bytes at `address`, as many as there are before the end of what can be read.
+fn copy_what_is_readable(address: u64, into: &mut [u8]) {
+    let Ok(memory) = File::open("/proc/self/mem") else { return };
+    let mut done = 0;
+    while let Ok(count @ 1..) = memory.read_at(&mut into[done..], address + done as u64) {
+        done += count;
+    }
+}
+
+/// Whose call came to `used` that returns to `caller`: a domain's allocator may be another one by now, which calls the hook.
+fn called_from(used: Owner, caller: usize) -> usize {
+    match used.domain() {
+        Some(domain) => {
+            let table = python::api().allocator(domain as c_int);
+            site::caller(caller, &table, is_ours(&table))
+        }
+        None => site::caller_of_c(caller),
+    }
+}
