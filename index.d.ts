@@ -449,3 +449,570 @@ export class MemoryError extends Error {
   constructor(message: string, fields?: object)
   readonly code: 'ERR_NO_MEMORY'
 }
+
+// Recordings of real CPythons. Sizes are bytes, moments are numbers of events and seconds since the recording began.
+
+/**
+ * A recording of a CPython, made by {@link record} or on the command line.
+ *
+ * ```ts
+ * import { record, Trace } from 'obmalloc'
+ *
+ * const { trace } = await record(['-c', 'kept = [str(n) for n in range(100_000)][::1000]'], { trace: 'rows.trace', stdout: 'ignore' })
+ * const { totals, findings } = await (await Trace.open(trace)).why()
+ * console.log(`${totals.held} bytes are held for ${totals.live} that are live`)
+ * for (const { text } of findings) console.log(text)
+ * ```
+ */
+export class Trace {
+  private constructor(path: string, header: TraceHeader)
+  /** Opens a trace. Rejects with a {@link TraceError} when it is none. */
+  static open(path: string): Promise<Trace>
+  readonly path: string
+  readonly header: TraceHeader
+  /**
+   * Its events, in the order in which they happened, each with its time, its thread and the stack that it was made under.
+   *
+   * ```ts
+   * for await (const event of trace.events({ size: 4096 })) if ('call' in event) console.log(event.call, event.address, event.stack[0])
+   * ```
+   */
+  events(options?: EventsOptions): AsyncGenerator<CallEvent | NoteEvent, void, void>
+  /**
+   * Makes the recorded calls again and compares every answer, up to a moment or to the end, on the recorded release or another, with its sizes or
+   * others.
+   *
+   * ```ts
+   * const { exact, matched, addresses } = await trace.replay({ at: 'peak' })
+   * ```
+   */
+  replay(options?: ReplayTraceOptions): Promise<ReplayReport>
+  /** What holds the memory at a moment, and why it was not given back. */
+  why(options?: InquiryOptions): Promise<Why>
+  /**
+   * Tries other settings on the recording.
+   *
+   * ```ts
+   * const { rows } = await trace.whatIf([{ arena: 256 * 1024 }, { release: '3.9' }], { allocators: ['jemalloc'] })
+   * ```
+   */
+  whatIf(configurations: readonly Configuration[], options?: Omit<WhatIfOptions, 'configurations'>): Promise<WhatIf>
+}
+
+/**
+ * Runs a program in a CPython and writes down every allocator call, with at most 64 frames of each request's stack and a sample of memory every
+ * 100 ms unless told otherwise. Rejects with a {@link PlaceError}, and runs nothing, when the trace cannot be made where it is to be.
+ */
+export function record(program: readonly string[], options: RecordProgramOptions): Promise<Recording>
+
+/**
+ * Runs a program in a CPython and lists what is freed or reallocated by another than gave it out.
+ *
+ * ```ts
+ * const { findings } = await check(['-m', 'unittest'])
+ * ```
+ */
+export function check(program: readonly string[], options?: ProgramOptions): Promise<Check>
+
+/**
+ * Records a program in CPythons, all that are found unless told which, replays each recording here and compares every address, arena and
+ * statistic.
+ *
+ * ```ts
+ * import { compare } from 'obmalloc'
+ *
+ * for (const { interpreter, exact, report } of await compare(['-c', 'import json; json.dumps(list(range(1000)))']))
+ *   console.log(interpreter.version, exact, `${report.matched} of ${report.addresses}`)
+ * ```
+ */
+export function compare(program: readonly string[], options?: CompareProgramOptions): Promise<Comparison[]>
+
+/** The CPythons of this machine: `paths`, or those in `OBMALLOC_PYTHON`, on `PATH`, and in the places of pyenv and uv. */
+export function findInterpreters(paths?: readonly string[]): Promise<Found>
+
+/**
+ * What grew from one recording to another, or from one moment of a recording to another (`FILE@mark:1`).
+ *
+ * ```ts
+ * const { sites } = await diff('run.trace@mark:job#1', 'run.trace@mark:job')
+ * ```
+ */
+export function diff(a: Trace | string, b: Trace | string, options?: DiffOptions): Promise<Difference>
+
+/** What was given is no trace, or cannot be read any further. */
+export class TraceError extends Error {
+  override readonly name: 'TraceError'
+}
+
+/** A trace cannot be written where it is to be. The program was not run. */
+export class PlaceError extends Error {
+  override readonly name: 'PlaceError'
+}
+
+/** What was asked for cannot be carried out: there is no such interpreter, moment or site. */
+export class UsageError extends Error {
+  override readonly name: 'UsageError'
+}
+
+/** A CPython that can be recorded and compared with. */
+export interface Interpreter {
+  /** The executable itself, not a shim that starts it. */
+  readonly path: string
+  /** E.g. `3.13.0`. */
+  readonly version: string
+  readonly release: Release
+  /** Whether its allocator lies in a shared libpython rather than in the executable. */
+  readonly shared: boolean
+}
+
+/** A candidate that cannot be used. */
+export interface Unusable {
+  readonly path: string
+  readonly reason: string
+}
+
+/** What {@link findInterpreters} gives. */
+export interface Found {
+  readonly usable: Interpreter[]
+  readonly unusable: Unusable[]
+}
+
+/** What the recorder says of the process, at the head of a trace. */
+export interface TraceHeader {
+  /** E.g. `3.13.0`. */
+  readonly python: string
+  readonly executable: string
+  readonly argv: readonly string[]
+  readonly pid: number
+  readonly freeThreaded: boolean
+  readonly debugBuild: boolean
+  readonly shared: boolean
+  /** Most frames of a request's stack, 0 when there are none. Traces before format 3 have none and do not say so. */
+  readonly stacks?: number
+  /** Milliseconds between two samples of memory at least, 0 when there are none. Traces before format 4 do not say so. */
+  readonly every?: number
+  /** What the traces of one run have in common. Traces of format 1 have no identities. */
+  readonly run?: string
+  /** What no other trace has. */
+  readonly id?: string
+  /** The trace of the process that forked this one, its identity, and how much of it was written by then. */
+  readonly parent: { readonly path: string; readonly id?: string; readonly bytes: number } | null
+  /** Why the recorder had to stop; `null` when it had not to. */
+  readonly failed?: string | null
+}
+
+/** A frame of a stack. */
+export interface Frame {
+  readonly file: string
+  readonly line: number
+  readonly function: string
+}
+
+/** A call that the recorded process made. */
+export interface CallEvent {
+  readonly event: number
+  readonly seconds: number | null
+  readonly thread: number | null
+  readonly call: 'malloc' | 'calloc' | 'realloc' | 'free' | 'alloc'
+  readonly domain: 'raw' | 'mem' | 'obj' | 'arena'
+  readonly count?: number
+  readonly size?: number
+  readonly from?: string
+  readonly address: string
+  readonly interpreter: number
+  readonly stack: readonly Frame[]
+}
+
+/** What the recorder says besides, and samples of memory, which have no number of their own. */
+export interface NoteEvent {
+  readonly event: number
+  readonly seconds: number | null
+  readonly note: string
+  readonly value?: string
+  readonly anonymous?: number
+  readonly file?: number
+  readonly heap?: number
+  readonly heapFree?: number
+}
+
+export interface EventsOptions {
+  readonly from?: number | undefined
+  readonly to?: number | undefined
+  readonly size?: number | undefined
+  readonly address?: string | undefined
+  readonly site?: string | undefined
+}
+
+/** The first call that came out otherwise than recorded. */
+export interface Mismatch {
+  readonly operation: number
+  /** What differs, in full. */
+  readonly text: string
+}
+
+/** What a replay has found: `ReplayReport` of the engine. */
+export interface ReplayReport {
+  readonly events: number
+  readonly calls: number
+  readonly rawCalls: number
+  readonly nestedRawCalls: number
+  readonly addresses: number
+  readonly matched: number
+  readonly arenasTaken: number
+  readonly arenasReleased: number
+  readonly arenasHighwater: number
+  readonly otherArenaRequests: number
+  readonly strangers: number
+  /** Calls on mem and obj that are not the main interpreter's but of others that had allocators of their own, and how many those are. */
+  readonly otherCalls: number
+  readonly otherInterpreters: number
+  /** As recorded, and here; null also where there are other interpreters. */
+  readonly blocks: readonly [number, number] | null
+  /** As recorded, and here. */
+  readonly stats: readonly [string, string] | null
+  readonly hooksLost: number
+  readonly ended: boolean
+  readonly truncated: boolean
+  /** Whether it ended before the trace did, because it was told to. */
+  readonly stopped: boolean
+  /** What the recorder had to say. */
+  readonly remarks: readonly string[]
+  readonly mismatch: Mismatch | null
+  readonly exact: boolean
+  readonly seconds: number
+  readonly statsNow: string
+}
+
+/** A stack that asked for memory, and what it has live. Sizes in bytes, moments as event numbers. */
+export interface Site {
+  /** Innermost frame first; empty for C code without a Python frame. */
+  readonly stack: readonly Frame[]
+  /** Live blocks in pools, and their bytes at the size class's size. */
+  readonly blocks: number
+  readonly live: number
+  /** Its share of the arenas: each divided among the sites of its live blocks by their number. The shares sum to what is held. */
+  readonly held: number
+  readonly arenasTouched: number
+  /** Arenas in which no other site has a block. */
+  readonly arenasPinnedAlone: number
+  readonly bornFirst: number | null
+  readonly bornLast: number | null
+  /** Live at C's `malloc`: on the raw domain, and above 512 bytes on mem and obj. */
+  readonly raw: number
+  readonly large: number
+}
+
+export interface Arena {
+  readonly address: string
+  /** Pools that hold blocks, and those that hold none. */
+  readonly pools: number
+  readonly freePools: number
+  readonly blocks: number
+  readonly live: number
+  /** The event at which it was taken. */
+  readonly born: number
+  /** Sites, by index, with most blocks first. */
+  readonly pinnedBy: readonly { readonly site: number; readonly blocks: number }[]
+}
+
+export interface Finding {
+  readonly rule: string
+  readonly text: string
+  /** The site that it is about, by index. */
+  readonly site: number | null
+  /** Bytes, where they are known; else 0. */
+  readonly saves: number
+  readonly command: string
+  /** All sites that it is about, and those of the blocks that lay around theirs. */
+  readonly sites: readonly number[]
+  readonly burst: readonly number[]
+}
+
+/** `held = live + freeInPools + freePools + rounding`. */
+export interface Totals {
+  readonly arenas: number
+  readonly held: number
+  /** What the same blocks would take if they lay packed. */
+  readonly needed: number
+  readonly live: number
+  readonly blocks: number
+  readonly freeInPools: number
+  readonly freePools: number
+  readonly rounding: number
+  readonly raw: number
+  readonly large: number
+  /** Whole pages of empty pools. */
+  readonly trimmable: number
+  /** Null where it was not sampled. */
+  readonly resident: number | null
+  readonly unexplained: number | null
+}
+
+/** The answer: `obmalloc.why/1`, which `schema/why-1.json` describes. */
+export interface Why {
+  readonly schema: 'obmalloc.why/1'
+  readonly trace: {
+    readonly path: string
+    readonly python: string
+    readonly release: string
+    readonly events: number
+    readonly seconds: number | null
+    readonly complete: boolean
+    readonly marks: readonly { readonly name: string; readonly event: number; readonly seconds: number | null }[]
+  }
+  /** Addresses that were compared on the way to the moment, and those of them that are equal. */
+  readonly verified: { readonly addresses: number; readonly matched: number }
+  readonly at: { readonly event: number; readonly seconds: number | null; readonly moment: string }
+  readonly totals: Totals
+  readonly pinned: { readonly arenas: number; readonly bytes: number; readonly blocks: number }
+  readonly sites: readonly Site[]
+  readonly arenas: readonly Arena[]
+  /** How many sites and arenas are here, of how many. */
+  readonly bounded: { readonly sites: readonly [number, number]; readonly arenas: readonly [number, number] }
+  /** So many blocks must go for so many arenas, fewest first. */
+  readonly greedy: readonly (readonly [number, number])[]
+  readonly findings: readonly Finding[]
+}
+
+export interface InquiryOptions {
+  /** `end` (the default), `peak`, `mark:NAME`, `mark:NAME#2`, `event:N` or `time:SECONDS`. */
+  readonly at?: string | undefined
+  readonly signal?: AbortSignal
+  readonly onProgress?: (done: number, total: number) => void
+}
+
+/** Another setting than the recorded one; what is not given is as recorded. Sizes in bytes. */
+export interface Configuration {
+  /** Follows the rules of this release. */
+  readonly release?: string
+  readonly arena?: number
+  readonly pool?: number
+  /** The largest request that pymalloc serves itself. */
+  readonly threshold?: number
+  /** Gives the blocks of `apart` a heap of their own. */
+  readonly apart?: boolean
+}
+
+/** What can be measured in place of pymalloc. `glibc` is C's own `malloc`. */
+export type MeasuredAllocator = 'glibc' | 'jemalloc' | 'mimalloc' | 'tcmalloc'
+
+/**
+ * What came of a setting, in bytes. `exact` rows follow the rules of a release for sizes that it has; `model` rows assume where the system would
+ * place arenas of other sizes; `measured` rows are resident memory of a real process. Rows of different kinds cannot be ranked together.
+ */
+export interface WhatIfRow {
+  readonly name: string
+  readonly kind: 'exact' | 'model' | 'measured'
+  /** Most that was held, and what is held at the moment: arenas, or resident memory where it was measured. */
+  readonly peakHeld: number
+  readonly held: number
+  /** Against the row that is as recorded and of the same kind. */
+  readonly difference: number
+  /** What of `held` is in no live block; null where it was measured. */
+  readonly lost: number | null
+  /** Arenas that were mapped and unmapped; null where it was measured. */
+  readonly maps: number | null
+  readonly unmaps: number | null
+  /** A call, on the mean. */
+  readonly nanoseconds: number
+  /** What brings it about; null where nothing does. */
+  readonly setting: string | null
+}
+
+export interface WhatIf {
+  readonly schema: 'obmalloc.what-if/1'
+  readonly at: Moment & { readonly moment: string }
+  /** Calls of mem and obj up to the moment. */
+  readonly calls: number
+  readonly rows: readonly WhatIfRow[]
+  /** What was asked for and could not be tried, a sentence each. */
+  readonly remarks: readonly string[]
+}
+
+export interface WhatIfOptions {
+  readonly at?: string
+  readonly configurations?: readonly Configuration[]
+  readonly allocators?: readonly MeasuredAllocator[]
+  /** Blocks whose stack passes this file and line have a heap of their own in one more row. */
+  readonly apart?: { readonly file: string; readonly line: number }
+  readonly signal?: AbortSignal
+  readonly onProgress?: (what: string, done: number, total: number) => void
+}
+
+/** A moment of a trace. */
+export interface Moment {
+  /** The last event that has happened by then. */
+  readonly event: number
+  /** When that was, where the trace tells. */
+  readonly seconds: number | null
+}
+
+/** What a row has on one side, in bytes. */
+export interface Figures {
+  readonly blocks: number
+  /** In pools, at the size class's size. */
+  readonly live: number
+  /** Its share of the arenas. */
+  readonly held: number
+  /** At C's `malloc`. */
+  readonly outside: number
+}
+
+/** A site, function, file or size class. `null` where one side does not have it. */
+export interface DifferentRow {
+  readonly name: string
+  /** Of a site: as the later one has it, or the earlier one where only that has it. */
+  readonly stack: readonly Frame[]
+  readonly a: Figures | null
+  readonly b: Figures | null
+  /** How many bytes more are live, in pools and outside. */
+  readonly grown: number
+}
+
+export interface DiffSide {
+  readonly path: string
+  readonly python: string
+  readonly moment: string
+  readonly event: number
+  readonly seconds: number | null
+  readonly totals: Totals
+  /** Whether every address that was replayed is as recorded. */
+  readonly verified: boolean
+}
+
+export interface Difference {
+  readonly schema: 'obmalloc.diff/1'
+  readonly by: 'site' | 'function' | 'file' | 'class'
+  readonly a: DiffSide
+  readonly b: DiffSide
+  /** What grew most comes first. */
+  readonly sites: readonly DifferentRow[]
+}
+
+export interface DiffOptions extends Omit<InquiryOptions, 'at'> {
+  readonly by?: 'site' | 'function' | 'file' | 'class'
+}
+
+/** What gives blocks out: a domain, or C's `malloc` and its like (`c`) when it is called by anything but a domain. */
+export type BlockOwner = 'raw' | 'mem' | 'obj' | 'c'
+
+/** A place in C code. */
+export interface CodePlace {
+  /** `null` where the module names none. */
+  readonly function: string | null
+  /** The path of the executable or library; `null` for code that is in none, or when it could not be told. */
+  readonly module: string | null
+  /** Bytes from the module's beginning to where the call returns; the address itself when there is no module. */
+  readonly offset: number | null
+}
+
+/**
+ * What can be wrong with an address that is freed or reallocated. `wrong-domain`: a live block of another owner. `interior`: it lies inside a
+ * live block. `freed-before`: a block began there, was freed, and nobody has given the address out since. `foreign`: nobody ever gave it out.
+ * The last two as far as was seen: a library can find C's `malloc` in a way that cannot be seen. Therefore what is given to C's own `free` is
+ * never `foreign`, and `freed-before` only where a block of mem or obj of 512 bytes or less was.
+ */
+export type FaultKind = 'wrong-domain' | 'interior' | 'freed-before' | 'foreign'
+
+/** Occurrences of one fault in one place. */
+export interface CheckFinding extends CodePlace {
+  readonly kind: FaultKind
+  readonly call: 'free' | 'realloc'
+  /** The owner of the block in question; `null` when there is none. */
+  readonly allocated: BlockOwner | null
+  /** What was called. */
+  readonly used: BlockOwner
+  /**
+   * The field of a heap type that CPython itself freed so, as it does in this release: it is whose code filled the field that has the domain
+   * wrong. `null` where the program did it.
+   */
+  readonly field: 'tp_doc' | null
+  readonly count: number
+  /** Sizes asked for, bytes, and how many blocks of each; empty when there is no block. */
+  readonly sizes: readonly (readonly [size: number, count: number])[]
+  /** Who allocated the blocks; with `freed-before`, who freed them first. */
+  readonly origins: readonly (CodePlace & { readonly count: number })[]
+}
+
+/** A process that was looked at. */
+export interface CheckedProcess {
+  readonly pid: number
+  readonly argv: readonly string[]
+  readonly version: string
+  /** Whether it came to its end. One that was killed did not: it was looked at until then. */
+  readonly complete: boolean
+  /** Whether it went on when the program had ended: what it has done since was not looked at. */
+  readonly running: boolean
+  /**
+   * Owners of which not all calls were seen, because the allocators were replaced. All domains in free-threaded builds, and in a process
+   * that was killed before it was initialised; of one that was killed later, those that were lost by then.
+   */
+  readonly lost: readonly BlockOwner[]
+  /** What replaced them; `null` when nothing did, or that is not known. */
+  readonly replacedBy: string | null
+  /** Why its report could not be written to the end; `null` when it could. */
+  readonly failed: string | null
+}
+
+export interface Check {
+  /** The findings of all processes, most frequent first. */
+  readonly findings: CheckFinding[]
+  /** The processes, the first one first: none when that was not looked at. */
+  readonly processes: CheckedProcess[]
+  /** How the program ended: an exit code, or the name of a signal. */
+  readonly ended: number | string
+}
+
+export interface Recording {
+  /** The trace of the process itself. */
+  readonly trace: string
+  /** Traces of the processes that it started. */
+  readonly children: string[]
+  /** How it ended: an exit code, or the name of a signal. */
+  readonly ended: number | string
+  /** Events in all these traces. */
+  readonly events: number
+  /** Whether nothing is missing: the program's own trace has its end, and in no trace are calls missing before its end. */
+  readonly complete: boolean
+  /** What is to be said of the traces, a sentence each. */
+  readonly remarks: string[]
+  /** The signal that told us to end while the program ran, which got it too; `null` when there was none. */
+  readonly told: string | null
+}
+
+export interface ReplayTraceOptions {
+  readonly release?: Release
+  readonly geometry?: Geometry
+  readonly at?: string
+  readonly signal?: AbortSignal
+  readonly onProgress?: (done: number, total: number) => void
+}
+
+export interface ProgramOptions {
+  /** The CPython: `python3` unless given. */
+  readonly python?: string
+  readonly stdout?: 'inherit' | 'ignore' | 'stderr'
+  readonly signal?: AbortSignal
+}
+
+export interface RecordProgramOptions extends ProgramOptions {
+  readonly trace: string
+  readonly stacks?: number
+  readonly every?: number
+  readonly env?: Record<string, string>
+}
+
+export interface Comparison {
+  readonly interpreter: Interpreter
+  readonly exact: boolean
+  readonly report: ReplayReport
+  readonly ended: number | string
+  readonly remarks: readonly string[]
+}
+
+export interface CompareProgramOptions {
+  readonly python?: readonly string[]
+  readonly stdout?: 'inherit' | 'ignore' | 'stderr'
+  readonly signal?: AbortSignal
+  readonly onProgress?: (version: string, done: number, total: number) => void
+}

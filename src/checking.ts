@@ -84,12 +84,16 @@ export async function check(
   interpreter: Pick<Interpreter, 'path'>,
   program: readonly string[],
   stdout: RecordOptions['stdout'],
+  signal?: AbortSignal,
 ): Promise<Check> {
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
   const report = join(folder, 'report')
   const unsaid = new UnsaidFile()
   try {
-    const { ended, pid } = await run(interpreter, { program, stdout }, checker(), { OBMALLOC_CHECK: report, ...unsaid.variables })
+    const { ended, pid } = await run(interpreter, { program, stdout, ...(signal ? { signal } : {}) }, checker(), {
+      OBMALLOC_CHECK: report,
+      ...unsaid.variables,
+    })
     let reports: ReturnType<typeof readReports> = []
     await settled(() => {
       // Looked for first: one that ends in between has its report by then.

@@ -1,3 +1,17 @@
 /** obmalloc for ES modules: the very objects of the CommonJS one, so that there is one native instance. */
 
-export { Heap, MemoryError, MemoryFault, ObjectType } from './index.js'
+export {
+  check,
+  compare,
+  diff,
+  findInterpreters,
+  Heap,
+  MemoryError,
+  MemoryFault,
+  ObjectType,
+  PlaceError,
+  record,
+  Trace,
+  TraceError,
+  UsageError,
+} from './index.js'

@@ -40,6 +40,8 @@ export interface RecordOptions {
   readonly stacks?: number
   /** Milliseconds between two samples of the memory that the process has, at least; none unless given. */
   readonly every?: number
+  /** Ends the program, by SIGTERM. */
+  readonly signal?: AbortSignal
   readonly env?: Record<string, string>
 }
 
@@ -177,7 +179,7 @@ function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ende
 /** Runs a program with `libraries` preloaded, and waits for its end: an exit code, or the name of a signal. */
 export async function run(
   interpreter: Pick<Interpreter, 'path'>,
-  { program, stdout }: Pick<RecordOptions, 'program' | 'stdout'>,
+  { program, stdout, signal }: Pick<RecordOptions, 'program' | 'stdout' | 'signal'>,
   libraries: readonly string[],
   variables: Record<string, string>,
 ): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
@@ -185,6 +187,7 @@ export async function run(
   // What an outer recorder or checker may have left.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
   for (const rest of ['STACKS', 'EVERY', 'UNSAID']) delete env[`OBMALLOC_${rest}`]
+  signal?.throwIfAborted()
   // The program does not outlive us, however we end.
   const owner = { OBMALLOC_OWNER: String(process.pid) }
   Object.assign(env, variables, owner, { LD_PRELOAD: [...libraries, process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
@@ -193,7 +196,10 @@ export async function run(
     child.on('error', failed)
     child.on('exit', (code, signal) => done(code ?? signal ?? 1))
   })
-  const { result: ended, told } = await passingOn(child, exited)
+  const end = (): void => void child.kill('SIGTERM')
+  signal?.addEventListener('abort', end, { once: true })
+  const { result: ended, told } = await passingOn(child, exited).finally(() => signal?.removeEventListener('abort', end))
+  signal?.throwIfAborted()
   return { ended, told, pid: child.pid }
 }
 

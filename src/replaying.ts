@@ -1,6 +1,6 @@
 /** Replaying traces with the native engine, a slice at a time so that progress can be shown. */
 
-import type { Release } from '../index.js'
+import type { Geometry, Release } from '../index.js'
 import { native } from './native.js'
 import { type Segment, TraceError } from './trace.js'
 
@@ -61,16 +61,20 @@ export interface ReplayOptions {
   readonly segments: readonly Segment[]
   /** Ends before this event. */
   readonly stopAt?: number
+  /** Sizes other than the release's. */
+  readonly geometry?: Geometry
+  readonly signal?: AbortSignal
   readonly onProgress?: (done: number, total: number) => void
 }
 
 /** Replays a trace and compares every answer. Throws {@link TraceError} when it cannot be read. */
-export async function replay({ release, segments, stopAt, onProgress }: ReplayOptions): Promise<Report> {
-  const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt })))
+export async function replay({ release, segments, stopAt, geometry, signal, onProgress }: ReplayOptions): Promise<Report> {
+  const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt, geometry })))
   try {
     while (reading(() => native.stepReplay(number, SLICE)) !== 0) {
       if (onProgress) onProgress(...native.progressReplay(number))
       await new Promise((done) => setImmediate(done))
+      signal?.throwIfAborted()
     }
     return JSON.parse(native.reportReplay(number)) as Report
   } finally {

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use obmalloc::profile::Profile;
+use obmalloc::profile::{Geometry, Profile};
 use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::{Replay, Report};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,24 @@ struct Options {
     release: String,
     segments: Vec<Segment>,
     stop_at: Option<u64>,
+    geometry: Option<Sizes>,
+}
+
+/// Sizes other than the release's.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sizes {
+    arena_size: usize,
+    pool_size: usize,
+    alignment: usize,
+    small_request_threshold: usize,
+}
+
+impl From<Sizes> for Geometry {
+    fn from(sizes: Sizes) -> Self {
+        let Sizes { arena_size, pool_size, alignment, small_request_threshold } = sizes;
+        Self { arena_size, pool_size, alignment, small_request_threshold }
+    }
 }
 
 /// A trace file, or its first `bytes`.
@@ -69,9 +87,11 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
         serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
     let profile = Profile::named(&options.release)
         .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
-    let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let mut replay =
-        Replay::new(readers, profile, Report::default()).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
+    let geometry = options.geometry.map_or(profile.geometry(), Geometry::from);
+    geometry.check().map_err(|error| Failure::new(code::OUT_OF_RANGE, error.to_string()))?;
+    let readers = options.segments.iter().map(|segment| read(segment).map(Reader::without_stacks)).collect::<Result<_, _>>()?;
+    let mut replay = Replay::on(readers, profile, geometry, Report::default())
+        .map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
     if let Some(operation) = options.stop_at {
         replay.stop_at(operation);
     }

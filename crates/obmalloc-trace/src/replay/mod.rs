@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ptr::NonNull;
 
-use obmalloc::profile::Profile;
+use obmalloc::profile::{Geometry, Profile};
 use obmalloc::{ArenaMapCounts, Heap, HeapError, HeapOptions, Stats};
 
 use crate::format::{Domain, Event, FormatError, Note, Reader};
@@ -96,7 +96,15 @@ impl<W: Watcher> Replay<W> {
     /// # Errors
     /// When no heap can be made.
     pub fn with_stacks(segments: Vec<Reader<'static>>, profile: &Profile, watcher: W) -> Result<Self, ReplayError> {
-        let course = Course { ground: Ground::new(profile)?, watcher, operation: 0, is_over: false, interpreter: 0 };
+        Self::on(segments, profile, profile.geometry(), watcher)
+    }
+
+    /// As [`with_stacks`](Self::with_stacks), on a heap of other sizes than the release's.
+    ///
+    /// # Errors
+    /// When no heap of these sizes can be made.
+    pub fn on(segments: Vec<Reader<'static>>, profile: &Profile, geometry: Geometry, watcher: W) -> Result<Self, ReplayError> {
+        let course = Course { ground: Ground::new(profile, geometry)?, watcher, operation: 0, is_over: false, interpreter: 0 };
         Ok(Self { segments: segments.into(), last: None, course, stop_at: u64::MAX })
     }
 
@@ -194,11 +202,10 @@ impl<W: Watcher> Course<W> {
 }
 
 impl Ground {
-    fn new(profile: &Profile) -> Result<Self, ReplayError> {
-        let geometry = profile.geometry();
+    fn new(profile: &Profile, geometry: Geometry) -> Result<Self, ReplayError> {
         // The arena map goes by addresses, so it is kept here, with the recorded ones.
         let without_map = profile.without_arena_map();
-        let options = HeapOptions { arena_slack: geometry.pool_size, ..HeapOptions::new(&without_map) };
+        let options = HeapOptions { geometry: Some(geometry), arena_slack: geometry.pool_size, ..HeapOptions::new(&without_map) };
         let heap = Heap::with_options(options).map_err(ReplayError::Heap)?;
         if heap.region().1 == 0 {
             return Err(ReplayError::AddressSpace);

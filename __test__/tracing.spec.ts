@@ -1,0 +1,144 @@
+/** Recordings from TypeScript: record, replay, ask, try, compare, check. */
+
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import test from 'ava'
+import { check, compare, diff, findInterpreters, PlaceError, record, Trace, TraceError, UsageError } from 'obmalloc'
+
+import { findInterpreters as findSync } from '../dist/interpreters.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const folder = mkdtempSync(join(tmpdir(), 'obmalloc-tracing-'))
+test.after.always(() => rmSync(folder, { recursive: true, force: true }))
+
+const { usable } = findSync([])
+const withPython = usable.length > 0 ? test : test.skip
+
+const PROGRAM = [
+  'import sys',
+  'kept = []',
+  'for n in range(6):',
+  '    rows = [str(i) * 9 for i in range(20000)]',
+  '    kept.append(rows[7])',
+  '    del rows',
+  '    sys.audit("obmalloc.mark", "job")',
+].join('\n')
+
+withPython('a recording is read, replayed, asked and tried from TypeScript', async (t) => {
+  const path = join(folder, 'run.trace')
+  const recording = await record(['-c', PROGRAM], { trace: path, stdout: 'ignore', every: 5 })
+  t.deepEqual((await findInterpreters()).usable, usable)
+  t.like(recording, { trace: path, ended: 0, complete: true, children: [] })
+  const trace = await Trace.open(path)
+  t.is(trace.header.stacks, 64)
+
+  let events = 0
+  const marks: number[] = []
+  for await (const event of trace.events()) {
+    if (!('note' in event)) events += 1
+    else if (event.note === 'mark') marks.push(event.event)
+  }
+  t.is(marks.length, 6)
+  t.true(events > 100_000)
+  for await (const event of trace.events({ from: marks[0]!, to: marks[0]! })) t.is('note' in event && event.value, 'job')
+
+  const seen: number[] = []
+  const report = await trace.replay({ onProgress: (done) => seen.push(done) })
+  t.true(report.exact && report.ended && report.events > events && seen.length > 0)
+  const part = await trace.replay({ at: 'mark:job#1' })
+  t.true(part.exact && part.stopped)
+  t.is(part.events, marks[0]! + 1)
+  const other = await trace.replay({
+    geometry: { arenaSize: 1 << 21, poolSize: 1 << 14, alignment: 16, smallRequestThreshold: 512 },
+  })
+  t.false(other.exact)
+  t.truthy(other.mismatch)
+  await t.throwsAsync(
+    trace.replay({ geometry: { arenaSize: 3, poolSize: 1 << 14, alignment: 16, smallRequestThreshold: 512 } }),
+    { message: /arena size: expected a power of two/ },
+  )
+
+  const why = await trace.why()
+  t.is(why.schema, 'obmalloc.why/1')
+  t.deepEqual(
+    why,
+    JSON.parse(
+      spawnSync(process.execPath, ['dist/cli.js', 'why', '--json', path], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 })
+        .stdout,
+    ),
+  )
+  const { totals } = why
+  t.is(totals.live + totals.freeInPools + totals.freePools + totals.rounding, totals.held)
+
+  const { rows } = await trace.whatIf([{ arena: 1 << 18 }], { at: 'peak' })
+  t.deepEqual(
+    rows.map(({ kind }) => kind),
+    ['exact', 'model'],
+  )
+  const { sites } = await diff(`${path}@mark:job#1`, `${path}@mark:job`)
+  t.true(sites.some(({ grown, stack }) => grown > 0 && stack[0]?.line === 4))
+})
+
+withPython('what is told to stop stops', async (t) => {
+  const path = join(folder, 'long.trace')
+  const begin = performance.now()
+  const endless = record(['-c', 'import time\nwhile True: time.sleep(0.01)'], { trace: path, signal: AbortSignal.timeout(700) })
+  await t.throwsAsync(endless, { name: 'TimeoutError' })
+  t.true(performance.now() - begin < 20_000)
+  await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'none.trace'), signal: AbortSignal.abort() }), {
+    name: 'AbortError',
+  })
+  t.false(readdirSync(folder).includes('none.trace'))
+  await t.throwsAsync(check(['-c', 'import time; time.sleep(60)'], { signal: AbortSignal.timeout(500) }), {
+    name: 'TimeoutError',
+  })
+  const trace = await Trace.open(path)
+  await t.throwsAsync(trace.why({ signal: AbortSignal.abort() }), { name: 'AbortError' })
+  await t.throwsAsync(trace.whatIf([], { signal: AbortSignal.abort() }), { name: 'AbortError' })
+})
+
+withPython('comparing with a real CPython is one call, and so is checking', async (t) => {
+  const { path, version } = usable.at(-1)!
+  const [comparison, ...others] = await compare(['-c', 'import json; json.dumps(list(range(1000)))'], { python: [path] })
+  t.is(others.length, 0)
+  t.like(comparison, { exact: true, ended: 0, interpreter: { path, version } })
+  t.is(comparison!.report.matched, comparison!.report.addresses)
+  const { findings, processes, ended } = await check(['-c', 'pass'], { python: path, stdout: 'ignore' })
+  t.deepEqual([findings, processes.length, ended], [[], 1, 0])
+})
+
+test('what cannot be done rejects with an error that says why', async (t) => {
+  await t.throwsAsync(Trace.open(join(folder, 'nothing')), { instanceOf: TraceError })
+  await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'no', 'where') }), usable.length > 0 ? { instanceOf: PlaceError } : { instanceOf: UsageError })
+  await t.throwsAsync(record([], { trace: join(folder, 'x') }), { instanceOf: UsageError })
+  await t.throwsAsync(compare(['-c', 'pass'], { python: ['/bin/ls'] }), {
+    instanceOf: UsageError,
+    message: /\/bin\/ls cannot be used/,
+  })
+})
+
+withPython('the examples in the documentation run as they stand', (t) => {
+  const contract = readFileSync(join(root, 'index.d.ts'), 'utf8')
+  const text = contract.slice(contract.indexOf('// Recordings of real CPythons')).replaceAll(/^ *\* ?/gm, '')
+  const examples = [...text.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code!)
+  t.is(examples.length, 7)
+  mkdirSync(join(folder, 'node_modules'))
+  symlinkSync(root, join(folder, 'node_modules', 'obmalloc'))
+  const prelude = "import { check, diff, Trace } from 'obmalloc'\nconst trace = await Trace.open('run.trace')\n"
+  spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'record', '-o', 'run.trace', '--', '-c', PROGRAM], { cwd: folder })
+  writeFileSync(join(folder, 'test_nothing.py'), 'import unittest\nclass Nothing(unittest.TestCase):\n    def test(self): pass\n')
+  for (const [index, example] of examples.entries()) {
+    const file = join(folder, `example${index}.mjs`)
+    writeFileSync(file, example.startsWith('import') ? example : prelude + example)
+    const { status, stderr } = spawnSync(process.execPath, [file], {
+      cwd: folder,
+      encoding: 'utf8',
+      env: { ...process.env, OBMALLOC_PYTHON: usable[0]!.path },
+    })
+    t.is(status, 0, `${example}\n${stderr}`)
+  }
+})

@@ -1,0 +1,67 @@
+/** The events of a trace, as they are shown: each with its time, its thread and the stack that it was made under. */
+
+import { native } from './native.js'
+import { reading } from './replaying.js'
+import { readHeader, segments } from './trace.js'
+import { UsageError } from './usage.js'
+import type { Frame } from './why.js'
+
+/** A call that the recorded process made. */
+export interface CallEvent {
+  readonly event: number
+  readonly seconds: number | null
+  readonly thread: number | null
+  readonly call: 'malloc' | 'calloc' | 'realloc' | 'free' | 'alloc'
+  readonly domain: 'raw' | 'mem' | 'obj' | 'arena'
+  readonly count?: number
+  readonly size?: number
+  readonly from?: string
+  readonly address: string
+  readonly interpreter: number
+  readonly stack: readonly Frame[]
+}
+
+/** What the recorder says besides, and samples of memory, which have no number of their own. */
+export interface NoteEvent {
+  readonly event: number
+  readonly seconds: number | null
+  readonly note: string
+  readonly value?: string
+  readonly anonymous?: number
+  readonly file?: number
+  readonly heap?: number
+  readonly heapFree?: number
+}
+
+export interface EventsOptions {
+  readonly from?: number | undefined
+  readonly to?: number | undefined
+  readonly size?: number | undefined
+  readonly address?: string | undefined
+  readonly site?: string | undefined
+}
+
+/** Events looked at between two looks at the event loop. */
+const SLICE = 20_000
+
+/** The events of a trace that are wanted, some lines of JSON at a time. */
+export async function* eventLines(path: string, { from, to, size, address, site }: EventsOptions): AsyncGenerator<string> {
+  const digits = address === undefined ? undefined : /^(?:0x)?([\da-f]{1,16})$/i.exec(address)?.[1]
+  if (address !== undefined && digits === undefined)
+    throw new UsageError(`expected an address like 0x7f00001030, but got ${address}`)
+  const place = site === undefined ? undefined : /^(.+):(\d{1,9})$/.exec(site)
+  if (place === null) throw new UsageError(`expected a site as FILE:LINE, but got ${site}`)
+  const wanted = { from, to, size, address: digits, site: place && [place[1], Number(place[2])] }
+  const frames = readHeader(path).stacks ?? 0
+  const listing = reading(() => native.openEvents(JSON.stringify({ segments: segments(path), frames, ...wanted })))
+  try {
+    for (;;) {
+      const lines = reading(() => native.readEvents(listing, SLICE))
+      if (lines === null) return
+      if (lines === '') await new Promise((done) => setImmediate(done))
+      else yield lines
+    }
+  } finally {
+    native.closeEvents(listing)
+  }
+}
