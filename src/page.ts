@@ -14,6 +14,8 @@ export interface Page {
   readonly schema: 'obmalloc.report/1'
   readonly why: Why
   readonly summary: readonly string[]
+  readonly timeline: { readonly held: Column }
+  readonly stacks: { readonly parent: Column; readonly held: Column; readonly live: Column; readonly blocks: Column }
   readonly map: {
     readonly poolSize: number
     readonly poolsPerArena: number
