@@ -113,7 +113,10 @@ withPython('comparing with a real CPython is one call, and so is checking', asyn
 
 test('what cannot be done rejects with an error that says why', async (t) => {
   await t.throwsAsync(Trace.open(join(folder, 'nothing')), { instanceOf: TraceError })
-  await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'no', 'where') }), usable.length > 0 ? { instanceOf: PlaceError } : { instanceOf: UsageError })
+  await t.throwsAsync(
+    record(['-c', 'pass'], { trace: join(folder, 'no', 'where') }),
+    usable.length > 0 ? { instanceOf: PlaceError } : { instanceOf: UsageError },
+  )
   await t.throwsAsync(record([], { trace: join(folder, 'x') }), { instanceOf: UsageError })
   await t.throwsAsync(compare(['-c', 'pass'], { python: ['/bin/ls'] }), {
     instanceOf: UsageError,

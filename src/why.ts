@@ -124,9 +124,9 @@ const SLICE = 200_000
 /** Rules that find nothing wrong: the others make `why` end with 1. */
 const HARMLESS = new Set(['live', 'cannot-tell', 'interpreters', 'unverified'])
 
-/** Whether a finding says that something could be better. */
-export function isFault({ rule }: Finding): boolean {
-  return !HARMLESS.has(rule)
+/** Whether a finding says that something could be better. What C's `malloc` has is worth knowing; what it keeps free could be had back. */
+export function isFault({ rule, saves }: Finding): boolean {
+  return !HARMLESS.has(rule) && (rule !== 'large' || saves > 0)
 }
 
 /** Asks what holds the memory at a moment. Throws `TraceError` when the trace cannot be read. */

@@ -95,6 +95,10 @@ fn nodes_with_the_same_lines_are_one_site_and_the_header_cuts_stacks() {
 
 /// 20 MiB above 512 bytes, of which a fifth stays, and a sample after that.
 fn shrunk(heap_free: Option<u64>) -> Vec<u8> {
+    sampled(heap_free.map(|heap_free| Memory { anonymous: 30 * MIB, file: MIB, heap: 25 * MIB, heap_free }))
+}
+
+fn sampled(memory: Option<Memory>) -> Vec<u8> {
     trace(|block| {
         block.stack(1);
         for number in 1..=20 {
@@ -105,9 +109,9 @@ fn shrunk(heap_free: Option<u64>) -> Vec<u8> {
             block.free(Domain::Raw, true, number << 24);
             block.free(Domain::Mem, false, number << 24);
         }
-        if let Some(heap_free) = heap_free {
+        if let Some(memory) = memory {
             block.time(5_000_000);
-            block.memory(&Memory { anonymous: 30 * MIB, file: MIB, heap: 25 * MIB, heap_free });
+            block.memory(&memory);
         }
         block.finalization();
         block.end();
@@ -116,21 +120,24 @@ fn shrunk(heap_free: Option<u64>) -> Vec<u8> {
 
 #[test]
 fn what_c_keeps_is_told_of_a_sample_or_of_what_it_once_had() {
-    let sampled = why(shrunk(Some(21 * MIB)));
-    assert_eq!(rules(&sampled), ["large"]);
-    assert_eq!(sampled.findings[0].saves, 21 * MIB);
+    let told = why(shrunk(Some(21 * MIB)));
+    assert_eq!(rules(&told), ["large"]);
+    assert_eq!(told.findings[0].saves, 21 * MIB);
     assert!(
-        sampled.findings[0].text.starts_with("C's malloc keeps 21 MiB of free memory. It has 4 blocks (4.0 MiB)"),
+        told.findings[0].text.starts_with("C's malloc keeps 21 MiB of free memory. It has 4 blocks (4.0 MiB)"),
         "{}",
-        sampled.findings[0].text
+        told.findings[0].text
     );
-    assert_eq!((sampled.totals.resident, sampled.totals.unexplained), (Some(31 * MIB), Some(26 * MIB)));
+    assert_eq!((told.totals.resident, told.totals.unexplained), (Some(31 * MIB), Some(26 * MIB)));
     let unsampled = why(shrunk(None));
     assert_eq!(rules(&unsampled), ["large"]);
     assert_eq!((unsampled.findings[0].saves, unsampled.totals.resident, unsampled.totals.unexplained), (0, None, None));
     assert!(unsampled.findings[0].text.contains("once had 20 MiB"), "{}", unsampled.findings[0].text);
+    // A C library that does not say how much its heap has.
+    let silent = why(sampled(Some(Memory { anonymous: 30 * MIB, ..Memory::default() })));
+    assert_eq!((rules(&silent), silent.findings[0].saves), (vec!["large"], 16 * MIB), "{}", silent.findings[0].text);
     // It has given back what it had: what is left is live, and worth knowing.
-    assert_eq!(rules(&why(shrunk(Some(MIB)))), ["live", "elsewhere"]);
+    assert_eq!(rules(&why(shrunk(Some(MIB)))), ["live", "large"]);
 }
 
 #[test]

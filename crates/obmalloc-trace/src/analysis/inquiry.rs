@@ -263,7 +263,7 @@ impl Course {
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
         let pinning = Pinning::of(census, peak, &shares, pinned, &mut sites, tree);
-        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &shares, &mut sites, tree));
+        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &mut sites, tree));
         let anew = survivors.and_then(|blocks| self.replay.make_anew(&blocks));
 
         let (report, analysis) = self.replay.watcher();
@@ -285,8 +285,9 @@ impl Course {
             pinning: pinning.as_ref(),
             anew: anew.map(|arenas| arenas as u64),
         };
-        let findings = rules::find(&facts, &mut sites);
+        let mut findings = rules::find(&facts, &mut sites);
         let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };
+        let told = shares.told(most_sites, &mut findings);
         let why = Why {
             schema: "obmalloc.why/1",
             trace: why::trace(
@@ -304,10 +305,10 @@ impl Course {
             },
             totals,
             pinned,
-            sites: why::sites(&shares, &sites, most_sites),
+            sites: why::sites(&told, &sites),
             arenas: why::arenas(census, &shares, MOST_ARENAS, most_sites),
             bounded: Bounded {
-                sites: (shares.sites.len().min(most_sites), shares.sites.len()),
+                sites: (told.len(), shares.sites.len().max(told.len())),
                 arenas: (census.arenas.len().min(MOST_ARENAS), census.arenas.len()),
             },
             greedy: why::greedy(census),
@@ -335,7 +336,7 @@ impl Course {
             version: asked.version.clone(),
         };
         let parts = Parts { outline: &self.outline, ledger: &analysis.ledger, census, peak, shares: &shares, tree, film };
-        Page::of(&parts, &mut sites, why, summary, sure)
+        Page::of(&parts, &mut sites, why, summary, sure, MOST_SITES_OF_PAGE)
     }
 }
 
