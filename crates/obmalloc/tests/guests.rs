@@ -709,6 +709,17 @@ fn many(heap: &ObjectHeap) -> Vec<usize> {
 }
 
 #[test]
+fn of_an_arena_in_a_grant_only_what_has_been_in_use_is_touched() {
+    let heap = heap();
+    ArenaDeeds::put_in(&heap, Box::new(|of, size| of.malloc(size)), Box::new(|of, address| of.free(address)));
+    let (pool_size, arena_size) = (heap.geometry().pool_size, heap.geometry().arena_size);
+    malloc(&heap, Domain::Obj, 64);
+    let untouched = heap.held() - heap.touched();
+    assert!((arena_size - 2 * pool_size..arena_size).contains(&untouched), "{untouched} bytes of {arena_size}");
+    heap.verify().expect("holds");
+}
+
+#[test]
 fn arenas_lie_in_grants_by_the_same_rules() {
     for way in 0..3 {
         let heap = tiny();

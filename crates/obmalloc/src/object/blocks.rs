@@ -160,7 +160,8 @@ impl ObjectHeap {
         self.heap.checked().held()
     }
 
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet.
+    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet. Too few where a
+    /// caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which are not held.
     #[inline]
     pub fn touched(&self) -> usize {
         self.heap.checked().touched()
