@@ -86,8 +86,8 @@ export interface UnraisableContext {
  * {@link Heap.getAllocator}.
  *
  * One of the heap's own, taken out, can be called directly. What it gives then is a *grant*: the caller's, until it is given back to the same
- * allocator. No domain knows it, but {@link Domain.read} and {@link Domain.write} reach it. In a domain that the allocator is in, its
- * blocks may be freed and resized through the one as well as through the other, as in C.
+ * allocator. In a domain that the allocator is in, its blocks may be freed and resized through the one as well as through the other, as in
+ * C. For every other domain the grant is in use (`ERR_REENTRANT`), but {@link Domain.read} and {@link Domain.write} reach it.
  *
  * One of a script's, put in, is called for every request. It answers with `null`, or with bytes that lie in one grant of this heap, are aligned
  * as blocks are, and hold no other block or arena (a block of zero bytes takes one there); for `calloc` they must be zeroed, and for the raw domain lie in no arena. Anything else
@@ -219,7 +219,7 @@ export class Heap {
    */
   run(ops: Uint32Array, addresses?: Float64Array): void
 
-  /** `sys.getallocatedblocks()`. */
+  /** `sys.getallocatedblocks()`. A freed block that a buffer in JavaScript still reaches is counted only if a script gave it: the script has the memory. */
   allocatedBlocks(): number
   /** The arenas now held, in the order in which they were obtained. */
   arenas(): ArenaInfo[]

@@ -5,7 +5,7 @@ import test from 'ava'
 import { Heap, MemoryFault, type Address, type Allocator, type DomainName, type Size } from 'obmalloc'
 
 import { poke } from './peer.ts'
-import { releases, some } from './tools.ts'
+import { releases, some, transfer } from './tools.ts'
 
 const domains: DomainName[] = ['raw', 'mem', 'obj']
 
@@ -281,6 +281,57 @@ test('blocks with a header of the script are blocks like others', (t) => {
       heap.verify()
       t.is(heap.allocatedBlocks(), 0)
     }
+  }
+})
+
+test('a grant is in use for every domain but the one that its allocator is in', (t) => {
+  for (const domain of domains) {
+    using heap = new Heap()
+    const own = heap.getAllocator(domain)
+    // The grant may get the memory of a block that was freed.
+    heap[domain].free(some(heap[domain].malloc(64)))
+    const grant = some(own.malloc(64))
+    let given = grant
+    heap.setAllocator(domain, { ...logging(own, []), malloc: () => given, free: () => {} })
+    const refuses = (used: DomainName): void => {
+      for (const call of [
+        () => heap[used].free(grant),
+        () => heap[used].realloc(grant, 8),
+        () => heap[used].usableSize(grant),
+        () => heap[used].view(grant),
+      ]) {
+        t.throws(call, { instanceOf: MemoryFault, code: 'ERR_REENTRANT' }, `${domain} ${used}`)
+      }
+    }
+    domains.filter((used) => heap.getAllocator(used) !== own).forEach(refuses)
+    given = (grant + 16) as Address
+    const block = some(heap[domain].malloc(16))
+    domains.forEach(refuses)
+    heap[domain].free(block)
+    t.throws(() => heap[domain].free(block), { code: 'ERR_DOUBLE_FREE' })
+    own.free(grant)
+    t.throws(() => heap[domain].free(grant), { code: 'ERR_DOUBLE_FREE' })
+    heap.verify()
+  }
+})
+
+test('blocks of a script whose buffers live on do not count for those that the heap has given', (t) => {
+  for (const domain of ['mem', 'obj'] as const) {
+    using heap = new Heap()
+    const own = heap.getAllocator(domain)
+    const other = some(heap[domain].malloc(64))
+    const pieces = bump(own, 256)
+    heap.setAllocator(domain, pieces)
+    const blocks = Array.from({ length: 10 }, () => some(heap[domain].malloc(16)))
+    const buffers = blocks.map((block) => transfer(heap[domain].view(block).buffer))
+    t.is(heap.allocatedBlocks(), 2)
+    for (const block of blocks) heap[domain].free(block)
+    t.is(heap.allocatedBlocks(), 2)
+    heap.setAllocator(domain, own)
+    buffers.push(transfer(heap[domain].view(other).buffer))
+    heap[domain].free(other)
+    t.is(heap.allocatedBlocks(), 1)
+    t.is(buffers.length, 11)
   }
 })
 

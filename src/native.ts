@@ -275,10 +275,12 @@ export function newHandle(external: External, kept: Kept): Handle {
 }
 
 function change(heap: Handle): void {
-  // Should the execution be terminated during the call, none is chosen.
-  chosen.number = 0
   if (place) place[0] = heap.number
-  else choose(heap.number)
+  else {
+    // Should the execution be terminated during the call, none is chosen.
+    chosen.number = 0
+    choose(heap.number)
+  }
   chosen.number = heap.number
 }
 

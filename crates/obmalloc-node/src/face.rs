@@ -44,7 +44,9 @@ pub(crate) struct Realm {
     this: Weak<Self>,
     /// The number of the heap that the next call is about, so that a call need not find it among its arguments. The face writes it before each
     /// call, through an array over this memory.
-    chosen: Box<Cell<u32>>,
+    chosen: Cell<u32>,
+    /// The heap that was found last, and its number.
+    found: Cell<(u32, Option<NonNull<c_void>>)>,
     heaps: RefCell<Heaps>,
     /// Whether the execution is being terminated.
     ended: Cell<bool>,
@@ -84,7 +86,8 @@ impl Realm {
     fn new() -> Rc<Self> {
         Rc::new_cyclic(|this| Self {
             this: this.clone(),
-            chosen: Box::default(),
+            chosen: Cell::default(),
+            found: Cell::default(),
             heaps: RefCell::default(),
             ended: Cell::default(),
             functions: OnceCell::default(),
@@ -118,14 +121,20 @@ impl Realm {
     /// The heap that the next call is about.
     #[inline(always)]
     pub fn chosen(&self) -> Option<NonNull<c_void>> {
-        // SAFETY: nothing is entered or forgotten while this looks.
-        let heaps = unsafe { self.heaps.try_borrow_unguarded() }.ok()?;
-        heaps.places.get(self.chosen.get() as usize).copied().flatten()
+        let ((number, heap), chosen) = (self.found.get(), self.chosen.get());
+        if chosen == number { heap } else { self.find(chosen) }
+    }
+
+    #[inline(never)]
+    fn find(&self, number: u32) -> Option<NonNull<c_void>> {
+        let heap = self.heaps.borrow().places.get(number as usize).copied().flatten();
+        self.found.set((number, heap));
+        heap
     }
 
     /// The array through which the face chooses: a `Uint32Array` with the number of a heap. Undefined where the engine has no outside buffers.
     pub fn chooser(&self, env: Env) -> Outcome {
-        // SAFETY: the cell's memory, which lives as long as the environment, and so longer than any JavaScript.
+        // SAFETY: the cell stays where it is and lives as long as the environment, and so longer than any JavaScript.
         unsafe { env.outside_number(self.chosen.as_ptr()) }.or_else(|_| env.undefined())
     }
 
@@ -133,12 +142,14 @@ impl Realm {
     pub fn enter(&self, heap: NonNull<c_void>) -> u32 {
         let number = self.heaps.borrow_mut().enter(heap);
         self.chosen.set(number);
+        self.found.set((number, Some(heap)));
         number
     }
 
     /// A heap goes: its number may become another's.
     pub fn forget(&self, number: u32) {
         self.heaps.borrow_mut().forget(number);
+        self.found.set((0, None));
     }
 
     #[inline(always)]

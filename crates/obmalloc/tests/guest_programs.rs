@@ -1,5 +1,5 @@
-//! Random programs with guests in every mood: they throw, refuse, lie, come back in, swap allocators, free what is being resized, and panic.
-//! A model holds the bytes of every live block.
+//! Random programs with guests in every mood: they throw, refuse, lie, come back in, swap allocators, free what is being resized, and panic;
+//! objects' hooks come back in and panic, too. A model holds the bytes of every live block.
 //!
 //! `OBMALLOC_PROGRAMS` says how many programs there are, `OBMALLOC_SEED` the first of them.
 
@@ -14,8 +14,8 @@ use std::rc::{Rc, Weak};
 use common::{Random, seed, shrink};
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{
-    AllocatorId, AllocatorName, Answer, ArenaGuest, Domain, Field, FieldKind, Guest, HeapOptions, ItemKind, NoHooks, ObjectHeap,
-    OwnAllocators, OwnError, Threw, TypeId, TypeSpec, Value,
+    AllocatorId, AllocatorName, Answer, ArenaGuest, Domain, Failed, Fault, Field, FieldKind, Guest, HeapOptions, HookSet, Hooks,
+    ItemKind, ObjectHeap, OwnAllocators, OwnError, Threw, TypeId, TypeSpec, Value,
 };
 
 /// Four pools an arena: arenas come and go all the time.
@@ -31,7 +31,7 @@ struct Op {
     seed: u64,
 }
 
-/// What a guest panics with.
+/// What a guest or a hook panics with.
 struct Planned;
 
 struct Block {
@@ -70,6 +70,8 @@ struct World {
     honesty: Cell<usize>,
     panics: bool,
     depth: Cell<u32>,
+    /// Whether a guest is being asked.
+    asked: Cell<bool>,
     /// Nested steps that are left in this one.
     budget: Cell<u32>,
     live: RefCell<Vec<Block>>,
@@ -168,15 +170,21 @@ impl World {
         self.live.borrow_mut().push(block);
     }
 
-    /// Something is done in the middle of a call.
+    /// Something is done while a guest is asked.
     fn disturb(&self) {
+        let outer = self.asked.replace(true);
+        self.disturb_with(self.below(256) as u8);
+        self.asked.set(outer);
+    }
+
+    /// Something is done in the middle of a call.
+    fn disturb_with(&self, verb: u8) {
         if self.honesty.get() == 0 || self.depth.get() >= DEPTH_MAX || self.budget.get() == 0 || self.below(3) != 0 {
             return;
         }
         let Some(heap) = self.heap() else { return };
         self.depth.set(self.depth.get() + 1);
         self.budget.set(self.budget.get() - 1);
-        let verb = self.below(256) as u8;
         let catches = self.below(2) == 0;
         let done = catch_unwind(AssertUnwindSafe(|| self.step(&heap, verb)));
         self.depth.set(self.depth.get() - 1);
@@ -187,8 +195,9 @@ impl World {
         }
     }
 
-    fn may_panic(&self) {
-        if self.panics && self.honesty.get() != 0 && self.below(60) == 0 {
+    /// Of so many times once, in a program with panics.
+    fn may_panic(&self, times: usize) {
+        if self.panics && self.honesty.get() != 0 && self.below(times) == 0 {
             resume_unwind(Box::new(Planned));
         }
     }
@@ -197,11 +206,11 @@ impl World {
         let is_nested = self.depth.get() != 0;
         match verb % 40 {
             0..=9 => self.allocate(heap),
-            10..=14 => self.free(heap),
+            10..=13 => self.free(heap),
             15..=20 => self.realloc(heap),
             21 => self.misuse(heap),
             22..=23 => self.own_calls(heap),
-            24..=25 => self.objects(heap, is_nested),
+            14 | 24..=25 => self.objects(heap, is_nested),
             26..=30 => self.set_allocator(heap),
             31 => {
                 if let Ok(own) = heap.own_allocators() {
@@ -314,11 +323,11 @@ impl World {
             0 => {
                 let done = heap.blocks().free(domain, address);
                 // A grant of the allocator that is in is its block.
-                assert!(done.is_err() || self.grants.borrow().contains(&address) && self.depth.get() == 0, "{address:#x}");
+                assert!(done.is_err() || self.grants.borrow().contains(&address) && !self.asked.get(), "{address:#x}");
             }
             1 => {
                 let done = heap.blocks().realloc(domain, Some(address), 40);
-                assert!(done.is_err() || self.grants.borrow().contains(&address) && self.depth.get() == 0, "{address:#x}");
+                assert!(done.is_err() || self.grants.borrow().contains(&address) && !self.asked.get(), "{address:#x}");
                 if let Ok(moved) = done {
                     // It is a block now.
                     let address = moved.map_or(address, |moved| moved.as_ptr().expose_provenance());
@@ -382,6 +391,9 @@ impl World {
                 let Ok(object) = made else { return };
                 let value = i64::from(self.fills.get()) << 32;
                 heap.set(object, Field::Member(1), Value::Integer(value)).expect("an object");
+                if self.below(3) == 0 {
+                    heap.set(object, Field::Member(0), Value::Object(object)).expect("an object");
+                }
                 self.objects.borrow_mut().push((object, value));
             }
             (2, Some((object, _))) => {
@@ -492,6 +504,48 @@ thread_local! {
     static THIS: RefCell<Weak<World>> = const { RefCell::new(Weak::new()) };
 }
 
+/// Hooks that use blocks and panic.
+struct Moody;
+
+impl Moody {
+    fn mood(&self) {
+        let Some(world) = THIS.with_borrow(Weak::upgrade) else { return };
+        // The object may be the model's, in the middle of a step of its own.
+        let verb = match world.below(40) as u8 {
+            14 | 24..=25 => 0,
+            verb => verb,
+        };
+        world.disturb_with(verb);
+        world.may_panic(8);
+    }
+}
+
+impl Hooks for Moody {
+    fn traverse(
+        &self,
+        heap: &ObjectHeap,
+        _: TypeId,
+        object: usize,
+        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
+    ) -> Result<(), Failed> {
+        THIS.with_borrow(Weak::upgrade).iter().for_each(|world| world.may_panic(8));
+        match heap.get(object, Field::Member(0)) {
+            Ok(Value::Object(next)) => visit(next).map_err(|_| Failed),
+            _ => Ok(()),
+        }
+    }
+    fn clear(&self, heap: &ObjectHeap, _: TypeId, object: usize) {
+        self.mood();
+        _ = heap.set(object, Field::Member(0), Value::Null);
+    }
+    fn finalize(&self, _: &ObjectHeap, _: TypeId, _: usize) {
+        self.mood();
+    }
+    fn dealloc(&self, _: &ObjectHeap, _: TypeId, _: usize) {
+        self.mood();
+    }
+}
+
 /// A guest for blocks.
 struct Script {
     world: Rc<World>,
@@ -508,7 +562,7 @@ impl Script {
     fn mood(&self, own: &OwnAllocators<'_>) -> Option<Answer> {
         let world = &self.world;
         world.disturb();
-        world.may_panic();
+        world.may_panic(60);
         if !world.is_odd() {
             return None;
         }
@@ -662,7 +716,7 @@ impl Guest for Script {
         world.stale.set(true);
         world.grants.borrow_mut().insert(address);
         world.disturb();
-        world.may_panic();
+        world.may_panic(60);
         if world.is_odd() {
             match world.below(4) {
                 0 => return Err(Threw(5)),
@@ -698,7 +752,7 @@ impl ArenaGuest for Arenas {
     fn alloc(&self, own: &OwnAllocators<'_>, size: usize) -> Answer {
         let world = &self.world;
         world.disturb();
-        world.may_panic();
+        world.may_panic(60);
         if world.is_odd() {
             return match world.below(3) {
                 0 => Err(Threw(10)),
@@ -721,7 +775,7 @@ impl ArenaGuest for Arenas {
         let world = &self.world;
         world.arena_grants.borrow_mut().insert((address, size));
         world.disturb();
-        world.may_panic();
+        world.may_panic(60);
         if world.is_odd() {
             return if world.below(2) == 0 { Err(Threw(12)) } else { Ok(()) };
         }
@@ -746,14 +800,16 @@ fn run(seed: u64, ops: &[Op]) {
     let honesty = [0, 4, 8, 20][random.below(4)];
     let panics = random.below(4) == 0;
     let ending = random.below(5);
+    let hooked = random.below(2);
     let options = HeapOptions { geometry, allocator, quarantine, memory_limit, ..HeapOptions::new(profile) };
-    let heap = Rc::new(ObjectHeap::new(options, Box::new(NoHooks)).expect("a heap"));
+    let heap = Rc::new(ObjectHeap::new(options, Box::new(Moody)).expect("a heap"));
     let world = Rc::new(World {
         heap: OnceCell::from(Rc::downgrade(&heap)),
         random: RefCell::new(random),
         honesty: Cell::new(honesty),
         panics,
         depth: Cell::new(0),
+        asked: Cell::new(false),
         budget: Cell::new(0),
         live: RefCell::default(),
         objects: RefCell::default(),
@@ -772,7 +828,9 @@ fn run(seed: u64, ops: &[Op]) {
     });
     THIS.set(Rc::downgrade(&world));
     let fields = || vec![("next".to_owned(), FieldKind::Object), ("number".to_owned(), FieldKind::I64)];
-    let define = |items| heap.define_type(TypeSpec { fields: fields(), gc: true, items, ..TypeSpec::default() }).expect("memory");
+    let hooks = [HookSet::default(), HookSet { traverse: true, clear: true, finalize: true, dealloc: true, del: false }][hooked];
+    let define =
+        |items| heap.define_type(TypeSpec { fields: fields(), gc: true, items, hooks, ..TypeSpec::default() }).expect("memory");
     world.types.set(Some([define(None), define(Some(ItemKind::Object))]));
     world.note_own(&heap);
     for op in ops {
@@ -780,6 +838,7 @@ fn run(seed: u64, ops: &[Op]) {
         world.budget.set(8);
         world.fresh.borrow_mut().clear();
         world.stale.set(false);
+        world.asked.set(false);
         let done = catch_unwind(AssertUnwindSafe(|| world.step(&heap, op.verb)));
         if let Err(panic) = done {
             if !panic.is::<Planned>() {

@@ -307,6 +307,62 @@ fn an_answer_that_is_no_piece_fails_the_call_and_changes_nothing() {
 }
 
 #[test]
+fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
+    for hooked in [false, true] {
+        for domain in Domain::ALL {
+            for size in [40, 5000] {
+                let heap = heap();
+                if hooked {
+                    heap.setup_debug_hooks().expect("memory");
+                }
+                // A freed block first, of which the grant gets the memory where it can.
+                let block = malloc(&heap, domain, size);
+                free(&heap, domain, block);
+                let given = Rc::new(Cell::new(0));
+                let piece = given.clone();
+                let below = put_in(
+                    &heap,
+                    domain,
+                    Deeds {
+                        malloc: Box::new(move |_, _| Ok(Some(piece.get()))),
+                        free: Box::new(|_, _| Ok(())),
+                        ..Deeds::default()
+                    },
+                );
+                let own = heap.own_allocators().expect("memory");
+                let grant = own.malloc(below, size).expect("its own").expect("memory");
+                // A domain with the allocator that gave it takes a grant back, where nothing lies in it.
+                let others = Domain::ALL.into_iter().filter(|&used| heap.allocator(used) != Ok(below)).collect::<Vec<_>>();
+                let refuses = |domains: &[Domain], address| {
+                    for &used in domains {
+                        for fault in [
+                            heap.blocks().free(used, address).expect_err("no block"),
+                            heap.blocks().check_free(used, address).expect_err("no block"),
+                            heap.blocks().realloc(used, Some(address), 8).expect_err("no block"),
+                            heap.blocks().usable_size(used, address).expect_err("no block"),
+                        ] {
+                            assert_eq!((fault.kind, fault.address, fault.used), (FaultKind::Granted, address, used));
+                        }
+                    }
+                };
+                refuses(&others, grant);
+                // Behind what a guest keeps for itself, a block lies in it.
+                given.set(grant + 16);
+                let piece = malloc(&heap, domain, 16);
+                refuses(&Domain::ALL, grant);
+                let arena = own.arena_alloc(heap.geometry().arena_size).expect("memory");
+                refuses(&Domain::ALL, arena);
+                // What was a block and is the guest's memory now, has been freed.
+                free(&heap, domain, piece);
+                assert_eq!(heap.blocks().free(domain, piece).expect_err("freed").kind, FaultKind::DoubleFree);
+                own.free(below, Some(grant)).expect("a grant");
+                heap.verify().expect("holds");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_raw_block_lies_in_no_arena() {
     let heap = heap();
     let pymalloc = heap.allocator(Domain::Obj).expect("memory");
@@ -650,6 +706,17 @@ fn tiny() -> Rc<ObjectHeap> {
 /// Blocks of four arenas and a half.
 fn many(heap: &ObjectHeap) -> Vec<usize> {
     (0..18 * 31).map(|_| malloc(heap, Domain::Mem, 512)).collect()
+}
+
+#[test]
+fn of_an_arena_in_a_grant_only_what_has_been_in_use_is_touched() {
+    let heap = heap();
+    ArenaDeeds::put_in(&heap, Box::new(|of, size| of.malloc(size)), Box::new(|of, address| of.free(address)));
+    let (pool_size, arena_size) = (heap.geometry().pool_size, heap.geometry().arena_size);
+    malloc(&heap, Domain::Obj, 64);
+    let untouched = heap.held() - heap.touched();
+    assert!((arena_size - 2 * pool_size..arena_size).contains(&untouched), "{untouched} bytes of {arena_size}");
+    heap.verify().expect("holds");
 }
 
 #[test]

@@ -119,7 +119,8 @@ fn child_of_a_fork_goes_on_with_its_heaps_while_others_allocate() {
     });
 }
 
-/// How a child ended that used the heap and one of its own; nothing when it hung.
+/// How a child ended that used the heap and one of its own; nothing when it hung. A heap takes no lock, so a child can only wait for one of the
+/// allocator below it: the C library makes its own ready for the child of a fork, and under ThreadSanitizer it is the sanitizer's.
 fn fork_and_exercise(heap: &ObjectHeap) -> Option<i32> {
     exercise(heap);
     // SAFETY: the child uses memory only, which the C library has made ready for it, and ends without running what others left behind.
@@ -138,6 +139,9 @@ fn fork_and_exercise(heap: &ObjectHeap) -> Option<i32> {
     // SAFETY: a child of this process, and a place for what is said of it.
     while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
         if begin.elapsed() > Duration::from_secs(60) {
+            for file in ["stat", "syscall", "wchan", "stack"] {
+                eprintln!("a child hangs, {file}: {:?}", std::fs::read_to_string(format!("/proc/{child}/{file}")));
+            }
             // SAFETY: as above.
             unsafe { (libc::kill(child, libc::SIGKILL), libc::waitpid(child, &mut status, 0)) };
             return None;

@@ -3,7 +3,7 @@
 use obmalloc::{Domain, HeapError, Undone};
 
 use super::table::methods;
-use crate::core::Core;
+use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED};
 use crate::shell::Table;
@@ -37,9 +37,15 @@ fn geometry(core: &Core, env: Env) -> Outcome {
 }
 
 fn allocated_blocks(core: &Core, env: Env) -> Outcome {
-    let retired = core.views.retired(Domain::Mem) + core.views.retired(Domain::Obj);
+    let heap = core.heap_to_look()?;
+    // Retired blocks are free to the caller. Where a script gave one, it still has the memory.
+    let is_retired = |(&address, mark): (&usize, &Mark)| match *mark {
+        Mark::Retired(domain @ (Domain::Mem | Domain::Obj), _) => !heap.blocks().is_guests(domain, address),
+        _ => false,
+    };
+    let retired = core.marks.borrow().iter().filter(|&mark| is_retired(mark)).count();
     // Blocks of the C library's allocator are not counted, also not when they are retired.
-    env.integer(core.heap_to_look()?.allocated_blocks().saturating_sub(retired))
+    env.integer(heap.allocated_blocks().saturating_sub(retired))
 }
 
 fn arenas(core: &Core, env: Env) -> Outcome {

@@ -44,8 +44,6 @@ impl View {
 pub(crate) struct Views {
     /// Views that JavaScript may reach through a buffer that is not ours to detach.
     reachable: Cell<usize>,
-    /// Retired blocks, by domain.
-    retired: [Cell<usize>; 3],
     /// Retired blocks that nothing can reach any more.
     gone: Cell<usize>,
 }
@@ -68,11 +66,6 @@ impl Views {
     /// Whether JavaScript may reach any block through a buffer that is not ours to detach.
     pub fn are_reachable(&self) -> bool {
         self.reachable.get() != 0
-    }
-
-    /// Blocks of the domain that are freed, but not given back yet.
-    pub fn retired(&self, domain: Domain) -> usize {
-        self.retired[domain as usize].get()
     }
 }
 
@@ -231,7 +224,6 @@ pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view
     forget(core, address, view);
     core.marks.borrow_mut().insert(address, Mark::Retired(domain, view.clone()));
     core.views.change(view, |view| view.retired.set(true));
-    add(&core.views.retired[domain as usize], 1);
     core.update_attention();
 }
 
@@ -257,7 +249,6 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
         };
         core.marks.borrow_mut().remove(&address);
         core.views.change(&view, |view| view.retired.set(false));
-        add(&core.views.retired[domain as usize], -1);
         core.update_attention();
         if let Err(fault) = heap.blocks().free(domain, address) {
             // Its guard bytes have been damaged since it was retired.

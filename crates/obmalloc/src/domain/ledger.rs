@@ -54,6 +54,8 @@ pub enum FaultKind {
     HeapClosed,
     /// A guest that is being asked tries to change an object.
     Reentrant,
+    /// The memory is a grant: only the allocator that gave it takes it back.
+    Granted,
 }
 
 impl FaultKind {
@@ -76,7 +78,7 @@ impl FaultKind {
             Self::GcInProgress => "ERR_GC_IN_PROGRESS",
             Self::RefcountUnderflow => "ERR_REFCOUNT_UNDERFLOW",
             Self::HeapClosed => "ERR_HEAP_CLOSED",
-            Self::Reentrant => "ERR_REENTRANT",
+            Self::Reentrant | Self::Granted => "ERR_REENTRANT",
         }
     }
 }
@@ -150,6 +152,10 @@ impl fmt::Display for Fault {
             FaultKind::RefcountUnderflow => {
                 write!(f, "expected an object with a reference to give back, but {address:#x} has none left")
             }
+            FaultKind::Granted => write!(
+                f,
+                "expected a block, but {address:#x} is memory that one of the heap's own allocators gave directly; only that one takes it back"
+            ),
             FaultKind::Reentrant => f.write_str("expected a heap whose objects are not in use, but a guest is being asked"),
             FaultKind::HeapClosed => f.write_str("expected an open heap, but a panic left a call of this one, and it is closed"),
         }
@@ -458,6 +464,19 @@ impl Ledger {
             self.elsewhere.insert(address, Entry { size: 0, domain: Domain::Raw, presence: Presence::Live });
         }
         self.remove(address);
+    }
+
+    /// Forgets that there was a block at an address: its memory is a grant from now on.
+    #[cold]
+    pub fn forget_freed(&mut self, address: usize) {
+        if self.state(address) == FREED
+            && let Some((byte, shift)) = self.place(address)
+        {
+            // SAFETY: as in `insert`.
+            unsafe { *byte &= !(3 << shift) };
+        } else if self.elsewhere.get(&address).is_some_and(|entry| entry.presence == Presence::Freed) {
+            self.elsewhere.remove(&address);
+        }
     }
 
     /// The domain of the live block at `address`, if there is one.

@@ -148,6 +148,7 @@ impl OwnAllocators<'_> {
         // SAFETY: the heap's own arena allocator takes any size, and asks nobody.
         let arena = unsafe { (own.alloc)(own.ctx, size) };
         let address = Some(arena.expose_provenance()).filter(|&address| address != 0)?;
+        guests.heap().ledger().forget_freed(address);
         guests.spans.borrow_mut().insert(address, size, Kind::ArenaGrant);
         Some(address)
     }

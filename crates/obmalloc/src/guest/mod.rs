@@ -35,7 +35,7 @@ use spans::{SpanId, Spans};
 pub use take_down::TakeDown;
 
 use crate::allocator::Allocator;
-use crate::domain::{Domain, Fault};
+use crate::domain::{Domain, Fault, FaultKind};
 use crate::heap::{Checked, CheckedHeap, HeapError, HeapOptions, Mode};
 use crate::interrupt::Undone;
 use crate::pinned::Pinned;
@@ -438,6 +438,18 @@ impl Guests {
         None
     }
 
+    /// What is wrong with an address that the ledger knows nothing of: it may be a grant.
+    fn explain(&self, fault: Fault) -> Fault {
+        let spans = self.spans.borrow();
+        let is_grant = |id| matches!(spans.get(id).kind, Kind::Grant(_) | Kind::ArenaGrant);
+        match fault.kind {
+            FaultKind::ForeignPointer if spans.outermost_at(fault.address).is_some_and(is_grant) => {
+                Fault { kind: FaultKind::Granted, ..fault }
+            }
+            _ => fault,
+        }
+    }
+
     /// The block that is being resized, by its place in `moving`, if nothing else lies in a grant.
     fn moving_in(&self, grant: SpanId) -> Option<usize> {
         let index = self.moving.borrow().iter().rposition(|moving| moving.grant == grant)?;
@@ -713,7 +725,7 @@ impl GuestHeap {
     ) -> Result<Option<NonNull<u8>>, Fault> {
         let result = match (result, address) {
             (Err(_), Some(address)) if self.adopt(domain, address) => self.heap.realloc(domain, Some(address), size),
-            (result, _) => result,
+            (result, _) => result.map_err(|fault| self.explain(fault)),
         };
         if address.is_none() {
             return result.map(|block| if self.has_guests() { self.settle_request(domain, block) } else { block });
@@ -740,7 +752,17 @@ impl GuestHeap {
     fn settle_free(&self, domain: Domain, address: usize, result: Result<(), Fault>) -> Result<(), Fault> {
         let result = if result.is_err() && self.adopt(domain, address) { self.heap.free(domain, address) } else { result };
         self.settle();
-        result
+        result.map_err(|fault| self.explain(fault))
+    }
+
+    /// Whether a guest gave the block of a domain at an address.
+    pub(crate) fn is_guests(&self, domain: Domain, address: usize) -> bool {
+        self.guests.get().is_some_and(|guests| guests.piece_at(domain, address).is_some())
+    }
+
+    /// What is wrong with an address that is no block, perhaps because it is a grant.
+    pub(crate) fn explain(&self, fault: Fault) -> Fault {
+        self.guests.get().map_or(fault, |guests| guests.explain(fault))
     }
 
     /// As [`CheckedHeap::free_null`].

@@ -151,6 +151,7 @@ impl<'heap> OwnAllocators<'heap> {
         }
         let address = block.expose_provenance();
         guests.heap().forget_dead(address);
+        guests.heap().ledger().forget_freed(address);
         guests.spans.borrow_mut().insert(address, size, Kind::Grant(number));
         Ok(Some(address))
     }
@@ -201,6 +202,9 @@ impl<'heap> OwnAllocators<'heap> {
         let (at, now) = if moved.is_null() { (address, was) } else { (moved.expose_provenance(), size) };
         if !moved.is_null() {
             guests.heap().forget_dead(at);
+        }
+        if at != address {
+            guests.heap().ledger().forget_freed(at);
         }
         let mut spans = guests.spans.borrow_mut();
         spans.attach(grant, at, now);
@@ -274,7 +278,7 @@ impl<'heap> OwnAllocators<'heap> {
                 Err(found) => fault = found,
             }
         }
-        Err(OwnError::Fault(fault))
+        Err(OwnError::Fault(guests.explain(fault)))
     }
 
     fn refuse_kept(&self, domain: Domain, address: usize) -> Result<(), OwnError> {

@@ -64,7 +64,7 @@ impl Blocks<'_> {
     /// When `address` is no live block of this heap and domain, or is an object's.
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         self.refuse_object(domain, address)?;
-        self.0.heap.checked().usable_size(domain, address)
+        self.0.heap.checked().usable_size(domain, address).map_err(|fault| self.0.heap.explain(fault))
     }
 
     /// As [`CheckedHeap::check_free`](crate::CheckedHeap::check_free).
@@ -73,7 +73,7 @@ impl Blocks<'_> {
     /// What [`free`](Self::free) would find.
     pub fn check_free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.refuse_object(domain, address)?;
-        self.0.heap.checked().check_free(domain, address)
+        self.0.heap.checked().check_free(domain, address).map_err(|fault| self.0.heap.explain(fault))
     }
 
     /// As [`CheckedHeap::check_realloc`](crate::CheckedHeap::check_realloc).
@@ -82,7 +82,12 @@ impl Blocks<'_> {
     /// What [`realloc`](Self::realloc) would find.
     pub fn check_realloc(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.refuse_object(domain, address)?;
-        self.0.heap.checked().check_realloc(domain, address)
+        self.0.heap.checked().check_realloc(domain, address).map_err(|fault| self.0.heap.explain(fault))
+    }
+
+    /// Whether a guest gave the block of a domain at `address`.
+    pub fn is_guests(&self, domain: Domain, address: usize) -> bool {
+        self.0.heap.is_guests(domain, address)
     }
 
     /// Whether `address` is one of the heap's live blocks, or lies inside one. An object's block counts.
@@ -155,7 +160,8 @@ impl ObjectHeap {
         self.heap.checked().held()
     }
 
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet.
+    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet. Too few where a
+    /// caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which are not held.
     #[inline]
     pub fn touched(&self) -> usize {
         self.heap.checked().touched()

@@ -108,9 +108,7 @@ impl Pymalloc {
             } else {
                 let address = arena.pool_address;
                 arena.pool_address += state.geometry.pool_size;
-                if state.region.slot_of(address).is_some() {
-                    state.uncarved -= state.geometry.pool_size;
-                }
+                state.uncarved -= state.geometry.pool_size;
                 let pool = state.header_at(address);
                 pool.write(PoolHeader { szidx: NO_CLASS, ..PoolHeader::sentinel(ptr::null_mut()) });
                 (pool, ptr::with_exposed_provenance_mut(address))
@@ -275,9 +273,7 @@ impl Pymalloc {
         }
         self.forget_dead(address.next_multiple_of(geometry.pool_size), pools * geometry.pool_size);
         self.nfp2lasta[pools] = index;
-        if self.region.slot_of(address).is_some() {
-            self.uncarved += pools * geometry.pool_size;
-        }
+        self.uncarved += pools * geometry.pool_size;
         self.narenas_currently_allocated += 1;
         self.ntimes_arena_allocated += 1;
         self.narenas_highwater = self.narenas_highwater.max(self.narenas_currently_allocated);
@@ -374,15 +370,12 @@ impl Pymalloc {
         self.unlink_usable(index);
         let unused = self.unused_arena_objects;
         let arena = &mut self.arenas[index as usize];
-        let uncarved = arena.uncarved(&self.geometry);
+        self.uncarved -= arena.uncarved(&self.geometry);
         let address = core::mem::take(&mut arena.address);
         arena.nextarena = unused;
         self.unused_arena_objects = index;
         match self.region.slot_of(address) {
-            Some(slot) => {
-                self.region.arena_of_slot[slot] = NO_ARENA;
-                self.uncarved -= uncarved;
-            }
+            Some(slot) => self.region.arena_of_slot[slot] = NO_ARENA,
             None => {
                 self.arena_map.remove(address);
                 self.foreign_arenas -= 1;

@@ -69,7 +69,7 @@ pub(crate) struct Pymalloc {
     arena_map: ArenaMap,
     /// Arenas outside the region: only then is an address outside the region looked up.
     foreign_arenas: usize,
-    /// Bytes of the region's arenas that no pool has been carved from, and nobody has touched.
+    /// Bytes of the arenas that no pool has been carved from.
     uncarved: usize,
     narenas_currently_allocated: usize,
     ntimes_arena_allocated: usize,
@@ -696,7 +696,7 @@ impl Pymalloc {
         self.arena_table = ptr::null_mut();
     }
 
-    /// Bytes of the region's arenas that nobody has touched.
+    /// Bytes of the arenas that no pool has been carved from.
     pub fn uncarved(&self) -> usize {
         self.uncarved
     }

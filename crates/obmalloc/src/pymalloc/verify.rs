@@ -175,15 +175,15 @@ impl Pymalloc {
 
     /// The usable arenas ascend in their number of free pools, and the fingers point to the last of each number.
     fn verify_arenas(&self) -> Result<(), Corruption> {
-        let held = self.arenas.iter().filter(|arena| arena.address != 0).count();
+        let arenas = || self.arenas.iter().filter(|arena| arena.address != 0);
+        let held = arenas().count();
         ensure!(
             held == self.narenas_currently_allocated,
             0,
             "{} arenas are counted, but {held} are held",
             self.narenas_currently_allocated
         );
-        let own = self.arenas.iter().filter(|arena| arena.address != 0 && self.region.slot_of(arena.address).is_some());
-        let uncarved: usize = own.map(|arena| arena.uncarved(&self.geometry)).sum();
+        let uncarved: usize = arenas().map(|arena| arena.uncarved(&self.geometry)).sum();
         ensure!(uncarved == self.uncarved, 0, "{} bytes are counted that were never carved, but {uncarved} are", self.uncarved);
         let mut last = alloc::vec![NO_ARENA; self.nfp2lasta.len()];
         let (mut usable, mut before, mut fewest) = (0, NO_ARENA, 1);

@@ -180,6 +180,7 @@ pub const ARMS: &[Arm] = arms! {
     Blocks::usable_size => |call, w| take!(w, call(&w.object_heap()?.blocks(), w.domain(), w.address()));
     Blocks::check_free => |call, w| take!(w, call(&w.object_heap()?.blocks(), w.domain(), w.address()));
     Blocks::check_realloc => |call, w| take!(w, call(&w.object_heap()?.blocks(), w.domain(), w.address()));
+    Blocks::is_guests => |call, w| take!(w, call(&w.object_heap()?.blocks(), w.domain(), w.address()));
     Blocks::owns => |call, w| take!(w, call(&w.object_heap()?.blocks(), w.address()));
 
     ObjectHeap::new => |call, w| w.add(&w.objects, call(w.options(), w.hooks())).map(drop);
