@@ -32,7 +32,7 @@ withPython('a recording is read, replayed, asked and tried from TypeScript', asy
   const path = join(folder, 'run.trace')
   const recording = await record(['-c', PROGRAM], { trace: path, stdout: 'ignore', every: 5 })
   t.deepEqual((await findInterpreters()).usable, usable)
-  t.like(recording, { trace: path, ended: 0, complete: true, children: [] })
+  t.like(recording, { trace: path, ended: 0, complete: true, children: [], remarks: [] })
   const trace = await Trace.open(path)
   t.is(trace.header.stacks, 64)
 
@@ -87,9 +87,10 @@ withPython('what is told to stop stops', async (t) => {
   const path = join(folder, 'long.trace')
   const begin = performance.now()
   const endless = record(['-c', 'import time\nwhile True: time.sleep(0.01)'], { trace: path, signal: AbortSignal.timeout(700) })
-  await t.throwsAsync(endless, { name: 'TimeoutError' })
+  await t.throwsAsync(endless, { any: true, name: 'TimeoutError' })
   t.true(performance.now() - begin < 20_000)
   await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'none.trace'), signal: AbortSignal.abort() }), {
+    any: true,
     name: 'AbortError',
   })
   t.false(readdirSync(folder).includes('none.trace'))
@@ -97,8 +98,8 @@ withPython('what is told to stop stops', async (t) => {
     name: 'TimeoutError',
   })
   const trace = await Trace.open(path)
-  await t.throwsAsync(trace.why({ signal: AbortSignal.abort() }), { name: 'AbortError' })
-  await t.throwsAsync(trace.whatIf([], { signal: AbortSignal.abort() }), { name: 'AbortError' })
+  await t.throwsAsync(trace.why({ signal: AbortSignal.abort() }), { any: true, name: 'AbortError' })
+  await t.throwsAsync(trace.whatIf([], { signal: AbortSignal.abort() }), { any: true, name: 'AbortError' })
 })
 
 withPython('comparing with a real CPython is one call, and so is checking', async (t) => {
@@ -113,10 +114,10 @@ withPython('comparing with a real CPython is one call, and so is checking', asyn
 
 test('what cannot be done rejects with an error that says why', async (t) => {
   await t.throwsAsync(Trace.open(join(folder, 'nothing')), { instanceOf: TraceError })
-  await t.throwsAsync(
-    record(['-c', 'pass'], { trace: join(folder, 'no', 'where') }),
-    usable.length > 0 ? { instanceOf: PlaceError } : { instanceOf: UsageError },
-  )
+  await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'no', 'where') }), {
+    any: true,
+    instanceOf: usable.length > 0 ? PlaceError : UsageError,
+  })
   await t.throwsAsync(record([], { trace: join(folder, 'x') }), { instanceOf: UsageError })
   await t.throwsAsync(compare(['-c', 'pass'], { python: ['/bin/ls'] }), {
     instanceOf: UsageError,

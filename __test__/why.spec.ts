@@ -11,7 +11,8 @@ import { Ajv } from 'ajv'
 import test, { type ExecutionContext } from 'ava'
 
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
-import { type Column, decode, pageOf } from '../dist/page.js'
+import { decode, pageOf } from '../dist/page.js'
+import type { Column } from '../dist/report-data.js'
 import { golden } from '../dist/tools.js'
 import { inquire, type Why } from '../dist/why.js'
 
