@@ -162,7 +162,8 @@ unsafe fn put_in_place() {
 }
 
 /// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
-/// name, or is initialised again. Not in 3.12, where pymalloc begins anew then, of which a trace can say nothing.
+/// name, or is initialised again. Only before it is initialised: later there would be calls that had been missed. Not in 3.12, where
+/// pymalloc begins anew then, of which a trace can say nothing.
 pub fn put_back() {
     let api = python::api();
     if snapshot::is_taken() && api.version().starts_with("3.12.") {
@@ -170,7 +171,9 @@ pub fn put_back() {
     }
     // SAFETY: hooks have been installed. CPython is not initialised, so there is one thread that uses the domains.
     unsafe {
-        if (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original)) {
+        if (api.is_initialized)() == 0
+            && (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original))
+        {
             put_in_place();
         }
     }

@@ -177,12 +177,14 @@ pub fn install() {
 }
 
 /// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
-/// name, or is initialised again.
+/// name, or is initialised again. Only before it is initialised: later there would be calls that had been missed.
 pub fn put_back() {
     let api = python::api();
     // SAFETY: hooks have been installed. CPython copies the tables.
     unsafe {
-        if (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original)) {
+        if (api.is_initialized)() == 0
+            && (0..).zip(ORIGINAL.get()).all(|(number, original)| python::is_same(&api.allocator(number), original))
+        {
             (0..).zip(&OURS).for_each(|(number, ours)| (api.set_allocator)(number, ours));
         }
     }

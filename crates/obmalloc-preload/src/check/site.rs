@@ -40,8 +40,8 @@ const API: [&str; 12] = [
 /// main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
 const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
 
-/// C++'s functions that hand a block to `free`: `operator delete`, for one and for many, with and without a size.
-const DELETE: [&str; 4] = ["_ZdlPv", "_ZdlPvm", "_ZdaPv", "_ZdaPvm"];
+/// How the names of C++'s functions begin that hand a block to `free`: `operator delete`, for one and for many.
+const DELETE: [&[u8]; 2] = [b"_ZdlPv", b"_ZdaPv"];
 
 impl Site {
     /// The place that a call returns to. What is named is the call.
@@ -149,12 +149,15 @@ pub fn field_freed_at(return_address: usize) -> Option<&'static str> {
 
 /// As [`caller`], for a call of C's allocator.
 pub fn caller_of_c(return_address: usize) -> usize {
-    if !is_in(&DELETE, return_address) {
+    let is_delete = |address: usize| {
+        dl_info(address.wrapping_sub(1)).is_some_and(|info| DELETE.iter().any(|begin| text(info.dli_sname).starts_with(begin)))
+    };
+    if !is_delete(return_address) {
         return return_address;
     }
     let (frames, count) = frames();
     let mut outside = frames[..count].iter().copied().skip_while(|&frame| frame != return_address);
-    outside.find(|&frame| !is_in(&DELETE, frame)).unwrap_or(return_address)
+    outside.find(|&frame| !is_delete(frame)).unwrap_or(return_address)
 }
 
 /// Whether a call that returns here is in one of the allocator's functions.
