@@ -29,7 +29,7 @@ const PROGRAM = [
 ].join('\n')
 
 withPython('a recording is read, replayed, asked and tried from TypeScript', async (t) => {
-  const path = join(folder, 'run.trace')
+  const path = join(folder, 'jobs.trace')
   const recording = await record(['-c', PROGRAM], { trace: path, stdout: 'ignore', every: 5 })
   t.deepEqual((await findInterpreters()).usable, usable)
   t.like(recording, { trace: path, ended: 0, complete: true, children: [], remarks: [] })
@@ -44,7 +44,9 @@ withPython('a recording is read, replayed, asked and tried from TypeScript', asy
   }
   t.is(marks.length, 6)
   t.true(events > 100_000)
-  for await (const event of trace.events({ from: marks[0]!, to: marks[0]! })) t.is('note' in event && event.value, 'job')
+  const notes: string[] = []
+  for await (const event of trace.events({ from: marks[0]!, to: marks[0]! })) if ('note' in event) notes.push(event.note)
+  t.deepEqual(notes, ['memory', 'mark'], 'a sample is taken at every mark')
 
   const seen: number[] = []
   const report = await trace.replay({ onProgress: (done) => seen.push(done) })
@@ -95,6 +97,7 @@ withPython('what is told to stop stops', async (t) => {
   })
   t.false(readdirSync(folder).includes('none.trace'))
   await t.throwsAsync(check(['-c', 'import time; time.sleep(60)'], { signal: AbortSignal.timeout(500) }), {
+    any: true,
     name: 'TimeoutError',
   })
   const trace = await Trace.open(path)

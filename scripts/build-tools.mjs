@@ -1,7 +1,7 @@
 /** Builds the recorder, what the checker needs besides, and the driver, which are loaded into CPythons, and puts them beside the binding. */
 
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync } from 'node:fs'
+import { copyFileSync, mkdirSync, renameSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -26,8 +26,11 @@ if (process.platform !== 'linux') {
   })
   if (build.status !== 0) process.exit(build.status ?? 1)
   mkdirSync(folder, { recursive: true })
-  for (const library of ['libobmalloc_preload.so', 'libobmalloc_libc.so'])
-    copyFileSync(join(target, 'release', library), join(folder, library))
-  copyFileSync(join(target, 'release', 'libobmalloc_python.so'), join(folder, 'obmalloc_python.abi3.so'))
-  copyFileSync(join(target, 'release', 'obmalloc-measure'), join(folder, 'obmalloc-measure'))
+  // A program that has the old file loaded keeps it: the new one takes its name, not its bytes.
+  const put = (from, to) => {
+    copyFileSync(join(target, 'release', from), join(folder, `${to}.new`))
+    renameSync(join(folder, `${to}.new`), join(folder, to))
+  }
+  for (const file of ['libobmalloc_preload.so', 'libobmalloc_libc.so', 'obmalloc-measure']) put(file, file)
+  put('libobmalloc_python.so', 'obmalloc_python.abi3.so')
 }

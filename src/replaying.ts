@@ -69,6 +69,7 @@ export interface ReplayOptions {
 
 /** Replays a trace and compares every answer. Throws {@link TraceError} when it cannot be read. */
 export async function replay({ release, segments, stopAt, geometry, signal, onProgress }: ReplayOptions): Promise<Report> {
+  signal?.throwIfAborted()
   const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt, geometry })))
   try {
     while (reading(() => native.stepReplay(number, SLICE)) !== 0) {

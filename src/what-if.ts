@@ -94,6 +94,7 @@ const SLICE = 500_000
 /** Tries settings on a recording. Throws `TraceError` when it cannot be read. */
 export async function whatIf(path: string, options: WhatIfOptions = {}): Promise<WhatIf> {
   const { at = 'end', configurations = [], allocators = [], apart, signal, onProgress } = options
+  signal?.throwIfAborted()
   const [header, parts] = [readHeader(path), segments(path)]
   const release = releaseOf(header.python)
   const moment = await findMoment(parts, at, (done, total) => onProgress?.(path, done, total))

@@ -168,6 +168,7 @@ export async function ask(
   path: string,
   { at, signal, onProgress, ...wanted }: InquiryOptions & { readonly [wanted: string]: unknown },
 ): Promise<unknown> {
+  signal?.throwIfAborted()
   const header = readHeader(path)
   const options = {
     release: releaseOf(header.python),
