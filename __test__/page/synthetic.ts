@@ -212,6 +212,7 @@ export function synthetic(sizes: Sizes): ReportData {
     resident: held + 24_000_000,
     unexplained: 15_400_000,
   }
+  const pinned = `${sizes.blocks} blocks from ${sites[0]!.stack[0]!.function} (${sites[0]!.stack[0]!.file}:${sites[0]!.stack[0]!.line}) pin ${sizes.arenas} of ${sizes.arenas} arenas; packed, ${neededArenas} would do.`
   const edges = Array.from({ length: 13 }, (_, index) => (index === 0 ? 0 : seconds * 2 ** (index - 12)))
   return {
     schema: 'obmalloc.report/1',
@@ -243,7 +244,7 @@ export function synthetic(sizes: Sizes): ReportData {
       findings: [
         {
           rule: 'pinned',
-          text: `${sizes.blocks} long-lived blocks of load_rows keep ${sizes.arenas} arenas; packed, ${neededArenas} would do.`,
+          text: pinned,
           site: 0,
           sites: [0, 1],
           burst: [2],
@@ -263,7 +264,7 @@ export function synthetic(sizes: Sizes): ReportData {
     },
     summary: [
       `${Math.round(held / 2 ** 20)} MiB are held for ${(live / 2 ** 20).toFixed(1)} MiB of live objects (all addresses verified).`,
-      `${sizes.blocks} blocks from ${sites[0]!.stack[0]!.function} (${sites[0]!.stack[0]!.file}:${sites[0]!.stack[0]!.line}) pin ${sizes.arenas} of ${sizes.arenas} arenas; packed, ${neededArenas} would do.`,
+      pinned,
       'What helps: making the survivors anew after the burst (tried on this recording).',
     ],
     sources: Object.fromEntries(

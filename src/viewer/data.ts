@@ -65,12 +65,13 @@ export function rowAt(rows: ArrayLike<number>, wanted: number): number {
 /** From events to seconds, where time was recorded; between two rows of the timeline, in proportion. */
 export class Clock {
   readonly known: boolean
-  readonly last: number
 
   constructor(readonly data: Data) {
     const { seconds } = data.timeline
-    this.known = data.why.trace.seconds !== null && seconds.length > 1 && !Number.isNaN(seconds[0]!)
-    this.last = data.why.trace.events
+    this.known = data.why.trace.seconds !== null && seconds.some((second) => !Number.isNaN(second))
+    // Before the first note of time, and between two where none was made, as much has passed as at the last one.
+    let before = 0
+    for (const [row, second] of seconds.entries()) seconds[row] = before = Number.isNaN(second) ? before : second
   }
 
   seconds(event: number): number {

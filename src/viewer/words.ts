@@ -24,7 +24,8 @@ export const count = (value: number): string =>
     .toString()
     .replaceAll(/\B(?=(\d{3})+$)/g, '\u202f')
 
-export const percent = (part: number): string => `${(100 * part).toFixed(part !== 0 && Math.abs(part) < 0.1 ? 1 : 0)} %`
+export const percent = (part: number): string =>
+  part > 0 && part < 0.0005 ? '< 0.1 %' : `${(100 * part).toFixed(part !== 0 && Math.abs(part) < 0.1 ? 1 : 0)} %`
 
 export const seconds = (value: number): string =>
   value >= 100 ? `${Math.round(value)} s` : value >= 1 ? `${value.toFixed(2)} s` : `${Math.round(value * 1000)} ms`

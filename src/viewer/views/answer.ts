@@ -1,7 +1,7 @@
 /** The answer in words, and what the memory consists of as one bar. */
 
 import type { Finding } from '../../report-data.ts'
-import { el, exact, number, size } from '../dom.ts'
+import { type Child, el, exact, number, size } from '../dom.ts'
 import { go, hash } from '../state.ts'
 import { bytes, change, named, percent, plural } from '../words.ts'
 import { type Report, section, type View } from './section.ts'
@@ -21,15 +21,25 @@ export function answer({ data }: Report): View {
   const { why, summary } = data
   const { totals } = why
   const [headline, ...lines] = summary
+  const all = why.findings
+  // What the words above say already is not said twice.
+  const others = all.filter(({ text }) => !summary.includes(text))
   const view = section(
     'answer',
     'Answer',
     null,
-    el('p', { class: 'headline' }, headline ?? `${bytes(totals.held)} are held for ${bytes(totals.live)} of live objects.`),
-    ...lines.map((line) => el('p', { class: 'said' }, line)),
+    el(
+      'p',
+      { class: 'headline' },
+      ...said(headline ?? `${bytes(totals.held)} are held for ${bytes(totals.live)} of live objects.`),
+    ),
+    ...lines.map((line) => {
+      const finding = all.find(({ text }) => text === line)
+      return finding ? card(finding, why.sites) : el('p', { class: 'said' }, line)
+    }),
     composition(parts(data)),
     glossary(data),
-    findings(data),
+    findings(others, why.sites),
   )
   view.section.querySelector('.lead')!.remove()
   return view
@@ -142,10 +152,15 @@ function glossary({ map, why }: Report['data']): HTMLElement {
   )
 }
 
-function findings(data: Report['data']): HTMLElement | null {
-  const { findings: all, sites } = data.why
-  if (all.length === 0) return null
-  return el('div', { class: 'findings' }, el('h3', {}, 'What was found'), ...all.map((finding) => card(finding, sites)))
+/** What stands in brackets is less loud. */
+function said(line: string): Child[] {
+  const [, words, aside, end] = /^(.*?)(\([^()]*\))([.]?)$/.exec(line) ?? []
+  return words === undefined ? [line] : [words, el('span', { class: 'aside' }, aside!), end!]
+}
+
+function findings(some: readonly Finding[], sites: Report['data']['why']['sites']): HTMLElement | null {
+  if (some.length === 0) return null
+  return el('div', { class: 'findings' }, el('h3', {}, 'Also found'), ...some.map((finding) => card(finding, sites)))
 }
 
 function card({ rule, text, saves, command, sites: about, burst }: Finding, sites: Report['data']['why']['sites']): HTMLElement {
@@ -176,7 +191,7 @@ function card({ rule, text, saves, command, sites: about, burst }: Finding, site
   }
   return el(
     'article',
-    { 'data-rule': rule },
+    { class: 'finding', 'data-rule': rule },
     el('p', {}, text),
     el(
       'p',

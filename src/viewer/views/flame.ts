@@ -104,7 +104,7 @@ export function flame(report: Report): View {
     if (known === undefined) {
       let sum = 7
       for (const letter of file) sum = (Math.imul(sum, 31) + letter.codePointAt(0)!) >>> 0
-      const by = 0.82 + ((sum >>> 8) % 32) / 100
+      const by = 0.85 + ((sum >>> 8) % 16) / 100
       known = css(rgb(colour(`flame-${familyOf(file)}`)).map((part) => Math.min(255, Math.round(part * by))) as unknown as Rgb)
       shades.set(key, known)
     }

@@ -15,12 +15,24 @@ const BOTTOM = 44
 export function timeline(report: Report): View {
   const { data, clock } = report
   const { timeline: rows, arenaEvents } = data
-  const { at, trace } = data.why
+  const { at, trace, totals } = data.why
   const series = [
-    { name: 'resident', about: 'what the process had in memory, all of it', values: rows.resident, color: 'line-resident' },
-    { name: 'held', about: 'arenas × their size', values: rows.held, color: 'line-held' },
-    { name: 'live', about: 'blocks in use', values: rows.live, color: 'line-live' },
-    { name: 'C’s malloc', about: 'raw and large blocks', values: sum(rows.raw, rows.large), color: 'line-malloc' },
+    {
+      name: 'resident',
+      about: 'what the process had in memory, all of it',
+      values: rows.resident,
+      now: totals.resident,
+      color: 'line-resident',
+    },
+    { name: 'held', about: 'arenas × their size', values: rows.held, now: totals.held, color: 'line-held' },
+    { name: 'live', about: 'blocks in use', values: rows.live, now: totals.live, color: 'line-live' },
+    {
+      name: 'C’s malloc',
+      about: 'raw and large blocks',
+      values: sum(rows.raw, rows.large),
+      now: totals.raw + totals.large,
+      color: 'line-malloc',
+    },
   ].filter(({ values }) => values.some((value) => !Number.isNaN(value)))
   const places = clock.known ? rows.seconds : rows.event
   const end = Math.max(places.at(-1) ?? 1, clock.place(trace.events))
@@ -100,15 +112,18 @@ export function timeline(report: Report): View {
       }
       context.restore()
       ticks(context, width, height)
+      const write = labels(context, width)
+      const moment = x(clock.place(at.event), width)
+      if (moment >= LEFT && moment <= width - RIGHT + 1) {
+        line(context, moment, TOP, height - BOTTOM, colour('text'), [])
+        write('this moment', moment)
+      }
       for (const { name, event } of trace.marks) {
         const left = x(clock.place(event), width)
         if (left < LEFT || left > width - RIGHT) continue
-        line(context, left, TOP, height - BOTTOM, colour('faint'), [3, 3])
-        label(context, name, left, TOP - 10, width)
+        if (Math.abs(left - moment) >= 1) line(context, left, TOP, height - BOTTOM, colour('faint'), [3, 3])
+        write(name, left)
       }
-      const moment = x(clock.place(at.event), width)
-      line(context, moment, TOP, height - BOTTOM, colour('text'), [])
-      label(context, look().at < 0 || look().at === at.event ? 'this moment' : 'moment', moment, TOP - 10, width)
       if (look().at >= 0) line(context, x(clock.place(look().at), width), TOP, height - BOTTOM + 12, colour('accent'), [], 2)
     },
   )
@@ -155,9 +170,11 @@ export function timeline(report: Report): View {
     const row = rowAt(rows.event, event)
     readout.replaceChildren(
       el('li', { class: 'when' }, cursor < 0 ? 'At the moment of this report: ' : 'At the cursor: ', says(event)),
-      ...series.map(({ name, about, values, color }) => {
+      ...series.map(({ name, about, values, now, color }) => {
         let from = row
         while (from > 0 && Number.isNaN(values[from]!)) from--
+        // At the moment it is known exactly; rows of the timeline are near it.
+        const value = cursor < 0 ? now : values[from]!
         const swatch = el('span', { class: 'swatch', 'aria-hidden': 'true' })
         swatch.style.background = `var(--${color})`
         return el(
@@ -165,7 +182,7 @@ export function timeline(report: Report): View {
           { title: about, 'data-series': name },
           swatch,
           `${name} `,
-          Number.isNaN(values[from]!) ? 'not sampled' : size(values[from]!),
+          value === null || Number.isNaN(value) ? 'not sampled' : size(value),
         )
       }),
     )
@@ -276,11 +293,18 @@ function line(
   context.setLineDash([])
 }
 
-function label(context: CanvasRenderingContext2D, text: string, left: number, top: number, width: number): void {
-  const half = context.measureText(text).width / 2
-  context.textAlign = 'center'
-  context.fillStyle = colour('soft')
-  context.fillText(text, Math.min(width - half - 2, Math.max(half + 2, left)), top)
+/** Writes labels above the picture, as far as there is room beside those that are there. */
+function labels(context: CanvasRenderingContext2D, width: number): (text: string, left: number) => void {
+  const taken: (readonly [number, number])[] = []
+  return (text, left) => {
+    const half = context.measureText(text).width / 2
+    const middle = Math.min(width - half - 2, Math.max(half + 2, left))
+    if (taken.some(([from, to]) => middle + half + 8 > from && middle - half - 8 < to)) return
+    taken.push([middle - half, middle + half])
+    context.textAlign = 'center'
+    context.fillStyle = colour('soft')
+    context.fillText(text, middle, TOP - 10)
+  }
 }
 
 /** 1, 2 or 5 times a power of ten, at least `least`. */
