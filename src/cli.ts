@@ -164,6 +164,7 @@ function commandLine(done: (code: number) => void): Command {
     )
     .option('--by <what>', 'site, function, file or class', 'site')
     .option('--top <number>', 'how many rows to show', count, 20)
+    .option('--html <file>', 'write a page of the later one, with the difference in it')
     .option('-o, --output <file>', 'write the answer there')
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print all rows as JSON: obmalloc.diff/1')

@@ -1,15 +1,20 @@
 /** `obmalloc diff`: what grew from one recording, or moment, to another. */
 
-import { diff, type Difference, type DifferentRow, type Figures } from '../diff.js'
-import { emit, type Output } from '../output.js'
+import { existsSync, statSync } from 'node:fs'
+
+import { diff, placeOf, type Difference, type DifferentRow, type Figures } from '../diff.js'
+import { emit, type Output, writeNew } from '../output.js'
+import { pageOf } from '../page.js'
+import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
-import { columns, grouped, Progress } from '../terminal.js'
+import { columns, grouped, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import type { TopBy } from '../why.js'
 
 export interface DiffCommandOptions extends Output {
   readonly by: string
   readonly top: number
+  readonly html?: string
   readonly json?: boolean
 }
 
@@ -18,11 +23,21 @@ const BY = ['site', 'function', 'file', 'class']
 export async function diffCommand(a: string, b: string, options: DiffCommandOptions): Promise<number> {
   const { by, top, json } = options
   if (!BY.includes(by)) throw new UsageError(`expected --by ${BY.join(', ')}, but got ${by}`)
+  const { html, force = false } = options
+  // Before the work, not after it.
+  if (html !== undefined && !force && existsSync(html)) throw new UsageError(`${html} is there already; --force replaces it`)
   const progress = new Progress()
-  const difference = await diff(a, b, {
-    by: by as TopBy,
-    onProgress: (done, total) => progress.update(`${Math.round((100 * done) / Math.max(total, 1))} %`),
-  }).finally(() => progress.done())
+  const onProgress = (done: number, total: number): void => progress.update(`${Math.round((100 * done) / Math.max(total, 1))} %`)
+  const difference = await diff(a, b, { by: by as TopBy, onProgress }).finally(() => progress.done())
+  if (html !== undefined) {
+    const { path, at } = placeOf(b)
+    const data = await pageOf(path, { at, onProgress }).finally(() => progress.done())
+    const lines = sourceLines([...data.frames, ...data.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs)
+    // The page's own table is of sites.
+    const shown = by === 'site' ? difference : await diff(a, b, { onProgress }).finally(() => progress.done())
+    writeNew(html, page({ ...data, sources: lines.found, diff: shown }), force)
+    say(`page: ${html}`)
+  }
   emit(json ? `${JSON.stringify(difference)}\n` : inWords(difference, top), options)
   return difference.a.verified && difference.b.verified ? 0 : 4
 }

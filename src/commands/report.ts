@@ -8,7 +8,11 @@ import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
+import { whatIf } from '../what-if.js'
 import { isFault } from '../why.js'
+
+/** Arenas of other sizes, which the page shows beside the recorded ones. */
+const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
 
 export interface ReportCommandOptions extends Output {
   readonly at?: string
@@ -22,17 +26,22 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
   // Before the work, not after it.
   if (!force && existsSync(output)) throw new UsageError(`${output} is there already; --force replaces it`)
   const progress = new Progress()
-  const found = await pageOf(path, {
-    at,
-    onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
-  }).finally(() => progress.done())
+  const told = (what: string, done: number, total: number): void =>
+    progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
+  const [found, tried] = await (async () => {
+    const found = await pageOf(path, { at, onProgress: (done, total) => told(path, done, total) })
+    return [
+      found,
+      await whatIf(path, { ...(at === undefined ? {} : { at }), configurations: SETTINGS, onProgress: told }),
+    ] as const
+  })().finally(() => progress.done())
   const lines =
     sources === 'lines'
       ? sourceLines([...found.frames, ...found.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs)
       : undefined
   if (lines && lines.changed.length > 0)
     say(`changed since the recording, so that their lines are not shown: ${lines.changed.join(', ')}`)
-  const data = { ...found, sources: lines?.found ?? {} }
+  const data = { ...found, sources: lines?.found ?? {}, whatIf: tried.rows }
   const html = page(data)
   writeNew(output, html, force)
   const { why, summary } = data
