@@ -90,13 +90,21 @@ for (const [mistake, expected] of [/heap-use-after-free/, /Direct leak of 100 by
   if (!expected.test(found.join('\n'))) fail(`the planted mistake ${mistake} was not found: ${found.join('\n')}`)
 }
 
-const wanted = process.argv.length > 2 ? process.argv.slice(2) : SUITES
+const [first, ...rest] = process.argv.slice(2)
+const suites = first === undefined ? SUITES : [first, ...rest]
 const ava = [
   join(root, 'node_modules', 'ava', 'entrypoints', 'cli.mjs'),
   '--timeout=5m',
   ...LEFT_OUT.map((title) => `--match=!${title}`),
+  ...suites.map((suite) => `__test__/${suite}.spec.ts`),
 ]
-const { status, found } = watch([...ava, ...wanted.map((suite) => `__test__/${suite}.spec.ts`)], 'inherit')
+/** `programs COUNT [SEED]`: random programs, a hundred operations each, the seeds one after the other. */
+const programs = () => {
+  const [count = '1000', seed = String(Date.now() % 2 ** 31)] = rest
+  process.stderr.write(`${count} programs from seed ${seed} on\n`)
+  return ['--import', 'tsx', join(root, '__test__', 'chaos', 'run.ts'), 'many', seed, count, '100']
+}
+const { status, found } = first === 'programs' ? watch(programs(), ['ignore', 'ignore', 'inherit']) : watch(ava, 'inherit')
 if (status !== 0) fail(`the tests ended with exit code ${status}`)
 for (const report of found) fail(report)
 process.exitCode = failed ? 1 : 0

@@ -392,7 +392,7 @@ fn trace_goes_on_when_the_program_closes_descriptors_that_are_not_its_own() {
 
 #[test]
 fn full_disk_ends_the_recording_and_not_the_program() {
-    let script = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000))\nx = [object() for _ in range(300000)]\nprint('done')\n";
+    let script = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\nx = [object() for _ in range(300000)]\nprint('done')\n";
     for python in pythons() {
         let run = Run::of(python, script, &[]).succeeded();
         assert_eq!((run.stdout(), run.stderr()), ("done\n".into(), String::new()));
@@ -406,7 +406,7 @@ fn full_disk_ends_the_recording_and_not_the_program() {
 fn file_limit_ends_no_program_that_would_die_of_it() {
     // The signal has its default action, as in a program that embeds CPython.
     let script = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n\
-                  resource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000))\nx = [object() for _ in range(300000)]\n";
+                  resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\nx = [object() for _ in range(300000)]\n";
     for python in pythons() {
         assert!(Run::of(python, script, &[]).succeeded().trace().says("\"failed\": \"File too large"));
     }
