@@ -91,7 +91,11 @@ impl Difference {
             // A float that waits for the next one has a link in the place of its type.
             "-" => self.size == 24,
             "frame" => minor <= 10,
-            "method" | "builtin_function_or_method" => minor == 8,
+            "method" | "builtin_function_or_method" => minor == 8 || minor >= 14,
+            "builtin_method" => minor >= 15,
+            // Of one digit.
+            "int" => minor >= 14 && self.size == 32,
+            "slice" | "range" | "range_iterator" | "list_iterator" | "tuple_iterator" => minor >= 14,
             _ => false,
         }
     }
@@ -156,7 +160,9 @@ fn stacks_are_those_that_tracemalloc_knows() {
             let (compared, mut differences) = judged(python, program);
             let of = format!("3.{} {}", python.minor, program.display());
             assert!(compared > 800, "{of}: {compared} blocks are known");
-            assert!(differences.len() * 8 < compared, "{of}: {} of {compared} differ", differences.len());
+            // From 3.14 on many more types keep the memory of their objects (`pycore_freelist_state.h`), ints among them.
+            let part = if python.minor >= 14 { 5 } else { 8 };
+            assert!(differences.len() * part < compared, "{of}: {} of {compared} differ", differences.len());
             println!("{of}: {} of {compared} blocks are objects in the memory of others", differences.len());
             differences.retain(|difference| !difference.is_of_reuse(python.minor));
             if let Some(Difference { kind, size, recorded, expected }) = differences.first() {
