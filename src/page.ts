@@ -7,6 +7,8 @@ import type { Column, ReportData } from './report-data.js'
 import { readHeader } from './trace.js'
 import { ask, type InquiryOptions } from './why.js'
 
+export type { Column }
+
 /** Asks for the page's data at a moment. Throws `TraceError` when the trace cannot be read. */
 export async function pageOf(path: string, options: InquiryOptions = {}): Promise<ReportData> {
   const { version } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }

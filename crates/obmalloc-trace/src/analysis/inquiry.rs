@@ -122,7 +122,7 @@ pub enum Answered {
     /// In words too, a line each, and with a table if that was wanted.
     Why {
         #[allow(missing_docs, reason = "said above")]
-        why: Why,
+        why: Box<Why>,
         #[allow(missing_docs, reason = "said above")]
         summary: Vec<String>,
         #[allow(missing_docs, reason = "said above")]
@@ -173,7 +173,7 @@ impl Inquiry {
                     State::Filming(Box::new((*course, solved, Replay::new((self.open)()?, self.profile, film)?)))
                 } else {
                     let Solved { why, summary, table, .. } = solved;
-                    State::Over(Box::new(Answered::Why { why, summary, table }))
+                    State::Over(Box::new(Answered::Why { why: Box::new(why), summary, table }))
                 }
             }
             State::Filming(filming) => {
@@ -253,7 +253,7 @@ impl Course {
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
         let pinning = Pinning::of(census, peak, &shares, pinned, &mut sites, tree);
-        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &shares, &mut sites, tree));
+        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &mut sites, tree));
         let anew = survivors.and_then(|blocks| self.replay.make_anew(&blocks));
 
         let (report, analysis) = self.replay.watcher();
@@ -275,8 +275,9 @@ impl Course {
             pinning: pinning.as_ref(),
             anew: anew.map(|arenas| arenas as u64),
         };
-        let findings = rules::find(&facts, &mut sites);
+        let mut findings = rules::find(&facts, &mut sites);
         let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };
+        let told = shares.told(most_sites, &mut findings);
         let why = Why {
             schema: "obmalloc.why/1",
             trace: why::trace(
@@ -294,10 +295,10 @@ impl Course {
             },
             totals,
             pinned,
-            sites: why::sites(&shares, &sites, most_sites),
+            sites: why::sites(&told, &sites),
             arenas: why::arenas(census, &shares, MOST_ARENAS, most_sites),
             bounded: Bounded {
-                sites: (shares.sites.len().min(most_sites), shares.sites.len()),
+                sites: (told.len(), shares.sites.len().max(told.len())),
                 arenas: (census.arenas.len().min(MOST_ARENAS), census.arenas.len()),
             },
             greedy: why::greedy(census),
@@ -324,7 +325,7 @@ impl Course {
             version: asked.version.clone(),
         };
         let parts = Parts { outline: &self.outline, ledger: &analysis.ledger, census, peak, shares: &shares, tree, film };
-        Page::of(&parts, &mut sites, why, summary, sure)
+        Page::of(&parts, &mut sites, why, summary, sure, MOST_SITES_OF_PAGE)
     }
 }
 

@@ -355,8 +355,8 @@ impl Parts<'_> {
 }
 
 impl Page {
-    /// Builds it. `why` is the answer, cut to what a page bears.
-    pub fn of(parts: &Parts<'_>, sites: &mut Sites, why: Why, summary: Vec<String>, sure: Sure) -> Self {
+    /// Builds it. `why` is the answer, cut to what a page bears: its first `most_sites` sites are in the order of the shares.
+    pub fn of(parts: &Parts<'_>, sites: &mut Sites, why: Why, summary: Vec<String>, sure: Sure, most_sites: usize) -> Self {
         let (frames, stacks) = parts.stacks(sites);
         let (play, slots) = parts.play();
         Self {
@@ -367,7 +367,7 @@ impl Page {
             arena_events: parts.arena_events(),
             frames,
             stacks,
-            map: parts.map(sites, why.arenas.len(), why.sites.len()),
+            map: parts.map(sites, why.arenas.len(), most_sites.min(parts.shares.sites.len())),
             play,
             slots,
             classes: parts.classes(),

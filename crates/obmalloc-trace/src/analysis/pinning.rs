@@ -15,25 +15,27 @@ use crate::stacks::Stacks;
 /// Few blocks that keep arenas which would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
-    /// The sites with nine of ten of the blocks in those arenas: indices, most blocks first.
+    /// The sites with nine of ten of the blocks in those arenas, by their numbers, most blocks first.
     pub sites: Vec<u32>,
     /// What these sites have live there.
     pub live: Sum,
     /// Arenas that have blocks of these sites, and are not needed.
     pub arenas: u64,
-    /// What lay there too when most was held.
+    /// What lay there too when most was held, most of which has died.
     pub burst: Option<Burst>,
 }
 
-/// Blocks of the same size classes in the same arenas.
+/// Blocks in the same arenas: those of the same size classes, if most of what has died there was of these.
 #[derive(Clone, Debug)]
 pub struct Burst {
-    /// The sites with nine of ten of them, by their numbers, most blocks first.
+    /// The sites with nine of ten of those that have died, by their numbers, most blocks first.
     pub sites: Vec<u32>,
-    /// How many there were, and how many are left.
+    /// How many there were, and how many of these have died.
     pub blocks: u64,
     #[allow(missing_docs, reason = "said above")]
-    pub left: u64,
+    pub died: u64,
+    #[allow(missing_docs, reason = "said above")]
+    pub is_of_same_classes: bool,
 }
 
 impl Pinning {
@@ -76,16 +78,17 @@ impl Pinning {
             return None;
         }
         let burst = peak.and_then(|peak| burst(census, peak, &arenas, &classes, sites, tree));
+        let chosen = chosen.into_iter().map(|site| shares.sites[site as usize].site).collect();
         Some(Self { sites: chosen, live, arenas: arenas.len() as u64, burst })
     }
 
     /// The slots and sizes of all blocks of these sites that lie in pools, the oldest first.
-    pub fn survivors(&self, ledger: &Ledger, shares: &Shares, sites: &mut Sites, tree: &Stacks) -> Vec<(u32, usize)> {
+    pub fn survivors(&self, ledger: &Ledger, sites: &mut Sites, tree: &Stacks) -> Vec<(u32, usize)> {
         let is_chosen: FxHashSet<u32> = self.sites.iter().copied().collect();
         let mut found = Vec::new();
         for (slot, block) in ledger.blocks() {
             if let Kind::Pool(class) = block.kind
-                && shares.index.get(&sites.site(tree, block.node)).is_some_and(|site| is_chosen.contains(site))
+                && is_chosen.contains(&sites.site(tree, block.node))
             {
                 found.push((block.born, slot, ledger.class_size(class) as usize));
             }
@@ -109,7 +112,7 @@ fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     blocks.into_iter().take_while(is_enough).map(|(site, _)| site).collect()
 }
 
-/// What lay in `arenas` when most was held, of these size classes. `None` where the arenas were others then.
+/// What lay in `arenas` when most was held. `None` where the arenas were others then, or nothing has died.
 fn burst(
     now: &Census,
     peak: &Census,
@@ -120,20 +123,24 @@ fn burst(
 ) -> Option<Burst> {
     let same: FxHashSet<(u64, u64)> =
         arenas.iter().map(|&arena| &now.arenas[arena as usize]).map(|arena| (arena.address, arena.taken)).collect();
-    let is_there = |census: &Census, arena: u32| {
-        let arena = &census.arenas[arena as usize];
-        same.contains(&(arena.address, arena.taken))
-    };
-    let mut blocks: FxHashMap<u32, u64> = FxHashMap::default();
-    for (&(arena, node, class), &its) in &peak.shares {
-        if classes.contains(&class) && is_there(peak, arena) {
-            *blocks.entry(sites.site(tree, node)).or_default() += u64::from(its);
+    let mut of = |census: &Census, is_of_same_classes: bool| {
+        let mut blocks: FxHashMap<u32, u64> = FxHashMap::default();
+        for (&(arena, node, class), &its) in &census.shares {
+            let arena = &census.arenas[arena as usize];
+            if same.contains(&(arena.address, arena.taken)) && (!is_of_same_classes || classes.contains(&class)) {
+                *blocks.entry(sites.site(tree, node)).or_default() += u64::from(its);
+            }
         }
-    }
-    let of_class = |(&(arena, _, class), &its): (&(u32, u32, u8), &u32)| {
-        (classes.contains(&class) && is_there(now, arena)).then_some(u64::from(its))
+        blocks
     };
-    let left = now.shares.iter().filter_map(of_class).sum();
-    let all = blocks.values().sum();
-    (all > left).then(|| Burst { sites: most(blocks), blocks: all, left })
+    let mut died = |is_of_same_classes| {
+        let (then, left) = (of(peak, is_of_same_classes), of(now, is_of_same_classes));
+        let all: u64 = then.values().sum();
+        let gone = |(site, its): (u32, u64)| (site, its.saturating_sub(left.get(&site).copied().unwrap_or(0)));
+        let died: FxHashMap<u32, u64> = then.into_iter().map(gone).filter(|&(_, its)| its > 0).collect();
+        Burst { blocks: all, died: died.values().sum(), sites: most(died), is_of_same_classes }
+    };
+    let (of_classes, of_all) = (died(true), died(false));
+    let burst = if of_classes.died * 2 >= of_all.died { of_classes } else { of_all };
+    (burst.died > 0).then_some(burst)
 }

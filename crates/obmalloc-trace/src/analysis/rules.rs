@@ -37,7 +37,7 @@ pub struct Finding {
     pub rule: &'static str,
     /// What it is, in words.
     pub text: String,
-    /// The site that it is about: an index.
+    /// The site that it is about, the first of those below. As in them: its number among all, until [`resolve`](Self::resolve).
     pub site: Option<u32>,
     /// Bytes that would be saved, where that is known; else 0.
     pub saves: u64,
@@ -47,6 +47,14 @@ pub struct Finding {
     pub sites: Vec<u32>,
     #[allow(missing_docs, reason = "said above")]
     pub burst: Vec<u32>,
+}
+
+impl Finding {
+    /// Puts indices in the place of sites' numbers.
+    pub fn resolve(&mut self, index: impl Fn(u32) -> u32) {
+        self.sites.iter_mut().chain(&mut self.burst).for_each(|site| *site = index(*site));
+        self.site = self.sites.first().copied();
+    }
 }
 
 /// What the rules look at.
@@ -88,13 +96,13 @@ pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
 }
 
 impl Facts<'_> {
-    /// A finding about sites, which are indices.
+    /// A finding about sites, by their numbers.
     pub fn finding(&self, rule: &'static str, text: String, saves: u64, about: &[u32], sites: &Sites) -> Finding {
-        let command = match about.first().and_then(|&site| words::chief(sites, self.shares.sites[site as usize].site)) {
+        let command = match about.first().and_then(|&site| words::chief(sites, site)) {
             Some(frame) => format!("obmalloc why {} --site {}:{}", self.file(), words::short(&frame.file), frame.line),
             None => format!("obmalloc top {}", self.file()),
         };
-        Finding { rule, text, site: about.first().copied(), saves, command, sites: about.to_vec(), burst: Vec::new() }
+        Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new() }
     }
 
     fn file(&self) -> String {
@@ -108,8 +116,7 @@ impl Facts<'_> {
         if self.asked.frames == 0 {
             return "(cannot tell: recorded without stacks)".into();
         }
-        let numbers: Vec<u32> = which.iter().map(|&site| self.shares.sites[site as usize].site).collect();
-        words::sites(sites, &numbers, NAMED)
+        words::sites(sites, which, NAMED)
     }
 
     /// When an event was, in words.
@@ -136,12 +143,12 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         count(needed),
     );
     if let Some(burst) = &pinning.burst {
-        let gone = burst.blocks - burst.left;
         text += &format!(
-            " They were made among {} others of the same classes, from {}; {} of those have died.",
+            " They were made among {} others{}, most from {}; {} of those have died.",
             count(burst.blocks),
-            words::sites(sites, &burst.sites, NAMED),
-            percent(gone, burst.blocks),
+            if burst.is_of_same_classes { " of the same classes" } else { "" },
+            facts.named(&burst.sites, sites),
+            percent(burst.died, burst.blocks),
         );
     }
     let mut saves = 0;
@@ -154,8 +161,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         );
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
-    finding.burst =
-        pinning.burst.iter().flat_map(|burst| &burst.sites).filter_map(|site| facts.shares.index.get(site).copied()).collect();
+    finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();
     Some(finding)
 }
 
@@ -167,9 +173,7 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     }
     let mut gains: FxHashMap<u32, u64> = FxHashMap::default();
     for (node, gain) in growth.growers() {
-        if let Some(&site) = facts.shares.index.get(&sites.site(facts.tree, node)) {
-            *gains.entry(site).or_default() += gain;
-        }
+        *gains.entry(sites.site(facts.tree, node)).or_default() += gain;
     }
     let steps = growth.marks() as u64 - 1;
     let mut growers: Vec<(u32, u64)> = gains.into_iter().filter(|&(_, gain)| gain >= GAIN * steps).collect();
@@ -214,7 +218,7 @@ fn peak(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         who.push(site);
         sum = Sum { blocks: sum.blocks + its.blocks, bytes: sum.bytes + its.bytes };
     }
-    let named = if facts.asked.frames == 0 { facts.named(&[], sites) } else { words::sites(sites, &who, NAMED) };
+    let named = facts.named(&who, sites);
     let text = format!(
         "The peak, {} {}, was made of temporaries: {} ({}) from {named} that are gone. Without them {} would be held.",
         size(peak.held()),
@@ -223,9 +227,8 @@ fn peak(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         size(sum.bytes),
         size(facts.totals.held),
     );
-    let about: Vec<u32> = who.iter().filter_map(|site| facts.shares.index.get(site).copied()).collect();
     let command = format!("obmalloc why {} --at peak", facts.file());
-    Some(Finding { command, ..facts.finding("peak", text, more, &about, sites) })
+    Some(Finding { command, ..facts.finding("peak", text, more, &who, sites) })
 }
 
 /// Arenas that were taken were given back at once. Silent below [`MANY`], and below half of all.
@@ -241,18 +244,17 @@ fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     let mut takers: Vec<(u32, u64)> = takers.into_iter().collect();
     takers.sort_unstable_by_key(|&(site, short)| (Reverse(short), site));
     let who: Vec<u32> = takers.iter().map(|taker| taker.0).take(NAMED).collect();
-    let named = if facts.asked.frames == 0 { facts.named(&[], sites) } else { words::sites(sites, &who, NAMED) };
+    let named = facts.named(&who, sites);
     let text = format!(
         "Arenas are taken and given back again and again: {} of {} were given back at once, taken for {named}. Each costs a call to map it and one to unmap it, and its pages are filled with zeros anew.",
         count(lives.short),
         counted(lives.takes, "arena"),
     );
-    let about: Vec<u32> = who.iter().filter_map(|site| facts.shares.index.get(site).copied()).collect();
     let command = match who.first().and_then(|&site| words::chief(sites, site)) {
         Some(frame) => format!("obmalloc events {} --site {}:{}", facts.file(), words::short(&frame.file), frame.line),
         None => format!("obmalloc map {}", facts.file()),
     };
-    Some(Finding { command, ..facts.finding("thrash", text, 0, &about, sites) })
+    Some(Finding { command, ..facts.finding("thrash", text, 0, &who, sites) })
 }
 
 /// The pools of a class are half empty. Silent where few blocks pin arenas, as that says more; below a fifth of held, and below [`WORTH`].
@@ -269,10 +271,8 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     }
     let mut makers: FxHashMap<u32, u64> = FxHashMap::default();
     for (&(_, node, of), &blocks) in &census.shares {
-        if usize::from(of) == class
-            && let Some(&site) = facts.shares.index.get(&sites.site(facts.tree, node))
-        {
-            *makers.entry(site).or_default() += u64::from(blocks);
+        if usize::from(of) == class {
+            *makers.entry(sites.site(facts.tree, node)).or_default() += u64::from(blocks);
         }
     }
     let mut makers: Vec<(u32, u64)> = makers.into_iter().collect();
@@ -292,22 +292,27 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
 }
 
 /// C's `malloc` keeps what it had from the system, though most of its blocks are gone. Silent below [`LARGE`], and where it keeps less than
-/// its blocks take. Where memory was not sampled, what it once had is taken for what it keeps.
+/// its blocks take, or than a fifth of what arenas hold. Where memory was not sampled, what it once had is taken for what it keeps.
 fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     let now = facts.census.large.bytes + facts.census.raw.bytes;
-    let free = facts.sample.map(|sample| sample.memory.heap_free);
+    // A C library that does not say how large its heap is gives 0.
+    let free = facts.sample.filter(|sample| sample.memory.heap > 0).map(|sample| sample.memory.heap_free);
     let most = facts.analysis.ledger.most_outside;
-    let kept = free.unwrap_or(most - now);
-    if kept < LARGE || kept < now {
+    let unknown = facts.totals.unexplained.map(|unexplained| unexplained.min(most - now));
+    let kept = free.or(unknown).unwrap_or(most - now);
+    if kept < LARGE || kept < now || kept * 5 < facts.totals.held {
         return None;
     }
-    let how = match free {
-        Some(free) => format!("keeps {} of free memory", size(free)),
-        None => format!("once had {}, and may keep that", size(most)),
+    let how = match (free, unknown) {
+        (Some(free), _) => format!("keeps {} of free memory", size(free)),
+        (None, Some(unknown)) => {
+            format!("once had {}, and nothing else accounts for {} that are resident", size(most), size(unknown))
+        }
+        (None, None) => format!("once had {}, and may keep that", size(most)),
     };
     let about = makers(facts);
     let text = format!("C's malloc {how}. {}.", outside(facts, &about, sites));
-    Some(facts.finding("large", text, free.unwrap_or(0), &about, sites))
+    Some(facts.finding("large", text, free.or(unknown).unwrap_or(0), &about, sites))
 }
 
 /// C's `malloc` has more than half as much as the arenas: that is not wrong, but worth knowing. Silent below [`LARGE`].
@@ -318,15 +323,15 @@ fn elsewhere(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     }
     let about = makers(facts);
     let text = format!("C's malloc has more than a third of it all. {}.", outside(facts, &about, sites));
-    Some(facts.finding("elsewhere", text, 0, &about, sites))
+    Some(facts.finding("large", text, 0, &about, sites))
 }
 
-/// The sites with most bytes at C's `malloc`: indices.
+/// The sites with most bytes at C's `malloc`.
 fn makers(facts: &Facts<'_>) -> Vec<u32> {
     let bytes = |share: &Share| share.large.bytes + share.raw.bytes;
     let mut makers: Vec<(u64, u32)> =
-        (0..).zip(&facts.shares.sites).map(|(index, share)| (bytes(share), index)).filter(|&(bytes, _)| bytes > 0).collect();
-    makers.sort_unstable_by_key(|&(bytes, index)| (Reverse(bytes), index));
+        facts.shares.sites.iter().map(|share| (bytes(share), share.site)).filter(|&(bytes, _)| bytes > 0).collect();
+    makers.sort_unstable_by_key(|&(bytes, site)| (Reverse(bytes), site));
     makers.iter().map(|maker| maker.1).take(NAMED).collect()
 }
 

@@ -4,6 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::census::Census;
 use super::ledger::Sum;
+use super::rules::Finding;
 use super::sites::Sites;
 use crate::stacks::Stacks;
 
@@ -27,6 +28,13 @@ pub struct Share {
     pub raw: Sum,
     #[allow(missing_docs, reason = "said above")]
     pub large: Sum,
+}
+
+impl Share {
+    fn empty(site: u32) -> Self {
+        let none = Sum::default();
+        Self { site, live: none, held: 0, touched: 0, alone: 0, born: (u64::MAX, 0), raw: none, large: none }
+    }
 }
 
 /// The figures of all sites.
@@ -72,6 +80,21 @@ impl Shares {
         Self::sorted(shares, of_arena)
     }
 
+    /// The first `most` sites, and then others that findings name, which may have nothing live. The findings' sites become indices of these.
+    pub fn told(&self, most: usize, findings: &mut [Finding]) -> Vec<Share> {
+        let mut told: Vec<Share> = self.sites.iter().take(most).copied().collect();
+        let mut index: FxHashMap<u32, u32> = (0..).zip(&told).map(|(index, share)| (share.site, index)).collect();
+        for &site in findings.iter().flat_map(|finding| finding.sites.iter().chain(&finding.burst)) {
+            index.entry(site).or_insert_with(|| {
+                let share = self.index.get(&site).map_or_else(|| Share::empty(site), |&index| self.sites[index as usize]);
+                told.push(share);
+                told.len() as u32 - 1
+            });
+        }
+        findings.iter_mut().for_each(|finding| finding.resolve(|site| index[&site]));
+        told
+    }
+
     fn sorted(shares: FxHashMap<u32, Share>, mut of_arena: Vec<Vec<(u32, u32)>>) -> Self {
         let mut sites: Vec<Share> = shares.into_values().collect();
         let outside = |share: &Share| share.raw.bytes + share.large.bytes;
@@ -85,9 +108,7 @@ impl Shares {
 }
 
 fn entry(shares: &mut FxHashMap<u32, Share>, site: u32) -> &mut Share {
-    let none = Sum::default();
-    let empty = Share { site, live: none, held: 0, touched: 0, alone: 0, born: (u64::MAX, 0), raw: none, large: none };
-    shares.entry(site).or_insert(empty)
+    shares.entry(site).or_insert(Share::empty(site))
 }
 
 fn add(to: &mut Sum, more: Sum) {

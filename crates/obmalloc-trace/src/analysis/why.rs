@@ -179,8 +179,8 @@ impl Pinned {
     }
 }
 
-/// At most `most` sites, those with the largest share of held first.
-pub fn sites(shares: &Shares, sites: &Sites, most: usize) -> Vec<Site> {
+/// The sites that are told of.
+pub fn sites(told: &[Share], sites: &Sites) -> Vec<Site> {
     let site = |share: &Share| {
         let born = (share.live.blocks > 0).then_some(share.born);
         Site {
@@ -196,7 +196,7 @@ pub fn sites(shares: &Shares, sites: &Sites, most: usize) -> Vec<Site> {
             large: share.large.bytes,
         }
     };
-    shares.sites.iter().take(most).map(site).collect()
+    told.iter().map(site).collect()
 }
 
 /// At most `most` arenas, by address. Sites that are not among the first `sites` are left out of those that pin.

@@ -1,0 +1,182 @@
+//! Inquiries into traces that are made up: what rules say of marks, samples, stacks and C's `malloc`.
+
+use obmalloc::profile;
+use obmalloc_trace::analysis::{Answered, Asked, Inquiry, InquiryError, Why};
+use obmalloc_trace::clock::Memory;
+use obmalloc_trace::format::{BlockWriter, Domain, Reader, file_head};
+
+const MIB: u64 = 1 << 20;
+
+/// A trace of one block. Its stacks 1 and 2 are two instructions of `f (a.py:7)`, 3 is `main (a.py:9)`, and 4 is `f` called from there.
+fn trace(write: impl FnOnce(&mut BlockWriter<'_>)) -> Vec<u8> {
+    let mut memory = vec![0; 1 << 20];
+    let mut block = BlockWriter::new(&mut memory);
+    for text in ["/app/a.py", "f", "main"] {
+        block.stack_text(text.as_bytes());
+    }
+    block.code(0, 1, 7, 0, b"");
+    block.code(0, 2, 9, 0, b"");
+    block.node(1, 0, 0);
+    block.node(2, 0, 3);
+    block.node(3, 1, 0);
+    block.node(1, 0, 0);
+    write(&mut block);
+    [&file_head("{}")[..], block.finish()].concat()
+}
+
+fn ask(trace: Vec<u8>, asked: Asked) -> Result<(Why, Vec<String>), InquiryError> {
+    let open = move || Ok(vec![Reader::new(trace.clone())?]);
+    let mut inquiry = Inquiry::new(asked, &profile::V3_13, Box::new(open))?;
+    while inquiry.step(3)? {}
+    match inquiry.answer() {
+        Some(Answered::Why { why, summary, .. }) => Ok((*why, summary)),
+        _ => panic!("expected an answer"),
+    }
+}
+
+fn why(trace: Vec<u8>) -> Why {
+    ask(trace, Asked { path: "a.trace".into(), frames: 64, ..Asked::default() }).expect("an answer").0
+}
+
+fn rules(why: &Why) -> Vec<&str> {
+    why.findings.iter().map(|finding| finding.rule).collect()
+}
+
+/// One raw block a mark, each of `size` bytes, of the stack `node`; every `every`th is freed again.
+fn growing(marks: u64, size: u64, node: u64, every: u64) -> Vec<u8> {
+    trace(|block| {
+        for number in 0..marks {
+            let address = 0x10_0000 + number * 0x1000;
+            block.stack(node);
+            block.malloc(Domain::Raw, false, size, address);
+            if number % every == every - 1 {
+                block.free(Domain::Raw, false, address);
+                block.free(Domain::Raw, false, address - 0x1000);
+            }
+            block.mark("job");
+        }
+        block.end();
+    })
+}
+
+#[test]
+fn site_that_only_grows_from_mark_to_mark_is_found_at_64_bytes_a_mark_and_five_marks() {
+    let grown = why(growing(20, 64, 1, 100));
+    assert_eq!(rules(&grown), ["grows"]);
+    let finding = &grown.findings[0];
+    assert_eq!((finding.saves, finding.command.as_str()), (19 * 64, "obmalloc why a.trace --site a.py:7"));
+    assert!(finding.text.contains("f (a.py:7)") && finding.text.contains("(64 bytes a mark)"), "{}", finding.text);
+    assert_eq!(grown.sites[finding.site.expect("a site") as usize].stack[0].function, "f");
+    assert_eq!(rules(&why(growing(20, 63, 1, 100))), ["live"], "below the threshold");
+    assert_eq!(rules(&why(growing(4, 640, 1, 100))), ["live"], "too few marks");
+    assert_eq!(rules(&why(growing(20, 640, 1, 5))), ["live"], "it shrinks too");
+}
+
+#[test]
+fn nodes_with_the_same_lines_are_one_site_and_the_header_cuts_stacks() {
+    let trace = || {
+        trace(|block| {
+            for (node, address) in [(1, 0x1000), (2, 0x2000), (4, 0x3000), (0, 0x4000)] {
+                block.stack(node);
+                block.malloc(Domain::Raw, false, 100, address);
+            }
+        })
+    };
+    let of = |frames| {
+        let (why, _) = ask(trace(), Asked { frames, ..Asked::default() }).expect("an answer");
+        let mut raw: Vec<(usize, u64)> = why.sites.iter().map(|site| (site.stack.len(), site.raw)).collect();
+        raw.sort_unstable();
+        raw
+    };
+    assert_eq!(of(1), [(0, 100), (1, 300)]);
+    assert_eq!(of(64), [(0, 100), (1, 200), (2, 100)]);
+    assert_eq!(of(0), [(0, 400)]);
+}
+
+/// 20 MiB above 512 bytes, of which a fifth stays, and a sample after that.
+fn shrunk(heap_free: Option<u64>) -> Vec<u8> {
+    sampled(heap_free.map(|heap_free| Memory { anonymous: 30 * MIB, file: MIB, heap: 25 * MIB, heap_free }))
+}
+
+fn sampled(memory: Option<Memory>) -> Vec<u8> {
+    trace(|block| {
+        block.stack(1);
+        for number in 1..=20 {
+            block.malloc(Domain::Raw, true, MIB, number << 24);
+            block.malloc(Domain::Mem, false, MIB, number << 24);
+        }
+        for number in 5..=20 {
+            block.free(Domain::Raw, true, number << 24);
+            block.free(Domain::Mem, false, number << 24);
+        }
+        if let Some(memory) = memory {
+            block.time(5_000_000);
+            block.memory(&memory);
+        }
+        block.finalization();
+        block.end();
+    })
+}
+
+#[test]
+fn what_c_keeps_is_told_of_a_sample_or_of_what_it_once_had() {
+    let told = why(shrunk(Some(21 * MIB)));
+    assert_eq!(rules(&told), ["large"]);
+    assert_eq!(told.findings[0].saves, 21 * MIB);
+    assert!(
+        told.findings[0].text.starts_with("C's malloc keeps 21 MiB of free memory. It has 4 blocks (4.0 MiB)"),
+        "{}",
+        told.findings[0].text
+    );
+    assert_eq!((told.totals.resident, told.totals.unexplained), (Some(31 * MIB), Some(26 * MIB)));
+    let unsampled = why(shrunk(None));
+    assert_eq!(rules(&unsampled), ["large"]);
+    assert_eq!((unsampled.findings[0].saves, unsampled.totals.resident, unsampled.totals.unexplained), (0, None, None));
+    assert!(unsampled.findings[0].text.contains("once had 20 MiB"), "{}", unsampled.findings[0].text);
+    // A C library that does not say how much its heap has.
+    let silent = why(sampled(Some(Memory { anonymous: 30 * MIB, ..Memory::default() })));
+    assert_eq!((rules(&silent), silent.findings[0].saves), (vec!["large"], 16 * MIB), "{}", silent.findings[0].text);
+    // It has given back what it had: what is left is live, and worth knowing.
+    assert_eq!(rules(&why(shrunk(Some(MIB)))), ["live", "large"]);
+}
+
+#[test]
+fn nothing_is_told_of_lines_where_stacks_are_off() {
+    let (why, summary) = ask(shrunk(None), Asked::default()).expect("an answer");
+    assert_eq!(rules(&why), ["large", "cannot-tell"]);
+    let said = summary.join("\n");
+    assert!(said.contains("cannot tell") && !said.contains("a.py"), "{said}");
+    assert!(why.findings[1].command.contains("--stacks"));
+}
+
+#[test]
+fn moment_is_found_or_said_not_to_be_there() {
+    let trace = || growing(6, 100, 1, 100);
+    let at = |at: &str| ask(trace(), Asked { at: at.into(), ..Asked::default() }).map(|(why, _)| (why.at.event, why.totals.raw));
+    assert_eq!(at("mark:job#2").expect("a moment"), (3, 200));
+    assert_eq!(at("event:4").expect("a moment"), (4, 300));
+    assert_eq!(at("end").expect("a moment"), (12, 600));
+    assert!(matches!(at("ende"), Err(InquiryError::NoMoment(_))));
+    let error = at("mark:no").expect_err("no such mark").to_string();
+    assert_eq!(error, "expected a moment of the trace, but it has no mark:no: it has 13 events and the marks job");
+    assert!(matches!(at("peak"), Err(InquiryError::NotThere(_))), "no arena was taken");
+}
+
+#[test]
+fn other_interpreters_are_said_to_be_left_out() {
+    let why = why(trace(|block| {
+        block.malloc(Domain::Raw, false, 100, 0x1000);
+        block.interpreter(2);
+        block.malloc(Domain::Raw, true, 640, 0x2000);
+        block.malloc(Domain::Obj, false, 640, 0x2000);
+    }));
+    assert_eq!(rules(&why), ["live", "interpreters"]);
+    assert_eq!(why.totals.large, 0);
+}
+
+#[test]
+fn replay_that_differs_is_said_not_to_be_verified() {
+    // An arena's block that nothing asked an arena for.
+    let why = why(trace(|block| block.malloc(Domain::Obj, false, 64, 0x1000)));
+    assert!(rules(&why).contains(&"unverified"), "{:?}", why.findings);
+}
