@@ -15,18 +15,22 @@ export interface Frame {
   readonly function: string
 }
 
+/** A stack that asked for memory, and what it has live. Sizes in bytes. */
 export interface Site {
-  /** Innermost frame first. */
+  /** Innermost frame first; empty for C code without a Python frame. */
   readonly stack: readonly Frame[]
+  /** Live blocks in pools, and their bytes at the size class's size. */
   readonly blocks: number
   readonly live: number
+  /** Its share of the arenas: each divided among the sites of its live blocks by their number. The shares sum to what is held. */
   readonly held: number
   readonly arenasTouched: number
+  /** Arenas in which no other site has a block. */
   readonly arenasPinnedAlone: number
   /** Event numbers; null where it has no block in pools. */
   readonly bornFirst: number | null
   readonly bornLast: number | null
-  /** Live at C's `malloc`. */
+  /** Live at C's `malloc`: on the raw domain, and above 512 bytes on mem and obj. */
   readonly raw: number
   readonly large: number
 }
@@ -40,6 +44,7 @@ export interface Arena {
   readonly live: number
   /** The event at which it was taken. */
   readonly born: number
+  /** Sites, by index, with most blocks first. */
   readonly pinnedBy: readonly { readonly site: number; readonly blocks: number }[]
 }
 
@@ -55,10 +60,11 @@ export interface Finding {
   readonly burst: readonly number[]
 }
 
-/** Sizes in bytes; null where nothing was sampled. */
+/** `held = live + freeInPools + freePools + rounding`, in bytes. */
 export interface Totals {
   readonly arenas: number
   readonly held: number
+  /** What the same blocks would take if they lay packed. */
   readonly needed: number
   readonly live: number
   readonly blocks: number
@@ -67,7 +73,9 @@ export interface Totals {
   readonly rounding: number
   readonly raw: number
   readonly large: number
+  /** Whole pages of empty pools. */
   readonly trimmable: number
+  /** Null where it was not sampled. */
   readonly resident: number | null
   readonly unexplained: number | null
 }
@@ -78,6 +86,7 @@ export interface Mark {
   readonly seconds: number | null
 }
 
+/** The answer: `obmalloc.why/1`, which `schema/why-1.json` describes. */
 export interface Why {
   readonly schema: 'obmalloc.why/1'
   readonly trace: {
@@ -89,6 +98,7 @@ export interface Why {
     readonly complete: boolean
     readonly marks: readonly Mark[]
   }
+  /** Addresses that were compared on the way to the moment, and those of them that are equal. */
   readonly verified: { readonly addresses: number; readonly matched: number }
   readonly at: { readonly event: number; readonly seconds: number | null; readonly moment: string }
   readonly totals: Totals

@@ -3,107 +3,12 @@
 import { basename } from 'node:path'
 
 import { native } from './native.js'
+import type { Arena, Finding, Frame, Site, Totals, Why } from './report-data.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
 import { readHeader, segments } from './trace.js'
 
-/** A frame of a stack. */
-export interface Frame {
-  readonly file: string
-  readonly line: number
-  readonly function: string
-}
-
-/** A stack that asked for memory, and what it has live. Sizes in bytes, moments as event numbers. */
-export interface Site {
-  /** Innermost frame first; empty for C code without a Python frame. */
-  readonly stack: readonly Frame[]
-  /** Live blocks in pools, and their bytes at the size class's size. */
-  readonly blocks: number
-  readonly live: number
-  /** Its share of the arenas: each divided among the sites of its live blocks by their number. The shares sum to what is held. */
-  readonly held: number
-  readonly arenasTouched: number
-  /** Arenas in which no other site has a block. */
-  readonly arenasPinnedAlone: number
-  readonly bornFirst: number | null
-  readonly bornLast: number | null
-  /** Live at C's `malloc`: on the raw domain, and above 512 bytes on mem and obj. */
-  readonly raw: number
-  readonly large: number
-}
-
-export interface Arena {
-  readonly address: string
-  /** Pools that hold blocks, and those that hold none. */
-  readonly pools: number
-  readonly freePools: number
-  readonly blocks: number
-  readonly live: number
-  /** The event at which it was taken. */
-  readonly born: number
-  /** Sites, by index, with most blocks first. */
-  readonly pinnedBy: readonly { readonly site: number; readonly blocks: number }[]
-}
-
-export interface Finding {
-  readonly rule: string
-  readonly text: string
-  /** The site that it is about, by index. */
-  readonly site: number | null
-  /** Bytes, where they are known; else 0. */
-  readonly saves: number
-  readonly command: string
-  /** All sites that it is about, and those of the blocks that lay around theirs. */
-  readonly sites: readonly number[]
-  readonly burst: readonly number[]
-}
-
-/** `held = live + freeInPools + freePools + rounding`. */
-export interface Totals {
-  readonly arenas: number
-  readonly held: number
-  /** What the same blocks would take if they lay packed. */
-  readonly needed: number
-  readonly live: number
-  readonly blocks: number
-  readonly freeInPools: number
-  readonly freePools: number
-  readonly rounding: number
-  readonly raw: number
-  readonly large: number
-  /** Whole pages of empty pools. */
-  readonly trimmable: number
-  /** Null where it was not sampled. */
-  readonly resident: number | null
-  readonly unexplained: number | null
-}
-
-/** The answer: `obmalloc.why/1`, which `schema/why-1.json` describes. */
-export interface Why {
-  readonly schema: 'obmalloc.why/1'
-  readonly trace: {
-    readonly path: string
-    readonly python: string
-    readonly release: string
-    readonly events: number
-    readonly seconds: number | null
-    readonly complete: boolean
-    readonly marks: readonly { readonly name: string; readonly event: number; readonly seconds: number | null }[]
-  }
-  /** Addresses that were compared on the way to the moment, and those of them that are equal. */
-  readonly verified: { readonly addresses: number; readonly matched: number }
-  readonly at: { readonly event: number; readonly seconds: number | null; readonly moment: string }
-  readonly totals: Totals
-  readonly pinned: { readonly arenas: number; readonly bytes: number; readonly blocks: number }
-  readonly sites: readonly Site[]
-  readonly arenas: readonly Arena[]
-  /** How many sites and arenas are here, of how many. */
-  readonly bounded: { readonly sites: readonly [number, number]; readonly arenas: readonly [number, number] }
-  /** So many blocks must go for so many arenas, fewest first. */
-  readonly greedy: readonly (readonly [number, number])[]
-  readonly findings: readonly Finding[]
-}
+export type { Arena, Finding, Frame, Site, Totals, Why }
 
 export interface Answer {
   readonly why: Why

@@ -75,6 +75,8 @@ export class Clock {
   }
 
   seconds(event: number): number {
+    const { at } = this.data.why
+    if (event === at.event && at.seconds !== null) return at.seconds
     return between(this.data.timeline.event, this.data.timeline.seconds, event)
   }
 

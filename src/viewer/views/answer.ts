@@ -155,7 +155,7 @@ function glossary({ map, why }: Report['data']): HTMLElement {
 /** What stands in brackets is less loud. */
 function said(line: string): Child[] {
   const [, words, aside, end] = /^(.*?)(\([^()]*\))([.]?)$/.exec(line) ?? []
-  return words === undefined ? [line] : [words, el('span', { class: 'aside' }, aside!), end!]
+  return words === undefined ? [line] : [words, el('span', { class: 'aside' }, `${aside}${end}`)]
 }
 
 function findings(some: readonly Finding[], sites: Report['data']['why']['sites']): HTMLElement | null {

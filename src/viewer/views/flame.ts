@@ -11,7 +11,8 @@ import { type Report, section, type View } from './section.ts'
 import { sourceOf, stackList } from './stack.ts'
 
 const ROW = 22
-const MOST_DEEP = 30
+/** Rows that are drawn: more than the frames that a recording keeps of a stack. */
+const MOST_DEEP = 80
 
 const METRICS = {
   held: ['held', 'Each arena’s bytes, divided among those who have live blocks in it', 'held at the moment'],
