@@ -90,7 +90,7 @@ withPython('what is told to stop stops', async (t) => {
   const begin = performance.now()
   const endless = record(['-c', 'import time\nwhile True: time.sleep(0.01)'], { trace: path, signal: AbortSignal.timeout(700) })
   await t.throwsAsync(endless, { any: true, name: 'TimeoutError' })
-  t.true(performance.now() - begin < 20_000)
+  t.true(performance.now() - begin < 60_000)
   await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'none.trace'), signal: AbortSignal.abort() }), {
     any: true,
     name: 'AbortError',

@@ -86,8 +86,11 @@ impl Clock {
         let descriptor = match self.statm.as_ref().and_then(Kept::descriptor) {
             Some(descriptor) => descriptor,
             None => {
-                // A number that the program has put something else behind is not closed: see `Kept`.
-                self.statm = Kept::of(open(c"/proc/self/statm", libc::O_RDONLY).ok()?).ok();
+                let again = Kept::of(open(c"/proc/self/statm", libc::O_RDONLY).ok()?).ok()?;
+                match &mut self.statm {
+                    Some(kept) => kept.replace(again),
+                    none => *none = Some(again),
+                }
                 self.statm.as_ref()?.descriptor()?
             }
         };

@@ -41,6 +41,13 @@ impl Kept {
     }
 }
 
+impl Kept {
+    /// Takes another in its place. The old number is not closed: it is the program's by now, or that of the new one.
+    pub fn replace(&mut self, again: Self) {
+        std::mem::forget(std::mem::replace(self, again));
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
         if let Some(descriptor) = self.descriptor() {
@@ -130,8 +137,7 @@ impl OutFile {
         if again.identity != self.kept.identity {
             return Err(Error::from_raw_os_error(libc::ESTALE));
         }
-        // The old number is the program's now, so it is not closed.
-        self.kept = again;
+        self.kept.replace(again);
         Ok(self.kept.descriptor)
     }
 }

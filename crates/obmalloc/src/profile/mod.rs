@@ -21,6 +21,14 @@ pub struct Geometry {
 /// Bytes at the head of a pool that hold no blocks (`POOL_OVERHEAD`).
 pub const POOL_OVERHEAD: usize = 48;
 
+/// A quotient that is 0 where there is none: sizes may be asked for before they are [checked](Geometry::check).
+const fn quotient(size: usize, part: usize) -> usize {
+    match size.checked_div(part) {
+        Some(count) => count,
+        None => 0,
+    }
+}
+
 impl Geometry {
     /// 3.8 and 3.9.
     pub const SMALL: Self = Self { arena_size: 256 << 10, pool_size: 4 << 10, alignment: 16, small_request_threshold: 512 };
@@ -29,22 +37,22 @@ impl Geometry {
 
     /// Number of size classes (`NB_SMALL_SIZE_CLASSES`).
     pub const fn size_classes(&self) -> usize {
-        self.small_request_threshold / self.alignment
+        quotient(self.small_request_threshold, self.alignment)
     }
 
     /// Pools in an arena whose base is a multiple of the pool size (`MAX_POOLS_IN_ARENA`).
     pub const fn pools_per_arena(&self) -> usize {
-        self.arena_size / self.pool_size
+        quotient(self.arena_size, self.pool_size)
     }
 
     /// Bytes in a block of size class `class`, counted from 0 (`INDEX2SIZE`).
     pub const fn block_size(&self, class: usize) -> usize {
-        (class + 1) * self.alignment
+        class.saturating_add(1).saturating_mul(self.alignment)
     }
 
     /// Blocks in a pool of size class `class` (`NUMBLOCKS`).
     pub const fn blocks_per_pool(&self, class: usize) -> usize {
-        (self.pool_size - POOL_OVERHEAD) / self.block_size(class)
+        quotient(self.pool_size.saturating_sub(POOL_OVERHEAD), self.block_size(class))
     }
 
     /// Whether a heap can be made of these sizes.
