@@ -4,80 +4,26 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
+import type {
+  BlockOwner as Owner,
+  CodePlace as Place,
+  CheckFinding as Finding,
+  CheckedProcess as Process,
+  Check,
+} from '../index.js'
 import type { Interpreter } from './interpreters.js'
 import { checker } from './tools.js'
 import { UnsaidFile } from './unsaid.js'
 import { children, isRunning, relatives, run, settled, type RecordOptions } from './recording.js'
 
-/** What gives blocks out: a domain, or C's `malloc` and its like (`c`) when it is called by anything but a domain. */
-export type Owner = 'raw' | 'mem' | 'obj' | 'c'
-
-/** A place in C code. */
-export interface Place {
-  /** `null` where the module names none. */
-  readonly function: string | null
-  /** The path of the executable or library; `null` for code that is in none, or when it could not be told. */
-  readonly module: string | null
-  /** Bytes from the module's beginning to where the call returns; the address itself when there is no module. */
-  readonly offset: number | null
-}
-
-/**
- * What can be wrong with an address that is freed or reallocated. `wrong-domain`: a live block of another owner. `interior`: it lies inside a
- * live block. `freed-before`: a block began there, was freed, and nobody has given the address out since. `foreign`: nobody ever gave it out.
- * The last two as far as was seen: a library can find C's `malloc` in a way that cannot be seen. Therefore what is given to C's own `free` is
- * never `foreign`, and `freed-before` only where a block of mem or obj of 512 bytes or less was.
- */
-export type Kind = 'wrong-domain' | 'interior' | 'freed-before' | 'foreign'
-
-/** Occurrences of one fault in one place. */
-export interface Finding extends Place {
-  readonly kind: Kind
-  readonly call: 'free' | 'realloc'
-  /** The owner of the block in question; `null` when there is none. */
-  readonly allocated: Owner | null
-  /** What was called. */
-  readonly used: Owner
-  /**
-   * The field of a heap type that CPython itself freed so, as it does in this release: it is whose code filled the field that has the domain
-   * wrong. `null` where the program did it.
-   */
-  readonly field: 'tp_doc' | null
-  readonly count: number
-  /** Sizes asked for, bytes, and how many blocks of each; empty when there is no block. */
-  readonly sizes: readonly (readonly [size: number, count: number])[]
-  /** Who allocated the blocks; with `freed-before`, who freed them first. */
-  readonly origins: readonly (Place & { readonly count: number })[]
-}
-
-/** A process that was looked at. */
-export interface Process {
-  readonly pid: number
-  readonly argv: readonly string[]
-  readonly version: string
-  /** Whether it came to its end. One that was killed did not: it was looked at until then. */
-  readonly complete: boolean
-  /** Whether it went on when the program had ended: what it has done since was not looked at. */
-  readonly running: boolean
-  /**
-   * Owners of which not all calls were seen, because the allocators were replaced. All domains in free-threaded builds, and in a process
-   * that was killed before it was initialised; of one that was killed later, those that were lost by then.
-   */
-  readonly lost: readonly Owner[]
-  /** What replaced them; `null` when nothing did, or that is not known. */
-  readonly replacedBy: string | null
-  /** Why its report could not be written to the end; `null` when it could. */
-  readonly failed: string | null
-}
-
-export interface Check {
-  /** The findings of all processes, most frequent first. */
-  readonly findings: Finding[]
-  /** The processes, the first one first: none when that was not looked at. */
-  readonly processes: Process[]
-  /** How the program ended: an exit code, or the name of a signal. */
-  readonly ended: number | NodeJS.Signals
-}
+export type {
+  BlockOwner as Owner,
+  CodePlace as Place,
+  FaultKind as Kind,
+  CheckFinding as Finding,
+  CheckedProcess as Process,
+  Check,
+} from '../index.js'
 
 /** Runs a program and looks. */
 export async function check(

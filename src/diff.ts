@@ -2,53 +2,10 @@
 
 import { readFileSync, statSync } from 'node:fs'
 
-import { type Frame, type InquiryOptions, topOf, type TopBy, type TopRow, type Totals, where } from './why.js'
+import type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
+import { type Frame, topOf, type TopBy, type TopRow, where } from './why.js'
 
-/** What a row has on one side, in bytes. */
-export interface Figures {
-  readonly blocks: number
-  /** In pools, at the size class's size. */
-  readonly live: number
-  /** Its share of the arenas. */
-  readonly held: number
-  /** At C's `malloc`. */
-  readonly outside: number
-}
-
-/** A site, function, file or size class. `null` where one side does not have it. */
-export interface DifferentRow {
-  readonly name: string
-  /** Of a site: as the later one has it, or the earlier one where only that has it. */
-  readonly stack: readonly Frame[]
-  readonly a: Figures | null
-  readonly b: Figures | null
-  /** How many bytes more are live, in pools and outside. */
-  readonly grown: number
-}
-
-export interface Side {
-  readonly path: string
-  readonly python: string
-  readonly moment: string
-  readonly event: number
-  readonly seconds: number | null
-  readonly totals: Totals
-  /** Whether every address that was replayed is as recorded. */
-  readonly verified: boolean
-}
-
-export interface Difference {
-  readonly schema: 'obmalloc.diff/1'
-  readonly by: TopBy
-  readonly a: Side
-  readonly b: Side
-  /** What grew most comes first. */
-  readonly sites: readonly DifferentRow[]
-}
-
-export interface DiffOptions extends Omit<InquiryOptions, 'at'> {
-  readonly by?: TopBy
-}
+export type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
 
 /** A recording, or `FILE@MOMENT`. */
 export function placeOf(text: string): { path: string; at?: string } {

@@ -1,45 +1,12 @@
 /** The events of a trace, as they are shown: each with its time, its thread and the stack that it was made under. */
 
+import type { EventsOptions } from '../index.js'
 import { native } from './native.js'
 import { reading } from './replaying.js'
 import { readHeader, segments } from './trace.js'
 import { UsageError } from './usage.js'
-import type { Frame } from './why.js'
 
-/** A call that the recorded process made. */
-export interface CallEvent {
-  readonly event: number
-  readonly seconds: number | null
-  readonly thread: number | null
-  readonly call: 'malloc' | 'calloc' | 'realloc' | 'free' | 'alloc'
-  readonly domain: 'raw' | 'mem' | 'obj' | 'arena'
-  readonly count?: number
-  readonly size?: number
-  readonly from?: string
-  readonly address: string
-  readonly interpreter: number
-  readonly stack: readonly Frame[]
-}
-
-/** What the recorder says besides, and samples of memory, which have no number of their own. */
-export interface NoteEvent {
-  readonly event: number
-  readonly seconds: number | null
-  readonly note: string
-  readonly value?: string
-  readonly anonymous?: number
-  readonly file?: number
-  readonly heap?: number
-  readonly heapFree?: number
-}
-
-export interface EventsOptions {
-  readonly from?: number | undefined
-  readonly to?: number | undefined
-  readonly size?: number | undefined
-  readonly address?: string | undefined
-  readonly site?: string | undefined
-}
+export type { CallEvent, NoteEvent, EventsOptions } from '../index.js'
 
 /** Events looked at between two looks at the event loop. */
 const SLICE = 20_000

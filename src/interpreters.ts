@@ -5,30 +5,10 @@ import { existsSync, readdirSync, realpathSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { delimiter, join } from 'node:path'
 
-import type { Release } from '../index.js'
+import type { Interpreter, Unusable, Found } from '../index.js'
 import { releaseOf } from './release.js'
 
-/** A CPython that can be recorded and compared with. */
-export interface Interpreter {
-  /** The executable itself, not a shim that starts it. */
-  readonly path: string
-  /** E.g. `3.13.0`. */
-  readonly version: string
-  readonly release: Release
-  /** Whether its allocator lies in a shared libpython rather than in the executable. */
-  readonly shared: boolean
-}
-
-/** A candidate that cannot be used. */
-export interface Unusable {
-  readonly path: string
-  readonly reason: string
-}
-
-export interface Found {
-  readonly usable: Interpreter[]
-  readonly unusable: Unusable[]
-}
+export type { Interpreter, Unusable, Found } from '../index.js'
 
 /** Oldest and newest minor version of Python 3 that there is a profile for. */
 const [OLDEST, NEWEST] = [8, 15]

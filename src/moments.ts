@@ -1,17 +1,12 @@
 /** Finding moments in traces: the end, the peak, marks, events, times. */
 
+import type { Moment } from '../index.js'
 import { native } from './native.js'
 import { reading } from './replaying.js'
 import type { Segment } from './trace.js'
 import { UsageError } from './usage.js'
 
-/** A moment of a trace. */
-export interface Moment {
-  /** The last event that has happened by then. */
-  readonly event: number
-  /** When that was, where the trace tells. */
-  readonly seconds: number | null
-}
+export type { Moment } from '../index.js'
 
 /** Events read between two looks at the clock and the terminal. */
 const SLICE = 1_000_000

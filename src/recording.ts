@@ -6,28 +6,14 @@ import { closeSync, lstatSync, openSync, readFileSync, readdirSync, realpathSync
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 
+import type { Recording } from '../index.js'
 import type { Interpreter } from './interpreters.js'
 import { ENDING, passingOn } from './signals.js'
 import { recorder } from './tools.js'
 import { type Survey, survey } from './trace.js'
 import { UnsaidFile } from './unsaid.js'
 
-export interface Recording {
-  /** The trace of the process itself. */
-  readonly trace: string
-  /** Traces of the processes that it started. */
-  readonly children: string[]
-  /** How it ended: an exit code, or the name of a signal. */
-  readonly ended: number | NodeJS.Signals
-  /** Events in all these traces. */
-  readonly events: number
-  /** Whether nothing is missing: the program's own trace has its end, and in no trace are calls missing before its end. */
-  readonly complete: boolean
-  /** What is to be said of the traces, a sentence each. */
-  readonly remarks: string[]
-  /** The signal that told us to end while the program ran, which got it too; `null` when there was none. */
-  readonly told: NodeJS.Signals | null
-}
+export type { Recording } from '../index.js'
 
 export interface RecordOptions {
   /** What Python is to be run with: a script and its arguments, or `-m module`, or `-c code`. */

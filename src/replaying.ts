@@ -1,48 +1,11 @@
 /** Replaying traces with the native engine, a slice at a time so that progress can be shown. */
 
 import type { Geometry, Release } from '../index.js'
+import type { ReplayReport as Report } from '../index.js'
 import { native } from './native.js'
 import { type Segment, TraceError } from './trace.js'
 
-/** The first call that came out otherwise than recorded. */
-export interface Mismatch {
-  readonly operation: number
-  /** What differs, in full. */
-  readonly text: string
-}
-
-/** What a replay has found: `Report` of the engine. */
-export interface Report {
-  readonly events: number
-  readonly calls: number
-  readonly rawCalls: number
-  readonly nestedRawCalls: number
-  readonly addresses: number
-  readonly matched: number
-  readonly arenasTaken: number
-  readonly arenasReleased: number
-  readonly arenasHighwater: number
-  readonly otherArenaRequests: number
-  readonly strangers: number
-  /** Calls on mem and obj that are not the main interpreter's but of others that had allocators of their own, and how many those are. */
-  readonly otherCalls: number
-  readonly otherInterpreters: number
-  /** As recorded, and here; null also where there are other interpreters. */
-  readonly blocks: readonly [number, number] | null
-  /** As recorded, and here. */
-  readonly stats: readonly [string, string] | null
-  readonly hooksLost: number
-  readonly ended: boolean
-  readonly truncated: boolean
-  /** Whether it ended before the trace did, because it was told to. */
-  readonly stopped: boolean
-  /** What the recorder had to say. */
-  readonly remarks: readonly string[]
-  readonly mismatch: Mismatch | null
-  readonly exact: boolean
-  readonly seconds: number
-  readonly statsNow: string
-}
+export type { Mismatch, ReplayReport as Report } from '../index.js'
 
 /** Events replayed between two looks at the clock and the terminal. */
 const SLICE = 200_000

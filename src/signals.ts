@@ -72,8 +72,8 @@ function starter(): () => boolean {
 }
 
 /** The exit code that a shell gives for a program's end. */
-export function exitCode(ended: number | NodeJS.Signals): number {
-  return typeof ended === 'number' ? ended : 128 + constants.signals[ended]
+export function exitCode(ended: number | string): number {
+  return typeof ended === 'number' ? ended : 128 + constants.signals[ended as NodeJS.Signals]
 }
 
 /** Whether the child has what a terminal sends already: then it is in our group, and that is the terminal's foreground. */

@@ -3,29 +3,9 @@
 import { closeSync, existsSync, fstatSync, openSync, readSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 
-/** What the recorder says of the process, at the head of a trace. */
-export interface TraceHeader {
-  /** E.g. `3.13.0`. */
-  readonly python: string
-  readonly executable: string
-  readonly argv: readonly string[]
-  readonly pid: number
-  readonly freeThreaded: boolean
-  readonly debugBuild: boolean
-  readonly shared: boolean
-  /** Most frames of a request's stack, 0 when there are none. Traces before format 3 have none and do not say so. */
-  readonly stacks?: number
-  /** Milliseconds between two samples of memory at least, 0 when there are none. Traces before format 4 do not say so. */
-  readonly every?: number
-  /** What the traces of one run have in common. Traces of format 1 have no identities. */
-  readonly run?: string
-  /** What no other trace has. */
-  readonly id?: string
-  /** The trace of the process that forked this one, its identity, and how much of it was written by then. */
-  readonly parent: { readonly path: string; readonly id?: string; readonly bytes: number } | null
-  /** Why the recorder had to stop; `null` when it had not to. */
-  readonly failed?: string | null
-}
+import type { TraceHeader } from '../index.js'
+
+export type { TraceHeader } from '../index.js'
 
 /** What a trace says of itself, without a replay. */
 export interface Survey {

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
-import type { Geometry, Release } from '../index.js'
+import type { ReplayTraceOptions, ProgramOptions, RecordProgramOptions, Comparison, CompareProgramOptions } from '../index.js'
 import { check as checked, type Check } from './checking.js'
 import { diff as difference, type Difference, type DiffOptions } from './diff.js'
 import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from './events.js'
@@ -18,13 +18,7 @@ import { UsageError } from './usage.js'
 import { type Configuration, whatIf, type WhatIf, type WhatIfOptions } from './what-if.js'
 import { inquire, type InquiryOptions, type Why } from './why.js'
 
-export interface ReplayTraceOptions {
-  readonly release?: Release
-  readonly geometry?: Geometry
-  readonly at?: string
-  readonly signal?: AbortSignal
-  readonly onProgress?: (done: number, total: number) => void
-}
+export type { ReplayTraceOptions, ProgramOptions, RecordProgramOptions, Comparison, CompareProgramOptions } from '../index.js'
 
 export class Trace {
   readonly path: string
@@ -60,20 +54,6 @@ export class Trace {
   }
 }
 
-export interface ProgramOptions {
-  /** The CPython: `python3` unless given. */
-  readonly python?: string
-  readonly stdout?: 'inherit' | 'ignore' | 'stderr'
-  readonly signal?: AbortSignal
-}
-
-export interface RecordProgramOptions extends ProgramOptions {
-  readonly trace: string
-  readonly stacks?: number
-  readonly every?: number
-  readonly env?: Record<string, string>
-}
-
 /** The interpreter that is asked for. */
 function interpreterOf(python = 'python3'): Interpreter {
   const { usable, unusable } = found([python])
@@ -99,21 +79,6 @@ export async function check(
   { python, stdout = 'inherit', signal }: ProgramOptions = {},
 ): Promise<Check> {
   return checked(interpreterOf(python), programOf(program), stdout, signal)
-}
-
-export interface Comparison {
-  readonly interpreter: Interpreter
-  readonly exact: boolean
-  readonly report: Report
-  readonly ended: number | NodeJS.Signals
-  readonly remarks: readonly string[]
-}
-
-export interface CompareProgramOptions {
-  readonly python?: readonly string[]
-  readonly stdout?: 'inherit' | 'ignore' | 'stderr'
-  readonly signal?: AbortSignal
-  readonly onProgress?: (version: string, done: number, total: number) => void
 }
 
 export async function compare(program: readonly string[], options: CompareProgramOptions = {}): Promise<Comparison[]> {

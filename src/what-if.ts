@@ -6,7 +6,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 
-import { findMoment, type Moment } from './moments.js'
+import type { Configuration, WhatIfRow, WhatIf, WhatIfOptions, MeasuredAllocator as AllocatorName } from '../index.js'
+import { findMoment } from './moments.js'
 import { native } from './native.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
@@ -14,17 +15,7 @@ import { measurer } from './tools.js'
 import { readHeader, segments } from './trace.js'
 import { UsageError } from './usage.js'
 
-/** Another setting than the recorded one; what is not given is as recorded. Sizes in bytes. */
-export interface Configuration {
-  /** Follows the rules of this release. */
-  readonly release?: string
-  readonly arena?: number
-  readonly pool?: number
-  /** The largest request that pymalloc serves itself. */
-  readonly threshold?: number
-  /** Gives the blocks of `apart` a heap of their own. */
-  readonly apart?: boolean
-}
+export type { Configuration, WhatIfRow, WhatIf, WhatIfOptions, MeasuredAllocator as AllocatorName } from '../index.js'
 
 /** Allocators that can be loaded in place of C's, by the names of their files. `glibc` is C's own. */
 export const ALLOCATORS = {
@@ -33,51 +24,6 @@ export const ALLOCATORS = {
   mimalloc: /^libmimalloc\.so\.\d/,
   tcmalloc: /^libtcmalloc_minimal\.so\.\d/,
 } as const
-
-export type AllocatorName = keyof typeof ALLOCATORS
-
-/**
- * What came of a setting, in bytes. `exact` rows follow the rules of a release for sizes that it has; `model` rows assume where the system would
- * place arenas of other sizes; `measured` rows are resident memory of a real process. Rows of different kinds cannot be ranked together.
- */
-export interface WhatIfRow {
-  readonly name: string
-  readonly kind: 'exact' | 'model' | 'measured'
-  /** Most that was held, and what is held at the moment: arenas, or resident memory where it was measured. */
-  readonly peakHeld: number
-  readonly held: number
-  /** Against the row that is as recorded and of the same kind. */
-  readonly difference: number
-  /** What of `held` is in no live block; null where it was measured. */
-  readonly lost: number | null
-  /** Arenas that were mapped and unmapped; null where it was measured. */
-  readonly maps: number | null
-  readonly unmaps: number | null
-  /** A call, on the mean. */
-  readonly nanoseconds: number
-  /** What brings it about; null where nothing does. */
-  readonly setting: string | null
-}
-
-export interface WhatIf {
-  readonly schema: 'obmalloc.what-if/1'
-  readonly at: Moment & { readonly moment: string }
-  /** Calls of mem and obj up to the moment. */
-  readonly calls: number
-  readonly rows: readonly WhatIfRow[]
-  /** What was asked for and could not be tried, a sentence each. */
-  readonly remarks: readonly string[]
-}
-
-export interface WhatIfOptions {
-  readonly at?: string
-  readonly configurations?: readonly Configuration[]
-  readonly allocators?: readonly AllocatorName[]
-  /** Blocks whose stack passes this file and line have a heap of their own in one more row. */
-  readonly apart?: { readonly file: string; readonly line: number }
-  readonly signal?: AbortSignal
-  readonly onProgress?: (what: string, done: number, total: number) => void
-}
 
 interface Made {
   readonly peakHeld: number

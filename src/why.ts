@@ -2,11 +2,14 @@
 
 import { basename } from 'node:path'
 
+import type { InquiryOptions } from '../index.js'
 import { native } from './native.js'
 import type { Arena, Finding, Frame, Site, Totals, Why } from './report-data.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
 import { readHeader, segments } from './trace.js'
+
+export type { InquiryOptions } from '../index.js'
 
 export type { Arena, Finding, Frame, Site, Totals, Why }
 
@@ -14,13 +17,6 @@ export interface Answer {
   readonly why: Why
   /** The answer in words, a line each. */
   readonly summary: readonly string[]
-}
-
-export interface InquiryOptions {
-  /** `end` (the default), `peak`, `mark:NAME`, `mark:NAME#2`, `event:N` or `time:SECONDS`. */
-  readonly at?: string | undefined
-  readonly signal?: AbortSignal
-  readonly onProgress?: (done: number, total: number) => void
 }
 
 /** Events looked at between two looks at the clock and the terminal. */

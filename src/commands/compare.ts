@@ -41,7 +41,7 @@ interface Row {
   readonly report: Report
   /** Nanoseconds a call in CPython and here; none where they were not measured. */
   readonly timing: Timing | null
-  readonly ended: number | NodeJS.Signals
+  readonly ended: number | string
   /** What the recording lacks, in words, where it was not the end by a signal. */
   readonly missing: readonly string[]
 }
@@ -55,7 +55,7 @@ interface CollectorRow extends Proof {
 
 /** Whether a signal has told us to end. */
 interface Stop {
-  told: NodeJS.Signals | null
+  told: string | null
 }
 
 /** Random programs for the collector of each CPython. */
@@ -94,7 +94,7 @@ async function compare(
   program: string[],
   options: CompareOptions,
   folder: string,
-): Promise<{ rows: Row[]; collector: CollectorRow[]; unusable: Unusable[]; told: NodeJS.Signals | null }> {
+): Promise<{ rows: Row[]; collector: CollectorRow[]; unusable: Unusable[]; told: string | null }> {
   const { usable, unusable } = findInterpreters(options.python)
   if (options.python.length > 0 && unusable.length > 0) {
     throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
