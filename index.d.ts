@@ -746,6 +746,8 @@ export interface Totals {
   /** Null where it was not sampled. */
   readonly resident: number | null
   readonly unexplained: number | null
+  /** What C's `malloc` had and no block was in, resident or not; null where the C library does not say. */
+  readonly heapFree: number | null
 }
 
 /** The answer: `obmalloc.why/1`, which `schema/why-1.json` describes. */

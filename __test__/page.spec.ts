@@ -40,7 +40,8 @@ inBrowser('the answer says what the data says', async (t, open) => {
     ['pools', totals.freePools],
     ['rounding', totals.rounding],
     ['malloc', totals.raw + totals.large],
-    ['other', totals.unexplained!],
+    ['malloc-free', totals.heapFree!],
+    ['other', totals.unexplained! - totals.heapFree!],
   ]
   for (const [part, value] of parts) t.deepEqual(await numbers(page, `.parts li:has([data-part="${part}"]) data`), [value], part)
   t.deepEqual(await numbers(page, 'header .facts data'), [totals.held, totals.live, totals.needed, totals.arenas])

@@ -211,6 +211,7 @@ export function synthetic(sizes: Sizes): ReportData {
     trimmable: Math.floor(freePools * 0.75),
     resident: held + 24_000_000,
     unexplained: 15_400_000,
+    heapFree: 1_400_000,
   }
   const pinned = `${sizes.blocks} blocks from ${sites[0]!.stack[0]!.function} (${sites[0]!.stack[0]!.file}:${sites[0]!.stack[0]!.line}) pin ${sizes.arenas} of ${sizes.arenas} arenas; packed, ${neededArenas} would do.`
   const edges = Array.from({ length: 13 }, (_, index) => (index === 0 ? 0 : seconds * 2 ** (index - 12)))

@@ -129,6 +129,10 @@ fn what_c_keeps_is_told_of_a_sample_or_of_what_it_once_had() {
         told.findings[0].text
     );
     assert_eq!((told.totals.resident, told.totals.unexplained), (Some(31 * MIB), Some(26 * MIB)));
+    assert_eq!(told.totals.heap_free, Some(21 * MIB));
+    let (_, summary) = ask(shrunk(Some(21 * MIB)), Asked::default()).expect("an answer");
+    let last = summary.last().expect("words");
+    assert!(last.ends_with(" in arenas, C's blocks and files, 21 MiB free in C's malloc, 5.0 MiB neither."), "{last}");
     let unsampled = why(shrunk(None));
     assert_eq!(rules(&unsampled), ["large"]);
     assert_eq!((unsampled.findings[0].saves, unsampled.totals.resident, unsampled.totals.unexplained), (0, None, None));

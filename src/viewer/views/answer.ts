@@ -77,10 +77,21 @@ function parts({ why: { totals } }: Report['data']): Part[] {
       view: 'timeline',
     },
   ]
-  if (totals.unexplained !== null && totals.unexplained > 0)
+  const unexplained = totals.unexplained ?? 0
+  // What C’s malloc keeps need not be resident, so no more of it is shown than nothing else explains.
+  const kept = Math.min(totals.heapFree ?? 0, unexplained)
+  if (kept > 0)
+    all.push({
+      name: 'C’s malloc, free',
+      value: kept,
+      className: 'malloc-free',
+      about: 'what C’s malloc has from the system, and no block is in',
+      view: 'timeline',
+    })
+  if (unexplained > kept)
     all.push({
       name: 'not Python’s',
-      value: totals.unexplained,
+      value: unexplained - kept,
       className: 'other',
       about: 'resident memory that was not asked of Python’s allocators: code, stacks, and what extensions take themselves',
       view: 'sure',

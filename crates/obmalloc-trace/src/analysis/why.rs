@@ -82,6 +82,8 @@ pub struct Totals {
     /// allocator of Python's was asked for, what C's heap keeps free, and the process's own stacks and tables. Pools that were never in use
     /// are not resident, and not counted as explained. 0 where more is explained than is resident.
     pub unexplained: Option<u64>,
+    /// What C's `malloc` had and no block was in at that sample, resident or not. None where the C library does not say.
+    pub heap_free: Option<u64>,
 }
 
 /// pinned = held − needed.
@@ -164,6 +166,8 @@ impl Totals {
             trimmable: census.trimmable(),
             resident: sample.map(|sample| sample.memory.resident()),
             unexplained: sample.zip(explained).map(|(sample, explained)| sample.memory.anonymous.saturating_sub(explained)),
+            // A C library that does not say how large its heap is gives 0.
+            heap_free: sample.filter(|sample| sample.memory.heap > 0).map(|sample| sample.memory.heap_free),
         }
     }
 }

@@ -114,11 +114,14 @@ pub fn summary(why: &Why) -> Vec<String> {
     }
     if let (Some(resident), Some(unexplained)) = (totals.resident, totals.unexplained) {
         let explained = resident.saturating_sub(unexplained);
+        let kept = totals.heap_free.unwrap_or(0).min(unexplained);
+        let keeps = if kept >= WORTH { format!(" {} free in C's malloc,", size(kept)) } else { String::new() };
+        let neither = unexplained - if kept >= WORTH { kept } else { 0 };
         lines.push(format!(
-            "{} were resident: {} in arenas, C's blocks and files, {} neither.",
+            "{} were resident: {} in arenas, C's blocks and files,{keeps} {} neither.",
             size(resident),
             size(explained),
-            size(unexplained)
+            size(neither)
         ));
     }
     lines
