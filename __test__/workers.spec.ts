@@ -242,7 +242,7 @@ test.serial('memory that was to be given back when the time of a script was over
     },
     'a heap of many blocks under hooks': (heap) => {
       heap.setupDebugHooks()
-      fill(heap, 2, 600, BLOCKS / 4)
+      fill(heap, 2, 600, BLOCKS)
       return { call: () => heap.close(), again: () => heap.close() }
     },
     'a heap of many arenas': (heap) => {
