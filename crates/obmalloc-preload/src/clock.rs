@@ -67,12 +67,11 @@ impl Clock {
     pub fn sample(&mut self, is_safe: bool) -> Option<Memory> {
         let begin = self.micros();
         let [resident, shared] = self.pages()?;
-        let kept = |bytes: usize| bytes as u64;
         let (heap, heap_free) = match self.mallinfo {
             Some(mallinfo) if is_safe => {
                 // SAFETY: the C library's function, which takes only locks that no caller of the recorder holds.
                 let info = unsafe { mallinfo() };
-                (kept(info.arena) + kept(info.hblkhd), kept(info.fordblks))
+                ((info.arena + info.hblkhd) as u64, info.fordblks as u64)
             }
             _ => (0, 0),
         };

@@ -39,9 +39,7 @@ impl Kept {
     pub fn descriptor(&self) -> Option<c_int> {
         (identity_of(self.descriptor) == Some(self.identity)).then_some(self.descriptor)
     }
-}
 
-impl Kept {
     /// Takes another in its place. The old number is not closed: it is the program's by now, or that of the new one.
     pub fn replace(&mut self, again: Self) {
         std::mem::forget(std::mem::replace(self, again));

@@ -59,11 +59,13 @@ unsafe fn take_place(python: &Objects) -> Option<()> {
         }
         // SAFETY: what METH_FASTCALL says; the sizes are those of pointers.
         let audit = std::mem::transmute::<unsafe extern "C" fn(Object, Object) -> Object, Audit>((*definition).method);
+        // Set before anybody can come to our function, which reads it.
         KNOWN.set(Known { audit, python: *python, text });
-        IS_SET.store(true, Ordering::Release);
         let ours = audited as Audit as usize;
-        write_word((&raw mut (*definition).method).addr(), ours)
+        write_word((&raw mut (*definition).method).addr(), ours)?;
     }
+    IS_SET.store(true, Ordering::Relaxed);
+    Some(())
 }
 
 /// Writes a word to memory that may not be there to be written to.

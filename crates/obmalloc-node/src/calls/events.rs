@@ -1,19 +1,17 @@
 //! A trace's events for the command line: a listing is a number here, and events are lines of JSON.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
 use obmalloc_trace::listing::{Listing, Wanted};
 use serde::Deserialize;
 
+use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
 thread_local! {
-    static LISTINGS: RefCell<(u32, HashMap<u32, Listing>)> = RefCell::default();
+    static LISTINGS: Numbered<Listing> = Numbered::new("an open listing");
 }
 
 #[derive(Deserialize)]
@@ -44,21 +42,14 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let (from, to, size, site) = (options.from.unwrap_or(0), options.to, options.size, options.site);
     let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let listing = Listing::new(readers, Wanted { from, to, size, address, site }, options.frames);
-    let number = LISTINGS.with_borrow_mut(|(last, listings)| {
-        *last += 1;
-        listings.insert(*last, listing);
-        *last
-    });
-    env.integer(number as usize)
+    Numbered::open(&LISTINGS, env, listing)
 }
 
 /// `(number, count)`: looks at no more than `count` events, and gives those that are wanted, a line each; null when there are no more.
 fn next(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
     let count = env.double(count).unwrap_or(0.0) as usize;
-    let (found, more) = LISTINGS.with_borrow_mut(|(_, listings)| match listings.get_mut(&number) {
-        Some(listing) => listing.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string())),
-        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open listing")),
+    let (found, more) = Numbered::with(&LISTINGS, env, number, |listing| {
+        listing.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))
     })?;
     if found.is_empty() && !more {
         return env.null();
@@ -73,7 +64,5 @@ fn next(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
 
 /// `(number)`: gives the listing's memory back.
 fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    drop(LISTINGS.with_borrow_mut(|(_, listings)| listings.remove(&number)));
-    Ok(UNDEFINED)
+    Numbered::close(&LISTINGS, env, number)
 }

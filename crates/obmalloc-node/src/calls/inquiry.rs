@@ -1,21 +1,19 @@
 //! What a trace tells of memory, for the command line: an inquiry is a number here, and its answer is JSON.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
 use obmalloc::profile::Profile;
 use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};
 use serde::Deserialize;
 
+use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, reader};
 use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
 thread_local! {
-    static INQUIRIES: RefCell<(u32, HashMap<u32, Inquiry>)> = RefCell::default();
+    static INQUIRIES: Numbered<Inquiry> = Numbered::new("an open inquiry");
 }
 
 #[derive(Deserialize)]
@@ -53,40 +51,24 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
         segments.iter().map(|segment| reader(segment).map_err(FormatError::Unreadable)).collect()
     };
     let inquiry = Inquiry::new(asked, profile, Box::new(open)).map_err(|error| failure(&error))?;
-    let number = INQUIRIES.with_borrow_mut(|(last, inquiries)| {
-        *last += 1;
-        inquiries.insert(*last, inquiry);
-        *last
-    });
-    env.integer(number as usize)
-}
-
-fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Inquiry) -> Result<T, Failure>) -> Result<T, Failure> {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    INQUIRIES.with_borrow_mut(|(_, inquiries)| match inquiries.get_mut(&number) {
-        Some(inquiry) => then(inquiry),
-        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open inquiry")),
-    })
+    Numbered::open(&INQUIRIES, env, inquiry)
 }
 
 /// `(number, count)`: looks at no more than `count` events; 0 when there is nothing left.
 fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     let count = env.double(count).unwrap_or(0.0) as usize;
-    let more = with(env, number, |inquiry| inquiry.step(count).map_err(|error| failure(&error)))?;
+    let more = Numbered::with(&INQUIRIES, env, number, |inquiry| inquiry.step(count).map_err(|error| failure(&error)))?;
     env.integer(usize::from(more))
 }
 
 /// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    env.pair(with(env, number, |inquiry| Ok(inquiry.progress()))?)
+    env.pair(Numbered::with(&INQUIRIES, env, number, |inquiry| Ok(inquiry.progress()))?)
 }
 
 /// `(number)`: the answer as JSON. The inquiry is over with it.
 fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    let inquiry = INQUIRIES
-        .with_borrow_mut(|(_, inquiries)| inquiries.remove(&number))
-        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected the number of an open inquiry"))?;
+    let inquiry = Numbered::take(&INQUIRIES, env, number)?;
     let answered =
         inquiry.answer().ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected an inquiry that has come to its end"))?;
     env.string(&serde_json::to_string(&answered).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
@@ -94,7 +76,5 @@ fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 
 /// `(number)`: gives the inquiry's memory back.
 fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    drop(INQUIRIES.with_borrow_mut(|(_, inquiries)| inquiries.remove(&number)));
-    Ok(UNDEFINED)
+    Numbered::close(&INQUIRIES, env, number)
 }

@@ -9,6 +9,7 @@ pub(crate) mod golden;
 pub(crate) mod heap;
 pub(crate) mod inquiry;
 pub(crate) mod moments;
+mod numbered;
 mod objects;
 pub(crate) mod replay;
 mod table;

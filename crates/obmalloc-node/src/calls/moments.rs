@@ -1,18 +1,16 @@
 //! A trace's moments for the command line: a reading that finds them is a number here.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
 use obmalloc_trace::moments::{Moment, Outlining};
 
+use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
 thread_local! {
-    static OUTLININGS: RefCell<(u32, HashMap<u32, Outlining<'static>>)> = RefCell::default();
+    static OUTLININGS: Numbered<Outlining<'static>> = Numbered::new("an open outline");
 }
 
 pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
@@ -29,40 +27,28 @@ fn open(_: &Realm, env: Env, [segments]: [Value; 1]) -> Outcome {
     let segments: Vec<Segment> =
         serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("segments: {error}")))?;
     let readers = segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let number = OUTLININGS.with_borrow_mut(|(last, outlinings)| {
-        *last += 1;
-        outlinings.insert(*last, Outlining::new(readers));
-        *last
-    });
-    env.integer(number as usize)
-}
-
-fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Outlining<'static>) -> Result<T, Failure>) -> Result<T, Failure> {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    OUTLININGS.with_borrow_mut(|(_, outlinings)| match outlinings.get_mut(&number) {
-        Some(outlining) => then(outlining),
-        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open outline")),
-    })
+    Numbered::open(&OUTLININGS, env, Outlining::new(readers))
 }
 
 /// `(number, count)`: reads at most `count` events; 0 when there is nothing left.
 fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     let count = env.double(count).unwrap_or(0.0) as usize;
-    let more =
-        with(env, number, |outlining| outlining.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string())))?;
+    let more = Numbered::with(&OUTLININGS, env, number, |outlining| {
+        outlining.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))
+    })?;
     env.integer(usize::from(more))
 }
 
 /// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    env.pair(with(env, number, |outlining| Ok(outlining.progress()))?)
+    env.pair(Numbered::with(&OUTLININGS, env, number, |outlining| Ok(outlining.progress()))?)
 }
 
 /// `(number, moment)`: the moment as JSON, or null when the trace has no such moment.
 fn find(_: &Realm, env: Env, [number, moment]: [Value; 2]) -> Outcome {
     let text = env.text(moment).unwrap_or_default();
     let moment: Moment = text.parse().map_err(|error| Failure::new(code::OUT_OF_RANGE, format!("{error}")))?;
-    match with(env, number, |outlining| Ok(outlining.outline().find(&moment)))? {
+    match Numbered::with(&OUTLININGS, env, number, |outlining| Ok(outlining.outline().find(&moment)))? {
         Some(found) => {
             env.string(&serde_json::to_string(&found).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
         }
@@ -72,7 +58,5 @@ fn find(_: &Realm, env: Env, [number, moment]: [Value; 2]) -> Outcome {
 
 /// `(number)`: gives the reading's memory back.
 fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    drop(OUTLININGS.with_borrow_mut(|(_, outlinings)| outlinings.remove(&number)));
-    Ok(UNDEFINED)
+    Numbered::close(&OUTLININGS, env, number)
 }

@@ -1,7 +1,5 @@
 //! Replays for the command line: a replay is a number here, and what it has found is JSON.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -11,9 +9,10 @@ use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::{Replay, Report};
 use serde::{Deserialize, Serialize};
 
+use super::numbered::Numbered;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
 /// A trace that cannot be read.
@@ -25,7 +24,7 @@ struct Running {
 }
 
 thread_local! {
-    static RUNNING: RefCell<(u32, HashMap<u32, Running>)> = RefCell::default();
+    static RUNNING: Numbered<Running> = Numbered::new("an open replay");
 }
 
 #[derive(Deserialize)]
@@ -95,12 +94,7 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     if let Some(operation) = options.stop_at {
         replay.stop_at(operation);
     }
-    let number = RUNNING.with_borrow_mut(|(last, running)| {
-        *last += 1;
-        running.insert(*last, Running { replay, time: Duration::ZERO });
-        *last
-    });
-    env.integer(number as usize)
+    Numbered::open(&RUNNING, env, Running { replay, time: Duration::ZERO })
 }
 
 pub(super) fn read(segment: &Segment) -> Result<Reader<'static>, Failure> {
@@ -115,18 +109,10 @@ pub(super) fn reader(segment: &Segment) -> Result<Reader<'static>, String> {
     Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))
 }
 
-fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Running) -> Result<T, Failure>) -> Result<T, Failure> {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    RUNNING.with_borrow_mut(|(_, running)| match running.get_mut(&number) {
-        Some(running) => then(running),
-        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of an open replay")),
-    })
-}
-
 /// `(number, count)`: replays at most `count` events; 0 when there is nothing left.
 fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     let count = env.double(count).unwrap_or(0.0) as usize;
-    let more = with(env, number, |running| {
+    let more = Numbered::with(&RUNNING, env, number, |running| {
         let start = Instant::now();
         let more = running.replay.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))?;
         running.time += start.elapsed();
@@ -137,12 +123,12 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
 
 /// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    env.pair(with(env, number, |running| Ok(running.replay.progress()))?)
+    env.pair(Numbered::with(&RUNNING, env, number, |running| Ok(running.replay.progress()))?)
 }
 
 /// `(number)`: what has been found so far, as JSON.
 fn report(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let text = with(env, number, |running| {
+    let text = Numbered::with(&RUNNING, env, number, |running| {
         let report = running.replay.watcher();
         let found = Found {
             report,
@@ -157,9 +143,7 @@ fn report(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 
 /// `(number)`: gives the replay's memory back.
 fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    drop(RUNNING.with_borrow_mut(|(_, running)| running.remove(&number)));
-    Ok(UNDEFINED)
+    Numbered::close(&RUNNING, env, number)
 }
 
 /// `(version)`: the name of the release that a CPython's version belongs to, or null.

@@ -1,7 +1,5 @@
 //! What-if for the command line: a recording's calls are a number here, and what comes of a configuration is JSON.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
@@ -10,6 +8,7 @@ use obmalloc_trace::replay::Replay;
 use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
 use serde::{Deserialize, Serialize};
 
+use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::face::Realm;
 use crate::failure::{Failure, code};
@@ -43,7 +42,7 @@ struct Recorded {
 }
 
 thread_local! {
-    static TRIALS: RefCell<(u32, HashMap<u32, Trials>)> = RefCell::default();
+    static TRIALS: Numbered<Trials> = Numbered::new("open trials");
 }
 
 #[derive(Deserialize)]
@@ -67,14 +66,6 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"closeTrials", close)
 }
 
-fn with<T>(env: Env, number: Value, then: impl FnOnce(&mut Trials) -> Result<T, Failure>) -> Result<T, Failure> {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    TRIALS.with_borrow_mut(|(_, trials)| match trials.get_mut(&number) {
-        Some(trials) => then(trials),
-        None => Err(Failure::new(code::OUT_OF_RANGE, "expected the number of open trials")),
-    })
-}
-
 fn json(env: Env, value: &impl Serialize) -> Outcome {
     env.string(&serde_json::to_string(value).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
 }
@@ -95,18 +86,13 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let mut replay = replay.map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
     replay.stop_at(options.stop_at);
     let site = options.apart.map(|(file, line)| (file, line, options.frames));
-    let number = TRIALS.with_borrow_mut(|(last, trials)| {
-        *last += 1;
-        trials.insert(*last, Trials { profile, state: State::Reading(Box::new(replay)), site, trial: None });
-        *last
-    });
-    env.integer(number as usize)
+    Numbered::open(&TRIALS, env, Trials { profile, state: State::Reading(Box::new(replay)), site, trial: None })
 }
 
 /// `(number, count)`: reads at most `count` events, or makes at most `count` calls; 0 when what is under way is done.
 fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     let count = env.double(count).unwrap_or(0.0) as usize;
-    let more = with(env, number, |trials| trials.step(count))?;
+    let more = Numbered::with(&TRIALS, env, number, |trials| trials.step(count))?;
     env.integer(usize::from(more))
 }
 
@@ -166,7 +152,7 @@ impl Trials {
 
 /// `(number)`: what has been read or made, and all there is of it.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let progress = with(env, number, |trials| {
+    let progress = Numbered::with(&TRIALS, env, number, |trials| {
         Ok(match (&trials.state, &trials.trial) {
             (State::Reading(replay), _) => replay.progress(),
             (State::Read { calls, .. }, Some(trial)) => (trial.done() as u64, calls.len() as u64),
@@ -178,7 +164,7 @@ fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 
 /// `(number)`: what the recorded process had, as JSON.
 fn recorded(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let recorded = with(env, number, |trials| trials.calls().map(|(_, recorded)| *recorded))?;
+    let recorded = Numbered::with(&TRIALS, env, number, |trials| trials.calls().map(|(_, recorded)| *recorded))?;
     json(env, &recorded)
 }
 
@@ -190,7 +176,7 @@ fn try_one(_: &Realm, env: Env, [number, configuration]: [Value; 2]) -> Outcome 
     if let Some(release) = wish.release.as_deref().filter(|release| Profile::named(release).is_none()) {
         return Err(Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}")));
     }
-    with(env, number, |trials| {
+    Numbered::with(&TRIALS, env, number, |trials| {
         // One heap's memory at a time.
         trials.trial = None;
         let (calls, _) = trials.calls()?;
@@ -203,7 +189,7 @@ fn try_one(_: &Realm, env: Env, [number, configuration]: [Value; 2]) -> Outcome 
 
 /// `(number)`: what came of the last trial, as JSON.
 fn row(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let row: Row = with(env, number, |trials| {
+    let row: Row = Numbered::with(&TRIALS, env, number, |trials| {
         let trial = trials.trial.take();
         let (calls, _) = trials.calls()?;
         trial.map(|trial| trial.row(calls)).ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected a trial that was begun"))
@@ -214,7 +200,7 @@ fn row(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 /// `(number, path)`: writes the calls for the measuring program.
 fn write(_: &Realm, env: Env, [number, path]: [Value; 2]) -> Outcome {
     let path = env.text(path).unwrap_or_default();
-    with(env, number, |trials| {
+    Numbered::with(&TRIALS, env, number, |trials| {
         let (calls, _) = trials.calls()?;
         let written = File::create_new(&path).and_then(|file| {
             let mut file = BufWriter::new(file);
@@ -228,7 +214,5 @@ fn write(_: &Realm, env: Env, [number, path]: [Value; 2]) -> Outcome {
 
 /// `(number)`: gives the memory back.
 fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let number = env.double(number).unwrap_or(0.0) as u32;
-    drop(TRIALS.with_borrow_mut(|(_, trials)| trials.remove(&number)));
-    Ok(UNDEFINED)
+    Numbered::close(&TRIALS, env, number)
 }
