@@ -454,10 +454,18 @@ impl World {
 
     /// Everything is as the model has it.
     fn check(&self, heap: &ObjectHeap) {
-        for block in self.live.borrow().iter() {
+        let live = self.live.borrow();
+        let usable = |block: &Block| heap.blocks().usable_size(block.domain, block.address).expect("live");
+        let mut extents: Vec<_> = live.iter().map(|block| (block.address, usable(block))).collect();
+        extents.sort_unstable();
+        for pair in extents.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{} bytes at {:#x} overlap {:#x}", pair[0].1, pair[0].0, pair[1].0);
+        }
+        for block in live.iter() {
             block.check(block.size);
             assert!(heap.blocks().owns(block.address), "{:#x} is live", block.address);
-            assert!(heap.blocks().usable_size(block.domain, block.address).expect("live") >= block.size);
+            // Nobody else minds what is written to the rest of it; the walks below look at free memory.
+            fill(block.address + block.size, usable(block).checked_sub(block.size).expect("as asked for"), block.fill);
         }
         for &(object, value) in self.objects.borrow().iter() {
             assert_eq!(heap.get(object, Field::Member(1)), Ok(Value::Integer(value)), "an object was written to");

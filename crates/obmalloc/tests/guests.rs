@@ -911,6 +911,44 @@ fn what_an_allocator_below_the_hooks_gives_is_not_taken_for_a_write_after_free()
 }
 
 #[test]
+fn a_block_that_hooks_pass_on_to_a_guest_has_the_bytes_that_it_was_resized_to() {
+    for profile in profile::ALL {
+        // The guest's block at the begin of a larger grant, and behind a header.
+        for header in [0, 16] {
+            let heap = heap_with(HeapOptions::new(profile));
+            put_in(
+                &heap,
+                Domain::Obj,
+                Deeds {
+                    malloc: Box::new(move |of, size| Ok(of.malloc(header + size)?.map(|grant| grant + header))),
+                    realloc: Box::new(move |of, _, size| Ok(of.malloc(header + size + 100)?.map(|grant| grant + header))),
+                    ..Deeds::default()
+                },
+            );
+            let block = malloc(&heap, Domain::Obj, 300);
+            heap.setup_debug_hooks().expect("memory");
+            let moved = at(heap.blocks().realloc(Domain::Obj, Some(block), 165).expect("live"));
+            assert_eq!(heap.blocks().usable_size(Domain::Obj, moved), Ok(165), "header {header}");
+            heap.verify().expect("holds");
+        }
+    }
+}
+
+#[test]
+fn a_block_that_begins_where_a_hook_gave_a_guest_more_has_the_bytes_that_were_asked_for() {
+    for profile in profile::ALL {
+        let heap = heap_with(HeapOptions::new(profile));
+        let block = malloc(&heap, Domain::Mem, 67);
+        heap.setup_debug_hooks().expect("memory");
+        put_in(&heap, Domain::Raw, Deeds { malloc: Box::new(|of, _| of.malloc(8192)), ..Deeds::default() });
+        let moved = at(heap.blocks().realloc(Domain::Mem, Some(block), 5000).expect("live"));
+        assert_eq!(heap.blocks().usable_size(Domain::Mem, moved), Ok(5000));
+        heap.verify().expect("holds");
+        free(&heap, Domain::Mem, moved);
+    }
+}
+
+#[test]
 fn a_raw_guest_whose_free_throws_does_not_make_two_records_of_one_block() {
     for profile in profile::ALL {
         for ending in 0..2 {

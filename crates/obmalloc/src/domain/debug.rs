@@ -187,9 +187,9 @@ impl DebugHooks {
         self.fault.get_or_insert(fault);
     }
 
-    /// Bytes of data at an address, if a hook gave it.
-    pub fn size_of(&self, address: usize) -> Option<usize> {
-        self.blocks.get(&address).map(|block| block.size)
+    /// Bytes of data at an address, if the hook of a domain gave it. Where a guest has a block of a hook's, another block may begin there.
+    pub fn size_of(&self, domain: Domain, address: usize) -> Option<usize> {
+        self.blocks.get(&address).filter(|block| block.domain == domain).map(|block| block.size)
     }
 
     /// Whether a block of pymalloc is in use only because it is not to be used again.

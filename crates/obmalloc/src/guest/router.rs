@@ -175,7 +175,7 @@ impl Guests {
     /// Makes a grant of a block that one of the heap's own allocators gave to a domain; `None` when there is no memory for it.
     fn grant_block(&self, layer: &Layer, address: usize) -> Option<SpanId> {
         let number = self.number_of(layer.own(address), layer.domain)?;
-        let size = self.passed_on(address).or_else(|| self.heap().size_given(address))?;
+        let size = self.passed_on(address).or_else(|| self.heap().size_given(layer.domain, address))?;
         let mut spans = self.spans.borrow_mut();
         spans.reserve(2).then(|| spans.insert(address, size, Kind::Grant(number)))
     }

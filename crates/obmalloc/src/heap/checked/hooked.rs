@@ -142,7 +142,7 @@ impl CheckedHeap {
         // SAFETY: a live block of this domain.
         let ((), found) = self.watching(|| unsafe { inner.free(domain, address) });
         let Some(fault) = found else { return Ok(()) };
-        let size = inner.hooks().and_then(|hooks| hooks.size_of(address));
+        let size = inner.size_hooked(domain, address);
         if let (Some(size), None) = (size, inner.ledger().domain_of(address)) {
             inner.ledger().reenter(address, size, domain, part.is_some());
         }

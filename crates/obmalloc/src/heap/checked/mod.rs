@@ -96,7 +96,8 @@ pub(crate) struct Checked {
     hooked: Cell<bool>,
     /// The allocators that the domains begin with.
     own: [Allocator; 3],
-    /// The domains with an allocator that may give something else than whole blocks of their own.
+    /// The domains with an allocator that may give something else than whole blocks: a guest, or a debug hook around one, which passes on
+    /// to it what the guest gave before.
     replaced: Cell<[bool; 3]>,
     /// Whether all domains have the heap's own allocators, perhaps with hooks around them.
     is_all_own: Cell<bool>,
@@ -193,10 +194,10 @@ impl Checked {
         let is_own = |domain: Domain| present[domain as usize] == self.own(domain);
         let is_around_own =
             |domain: Domain| self.hooks().is_some_and(|hooks| hooks.is_around(&present[domain as usize], &self.own(domain)));
-        let replaced = Domain::ALL.map(|domain| !is_own(domain) && !Domains::is_hook(&present[domain as usize]));
+        let replaced = Domain::ALL.map(|domain| !is_own(domain) && !is_around_own(domain));
         self.replaced.set(replaced);
-        self.is_all_own.set(Domain::ALL.into_iter().all(|domain| is_own(domain) || is_around_own(domain)));
         let any = replaced != [false; 3];
+        self.is_all_own.set(!any);
         let (ledger, pymalloc) = (self.ledger(), self.pymalloc());
         if !any && !self.hooked.get() {
             let whole = |address| !matches!(pymalloc.locate(address), Location::Block { begin, .. } if begin != address);
@@ -236,9 +237,14 @@ impl Checked {
         hooks.giver(domain, address).is_some_and(is_new) || domain == Domain::Raw && passed_on()
     }
 
-    /// Bytes of a block that the heap's own allocators gave, as far as pymalloc, the hooks and the account know.
-    pub fn size_given(&self, address: usize) -> Option<usize> {
-        if let Some(size) = self.hooks().and_then(|hooks| hooks.size_of(address)) {
+    /// Bytes of a block of a domain that a hook gave: the domain's, or raw's for what pymalloc has passed on.
+    pub(super) fn size_hooked(&self, domain: Domain, address: usize) -> Option<usize> {
+        self.hooks().and_then(|hooks| hooks.size_of(domain, address).or_else(|| hooks.size_of(Domain::Raw, address)))
+    }
+
+    /// Bytes of a block of a domain that the heap's own allocators gave, as far as pymalloc, the hooks and the account know.
+    pub fn size_given(&self, domain: Domain, address: usize) -> Option<usize> {
+        if let Some(size) = self.size_hooked(domain, address) {
             return Some(size);
         }
         match self.pymalloc().locate(address) {
@@ -634,7 +640,7 @@ impl CheckedHeap {
         let inner = self.inner();
         inner.check(domain, address, Purpose::Use)?;
         // A part may begin where the hooks have given the memory that it lies in.
-        let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(address));
+        let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(domain, address));
         if let Some(size) = known {
             return Ok(size);
         }
