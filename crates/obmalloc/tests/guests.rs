@@ -14,6 +14,7 @@ use obmalloc::profile::{self, Geometry};
 use obmalloc::{
     AllocatorId, Answer, ArenaGuest, Domain, Fault, FaultKind, Field, FieldKind, Guest, GuestFault, GuestFaultKind, HeapOptions,
     HookSet, Hooks, NoHooks, ObjectError, ObjectHeap, OwnAllocators, OwnError, SetError, Threw, TypeId, TypeSpec, Value, Verb,
+    Visit,
 };
 
 /// Four pools an arena.
@@ -1176,13 +1177,7 @@ impl Hooks for Panics {
     fn dealloc(&self, _: &ObjectHeap, _: TypeId, _: usize) {
         self.panic();
     }
-    fn traverse(
-        &self,
-        _: &ObjectHeap,
-        _: TypeId,
-        _: usize,
-        _: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), obmalloc::Failed> {
+    fn traverse(&self, _: &ObjectHeap, _: TypeId, _: usize, _: &mut Visit<'_>) -> Result<(), obmalloc::Failed> {
         self.panic();
         Ok(())
     }
