@@ -116,6 +116,22 @@ test.serial('a heap that was closed half way does not look into arenas that are 
   }
 })
 
+test.serial('what a dropped heap costs does not grow with how many there are', async (t) => {
+  const cost = async (count: number): Promise<number> => {
+    const space = mapped()
+    let heaps: Heap[] = []
+    for (let index = 0; index < count; index++) heaps.push(new Heap())
+    const start = process.cpuUsage()
+    heaps = []
+    t.true(await collectUntil(() => mapped() - space < 16 * KiB * MiB))
+    const { user, system } = process.cpuUsage(start)
+    return (user + system) / count
+  }
+  await cost(100)
+  const [few, many] = [await cost(4000), await cost(16_000)]
+  t.true(many < 2 * few, `${few} µs each of 4,000, ${many} µs each of 16,000`)
+})
+
 test.serial('thousands of dropped heaps make V8 collect', async (t) => {
   const before = external()
   let most = 0
@@ -194,6 +210,29 @@ test.serial('a heap of another worker is told from a stranger', async (t) => {
   worker.postMessage('done')
   await once(worker, 'exit')
   t.throws(() => heap.obj.free(address as never), { code: 'ERR_FOREIGN_POINTER' })
+})
+
+test.serial('a closed heap that is dropped leaves the region that another heap has now', async (t) => {
+  using stranger = new Heap()
+  const worker = new Worker(
+    `const { parentPort } = require('node:worker_threads'); const { Heap } = require('obmalloc'); new Heap().close()
+     parentPort.on('message', () => parentPort.postMessage((globalThis.heap = new Heap()).obj.malloc(64))).postMessage('ready')`,
+    { eval: true },
+  )
+  await once(worker, 'message')
+  const closed = (): [Address, WeakRef<Heap>] => {
+    const heap = new Heap()
+    const address = some(heap.obj.malloc(64))
+    heap.close()
+    return [address, new WeakRef(heap)]
+  }
+  const [address, dropped] = closed()
+  worker.postMessage('open')
+  t.deepEqual(await once(worker, 'message'), [address], 'the system gives the same address space again')
+  t.true(await collectUntil(() => dropped.deref() === undefined))
+  await collectUntil(() => false, 2)
+  t.throws(() => stranger.obj.free(address), { code: 'ERR_WRONG_HEAP' })
+  await worker.terminate()
 })
 
 test.serial('a worker that runs out of its own memory takes its heap with it', async (t) => {

@@ -1,5 +1,4 @@
-/** A panic injected into every place where Node.js or the engine comes into the binding, one after the other, in one process; and memory
- * that the binding does not get. */
+/** A panic injected into every place where Node.js or the engine comes into the binding, one after the other, in one process. */
 
 import assert from 'node:assert/strict'
 import { constants } from 'node:buffer'
@@ -15,8 +14,6 @@ interface Injected {
   /** Names of entry points, each on a line. */
   entryPoints(): string
   panicIn(name?: unknown): void
-  refuseAfter(met?: unknown, refused?: unknown): number
-  reserved(): number
   [name: string]: (...values: unknown[]) => unknown
 }
 
@@ -61,7 +58,7 @@ const panics = (call: () => unknown): boolean => {
 
 /** Functions that have no heap. */
 const ofModule =
-  /^(serve|open|choose|identity|externalMemory|trimMemory|(open|step|progress|report|close)Replay|(open|read|close)Events|(open|step|progress|close)Outline|findMoment|(open|step|progress|answer|close)Inquiry|(open|step|progress|recordedBy|try|rowOf|write|close)Trials|checkGolden|releaseOf|bind|refuseAfter|reserved|touchedNames|declarations)$/
+  /^(serve|open|choose|identity|externalMemory|trimMemory|(open|step|progress|report|close)Replay|(open|read|close)Events|(open|step|progress|close)Outline|findMoment|(open|step|progress|answer|close)Inquiry|(open|step|progress|recordedBy|try|rowOf|write|close)Trials|checkGolden|releaseOf|bind|touchedNames|declarations)$/
 
 /** All functions of the binding, closing last. */
 function functions(native: Injected, bound: Functions): Array<[name: string, call: Call]> {
@@ -215,47 +212,5 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
     for (let count = 0; count < 3; count++) drop()
     await collectUntil(() => false)
     intact()
-  }
-})
-
-test.serial('where there is no memory for the binding either, there is an error that says so', async (t) => {
-  t.timeout(600_000)
-  const native = await build()
-  const package_ = packageOver(native)
-  const bystander = new package_.Heap()
-  const block = bystander.obj.malloc(64)!
-  const none = bystander.obj.malloc(64)!
-  bystander.obj.free(none)
-  for (const refused of [1, 30]) {
-    let place = 0
-    for (; ; place += 1 + (place >> 5)) {
-      native.refuseAfter(place, refused)
-      try {
-        // What cannot be had is null or an error.
-        everyCallback(package_).close()
-      } catch (error) {
-        t.is((error as { code?: unknown }).code, 'ERR_NO_MEMORY', String(error))
-      }
-      const isOver = native.refuseAfter() !== 0
-      native.refuseAfter(0, refused)
-      t.is(
-        codeOf(() => bystander.mem.free(block)),
-        'ERR_WRONG_DOMAIN',
-      )
-      t.is(
-        codeOf(() => bystander.obj.free(none)),
-        'ERR_DOUBLE_FREE',
-      )
-      t.is(
-        codeOf(() => bystander.obj.read(block, 1000)),
-        'ERR_OUT_OF_RANGE',
-      )
-      native.refuseAfter()
-      bystander.verify()
-      if (isOver) break
-      // What a heap took from the reserve goes with the heap.
-      t.true(await collectUntil(() => native.reserved() === 0), `${native.reserved()} blocks of the reserve are lost`)
-    }
-    t.true(place > 50, `${place} requests`)
   }
 })

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use obmalloc::{Failed, Fault, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId};
+use obmalloc::{Failed, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId, Visit};
 
 use crate::model::{World, places, references};
 use crate::program::Program;
@@ -52,13 +52,7 @@ pub fn is_to_give_up(world: &World) -> bool {
 }
 
 impl Hooks for Script {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        kind: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, heap: &ObjectHeap, kind: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         let world = &*self.world;
         let references: Vec<usize> = references(heap, kind, object).into_iter().flatten().collect();
         let how = if world.quiet.get() { 0 } else { world.bytes.byte() };

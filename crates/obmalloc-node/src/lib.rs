@@ -17,7 +17,6 @@ mod lifetime;
 #[cfg(feature = "planted")]
 mod planted;
 mod probe;
-mod reserve;
 mod shell;
 
 use napi_sys as sys;
@@ -26,9 +25,6 @@ use face::Realm;
 use failure::Failure;
 use js::Env;
 use shell::{Table, export};
-
-#[global_allocator]
-static RESERVING: reserve::Reserving = reserve::Reserving::new();
 
 /// Called by Node.js when the addon is loaded, once per thread of JavaScript.
 ///

@@ -24,13 +24,6 @@ pub(crate) fn touched(_name: impl ToString) {}
 #[inline(always)]
 pub(crate) fn declared(_name: &std::ffi::CStr, _arguments: &[&'static str], _result: &'static str) {}
 
-/// Whether this request for memory is refused.
-#[cfg(not(feature = "panics"))]
-#[inline(always)]
-pub(crate) fn is_refused() -> bool {
-    false
-}
-
 #[cfg(feature = "panics")]
 mod on {
     use std::cell::{Cell, RefCell};
@@ -45,8 +38,6 @@ mod on {
         pub(crate) static TOUCHED: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
         /// The functions of heaps, as TypeScript sees them, each on a line.
         pub(crate) static DECLARED: RefCell<String> = const { RefCell::new(String::new()) };
-        /// How many requests for memory are met, and how many are refused then.
-        pub(crate) static REFUSED: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
     }
 
     pub(crate) fn know(name: &'static str) {
@@ -77,12 +68,5 @@ mod on {
                 declared.push_str(&line);
             }
         });
-    }
-
-    /// Whether this request for memory is refused.
-    pub(crate) fn is_refused() -> bool {
-        let (met, refused) = REFUSED.get();
-        REFUSED.set(if met == 0 { (0, refused.saturating_sub(1)) } else { (met - 1, refused) });
-        met == 0 && refused != 0
     }
 }

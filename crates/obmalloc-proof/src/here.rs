@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use obmalloc::profile::{Algorithm, Profile};
 use obmalloc::{
-    AllocatorName, Fault, Field, FieldKind, HeapOptions, HookSet, Hooks, Info, ItemKind, ObjectError, ObjectHeap, Phase, TypeId,
-    TypeSpec, Value,
+    AllocatorName, Field, FieldKind, HeapOptions, HookSet, Hooks, Info, ItemKind, ObjectError, ObjectHeap, Phase, TypeId,
+    TypeSpec, Value, Visit,
 };
 
 use crate::program::{KINDS, Program, SCRIPTS, Slot};
@@ -119,13 +119,7 @@ impl Calls {
 }
 
 impl Hooks for Calls {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), obmalloc::Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), obmalloc::Failed> {
         let mut result = Ok(());
         self.call(heap, |session, world| {
             for slot in 0..session.visited(object) {

@@ -70,7 +70,7 @@ pub use heap::{CheckedHeap, Heap, HeapError, HeapOptions};
 pub use interrupt::Undone;
 pub use object::{
     Blocks, Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId,
-    TypeSpec, Value,
+    TypeSpec, Value, Visit,
 };
 pub use pymalloc::{ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, Stats};
 

@@ -10,6 +10,7 @@ use std::ptr;
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
     ArenaAllocator, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value,
+    Visit,
 };
 
 thread_local! {
@@ -88,13 +89,7 @@ impl Hooks for Busy {
             heap.decref(object).expect("an object");
         }
     }
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), obmalloc::Fault>,
-    ) -> Result<(), obmalloc::Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), obmalloc::Failed> {
         if let Ok(Value::Object(reference)) = heap.get(object, Field::Member(0)) {
             visit(reference).map_err(|_| obmalloc::Failed)?;
         }

@@ -14,8 +14,8 @@ use std::rc::{Rc, Weak};
 use common::{Random, seed, shrink};
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{
-    AllocatorId, AllocatorName, Answer, ArenaGuest, Domain, Failed, Fault, Field, FieldKind, Guest, HeapOptions, HookSet, Hooks,
-    ItemKind, ObjectHeap, OwnAllocators, OwnError, Threw, TypeId, TypeSpec, Value,
+    AllocatorId, AllocatorName, Answer, ArenaGuest, Domain, Failed, Field, FieldKind, Guest, HeapOptions, HookSet, Hooks,
+    ItemKind, ObjectHeap, OwnAllocators, OwnError, Threw, TypeId, TypeSpec, Value, Visit,
 };
 
 /// Four pools an arena: arenas come and go all the time.
@@ -529,13 +529,7 @@ impl Moody {
 }
 
 impl Hooks for Moody {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         THIS.with_borrow(Weak::upgrade).iter().for_each(|world| world.may_panic(8));
         match heap.get(object, Field::Member(0)) {
             Ok(Value::Object(next)) => visit(next).map_err(|_| Failed),

@@ -14,6 +14,7 @@ use obmalloc::profile::{self, Geometry};
 use obmalloc::{
     AllocatorId, Answer, ArenaGuest, Domain, Fault, FaultKind, Field, FieldKind, Guest, GuestFault, GuestFaultKind, HeapOptions,
     HookSet, Hooks, NoHooks, ObjectError, ObjectHeap, OwnAllocators, OwnError, SetError, Threw, TypeId, TypeSpec, Value, Verb,
+    Visit,
 };
 
 /// Four pools an arena.
@@ -119,12 +120,27 @@ impl Guest for Script {
     }
 }
 
-/// Puts a guest in front of what is in a domain, and gives that.
-fn put_in(heap: &Rc<ObjectHeap>, domain: Domain, deeds: Deeds) -> AllocatorId {
-    let below = heap.allocator(domain).expect("memory");
-    let guest = heap.add_guest(Rc::new(Script { heap: Rc::downgrade(heap), below, deeds })).expect("memory");
-    heap.set_allocator(domain, guest).expect("memory");
-    below
+impl Deeds {
+    fn malloc(self, malloc: impl Fn(&Of<'_>, usize) -> Answer + 'static) -> Self {
+        Self { malloc: Box::new(malloc), ..self }
+    }
+    fn calloc(self, calloc: impl Fn(&Of<'_>, usize) -> Answer + 'static) -> Self {
+        Self { calloc: Box::new(calloc), ..self }
+    }
+    fn realloc(self, realloc: impl Fn(&Of<'_>, usize, usize) -> Answer + 'static) -> Self {
+        Self { realloc: Box::new(realloc), ..self }
+    }
+    fn free(self, free: impl Fn(&Of<'_>, usize) -> Result<(), Threw> + 'static) -> Self {
+        Self { free: Box::new(free), ..self }
+    }
+
+    /// Puts the guest in front of what is in a domain, and gives that.
+    fn put_in(self, heap: &Rc<ObjectHeap>, domain: Domain) -> AllocatorId {
+        let below = heap.allocator(domain).expect("memory");
+        let guest = heap.add_guest(Rc::new(Script { heap: Rc::downgrade(heap), below, deeds: self })).expect("memory");
+        heap.set_allocator(domain, guest).expect("memory");
+        below
+    }
 }
 
 /// Walks the heap, which takes Miri as long as a thousand calls.
@@ -255,15 +271,10 @@ fn an_answer_that_is_no_piece_fails_the_call_and_changes_nothing() {
         write(live, &[7; 100]);
         let answer = Rc::new(Cell::new(0));
         let (given, for_calloc) = (answer.clone(), answer.clone());
-        put_in(
-            &heap,
-            domain,
-            Deeds {
-                malloc: Box::new(move |_, _| Ok(Some(given.get()))),
-                calloc: Box::new(move |_, _| Ok(Some(for_calloc.get()))),
-                ..Deeds::default()
-            },
-        );
+        Deeds::default()
+            .malloc(move |_, _| Ok(Some(given.get())))
+            .calloc(move |_, _| Ok(Some(for_calloc.get())))
+            .put_in(&heap, domain);
         let (own, raw) = (heap.own_allocators().expect("memory"), heap.allocator(Domain::Raw));
         let raw = raw.ok().filter(|id| matches!(id, AllocatorId::Own(_))).unwrap_or(AllocatorId::Own(0));
         let grant = own.malloc(raw, 200).expect("its own").expect("memory");
@@ -320,15 +331,7 @@ fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
                 free(&heap, domain, block);
                 let given = Rc::new(Cell::new(0));
                 let piece = given.clone();
-                let below = put_in(
-                    &heap,
-                    domain,
-                    Deeds {
-                        malloc: Box::new(move |_, _| Ok(Some(piece.get()))),
-                        free: Box::new(|_, _| Ok(())),
-                        ..Deeds::default()
-                    },
-                );
+                let below = Deeds::default().malloc(move |_, _| Ok(Some(piece.get()))).free(|_, _| Ok(())).put_in(&heap, domain);
                 let own = heap.own_allocators().expect("memory");
                 let grant = own.malloc(below, size).expect("its own").expect("memory");
                 // A domain with the allocator that gave it takes a grant back, where nothing lies in it.
@@ -366,11 +369,7 @@ fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
 fn a_raw_block_lies_in_no_arena() {
     let heap = heap();
     let pymalloc = heap.allocator(Domain::Obj).expect("memory");
-    put_in(
-        &heap,
-        Domain::Raw,
-        Deeds { malloc: Box::new(move |of, size| of.own.malloc(pymalloc, size).map_err(|_| Threw(1))), ..Deeds::default() },
-    );
+    Deeds::default().malloc(move |of, size| of.own.malloc(pymalloc, size).map_err(|_| Threw(1))).put_in(&heap, Domain::Raw);
     assert_eq!(heap.blocks().malloc(Domain::Raw, 40), None);
     assert_eq!(kind(&heap), GuestFaultKind::InArena);
     heap.verify().expect("holds");
@@ -381,19 +380,14 @@ fn a_grant_that_is_freed_inside_a_realloc_goes_when_the_block_has_left_it() {
     for domain in Domain::ALL {
         for leaves in [true, false] {
             let heap = heap();
-            put_in(
-                &heap,
-                domain,
-                Deeds {
-                    realloc: Box::new(move |of, address, size| {
-                        let moved = of.malloc(size)?;
-                        of.free(address)?;
-                        assert_eq!(of.free(address), Err(Threw(3)), "a second time");
-                        if leaves { Ok(moved) } else { Ok(None) }
-                    }),
-                    ..Deeds::default()
-                },
-            );
+            Deeds::default()
+                .realloc(move |of, address, size| {
+                    let moved = of.malloc(size)?;
+                    of.free(address)?;
+                    assert_eq!(of.free(address), Err(Threw(3)), "a second time");
+                    if leaves { Ok(moved) } else { Ok(None) }
+                })
+                .put_in(&heap, domain);
             let block = malloc(&heap, domain, 40);
             write(block, &[5; 40]);
             let moved = heap.blocks().realloc(domain, Some(block), 80).expect("live");
@@ -419,18 +413,13 @@ fn what_the_heap_has_resized_is_the_block_whatever_else_the_guest_says() {
             (Err(Threw(6)), GuestFaultKind::Threw(6)),
         ] {
             let heap = heap();
-            put_in(
-                &heap,
-                domain,
-                Deeds {
-                    realloc: Box::new(move |of, address, size| {
-                        // Less than is wanted is never given.
-                        of.realloc(address, size / 2)?.ok_or(Threw(7))?;
-                        answer
-                    }),
-                    ..Deeds::default()
-                },
-            );
+            Deeds::default()
+                .realloc(move |of, address, size| {
+                    // Less than is wanted is never given.
+                    of.realloc(address, size / 2)?.ok_or(Threw(7))?;
+                    answer
+                })
+                .put_in(&heap, domain);
             let block = malloc(&heap, domain, 40);
             write(block, &[5; 40]);
             let moved = at(heap.blocks().realloc(domain, Some(block), 700).expect("live"));
@@ -447,16 +436,12 @@ fn what_the_heap_has_resized_is_the_block_whatever_else_the_guest_says() {
 fn what_a_guest_throws_changes_nothing_and_a_free_is_done() {
     for domain in Domain::ALL {
         let heap = heap();
-        let own = put_in(
-            &heap,
-            domain,
-            Deeds {
-                malloc: Box::new(|of, size| if size == 13 { Err(Threw(1)) } else { of.malloc(size) }),
-                calloc: Box::new(|_, _| Err(Threw(2))),
-                realloc: Box::new(|_, _, _| Err(Threw(3))),
-                free: Box::new(|_, _| Err(Threw(4))),
-            },
-        );
+        let own = Deeds::default()
+            .malloc(|of, size| if size == 13 { Err(Threw(1)) } else { of.malloc(size) })
+            .calloc(|_, _| Err(Threw(2)))
+            .realloc(|_, _, _| Err(Threw(3)))
+            .free(|_, _| Err(Threw(4)))
+            .put_in(&heap, domain);
         let block = malloc(&heap, domain, 40);
         write(block, &[5; 40]);
         let before = heap.allocated_blocks();
@@ -480,18 +465,13 @@ fn guests_inside_one_another_end_at_fifty() {
     let heap = heap();
     let deepest = Rc::new(Cell::new(0));
     let calls = deepest.clone();
-    put_in(
-        &heap,
-        Domain::Mem,
-        Deeds {
-            malloc: Box::new(move |of, size| {
-                calls.set(calls.get() + 1);
-                assert_eq!(of.heap.blocks().malloc(Domain::Mem, size), None, "the innermost one fails, and so do all");
-                of.malloc(size)
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default()
+        .malloc(move |of, size| {
+            calls.set(calls.get() + 1);
+            assert_eq!(of.heap.blocks().malloc(Domain::Mem, size), None, "the innermost one fails, and so do all");
+            of.malloc(size)
+        })
+        .put_in(&heap, Domain::Mem);
     assert_eq!(heap.blocks().malloc(Domain::Mem, 40), None);
     assert_eq!((kind(&heap), deepest.get()), (GuestFaultKind::TooDeep, 50));
     heap.verify().expect("holds");
@@ -504,24 +484,19 @@ fn a_guest_may_use_the_heap_but_not_the_block_that_is_resized() {
         let other = malloc(&heap, domain, 60);
         let kept = Rc::new(Cell::new(other));
         let others = kept.clone();
-        put_in(
-            &heap,
-            domain,
-            Deeds {
-                realloc: Box::new(move |of, address, size| {
-                    for domain in Domain::ALL {
-                        of.heap.blocks().free(domain, address).expect_err("out of reach");
-                        of.heap.blocks().realloc(domain, Some(address), 8).expect_err("out of reach");
-                        of.heap.blocks().usable_size(domain, address).expect_err("out of reach");
-                    }
-                    free(of.heap, domain, others.get());
-                    let moved = of.realloc(address, size)?;
-                    others.set(malloc(of.heap, domain, 60));
-                    Ok(moved)
-                }),
-                ..Deeds::default()
-            },
-        );
+        Deeds::default()
+            .realloc(move |of, address, size| {
+                for domain in Domain::ALL {
+                    of.heap.blocks().free(domain, address).expect_err("out of reach");
+                    of.heap.blocks().realloc(domain, Some(address), 8).expect_err("out of reach");
+                    of.heap.blocks().usable_size(domain, address).expect_err("out of reach");
+                }
+                free(of.heap, domain, others.get());
+                let moved = of.realloc(address, size)?;
+                others.set(malloc(of.heap, domain, 60));
+                Ok(moved)
+            })
+            .put_in(&heap, domain);
         let block = malloc(&heap, domain, 40);
         write(block, &[5; 40]);
         let moved = at(heap.blocks().realloc(domain, Some(block), 400).expect("live"));
@@ -539,21 +514,16 @@ fn objects_are_not_to_be_changed_while_a_guest_is_asked() {
     let fields = vec![("next".to_owned(), FieldKind::Object)];
     let node = heap.define_type(TypeSpec { fields, gc: true, ..TypeSpec::default() }).expect("a type");
     let object = heap.alloc(node, 0).expect("memory");
-    put_in(
-        &heap,
-        Domain::Obj,
-        Deeds {
-            malloc: Box::new(move |of, size| {
-                let reentrant = |fault: Fault| assert_eq!(fault.kind, FaultKind::Reentrant);
-                reentrant(of.heap.decref(object).expect_err("in a guest"));
-                let set = of.heap.set(object, Field::Member(0), Value::Null).expect_err("in a guest");
-                assert!(matches!(set, ObjectError::Fault(fault) if fault.kind == FaultKind::Reentrant));
-                assert_eq!(of.heap.get(object, Field::Member(0)), Ok(Value::Null));
-                of.malloc(size)
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default()
+        .malloc(move |of, size| {
+            let reentrant = |fault: Fault| assert_eq!(fault.kind, FaultKind::Reentrant);
+            reentrant(of.heap.decref(object).expect_err("in a guest"));
+            let set = of.heap.set(object, Field::Member(0), Value::Null).expect_err("in a guest");
+            assert!(matches!(set, ObjectError::Fault(fault) if fault.kind == FaultKind::Reentrant));
+            assert_eq!(of.heap.get(object, Field::Member(0)), Ok(Value::Null));
+            of.malloc(size)
+        })
+        .put_in(&heap, Domain::Obj);
     let second = heap.alloc(node, 0).expect("memory");
     heap.decref(second).expect("an object");
     heap.decref(object).expect("an object");
@@ -582,25 +552,20 @@ fn allocators_that_change_inside_a_call_do_not_change_who_gave_its_block() {
         for change in 0..4 {
             let heap = heap();
             let below = heap.allocator(domain).expect("memory");
-            put_in(
-                &heap,
-                domain,
-                Deeds {
-                    malloc: Box::new(move |of, size| {
-                        match change {
-                            0 => of.heap.set_allocator(domain, below).expect("it has been in"),
-                            1 => of.heap.setup_debug_hooks().expect("memory"),
-                            2 => of.heap.set_nomemory(100, None).expect("memory"),
-                            _ => of.heap.remove_nomemory().expect("memory"),
-                        }
-                        // With bytes of its own before and behind the block.
-                        Ok(of.malloc(size + 64)?.map(|block| block + 32))
-                    }),
-                    free: Box::new(|of, address| of.free(address - 32)),
-                    realloc: Box::new(|of, address, size| Ok(of.realloc(address - 32, size + 64)?.map(|block| block + 32))),
-                    ..Deeds::default()
-                },
-            );
+            Deeds::default()
+                .malloc(move |of, size| {
+                    match change {
+                        0 => of.heap.set_allocator(domain, below).expect("it has been in"),
+                        1 => of.heap.setup_debug_hooks().expect("memory"),
+                        2 => of.heap.set_nomemory(100, None).expect("memory"),
+                        _ => of.heap.remove_nomemory().expect("memory"),
+                    }
+                    // With bytes of its own before and behind the block.
+                    Ok(of.malloc(size + 64)?.map(|block| block + 32))
+                })
+                .free(|of, address| of.free(address - 32))
+                .realloc(|of, address, size| Ok(of.realloc(address - 32, size + 64)?.map(|block| block + 32)))
+                .put_in(&heap, domain);
             let block = malloc(&heap, domain, 40);
             write(block, &[5; 40]);
             heap.verify().expect("holds");
@@ -621,23 +586,18 @@ fn what_a_hook_has_given_to_a_guest_is_no_answer_to_a_request_past_that_hook() {
     let heap = heap();
     let raw = heap.allocator(Domain::Raw).expect("memory");
     let depth = Cell::new(0);
-    put_in(
-        &heap,
-        Domain::Raw,
-        Deeds {
-            malloc: Box::new(move |of, size| {
-                depth.set(depth.get() + 1);
-                if depth.get() > 1 {
-                    return of.own.malloc(raw, size).map_err(|_| Threw(1));
-                }
-                // The request came before there was a hook around the guest.
-                of.heap.setup_debug_hooks().expect("memory");
-                let hook = of.heap.allocator(Domain::Raw).expect("memory");
-                of.own.malloc(hook, size).map_err(|_| Threw(2))
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default()
+        .malloc(move |of, size| {
+            depth.set(depth.get() + 1);
+            if depth.get() > 1 {
+                return of.own.malloc(raw, size).map_err(|_| Threw(1));
+            }
+            // The request came before there was a hook around the guest.
+            of.heap.setup_debug_hooks().expect("memory");
+            let hook = of.heap.allocator(Domain::Raw).expect("memory");
+            of.own.malloc(hook, size).map_err(|_| Threw(2))
+        })
+        .put_in(&heap, Domain::Raw);
     assert_eq!(heap.blocks().malloc(Domain::Raw, 40), None);
     assert_eq!(kind(&heap), GuestFaultKind::Occupied);
     let block = malloc(&heap, Domain::Raw, 40);
@@ -648,19 +608,14 @@ fn what_a_hook_has_given_to_a_guest_is_no_answer_to_a_request_past_that_hook() {
 #[test]
 fn where_a_block_was_that_moves_another_one_is_whole() {
     let heap = heap();
-    let obj = put_in(
-        &heap,
-        Domain::Obj,
-        Deeds {
-            realloc: Box::new(|of, address, size| {
-                let moved = of.realloc(address, size)?;
-                // It is given where the block was.
-                assert_eq!(malloc(of.heap, Domain::Mem, 300), address);
-                Ok(moved)
-            }),
-            ..Deeds::default()
-        },
-    );
+    let obj = Deeds::default()
+        .realloc(|of, address, size| {
+            let moved = of.realloc(address, size)?;
+            // It is given where the block was.
+            assert_eq!(malloc(of.heap, Domain::Mem, 300), address);
+            Ok(moved)
+        })
+        .put_in(&heap, Domain::Obj);
     let block = malloc(&heap, Domain::Obj, 290);
     let moved = at(heap.blocks().realloc(Domain::Obj, Some(block), 400).expect("live"));
     assert_eq!(heap.blocks().usable_size(Domain::Mem, block), Ok(304));
@@ -957,16 +912,12 @@ fn a_raw_guest_whose_free_throws_does_not_make_two_records_of_one_block() {
             heap.setup_debug_hooks().expect("memory");
             let own = heap.own_allocators().expect("memory");
             let block = own.malloc(pymalloc, 600).expect("its own").expect("memory");
-            put_in(
-                &heap,
-                Domain::Raw,
-                Deeds {
-                    malloc: Box::new(|_, _| Ok(None)),
-                    calloc: Box::new(|_, _| Ok(None)),
-                    realloc: Box::new(|_, _, _| Ok(None)),
-                    free: Box::new(|_, _| Err(Threw(1))),
-                },
-            );
+            Deeds::default()
+                .malloc(|_, _| Ok(None))
+                .calloc(|_, _| Ok(None))
+                .realloc(|_, _, _| Ok(None))
+                .free(|_, _| Err(Threw(1)))
+                .put_in(&heap, Domain::Raw);
             assert!(
                 matches!(own.free(pymalloc, Some(block)), Err(OwnError::Guest(fault)) if fault.kind == GuestFaultKind::Threw(1))
             );
@@ -986,17 +937,12 @@ fn an_allocator_comes_into_no_domain_that_it_was_never_in() {
     assert_eq!(heap.set_allocator(Domain::Obj, AllocatorId::Own(7)), Err(SetError::Unknown));
     assert_eq!(heap.set_allocator(Domain::Obj, AllocatorId::Guest(0)), Err(SetError::Unknown));
     // It may serve through a guest, for what is not small; what the hook gives is on record once.
-    put_in(
-        &heap,
-        Domain::Raw,
-        Deeds {
-            malloc: Box::new(move |of, size| {
-                let one = if size < 5100 { pymalloc } else { raw };
-                of.own.malloc(one, size + 100).map_err(|_| Threw(1))
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default()
+        .malloc(move |of, size| {
+            let one = if size < 5100 { pymalloc } else { raw };
+            of.own.malloc(one, size + 100).map_err(|_| Threw(1))
+        })
+        .put_in(&heap, Domain::Raw);
     heap.setup_debug_hooks().expect("memory");
     let (own, hook) = (heap.own_allocators().expect("memory"), heap.allocator(Domain::Raw).expect("memory"));
     let grant = own.malloc(hook, 5000).expect("its own").expect("memory");
@@ -1034,23 +980,18 @@ fn what_guests_keep_goes_with_the_heap() {
                 heap.setup_debug_hooks().expect("memory");
             }
             for domain in Domain::ALL {
-                put_in(
-                    &heap,
-                    domain,
-                    Deeds {
-                        malloc: Box::new(|of, size| {
-                            // One that is lost, and one behind a header.
-                            of.malloc(size)?;
-                            Ok(of.malloc(size + 48)?.map(|block| block + 48))
-                        }),
-                        realloc: Box::new(|of, _, size| {
-                            of.malloc(size)?;
-                            Err(Threw(1))
-                        }),
-                        free: Box::new(|_, _| Err(Threw(2))),
-                        ..Deeds::default()
-                    },
-                );
+                Deeds::default()
+                    .malloc(|of, size| {
+                        // One that is lost, and one behind a header.
+                        of.malloc(size)?;
+                        Ok(of.malloc(size + 48)?.map(|block| block + 48))
+                    })
+                    .realloc(|of, _, size| {
+                        of.malloc(size)?;
+                        Err(Threw(1))
+                    })
+                    .free(|_, _| Err(Threw(2)))
+                    .put_in(&heap, domain);
             }
             for size in [8, 300, 600, 5000] {
                 for domain in Domain::ALL {
@@ -1082,18 +1023,12 @@ fn a_guest_that_panics_closes_its_heap_for_good() {
         for verb in 0..4 {
             for ending in 0..3 {
                 let heap = heap();
-                let own = put_in(
-                    &heap,
-                    domain,
-                    Deeds {
-                        malloc: Box::new(
-                            move |of, size| if size == 77 && verb == 0 { resume_unwind(Box::new(())) } else { of.malloc(size) },
-                        ),
-                        calloc: Box::new(|_, _| resume_unwind(Box::new(()))),
-                        realloc: Box::new(|_, _, _| resume_unwind(Box::new(()))),
-                        free: Box::new(|_, _| resume_unwind(Box::new(()))),
-                    },
-                );
+                let own = Deeds::default()
+                    .malloc(move |of, size| if size == 77 && verb == 0 { resume_unwind(Box::new(())) } else { of.malloc(size) })
+                    .calloc(|_, _| resume_unwind(Box::new(())))
+                    .realloc(|_, _, _| resume_unwind(Box::new(())))
+                    .free(|_, _| resume_unwind(Box::new(())))
+                    .put_in(&heap, domain);
                 let (block, other) = (malloc(&heap, domain, 40), malloc(&heap, Domain::Raw, 3000));
                 let panicked = catch_unwind(AssertUnwindSafe(|| match verb {
                     0 => _ = heap.blocks().malloc(domain, 77),
@@ -1128,23 +1063,18 @@ fn a_guest_that_panics_closes_its_heap_for_good() {
 #[test]
 fn a_guest_that_catches_the_panic_of_another_is_inside_a_closed_heap() {
     let heap = heap();
-    put_in(&heap, Domain::Mem, Deeds { malloc: Box::new(|_, _| resume_unwind(Box::new(()))), ..Deeds::default() });
-    put_in(
-        &heap,
-        Domain::Obj,
-        Deeds {
-            malloc: Box::new(|of, size| {
-                let panicked = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(Domain::Mem, 8)));
-                assert!(panicked.is_err() && of.heap.is_closed());
-                of.malloc(size)
-            }),
-            realloc: Box::new(|of, address, size| {
-                _ = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(Domain::Mem, 8)));
-                of.realloc(address, size)
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default().malloc(|_, _| resume_unwind(Box::new(()))).put_in(&heap, Domain::Mem);
+    Deeds::default()
+        .malloc(|of, size| {
+            let panicked = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(Domain::Mem, 8)));
+            assert!(panicked.is_err() && of.heap.is_closed());
+            of.malloc(size)
+        })
+        .realloc(|of, address, size| {
+            _ = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(Domain::Mem, 8)));
+            of.realloc(address, size)
+        })
+        .put_in(&heap, Domain::Obj);
     assert_eq!(heap.blocks().malloc(Domain::Obj, 8), None);
     assert!(heap.is_closed());
     assert_eq!(heap.blocks().malloc(Domain::Obj, 8), None);
@@ -1153,7 +1083,7 @@ fn a_guest_that_catches_the_panic_of_another_is_inside_a_closed_heap() {
 #[test]
 fn a_block_that_was_on_its_way_when_the_heap_was_closed_is_not_given() {
     let heap = tiny();
-    put_in(&heap, Domain::Raw, Deeds { malloc: Box::new(|_, _| resume_unwind(Box::new(()))), ..Deeds::default() });
+    Deeds::default().malloc(|_, _| resume_unwind(Box::new(()))).put_in(&heap, Domain::Raw);
     ArenaDeeds::put_in(
         &heap,
         Box::new(|of, size| {
@@ -1174,23 +1104,18 @@ fn what_pymalloc_has_from_a_guest_is_as_long_as_was_asked_though_a_hook_gave_its
     let pymalloc = heap.allocator(Domain::Obj).expect("memory");
     heap.setup_debug_hooks().expect("memory");
     heap.set_allocator(Domain::Obj, pymalloc).expect("it has been in");
-    put_in(&heap, Domain::Raw, bump(&Rc::default(), Rc::default()));
+    bump(&Rc::default(), Rc::default()).put_in(&heap, Domain::Raw);
     // Where the chunk begins.
     let (first, second) = (malloc(&heap, Domain::Obj, 0), malloc(&heap, Domain::Raw, 40));
     assert_eq!(second - first, 16);
     write(second, &[3; 40]);
-    put_in(
-        &heap,
-        Domain::Obj,
-        Deeds {
-            realloc: Box::new(|of, address, size| {
-                let moved = of.malloc(size)?;
-                of.free(address)?;
-                Ok(moved)
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default()
+        .realloc(|of, address, size| {
+            let moved = of.malloc(size)?;
+            of.free(address)?;
+            Ok(moved)
+        })
+        .put_in(&heap, Domain::Obj);
     let moved = at(heap.blocks().realloc(Domain::Obj, Some(first), 30).expect("live"));
     assert_eq!((read(second, 40), heap.take_guest_fault()), (vec![3; 40], None));
     free(&heap, Domain::Obj, moved);
@@ -1204,7 +1129,7 @@ fn no_guest_is_asked_in_a_closed_heap() {
     let pymalloc = heap.allocator(Domain::Mem).expect("memory");
     let asked = Rc::new(Cell::new(0));
     let count = asked.clone();
-    put_in(&heap, Domain::Mem, Deeds { malloc: Box::new(|_, _| resume_unwind(Box::new(()))), ..Deeds::default() });
+    Deeds::default().malloc(|_, _| resume_unwind(Box::new(()))).put_in(&heap, Domain::Mem);
     ArenaDeeds::put_in(
         &heap,
         Box::new(|of, size| {
@@ -1214,17 +1139,12 @@ fn no_guest_is_asked_in_a_closed_heap() {
         }),
         Box::new(|_, _| Ok(())),
     );
-    put_in(
-        &heap,
-        Domain::Raw,
-        Deeds {
-            calloc: Box::new(move |of, size| {
-                count.set(count.get() + 1);
-                of.own.calloc(of.below, 1, size).map_err(|_| Threw(1))
-            }),
-            ..Deeds::default()
-        },
-    );
+    Deeds::default()
+        .calloc(move |of, size| {
+            count.set(count.get() + 1);
+            of.own.calloc(of.below, 1, size).map_err(|_| Threw(1))
+        })
+        .put_in(&heap, Domain::Raw);
     // The nodes of the arena map are asked for after the arena.
     let own = heap.own_allocators().expect("memory");
     assert!(matches!(own.malloc(pymalloc, 8), Ok(None) | Err(_)));
@@ -1250,7 +1170,7 @@ fn an_arena_guest_is_told_of_the_arenas_of_a_heap_that_was_closed_in_a_call() {
     let (heap, out) = (tiny(), Rc::new(Cell::new(0)));
     heap.set_arena_guest(Some(Rc::new(Counting(out.clone())))).expect("memory");
     many(&heap);
-    put_in(&heap, Domain::Raw, Deeds { malloc: Box::new(|_, _| resume_unwind(Box::new(()))), ..Deeds::default() });
+    Deeds::default().malloc(|_, _| resume_unwind(Box::new(()))).put_in(&heap, Domain::Raw);
     catch_unwind(AssertUnwindSafe(|| heap.blocks().malloc(Domain::Raw, 8))).expect_err("it unwinds");
     assert!(heap.is_closed() && out.get() >= 5);
     let Ok(heap) = Rc::try_unwrap(heap) else { panic!("guests do not keep their heap") };
@@ -1265,20 +1185,15 @@ fn a_block_that_was_moving_when_the_heap_was_closed_is_not_touched() {
     for domain in Domain::ALL {
         for order in 0..2 {
             let heap = heap();
-            put_in(
-                &heap,
-                domain,
-                Deeds {
-                    malloc: Box::new(|of, size| if size == 77 + 24 { resume_unwind(Box::new(())) } else { of.malloc(size) }),
-                    realloc: Box::new(move |of, address, size| {
-                        let moved = if order == 0 { of.realloc(address, size)? } else { None };
-                        _ = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(domain, 77)));
-                        assert!(of.heap.is_closed());
-                        Ok(moved)
-                    }),
-                    ..Deeds::default()
-                },
-            );
+            Deeds::default()
+                .malloc(|of, size| if size == 77 + 24 { resume_unwind(Box::new(())) } else { of.malloc(size) })
+                .realloc(move |of, address, size| {
+                    let moved = if order == 0 { of.realloc(address, size)? } else { None };
+                    _ = catch_unwind(AssertUnwindSafe(|| of.heap.blocks().malloc(domain, 77)));
+                    assert!(of.heap.is_closed());
+                    Ok(moved)
+                })
+                .put_in(&heap, domain);
             heap.setup_debug_hooks().expect("memory");
             let block = malloc(&heap, domain, 5000);
             assert_eq!(heap.blocks().realloc(domain, Some(block), 300_000), Ok(None));
@@ -1300,13 +1215,7 @@ impl Hooks for Panics {
     fn dealloc(&self, _: &ObjectHeap, _: TypeId, _: usize) {
         self.panic();
     }
-    fn traverse(
-        &self,
-        _: &ObjectHeap,
-        _: TypeId,
-        _: usize,
-        _: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), obmalloc::Failed> {
+    fn traverse(&self, _: &ObjectHeap, _: TypeId, _: usize, _: &mut Visit<'_>) -> Result<(), obmalloc::Failed> {
         self.panic();
         Ok(())
     }

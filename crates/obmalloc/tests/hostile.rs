@@ -10,8 +10,8 @@ mod guests;
 use guests::Wrapper;
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
-    AllocatorName, Domain, Failed, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError,
-    ObjectHeap, Phase, TypeId, TypeSpec, Value,
+    AllocatorName, Domain, Failed, FaultKind, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap,
+    Phase, TypeId, TypeSpec, Value, Visit,
 };
 
 type Deed = Box<dyn Fn(&ObjectHeap, usize)>;
@@ -40,13 +40,7 @@ fn run(deed: &RefCell<Option<Deed>>, heap: &ObjectHeap, object: usize) {
 }
 
 impl Hooks for Hostile {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         if self.0.traversal_fails.get() {
             return Err(Failed);
         }

@@ -11,7 +11,7 @@ use guests::Wrapper;
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
     AllocatorName, Domain, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec,
-    Value,
+    Value, Visit,
 };
 
 /// Enough to be asked several times in each phase.
@@ -48,13 +48,7 @@ impl Asked {
 }
 
 impl Hooks for Asked {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), obmalloc::Fault>,
-    ) -> Result<(), obmalloc::Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), obmalloc::Failed> {
         match heap.get(object, Field::Member(0)) {
             Ok(Value::Object(next)) => visit(next).map_err(|_| obmalloc::Failed),
             Ok(_) => Ok(()),

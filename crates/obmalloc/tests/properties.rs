@@ -7,7 +7,7 @@ mod common;
 use calls::{Op, program, run};
 use common::{Random, seed, shrink};
 use obmalloc::profile::{self, Geometry, Profile};
-use obmalloc::{AllocatorName, ArenaAllocator, CheckedHeap, HeapOptions};
+use obmalloc::{AllocatorName, ArenaAllocator, CheckedHeap, Heap, HeapOptions};
 
 /// Four pools an arena: arenas come and go all the time.
 const TINY: Geometry = Geometry { arena_size: 64 << 10, pool_size: 16 << 10, alignment: 16, small_request_threshold: 4096 };
@@ -57,6 +57,20 @@ fn every_structure_holds_in_arenas_of_a_foreign_allocator() {
             heap
         };
         hold(make, program(seed, in_time(2000), 4200), seed);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "regions are memory there")]
+fn every_structure_holds_where_only_some_arenas_fit_into_the_region() {
+    let seed = seed();
+    // The more heaps are open, the less address space a new one reserves.
+    let options = HeapOptions { geometry: Some(TINY), ..HeapOptions::new(&profile::V3_14) };
+    let _open: Vec<Heap> = (0..25_000).map(|_| Heap::with_options(options).expect("a heap")).collect();
+    for profile in [&profile::V3_8, &profile::V3_9, &profile::V3_14] {
+        let region = heap(profile, Some(TINY)).region().1;
+        assert!((TINY.arena_size..10 * TINY.arena_size).contains(&region), "{region} bytes");
+        hold(|| heap(profile, Some(TINY)), program(seed, 2000, 4200), seed);
     }
 }
 

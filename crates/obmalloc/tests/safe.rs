@@ -31,7 +31,7 @@ use obmalloc::{
     AllocatorId, AllocatorName, Answer, ArenaGuest, ArenaInfo, ArenaMapCounts, ArenaMapStats, CheckedHeap, Corruption, Domain,
     Failed, Fault, FaultKind, Field, FieldKind, GenerationStats, Guest, GuestFault, GuestHeap, Heap, HeapError, HeapOptions,
     HookSet, Hooks, Info, ItemKind, NoHooks, ObjectError, ObjectHeap, OwnAllocators, OwnError, Phase, SetError, Stats, TakeDown,
-    Threw, Type, TypeId, TypeSpec, Undone, Value,
+    Threw, Type, TypeId, TypeSpec, Undone, Value, Visit,
 };
 
 /// What safe Rust cannot call, and why that is so.
@@ -761,13 +761,7 @@ impl Mood {
 }
 
 impl Hooks for Mood {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         let Some(world) = self.0.upgrade() else { return Ok(()) };
         self.disturb();
         match world.below(12) {

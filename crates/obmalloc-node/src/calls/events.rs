@@ -3,6 +3,7 @@
 use obmalloc_trace::listing::{Listing, Wanted};
 use serde::Deserialize;
 
+use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::face::Realm;
@@ -35,10 +36,9 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 
 /// `(options)`: opens the traces and gives the listing's number.
 fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
-    let text = env.text(options).unwrap_or_default();
-    let wrong = |error: &dyn std::fmt::Display| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}"));
-    let options: Options = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
-    let address = options.address.map(|digits| u64::from_str_radix(&digits, 16).map_err(|error| wrong(&error))).transpose()?;
+    let options: Options = json::parse(env, options, "options")?;
+    let wrong = |error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}"));
+    let address = options.address.map(|digits| u64::from_str_radix(&digits, 16).map_err(wrong)).transpose()?;
     let (from, to, size, site) = (options.from.unwrap_or(0), options.to, options.size, options.site);
     let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let listing = Listing::new(readers, Wanted { from, to, size, address, site }, options.frames);
@@ -56,7 +56,7 @@ fn next(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     }
     let mut lines = String::new();
     for listed in &found {
-        lines += &serde_json::to_string(listed).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+        lines += &json::text(listed)?;
         lines.push('\n');
     }
     env.string(&lines)

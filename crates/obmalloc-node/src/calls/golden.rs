@@ -1,10 +1,10 @@
 //! For the command line: judges this engine's collector by the answers that a real CPython left.
 
 use obmalloc_proof::Golden;
-use serde_json::json;
 
+use super::json;
 use crate::face::Realm;
-use crate::failure::{Failure, code};
+use crate::failure::Failure;
 use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
@@ -15,12 +15,10 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 /// `(golden)`: takes the answers as JSON, runs the same programs, and gives how many there were, how many events, and what was
 /// different, if anything.
 fn check(_: &Realm, env: Env, [golden]: [Value; 1]) -> Outcome {
-    let text = env.text(golden).unwrap_or_default();
-    let golden: Golden =
-        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("golden answers: {error}")))?;
+    let golden: Golden = json::parse(env, golden, "golden answers")?;
     let found = match golden.check() {
-        Ok(totals) => json!({ "programs": totals.programs, "events": totals.events, "divergence": null }),
-        Err(different) => json!({ "programs": 0, "events": 0, "divergence": different }),
+        Ok(totals) => serde_json::json!({ "programs": totals.programs, "events": totals.events, "divergence": null }),
+        Err(different) => serde_json::json!({ "programs": 0, "events": 0, "divergence": different }),
     };
     env.string(&found.to_string())
 }

@@ -1,10 +1,10 @@
 //! What a trace tells of memory, for the command line: an inquiry is a number here, and its answer is JSON.
 
-use obmalloc::profile::Profile;
 use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};
 use serde::Deserialize;
 
+use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, reader};
 use crate::face::Realm;
@@ -42,11 +42,8 @@ fn failure(error: &InquiryError) -> Failure {
 
 /// `(options)`: opens the traces and gives the inquiry's number.
 fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
-    let text = env.text(options).unwrap_or_default();
-    let Options { release, segments, asked } =
-        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
-    let profile = Profile::named(&release)
-        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}")))?;
+    let Options { release, segments, asked } = json::parse(env, options, "options")?;
+    let profile = json::profile(&release)?;
     let open = move || -> Result<Vec<Reader<'static>>, FormatError> {
         segments.iter().map(|segment| reader(segment).map_err(FormatError::Unreadable)).collect()
     };
@@ -71,7 +68,7 @@ fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let inquiry = Numbered::take(&INQUIRIES, env, number)?;
     let answered =
         inquiry.answer().ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected an inquiry that has come to its end"))?;
-    env.string(&serde_json::to_string(&answered).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
+    json::give(env, &answered)
 }
 
 /// `(number)`: gives the inquiry's memory back.

@@ -8,6 +8,7 @@ pub(crate) mod events;
 pub(crate) mod golden;
 pub(crate) mod heap;
 pub(crate) mod inquiry;
+mod json;
 pub(crate) mod moments;
 mod numbered;
 mod objects;

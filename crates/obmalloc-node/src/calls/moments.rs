@@ -2,6 +2,7 @@
 
 use obmalloc_trace::moments::{Moment, Outlining};
 
+use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::face::Realm;
@@ -23,9 +24,7 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 
 /// `(segments)`: opens the traces and gives the number of a reading that finds moments.
 fn open(_: &Realm, env: Env, [segments]: [Value; 1]) -> Outcome {
-    let text = env.text(segments).unwrap_or_default();
-    let segments: Vec<Segment> =
-        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("segments: {error}")))?;
+    let segments: Vec<Segment> = json::parse(env, segments, "segments")?;
     let readers = segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     Numbered::open(&OUTLININGS, env, Outlining::new(readers))
 }
@@ -49,9 +48,7 @@ fn find(_: &Realm, env: Env, [number, moment]: [Value; 2]) -> Outcome {
     let text = env.text(moment).unwrap_or_default();
     let moment: Moment = text.parse().map_err(|error| Failure::new(code::OUT_OF_RANGE, format!("{error}")))?;
     match Numbered::with(&OUTLININGS, env, number, |outlining| Ok(outlining.outline().find(&moment)))? {
-        Some(found) => {
-            env.string(&serde_json::to_string(&found).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
-        }
+        Some(found) => json::give(env, &found),
         None => env.null(),
     }
 }

@@ -9,6 +9,7 @@ use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::{Replay, Report};
 use serde::{Deserialize, Serialize};
 
+use super::json;
 use super::numbered::Numbered;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
@@ -81,11 +82,8 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 
 /// `(options)`: opens the traces and gives the replay's number.
 fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
-    let text = env.text(options).unwrap_or_default();
-    let options: Options =
-        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
-    let profile = Profile::named(&options.release)
-        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
+    let options: Options = json::parse(env, options, "options")?;
+    let profile = json::profile(&options.release)?;
     let geometry = options.geometry.map_or(profile.geometry(), Geometry::from);
     geometry.check().map_err(|error| Failure::new(code::OUT_OF_RANGE, error.to_string()))?;
     let readers = options.segments.iter().map(|segment| read(segment).map(Reader::without_stacks)).collect::<Result<_, _>>()?;
@@ -136,7 +134,7 @@ fn report(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
             seconds: running.time.as_secs_f64(),
             stats_now: running.replay.stats().to_string(),
         };
-        serde_json::to_string(&found).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))
+        json::text(&found)
     })?;
     env.string(&text)
 }

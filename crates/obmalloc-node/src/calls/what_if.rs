@@ -8,6 +8,7 @@ use obmalloc_trace::replay::Replay;
 use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
 use serde::{Deserialize, Serialize};
 
+use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::face::Realm;
@@ -66,17 +67,10 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"closeTrials", close)
 }
 
-fn json(env: Env, value: &impl Serialize) -> Outcome {
-    env.string(&serde_json::to_string(value).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?)
-}
-
 /// `(options)`: opens the traces and gives the trials' number.
 fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
-    let text = env.text(options).unwrap_or_default();
-    let options: Options =
-        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("options: {error}")))?;
-    let profile = Profile::named(&options.release)
-        .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
+    let options: Options = json::parse(env, options, "options")?;
+    let profile = json::profile(&options.release)?;
     let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let collector = CallsCollector::new(options.apart.is_some());
     let replay = match options.apart {
@@ -165,17 +159,13 @@ fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 /// `(number)`: what the recorded process had, as JSON.
 fn recorded(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let recorded = Numbered::with(&TRIALS, env, number, |trials| trials.calls().map(|(_, recorded)| *recorded))?;
-    json(env, &recorded)
+    json::give(env, &recorded)
 }
 
 /// `(number, configuration)`: begins a trial.
 fn try_one(_: &Realm, env: Env, [number, configuration]: [Value; 2]) -> Outcome {
-    let text = env.text(configuration).unwrap_or_default();
-    let wish: Configuration =
-        serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("configuration: {error}")))?;
-    if let Some(release) = wish.release.as_deref().filter(|release| Profile::named(release).is_none()) {
-        return Err(Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}")));
-    }
+    let wish: Configuration = json::parse(env, configuration, "configuration")?;
+    wish.release.as_deref().map(json::profile).transpose()?;
     Numbered::with(&TRIALS, env, number, |trials| {
         // One heap's memory at a time.
         trials.trial = None;
@@ -194,7 +184,7 @@ fn row(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
         let (calls, _) = trials.calls()?;
         trial.map(|trial| trial.row(calls)).ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected a trial that was begun"))
     })?;
-    json(env, &row)
+    json::give(env, &row)
 }
 
 /// `(number, path)`: writes the calls for the measuring program.

@@ -6,10 +6,11 @@ pub(crate) mod telling;
 pub(crate) mod views;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::{Domain, Fault, FaultKind, ObjectHeap, TakeDown, TypeId};
@@ -72,7 +73,8 @@ pub(crate) struct Core {
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
     pub longest_array: usize,
-    region: (usize, usize),
+    /// As long as it is the heap's.
+    region: Cell<(usize, usize)>,
     pub this: Weak<Core>,
     /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
     pub disturbances: Cell<u64>,
@@ -94,12 +96,12 @@ pub(crate) enum Mark {
 }
 
 thread_local! {
-    /// The heaps of this thread's JavaScript.
-    static HEAPS: RefCell<Vec<Weak<Core>>> = const { RefCell::new(Vec::new()) };
+    /// The heaps of this thread's JavaScript, by their addresses.
+    static HEAPS: RefCell<BTreeMap<*const Core, Weak<Core>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// The regions of all heaps of all threads: first byte and bytes.
-static REGIONS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+/// The regions of all heaps of all threads that have one: bytes, by the first.
+static REGIONS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 impl Core {
     /// The heap, if it may be used now. A collection that is due runs first, and with it JavaScript.
@@ -279,14 +281,15 @@ impl Core {
     }
 
     fn is_another_heaps(&self, address: usize) -> bool {
-        let inside = |&(base, len): &(usize, usize)| (base, len) != self.region && address.wrapping_sub(base) < len;
-        REGIONS.lock().unwrap_or_else(PoisonError::into_inner).iter().any(inside)
-            || live_heaps().iter().any(|other| {
-                !std::ptr::eq(&raw const **other, self)
-                    // A closed one may have given the arenas back that it would look into.
-                    && !matches!(other.state(), State::Closed | State::Poisoned)
-                    && other.heap_in_use().is_some_and(|heap| heap.blocks().owns(address))
-            })
+        let inside = |(&base, &len): (&usize, &usize)| base != self.region.get().0 && address - base < len;
+        let owns = |other: Rc<Self>| {
+            !std::ptr::eq(&raw const *other, self)
+                // A closed one may have given the arenas back that it would look into.
+                && !matches!(other.state(), State::Closed | State::Poisoned)
+                && other.heap_in_use().is_some_and(|heap| heap.blocks().owns(address))
+        };
+        regions().range(..=address).next_back().is_some_and(inside)
+            || HEAPS.try_with(|heaps| heaps.borrow().values().filter_map(Weak::upgrade).any(owns)) == Ok(true)
     }
 
     /// Gives everything back that can be given back now.
@@ -337,10 +340,11 @@ impl Core {
         }
     }
 
+    /// Once: another heap may have a region there afterwards.
     fn forget_region(&self) {
-        let mut regions = REGIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = regions.iter().position(|region| *region == self.region && region.1 != 0) {
-            regions.swap_remove(place);
+        let (base, len) = self.region.take();
+        if len != 0 {
+            regions().remove(&base);
         }
     }
 }
@@ -355,14 +359,13 @@ impl Drop for Core {
             // As in `close`.
             std::mem::forget(heap);
         }
-        // At the end of a thread the list may be gone already.
-        let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().retain(|heap| heap.strong_count() != 0));
+        // At the end of a thread the table may be gone already.
+        let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().remove(&(&raw const *self)));
     }
 }
 
-/// The heaps of this thread that are not being dropped.
-pub(crate) fn live_heaps() -> Vec<Rc<Core>> {
-    HEAPS.try_with(|heaps| heaps.borrow().iter().filter_map(Weak::upgrade).collect()).unwrap_or_default()
+fn regions() -> MutexGuard<'static, BTreeMap<usize, usize>> {
+    REGIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *mut c_void) {
@@ -395,7 +398,7 @@ impl Core {
             kept,
             reported: Cell::new(0),
             longest_array,
-            region,
+            region: Cell::new(region),
             disturbances: Cell::new(0),
             marks: RefCell::default(),
             views: Views::default(),
@@ -407,9 +410,11 @@ impl Core {
             heap: UnsafeCell::new(Some(heap)),
         });
         core.update_attention();
-        REGIONS.lock().unwrap_or_else(PoisonError::into_inner).push(region);
-        // At the end of a thread the list may be gone already; then the heap is merely not found by others.
-        let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().push(Rc::downgrade(&core)));
+        if region.1 != 0 {
+            regions().insert(region.0, region.1);
+        }
+        // At the end of a thread the table may be gone already; then the heap is merely not found by others.
+        let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().insert(Rc::as_ptr(&core), Rc::downgrade(&core)));
         Ok(core)
     }
 

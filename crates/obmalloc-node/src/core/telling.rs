@@ -9,7 +9,7 @@ use std::panic::resume_unwind;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use obmalloc::{Fault, ObjectError, ObjectHeap};
+use obmalloc::{ObjectError, ObjectHeap, Visit};
 
 use super::Core;
 use super::kept::{self, NESTED_MAX};
@@ -21,8 +21,6 @@ use crate::js::{Env, Value};
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Bytes that are copied between two looks.
 const PIECE: usize = 1 << 20;
-
-pub(crate) type Visit<'call> = dyn FnMut(usize) -> Result<(), Fault> + 'call;
 
 /// A heap's callbacks.
 #[derive(Default)]

@@ -10,10 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 
-use obmalloc::{Failed, Fault, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId};
+use obmalloc::{Failed, Hooks, Info, ObjectError, ObjectHeap, Phase, TypeId, Visit};
 
 use crate::core::kept;
-use crate::core::telling::Visit;
 use crate::core::{Core, State};
 use crate::face::Called;
 use crate::failure::{Failure, code};
@@ -95,13 +94,7 @@ impl Host {
 }
 
 impl Hooks for Host {
-    fn traverse(
-        &self,
-        _: &ObjectHeap,
-        kind: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, _: &ObjectHeap, kind: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         reached("hooks::traverse");
         let core = self.core().ok_or(Failed)?;
         let visit = NonNull::from(visit);

@@ -644,12 +644,12 @@ impl GuestHeap {
 
     /// Whether there may be grants: an allocator has been taken out, or a guest put in.
     #[inline(always)]
-    pub fn has_guests(&self) -> bool {
+    pub(crate) fn has_guests(&self) -> bool {
         self.guests.get().is_some()
     }
 
     /// Whether a call of the domains may run a guest.
-    pub fn calls_guests(&self) -> bool {
+    pub(crate) fn calls_guests(&self) -> bool {
         self.guests.get().is_some() && self.heap.inner().calls_out()
     }
 
@@ -782,7 +782,7 @@ impl GuestHeap {
     }
 
     /// As [`CheckedHeap::empty_quarantine`].
-    pub fn empty_quarantine(&self) -> bool {
+    pub(crate) fn empty_quarantine(&self) -> bool {
         let is_empty = self.heap.empty_quarantine();
         self.settle();
         is_empty

@@ -274,12 +274,12 @@ impl ObjectHeap {
         self.heap.set_arena_guest(guest)
     }
 
-    /// As [`GuestHeap::has_guests`](crate::GuestHeap::has_guests).
+    /// Whether there may be grants: an allocator has been taken out, or a guest put in.
     pub fn has_guests(&self) -> bool {
         self.heap.has_guests()
     }
 
-    /// As [`GuestHeap::calls_guests`](crate::GuestHeap::calls_guests).
+    /// Whether a call of the domains may run a guest.
     pub fn calls_guests(&self) -> bool {
         self.heap.calls_guests()
     }

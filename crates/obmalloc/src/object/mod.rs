@@ -78,6 +78,9 @@ impl core::error::Error for ObjectError {}
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failed;
 
+/// What a [`traverse`](Hooks::traverse) calls with each reference. The error is to be given back.
+pub type Visit<'visit> = dyn FnMut(usize) -> Result<(), Fault> + 'visit;
+
 /// What the types of a heap and its collector call: the functions of types that have some of their own ([`HookSet`]), callbacks of weak
 /// references, and Python's `gc.callbacks`.
 ///
@@ -85,18 +88,11 @@ pub struct Failed;
 /// fails ([`HeapClosed`](crate::FaultKind::HeapClosed)), and the memory goes back when the heap is dropped.
 #[expect(unused_variables, reason = "the defaults do nothing")]
 pub trait Hooks {
-    /// `tp_traverse`: calls `visit` with the references that the object holds, each at most as often as its fields and items hold it. An
-    /// error that `visit` gives is to be given back.
+    /// `tp_traverse`: calls `visit` with the references that the object holds, each at most as often as its fields and items hold it.
     ///
     /// # Errors
     /// When it cannot be done: the collection is given up.
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        kind: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, heap: &ObjectHeap, kind: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         Ok(())
     }
     /// `tp_clear`: drops references that may be part of a cycle.

@@ -6,6 +6,7 @@
 
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use alloc::vec::Vec;
 
@@ -13,8 +14,18 @@ use super::pool::PoolHeader;
 use crate::allocator::ArenaAllocator;
 use crate::os;
 
-/// Address space of a heap's own arenas, bytes. It is only reserved; memory is used as arenas are, except under Miri.
+/// Address space of a heap's own arenas, bytes, while few heaps are open. It is only reserved; memory is used as arenas are, except under Miri.
 const REGION_SIZE: usize = if cfg!(miri) { 16 << 20 } else { 16 << 30 };
+
+/// Address space of all regions of the process, bytes: half of what a process has, so that everything else finds some, however many heaps are
+/// open.
+const TOGETHER: usize = 64 << 40;
+
+/// No region is larger than this part of what is left of that: beyond 2,048 heaps each gets less than the one before.
+const PART: usize = 2048;
+
+/// Bytes that the regions have now.
+static RESERVED: AtomicUsize = AtomicUsize::new(0);
 
 /// Memory of released arenas that is kept for the next arenas, bytes. An arena that comes and goes again and again would otherwise cost
 /// a page fault for every page, every time.
@@ -56,9 +67,11 @@ impl Region {
             mapping: (None, 0),
             table: (None, 0),
         };
+        let left = TOGETHER.saturating_sub(RESERVED.load(Relaxed));
+        let len = (left / PART).min(REGION_SIZE).next_multiple_of(arena_size);
         // The base is a multiple of the largest arena, so one arena more is mapped than used.
-        let mapping_size = REGION_SIZE + arena_size;
-        let table_size = REGION_SIZE / pool_size * size_of::<PoolHeader>();
+        let mapping_size = len + arena_size;
+        let table_size = len / pool_size * size_of::<PoolHeader>();
         let Some(mapping) = os::map(mapping_size) else { return region };
         let Some(table) = os::map(table_size) else {
             // SAFETY: mapped just above, and unused.
@@ -69,7 +82,8 @@ impl Region {
         region.table = (Some(table), table_size);
         region.headers = table.as_ptr().cast();
         region.base = mapping.as_ptr().expose_provenance().next_multiple_of(arena_size);
-        region.len = REGION_SIZE;
+        region.len = len;
+        RESERVED.fetch_add(len, Relaxed);
         region
     }
 
@@ -157,6 +171,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        RESERVED.fetch_sub(self.len, Relaxed);
         for (address, size) in [self.mapping, self.table] {
             if let Some(address) = address {
                 // SAFETY: the owner of the region is gone, and with it every arena.
@@ -180,5 +195,23 @@ unsafe extern "C-unwind" fn region_free(ctx: *mut c_void, address: *mut c_void, 
         if let Some(address) = NonNull::new(address.cast()) {
             (*ctx.cast::<Region>()).free(address, size);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "regions are memory there")]
+    fn many_regions_leave_half_of_the_address_space() {
+        const ARENA: usize = 1 << 20;
+        let regions: Vec<Region> = (0..20_000).map(|_| Region::new(ARENA, 16 << 10, 0)).collect();
+        assert!(regions.iter().take(1000).all(|region| region.len == REGION_SIZE), "the first ones are whole");
+        assert!(regions.iter().all(|region| region.len >= ARENA), "each has room for an arena");
+        let together: usize = regions.iter().map(|region| region.len).sum();
+        assert!(together <= TOGETHER + regions.len() * ARENA, "{together} bytes");
+        drop(regions);
+        assert_eq!(Region::new(ARENA, 16 << 10, 0).len, REGION_SIZE, "what is dropped is given back");
     }
 }

@@ -121,7 +121,6 @@ pub const ARMS: &[Arm] = arms! {
     CheckedHeap::empty_quarantine => |call, w| take!(w, call(&*w.checked()?));
 
     GuestHeap::new => |call, w| w.add(&w.guests, call(w.options())).map(drop);
-    GuestHeap::empty_quarantine => |call, w| take!(w, call(&*w.guest_heap()?));
     GuestHeap::allocator => |call, w| take!(w, call(&*w.guest_heap()?, w.domain()));
     GuestHeap::add_guest => |call, w| take!(w, call(&*w.guest_heap()?, w.player()));
     GuestHeap::set_allocator => |call, w| take!(w, call(&*w.guest_heap()?, w.domain(), w.id()));
@@ -130,8 +129,6 @@ pub const ARMS: &[Arm] = arms! {
         let guest = w.maybe(|| w.player() as Rc<dyn ArenaGuest>);
         take!(w, call(&*w.guest_heap()?, guest))
     };
-    GuestHeap::has_guests => |call, w| take!(w, call(&*w.guest_heap()?));
-    GuestHeap::calls_guests => |call, w| take!(w, call(&*w.guest_heap()?));
     GuestHeap::take_guest_fault => |call, w| take!(w, call(&*w.guest_heap()?));
     GuestHeap::malloc => |call, w| take!(w, call(&*w.guest_heap()?, w.domain(), w.size()));
     GuestHeap::calloc => |call, w| take!(w, call(&*w.guest_heap()?, w.domain(), w.count(), w.size()));

@@ -7,20 +7,15 @@ use std::rc::Rc;
 
 use obmalloc::{
     AllocatorId, Answer, Domain, Failed, Fault, FaultKind, Field, FieldKind, Guest, GuestFaultKind, GuestHeap, HeapOptions,
-    HookSet, Hooks, Info, ObjectError, ObjectHeap, OwnAllocators, OwnError, Phase, Threw, TypeId, TypeSpec, Value, profile,
+    HookSet, Hooks, Info, ObjectError, ObjectHeap, OwnAllocators, OwnError, Phase, Threw, TypeId, TypeSpec, Value, Visit,
+    profile,
 };
 
 /// Hooks that all do the same: it is told which one it is, and of which object.
 struct Doing<F>(F);
 
 impl<F: Fn(&'static str, Option<&ObjectHeap>, usize)> Hooks for Doing<F> {
-    fn traverse(
-        &self,
-        heap: &ObjectHeap,
-        _: TypeId,
-        object: usize,
-        visit: &mut dyn FnMut(usize) -> Result<(), Fault>,
-    ) -> Result<(), Failed> {
+    fn traverse(&self, heap: &ObjectHeap, _: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         (self.0)("traverse", Some(heap), object);
         match heap.get(object, Field::Member(0)) {
             Ok(Value::Object(reference)) => visit(reference).map_err(|_| Failed),

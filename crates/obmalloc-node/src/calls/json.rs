@@ -1,0 +1,29 @@
+//! What the command line gives and is given as JSON.
+
+use obmalloc::profile::Profile;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::failure::{Failure, code};
+use crate::js::{Env, Outcome, Value};
+
+/// An argument, which errors call by its name.
+pub(super) fn parse<T: DeserializeOwned>(env: Env, value: Value, name: &str) -> Result<T, Failure> {
+    let text = env.text(value).unwrap_or_default();
+    serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("{name}: {error}")))
+}
+
+pub(super) fn text(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))
+}
+
+/// A result.
+pub(super) fn give(env: Env, value: &impl Serialize) -> Outcome {
+    env.string(&text(value)?)
+}
+
+/// The release of a name.
+pub(super) fn profile(release: &str) -> Result<&'static Profile, Failure> {
+    let unknown = || Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}"));
+    Profile::named(release).ok_or_else(unknown)
+}
