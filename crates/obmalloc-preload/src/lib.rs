@@ -10,6 +10,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `arena_offset` | arenas off their natural boundary, for tests |
+//! | `bias` | a lock that is cheap for a thread that takes it again and again |
 //! | `check` | the other thing that the library can do: look whether blocks come back to who gave them out |
 //! | `clock` | when, and how much memory the process has |
 //! | `hooks` | the wrapped allocators: what runs on every call |
@@ -39,6 +40,7 @@
 #![cfg(target_os = "linux")]
 
 mod arena_offset;
+mod bias;
 mod check;
 mod clock;
 mod environment;

@@ -30,11 +30,25 @@ impl SpinLock {
         self.0.store(false, Ordering::Release);
     }
 
+    /// The word that is true while somebody has the lock: it is given back by making that false.
+    pub fn word(&self) -> &AtomicBool {
+        &self.0
+    }
+
+    /// Waits until `word` is false, but gives up and says `false` after `turns` looks.
+    pub fn wait_for(word: &AtomicBool, turns: u32) -> bool {
+        !word.load(Ordering::Acquire) || Self::turn(turns, || !word.load(Ordering::Acquire))
+    }
+
     #[cold]
     fn wait(&self, turns: u32) -> bool {
+        Self::turn(turns, || !self.0.load(Ordering::Relaxed) && !self.0.swap(true, Ordering::Acquire))
+    }
+
+    fn turn(turns: u32, is_done: impl Fn() -> bool) -> bool {
         let mut turn = 0;
         while turn < turns || turns == u32::MAX {
-            if !self.0.load(Ordering::Relaxed) && !self.0.swap(true, Ordering::Acquire) {
+            if is_done() {
                 return true;
             }
             if turn < 100 {

@@ -1,4 +1,4 @@
-//! Where the events go: one block in memory for the whole process, guarded by a spin lock, and the trace file behind it.
+//! Where the events go: one block in memory for the whole process, guarded by a lock, and the trace file behind it.
 //!
 //! One block and not one a thread, because the order of the events is the trace. The lock is held for the few instructions
 //! that an event takes, and for a write when the block is full.
@@ -11,11 +11,12 @@
 //!    in the block.
 //! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
 
+use crate::bias::{BiasedLock, Held};
 use crate::clock::{Clock, thread_number};
 use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text, text_of};
 use crate::inside;
-use crate::lock::{Errno, SpinLock};
+use crate::lock::Errno;
 use crate::stacks::{Lost, Out, Stacks};
 use crate::{interpreters, unsaid};
 use obmalloc_trace::format::{BlockWriter, MAX_EVENT, Packer, PatchToken, file_head};
@@ -96,7 +97,7 @@ enum File {
 }
 
 struct Sink {
-    lock: SpinLock,
+    lock: BiasedLock,
     state: UnsafeCell<MaybeUninit<State>>,
     /// The block's, and what compresses it; the state has both once there is a state.
     memory: UnsafeCell<[u8; BLOCK_SIZE]>,
@@ -107,7 +108,7 @@ struct Sink {
 unsafe impl Sync for Sink {}
 
 static SINK: Sink = Sink {
-    lock: SpinLock::new(),
+    lock: BiasedLock::new(),
     state: UnsafeCell::new(MaybeUninit::uninit()),
     memory: UnsafeCell::new([0; BLOCK_SIZE]),
     packing: UnsafeCell::new([0; PACKING_SIZE]),
@@ -118,7 +119,7 @@ static SINK: Sink = Sink {
 static RECORDED: AtomicI32 = AtomicI32::new(0);
 
 /// The state, locked.
-struct Locked(());
+struct Locked(Held<'static>);
 
 impl Deref for Locked {
     type Target = State;
@@ -140,14 +141,13 @@ impl DerefMut for Locked {
 impl Drop for Locked {
     #[inline(always)]
     fn drop(&mut self) {
-        SINK.lock.release();
+        self.0.release();
     }
 }
 
 #[inline(always)]
 fn lock() -> Locked {
-    SINK.lock.take();
-    Locked(())
+    Locked(SINK.lock.take())
 }
 
 /// Writes one event. Says whether a checkpoint was passed, to be looked at now that nothing is locked.
@@ -211,8 +211,8 @@ pub fn mark_by_signal() {
         return;
     }
     SIGNALLED.fetch_add(1, Ordering::Relaxed);
-    if SINK.lock.take_within(0) {
-        let mut state = Locked(());
+    if let Some(held) = SINK.lock.take_within(0) {
+        let mut state = Locked(held);
         let errno = Errno::save();
         // Without writing to the file: what is to be done where that fails takes memory.
         if state.is_open() && state.block.has_room(TICK_ROOM + SIGNALLED_ROOM) {
@@ -284,6 +284,7 @@ pub fn set_up(base: PathBuf, first: bool, mut header: Header) {
     };
     // SAFETY: the constructor is the only one to run.
     unsafe { (*SINK.state.get()).write(state) };
+    SINK.lock.prepare();
 }
 
 /// Writes a trace that has a header and nothing else.
@@ -381,10 +382,8 @@ pub fn fill_in(reservation: Reservation, count: u64) {
 /// Writes the `End` note, empties the block and records nothing more.
 pub fn end() {
     // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a trace without its end is the lesser evil.
-    if !SINK.lock.take_within(10_000) {
-        return;
-    }
-    let mut state = Locked(());
+    let Some(held) = SINK.lock.take_within(10_000) else { return };
+    let mut state = Locked(held);
     if state.flush() {
         state.tick(Look::Anywhere);
         if state.apart {
@@ -398,7 +397,8 @@ pub fn end() {
 
 /// Before a fork: brings the file up to date and keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
 pub fn before_fork() {
-    let mut state = lock();
+    let Some(held) = SINK.lock.take_within(u32::MAX) else { return };
+    let mut state = Locked(held);
     if state.flush() {
         state.tick(Look::Anywhere);
         state.note(0, BlockWriter::fork);
@@ -410,13 +410,14 @@ pub fn before_fork() {
 /// After a fork, in the parent: goes on.
 pub fn fork_in_parent() {
     // The lock is the one that `before_fork` left taken.
-    drop(Locked(()));
+    drop(Locked(SINK.lock.as_taken_within()));
 }
 
 /// After a fork, in the child: the next event begins a trace of its own, which continues the parent's.
 pub fn fork_in_child() {
     // The lock is the one that `before_fork` left taken, by the thread that is the only one of this process.
-    let mut state = Locked(());
+    let mut state = Locked(SINK.lock.as_taken_within());
+    SINK.lock.forked();
     if let File::Open(file) = &state.file {
         let parent = Parent { path: text_of(file.path()), identity: Some(state.identity), bytes: state.written };
         state.file = File::Unopened { parent: Some(parent) };

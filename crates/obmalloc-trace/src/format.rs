@@ -55,8 +55,8 @@ pub use writer::{BlockWriter, PatchToken};
 
 pub(crate) use cursor::Cursor;
 
-/// Most bytes that one event other than a text note takes, with the stack that it was made under.
-pub const MAX_EVENT: usize = 48;
+/// Room that is enough for one event other than a text note, with the stack that it was made under and its thread.
+pub const MAX_EVENT: usize = 80;
 
 /// Bits of the tag byte above verb and domain.
 pub mod tag {

@@ -14,20 +14,41 @@ const PIECE: usize = 16 << 10;
 /// Bytes of a record beside its text or table, at most.
 const RECORD_HEAD: usize = 48;
 
-/// Which places code objects that are known may be at: a bit for some of an address's bits.
-static FILTER: [AtomicU64; 1 << 11] = [const { AtomicU64::new(0) }; 1 << 11];
+/// Which addresses may be those of code objects that are known: a bit for some of an address's bits.
+struct Filter<const WORDS: usize>([AtomicU64; WORDS]);
 
-#[inline(always)]
-fn in_filter(address: usize) -> (usize, u64) {
-    let bit = (address >> 4 ^ address >> 21) % (FILTER.len() * 64);
-    (bit / 64, 1 << (bit % 64))
+impl<const WORDS: usize> Filter<WORDS> {
+    const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; WORDS])
+    }
+
+    #[inline(always)]
+    fn place(number: usize) -> (usize, u64) {
+        let bit = (number ^ number >> 17) % (WORDS * 64);
+        (bit / 64, 1 << (bit % 64))
+    }
+
+    #[inline(always)]
+    fn may_have(&self, number: usize) -> bool {
+        let (place, bit) = Self::place(number);
+        self.0[place].load(Ordering::Relaxed) & bit != 0
+    }
+
+    fn put(&self, number: usize) {
+        let (place, bit) = Self::place(number);
+        self.0[place].fetch_or(bit, Ordering::Relaxed);
+    }
 }
+
+/// By page, which leaves the cache to the program: a page of a pool has blocks of one size, and code objects are not of the usual ones.
+static PAGES: Filter<256> = Filter::new();
+/// By address.
+static ADDRESSES: Filter<2048> = Filter::new();
 
 /// Whether `address` may be that of a known code object.
 #[inline(always)]
 pub fn may_be_known(address: usize) -> bool {
-    let (place, bit) = in_filter(address);
-    FILTER[place].load(Ordering::Relaxed) & bit != 0
+    PAGES.may_have(address >> 12) && ADDRESSES.may_have(address >> 4)
 }
 
 /// The code objects that the trace knows.
@@ -93,8 +114,8 @@ impl Codes {
             }
         };
         self.alive.insert(key(code as u64), number).ok_or(Lost::Memory)?;
-        let (place, bit) = in_filter(code);
-        FILTER[place].fetch_or(bit, Ordering::Relaxed);
+        PAGES.put(code >> 12);
+        ADDRESSES.put(code >> 4);
         Ok(number)
     }
 

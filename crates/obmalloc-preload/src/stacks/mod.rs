@@ -155,13 +155,36 @@ impl Stacks {
     }
 
     /// The present stack's node. `None` when there is something to [describe](Self::describe) first, or something is wrong.
-    #[inline(never)]
+    #[inline(always)]
     pub fn node(&mut self, has_gil: bool) -> Option<u32> {
         let thread = self.thread(has_gil);
         if thread == 0 {
             return Some(0);
         }
         self.present = (thread >> 6 ^ thread >> 12) % THREADS;
+        let Self { layout, threads, present, limit, recent, .. } = self;
+        let stack = &mut threads[*present];
+        if stack.thread == thread && self.trials == 0 {
+            // SAFETY: the thread's own state. It has the GIL, so nothing else changes its frames, and the layout holds.
+            let known = unsafe {
+                let top = layout.innermost(thread);
+                match (layout.frames, *limit) {
+                    (Frames::Objects, 1) => Stack::innermost::<true>(layout, top, recent),
+                    (Frames::Structures, 1) => Stack::innermost::<false>(layout, top, recent),
+                    (Frames::Objects, _) => stack.again::<true>(layout, top, *limit, recent),
+                    (Frames::Structures, _) => stack.again::<false>(layout, top, *limit, recent),
+                }
+            };
+            if known.is_some() {
+                return known;
+            }
+        }
+        self.follow(thread)
+    }
+
+    /// As [`node`](Self::node), where it is not the usual case.
+    #[inline(never)]
+    fn follow(&mut self, thread: usize) -> Option<u32> {
         let Self { layout, threads, present, fresh, limit, codes, nodes, recent, .. } = self;
         let stack = &mut threads[*present];
         if stack.thread != thread {
@@ -177,7 +200,7 @@ impl Stacks {
                 }
             }
         }
-        // SAFETY: the thread's own state. It has the GIL, so nothing else changes its frames, and the layout holds.
+        // SAFETY: as in `node`.
         unsafe {
             let top = layout.innermost(thread);
             match layout.frames {

@@ -70,6 +70,21 @@ pub struct Recent {
 // SAFETY: numbers.
 unsafe impl Plain for Recent {}
 
+impl Recent {
+    /// Where among those that are kept the node of an instruction under the node of its caller would be.
+    #[inline(always)]
+    fn place(instruction: usize, caller: u32) -> usize {
+        ((instruction ^ caller as usize).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % RECENT
+    }
+
+    /// The node, if it was found lately.
+    #[inline(always)]
+    fn find(recent: &[Self], instruction: usize, caller: u32) -> Option<u32> {
+        let lately = &recent[Self::place(instruction, caller)];
+        (lately.instruction == instruction && lately.caller == caller).then_some(lately.node)
+    }
+}
+
 /// How many nodes that were found lately are kept.
 pub const RECENT: usize = 4096;
 
@@ -111,6 +126,22 @@ impl Layout {
             match self.current_frame {
                 Some(current) if at != 0 => word(at + current),
                 _ => at,
+            }
+        }
+    }
+
+    /// The instruction of a frame, as a [`Spot`] has it.
+    ///
+    /// # Safety
+    /// `frame` is one of the present thread's.
+    #[inline(always)]
+    unsafe fn instruction_of<const OBJECTS: bool>(&self, frame: usize) -> usize {
+        // SAFETY: a frame has these fields.
+        unsafe {
+            if OBJECTS {
+                packed(word(frame + self.code), *((frame + self.instruction) as *const i32))
+            } else {
+                word(frame + self.instruction)
             }
         }
     }
@@ -160,6 +191,101 @@ impl Stack {
     /// Forgets everything.
     pub fn forget(&mut self) {
         (self.len, self.known) = (0, 0);
+    }
+
+    /// The node of the present stack where that is the last one, or what the last one was before some functions were called, and only the
+    /// innermost frame is at another instruction: the usual case. `None` where something else has changed, or the node is not one that
+    /// was found lately; nothing has been done then.
+    ///
+    /// # Safety
+    /// As of [`follow`](Self::follow).
+    #[inline(never)]
+    pub unsafe fn again<const OBJECTS: bool>(
+        &mut self,
+        layout: &Layout,
+        top: usize,
+        limit: usize,
+        recent: &[Recent],
+    ) -> Option<u32> {
+        let level = usize::from(self.index[Self::place_in_index(top)]);
+        let spot = *self.spots[..self.len].get(level)?;
+        if spot.frame != top || level > self.known {
+            return None;
+        }
+        let Level { node, depth, shown, .. } = self.levels[level];
+        let depth = usize::from(depth);
+        let floor = if depth > limit { usize::from(self.at_depth[depth - limit + 1]) } else { 0 };
+        // SAFETY: (1) `top` is the innermost frame, which is that of `level`; the outermost frame is one of this walk once all are where they were.
+        unsafe {
+            if !self.is_as_it_was_below::<OBJECTS>(layout, level, floor)
+                || (depth < limit && word(self.spots[0].frame + layout.previous) != 0)
+            {
+                return None;
+            }
+            if layout.instruction_of::<OBJECTS>(top) == spot.instruction {
+                if level == self.known {
+                    return None;
+                }
+                (self.len, self.known) = (level + 1, level + 1);
+                return Some(node);
+            }
+            let place = layout.place::<OBJECTS>(top);
+            let caller = if level == 0 { 0 } else { self.levels[level - 1].node };
+            if place.shown != shown {
+                return None;
+            }
+            let node = if shown { Recent::find(recent, place.spot.instruction, caller)? } else { caller };
+            self.spots[level] = place.spot;
+            (self.levels[level].code, self.levels[level].node) = (place.code, node);
+            (self.len, self.known) = (level + 1, level + 1);
+            Some(node)
+        }
+    }
+
+    /// The node of a stack of which only the innermost frame is wanted, if it was found lately.
+    ///
+    /// # Safety
+    /// As of [`follow`](Self::follow).
+    #[inline(always)]
+    pub unsafe fn innermost<const OBJECTS: bool>(layout: &Layout, mut frame: usize, recent: &[Recent]) -> Option<u32> {
+        while frame != 0 {
+            // SAFETY: (1) `frame` is the innermost one, or the previous one of a frame that was it.
+            let place = unsafe { layout.place::<OBJECTS>(frame) };
+            if place.shown {
+                return Recent::find(recent, place.spot.instruction, 0);
+            }
+            // SAFETY: as above.
+            frame = unsafe { word(frame + layout.previous) };
+        }
+        Some(0)
+    }
+
+    /// Whether the frames from below `level` down to `floor` are where they were, and at the same instructions.
+    ///
+    /// # Safety
+    /// The frame of `level` is one of the present thread's. `floor` is not above it, and it is below `len`.
+    #[inline(always)]
+    unsafe fn is_as_it_was_below<const OBJECTS: bool>(&self, layout: &Layout, level: usize, floor: usize) -> bool {
+        debug_assert!(floor <= level && level < self.len);
+        // SAFETY: (2) levels are in the slice; (1) a frame is read once the one above has it for its caller. That is compared and not followed,
+        // so that no load has to wait for another.
+        let is_as_it_was = |at: *const Spot| unsafe {
+            let below = *at.sub(1);
+            word((*at).frame + layout.previous) == below.frame
+                && layout.instruction_of::<OBJECTS>(below.frame) == below.instruction
+        };
+        // SAFETY: as above.
+        unsafe {
+            let mut at = self.spots.as_ptr().add(level);
+            let mut count = level - floor;
+            while count >= 4 {
+                if !(is_as_it_was(at) && is_as_it_was(at.sub(1)) && is_as_it_was(at.sub(2)) && is_as_it_was(at.sub(3))) {
+                    return false;
+                }
+                (at, count) = (at.sub(4), count - 4);
+            }
+            (0..count).all(|below| is_as_it_was(at.sub(below)))
+        }
     }
 
     /// Makes this the stack whose innermost frame is `top`: right as far as the innermost `limit` frames. `fresh` has [`LEVELS`] places,
@@ -333,15 +459,17 @@ impl Stack {
         while self.known < self.len {
             if self.levels[self.known].shown {
                 let instruction = self.spots[self.known].instruction;
-                let at = (instruction ^ caller as usize).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-                let lately = &mut recent[at % RECENT];
-                if lately.instruction != instruction || lately.caller != caller {
-                    let place = self.place(self.known);
-                    let code = codes.get(key(place.code as u64))?;
-                    let node = nodes.get([caller, code, layout.number(&place)])?;
-                    *lately = Recent { instruction, caller, node };
-                }
-                caller = lately.node;
+                let found = match Recent::find(recent, instruction, caller) {
+                    Some(node) => node,
+                    None => {
+                        let place = self.place(self.known);
+                        let code = codes.get(key(place.code as u64))?;
+                        let node = nodes.get([caller, code, layout.number(&place)])?;
+                        recent[Recent::place(instruction, caller)] = Recent { instruction, caller, node };
+                        node
+                    }
+                };
+                caller = found;
             }
             self.found(caller);
         }

@@ -73,7 +73,7 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// Writes fields of at most [`MAX_FIELDS`] bytes through a window of that size, so that they need no check each.
-    #[inline]
+    #[inline(always)]
     fn fields(&mut self, write: impl FnOnce(&mut [u8; MAX_FIELDS], usize) -> usize) {
         let out = self.bytes[self.at..].first_chunk_mut().expect("the owner looks for room first");
         self.at += write(out, 0);
@@ -100,17 +100,27 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// A malloc that gave `result` (0 for NULL).
-    #[inline]
+    #[inline(always)]
     pub fn malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
-        let (flag, shift) = self.alignment(result);
-        let tag = ((domain as u8) << 2) | nested_bit(nested) | null_bit(result) | flag;
+        if result == 0 || self.alignment(result).0 != 0 || size >> 14 != 0 {
+            return self.other_malloc(domain, nested, size, result);
+        }
+        let tag = (domain as u8) << 2 | nested_bit(nested);
         self.count += 1;
-        let delta = if result == 0 { None } else { Some(self.delta(result, shift)) };
+        let delta = self.delta(result, 4);
         self.fields(|out, at| {
             let at = put_byte(out, at, tag);
-            let at = put_varint(out, at, size);
-            delta.map_or(at, |delta| put_varint(out, at, delta))
+            let at = put_short_varint(out, at, size);
+            put_varint(out, at, delta)
         });
+    }
+
+    #[inline(never)]
+    fn other_malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
+        let (flag, shift) = self.alignment(result);
+        self.byte((domain as u8) << 2 | nested_bit(nested) | null_bit(result) | flag);
+        self.varint(size);
+        self.result(result, shift);
     }
 
     /// A calloc that gave `result` (0 for NULL).
@@ -137,16 +147,25 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// A free of `address` (0 for NULL).
-    #[inline]
+    #[inline(always)]
     pub fn free(&mut self, domain: Domain, nested: bool, address: u64) {
-        let (flag, shift) = self.alignment(address);
-        let tag = 3 | ((domain as u8) << 2) | nested_bit(nested) | null_bit(address) | flag;
+        if address == 0 || self.alignment(address).0 != 0 {
+            return self.other_free(domain, nested, address);
+        }
+        let tag = 3 | (domain as u8) << 2 | nested_bit(nested);
         self.count += 1;
-        let delta = if address == 0 { None } else { Some(self.delta(address, shift)) };
+        let delta = self.delta(address, 4);
         self.fields(|out, at| {
             let at = put_byte(out, at, tag);
-            delta.map_or(at, |delta| put_varint(out, at, delta))
+            put_varint(out, at, delta)
         });
+    }
+
+    #[inline(never)]
+    fn other_free(&mut self, domain: Domain, nested: bool, address: u64) {
+        let (flag, shift) = self.alignment(address);
+        self.byte(3 | (domain as u8) << 2 | nested_bit(nested) | null_bit(address) | flag);
+        self.result(address, shift);
     }
 
     /// The arena allocator was asked for `size` bytes and gave `result` (0 for NULL).
@@ -318,23 +337,65 @@ impl<'a> BlockWriter<'a> {
 }
 
 /// Most bytes that an event's tag and three varints take, and one more, which makes it a power of two.
-const MAX_FIELDS: usize = 32;
+const MAX_START: usize = 32;
+/// The same, and as much as is written at once.
+const MAX_FIELDS: usize = MAX_START + 4;
 
 /// Puts one byte at `at`; gives what comes after it.
 #[inline]
 fn put_byte(out: &mut [u8; MAX_FIELDS], at: usize, byte: u8) -> usize {
-    out[at % MAX_FIELDS] = byte;
-    at + 1
+    out[at % MAX_START] = byte;
+    at % MAX_START + 1
 }
 
-/// Puts a varint at `at`; gives what comes after it.
-#[inline]
-fn put_varint(out: &mut [u8; MAX_FIELDS], mut at: usize, mut value: u64) -> usize {
+/// Puts a varint at `at`; gives what comes after it. Without a branch for each of its lengths, which no processor could foresee.
+#[inline(always)]
+fn put_varint(out: &mut [u8; MAX_FIELDS], at: usize, value: u64) -> usize {
+    if value >> 28 != 0 {
+        return put_long_varint(out, at, value);
+    }
+    let value = value as u32;
+    let (further, length) = LENGTHS[(value | 1).leading_zeros() as usize % LENGTHS.len()];
+    // Groups of 14 and 7 bits move to the beginning of 16 and 8.
+    let groups = value & 0x3fff | (value & 0x0fff_c000) << 2;
+    let groups = groups & 0x007f_007f | (groups & 0x3f80_3f80) << 1;
+    let at = at % MAX_START;
+    out[at..at + 4].copy_from_slice(&(groups | further).to_le_bytes());
+    at + length as usize
+}
+
+/// By how many leading zeros a number of 28 bits has: the bits that say that a byte is not the last one, and how many bytes there are.
+const LENGTHS: [(u32, u32); 32] = {
+    let mut lengths = [(0x0080_8080, 4); 32];
+    let mut zeros = 4;
+    while zeros < 32 {
+        let length = (38 - zeros) / 7;
+        lengths[zeros] = (0x0080_8080 & ((1u64 << (8 * (length - 1))) - 1) as u32, length as u32);
+        zeros += 1;
+    }
+    lengths
+};
+
+#[inline(never)]
+fn put_long_varint(out: &mut [u8; MAX_FIELDS], mut at: usize, mut value: u64) -> usize {
     while value >= 0x80 {
         at = put_byte(out, at, value as u8 | 0x80);
         value >>= 7;
     }
     put_byte(out, at, value as u8)
+}
+
+/// Puts a varint that is mostly one of a byte or two; gives what comes after it.
+#[inline]
+fn put_short_varint(out: &mut [u8; MAX_FIELDS], at: usize, value: u64) -> usize {
+    if value >> 14 != 0 {
+        return put_varint(out, at, value);
+    }
+    let is_longer = value >= 0x80;
+    let at = at % MAX_START;
+    out[at] = value as u8 | u8::from(is_longer) << 7;
+    out[at + 1] = (value >> 7) as u8;
+    at + 1 + usize::from(is_longer)
 }
 
 /// Where in the present block a count can still be set.
