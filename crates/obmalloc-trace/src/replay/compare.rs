@@ -203,7 +203,7 @@ impl Report {
             Note::HooksLost(domains) => self.hooks_lost |= domains,
             Note::Text(text) => self.remarks.push(text.clone()),
             Note::End | Note::Exec => self.ended = true,
-            Note::Interpreter(0) | Note::Finalization | Note::Mark(_) | Note::Fork => {}
+            Note::Interpreter(0) | Note::Finalization | Note::Mark(_) | Note::Fork | Note::Trim(_) => {}
             Note::Interpreter(id) => {
                 self.interpreters.insert(*id);
                 self.other_interpreters = self.interpreters.len() as u64;
