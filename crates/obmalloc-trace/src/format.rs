@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn trim_of_pools_of_no_possible_size_does_not_decode() {
         let mut memory = [0; 256];
-        for (shift, sound) in [(0, false), (11, false), (12, true), (20, true), (21, false), (64, false), (255, false)] {
+        for (shift, sound) in [(0, false), (11, false), (12, true), (18, true), (19, false), (64, false), (255, false)] {
             let mut block = BlockWriter::new(&mut memory);
             assert_eq!(block.trim(12, &[0x4000]), 1);
             let payload = [NOTE, 10, shift, 1, 8];

@@ -102,8 +102,8 @@ impl Cursor<'_> {
     fn pools(&mut self) -> Option<Vec<u64>> {
         let shift = self.byte()?;
         let count = self.varint()?;
-        // A pool is at least a page, and at most an arena.
-        if !(12..=20).contains(&shift) {
+        // As large as pools can be (`Geometry`).
+        if !(12..=18).contains(&shift) {
             return None;
         }
         // Each takes a byte or more, so a count that was made up takes no memory.
