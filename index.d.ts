@@ -662,6 +662,8 @@ export interface ReplayReport {
   readonly arenasReleased: number
   readonly arenasHighwater: number
   readonly otherArenaRequests: number
+  /** Empty pools whose free lists trims of the recorded process forgot; the replay forgets the same. */
+  readonly trimmedPools: number
   readonly strangers: number
   /** Calls on mem and obj that are not the main interpreter's but of others that had allocators of their own, and how many those are. */
   readonly otherCalls: number
