@@ -60,6 +60,13 @@ export interface HeapOptions {
    */
   quarantine?: Size
   /**
+   * Bytes of empty pools above which the heap {@link Heap.trim | trims} by itself, when a call empties one more; left out, it never does. The
+   * bound doubles where more than half of what the last trim gave back has been taken again since, so that a program that fills and empties
+   * the same pools again and again soon keeps them; `trim` puts it back to this.
+   * @defaultValue `undefined`
+   */
+  trimAbove?: Size
+  /**
    * Is told of every exception that no call can throw (`sys.unraisablehook`): those of a type's `clear`, `finalize`, `del` and `dealloc`,
    * of the callbacks of weak references and of `gc.callbacks`, and those for which an automatic collection was given up. The call in
    * which it came up goes on. Left out, each becomes a warning of the process (`process.emitWarning`, of the type
@@ -226,6 +233,24 @@ export class Heap {
   /** The text of `sys._debugmallocstats()` for this release, up to its type free lists. */
   debugMallocStats(): string
   /**
+   * Gives the memory of empty pools back to the system, though their arenas stay, and that of arenas that were released: what no block lies
+   * in. CPython has nothing like it.
+   *
+   * Blocks, objects and statistics stay as they are, and each request is served from the pool that it would be served from without. But an emptied
+   * pool forgets in which order its blocks were freed: it hands them out from the first one on, like a pool that was never used, so
+   * addresses in it can differ from CPython's. Left alone are arenas of a script's arena allocator, blocks in quarantine, C's free memory, and with
+   * debug hooks a pool in which a freed block was written to, until that has been told of. Throws {@link MemoryFault} when the heap cannot be
+   * used now (`ERR_REENTRANT`, `ERR_GC_IN_PROGRESS`) or any more (`ERR_HEAP_CLOSED`).
+   *
+   * @returns How much it was. All zero when there was nothing to give back.
+   * @example
+   * const blocks = Array.from({ length: 100_000 }, () => heap.obj.malloc(512)!)
+   * // One of a thousand stays, so that no arena can be released.
+   * blocks.forEach((block, index) => index % 1000 === 0 || heap.obj.free(block))
+   * heap.trim() // { pools: 3126, bytes: 51216384 }
+   */
+  trim(): Trimmed
+  /**
    * Walks every structure of the heap; throws {@link MemoryFault} (`ERR_HEAP_CORRUPTED`) at the first that does not hold. With debug hooks it
    * looks at all guard bytes and all freed memory too, and throws at the first that is damaged and was not told of yet.
    */
@@ -246,10 +271,20 @@ export class Heap {
   [Symbol.dispose](): void
 }
 
+/** What {@link Heap.trim} gave back. */
+export interface Trimmed {
+  /** Pools that were emptied. */
+  readonly pools: number
+  /** Bytes that were resident and are not any more. */
+  readonly bytes: number
+}
+
 export interface ArenaInfo {
   readonly address: Address
   readonly size: number
+  /** Pools that hold no block, and those of them that were in use and that a trim has emptied since. */
   readonly freePools: number
+  readonly trimmedPools: number
   readonly totalPools: number
 }
 
@@ -662,6 +697,8 @@ export interface ReplayReport {
   readonly arenasReleased: number
   readonly arenasHighwater: number
   readonly otherArenaRequests: number
+  /** Empty pools whose free lists trims of the recorded process forgot; the replay forgets the same. */
+  readonly trimmedPools: number
   readonly strangers: number
   /** Calls on mem and obj that are not the main interpreter's but of others that had allocators of their own, and how many those are. */
   readonly otherCalls: number
@@ -800,7 +837,7 @@ export type MeasuredAllocator = 'glibc' | 'jemalloc' | 'mimalloc' | 'tcmalloc'
 
 /**
  * What came of a setting, in bytes. `exact` rows follow the rules of a release for sizes that it has; `model` rows assume where the system would
- * place arenas of other sizes; `measured` rows are resident memory of a real process. Rows of different kinds cannot be ranked together.
+ * place arenas of other sizes, and of a trim that all pages of pools that were in use are resident; `measured` rows are resident memory of a real process. Rows of different kinds cannot be ranked together.
  */
 export interface WhatIfRow {
   readonly name: string

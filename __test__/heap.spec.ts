@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
 import test from 'ava'
@@ -6,6 +7,9 @@ import * as esm from 'obmalloc'
 import { Heap, type Release } from 'obmalloc'
 
 import { releases, some } from './tools.ts'
+
+/** Bytes of this process that are resident. */
+const residentBytes = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
 
 test('ES modules and CommonJS have the same classes', (t) => {
   const cjs = createRequire(import.meta.url)('obmalloc') as typeof esm
@@ -30,7 +34,13 @@ test('every release has its geometry, and its first block lies 48 bytes into its
     const block = some(heap.obj.malloc(1))
     t.is(block % heap.geometry.poolSize, 48)
     const [arena] = heap.arenas()
-    t.deepEqual(arena, { address: (block - 48) as typeof block, size: heap.geometry.arenaSize, freePools: 63, totalPools: 64 })
+    t.deepEqual(arena, {
+      address: (block - 48) as typeof block,
+      size: heap.geometry.arenaSize,
+      trimmedPools: 0,
+      freePools: 63,
+      totalPools: 64,
+    })
   }
 })
 
@@ -98,6 +108,80 @@ test('past the memory limit there is no memory, and after a free there is', (t) 
   t.is(heap.raw.realloc(block, 5 << 20), null)
   heap.raw.free(block)
   heap.raw.free(some(heap.raw.malloc(2 << 20)))
+})
+
+test('a trim gives back the memory of pools that hold no block, and changes nothing else', (t) => {
+  using heap = new Heap()
+  const blocks = Array.from({ length: 100_000 }, () => some(heap.obj.malloc(512)))
+  // One of a thousand stays, so that no arena can be released.
+  blocks.forEach((block, index) => index % 1000 === 0 || heap.obj.free(block))
+  const [stats, count, before] = [heap.debugMallocStats(), heap.allocatedBlocks(), residentBytes()]
+  const empty = heap.arenas().reduce((sum, arena) => sum + arena.freePools, 0)
+  const trimmed = heap.trim()
+  const after = residentBytes()
+  t.deepEqual({ ...trimmed }, { pools: 3126, bytes: 3126 * 16384 })
+  const inArenas = heap.arenas().reduce((sum, arena) => sum + arena.trimmedPools, 0)
+  t.is(inArenas, 3126)
+  t.true(empty - inArenas < 64, 'all but the end of the last arena')
+  t.true(before - after > trimmed.bytes * 0.95, `${before - after} bytes less are resident`)
+  t.is(heap.debugMallocStats(), stats)
+  t.is(heap.allocatedBlocks(), count)
+  t.deepEqual({ ...heap.trim() }, { pools: 0, bytes: 0 })
+  heap.verify()
+  for (let index = 0; index < 100_000; index += 1000) t.is(heap.obj.usableSize(blocks[index]!), 512)
+  t.throws(() => heap.obj.free(blocks[1]!), { code: 'ERR_DOUBLE_FREE' })
+})
+
+test('a view of a block that stays is whole after a trim, and one of a freed block is gone', (t) => {
+  using heap = new Heap({ trimAbove: 0 })
+  const blocks = Array.from({ length: 300 }, () => some(heap.obj.malloc(512)))
+  const views = blocks.map((block) => heap.obj.view(block).fill(7))
+  for (const [index, block] of blocks.entries()) if (index % 100 !== 0) heap.obj.free(block)
+  t.true(heap.arenas()[0]!.trimmedPools >= 5, 'by itself')
+  heap.trim()
+  for (const [index, view] of views.entries()) {
+    if (index % 100 === 0) t.deepEqual(view, new Uint8Array(512).fill(7))
+    else t.is(view.length, 0)
+  }
+})
+
+test('a heap trims by itself above the bound that is set', (t) => {
+  const most = (trimAbove?: number): number => {
+    using heap = new Heap(trimAbove === undefined ? {} : { trimAbove })
+    const blocks = Array.from({ length: 40_000 }, () => some(heap.obj.malloc(512)))
+    let most = 0
+    for (const [index, block] of blocks.entries()) {
+      if (index % 1000 === 0) continue
+      heap.obj.free(block)
+      if (index % 500 !== 0) continue
+      const kept = heap.arenas().reduce((sum, arena) => sum + arena.freePools - arena.trimmedPools, 0)
+      most = Math.max(most, kept)
+    }
+    heap.verify()
+    return most * heap.geometry.poolSize
+  }
+  const kept = most()
+  t.true(kept > 16 << 20, `${kept} bytes without a bound`)
+  // The end of the last arena was never in use.
+  t.true(most(2 << 20) < 4 << 20)
+})
+
+test('a trim is refused where the heap cannot be used', (t) => {
+  using heap = new Heap()
+  const own = heap.getAllocator('obj')
+  const codes: unknown[] = []
+  heap.setAllocator('obj', {
+    ...own,
+    malloc: (size) => {
+      codes.push((t.throws(() => heap.trim()) as { code?: unknown }).code)
+      return own.malloc(size)
+    },
+  })
+  heap.obj.malloc(64)
+  t.deepEqual(codes, ['ERR_REENTRANT'])
+  heap.setAllocator('obj', own)
+  heap.close()
+  t.throws(() => heap.trim(), { code: 'ERR_HEAP_CLOSED' })
 })
 
 test('address order repeats from heap to heap', (t) => {

@@ -33,7 +33,7 @@ const face = [
   ...Array.from({ length: 12 }, () => () => {}),
 ]
 /** Sizes that are the release's own, and no limit. */
-const sizes = Array.from({ length: 6 })
+const sizes = Array.from({ length: 7 })
 const open = ({ open }: Functions): unknown =>
   open({ __proto__: null, 0: [], 1: [] }, constants.MAX_LENGTH, '3.13', ...sizes, 'default')
 

@@ -16,6 +16,7 @@ import {
   type Geometry,
   type ObjectType,
   type TraverseMismatch,
+  type Trimmed,
   type TypeSpec,
   type UnraisableContext,
 } from 'obmalloc'
@@ -35,12 +36,14 @@ const heap = new Heap({
   geometry: { arenaSize: 65536 },
   memoryLimit: 2n ** 40n,
   quarantine: 4096,
+  trimAbove: 2 ** 24,
 })
 const block = heap.obj.malloc(64)
 is<Equal<typeof block, Address | null>>()
 is<Equal<typeof heap.obj, Domain>>()
 is<Equal<typeof heap.geometry, Geometry>>()
 is<Equal<ReturnType<Heap['arenas']>, ArenaInfo[]>>()
+is<Equal<ReturnType<Heap['trim']>, Trimmed>>()
 export const allocator: Allocator = heap.raw
 export const arenas: ArenaAllocator = heap.getArenaAllocator()
 heap.setArenaAllocator(arenas)

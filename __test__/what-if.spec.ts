@@ -20,7 +20,11 @@ const { usable } = findInterpreters([])
 const withPython = usable.length > 0 ? test : test.skip
 
 function obmalloc(...args: string[]) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], { encoding: 'utf8', cwd: folder })
+  const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], {
+    encoding: 'utf8',
+    cwd: folder,
+    maxBuffer: 2 ** 27,
+  })
   return { status, stdout, stderr }
 }
 
@@ -67,6 +71,33 @@ for (const [index, interpreter] of usable.entries())
       t.true(apart.held * 2 < recorded.held && apart.peakHeld >= recorded.peakHeld - 2 ** 20, JSON.stringify([apart, recorded]))
     },
   )
+
+for (const [index, interpreter] of usable.entries())
+  withPython(`a trim is foretold from 3.10 on: ${interpreter.version}`, (t) => {
+    const trace = join(folder, `trim-${index}.trace`)
+    const program = 'rows = [bytes(400) for n in range(30000)]\nkept = rows[::3000]\ndel rows'
+    t.is(obmalloc('record', '--python', interpreter.path, '-o', trace, '--', '-c', program).status, 0)
+    const { totals } = JSON.parse(obmalloc('why', '--json', trace).stdout) as { totals: { trimmable: number } }
+    const { answer, named } = rows('--arena', '2M', trace)
+    const recorded = answer.rows[0]!
+    const { trimmable } = totals
+    if (/^3\.[89]\./.test(interpreter.version)) {
+      // A pool is one page, with its header in it.
+      t.is(trimmable, 0)
+      t.falsy(named('trimmed'))
+    } else {
+      t.true(trimmable > 4 * 2 ** 20, `${trimmable} bytes`)
+      t.like(named('trimmed'), {
+        kind: 'model',
+        peakHeld: recorded.peakHeld,
+        held: recorded.held - trimmable,
+        difference: -trimmable,
+        lost: recorded.lost! - trimmable,
+        setting: 'obmalloc trim -- …',
+      })
+      t.true(recorded.held - trimmable < recorded.held / 2)
+    }
+  })
 
 withPython('allocators are measured where there are any, and left out with a word where not', (t) => {
   const trace = join(folder, 'measured.trace')

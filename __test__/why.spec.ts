@@ -88,7 +88,9 @@ for (const interpreter of usable) {
       t.is(answer.status, expected[0] === 'live' ? 0 : 1)
     })
   }
-  of('frag', 'pinned')
+  // Before 3.10 a pool is one page, and nothing of it can go back.
+  const hasLargePools = Number(version.split('.')[1]) >= 10
+  of('frag', 'pinned', ...(hasLargePools ? ['trim'] : []))
   of('leak', 'grows')
   of('needed', 'live', 'large')
   of('peak', 'peak')

@@ -12,6 +12,7 @@ import type {
   HeapOptions,
   Release,
   Size,
+  Trimmed,
   TypeSpec,
 } from '../index.js'
 import { Allocators } from './allocators.js'
@@ -41,6 +42,7 @@ const {
   allocatedBlocks,
   arenas,
   debugMallocStats,
+  trim,
   verify,
   setNomemory,
   removeNomemory,
@@ -66,7 +68,7 @@ interface Opened {
 
 function opened(options: HeapOptions): Opened {
   if (!isObject(options)) throw badArgument('ERR_INVALID_ARG_TYPE', 'options', 'an object', options)
-  const { release = '3.14', allocator = 'default', geometry = none, memoryLimit, quarantine, onUnraisable } = options
+  const { release = '3.14', allocator = 'default', geometry = none, memoryLimit, quarantine, trimAbove, onUnraisable } = options
   checkFunction('onUnraisable', onUnraisable)
   if (!isObject(geometry)) throw badArgument('ERR_INVALID_ARG_TYPE', 'geometry', 'an object', geometry)
   const { arenaSize, poolSize, alignment, smallRequestThreshold } = geometry
@@ -81,6 +83,7 @@ function opened(options: HeapOptions): Opened {
     smallRequestThreshold,
     memoryLimit,
     quarantine,
+    trimAbove,
     allocator,
   )
   return { handle: newHandle(external, kept), kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
@@ -200,6 +203,10 @@ export class Heap {
     const text = debugMallocStats(on(this.#handle))
     // A CPython without pymalloc has nothing to say.
     return this.#pymalloc ? text : ''
+  }
+
+  trim(): Trimmed {
+    return trim(on(this.#handle))
   }
 
   verify(): void {

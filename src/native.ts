@@ -1,6 +1,6 @@
 /** The native binding: what it has, and where it is found. */
 
-import type { Address, ArenaInfo, Geometry, Release } from '../index.js'
+import type { Address, ArenaInfo, Geometry, Release, Trimmed } from '../index.js'
 import type { Kept } from './kept.js'
 import { platform } from './platform.js'
 
@@ -94,6 +94,7 @@ interface Binding {
     smallRequestThreshold: unknown,
     memoryLimit: unknown,
     quarantine: unknown,
+    trimAbove: unknown,
     allocator: unknown,
   ): External
   /** The number of the heap that the next call is about; of the newest one after `open`. None where the engine has no outside buffers. */
@@ -110,6 +111,7 @@ interface Binding {
   readonly allocatedBlocks: (heap: Handle) => number
   readonly arenas: (heap: Handle) => ArenaInfo[]
   readonly debugMallocStats: (heap: Handle) => string
+  readonly trim: (heap: Handle) => Trimmed
   readonly verify: (heap: Handle) => void
   readonly setupDebugHooks: (heap: Handle) => void
   readonly setNomemory: (start: unknown, stop: unknown, heap: Handle) => void

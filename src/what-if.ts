@@ -64,7 +64,10 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
   }
   try {
     await finish(path)
-    const recorded = JSON.parse(native.recordedByTrials(trials)) as Omit<Made, 'lost' | 'nanoseconds'> & { calls: number }
+    const recorded = JSON.parse(native.recordedByTrials(trials)) as Omit<Made, 'lost' | 'nanoseconds'> & {
+      calls: number
+      trimmable: number
+    }
     const again = await attempt({})
     // The replay has placed every arena where it was; whatever the trials assume has to give the same.
     const isSame = again.held === recorded.held && again.peakHeld === recorded.peakHeld && again.maps === recorded.maps
@@ -74,6 +77,7 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
     const rows: WhatIfRow[] = [
       { name: `as recorded (${release})`, kind: 'exact', ...again, ...pick(recorded), difference: 0, setting: null },
     ]
+    if (recorded.trimmable > 0) rows.push(trimmedRow(rows[0]!, recorded.trimmable))
     const all = apart ? [...configurations, { apart: true }] : configurations
     for (const configuration of all) {
       const made = await attempt(configuration)
@@ -89,6 +93,21 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
     return { schema: 'obmalloc.what-if/1', at: { ...moment, moment: at }, calls: recorded.calls, rows, remarks }
   } finally {
     native.closeTrials(trials)
+  }
+}
+
+/** What is resident of the arenas once the pages of empty pools have gone back, if all of them had been touched. */
+function trimmedRow(recorded: WhatIfRow, trimmable: number): WhatIfRow {
+  const { held, lost } = recorded
+  const setting = 'obmalloc trim -- …'
+  return {
+    ...recorded,
+    name: 'trimmed at the moment',
+    kind: 'model',
+    held: held - trimmable,
+    difference: -trimmable,
+    lost: lost === null ? null : lost - trimmable,
+    setting,
   }
 }
 

@@ -63,7 +63,7 @@ export async function chaos(
   let broken: unknown
   const options = { release, memoryLimit: 64 << 20, onUnraisable: (error: unknown) => expected(error) }
   const heap = new Heap({ ...options, allocator, quarantine })
-  const others = [options, { ...options, allocator: 'debug', quarantine } as const]
+  const others = [options, { ...options, allocator: 'debug', quarantine, trimAbove: 20_000 } as const]
   const heaps = [heap, ...others.map((options) => new Heap(options))]
   /** What may be an object, or was one, or never was. */
   const known: Address[] = [0 as Address, 16 as Address, 0xdeadbeef0 as Address]
@@ -398,6 +398,7 @@ export async function chaos(
       if (random(8) === 0) heap.setNomemory(random(20), random(3) === 0 ? undefined : random(40))
       else heap.removeNomemory()
     },
+    () => pick(heaps).trim(),
     () => own(pick(types).alloc(random(4))),
     () => own(pick(types).alloc()),
     () => own(pick(types).new()),

@@ -374,6 +374,8 @@ const blocks: Row[] = [
         { memoryLimit: -1 },
         { memoryLimit: 1.5 },
         { quarantine: -1 },
+        { trimAbove: -1 },
+        { trimAbove: 0.5 },
       ]) {
         scene.throws(make(options), 'ERR_OUT_OF_RANGE')
       }
@@ -388,6 +390,8 @@ const blocks: Row[] = [
         { geometry: { poolSize: '4096' } },
         { memoryLimit: '1' },
         { quarantine: '1' },
+        { trimAbove: '1' },
+        { trimAbove: null },
       ]) {
         scene.throws(make(options), 'ERR_INVALID_ARG_TYPE')
       }
@@ -583,6 +587,7 @@ const blocks: Row[] = [
         () => heap.allocatedBlocks(),
         () => heap.arenas(),
         () => heap.debugMallocStats(),
+        () => heap.trim(),
         () => heap.verify(),
         () => heap.getArenaAllocator(),
         () => heap.setArenaAllocator(own),

@@ -84,6 +84,7 @@ function everything() {
   say(heap.arenas()[0].totalPools)
   say(heap.geometry.poolSize)
   say(heap.debugMallocStats().length > 1000)
+  say(heap.trim().pools)
   heap.verify()
   attempt(() => heap.setNomemory(-1))
   heap.setNomemory(0, 1)

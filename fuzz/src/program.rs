@@ -74,8 +74,10 @@ pub fn run(data: &[u8]) {
         asked: Cell::new(0),
     };
     let quarantine = if options & 64 != 0 { 4000 } else { 0 };
+    let trims = options & 128 != 0;
+    let trim_above = trims.then_some(16 << 10);
     let allocator = if malloc { AllocatorName::Malloc } else { AllocatorName::Default };
-    let options = HeapOptions { geometry, memory_limit, quarantine, allocator, ..HeapOptions::new(profile) };
+    let options = HeapOptions { geometry, memory_limit, quarantine, trim_above, allocator, ..HeapOptions::new(profile) };
     let hooks = Box::new(Script { world: Rc::clone(&world), never_refuses: !limited && arenas.refuse_every == 0 });
     let mut heap = ObjectHeap::new(options, hooks).expect("a heap");
     let asked = Rc::clone(&world);
@@ -97,6 +99,9 @@ pub fn run(data: &[u8]) {
         program.step(op);
         steps += 1;
         if steps % CHECK_EVERY == 0 {
+            if trims {
+                heap.trim();
+            }
             world.check(&heap);
         }
     }

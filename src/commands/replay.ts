@@ -52,6 +52,7 @@ function show(path: string, { python, failed }: TraceHeader, report: Report, wit
     ['addresses matched', `${grouped(report.matched)} of ${grouped(report.addresses)}`],
     ['arenas taken', grouped(report.arenasTaken)],
     ['arenas released', grouped(report.arenasReleased)],
+    ...(report.trimmedPools === 0 ? [] : [['pools trimmed', grouped(report.trimmedPools)]]),
     [
       'allocated blocks',
       report.blocks ? equality(report.blocks[0] === report.blocks[1]) : other ? 'not compared' : 'not recorded',

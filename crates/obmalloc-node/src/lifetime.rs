@@ -21,11 +21,11 @@ fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
 }
 
 /// Makes a heap: `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
-/// allocator)`, where sizes that are undefined are the release's own. It has been chosen then.
+/// trimAbove, allocator)`, where sizes that are undefined are the release's own. It has been chosen then.
 pub(crate) fn open(
     realm: &Realm,
     env: Env,
-    [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, allocator]: [Value; 10],
+    [kept, longest_array, release, arena, pool, alignment, threshold, limit, quarantine, trim_above, allocator]: [Value; 11],
 ) -> Outcome {
     let longest_array = args::size(env, "longestArray", longest_array)?;
     let profile = profile(env, release)?;
@@ -52,7 +52,9 @@ pub(crate) fn open(
     }
     let memory_limit = args::optional_size(env, "memoryLimit", limit)?;
     let quarantine = args::optional_size(env, "quarantine", quarantine)?.unwrap_or(0);
-    let options = HeapOptions { geometry: Some(geometry), allocator, memory_limit, quarantine, ..HeapOptions::new(profile) };
+    let trim_above = args::optional_size(env, "trimAbove", trim_above)?;
+    let geometry = Some(geometry);
+    let options = HeapOptions { geometry, allocator, memory_limit, quarantine, trim_above, ..HeapOptions::new(profile) };
     let host = Host::default();
     let mut heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
     let asked = host.clone();

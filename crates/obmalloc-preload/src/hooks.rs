@@ -7,7 +7,7 @@
 use crate::arena_offset;
 use crate::inside;
 use crate::python::{self, MEM, OBJ, RAW, SetOnce};
-use crate::{interpreters, sink, snapshot, stacks};
+use crate::{interpreters, sink, snapshot, stacks, trim};
 use obmalloc::{Allocator, ArenaAllocator, Domain};
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
@@ -103,6 +103,7 @@ unsafe extern "C-unwind" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_v
     sink::tell_time();
     let nested = inside::is_inside();
     sink::request(nested, |block| block.arena_alloc(nested, size as u64, result as u64));
+    trim::arena_taken(result as usize, size);
     // With the other hooks replaced this one is the only chance to notice.
     snapshot::checkpoint();
     result
@@ -114,6 +115,7 @@ unsafe extern "C-unwind" fn arena_free(_: *mut c_void, address: *mut c_void, siz
     let nested = inside::is_inside();
     sink::tell_time();
     sink::record(|block| block.arena_free(nested, size as u64, address as u64));
+    trim::arena_given(address as usize, size);
     // SAFETY: as in `malloc`.
     unsafe { arena_offset::free(inner, address, size) };
 }

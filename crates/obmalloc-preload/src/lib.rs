@@ -9,8 +9,10 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `at_exit` | having `atexit` call a function of ours |
 //! | `arena_offset` | arenas off their natural boundary, for tests |
 //! | `bias` | a lock that is cheap for a thread that takes it again and again |
+//! | `trim` | the third: give back what CPython holds and does not use |
 //! | `check` | the other thing that the library can do: look whether blocks come back to who gave them out |
 //! | `clock` | when, and how much memory the process has |
 //! | `hooks` | the wrapped allocators: what runs on every call |
@@ -40,6 +42,7 @@
 #![cfg(target_os = "linux")]
 
 mod arena_offset;
+mod at_exit;
 mod bias;
 mod check;
 mod clock;
@@ -56,6 +59,7 @@ mod python;
 mod sink;
 mod snapshot;
 mod stacks;
+mod trim;
 mod unsaid;
 
 use header::{Header, Identity};
@@ -71,25 +75,34 @@ static CONSTRUCTOR: extern "C" fn() = constructor;
 #[unsafe(link_section = ".fini_array")]
 static DESTRUCTOR: extern "C" fn() = process::leave;
 
-/// Sets up the recorder if a trace is wanted, or the checker if a report is, and this process is a CPython.
+/// Sets up the recorder if a trace is wanted, or the checker if a report is, or the trimmer, alone or beside the recorder; if this
+/// process is a CPython.
 extern "C" fn constructor() {
     process::end_with_owner();
-    let wanted = |variable| std::env::var_os(variable).filter(|path| !path.is_empty()).map(|path| (variable, path));
-    let Some((variable, path)) = wanted(check::VARIABLE).or_else(|| wanted(VARIABLE)) else { return };
+    let wanted = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
+    let checking = wanted(check::VARIABLE).map(|path| (check::VARIABLE, path));
+    let Some((variable, path)) = checking.or_else(|| wanted(VARIABLE).map(|path| (VARIABLE, path))) else {
+        if wanted(trim::VARIABLE).is_some() {
+            set_up_trimmer();
+        }
+        return;
+    };
     let recording = variable == VARIABLE;
-    let kept = [variable, &format!("{variable}_PID"), unsaid::VARIABLE, RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE];
+    let own = [variable, &format!("{variable}_PID"), unsaid::VARIABLE];
+    let more = [RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE, trim::VARIABLE, trim::REPORT];
     // The checker has no use for the run's identity, nor for stacks and samples.
-    let kept = if recording { &kept[..] } else { &kept[..3] };
+    let kept = if recording { [&own[..], &more].concat() } else { own.to_vec() };
     unsaid::set_up();
-    let Some(api) = python::Api::find() else { return environment::keep(kept) };
+    let Some(api) = python::Api::find() else { return environment::keep(&kept) };
     // A child may run in another directory, and so may this process by the time that it forks.
     let Ok(path) = std::path::absolute(PathBuf::from(path)) else { return };
     let (first, run) = claim(variable, &path);
-    environment::keep(kept);
+    environment::keep(&kept);
     let number =
         |variable| std::env::var(variable).ok().filter(|_| recording).and_then(|number| number.parse().ok()).unwrap_or(0);
     let header = Header::of_this_process(&api, run, number(stacks::VARIABLE) as usize, number(clock::VARIABLE));
     let can_be_seen = header.supported() && !header.free_threaded;
+    let trims = recording && wants_trims(&header.python, header.free_threaded);
     if recording {
         sink::set_up(path, first, header);
     } else if !check::set_up(path, first, header) {
@@ -109,11 +122,35 @@ extern "C" fn constructor() {
         process::watch_forks();
         arena_offset::set_up();
         interpreters::set_up();
+        if trims {
+            trim::install(true);
+        }
         hooks::install();
         environment::put_back_with(hooks::put_back);
     } else {
         check::install();
     }
+}
+
+/// Sets up the trimmer alone.
+fn set_up_trimmer() {
+    environment::keep(&[trim::VARIABLE, trim::REPORT]);
+    let Some(api) = python::Api::find() else { return };
+    let version = api.version();
+    let release = version.split_whitespace().next().unwrap_or_default();
+    let can_be_trimmed = wants_trims(release, version.contains("free-threading"));
+    process::watch_quick_exit();
+    if can_be_trimmed {
+        python::set(api);
+        environment::hide_default_allocator();
+        trim::install(false);
+    }
+}
+
+/// Sets up the trimmer, if it is wanted. Says whether this process can be trimmed.
+fn wants_trims(release: &str, free_threaded: bool) -> bool {
+    let options = std::env::var(trim::VARIABLE).ok().filter(|text| !text.is_empty());
+    options.is_some_and(|options| trim::set_up(&options, release, free_threaded))
 }
 
 /// Names the file that the trace goes to.

@@ -1,25 +1,27 @@
-//! Marks: moments that the program names by `sys.audit("obmalloc.mark", name)`, or that somebody else chooses by sending it SIGUSR2.
+//! What the program says by `sys.audit`: the marks of moments (`"obmalloc.mark"` and a name), and that it wants to be trimmed now
+//! (`"obmalloc.trim"`). A mark is made by SIGUSR2, too.
 //!
 //! An audit hook would have CPython make a tuple for every event that is audited, and so change what is recorded. `sys.audit` itself is a
 //! function of C's in a table in memory, and its place in that table is taken here.
 
 use crate::python::{METH_FASTCALL, Object, Objects, PyMethodDef, SetOnce, symbol};
-use crate::sink;
+use crate::{sink, trim};
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::{null_mut, read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What `sys.audit` is given first.
-const EVENT: &str = "obmalloc.mark";
+const MARK: &str = "obmalloc.mark";
+const TRIM: &str = "obmalloc.trim";
 /// Longest name of a mark, characters; the rest is cut off.
 const MOST: usize = 200;
 /// Where an object has its type, and a function of C's its definition.
 const TYPE: usize = 8;
 const DEFINITION: usize = 16;
 
-/// `_PyCFunctionFast`
-type Audit = unsafe extern "C" fn(Object, *const Object, isize) -> Object;
+/// `_PyCFunctionFast`, in which a thread may be ended: see `trim::now`.
+type Audit = unsafe extern "C-unwind" fn(Object, *const Object, isize) -> Object;
 
 struct Known {
     audit: Audit,
@@ -30,12 +32,15 @@ struct Known {
 static KNOWN: SetOnce<Known> = SetOnce::new();
 static IS_SET: AtomicBool = AtomicBool::new(false);
 
-/// Has marks written down from here on. Says `false` when the calls of `sys.audit` cannot be seen. Once is enough.
+/// Sees what the program says from here on; `records` when marks are written down. Says `false` when the calls of `sys.audit` cannot be
+/// seen. Once is enough.
 ///
 /// # Safety
 /// The GIL is held.
-pub unsafe fn watch(python: &Objects) -> bool {
-    catch_signal();
+pub unsafe fn watch(python: &Objects, records: bool) -> bool {
+    if records {
+        catch_signal();
+    }
     if IS_SET.load(Ordering::Relaxed) {
         return true;
     }
@@ -79,13 +84,17 @@ fn write_word(address: usize, word: usize) -> Option<()> {
 }
 
 /// What stands in `sys.audit`'s place.
-unsafe extern "C" fn audited(module: Object, arguments: *const Object, count: isize) -> Object {
+unsafe extern "C-unwind" fn audited(module: Object, arguments: *const Object, count: isize) -> Object {
     // SAFETY: this function is put in place after that is set; the GIL is held, and the arguments are as many as is said.
     unsafe {
         let known = KNOWN.get();
-        if count >= 1 && known.text_of(*arguments).is_some_and(|event| event.is(EVENT)) {
+        let event = if count >= 1 { known.text_of(*arguments) } else { None };
+        let is = |what| event.as_ref().is_some_and(|event| event.is(what));
+        if is(MARK) && sink::is_recorded() {
             let name = if count >= 2 { known.text_of(*arguments.add(1)) } else { None };
             sink::mark(name.as_ref().map_or("", Text::as_str));
+        } else if is(TRIM) {
+            trim::now();
         }
         (known.audit)(module, arguments, count)
     }

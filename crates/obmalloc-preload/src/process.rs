@@ -1,7 +1,7 @@
 //! What happens to the process: fork, exec and the ways to leave that run no destructor.
 
 use crate::python::symbol;
-use crate::{check, sink, snapshot};
+use crate::{check, sink, snapshot, trim};
 use std::ffi::{c_int, c_void};
 
 /// Names the process that started this one to look at it.
@@ -54,6 +54,7 @@ pub extern "C" fn leave() {
         sink::end();
     }
     check::leave();
+    trim::leave();
 }
 
 /// The process goes on as another program, and what is in memory goes with it unless it is written now. The call may fail and the
@@ -64,6 +65,7 @@ fn before_exec() {
         sink::exec();
     }
     check::leave();
+    trim::before_exec();
 }
 
 /// Functions of the C library that the program calls and the recorder answers. Not in unit tests, which are programs themselves.
@@ -75,7 +77,7 @@ mod interposed {
     use super::{before_exec, leave};
     use crate::environment::with_needed;
     use crate::python::next;
-    use crate::{check, python, sink};
+    use crate::{check, python, sink, trim};
     use std::ffi::{c_char, c_int, c_void};
 
     type Strings = *const *const c_char;
@@ -105,7 +107,7 @@ mod interposed {
     extern "C" fn kill(pid: libc::pid_t, signal: c_int) -> c_int {
         // SAFETY: these take no memory. What is asked of CPython is only whether it is initialised, once it has been found.
         unsafe {
-            let is_seen = || sink::is_recorded() || check::is_checked();
+            let is_seen = || sink::is_recorded() || check::is_checked() || trim::is_trimmed();
             if signal == libc::SIGINT && pid == libc::getpid() && is_seen() && (python::api().is_initialized)() == 0 {
                 leave();
             }

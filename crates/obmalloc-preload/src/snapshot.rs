@@ -5,9 +5,9 @@
 //! program left it, and writes it down: a reader can hold its replay against that.
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMethodDef, SetOnce, api, symbol};
-use crate::{hooks, inside, interpreters, marks, python, sink};
+use crate::{hooks, inside, interpreters, marks, python, sink, trim};
 use obmalloc::{Allocator, Domain};
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
@@ -51,7 +51,14 @@ unsafe extern "C" fn pending_call(_: *mut c_void) -> c_int {
     let mut done = true;
     if let Some(python) = Objects::find() {
         // SAFETY: the GIL is held.
-        unsafe { python.undisturbed(|| done = register(&python)) };
+        unsafe {
+            python.undisturbed(|| {
+                done = register(&python);
+                if done {
+                    trim::begin(&python);
+                }
+            });
+        }
     }
     if done {
         sink::end_checkpoints();
@@ -85,7 +92,7 @@ unsafe fn register(python: &Objects) -> bool {
         if look_for_lost_hooks(python) & (1 << OBJ) != 0 {
             return true;
         }
-        if !marks::watch(python) {
+        if !marks::watch(python, true) {
             sink::say("marks are not seen: sys.audit of this CPython is not what it is elsewhere");
         }
         let Some(none) = symbol(c"_Py_NoneStruct") else { return true };
@@ -94,22 +101,10 @@ unsafe fn register(python: &Objects) -> bool {
         if get_allocated_blocks.is_null() || debug_malloc_stats.is_null() {
             return true;
         }
-        let Some(register) = python.atexit_register() else { return false };
         (python.inc_ref)(get_allocated_blocks);
         (python.inc_ref)(debug_malloc_stats);
         AT_EXIT.set(AtExit { python: *python, get_allocated_blocks, debug_malloc_stats, none });
-        let function = (python.new_function)(&DEFINITION, null_mut(), null_mut());
-        let arguments = if function.is_null() { null_mut() } else { (python.new_tuple)(1) };
-        if !arguments.is_null() {
-            (python.set_item)(arguments, 0, function);
-            let result = (python.call)(register, arguments);
-            if !result.is_null() {
-                (python.dec_ref)(result);
-            }
-            (python.dec_ref)(arguments);
-        }
-        (python.dec_ref)(register);
-        true
+        python.call_at_exit(&DEFINITION)
     }
 }
 
@@ -205,73 +200,6 @@ unsafe fn with_original_obj<T>(call: impl FnOnce() -> T) -> T {
 }
 
 impl Objects {
-    /// Calls `call` and puts the error indicator back as it was.
-    ///
-    /// # Safety
-    /// The GIL is held.
-    unsafe fn undisturbed(&self, call: impl FnOnce()) {
-        let (mut kind, mut value, mut traceback) = (null_mut(), null_mut(), null_mut());
-        // SAFETY: the GIL is held; what is fetched is restored.
-        unsafe {
-            (self.fetch_error)(&mut kind, &mut value, &mut traceback);
-            call();
-            (self.clear_error)();
-            (self.restore_error)(kind, value, traceback);
-        }
-    }
-
-    /// `atexit.register`, a new reference. `None` when this is no moment to get it.
-    ///
-    /// # Safety
-    /// The GIL is held.
-    unsafe fn atexit_register(&self) -> Option<Object> {
-        // SAFETY: the GIL is held; what the dictionary gives is kept by it until the attribute is found.
-        unsafe {
-            let mut module = (self.dict_get)((self.modules)(), c"atexit".as_ptr());
-            if module.is_null() {
-                if self.is_importing() {
-                    return None;
-                }
-                module = (self.import)(c"atexit".as_ptr(), null_mut(), null_mut(), null_mut(), 0);
-                if module.is_null() {
-                    return None;
-                }
-                // `sys.modules` keeps the module.
-                (self.dec_ref)(module);
-            }
-            let register = (self.get_attribute)(module, c"register".as_ptr());
-            (!register.is_null()).then_some(register)
-        }
-    }
-
-    /// Whether this moment is in the middle of importlib's own code, some of which must not be entered again by the same thread (its
-    /// module locks: 3.11 dies of a KeyError).
-    ///
-    /// # Safety
-    /// The GIL is held.
-    unsafe fn is_importing(&self) -> bool {
-        // SAFETY: the GIL is held; the frame is kept by who runs it, the others are given back.
-        unsafe {
-            let frame = (self.frame)();
-            if frame.is_null() {
-                return false;
-            }
-            let code = (self.get_attribute)(frame, c"f_code".as_ptr());
-            if code.is_null() {
-                return true;
-            }
-            let file = (self.get_attribute)(code, c"co_filename".as_ptr());
-            (self.dec_ref)(code);
-            if file.is_null() {
-                return true;
-            }
-            let text = (self.text_of)(file);
-            let importing = !text.is_null() && CStr::from_ptr(text).to_bytes().starts_with(b"<frozen importlib");
-            (self.dec_ref)(file);
-            importing
-        }
-    }
-
     /// Makes ints until CPython has to ask for memory for one. Gives them, and the size that was asked for.
     ///
     /// # Safety

@@ -34,6 +34,8 @@
 //! The notes of kinds 2, 3, 5 and 6 stand in blocks of their own, so that they are found without reading any other block's payload. A
 //! block of one event is never compressed.
 //!
+//! A note of kind 10 is in a trace only where the process trimmed its pools. A reader that does not know it stops there.
+//!
 //! An address is the zigzag difference from the address before it in the same block, shifted right by 4 (CPython's
 //! addresses are multiples of 16) unless [`tag::UNALIGNED`] is set; NULL is a flag and has no bytes.
 //!
@@ -98,13 +100,14 @@ impl Event {
         }
     }
 
-    /// Whether it is a matter of one interpreter's pymalloc: a call of mem or obj, or what such a call makes itself.
+    /// Whether it is a matter of one interpreter's pymalloc: a call of mem or obj, what such a call makes itself, or a trim.
     pub fn is_pymallocs(&self) -> bool {
         let domain = match *self {
             Self::Malloc { domain, .. }
             | Self::Calloc { domain, .. }
             | Self::Realloc { domain, .. }
             | Self::Free { domain, .. } => domain,
+            Self::Note(Note::Trim(_)) => return true,
             _ => Domain::Raw,
         };
         domain != Domain::Raw || self.is_nested()
@@ -143,12 +146,19 @@ pub enum Note {
     Mark(String),
     /// Kind 9: the process is about to fork.
     Fork,
+    /// Kind 10: a trim forgot the free lists of these pools, which held no block: pymalloc carves each anew when it takes it the next time. They are
+    /// the present interpreter's (kind 4). A trim of many pools takes several notes. (Binary logarithm of the pool size as one byte, number of pools,
+    /// and for each the zigzag difference of its number from the one before; a pool's number is its address in pool sizes.)
+    Trim(Vec<u64>),
 }
 
 const ARENA_ALLOC: u8 = 0b1100;
 const ARENA_FREE: u8 = 0b1101;
 const NOTE: u8 = 0b1110;
 const STACK: u8 = 0b1111;
+
+/// The kind of [`Note::Trim`].
+const TRIM: u8 = 10;
 
 #[cfg(test)]
 mod tests {
@@ -178,6 +188,7 @@ mod tests {
         block.finalization();
         block.mark("here");
         block.fork();
+        assert_eq!(block.trim(14, &[0x7f00_0000_4000, 0x7f00_0000_8000, 0x7eff_0000_0000]), 3);
         block.end();
         let mut trace = file_head("{}");
         trace.extend_from_slice(block.finish());
@@ -209,6 +220,7 @@ mod tests {
                 Event::Note(Note::Finalization),
                 Event::Note(Note::Mark("here".into())),
                 Event::Note(Note::Fork),
+                Event::Note(Note::Trim(vec![0x7f00_0000_4000, 0x7f00_0000_8000, 0x7eff_0000_0000])),
                 Event::Note(Note::End),
             ]
         );
@@ -221,7 +233,7 @@ mod tests {
         trace.extend_from_slice(&first[HEAD..]);
         trace.pop();
         let mut reader = Reader::new(&trace).unwrap();
-        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 18);
+        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 19);
         assert!(reader.truncated());
     }
 
@@ -247,6 +259,68 @@ mod tests {
                 let event = Event::Malloc { domain: Domain::Raw, nested: false, size, result: size };
                 assert_eq!(Reader::new(&trace).unwrap().map(Result::unwrap).collect::<Vec<_>>(), [event], "{size:#x}");
             }
+        }
+    }
+
+    /// The trims that stand in the blocks, one vector a note.
+    fn trims(blocks: &[u8]) -> Vec<Vec<u64>> {
+        let trace = [&file_head("{}")[..], blocks].concat();
+        let notes = Reader::new(&trace).unwrap().map(|event| match event.unwrap() {
+            Event::Note(Note::Trim(pools)) => pools,
+            other => panic!("expected a trim, but got {other:?}"),
+        });
+        notes.collect()
+    }
+
+    #[test]
+    fn trim_of_many_pools_takes_a_note_a_block() {
+        let pools: Vec<u64> = (0..1000u64).map(|number| (0x7_f000 + number * number % 4096) << 14).collect();
+        let mut memory = [0; 1024];
+        let mut block = BlockWriter::new(&mut memory);
+        let mut blocks = Vec::new();
+        let mut left = &pools[..];
+        while !left.is_empty() {
+            let written = block.trim(14, left);
+            left = &left[written..];
+            blocks.extend_from_slice(block.finish());
+        }
+        let notes = trims(&blocks);
+        assert!(notes.len() > 1, "one note of {} pools in a block of 1024 bytes", pools.len());
+        assert_eq!(notes.concat(), pools);
+    }
+
+    #[test]
+    fn trim_without_pools_or_room_writes_nothing() {
+        let mut memory = [0; BLOCK_HEADER + MAX_EVENT + 10];
+        let mut block = BlockWriter::new(&mut memory);
+        assert_eq!(block.trim(14, &[]), 0);
+        assert!(block.is_empty());
+        assert_eq!(block.trim(12, &[u64::MAX << 12, 0]), 1, "room for one");
+        assert_eq!(block.trim(12, &[1 << 12]), 0, "a block that is full");
+        assert_eq!(trims(block.finish()), [[u64::MAX << 12]]);
+    }
+
+    #[test]
+    fn next_to_each_other_pools_take_a_byte_each() {
+        let pools: Vec<u64> = (0..1000).map(|number| 0x7f00_0000_0000 + (number << 14)).collect();
+        let mut memory = [0; 16 << 10];
+        let mut block = BlockWriter::new(&mut memory);
+        assert_eq!(block.trim(14, &pools), 1000);
+        let length = block.finish().len() - BLOCK_HEADER;
+        assert!(length <= 1010, "{length} bytes for 1000 pools");
+    }
+
+    #[test]
+    fn trim_of_pools_of_no_possible_size_does_not_decode() {
+        let mut memory = [0; 256];
+        for (shift, sound) in [(0, false), (11, false), (12, true), (18, true), (19, false), (64, false), (255, false)] {
+            let mut block = BlockWriter::new(&mut memory);
+            assert_eq!(block.trim(12, &[0x4000]), 1);
+            let payload = [NOTE, 10, shift, 1, 8];
+            assert!(block.finish().ends_with(&[NOTE, 10, 12, 1, 8]));
+            let head = block::BlockHead::new(payload.len(), 1, &payload).bytes();
+            let trace = [&file_head("{}")[..], &head, &payload].concat();
+            assert_eq!(Reader::new(&trace).unwrap().next().unwrap().is_ok(), sound, "pools of 1 << {shift} bytes");
         }
     }
 

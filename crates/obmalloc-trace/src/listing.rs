@@ -234,6 +234,7 @@ fn said(note: Note) -> (&'static str, Option<String>) {
         Note::Finalization => ("finalization", None),
         Note::Mark(name) => ("mark", Some(name)),
         Note::Fork => ("fork", None),
+        Note::Trim(pools) => ("trim", Some(pools.iter().map(|pool| format!("{pool:#x}")).collect::<Vec<_>>().join(" "))),
     }
 }
 
@@ -283,6 +284,7 @@ mod tests {
         block.thread(7);
         block.memory(&Memory { anonymous: 2048, file: 1024, heap: 0, heap_free: 0 });
         block.mark("here");
+        block.trim(14, &[0x8000, 0x4000]);
         block.free(Domain::Obj, false, 0x1000);
         let reader = Reader::new([&file_head("{}")[..], block.finish()].concat()).expect("a trace");
         let (found, _) = Listing::new(vec![reader], Wanted::default(), 64).step(100).expect("undamaged");
@@ -290,8 +292,9 @@ mod tests {
         assert!(lines[0].contains(r#""seconds":null,"thread":null"#), "{}", lines[0]);
         assert_eq!(lines[1], r#"{"event":1,"seconds":1.5,"note":"memory","anonymous":2048,"file":1024,"heap":0,"heapFree":0}"#);
         assert_eq!(lines[2], r#"{"event":1,"seconds":1.5,"note":"mark","value":"here"}"#);
-        assert!(lines[3].contains(r#""seconds":1.5,"thread":7"#), "{}", lines[3]);
-        assert_eq!(lines.len(), 4);
+        assert_eq!(lines[3], r#"{"event":2,"seconds":1.5,"note":"trim","value":"0x8000 0x4000"}"#);
+        assert!(lines[4].contains(r#""seconds":1.5,"thread":7"#), "{}", lines[4]);
+        assert_eq!(lines.len(), 5);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use obmalloc::Stats;
 use serde::Serialize;
 
-use crate::format::{Domain, Event};
+use crate::format::{Domain, Event, Note};
 use crate::replay::Ground;
 
 /// What is told of every event of a trace, once it has been replayed.
@@ -110,6 +110,11 @@ impl Seen<'_> {
         self.ground.difference_below()
     }
 
+    /// Of a trim, the first pool that holds blocks here or was never in use, so that there was nothing to trim.
+    pub fn untrimmed(&self) -> Option<u64> {
+        self.ground.untrimmed
+    }
+
     /// Where a recorded address lies, for a request of `size` bytes.
     pub fn place(&self, address: u64, size: usize) -> Place {
         self.ground.place(address, size)
@@ -174,6 +179,7 @@ pub fn request(event: &Event) -> String {
         Event::Free { domain, address, .. } => format!("{}Free({address:#x})", prefix(domain)),
         Event::ArenaAlloc { size, .. } => format!("arena alloc({size})"),
         Event::ArenaFree { size, address, .. } => format!("arena free({address:#x}, {size})"),
+        Event::Note(Note::Trim(pools)) => format!("trim of {} pools", pools.len()),
         Event::Note(note) => format!("{note:?}"),
     }
 }

@@ -66,6 +66,7 @@ fn write(block: &mut BlockWriter<'_>, event: Event) {
         Event::Note(Note::Exec) => block.exec(),
         Event::Note(Note::Finalization) => block.finalization(),
         Event::Note(Note::Mark(name)) => block.mark(&name),
+        Event::Note(Note::Trim(pools)) => assert_eq!(block.trim(14, &pools), pools.len()),
         Event::Note(Note::Fork) => block.fork(),
     }
 }

@@ -36,7 +36,7 @@ fn random_trace(seed: u64) -> Vec<u8> {
         let address = base.wrapping_add(offset);
         let size = [0, 1, 16, 512, 513, 768, 1 << 20, u64::MAX][below(8) as usize];
         let (domain, nested) = (Domain::ALL[below(3) as usize], below(4) == 0);
-        match below(12) {
+        match below(13) {
             0 => block.arena_alloc(true, 1 << 20, base),
             1 => block.arena_free(true, 1 << 20, base),
             2 => {
@@ -52,6 +52,7 @@ fn random_trace(seed: u64) -> Vec<u8> {
             6 => block.calloc(domain, nested, below(3), size, address),
             7 | 8 => block.free(domain, nested, address),
             9 => block.malloc(domain, nested, size, 0),
+            10 => drop(block.trim(14, &[address, base, address.wrapping_sub(0x4000)])),
             _ => block.malloc(domain, nested, size.min(768), address),
         }
     }

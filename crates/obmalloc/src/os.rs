@@ -40,6 +40,36 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     unsafe { libc::madvise(address.as_ptr().cast(), size, libc::MADV_DONTNEED) };
 }
 
+/// Gives the whole pages of a range back; the next touch finds zeroes. Gives how many bytes of them were resident, which costs a look
+/// at each: where none is, nothing is given back unless `is_forced`, as is right where pages may be swapped out.
+///
+/// # Safety
+/// The range lies within one [`map`], and nothing in it is needed any more.
+#[cfg(not(miri))]
+pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usize {
+    // SAFETY: a number of the system's.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
+    let (begin, end) = (begin.next_multiple_of(page), end & !(page - 1));
+    if begin >= end {
+        return 0;
+    }
+    let mut looked = [0u8; 256];
+    let mut resident = 0;
+    for at in (begin..end).step_by(looked.len() * page) {
+        let size = (end - at).min(looked.len() * page);
+        // SAFETY: whole pages of a mapping, and a byte for each.
+        if unsafe { libc::mincore(ptr::with_exposed_provenance_mut(at), size, looked.as_mut_ptr()) } == 0 {
+            resident += page * looked[..size / page].iter().filter(|&byte| byte & 1 != 0).count();
+        }
+    }
+    if resident == 0 && !is_forced {
+        return 0;
+    }
+    // SAFETY: the caller's promise. Where the advice is refused the pages stay.
+    let result = unsafe { libc::madvise(ptr::with_exposed_provenance_mut(begin), end - begin, libc::MADV_DONTNEED) };
+    if result == 0 { resident } else { 0 }
+}
+
 /// As [`decommit`], in pieces; false when `is_over`, which is asked between them, made it give up.
 ///
 /// # Safety
@@ -74,6 +104,17 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
 pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     // SAFETY: the caller's promise.
     unsafe { address.write_bytes(0, size) };
+}
+
+#[cfg(miri)]
+pub(crate) unsafe fn give_back(begin: usize, end: usize, _: bool) -> usize {
+    let (begin, end) = (begin.next_multiple_of(4096), end & !4095);
+    if begin >= end {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { core::ptr::with_exposed_provenance_mut::<u8>(begin).write_bytes(0, end - begin) };
+    end - begin
 }
 
 /// Bytes that the C library really set aside for a block.

@@ -31,7 +31,7 @@ use obmalloc::{
     AllocatorId, AllocatorName, Answer, ArenaGuest, ArenaInfo, ArenaMapCounts, ArenaMapStats, CheckedHeap, Corruption, Domain,
     Failed, Fault, FaultKind, Field, FieldKind, GenerationStats, Guest, GuestFault, GuestHeap, Heap, HeapError, HeapOptions,
     HookSet, Hooks, Info, ItemKind, NoHooks, ObjectError, ObjectHeap, OwnAllocators, OwnError, Phase, SetError, Stats, TakeDown,
-    Threw, Type, TypeId, TypeSpec, Undone, Value, Visit,
+    Threw, Trimmed, Type, TypeId, TypeSpec, Undone, Value, Visit,
 };
 
 /// What safe Rust cannot call, and why that is so.
@@ -245,6 +245,7 @@ impl World {
         if self.one_in(3) {
             options.quarantine = self.pick(&[1, 600, 20_000, 1 << 20, usize::MAX]);
         }
+        options.trim_above = self.one_in(3).then(|| self.pick(&[0, 16 << 10, 100_000, usize::MAX]));
         options
     }
 
@@ -629,6 +630,7 @@ only_text!(
     SetError,
     Undone,
     Stats,
+    Trimmed,
     ArenaMapStats,
     Threw,
     Failed,

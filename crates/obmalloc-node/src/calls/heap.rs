@@ -15,6 +15,7 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
         c"allocatedBlocks"() -> "number" = allocated_blocks;
         c"arenas"() -> "ArenaInfo[]" = arenas;
         c"debugMallocStats"() -> "string" = debug_malloc_stats;
+        c"trim"() -> "Trimmed" = trim;
         c"verify"() -> "void" = verify;
         c"setupDebugHooks"() -> "void" = setup_debug_hooks;
         c"setNomemory"(start: size, stop: optional_size) -> "void" = set_nomemory;
@@ -56,6 +57,7 @@ fn arenas(core: &Core, env: Env) -> Outcome {
         env.define(object, c"address", env.integer(arena.address)?)?;
         env.define(object, c"size", env.integer(arena.size)?)?;
         env.define(object, c"freePools", env.integer(arena.free_pools)?)?;
+        env.define(object, c"trimmedPools", env.integer(arena.trimmed_pools)?)?;
         env.define(object, c"totalPools", env.integer(arena.total_pools)?)?;
         env.define_element(array, index as u32, object)?;
         env.close_scope(scope);
@@ -65,6 +67,16 @@ fn arenas(core: &Core, env: Env) -> Outcome {
 
 fn debug_malloc_stats(core: &Core, env: Env) -> Outcome {
     env.string(&core.heap_to_look()?.stats().to_string())
+}
+
+fn trim(core: &Core, env: Env) -> Outcome {
+    let heap = core.heap()?;
+    let trimmed = heap.trim();
+    core.report(env, heap);
+    let object = env.object()?;
+    env.define(object, c"pools", env.integer(trimmed.pools)?)?;
+    env.define(object, c"bytes", env.integer(trimmed.bytes)?)?;
+    Ok(object)
 }
 
 fn verify(core: &Core, _: Env) -> Outcome {

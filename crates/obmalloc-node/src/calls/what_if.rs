@@ -40,6 +40,8 @@ struct Recorded {
     maps: u64,
     unmaps: u64,
     calls: u64,
+    /// Bytes that a trim would give back at the moment.
+    trimmable: u64,
 }
 
 thread_local! {
@@ -115,6 +117,7 @@ impl Trials {
             return;
         }
         let stats = replay.stats();
+        let trimmable = replay.arenas().iter().map(|arena| arena.trimmable(stats.geometry.pool_size)).sum();
         let arenas = |count: usize| count as u64 * stats.geometry.arena_size as u64;
         let is_apart = self.site.as_ref().and_then(|(file, line, frames)| {
             let stacks = replay.stacks()?.clone();
@@ -131,6 +134,7 @@ impl Trials {
             maps: stats.arenas_allocated_total as u64,
             unmaps: (stats.arenas_allocated_total - stats.arenas) as u64,
             calls: calls.len() as u64,
+            trimmable,
         };
         self.state = State::Read { calls, recorded };
     }

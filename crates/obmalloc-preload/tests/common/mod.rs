@@ -2,6 +2,8 @@
 //! the path, and pyenv's.
 #![allow(dead_code, reason = "not every suite uses all of it")]
 
+pub mod trim;
+
 use obmalloc_trace::format::{BLOCK_HEADER, Event, Note, Reader};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -98,8 +100,9 @@ impl Run {
         std::fs::create_dir_all(&directory).expect("a temporary directory");
         let mut command = Command::new(&python.executable);
         command.args(arguments).env("LD_PRELOAD", recorder()).env("OBMALLOC_TRACE", directory.join("trace"));
+        let others = ["PYTHONMALLOC", "PYTHONDEVMODE", "OBMALLOC_TRIM", "OBMALLOC_TRIM_REPORT"];
         for variable in
-            ["PYTHONMALLOC", "PYTHONDEVMODE", "OBMALLOC_TRACE_PID", "OBMALLOC_TRACE_RUN", "OBMALLOC_STACKS", "OBMALLOC_EVERY"]
+            ["OBMALLOC_TRACE_PID", "OBMALLOC_TRACE_RUN", "OBMALLOC_STACKS", "OBMALLOC_EVERY"].into_iter().chain(others)
         {
             command.env_remove(variable);
         }

@@ -6,9 +6,6 @@ use rustc_hash::FxHashMap;
 use super::ledger::{Flow, Kind, Ledger, Sum};
 use crate::replay::HeldArena;
 
-/// A page of the system. The first page of an empty pool holds its header, and cannot be given back.
-const PAGE: u64 = 4096;
-
 /// An arena at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ArenaCensus {
@@ -16,12 +13,12 @@ pub struct ArenaCensus {
     pub address: u64,
     /// The event at which it was taken.
     pub taken: u64,
-    /// Pools that hold blocks, those that hold none, and those of these that were never in use.
+    /// Pools that hold blocks, and those that hold none.
     pub pools: u32,
     #[allow(missing_docs, reason = "said above")]
     pub free_pools: u32,
-    #[allow(missing_docs, reason = "said above")]
-    pub uncarved_pools: u32,
+    /// Bytes that a trim would give back.
+    pub trimmable: u64,
     /// Live blocks, at their classes' sizes.
     pub live: Sum,
 }
@@ -93,7 +90,7 @@ impl Census {
                 taken: taken.get(&arena.address).copied().unwrap_or(0),
                 pools: arena.pools - arena.free_pools,
                 free_pools: arena.free_pools,
-                uncarved_pools: arena.uncarved_pools,
+                trimmable: arena.trimmable(geometry.pool_size),
                 live: Sum::default(),
             })
             .collect();
@@ -214,10 +211,9 @@ impl Census {
         pools + self.arenas.iter().map(lost).sum::<u64>()
     }
 
-    /// Bytes of whole pages of empty pools that were in use once, but for each pool's first page. 0 where a pool is no larger than a page.
+    /// Bytes that a trim would give back: see [`HeldArena::trimmable`].
     pub fn trimmable(&self) -> u64 {
-        let pages = (self.geometry.pool_size as u64).saturating_sub(PAGE);
-        self.arenas.iter().map(|arena| u64::from(arena.free_pools - arena.uncarved_pools)).sum::<u64>() * pages
+        self.arenas.iter().map(|arena| arena.trimmable).sum()
     }
 
     /// The greedy curve: so many blocks must go for so many arenas, fewest first. Also the order: indices of arenas.

@@ -132,11 +132,12 @@ impl Analysis {
         self.censuses.push(census);
     }
 
-    /// Bytes of blocks of C's `malloc`, and of arenas but for pools that were never in use.
+    /// Bytes of blocks of C's `malloc`, and of arenas but for pools that were never in use, or were trimmed.
     fn can_be_resident(&self, held: &[HeldArena]) -> u64 {
         let Geometry { arena_size, pool_size, .. } = self.geometry;
-        let touched = |arena: &HeldArena| arena_size as u64 - u64::from(arena.uncarved_pools) * pool_size as u64;
-        held.iter().map(touched).sum::<u64>() + self.ledger.raw.bytes + self.ledger.large.bytes
+        held.iter().map(|arena| arena.can_be_resident(arena_size, pool_size)).sum::<u64>()
+            + self.ledger.raw.bytes
+            + self.ledger.large.bytes
     }
 
     /// The replay has ended after event `last`: the censuses that are missing are taken of what is there.

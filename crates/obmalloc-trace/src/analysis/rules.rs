@@ -84,8 +84,12 @@ pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     found.extend(thrash(facts, sites));
     found.extend(half_empty(facts, sites));
     found.extend(large(facts, sites));
+    let is_about_sites = !found.is_empty();
+    found.extend(trim(facts));
     if found.is_empty() {
         found.push(live(facts));
+    }
+    if !is_about_sites {
         found.extend(elsewhere(facts, sites));
     } else if facts.asked.frames == 0 {
         found.push(cannot_tell(facts));
@@ -313,6 +317,15 @@ fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     let about = makers(facts);
     let text = format!("C's malloc {how}. {}.", outside(facts, &about, sites));
     Some(facts.finding("large", text, free.or(unknown).unwrap_or(0), &about, sites))
+}
+
+/// The pages of empty pools could go back to the system. Silent below [`WORTH`], and below a tenth of held.
+fn trim(facts: &Facts<'_>) -> Option<Finding> {
+    let Totals { trimmable, held, .. } = facts.totals;
+    (trimmable >= WORTH && trimmable * 10 >= held).then(|| {
+        let text = format!("`obmalloc trim` would give {} back: pages of empty pools, with nothing in them.", size(trimmable));
+        Finding { command: "obmalloc trim -- …".into(), ..facts.finding("trim", text, trimmable, &[], &Sites::default()) }
+    })
 }
 
 /// C's `malloc` has more than half as much as the arenas: that is not wrong, but worth knowing. Silent below [`LARGE`].

@@ -106,12 +106,6 @@ pub fn summary(why: &Why) -> Vec<String> {
         count(verified.addresses)
     )];
     lines.extend(why.findings.iter().map(|finding| finding.text.clone()));
-    if totals.trimmable >= WORTH && totals.trimmable * 10 >= totals.held {
-        lines.push(format!(
-            "The pages of empty pools, {}, could be given back to the system as they are.",
-            size(totals.trimmable)
-        ));
-    }
     if let (Some(resident), Some(unexplained)) = (totals.resident, totals.unexplained) {
         let explained = resident.saturating_sub(unexplained);
         let kept = totals.heap_free.unwrap_or(0).min(unexplained);

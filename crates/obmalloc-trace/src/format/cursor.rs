@@ -2,7 +2,7 @@
 
 use obmalloc::Domain;
 
-use super::{ARENA_ALLOC, ARENA_FREE, Event, NOTE, Note, tag};
+use super::{ARENA_ALLOC, ARENA_FREE, Event, NOTE, Note, TRIM, tag};
 
 /// A position inside a payload.
 pub(crate) struct Cursor<'a> {
@@ -93,8 +93,29 @@ impl Cursor<'_> {
             7 => Note::Finalization,
             8 => Note::Mark(self.text()?),
             9 => Note::Fork,
+            TRIM => Note::Trim(self.pools()?),
             _ => return None,
         })
+    }
+
+    /// The addresses of the pools that a trim forgot.
+    fn pools(&mut self) -> Option<Vec<u64>> {
+        let shift = self.byte()?;
+        let count = self.varint()?;
+        // As large as pools can be (`Geometry`).
+        if !(12..=18).contains(&shift) {
+            return None;
+        }
+        // Each takes a byte or more, so a count that was made up takes no memory.
+        if count > (self.payload.len() - self.at) as u64 {
+            return None;
+        }
+        let mut number = 0u64;
+        let pools = (0..count).map(|_| {
+            number = number.wrapping_add(self.difference()? as u64);
+            Some(number << shift)
+        });
+        pools.collect()
     }
 
     fn text(&mut self) -> Option<String> {

@@ -3,7 +3,7 @@
 use obmalloc::Domain;
 
 use super::block::{BLOCK_HEADER, BlockHead};
-use super::{ARENA_ALLOC, ARENA_FREE, MAX_EVENT, NOTE, STACK, tag};
+use super::{ARENA_ALLOC, ARENA_FREE, MAX_EVENT, NOTE, STACK, TRIM, tag};
 use crate::clock::{self, Memory};
 use crate::stacks;
 
@@ -303,6 +303,27 @@ impl<'a> BlockWriter<'a> {
         self.note(9);
     }
 
+    /// A trim forgot the free lists of these pools, each of `1 << shift` bytes and at a multiple of that. Gives how many of them stand in the
+    /// note, counted from the first: as many as the block has room for. The rest belongs in a note of the next block. Where there are none, and where the
+    /// block has room for none, there is no note.
+    pub fn trim(&mut self, shift: u8, pools: &[u64]) -> usize {
+        let room = self.left().saturating_sub(MAX_EVENT) / MAX_VARINT;
+        let pools = &pools[..pools.len().min(room)];
+        if pools.is_empty() {
+            return 0;
+        }
+        self.note(TRIM);
+        self.byte(shift);
+        self.varint(pools.len() as u64);
+        let mut last = 0;
+        for pool in pools {
+            let number = pool >> shift;
+            self.varint(zigzag(number.wrapping_sub(last) as i64));
+            last = number;
+        }
+        pools.len()
+    }
+
     /// It is so many microseconds since the trace of the first process began.
     pub fn time(&mut self, micros: u64) {
         self.byte(STACK | clock::TIME);
@@ -340,6 +361,9 @@ impl<'a> BlockWriter<'a> {
 const MAX_START: usize = 32;
 /// The same, and as much as is written at once.
 const MAX_FIELDS: usize = MAX_START + 4;
+
+/// Most bytes that a varint takes.
+const MAX_VARINT: usize = 10;
 
 /// Puts one byte at `at`; gives what comes after it.
 #[inline]

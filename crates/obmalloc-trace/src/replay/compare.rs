@@ -69,6 +69,8 @@ pub struct Report {
     pub arenas_highwater: u64,
     /// Requests at the arena allocator that are not pymalloc's: the interpreter's data stack.
     pub other_arena_requests: u64,
+    /// Pools whose free lists trims forgot.
+    pub trimmed_pools: u64,
     /// Frees and reallocs of addresses that no recorded call gave out.
     pub strangers: u64,
     /// The count of allocated blocks: as recorded, and here. None also where there are other interpreters, whose blocks CPython counts too.
@@ -120,6 +122,7 @@ impl Watcher for Report {
             Event::Calloc { domain, count, size, result, .. } => (domain, 0, result, size.saturating_mul(count)),
             Event::Realloc { domain, address, size, result, .. } => (domain, address, result, size),
             Event::Free { domain, address, .. } => (domain, address, 0, 0),
+            Event::Note(Note::Trim(ref pools)) if seen.fate == Fate::Noted => return self.trim(pools, seen),
             _ => {
                 self.see_rest(seen);
                 return ControlFlow::Continue(());
@@ -194,6 +197,14 @@ impl Report {
         }
     }
 
+    #[cold]
+    fn trim(&mut self, pools: &[u64], seen: &Seen<'_>) -> ControlFlow<()> {
+        self.trimmed_pools += pools.len() as u64;
+        let Some(pool) = seen.untrimmed() else { return ControlFlow::Continue(()) };
+        let what = format!("the recorded process trimmed the pool at {pool:#x}, which is not an empty one here");
+        self.mismatch(seen, what, seen.place(pool, 1), Place::default())
+    }
+
     fn note(&mut self, note: &Note, seen: &Seen<'_>) {
         match note {
             Note::Stats(expected) => self.stats = Some((expected.clone(), seen.stats().to_string())),
@@ -203,7 +214,7 @@ impl Report {
             Note::HooksLost(domains) => self.hooks_lost |= domains,
             Note::Text(text) => self.remarks.push(text.clone()),
             Note::End | Note::Exec => self.ended = true,
-            Note::Interpreter(0) | Note::Finalization | Note::Mark(_) | Note::Fork => {}
+            Note::Interpreter(0) | Note::Finalization | Note::Mark(_) | Note::Fork | Note::Trim(_) => {}
             Note::Interpreter(id) => {
                 self.interpreters.insert(*id);
                 self.other_interpreters = self.interpreters.len() as u64;

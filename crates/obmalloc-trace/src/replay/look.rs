@@ -11,12 +11,32 @@ use crate::watch::{Seen, Watcher};
 pub struct HeldArena {
     /// Its first byte in the recorded process.
     pub address: u64,
-    /// Pools in all, those of them that hold no block, and those of these that were never in use.
+    /// Pools in all, those of them that hold no block, and of these those that were never in use, and those that a trim has emptied.
     pub pools: u32,
     #[allow(missing_docs, reason = "said above")]
     pub free_pools: u32,
     #[allow(missing_docs, reason = "said above")]
     pub uncarved_pools: u32,
+    #[allow(missing_docs, reason = "said above")]
+    pub trimmed_pools: u32,
+}
+
+/// A page of the system. The first page of an empty pool holds its header, and cannot be given back.
+const PAGE: u64 = 4096;
+
+impl HeldArena {
+    /// Bytes that a trim would give back: whole pages of empty pools that were in use since the last one, but for each pool's first page. 0
+    /// where a pool is no larger than a page, as before 3.10.
+    pub fn trimmable(&self, pool_size: usize) -> u64 {
+        let pages = (pool_size as u64).saturating_sub(PAGE);
+        u64::from(self.free_pools - self.uncarved_pools - self.trimmed_pools) * pages
+    }
+
+    /// Bytes that can be resident: all but pools that were never in use, and trimmed ones.
+    pub fn can_be_resident(&self, arena_size: usize, pool_size: usize) -> u64 {
+        let trimmed = u64::from(self.trimmed_pools) * (pool_size as u64).saturating_sub(PAGE);
+        arena_size as u64 - u64::from(self.uncarved_pools) * pool_size as u64 - trimmed
+    }
 }
 
 impl Ground {
@@ -34,6 +54,7 @@ impl Ground {
                 pools: arena.total_pools as u32,
                 free_pools: arena.free_pools as u32,
                 uncarved_pools: arena.uncarved_pools as u32,
+                trimmed_pools: arena.trimmed_pools as u32,
             })
             .collect()
     }

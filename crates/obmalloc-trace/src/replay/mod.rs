@@ -79,6 +79,8 @@ pub(crate) struct Ground {
     live: Live,
     /// The last one, of a call that was made or left out.
     pub(crate) answer: Answer,
+    /// Of the last trim, the first pool that holds blocks here or was never in use.
+    pub(crate) untrimmed: Option<u64>,
 }
 
 impl<W: Watcher> Replay<W> {
@@ -211,12 +213,13 @@ impl Ground {
             return Err(ReplayError::AddressSpace);
         }
         let hooks = Hooks::install(&heap, geometry, ArenaMapCounts::new(profile));
-        Ok(Self { heap, hooks, live: Live::default(), answer: Answer::default() })
+        Ok(Self { heap, hooks, live: Live::default(), answer: Answer::default(), untrimmed: None })
     }
 
     #[inline]
     fn replay(&mut self, event: &Event) -> Fate {
         match *event {
+            Event::Note(Note::Trim(ref pools)) => self.trim(pools),
             Event::Note(_) => Fate::Noted,
             Event::ArenaAlloc { nested: false, .. } | Event::ArenaFree { nested: false, .. } => Fate::Beside,
             Event::ArenaAlloc { .. }
@@ -234,6 +237,18 @@ impl Ground {
             Event::Realloc { domain, address, size, result, .. } => self.realloc(domain, address, size, result),
             Event::Free { domain, address, .. } => self.free(domain, address),
         }
+    }
+
+    /// Forgets the free lists of pools, each of which holds no block.
+    #[cold]
+    fn trim(&mut self, pools: &[u64]) -> Fate {
+        self.untrimmed = pools.iter().copied().find(|&pool| {
+            let place = self.hooks.arenas.find(pool);
+            let arena = place.and_then(|place| self.hooks.arenas.at(place));
+            let here = arena.map(|arena| arena.here + (pool - arena.recorded) as usize);
+            !here.is_some_and(|here| self.heap.forget_pool(here))
+        });
+        Fate::Noted
     }
 
     /// A call of an interpreter whose arenas and pools are not the main one's. What the C library gave can be freed by any of them: gives

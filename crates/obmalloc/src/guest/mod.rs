@@ -39,7 +39,7 @@ use crate::domain::{Domain, Fault, FaultKind};
 use crate::heap::{Checked, CheckedHeap, HeapError, HeapOptions, Mode};
 use crate::interrupt::Undone;
 use crate::pinned::Pinned;
-use crate::pymalloc::Corruption;
+use crate::pymalloc::{Corruption, Trimmed};
 
 /// Calls of guests inside one another.
 const NESTED_MAX: u32 = 50;
@@ -835,6 +835,11 @@ impl GuestHeap {
             }
         }
         Ok(())
+    }
+
+    /// As [`CheckedHeap::trim`]. Arenas that were taken while a guest's arena allocator was in, or a guest's arena held, are left alone.
+    pub fn trim(&self) -> Trimmed {
+        self.heap.trim()
     }
 
     /// As [`CheckedHeap::verify`].

@@ -21,7 +21,7 @@ pub use options::{HeapError, HeapOptions};
 use crate::allocator::{Allocator, ArenaAllocator};
 use crate::domain::{Domain, Domains, Trust};
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{ArenaInfo, Corruption, Pymalloc, Stats, non_null};
+use crate::pymalloc::{ArenaInfo, Corruption, Pymalloc, Stats, Trimmed, non_null};
 
 /// The three domains of one release over one pymalloc, trusting the caller as C does.
 ///
@@ -76,6 +76,9 @@ impl Heap {
             }
             if !options.allocator.has_pymalloc() {
                 (*place.as_ptr()).allocators = [(*place.as_ptr()).allocators[0]; 3];
+            }
+            if let Some(bytes) = options.trim_above {
+                (*place.as_ptr()).pymalloc.trim_above(bytes);
             }
         }
         Ok(Self { domains: place, not_sync: PhantomData })
@@ -186,6 +189,24 @@ impl Heap {
     /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
     pub fn stats(&self) -> Stats {
         self.pymalloc().stats()
+    }
+
+    /// Gives the memory of empty pools back to the system, though their arenas stay; says how much that was. CPython has nothing like it.
+    ///
+    /// Statistics stay as they are, and each request is served from the pool that it would be served from without a trim. But an emptied
+    /// pool forgets in which order its blocks were freed: it hands them out from the first one on, like a pool that was never used, so
+    /// addresses in it can differ from CPython's. Arenas that another arena allocator than the heap's own gave are left alone, and so is C's
+    /// free memory.
+    pub fn trim(&self) -> Trimmed {
+        // SAFETY: initialised; nobody holds a reference to the field, and nothing is called that could come back in.
+        unsafe { (*self.domains.as_ptr()).pymalloc.trim((*self.domains.as_ptr()).interrupt) }
+    }
+
+    /// Forgets the free list of the empty pool that begins at `pool`, as a [trim](Self::trim) does, but gives no memory back. `false` when no
+    /// pool that was in use and holds no block now begins there.
+    pub fn forget_pool(&self, pool: usize) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.domains.as_ptr()).pymalloc.forget_pool(pool) }
     }
 
     /// Walks every structure of the heap.

@@ -25,13 +25,17 @@ pub struct HeapOptions {
     /// by then. Addresses are not CPython's with it, and a realloc moves where it can. Quarantined blocks are released when a request would
     /// otherwise fail, and there are none while a guest's allocator is in a domain. 0 for none.
     pub quarantine: usize,
+    /// Bytes of empty pools above which the heap [trims](crate::Heap::trim) by itself, when one more becomes empty; `None` for never. The bound
+    /// doubles where more than half of what the last trim gave back has been taken again since, so a program that fills and empties the same pools again and
+    /// again soon keeps them; `trim` puts it back to this.
+    pub trim_above: Option<usize>,
 }
 
 impl HeapOptions {
     /// A heap of `profile` as the release has it.
     pub const fn new(profile: &Profile) -> Self {
         let allocator = AllocatorName::Default;
-        Self { profile: *profile, geometry: None, arena_slack: 0, allocator, memory_limit: None, quarantine: 0 }
+        Self { profile: *profile, geometry: None, arena_slack: 0, allocator, memory_limit: None, quarantine: 0, trim_above: None }
     }
 }
 

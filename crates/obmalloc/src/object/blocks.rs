@@ -12,7 +12,7 @@ use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, Keeper, OwnAlloca
 use crate::heap::HeapError;
 use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{ArenaInfo, Stats};
+use crate::pymalloc::{ArenaInfo, Stats, Trimmed};
 
 /// What an [`ObjectHeap`] lets do with blocks: everything, but with the memory of objects nothing.
 #[derive(Clone, Copy)]
@@ -160,7 +160,7 @@ impl ObjectHeap {
         self.heap.checked().held()
     }
 
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet. Too few where a
+    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet, and trimmed pools. Too few where a
     /// caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which are not held.
     #[inline]
     pub fn touched(&self) -> usize {
@@ -211,6 +211,11 @@ impl ObjectHeap {
     /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
     pub fn empty_quarantine(&self) -> bool {
         self.heap.empty_quarantine()
+    }
+
+    /// As [`GuestHeap::trim`](crate::GuestHeap::trim). An object's memory is in use until the object has been destroyed.
+    pub fn trim(&self) -> Trimmed {
+        self.heap.trim()
     }
 
     /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).

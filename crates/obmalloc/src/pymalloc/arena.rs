@@ -30,6 +30,10 @@ pub(super) struct ArenaObject {
     pub nextarena: u32,
     /// Previous usable arena.
     pub prevarena: u32,
+    /// Empty pools that have a free list.
+    pub kept: u32,
+    /// Whether the heap's own arena allocator gave it.
+    pub is_own: bool,
     /// When it was taken.
     pub serial: u64,
 }
@@ -44,6 +48,11 @@ impl ArenaObject {
     pub fn uncarved(&self, geometry: &Geometry) -> usize {
         self.first_pool(geometry) + self.ntotalpools as usize * geometry.pool_size - self.pool_address
     }
+
+    /// Pools that were never in use.
+    pub fn uncarved_pools(&self, geometry: &Geometry) -> usize {
+        self.uncarved(geometry) / geometry.pool_size
+    }
 }
 
 /// An arena that is held.
@@ -57,6 +66,8 @@ pub struct ArenaInfo {
     pub free_pools: usize,
     /// Those of them that were never in use.
     pub uncarved_pools: usize,
+    /// Those that were in use, and that a trim has emptied since: their free lists are forgotten.
+    pub trimmed_pools: usize,
     /// Pools in all: one less than would fit when the arena's base is not a multiple of the pool size.
     pub total_pools: usize,
 }
@@ -71,7 +82,8 @@ impl Pymalloc {
                 address: arena.address,
                 size: self.geometry.arena_size,
                 free_pools: arena.nfreepools as usize,
-                uncarved_pools: arena.uncarved(&self.geometry) / self.geometry.pool_size,
+                uncarved_pools: arena.uncarved_pools(&self.geometry),
+                trimmed_pools: arena.nfreepools as usize - arena.uncarved_pools(&self.geometry) - arena.kept as usize,
                 total_pools: arena.ntotalpools as usize,
             })
             .collect()
@@ -103,6 +115,7 @@ impl Pymalloc {
             let pool = arena.freepools;
             let found = if !pool.is_null() {
                 arena.freepools = (*pool).nextpool;
+                state.trims.take(arena, (*pool).szidx);
                 let address = state.address_of(pool);
                 (pool, ptr::with_exposed_provenance_mut(address))
             } else {
@@ -211,6 +224,8 @@ impl Pymalloc {
             freepools: ptr::null_mut(),
             nextarena: if index + 1 < wanted { index as u32 + 1 } else { NO_ARENA },
             prevarena: NO_ARENA,
+            kept: 0,
+            is_own: false,
             serial: 0,
         };
         self.arenas.extend((count..wanted).map(unused));
@@ -265,6 +280,8 @@ impl Pymalloc {
             freepools: ptr::null_mut(),
             nextarena: NO_ARENA,
             prevarena: last,
+            kept: 0,
+            is_own: self.arena_allocator == self.own_arena_allocator,
             serial: self.arena_serial,
         };
         match self.arenas.get_mut(last as usize) {
@@ -289,7 +306,12 @@ impl Pymalloc {
         unsafe {
             let pool = Self::pool_of::<super::AnyPools>(this, block);
             pool::unlink(pool);
-            let Some(address) = (*this).add_free_pool(pool, block.addr()) else { return };
+            let Some(address) = (*this).add_free_pool(pool, block.addr()) else {
+                if (*this).trims.are_due() {
+                    (*this).trim_by_itself();
+                }
+                return;
+            };
             let (size, allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);
             (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(address), size);
         }
@@ -305,6 +327,7 @@ impl Pymalloc {
         // SAFETY: the pool is live and in no list.
         unsafe { (*pool).nextpool = arena.freepools };
         arena.freepools = pool;
+        self.trims.add(arena);
         let old = arena.nfreepools as usize;
         let new = old + 1;
         arena.nfreepools = new as u32;
@@ -371,6 +394,8 @@ impl Pymalloc {
         let unused = self.unused_arena_objects;
         let arena = &mut self.arenas[index as usize];
         self.uncarved -= arena.uncarved(&self.geometry);
+        let carved = arena.nfreepools as usize - arena.uncarved_pools(&self.geometry);
+        self.trims.remove(arena, carved);
         let address = core::mem::take(&mut arena.address);
         arena.nextarena = unused;
         self.unused_arena_objects = index;

@@ -10,6 +10,7 @@ mod dead;
 mod pool;
 mod region;
 mod stats;
+mod trim;
 mod verify;
 
 use alloc::boxed::Box;
@@ -31,6 +32,8 @@ use dead::DeadWords;
 use pool::{NO_CLASS, PoolHeader};
 use region::Region;
 pub use stats::{ClassStats, Stats};
+pub use trim::Trimmed;
+use trim::Trims;
 pub use verify::Corruption;
 
 /// The state of one pymalloc (`struct _obmalloc_state`).
@@ -81,6 +84,10 @@ pub(crate) struct Pymalloc {
     /// What stands in the raw domain for the array of arena objects.
     arena_table: *mut c_void,
     arena_allocator: ArenaAllocator,
+    /// The heap's own one, whatever is in now.
+    own_arena_allocator: ArenaAllocator,
+    /// Empty pools with and without free lists.
+    trims: Trims,
     /// What the debug hooks know of free blocks.
     dead: Option<DeadWords>,
     /// The raw domain's present allocator.
@@ -206,6 +213,8 @@ impl Pymalloc {
             taking_arena: false,
             arena_table: ptr::null_mut(),
             arena_allocator,
+            own_arena_allocator: arena_allocator,
+            trims: Trims::NONE,
             dead: None,
             raw,
             region,
@@ -222,6 +231,12 @@ impl Pymalloc {
 
     pub fn set_arena_allocator(&mut self, allocator: ArenaAllocator) {
         self.arena_allocator = allocator;
+    }
+
+    /// As [`set_arena_allocator`](Self::set_arena_allocator), for one that passes on to the region: its arenas are the heap's own.
+    pub fn set_own_arena_allocator(&mut self, allocator: ArenaAllocator) {
+        self.arena_allocator = allocator;
+        self.own_arena_allocator = allocator;
     }
 
     /// First byte and bytes of the reservation in which own arenas lie; two zeroes where none could be had.
@@ -508,6 +523,12 @@ impl Pymalloc {
         dead.damaged(block, block + size).map_or(Dead::Sound, Dead::Damaged)
     }
 
+    /// Whether something wrote to free memory in a range that the debug hooks have filled, and that has not been said.
+    fn is_watched_and_damaged(&self, begin: usize, end: usize) -> bool {
+        let dead = self.dead.as_ref().filter(|_| begin.wrapping_sub(self.base) < self.len);
+        dead.is_some_and(|dead| dead.damaged(begin, end).is_some())
+    }
+
     /// Of a free block it is being said that it is damaged; false when there is no memory to remember that.
     pub fn tell_dead(&mut self, block: usize, size: usize) -> bool {
         self.dead.as_mut().is_some_and(|dead| dead.tell(block, block + size))
@@ -650,6 +671,7 @@ impl Pymalloc {
             let (geometry, allocator) = ((*this).geometry, (*this).arena_allocator);
             let arenas = core::mem::take(&mut (*this).arenas);
             (*this).uncarved = 0;
+            ((*this).trims.kept, (*this).trims.forgotten) = (0, 0);
             for base in arenas.iter().map(|arena| arena.address) {
                 if base != 0 {
                     (allocator.free)(allocator.ctx, ptr::with_exposed_provenance_mut(base), geometry.arena_size);
@@ -677,6 +699,7 @@ impl Pymalloc {
     /// The arenas have been given back, and no block of them is used any more.
     pub fn forget_arenas(&mut self) {
         (self.arenas, self.uncarved) = (Vec::new(), 0);
+        (self.trims.kept, self.trims.forgotten) = (0, 0);
     }
 
     /// What the raw domain gave for tables, which is only there to be seen.

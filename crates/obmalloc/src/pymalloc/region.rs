@@ -148,6 +148,14 @@ impl Region {
         }
     }
 
+    /// Gives the memory back that is kept for the next arenas; how many bytes that was.
+    pub fn give_retained_back(&mut self) -> usize {
+        let retained = &self.free_slots[self.free_slots.len() - core::mem::take(&mut self.retained)..];
+        let places = retained.iter().map(|&slot| self.base + slot as usize * self.stride);
+        // SAFETY: nothing uses a place without an arena.
+        places.map(|place| unsafe { os::give_back(place, place + self.stride, false) }).sum()
+    }
+
     /// Bytes of the places that have ever been used, which come one after the other.
     pub fn used(&self) -> usize {
         self.arena_of_slot.len() * self.stride

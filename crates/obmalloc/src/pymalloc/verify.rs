@@ -44,6 +44,7 @@ impl Pymalloc {
         self.verify_arenas()?;
         let used = self.verify_used_lists()?;
         let (mut used_seen, patience) = (0, interrupt.patience());
+        let (mut all_kept, mut all_forgotten) = (0, 0);
         for arena in self.arenas.iter().filter(|arena| arena.address != 0) {
             let mut free = Vec::new();
             let mut pool = arena.freepools;
@@ -64,6 +65,16 @@ impl Pymalloc {
                 "an arena counts {} free pools, but has {expected}",
                 arena.nfreepools
             );
+            // SAFETY: checked above to be headers of carved pools.
+            let kept = free.iter().filter(|&&pool| unsafe { (*self.header_at(pool)).szidx } != NO_CLASS).count();
+            ensure!(
+                arena.kept as usize == kept,
+                arena.address,
+                "an arena counts {} empty pools with a free list, but has {kept}",
+                arena.kept
+            );
+            all_kept += kept;
+            all_forgotten += free.len() - kept;
             for address in (arena.first_pool(&self.geometry)..arena.pool_address).step_by(self.geometry.pool_size) {
                 let header = self.header_at(address);
                 // SAFETY: carved pools have initialised headers.
@@ -74,6 +85,7 @@ impl Pymalloc {
                     "a pool with {} blocks is in the wrong list",
                     header.count
                 );
+                ensure!(header.count == 0 || header.szidx != NO_CLASS, address, "a pool with blocks has no size class");
                 self.verify_pool(address, header)?;
                 if patience.is_over_after(self.geometry.pool_size / self.geometry.alignment) {
                     return Ok(());
@@ -81,6 +93,13 @@ impl Pymalloc {
                 used_seen += usize::from(header.count != 0 && !header.freeblock.is_null());
             }
         }
+        let counted = (self.trims.kept, self.trims.forgotten);
+        ensure!(
+            counted == (all_kept, all_forgotten),
+            0,
+            "empty pools with and without a free list: {counted:?} are counted, but {:?} are there",
+            (all_kept, all_forgotten)
+        );
         ensure!(used == used_seen, 0, "{used} pools are in the lists of used pools, but {used_seen} pools are used");
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::allocator::{Allocator, ArenaAllocator};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Ledger, Purpose, Trust};
 use crate::interrupt::Interrupt;
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{ArenaInfo, Location, Pymalloc, Stats, non_null};
+use crate::pymalloc::{ArenaInfo, Location, Pymalloc, Stats, Trimmed, non_null};
 
 /// A request for a block.
 #[derive(Clone, Copy)]
@@ -350,7 +350,10 @@ impl CheckedHeap {
             if !options.allocator.has_pymalloc() {
                 (*domains).allocators = [raw; 3];
             }
-            (*domains).pymalloc.set_arena_allocator(Account::as_arena_allocator(account));
+            (*domains).pymalloc.set_own_arena_allocator(Account::as_arena_allocator(account));
+            if let Some(bytes) = options.trim_above {
+                (*domains).pymalloc.trim_above(bytes);
+            }
             (&raw mut (*this).own).write((*domains).allocators);
             (&raw mut (*this).hooked).write(Cell::new(false));
             (&raw mut (*this).replaced).write(Cell::new([false; 3]));
@@ -667,10 +670,11 @@ impl CheckedHeap {
         self.inner().account.held()
     }
 
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved.
+    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved, and trimmed pools.
     #[inline]
     pub(crate) fn touched(&self) -> usize {
-        self.held().saturating_sub(self.inner().pymalloc().uncarved())
+        let pymalloc = self.inner().pymalloc();
+        self.held().saturating_sub(pymalloc.uncarved() + pymalloc.forgotten())
     }
 
     /// What work that takes long asks.
@@ -761,6 +765,18 @@ impl CheckedHeap {
     /// As [`Heap::arenas`](crate::Heap::arenas).
     pub fn arenas(&self) -> Vec<ArenaInfo> {
         self.inner().pymalloc().arenas()
+    }
+
+    /// As [`Heap::trim`](crate::Heap::trim). Blocks in quarantine stay where they are. Under debug hooks a pool stays, too, in which something wrote to
+    /// a block after it was freed, until that has been found. Gives what was given back by then where that is interrupted; nothing in a heap that
+    /// is closed.
+    pub fn trim(&self) -> Trimmed {
+        if self.is_closed() {
+            return Trimmed::default();
+        }
+        // SAFETY: the domains are initialised; nothing else uses pymalloc now, and nothing is called that could come back in but to be asked whether
+        // to go on.
+        unsafe { (*self.inner().domains()).pymalloc.trim(self.interrupt()) }
     }
 
     /// As [`Heap::stats`](crate::Heap::stats).

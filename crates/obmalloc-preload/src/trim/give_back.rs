@@ -1,0 +1,272 @@
+//! Giving back the pages of empty pools, an arena at a time, and the free memory of C's `malloc`.
+
+use super::arenas::{self, Arena};
+use super::counts::COUNTS;
+use super::pools::{self, Header, POOL_SIZE, State};
+use crate::python::symbol;
+use crate::sink;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Bytes of a page. Where pages are larger nothing can be given back: a pool is one page or less.
+pub const PAGE_SIZE: usize = 4096;
+/// Pages of a pool that hold no header.
+const PAGES: usize = POOL_SIZE / PAGE_SIZE - 1;
+/// Bytes of a pool that can be given back.
+pub const BYTES: usize = PAGES * PAGE_SIZE;
+/// What pages are filled with in tests.
+const POISON: u64 = 0x00dd_5afe_f00d_a5a5;
+
+/// Which empty pools are given back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    All,
+    /// Those that were empty at two looks in a row.
+    Idle,
+}
+
+/// Whether pages are filled and looked at again, and not given back.
+static POISONS: AtomicBool = AtomicBool::new(false);
+
+pub fn poison() {
+    POISONS.store(true, Ordering::Relaxed);
+}
+
+/// Gives back what `owner` has in the arenas behind `at`, for as long as `most` or to the end. Gives where to go on, and nothing at the
+/// end.
+///
+/// # Safety
+/// This thread has the GIL of the interpreter `owner`, and is in no call of the allocator.
+pub unsafe fn slice(owner: u64, which: Which, mut at: usize, most: Duration) -> Option<usize> {
+    let begin = Instant::now();
+    let mut batch = Batch::new();
+    let mut next = None;
+    // SAFETY: the caller's promise; no arena is used after this function.
+    while let Some(arena) = unsafe { arenas::next_of(owner, at) } {
+        if which == Which::All || !arena.idle.is_empty() {
+            // SAFETY: the caller's promise.
+            unsafe { of_arena(arena, which, &mut batch) };
+        }
+        at = arena.base;
+        if begin.elapsed() >= most {
+            next = Some(at);
+            break;
+        }
+    }
+    batch.give();
+    let micros = begin.elapsed().as_micros() as u64;
+    COUNTS.slices.add(1);
+    COUNTS.micros.add(micros);
+    COUNTS.longest.raise_to(micros);
+    next
+}
+
+/// # Safety
+/// As of [`slice`]; the arena is that interpreter's.
+unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch) {
+    let mut found = [0usize; 128];
+    let mut count = 0;
+    for number in 0..arena.pools {
+        let pool = arena.pool(number);
+        // SAFETY: the arena is there.
+        let header = unsafe { Header::read(pool) };
+        match header.state(pool) {
+            State::Virgin => break,
+            State::Forgotten if arena.given.has(number) => check_poison(pool),
+            State::Empty => {
+                note_returned(arena, number);
+                let is_idle = || arena.idle.has(number) && arena.seen[number].load(Ordering::Relaxed) == header.print();
+                if which == Which::All || is_idle() {
+                    found[count] = number;
+                    count += 1;
+                }
+            }
+            State::Used => note_returned(arena, number),
+            State::Forgotten | State::Strange => {}
+        }
+    }
+    if count == 0 {
+        return;
+    }
+    let resident = Resident::of(arena);
+    for &number in &found[..count] {
+        let pool = arena.pool(number);
+        // SAFETY: an empty pool of this interpreter.
+        unsafe { pools::forget(pool) };
+        arena.given.add(number);
+        arena.idle.remove(number);
+        batch.add(pool, resident.pages(pool));
+    }
+}
+
+/// Notes that a pool which was given back has been taken since.
+pub fn note_returned(arena: &Arena, number: usize) {
+    if arena.given.remove(number) {
+        COUNTS.returned.add(1);
+        COUNTS.returned_bytes.add(BYTES as u64);
+    }
+}
+
+/// Which pages of an arena are resident.
+struct Resident {
+    base: usize,
+    /// A page each; the largest arena has 512.
+    pages: [u8; 512],
+}
+
+impl Resident {
+    fn of(arena: &Arena) -> Self {
+        let mut resident = Self { base: arena.first, pages: [1; 512] };
+        let length = arena.pools * POOL_SIZE;
+        // SAFETY: writes a byte a page. Where the system does not tell, all pages count.
+        unsafe { libc::mincore(arena.first as *mut _, length, resident.pages.as_mut_ptr()) };
+        resident
+    }
+
+    /// How many pages of a pool, without its first.
+    fn pages(&self, pool: usize) -> usize {
+        let first = (pool - self.base) / PAGE_SIZE + 1;
+        self.pages[first..first + PAGES].iter().filter(|&&page| page & 1 != 0).count()
+    }
+}
+
+/// Most ranges of one call: an arena's, so that a slice ends in time.
+const MOST_RANGES: usize = 64;
+
+/// Pools whose pages are given back with one call of the system.
+struct Batch {
+    ranges: [libc::iovec; MOST_RANGES],
+    count: usize,
+    pages: usize,
+    /// Every pool that was forgotten, also one with nothing to give back: a recording has to know.
+    forgotten: [u64; MOST_RANGES],
+    forgotten_count: usize,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            ranges: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MOST_RANGES],
+            count: 0,
+            pages: 0,
+            forgotten: [0; MOST_RANGES],
+            forgotten_count: 0,
+        }
+    }
+
+    fn add(&mut self, pool: usize, pages: usize) {
+        self.forgotten[self.forgotten_count] = pool as u64;
+        self.forgotten_count += 1;
+        // What is filled is resident from then on.
+        let pages = if POISONS.load(Ordering::Relaxed) { PAGES } else { pages };
+        if pages > 0 {
+            self.ranges[self.count] = libc::iovec { iov_base: (pool + PAGE_SIZE) as *mut _, iov_len: BYTES };
+            self.count += 1;
+            self.pages += pages;
+        }
+        if self.forgotten_count == MOST_RANGES {
+            self.give();
+        }
+    }
+
+    /// Gives back what is in it.
+    fn give(&mut self) {
+        if self.forgotten_count == 0 {
+            return;
+        }
+        sink::trim(&self.forgotten[..self.forgotten_count]);
+        let ranges = &self.ranges[..self.count];
+        let refused = if POISONS.load(Ordering::Relaxed) {
+            ranges.iter().for_each(|range| fill(range.iov_base.addr()));
+            0
+        } else {
+            give(ranges)
+        };
+        // Refused ranges are as resident as the others, as far as is known.
+        let pages = self.pages * (self.count - refused) / self.count.max(1);
+        COUNTS.pools.add(self.forgotten_count as u64);
+        COUNTS.bytes.add((pages * PAGE_SIZE) as u64);
+        COUNTS.refused.add((refused * BYTES) as u64);
+        (self.count, self.pages, self.forgotten_count) = (0, 0, 0);
+    }
+}
+
+/// The process itself, where the system takes a descriptor of one (Linux 6.15). One that is opened would be the parent's after a fork.
+const PIDFD_SELF: c_int = -10001;
+/// Whether the system takes many ranges in one call, for the process itself.
+static TAKES_MANY: AtomicBool = AtomicBool::new(true);
+
+/// Has the system take the pages of these ranges. Gives how many it refused.
+fn give(ranges: &[libc::iovec]) -> usize {
+    let mut done = 0;
+    if TAKES_MANY.load(Ordering::Relaxed) && ranges.len() > 1 {
+        // SAFETY: nothing reads these pages before it writes them: their pools have been forgotten.
+        let given = unsafe {
+            libc::syscall(libc::SYS_process_madvise, PIDFD_SELF, ranges.as_ptr(), ranges.len(), libc::MADV_DONTNEED, 0)
+        };
+        match usize::try_from(given) {
+            Ok(bytes) => done = bytes / BYTES,
+            // The first range may be what it does not like, or the whole call: the calls below tell.
+            Err(_) => TAKES_MANY.store(false, Ordering::Relaxed),
+        }
+    }
+    let rest = &ranges[done..];
+    // SAFETY: as above.
+    let refused = rest.iter().filter(|range| unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) } != 0);
+    refused.count()
+}
+
+/// Fills pages that would be given back.
+fn fill(begin: usize) {
+    for at in (begin..begin + BYTES).step_by(size_of::<u64>()) {
+        // SAFETY: pages of an empty pool, which nothing reads.
+        unsafe { (at as *mut u64).write(POISON ^ at as u64) };
+    }
+}
+
+/// Ends the process if a pool that was filled, and is still empty, has been written to.
+fn check_poison(pool: usize) {
+    if !POISONS.load(Ordering::Relaxed) {
+        return;
+    }
+    let begin = pool + PAGE_SIZE;
+    let is_filled = |at: usize| {
+        // SAFETY: pages of an empty pool.
+        unsafe { (at as *const u64).read() == POISON ^ at as u64 }
+    };
+    if !(begin..begin + BYTES).step_by(size_of::<u64>()).all(is_filled) {
+        super::counts::say(format_args!("an empty pool was written to: {pool:#x}"));
+        std::process::abort();
+    }
+}
+
+/// Has C's `malloc` give back what is free, if it is glibc's.
+pub fn malloc_trim() {
+    type Trim = unsafe extern "C" fn(usize) -> c_int;
+    let Some(trim) = symbol(c"malloc_trim") else { return };
+    if POISONS.load(Ordering::Relaxed) {
+        return;
+    }
+    let begin = Instant::now();
+    let before = resident();
+    // SAFETY: the C library's function of that name has this type.
+    unsafe { std::mem::transmute::<*mut std::ffi::c_void, Trim>(trim)(0) };
+    COUNTS.malloc_bytes.add(before.saturating_sub(resident()));
+    COUNTS.malloc_micros.add(begin.elapsed().as_micros() as u64);
+}
+
+/// Bytes of this process that are resident, 0 when the system does not tell.
+fn resident() -> u64 {
+    let mut text = [0u8; 128];
+    let Ok(descriptor) = crate::file::open(c"/proc/self/statm", libc::O_RDONLY) else { return 0 };
+    // SAFETY: writes no more than there is room for; opened above.
+    let length = unsafe {
+        let length = libc::read(descriptor, text.as_mut_ptr().cast(), text.len());
+        libc::close(descriptor);
+        length
+    };
+    let text = text.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
+    let word = text.split(|&byte| byte == b' ').nth(1).and_then(|word| std::str::from_utf8(word).ok());
+    word.and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) * PAGE_SIZE as u64
+}

@@ -1,0 +1,195 @@
+//! Trimming: the memory of empty pools goes back to the system while the arena stays.
+//!
+//! pymalloc looks at nothing of an empty pool but its header until it takes the pool. So a trim forgets the pool's free list, and the pool is
+//! carved anew when it is taken the next time, as one that was never used. Which block of it is handed out next may differ by that; which pool is taken does not.
+
+use super::arena::NO_ARENA;
+use super::pool::NO_CLASS;
+use super::{ArenaObject, Pymalloc};
+use crate::interrupt::{Interrupt, STRIDE};
+use crate::os;
+use crate::profile::POOL_OVERHEAD;
+
+/// What a trim gave back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Trimmed {
+    /// Empty pools whose free lists were forgotten.
+    pub pools: usize,
+    /// Bytes that were resident and went back to the system: of these pools, and of arenas that were released or are not carved yet.
+    pub bytes: usize,
+}
+
+/// How many empty pools there are of which kind, and when the heap trims by itself.
+pub(super) struct Trims {
+    /// Empty pools that have a free list.
+    pub kept: usize,
+    /// Empty pools whose free list was forgotten.
+    pub forgotten: usize,
+    /// The heap trims when more pools are kept; `usize::MAX` for never.
+    bound: usize,
+    /// What the bound begins with.
+    floor: usize,
+    /// Pools that the last trim forgot, and forgotten ones that have been taken since.
+    given: usize,
+    retaken: usize,
+}
+
+impl Trims {
+    pub const NONE: Self = Self { kept: 0, forgotten: 0, bound: usize::MAX, floor: usize::MAX, given: 0, retaken: 0 };
+
+    /// An empty pool of this size class is taken.
+    pub fn take(&mut self, arena: &mut ArenaObject, szidx: u16) {
+        if szidx == NO_CLASS {
+            self.forgotten -= 1;
+            self.retaken += 1;
+        } else {
+            arena.kept -= 1;
+            self.kept -= 1;
+        }
+    }
+
+    /// A pool has become empty.
+    pub fn add(&mut self, arena: &mut ArenaObject) {
+        arena.kept += 1;
+        self.kept += 1;
+    }
+
+    /// An arena whose `free` carved pools are all empty is given back.
+    pub fn remove(&mut self, arena: &mut ArenaObject, free: usize) {
+        self.forgotten -= free - arena.kept as usize;
+        self.kept -= core::mem::take(&mut arena.kept) as usize;
+    }
+
+    /// Whether the heap is to trim by itself now.
+    #[inline]
+    pub fn are_due(&self) -> bool {
+        self.kept > self.bound
+    }
+}
+
+impl Pymalloc {
+    /// From now on the heap trims by itself, when a pool becomes empty and the empty pools that have a free list come to more than so many bytes.
+    /// The bound doubles when of the pools that trims forgot more than half as many as the last one did have been taken since: a program
+    /// that fills and empties the same pools again and again soon keeps them.
+    pub fn trim_above(&mut self, bytes: usize) {
+        let pools = bytes >> self.pool_shift;
+        (self.trims.floor, self.trims.bound) = (pools, pools);
+    }
+
+    /// Gives the memory of empty pools back to the system, and that of arenas that were released or are not carved yet. Arenas of another arena
+    /// allocator than the heap's own are left alone. Under debug hooks an empty pool stays in which a block has been written to. Not
+    /// done to the end when that is interrupted.
+    pub fn trim(&mut self, interrupt: Interrupt) -> Trimmed {
+        self.trims.bound = self.trims.floor;
+        let trimmed = self.trim_arenas(interrupt);
+        (self.trims.given, self.trims.retaken) = (trimmed.pools, 0);
+        Trimmed { bytes: trimmed.bytes + self.region.give_retained_back(), ..trimmed }
+    }
+
+    /// What is done where a trim is [due](Trims::are_due).
+    #[cold]
+    pub(super) fn trim_by_itself(&mut self) {
+        if 2 * self.trims.retaken > self.trims.given {
+            self.trims.bound = self.trims.bound.max(1).saturating_mul(2);
+            (self.trims.given, self.trims.retaken) = (0, 0);
+        }
+        if self.trims.are_due() {
+            let trimmed = self.trim_arenas(Interrupt::NEVER);
+            (self.trims.given, self.trims.retaken) = (trimmed.pools, 0);
+        }
+    }
+
+    fn trim_arenas(&mut self, interrupt: Interrupt) -> Trimmed {
+        let (mut all, patience) = (Trimmed::default(), interrupt.patience());
+        for index in 0..self.arenas.len() {
+            let arena = &self.arenas[index];
+            if arena.address == 0 || arena.nfreepools == 0 || !arena.is_own {
+                continue;
+            }
+            let trimmed = self.trim_arena(index);
+            all = Trimmed { pools: all.pools + trimmed.pools, bytes: all.bytes + trimmed.bytes };
+            // Giving pages back takes milliseconds an arena.
+            if patience.is_over_after(if trimmed.bytes == 0 { self.geometry.pools_per_arena() } else { STRIDE }) {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Forgets the free lists of an arena's empty pools, and gives the memory of each run of free ones back.
+    fn trim_arena(&mut self, index: usize) -> Trimmed {
+        let (arena, pool_size) = (self.arenas[index], self.geometry.pool_size);
+        let first = arena.first_pool(&self.geometry);
+        let end = arena.pool_address + arena.uncarved(&self.geometry);
+        // A pool outside the region has its header in it.
+        let is_in_region = first.wrapping_sub(self.base) < self.len;
+        let mut trimmed = Trimmed::default();
+        let (mut run, mut is_new) = (first, false);
+        for pool in (first..end).step_by(pool_size) {
+            let is_uncarved = pool >= arena.pool_address;
+            let (is_free, forgets) = if is_uncarved { (true, false) } else { self.look_at_pool(pool) };
+            if forgets {
+                self.forget(index, pool);
+                trimmed.pools += 1;
+                is_new = true;
+            }
+            if is_free && is_in_region {
+                continue;
+            }
+            if is_free {
+                run = pool + POOL_OVERHEAD;
+            }
+            // SAFETY: the pools from `run` to here are free: no block of theirs is handed out, and their free lists are forgotten.
+            trimmed.bytes += unsafe { os::give_back(run, if is_free { pool + pool_size } else { pool }, is_new) };
+            (run, is_new) = (pool + pool_size, false);
+        }
+        // SAFETY: as above.
+        trimmed.bytes += unsafe { os::give_back(run, end, is_new) };
+        trimmed
+    }
+
+    /// Of a carved pool: whether its memory can go back, and whether it has a free list that is to be forgotten first.
+    fn look_at_pool(&self, pool: usize) -> (bool, bool) {
+        // SAFETY: the pool has been carved, so its header is initialised.
+        let (count, szidx) = unsafe { ((*self.header_at(pool)).count, (*self.header_at(pool)).szidx) };
+        let is_damaged = || self.is_watched_and_damaged(pool + POOL_OVERHEAD, pool + self.geometry.pool_size);
+        let is_free = count == 0 && (szidx == NO_CLASS || !is_damaged());
+        (is_free, is_free && szidx != NO_CLASS)
+    }
+
+    /// Forgets the free list of an empty pool that has one.
+    fn forget(&mut self, index: usize, pool: usize) {
+        self.arenas[index].kept -= 1;
+        self.trims.kept -= 1;
+        self.trims.forgotten += 1;
+        self.forget_dead(pool, self.geometry.pool_size);
+        // SAFETY: the pool has been carved, so its header is initialised, and nothing refers to it.
+        unsafe { (*self.header_at(pool)).szidx = NO_CLASS };
+    }
+
+    /// Forgets the free list of the empty pool that begins at an address, which is all that a trim does there but for giving the memory back. False
+    /// when no carved pool without blocks begins there.
+    pub fn forget_pool(&mut self, pool: usize) -> bool {
+        let index = match self.region.slot_of(pool) {
+            Some(slot) => self.region.arena_of_slot.get(slot).copied().filter(|&index| index != NO_ARENA),
+            None => self.arena_map.find(pool),
+        };
+        let Some(index) = index.map(|index| index as usize) else { return false };
+        let arena = &self.arenas[index];
+        let is_carved = (arena.first_pool(&self.geometry)..arena.pool_address).contains(&pool);
+        if !is_carved || !pool.is_multiple_of(self.geometry.pool_size) {
+            return false;
+        }
+        // SAFETY: the pool has been carved, so its header is initialised.
+        let (count, szidx) = unsafe { ((*self.header_at(pool)).count, (*self.header_at(pool)).szidx) };
+        if count == 0 && szidx != NO_CLASS {
+            self.forget(index, pool);
+        }
+        count == 0
+    }
+
+    /// Bytes of the empty pools whose free lists were forgotten.
+    pub fn forgotten(&self) -> usize {
+        self.trims.forgotten << self.pool_shift
+    }
+}
