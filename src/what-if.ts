@@ -34,6 +34,14 @@ interface Made {
   readonly nanoseconds: number
 }
 
+/** What the recorded process had at the moment. */
+interface Recorded extends Omit<Made, 'lost' | 'nanoseconds'> {
+  readonly calls: number
+  /** How many calls were of blocks that are set apart. */
+  readonly apart: number
+  readonly verified: boolean
+}
+
 /** Events read, or calls made, between two looks at the clock and the terminal. */
 const SLICE = 500_000
 
@@ -64,7 +72,9 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
   }
   try {
     await finish(path)
-    const recorded = JSON.parse(native.recordedByTrials(trials)) as Omit<Made, 'lost' | 'nanoseconds'> & { calls: number }
+    const recorded = JSON.parse(native.recordedByTrials(trials)) as Recorded
+    if (apart && recorded.apart === 0)
+      throw new UsageError(`expected a line that asked for memory by then, but ${apart.file}:${apart.line} did not`)
     const again = await attempt({})
     // The replay has placed every arena where it was; whatever the trials assume has to give the same.
     const isSame = again.held === recorded.held && again.peakHeld === recorded.peakHeld && again.maps === recorded.maps
@@ -86,7 +96,8 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
       rows.push(...measured.rows)
       remarks.push(...measured.remarks)
     }
-    return { schema: 'obmalloc.what-if/1', at: { ...moment, moment: at }, calls: recorded.calls, rows, remarks }
+    const { calls, verified } = recorded
+    return { schema: 'obmalloc.what-if/1', at: { ...moment, moment: at }, verified, calls, rows, remarks }
   } finally {
     native.closeTrials(trials)
   }

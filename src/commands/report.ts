@@ -9,7 +9,7 @@ import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { whatIf } from '../what-if.js'
-import { isFault } from '../why.js'
+import { isFault, isVerified } from '../why.js'
 
 /** Arenas of other sizes, which the page shows beside the recorded ones. */
 const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
@@ -53,6 +53,6 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
     const said = [paint('bold', first, process.stdout), ...rest, '', `page: ${output}, ${bytes(html.length)}`]
     process.stdout.write(`${said.join('\n')}\nnext: open ${output} in a browser\n`)
   }
-  if (why.verified.matched !== why.verified.addresses) return 4
+  if (!isVerified(why)) return 4
   return why.findings.some(isFault) ? 1 : 0
 }

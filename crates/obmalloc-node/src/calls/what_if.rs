@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use obmalloc::profile::Profile;
-use obmalloc_trace::replay::Replay;
+use obmalloc_trace::replay::{Replay, Report};
 use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +25,7 @@ struct Trials {
 }
 
 enum State {
-    Reading(Box<Replay<CallsCollector>>),
+    Reading(Box<Replay<(Report, CallsCollector)>>),
     Read { calls: Calls, recorded: Recorded },
     Over,
 }
@@ -39,6 +39,10 @@ struct Recorded {
     maps: u64,
     unmaps: u64,
     calls: u64,
+    /// How many of the calls are of blocks that are set apart.
+    apart: u64,
+    /// Whether the replay came to the moment, and went as recorded.
+    verified: bool,
 }
 
 thread_local! {
@@ -78,7 +82,7 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let profile = Profile::named(&options.release)
         .ok_or_else(|| Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {:?}", options.release)))?;
     let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let collector = CallsCollector::new(options.apart.is_some());
+    let collector = (Report::default(), CallsCollector::new(options.apart.is_some()));
     let replay = match options.apart {
         Some(_) => Replay::with_stacks(readers, profile, collector),
         None => Replay::new(readers, profile, collector),
@@ -117,7 +121,7 @@ impl Trials {
     /// The recording has been read.
     fn read(&mut self) {
         let State::Reading(replay) = std::mem::replace(&mut self.state, State::Over) else { return };
-        if replay.watcher().is_full() {
+        if replay.watcher().1.is_full() {
             return;
         }
         let stats = replay.stats();
@@ -126,7 +130,7 @@ impl Trials {
             let stacks = replay.stacks()?.clone();
             Some(move |node| stacks.passes(node, *frames, file, *line))
         });
-        let calls = replay.into_watcher();
+        let (report, calls) = replay.into_watcher();
         let calls = match is_apart {
             Some(is_apart) => calls.calls(is_apart),
             None => calls.calls(|_| false),
@@ -137,6 +141,8 @@ impl Trials {
             maps: stats.arenas_allocated_total as u64,
             unmaps: (stats.arenas_allocated_total - stats.arenas) as u64,
             calls: calls.len() as u64,
+            apart: calls.apart(),
+            verified: report.mismatch.is_none(),
         };
         self.state = State::Read { calls, recorded };
     }
