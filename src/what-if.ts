@@ -47,16 +47,22 @@ const SLICE = 500_000
 
 /** Tries settings on a recording. Throws `TraceError` when it cannot be read. */
 export async function whatIf(path: string, options: WhatIfOptions = {}): Promise<WhatIf> {
-  const { at = 'end', configurations = [], allocators = [], apart, signal, onProgress } = options
+  const { at = 'end', signal, onProgress } = options
   signal?.throwIfAborted()
+  const moment = await findMoment(segments(path), at, (done, total) => onProgress?.(path, done, total))
+  return whatIfAt(path, { ...moment, moment: at }, options)
+}
+
+/** As {@link whatIf}, at a moment that has been found already: finding one reads the whole recording. */
+export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<WhatIfOptions, 'at'>): Promise<WhatIf> {
+  const { configurations = [], allocators = [], apart, signal, onProgress } = options
   const [header, parts] = [readHeader(path), segments(path)]
   const release = releaseOf(header.python)
-  const moment = await findMoment(parts, at, (done, total) => onProgress?.(path, done, total))
   const frames = header.stacks ?? 0
   if (apart && frames === 0) throw new UsageError(`${path} has no stacks: blocks cannot be set apart by line`)
   const site = apart ? [apart.file, apart.line] : null
   const trials = reading(() =>
-    native.openTrials(JSON.stringify({ release, segments: parts, stop_at: moment.event + 1, frames, apart: site })),
+    native.openTrials(JSON.stringify({ release, segments: parts, stop_at: at.event + 1, frames, apart: site })),
   )
   const finish = async (what: string): Promise<void> => {
     while (reading(() => native.stepTrials(trials, SLICE)) !== 0) {
@@ -97,7 +103,7 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
       remarks.push(...measured.remarks)
     }
     const { calls, verified } = recorded
-    return { schema: 'obmalloc.what-if/1', at: { ...moment, moment: at }, verified, calls, rows, remarks }
+    return { schema: 'obmalloc.what-if/1', at, verified, calls, rows, remarks }
   } finally {
     native.closeTrials(trials)
   }
