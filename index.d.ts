@@ -536,7 +536,8 @@ export class Trace {
 
 /**
  * Runs a program in a CPython and writes down every allocator call, with at most 64 frames of each request's stack and a sample of memory every
- * 100 ms unless told otherwise. Rejects with a {@link PlaceError}, and runs nothing, when the trace cannot be made where it is to be.
+ * 100 ms unless told otherwise. Rejects, and runs nothing, with a {@link PlaceError} when the trace cannot be made where it is to be, and with a
+ * {@link UsageError} when something other than a trace is there that may not be replaced.
  */
 export function record(program: readonly string[], options: RecordProgramOptions): Promise<Recording>
 
@@ -861,6 +862,8 @@ export interface WhatIfRow {
 export interface WhatIf {
   readonly schema: 'obmalloc.what-if/1'
   readonly at: Moment & { readonly moment: string }
+  /** Whether the replay came to the moment, and went as recorded. */
+  readonly verified: boolean
   /** Calls of mem and obj up to the moment. */
   readonly calls: number
   readonly rows: readonly WhatIfRow[]
@@ -1035,7 +1038,10 @@ export interface ProgramOptions {
 }
 
 export interface RecordProgramOptions extends ProgramOptions {
+  /** Where the trace goes. One that is there already is replaced. */
   readonly trace: string
+  /** Replaces a file there that is no trace, too. */
+  readonly force?: boolean
   readonly stacks?: number
   readonly every?: number
   readonly env?: Record<string, string>

@@ -28,6 +28,44 @@ const PROGRAM = [
   '    sys.audit("obmalloc.mark", "job")',
 ].join('\n')
 
+/** Runs 20,000 strings into a list inside an interpreter that has an allocator of its own, and the same outside. */
+const INTERPRETER = [
+  'import sys',
+  'if sys.version_info >= (3, 13):',
+  '    import _interpreters as interpreters',
+  'else:',
+  '    import _xxsubinterpreters as interpreters',
+  'code = "kept = [str(n) * 9 for n in range(20000)]"',
+  'number = interpreters.create()',
+  'interpreters.run_string(number, code)',
+  'sys.audit("obmalloc.mark", "full")',
+  'interpreters.destroy(number)',
+  'exec(code)',
+].join('\n')
+
+const isolating = usable.filter(({ version }) => Number(version.split('.')[1]) >= 12)
+
+for (const { path, version } of isolating)
+  test(`${version}: what other interpreters hold is left out, and said to be`, async (t) => {
+    const file = join(folder, `interpreters-${version}.trace`)
+    await record(['-c', INTERPRETER], { trace: file, python: path, stdout: 'ignore' })
+    const trace = await Trace.open(file)
+    const [full, end] = [await trace.why({ at: 'mark:full' }), await trace.why()]
+    for (const { findings } of [full, end]) {
+      const [finding] = findings.filter(({ rule }) => rule === 'interpreters')
+      t.is(finding?.text, 'Left out: 1 interpreter with allocators of their own. What they hold is not counted.')
+      t.is(finding?.saves, 0)
+    }
+    // 20,000 strings of at most 94 bytes, once.
+    const grown = end.totals.live - full.totals.live
+    t.true(grown > 20_000 * 64 && grown < 20_000 * 128, `${full.totals.live} ${end.totals.live}`)
+    t.deepEqual([full.verified.matched, end.verified.matched], [full.verified.addresses, end.verified.addresses])
+    const single = join(folder, `single-${version}.trace`)
+    await record(['-c', 'pass'], { trace: single, python: path, stdout: 'ignore' })
+    const { findings } = await (await Trace.open(single)).why()
+    t.false(findings.some(({ rule }) => rule === 'interpreters'))
+  })
+
 withPython('a recording is read, replayed, asked and tried from TypeScript', async (t) => {
   const path = join(folder, 'jobs.trace')
   const recording = await record(['-c', PROGRAM], { trace: path, stdout: 'ignore', every: 5 })

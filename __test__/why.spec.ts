@@ -116,8 +116,29 @@ for (const interpreter of usable) {
         `foretold ${foretold}, but there are ${totals.arenas}, of ${before.totals.arenas} before`,
       )
       t.is(pinned!.saves, (before.totals.arenas - foretold) * (before.totals.held / before.totals.arenas))
+      // Nothing can have lived longer than the recording took.
+      const [, percent, number, unit] =
+        /; ([\d.]+) % of those (?:died|have died, [\d.]+ %) within ([\d.]+) (m?s)/.exec(pinned!.text) ?? []
+      t.true(Number(percent) > 95, pinned!.text)
+      const within = Number(number) / (unit === 'ms' ? 1000 : 1)
+      t.true(within > 0.005 && within <= before.trace.seconds! * 1.25 + 0.001, pinned!.text)
     },
   )
+
+  test.serial(`${version}: making anew what CPython keeps dead ones of gives what was foretold, with a collection`, async (t) => {
+    for (const kind of ['tuples', 'dicts']) {
+      const before = (await why(t, await record(interpreter, 'kinds', [], [kind]))).why
+      const [pinned] = before.findings
+      t.is(pinned!.rule, 'pinned')
+      t.regex(pinned!.text, /What helps: .*, if gc\.collect\(\) follows: /)
+      const foretold = Number(/gives (\d+) arenas? \(tried on this recording\)/.exec(pinned!.text)?.[1])
+      const { totals } = (await why(t, await record(interpreter, 'kinds', [], [kind, 'anew']))).why
+      t.true(
+        totals.arenas <= foretold + 1,
+        `${kind}: foretold ${foretold}, but there are ${totals.arenas}, of ${before.totals.arenas} before`,
+      )
+    }
+  })
 
   test.serial(`${version}: a burst that is not the survivors' own is named too`, async (t) => {
     const answer = (await why(t, await record(interpreter, 'cache'))).why

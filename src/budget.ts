@@ -1,6 +1,6 @@
 /** Budgets: limits on what a recorded program may take, for a gate in CI. */
 
-import { ask, type Answer, type Frame, inquire, type InquiryOptions, type Site } from './why.js'
+import { ask, type Answer, type Frame, inquire, type InquiryOptions, isVerified, type Site } from './why.js'
 
 /** What may be taken at most; sizes in bytes. What is not given is not looked at. */
 export interface Limits {
@@ -66,7 +66,7 @@ export async function budget(path: string, limits: Limits, options: InquiryOptio
     verdicts.push(growing(name, answer.growth, limits.growth![name]!))
   }
   const broken = verdicts.some((one) => one.broken)
-  const verified = why.verified.addresses === why.verified.matched
+  const verified = isVerified(why)
   return { schema: 'obmalloc.budget/1', path, at: why.at, verdicts, broken, verified }
 }
 

@@ -61,7 +61,8 @@ function commandLine(done: (code: number) => void): Command {
     .command('record')
     .description('run a program in a CPython and write down every allocator call')
     .option('--python <path>', 'the CPython (default: python3)')
-    .option('-o, --output <file>', 'the trace', 'obmalloc.trace')
+    .option('-o, --output <file>', 'the trace; one that is there already is replaced', 'obmalloc.trace')
+    .option('-f, --force', 'replace a file that is there and is no trace')
     .option(
       '--stacks <frames>',
       'most frames of the stack that each request is made under, innermost first; 0 for none',
@@ -80,6 +81,8 @@ function commandLine(done: (code: number) => void): Command {
     .option('--size <bytes>', 'requests for so many bytes', count)
     .option('--address <0x…>', 'calls that were given this address, or gave it')
     .option('--site <file:line>', 'requests with this line in their stack')
+    .option('-o, --output <file>', 'write there instead')
+    .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print each event as a line of JSON')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: EventsCommandOptions) => done(await eventsCommand(path, options)))
@@ -201,6 +204,7 @@ function commandLine(done: (code: number) => void): Command {
     .option('--what <figure>', 'held, live, peak or allocated', 'held')
     .option('-o, --output <file>', 'the file; standard output if none is given')
     .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print what was written as JSON; the file is then to be named')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: ExportCommandOptions) => done(await exportCommand(path, options)))
   program

@@ -3,7 +3,7 @@
 import { readFileSync, statSync } from 'node:fs'
 
 import type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
-import { type Frame, topOf, type TopBy, type TopRow, where } from './why.js'
+import { type Frame, isVerified, topOf, type TopBy, type TopRow, where } from './why.js'
 
 export type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
 
@@ -47,10 +47,9 @@ async function sideOf(text: string, by: TopBy, options: DiffOptions): Promise<{ 
       outline: [own, ...frames].join('\n'),
     }
   })
-  const { totals, verified, trace } = why
-  const isVerified = verified.addresses === verified.matched
+  const { totals, trace } = why
   const { event, seconds, moment } = why.at
-  return { side: { path, python: trace.python, moment, event, seconds, totals, verified: isVerified }, rows }
+  return { side: { path, python: trace.python, moment, event, seconds, totals, verified: isVerified(why) }, rows }
 }
 
 /** Functions have their qualified names from 3.11 on, before that their own. */

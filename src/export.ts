@@ -5,7 +5,8 @@ import { gzipSync } from 'node:zlib'
 import { Function as PprofFunction, Line, Location, Profile, Sample, StringTable, ValueType } from 'pprof-format'
 
 import { decode, pageOf } from './page.js'
-import { type Frame, type InquiryOptions, topOf, type TopRow } from './why.js'
+import type { ReportData } from './report-data.js'
+import { type Frame, type InquiryOptions, isVerified, topOf, type TopRow } from './why.js'
 
 /** The formats. */
 export const FORMATS = ['pprof', 'speedscope', 'collapsed', 'trace-events', 'csv'] as const
@@ -24,6 +25,12 @@ export interface ExportOptions extends InquiryOptions {
   readonly what?: Figure
 }
 
+export interface Exported {
+  readonly data: string | Uint8Array
+  /** Whether the replay came to the moment, and went as recorded. */
+  readonly verified: boolean
+}
+
 /** A stack, innermost frame first, its bytes and its live blocks. */
 interface Weighed {
   readonly stack: readonly Frame[]
@@ -32,10 +39,22 @@ interface Weighed {
 }
 
 /** Writes a recording's stacks in another tool's format; `trace-events` is of what was held when, and takes no moment. */
-export async function exportTrace(path: string, format: Format, options: ExportOptions = {}): Promise<string | Uint8Array> {
+export async function exportTrace(path: string, format: Format, options: ExportOptions = {}): Promise<Exported> {
   const { what = 'held', ...rest } = options
-  if (format === 'trace-events') return traceEvents(await timelineOf(path, rest))
-  const { table } = await topOf(path, 'site', what === 'peak' ? { ...rest, at: 'peak' } : rest)
+  if (format === 'trace-events') {
+    const page = await pageOf(path, rest)
+    return { data: traceEvents(timelineOf(page)), verified: isVerified(page.why) }
+  }
+  const { table, why } = await topOf(path, 'site', what === 'peak' ? { ...rest, at: 'peak' } : rest)
+  return { data: written(table, format, what, path), verified: isVerified(why) }
+}
+
+function written(
+  table: readonly TopRow[],
+  format: Exclude<Format, 'trace-events'>,
+  what: Figure,
+  path: string,
+): string | Uint8Array {
   if (format === 'csv') return csv(table)
   const weighed = table
     .map((row): Weighed => ({ stack: row.stack ?? [], bytes: Math.round(figureOf(row, what)), blocks: row.blocks }))
@@ -132,8 +151,7 @@ interface Timeline {
   readonly marks: readonly { readonly name: string; readonly seconds: number | null }[]
 }
 
-async function timelineOf(path: string, options: InquiryOptions): Promise<Timeline> {
-  const { timeline, why } = await pageOf(path, options)
+function timelineOf({ timeline, why }: ReportData): Timeline {
   const column = (name: keyof Timeline['columns']): number[] => [...decode(timeline[name])]
   const [seconds, held, live, raw, large, resident] = [
     column('seconds'),

@@ -10,8 +10,9 @@ import type { Recording } from '../index.js'
 import type { Interpreter } from './interpreters.js'
 import { ENDING, passingOn } from './signals.js'
 import { recorder } from './tools.js'
-import { type Survey, survey } from './trace.js'
+import { isTraceOrEmpty, type Survey, survey } from './trace.js'
 import { UnsaidFile } from './unsaid.js'
+import { UsageError } from './usage.js'
 
 export type { Recording } from '../index.js'
 
@@ -26,6 +27,8 @@ export interface RecordOptions {
   readonly stacks?: number
   /** Milliseconds between two samples of the memory that the process has, at least; none unless given. */
   readonly every?: number
+  /** Replaces a file there that is no trace; a trace, or an empty file, is replaced anyway. */
+  readonly force?: boolean
   /** Ends the program, by SIGTERM. */
   readonly signal?: AbortSignal
   readonly env?: Record<string, string>
@@ -36,10 +39,13 @@ export class PlaceError extends Error {
   override readonly name = 'PlaceError'
 }
 
-/** Records one run. Throws a {@link PlaceError}, and runs nothing, when the trace cannot be made where it is to be. */
+/**
+ * Records one run. Runs nothing and throws a {@link PlaceError} when the trace cannot be made where it is to be, a {@link UsageError} when
+ * something other than a trace is there and may not be replaced.
+ */
 export async function record(interpreter: Pick<Interpreter, 'path'>, options: RecordOptions): Promise<Recording> {
   const path = resolve(options.trace)
-  tryPlace(path)
+  tryPlace(path, options.force)
   const unsaid = new UnsaidFile()
   try {
     const begin = Date.now()
@@ -92,7 +98,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
 }
 
 /** Looks whether a trace can be made at `path`. */
-function tryPlace(path: string): void {
+function tryPlace(path: string, force = false): void {
   try {
     const before = lstatSync(path, { throwIfNoEntry: false })
     if (before && !statSync(path).isFile()) throw new Error('expected a file, or none')
@@ -101,6 +107,8 @@ function tryPlace(path: string): void {
   } catch (cause) {
     throw new PlaceError(`cannot write ${path}: ${(cause as Error).message}`, { cause })
   }
+  // A trace is made to be made again; what else is there was not made by this command.
+  if (!force && !isTraceOrEmpty(path)) throw new UsageError(`${path} is there already, and is no trace; --force replaces it`)
 }
 
 /** A trace of this run. */

@@ -59,6 +59,11 @@ export function grouped(count: number): string {
   return count.toString().replaceAll(/\B(?=(\d{3})+$)/g, ' ')
 }
 
+/** That what was said of a trace is of a replay that went otherwise than recorded. */
+export function sayUnverified(path: string): void {
+  say(`${path} was not verified: its addresses differ from those of a replay (obmalloc replay ${path})`)
+}
+
 /** A message on stderr. */
 export function say(text: string): void {
   process.stderr.write(`${text}\n`)

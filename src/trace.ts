@@ -36,14 +36,23 @@ export class TraceError extends Error {
 /** Bytes before the header's text, and longest header, as in the engine's reader. */
 const [HEAD, MAX_HEADER] = [16, 1 << 24]
 
+/** What every trace begins with. */
+const MAGIC = 'obmtrace'
+
+/** Whether a trace is at `path`, or its beginning, or nothing that could be lost. */
+export function isTraceOrEmpty(path: string): boolean {
+  if (!existsSync(path)) return true
+  return MAGIC.startsWith(reading(path, (file) => read(file, 0, MAGIC.length)).toString('latin1'))
+}
+
 export function readHeader(path: string): TraceHeader {
   return reading(path, (file) => headerIn(path, file))
 }
 
 function headerIn(path: string, file: number): TraceHeader {
   const bytes = read(file, 0, HEAD)
-  if (bytes.length < HEAD || bytes.toString('latin1', 0, 8) !== 'obmtrace')
-    throw new TraceError(`${path}: expected a trace, which begins with "obmtrace"`)
+  if (bytes.length < HEAD || bytes.toString('latin1', 0, 8) !== MAGIC)
+    throw new TraceError(`${path}: expected a trace, which begins with "${MAGIC}"`)
   const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), MAX_HEADER)).toString('utf8')
   try {
     const header = JSON.parse(text) as TraceHeader

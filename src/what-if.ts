@@ -34,21 +34,37 @@ interface Made {
   readonly nanoseconds: number
 }
 
+/** What the recorded process had at the moment. */
+interface Recorded extends Omit<Made, 'lost' | 'nanoseconds'> {
+  readonly calls: number
+  /** How many calls were of blocks that are set apart. */
+  readonly apart: number
+  /** Bytes that a trim would give back at the moment. */
+  readonly trimmable: number
+  readonly verified: boolean
+}
+
 /** Events read, or calls made, between two looks at the clock and the terminal. */
 const SLICE = 500_000
 
 /** Tries settings on a recording. Throws `TraceError` when it cannot be read. */
 export async function whatIf(path: string, options: WhatIfOptions = {}): Promise<WhatIf> {
-  const { at = 'end', configurations = [], allocators = [], apart, signal, onProgress } = options
+  const { at = 'end', signal, onProgress } = options
   signal?.throwIfAborted()
+  const moment = await findMoment(segments(path), at, (done, total) => onProgress?.(path, done, total))
+  return whatIfAt(path, { ...moment, moment: at }, options)
+}
+
+/** As {@link whatIf}, at a moment that has been found already: finding one reads the whole recording. */
+export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<WhatIfOptions, 'at'>): Promise<WhatIf> {
+  const { configurations = [], allocators = [], apart, signal, onProgress } = options
   const [header, parts] = [readHeader(path), segments(path)]
   const release = releaseOf(header.python)
-  const moment = await findMoment(parts, at, (done, total) => onProgress?.(path, done, total))
   const frames = header.stacks ?? 0
   if (apart && frames === 0) throw new UsageError(`${path} has no stacks: blocks cannot be set apart by line`)
   const site = apart ? [apart.file, apart.line] : null
   const trials = reading(() =>
-    native.openTrials(JSON.stringify({ release, segments: parts, stop_at: moment.event + 1, frames, apart: site })),
+    native.openTrials(JSON.stringify({ release, segments: parts, stop_at: at.event + 1, frames, apart: site })),
   )
   const finish = async (what: string): Promise<void> => {
     while (reading(() => native.stepTrials(trials, SLICE)) !== 0) {
@@ -64,10 +80,9 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
   }
   try {
     await finish(path)
-    const recorded = JSON.parse(native.recordedByTrials(trials)) as Omit<Made, 'lost' | 'nanoseconds'> & {
-      calls: number
-      trimmable: number
-    }
+    const recorded = JSON.parse(native.recordedByTrials(trials)) as Recorded
+    if (apart && recorded.apart === 0)
+      throw new UsageError(`expected a line that asked for memory by then, but ${apart.file}:${apart.line} did not`)
     const again = await attempt({})
     // The replay has placed every arena where it was; whatever the trials assume has to give the same.
     const isSame = again.held === recorded.held && again.peakHeld === recorded.peakHeld && again.maps === recorded.maps
@@ -90,7 +105,8 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
       rows.push(...measured.rows)
       remarks.push(...measured.remarks)
     }
-    return { schema: 'obmalloc.what-if/1', at: { ...moment, moment: at }, calls: recorded.calls, rows, remarks }
+    const { calls, verified } = recorded
+    return { schema: 'obmalloc.what-if/1', at, verified, calls, rows, remarks }
   } finally {
     native.closeTrials(trials)
   }

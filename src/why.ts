@@ -30,6 +30,11 @@ export function isFault({ rule, saves }: Finding): boolean {
   return !HARMLESS.has(rule) && (rule !== 'large' || saves > 0)
 }
 
+/** Whether the replay came to the moment, and went as recorded: every address was the same, and so was what was asked for below. */
+export function isVerified({ verified, findings }: Pick<Why, 'verified' | 'findings'>): boolean {
+  return verified.matched === verified.addresses && !findings.some(({ rule }) => rule === 'unverified')
+}
+
 /** Asks what holds the memory at a moment. Throws `TraceError` when the trace cannot be read. */
 export async function inquire(path: string, { at, signal, onProgress }: InquiryOptions = {}): Promise<Answer> {
   return (await ask(path, { at, signal, onProgress })) as Answer

@@ -1,5 +1,5 @@
-# As frag.py, without a dict for each row. With an argument the survivors are made anew after the burst, as the answer says.
-import sys
+# As frag.py, without a dict for each row. With an argument the survivors are made anew and collected after the burst, as the answer says.
+import gc, sys
 
 
 class Row:
@@ -23,4 +23,5 @@ kept = rows[::1000]
 del rows
 if len(sys.argv) > 1:
     kept = [again(row) for row in kept]
+    gc.collect()
 print(len(kept), 'kept')

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { budget, type Budget, type Limits, limitsOf, type Verdict } from '../budget.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { bytes, sizeOf } from '../size.js'
-import { paint, Progress, say } from '../terminal.js'
+import { paint, Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { type Frame, where } from '../why.js'
 
@@ -137,7 +137,7 @@ function inWriting({ peak, held, pinned, growth }: Limits): object {
 function tell(answer: Budget, format: string, json: boolean, output: Output): number {
   emit(json ? `${JSON.stringify(answer)}\n` : written(answer, format), output)
   if (!answer.verified) {
-    say(`${answer.path} was not verified: its addresses differ from those of a replay (obmalloc replay ${answer.path})`)
+    sayUnverified(answer.path)
     return 4
   }
   return answer.broken ? 1 : 0

@@ -1,17 +1,40 @@
 /** `obmalloc events`: prints a trace's events, a line each, with the stacks that requests were made under. */
 
-import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from '../events.js'
+import { once } from 'node:events'
+import { createWriteStream } from 'node:fs'
 
-export interface EventsCommandOptions extends EventsOptions {
+import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from '../events.js'
+import { type Output, writeNew } from '../output.js'
+import { say } from '../terminal.js'
+
+export interface EventsCommandOptions extends EventsOptions, Output {
   readonly json?: boolean
 }
 
-export async function eventsCommand(path: string, { json, ...wanted }: EventsCommandOptions): Promise<number> {
-  for await (const lines of eventLines(path, wanted)) {
-    // Who reads may be slower.
-    if (!process.stdout.write(json ? lines : inWords(lines))) await new Promise((done) => process.stdout.once('drain', done))
+export async function eventsCommand(path: string, options: EventsCommandOptions): Promise<number> {
+  const { json = false, output, force, ...wanted } = options
+  const lines = eventLines(path, wanted)
+  if (output === undefined) await write(lines, json, process.stdout)
+  else {
+    // What cannot be read leaves no file behind.
+    const first = await lines.next()
+    writeNew(output, '', force)
+    const file = createWriteStream(output, { flags: 'a' })
+    if (!first.done) file.write(json ? first.value : inWords(first.value))
+    await write(lines, json, file)
+    file.end()
+    await once(file, 'finish')
+    say(`written to ${output}`)
   }
+  if (!json) say(`next: obmalloc why ${path}`)
   return 0
+}
+
+async function write(lines: AsyncIterable<string>, json: boolean, to: NodeJS.WritableStream): Promise<void> {
+  for await (const some of lines) {
+    // Who reads may be slower.
+    if (!to.write(json ? some : inWords(some))) await once(to, 'drain')
+  }
 }
 
 function inWords(lines: string): string {

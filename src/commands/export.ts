@@ -1,14 +1,17 @@
 /** `obmalloc export`: a recording's figures in another tool's format. */
 
+import { existsSync } from 'node:fs'
+
 import { exportTrace, type Figure, FIGURES, type Format, FORMATS } from '../export.js'
 import { type Output, writeNew } from '../output.js'
-import { Progress, say } from '../terminal.js'
+import { Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 
 export interface ExportCommandOptions extends Output {
   readonly to: string
   readonly at?: string
   readonly what: string
+  readonly json?: boolean
 }
 
 /** How each is looked at. */
@@ -17,25 +20,33 @@ const NEXT: Record<Format, string> = {
   speedscope: 'open https://www.speedscope.app and drop FILE there',
   collapsed: 'flamegraph.pl FILE > flame.svg',
   'trace-events': 'open https://ui.perfetto.dev and drop FILE there',
-  csv: '',
+  csv: 'obmalloc why TRACE',
 }
 
-export async function exportCommand(path: string, { to, at, what, output, force }: ExportCommandOptions): Promise<number> {
+export async function exportCommand(path: string, options: ExportCommandOptions): Promise<number> {
+  const { to, at, what, output, force = false, json = false } = options
   const [format, figure] = [FORMATS.find((name) => name === to), FIGURES.find((name) => name === what)]
   if (!format) throw new UsageError(`expected --to ${FORMATS.join(', ')}, but got ${to}`)
   if (!figure) throw new UsageError(`expected --what ${FIGURES.join(', ')}, but got ${what}`)
+  if (json && output === undefined)
+    throw new UsageError('expected a file with --json, as in -o FILE: without one, stdout is the export')
+  // Before the work, not after it.
+  if (output !== undefined && !force && existsSync(output))
+    throw new UsageError(`${output} is there already; --force replaces it`)
   const progress = new Progress()
-  const data = await exportTrace(path, format, {
+  const { data, verified } = await exportTrace(path, format, {
     at,
     what: figure satisfies Figure,
     onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
   }).finally(() => progress.done())
-  if (output === undefined) {
-    process.stdout.write(data)
-    return 0
+  if (output === undefined) process.stdout.write(data)
+  else {
+    writeNew(output, data, force)
+    say(`written to ${output}`)
   }
-  writeNew(output, data, force)
-  say(`written to ${output}`)
-  if (NEXT[format] !== '') say(`next: ${NEXT[format].replace('FILE', output)}`)
-  return 0
+  if (json)
+    process.stdout.write(`${JSON.stringify({ trace: path, to, what, output, bytes: Buffer.byteLength(data), verified })}\n`)
+  if (!verified) sayUnverified(path)
+  if (!json) say(`next: ${NEXT[format].replace('FILE', output ?? 'FILE').replace('TRACE', path)}`)
+  return verified ? 0 : 4
 }

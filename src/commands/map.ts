@@ -7,7 +7,7 @@ import { emit, type Output, writeNew } from '../output.js'
 import { png } from '../png.js'
 import { grouped, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { where } from '../why.js'
+import { isVerified, where } from '../why.js'
 
 export interface MapCommandOptions extends Output {
   readonly at?: string
@@ -52,7 +52,7 @@ export async function mapCommand(path: string, options: MapCommandOptions): Prom
   } else if (options.json) {
     emit(`${JSON.stringify({ trace: why.trace, at: why.at, map: inJson(pools, page) })}\n`, options)
   } else emit(inWords(pools, page, color), options)
-  return why.verified.matched === why.verified.addresses ? 0 : 4
+  return isVerified(why) ? 0 : 4
 }
 
 function inJson({ class: classes, fill, site, born }: Pools, { map, why }: ReportData): object {

@@ -13,6 +13,7 @@ export interface RecordCommandOptions {
   readonly output: string
   readonly stacks: number
   readonly every: number
+  readonly force?: boolean
   readonly json?: boolean
 }
 
@@ -33,12 +34,14 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
       stdout,
       stacks: options.stacks,
       every: options.every,
+      ...(options.force ? { force: true } : {}),
     })
     const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)
     for (const remark of remarks) say(remark)
     if (events > 0) say(`recorded CPython ${interpreter.version} into ${trace}`)
     for (const child of children) say(`  and a process that it started into ${child}`)
+    if (events > 0 && !options.json) say(`next: obmalloc why ${options.output}`)
     print(recording)
     return complete || typeof ended === 'string' ? exitCode(ended) : 4
   } catch (error) {

@@ -8,8 +8,8 @@ import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { whatIf } from '../what-if.js'
-import { isFault } from '../why.js'
+import { whatIfAt } from '../what-if.js'
+import { isFault, isVerified } from '../why.js'
 
 /** Arenas of other sizes, which the page shows beside the recorded ones. */
 const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
@@ -30,10 +30,7 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
     progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
   const [found, tried] = await (async () => {
     const found = await pageOf(path, { at, onProgress: (done, total) => told(path, done, total) })
-    return [
-      found,
-      await whatIf(path, { ...(at === undefined ? {} : { at }), configurations: SETTINGS, onProgress: told }),
-    ] as const
+    return [found, await whatIfAt(path, found.why.at, { configurations: SETTINGS, onProgress: told })] as const
   })().finally(() => progress.done())
   const lines =
     sources === 'lines'
@@ -53,6 +50,6 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
     const said = [paint('bold', first, process.stdout), ...rest, '', `page: ${output}, ${bytes(html.length)}`]
     process.stdout.write(`${said.join('\n')}\nnext: open ${output} in a browser\n`)
   }
-  if (why.verified.matched !== why.verified.addresses) return 4
+  if (!isVerified(why)) return 4
   return why.findings.some(isFault) ? 1 : 0
 }

@@ -4,7 +4,7 @@ import { bytes } from '../size.js'
 import { emit, type Output } from '../output.js'
 import { columns, grouped, Progress } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { topOf, type TopBy, type TopRow } from '../why.js'
+import { isVerified, topOf, type TopBy, type TopRow } from '../why.js'
 
 export interface TopCommandOptions extends Output {
   readonly at?: string
@@ -32,7 +32,7 @@ export async function topCommand(path: string, options: TopCommandOptions): Prom
   if (json) emit(`${JSON.stringify({ trace: answer.why.trace, at: answer.why.at, by, rows })}\n`, options)
   else if (csv) emit(inCsv(rows), options)
   else emit(inWords(rows, top, `obmalloc why ${path}`), options)
-  return answer.why.verified.matched === answer.why.verified.addresses ? 0 : 4
+  return isVerified(answer.why) ? 0 : 4
 }
 
 function inCsv(rows: readonly TopRow[]): string {

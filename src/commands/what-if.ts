@@ -1,7 +1,7 @@
 /** `obmalloc what-if`: what other settings, other allocators or one line's blocks apart would have brought, tried on the recording. */
 
 import { ALL_RELEASES } from '../release.js'
-import { columns, Progress, say } from '../terminal.js'
+import { columns, Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { ALLOCATORS, type AllocatorName, type Configuration, whatIf, type WhatIfRow } from '../what-if.js'
 import { emit, type Output } from '../output.js'
@@ -38,7 +38,9 @@ export async function whatIfCommand(path: string, options: WhatIfCommandOptions)
   }).finally(() => progress.done())
   emit(options.json ? `${JSON.stringify(answer)}\n` : inWords(path, answer.rows), options)
   for (const remark of answer.remarks) say(remark)
-  return 0
+  if (answer.verified) return 0
+  sayUnverified(path)
+  return 4
 }
 
 function list(text: string | undefined, option: string): string[] {

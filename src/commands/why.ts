@@ -4,7 +4,7 @@ import { emit, type Output } from '../output.js'
 import { bytes } from '../size.js'
 import { columns, grouped, paint, Progress } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { type Answer, type Arena, type Frame, inquire, isFault, type Site, where, type Why } from '../why.js'
+import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
 
 export interface WhyCommandOptions extends Output {
   readonly at?: string
@@ -24,7 +24,7 @@ export async function whyCommand(path: string, options: WhyCommandOptions): Prom
   }).finally(() => progress.done())
   const { why } = answer
   emit(options.json ? `${JSON.stringify(why)}\n` : inWords(answer, options.top, wantsSite, wantsArena), options)
-  if (why.verified.matched !== why.verified.addresses) return 4
+  if (!isVerified(why)) return 4
   return why.findings.some(isFault) ? 1 : 0
 }
 

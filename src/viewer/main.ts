@@ -1,5 +1,7 @@
 /** The page: unpacks the data, puts the views below each other, and listens for keys. */
 
+import './page.css'
+
 import { Clock, unpack } from './data.ts'
 import { el } from './dom.ts'
 import { repaint, settle } from './paint.ts'

@@ -227,6 +227,12 @@ impl Outline {
         after.checked_sub(1).and_then(|at| seconds(self.ticks[at].1))
     }
 
+    /// When the clock was first looked at from event `number` on.
+    pub fn next_seconds(&self, number: u64) -> Option<f64> {
+        let before = self.ticks.partition_point(|tick| tick.0 < number);
+        self.ticks.get(before).and_then(|tick| seconds(tick.1))
+    }
+
     /// Seconds from the first event to the last.
     pub fn duration(&self) -> Option<f64> {
         self.ticks.last().and_then(|tick| seconds(tick.1))

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use obmalloc::profile::Profile;
-use obmalloc_trace::replay::Replay;
+use obmalloc_trace::replay::{Replay, Report};
 use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ struct Trials {
 }
 
 enum State {
-    Reading(Box<Replay<CallsCollector>>),
+    Reading(Box<Replay<(Report, CallsCollector)>>),
     Read { calls: Calls, recorded: Recorded },
     Over,
 }
@@ -42,6 +42,10 @@ struct Recorded {
     calls: u64,
     /// Bytes that a trim would give back at the moment.
     trimmable: u64,
+    /// How many of the calls are of blocks that are set apart.
+    apart: u64,
+    /// Whether the replay came to the moment, and went as recorded.
+    verified: bool,
 }
 
 thread_local! {
@@ -74,7 +78,7 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let options: Options = json::parse(env, options, "options")?;
     let profile = json::profile(&options.release)?;
     let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let collector = CallsCollector::new(options.apart.is_some());
+    let collector = (Report::default(), CallsCollector::new(options.apart.is_some()));
     let replay = match options.apart {
         Some(_) => Replay::with_stacks(readers, profile, collector),
         None => Replay::new(readers, profile, collector),
@@ -113,7 +117,7 @@ impl Trials {
     /// The recording has been read.
     fn read(&mut self) {
         let State::Reading(replay) = std::mem::replace(&mut self.state, State::Over) else { return };
-        if replay.watcher().is_full() {
+        if replay.watcher().1.is_full() {
             return;
         }
         let stats = replay.stats();
@@ -123,7 +127,7 @@ impl Trials {
             let stacks = replay.stacks()?.clone();
             Some(move |node| stacks.passes(node, *frames, file, *line))
         });
-        let calls = replay.into_watcher();
+        let (report, calls) = replay.into_watcher();
         let calls = match is_apart {
             Some(is_apart) => calls.calls(is_apart),
             None => calls.calls(|_| false),
@@ -135,6 +139,8 @@ impl Trials {
             unmaps: (stats.arenas_allocated_total - stats.arenas) as u64,
             calls: calls.len() as u64,
             trimmable,
+            apart: calls.apart(),
+            verified: report.mismatch.is_none(),
         };
         self.state = State::Read { calls, recorded };
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use obmalloc::profile::Profile;
 use serde::{Deserialize, Serialize};
 
+use super::deaths::Times;
 use super::film::Film;
 use super::growth::Growing;
 use super::page::{Page, Parts, Sure};
@@ -199,6 +200,7 @@ impl Inquiry {
         moments.extend(outline.find(&Moment::Peak).map(|peak| peak.event).filter(|&event| event < found.event));
         let sampled = sample(&outline, found.event).and_then(|sample| sample.event.checked_sub(1));
         let mut analysis = Analysis::new(self.profile.geometry(), moments, sampled, &outline.marks, true);
+        analysis.set_times(Times::of(&outline));
         if let Some(name) = &self.asked.mark {
             analysis.watch_mark(&outline.marks, name);
         }
@@ -262,7 +264,7 @@ impl Course {
         let tree = self.replay.stacks().unwrap_or(&none);
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
-        let pinning = Pinning::of(census, peak, &shares, pinned, &mut sites, tree);
+        let pinning = Pinning::of(census, peak, analysis.ledger.deaths.as_deref(), &shares, pinned, &mut sites, tree);
         let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &mut sites, tree));
         let anew = survivors.and_then(|blocks| self.replay.make_anew(&blocks));
 

@@ -2,6 +2,7 @@
 
 use obmalloc::profile::Geometry;
 
+use super::deaths::Deaths;
 use crate::format::{Domain, Event};
 use crate::watch::{Fate, Seen};
 
@@ -94,6 +95,8 @@ pub struct Ledger {
     pub raw: Sum,
     /// Above 512 bytes, as asked for.
     pub large: Sum,
+    /// Counts what dies from a moment on.
+    pub deaths: Option<Box<Deaths>>,
     /// Bytes between the sizes of two classes.
     alignment: u64,
 }
@@ -203,6 +206,9 @@ impl Ledger {
             Kind::Raw => self.raw.take(block.asked),
             Kind::Large => self.large.take(block.asked),
             Kind::Pool(class) => self.live.take((u64::from(class) + 1) * self.alignment),
+        }
+        if let Some(deaths) = &mut self.deaths {
+            deaths.see(&block, now);
         }
         let temporary = if now - block.born <= TEMPORARY { block.asked } else { 0 };
         let kind = self.kind_of(block.kind);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `ledger` | the books: blocks by slot, what each stack has asked for |
 //! | `census` | all that is live at one moment, by arena, pool and stack; the definitions of held, live, needed and the rest |
-//! | `growth`, `lives` | what happens between moments: stacks that only grow, arenas that come and go |
+//! | `growth`, `lives`, `deaths` | what happens between moments: stacks that only grow, arenas that come and go, how old blocks became |
 //! | `sites`, `shares` | stacks as people see them, and what each holds |
 //! | `why`, `rules`, `pinning`, `words` | the answer: `obmalloc.why/1`, the findings, who pins arenas, how it is said |
 //! | `top` | tables of sites, functions, files and classes |
@@ -13,6 +13,7 @@
 
 mod census;
 mod columns;
+mod deaths;
 mod film;
 mod growth;
 mod inquiry;
@@ -37,6 +38,7 @@ use crate::moments::Mark;
 use crate::replay::HeldArena;
 use crate::watch::{Fate, Seen, Watcher};
 pub use census::{ArenaCensus, Census, ClassCensus, NodeCensus, PoolCensus};
+use deaths::{Deaths, Times};
 use growth::Growth;
 pub use inquiry::{Answered, Asked, Inquiry, InquiryError};
 use ledger::Ledger;
@@ -64,6 +66,8 @@ pub struct Analysis {
     /// The event after which what C and the arenas have is noted, as memory was sampled there; and how many bytes of it can be resident.
     sampled: u64,
     pub(crate) explained: Option<u64>,
+    /// When events were.
+    times: Times,
     /// Interpreters with allocators of their own, whose calls are left out.
     pub(crate) others: BTreeSet<u64>,
 }
@@ -90,6 +94,7 @@ impl Analysis {
             next: 0,
             sampled: sampled.unwrap_or(u64::MAX),
             explained: None,
+            times: Times::default(),
             others: BTreeSet::new(),
         };
         analysis.plan();
@@ -101,6 +106,11 @@ impl Analysis {
         let until = self.moments.last().copied().unwrap_or(0);
         self.growth = Growth::new(marks, until, Some(name));
         self.plan();
+    }
+
+    /// Tells when events were, so that it can be told how old blocks became.
+    pub(crate) fn set_times(&mut self, times: Times) {
+        self.times = times;
     }
 
     fn plan(&mut self) {
@@ -130,6 +140,11 @@ impl Analysis {
     fn take(&mut self, now: u64, held: &[HeldArena]) {
         let census = Census::take(now, self.geometry, &self.ledger, held, &self.lives.taken);
         self.censuses.push(census);
+        // From the peak to the moment, it is of interest how old blocks become.
+        if self.censuses.len() < self.moments.len() && self.ledger.deaths.is_none() {
+            let deaths = Deaths::new(now, held, self.geometry.arena_size as u64, std::mem::take(&mut self.times));
+            self.ledger.deaths = Some(Box::new(deaths));
+        }
     }
 
     /// Bytes of blocks of C's `malloc`, and of arenas but for pools that were never in use, or were trimmed.

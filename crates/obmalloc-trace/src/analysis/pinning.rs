@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::census::Census;
+use super::deaths::{Deaths, Within};
 use super::ledger::{Kind, Ledger, Sum};
 use super::rules::WORTH;
 use super::shares::Shares;
@@ -36,6 +37,8 @@ pub struct Burst {
     pub died: u64,
     #[allow(missing_docs, reason = "said above")]
     pub is_of_same_classes: bool,
+    /// Within what time almost all of these died that died, where time is known.
+    pub within: Option<Within>,
 }
 
 impl Pinning {
@@ -43,6 +46,7 @@ impl Pinning {
     pub fn of(
         census: &Census,
         peak: Option<&Census>,
+        deaths: Option<&Deaths>,
         shares: &Shares,
         pinned: Pinned,
         sites: &mut Sites,
@@ -77,7 +81,7 @@ impl Pinning {
         if chosen.is_empty() {
             return None;
         }
-        let burst = peak.and_then(|peak| burst(census, peak, &arenas, &classes, sites, tree));
+        let burst = peak.and_then(|peak| burst(census, peak, deaths, &arenas, &classes, sites, tree));
         let chosen = chosen.into_iter().map(|site| shares.sites[site as usize].site).collect();
         Some(Self { sites: chosen, live, arenas: arenas.len() as u64, burst })
     }
@@ -116,6 +120,7 @@ fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
 fn burst(
     now: &Census,
     peak: &Census,
+    deaths: Option<&Deaths>,
     arenas: &FxHashSet<u32>,
     classes: &FxHashSet<u8>,
     sites: &mut Sites,
@@ -138,9 +143,13 @@ fn burst(
         let all: u64 = then.values().sum();
         let gone = |(site, its): (u32, u64)| (site, its.saturating_sub(left.get(&site).copied().unwrap_or(0)));
         let died: FxHashMap<u32, u64> = then.into_iter().map(gone).filter(|&(_, its)| its > 0).collect();
-        Burst { blocks: all, died: died.values().sum(), sites: most(died), is_of_same_classes }
+        Burst { blocks: all, died: died.values().sum(), sites: most(died), is_of_same_classes, within: None }
     };
     let (of_classes, of_all) = (died(true), died(false));
-    let burst = if of_classes.died * 2 >= of_all.died { of_classes } else { of_all };
+    let mut burst = if of_classes.died * 2 >= of_all.died { of_classes } else { of_all };
+    let addresses = same.iter().map(|arena| arena.0).collect();
+    burst.within = deaths.and_then(|deaths| deaths.within(&addresses, burst.is_of_same_classes.then_some(classes)));
+    // A site's later blocks are in the way of what can be told of a moment and the one before; deaths that were counted are exact.
+    burst.died = burst.within.map_or(burst.died, |within| within.all);
     (burst.died > 0).then_some(burst)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::census::Census;
 use super::growth;
 use super::inquiry::Asked;
-use super::pinning::Pinning;
+use super::pinning::{Burst, Pinning};
 use super::shares::{Share, Shares};
 use super::sites::Sites;
 use super::why::Totals;
@@ -148,25 +148,46 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     );
     if let Some(burst) = &pinning.burst {
         text += &format!(
-            " They were made among {} others{}, most from {}; {} of those have died.",
+            " They were made among {} others{}, most from {}; {}.",
             count(burst.blocks),
             if burst.is_of_same_classes { " of the same classes" } else { "" },
             facts.named(&burst.sites, sites),
-            percent(burst.died, burst.blocks),
+            died(burst),
         );
     }
     let mut saves = 0;
     if let Some(anew) = facts.anew {
         saves = facts.totals.arenas.saturating_sub(anew) * facts.census.geometry.arena_size as u64;
-        text += &format!(
-            " {} making the survivors anew after the burst gives {} (tried on this recording).",
-            if saves > 0 { "What helps:" } else { "What does not help:" },
-            counted(anew, "arena"),
-        );
+        // What a program does is more than what was tried: the dead that its interpreter keeps for new objects are live blocks here.
+        let (verdict, condition) = if saves > 0 {
+            ("What helps:", ", if gc.collect() follows: until then CPython keeps some of the dead for new objects")
+        } else {
+            ("What does not help:", "")
+        };
+        let arenas = counted(anew, "arena");
+        text +=
+            &format!(" {verdict} making the survivors anew after the burst gives {arenas} (tried on this recording){condition}.");
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
     finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();
     Some(finding)
+}
+
+/// How much of a burst has died, and within what time.
+fn died(burst: &Burst) -> String {
+    let have_died = format!("{} of those have died", percent(burst.died, burst.blocks));
+    match burst.within {
+        Some(within) => {
+            let (share, time) = (percent(within.blocks, burst.blocks), words::seconds(within.seconds));
+            // Where the two shares are the same in words, one says it.
+            if share == percent(burst.died, burst.blocks) {
+                format!("{share} of those died within {time}")
+            } else {
+                format!("{have_died}, {share} within {time}")
+            }
+        }
+        None => have_died,
+    }
 }
 
 /// A site has more at every mark. Silent for fewer than [`growth::FEWEST`] marks, and below [`GAIN`] bytes a mark.

@@ -30,6 +30,15 @@ pub fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
+/// A time that something took at most: `250 ms`, `1.2 s`, `40 s`, `1,500 s`.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        ..0.9995 => format!("{:.0} ms", seconds * 1000.0),
+        ..9.95 => format!("{seconds:.1} s"),
+        _ => format!("{} s", count(seconds.round() as u64)),
+    }
+}
+
 /// A share of a whole: `99.9 %`; never 100 % of what is not whole.
 pub fn percent(part: u64, whole: u64) -> String {
     let share = 100.0 * part as f64 / whole.max(1) as f64;
@@ -131,6 +140,8 @@ mod tests {
         assert_eq!(sizes, ["0 bytes", "96 bytes", "1023 bytes", "1.0 KiB", "131 KiB", "1.0 MiB", "1.9 MiB", "142 MiB", "10 GiB"]);
         assert_eq!([0, 999, 1000, 6_027_684].map(count), ["0", "999", "1,000", "6,027,684"]);
         assert_eq!((counted(1, "arena"), counted(0, "block")), ("1 arena".into(), "0 blocks".into()));
+        let times = [0.001, 0.25, 0.9999, 1.2, 8.0, 40.0, 1500.0].map(seconds);
+        assert_eq!(times, ["1 ms", "250 ms", "1.0 s", "1.2 s", "8.0 s", "40 s", "1,500 s"]);
         let shares = [(1, 1), (99_999, 100_000), (1, 2), (0, 0)].map(|(part, whole)| percent(part, whole));
         assert_eq!(shares, ["100 %", "99.9 %", "50 %", "100 %"]);
     }

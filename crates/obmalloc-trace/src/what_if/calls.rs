@@ -67,6 +67,11 @@ impl Calls {
         self.calls.is_empty()
     }
 
+    /// How many of them are of blocks that are set apart.
+    pub fn apart(&self) -> u64 {
+        self.calls.iter().filter(|call| call.is_apart()).count() as u64
+    }
+
     /// Writes them for the measuring program: [`MAGIC`], how many slots and calls there are (u64 each), and the calls.
     ///
     /// # Errors

@@ -1,0 +1,124 @@
+/** What the commands have in common: nothing is overwritten, what is not verified ends with 4, and the next command is named. */
+
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import test from 'ava'
+
+import { findInterpreters } from '../dist/interpreters.js'
+import { golden } from '../dist/tools.js'
+import { isVerified, type Why } from '../dist/why.js'
+
+const cli = fileURLToPath(new URL('../dist/cli.js', import.meta.url))
+const folder = mkdtempSync(join(tmpdir(), 'obmalloc-commands-'))
+test.after.always(() => rmSync(folder, { recursive: true, force: true }))
+
+const { usable } = findInterpreters([])
+const withPython = usable.length > 0 ? test.serial : test.skip
+
+function obmalloc(...args: string[]) {
+  const options = { encoding: 'utf8', cwd: folder, maxBuffer: 1 << 28 } as const
+  const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], options)
+  return { status, stdout, stderr }
+}
+
+const trace = join(golden(), '3.12.trace')
+
+/** What each command is called with besides the trace; `diff` is of two. */
+const COMMANDS: readonly (readonly string[])[] = [
+  ['events', '--to', '100'],
+  ['report', '--sources', 'none'],
+  ['why'],
+  ['top'],
+  ['map'],
+  ['what-if', '--arena', '256K'],
+  ['diff', trace],
+  ['budget', '--peak', '1G'],
+  ['export', '--to', 'csv'],
+]
+
+for (const [name, ...args] of COMMANDS)
+  test(`${name} writes a file, and overwrites none without --force`, (t) => {
+    const file = join(folder, `${name}.out`)
+    const call = [name!, ...args, trace, '-o', file]
+    t.is(obmalloc(...call).status, 0)
+    const written = readFileSync(file, 'utf8')
+    t.true(written.length > 0)
+    writeFileSync(file, 'mine')
+    const again = obmalloc(...call)
+    t.is(again.status, 2)
+    t.is(again.stderr, `obmalloc: ${file} is there already; --force replaces it\n`)
+    t.is(readFileSync(file, 'utf8'), 'mine')
+    t.is(obmalloc(...call, '-f').status, 0)
+    t.not(readFileSync(file, 'utf8'), 'mine')
+  })
+
+for (const [name, ...args] of COMMANDS)
+  test(`${name} names the command to run next, and has its data on stdout alone`, (t) => {
+    const out = name === 'report' ? ['-o', join(folder, 'next.html')] : []
+    const { stdout, stderr } = obmalloc(name!, ...args, ...out, trace)
+    t.regex(stdout + stderr, /\nnext: .*\n$|^next: .*\n$/)
+    const file = ['-o', join(folder, `${name}.json`)]
+    const json = obmalloc(name!, ...args, ...(name === 'report' || name === 'export' ? file : []), trace, '--json')
+    for (const line of json.stdout.trimEnd().split('\n')) t.notThrows(() => JSON.parse(line) as unknown)
+    t.notRegex(json.stderr, /next:/)
+  })
+
+test('export has no JSON of its own beside its data', (t) => {
+  t.is(obmalloc('export', '--to', 'csv', '--json', trace).status, 2)
+})
+
+/** A trace that says that it is of another release than it is: its addresses come out otherwise. */
+function unverified(): string {
+  const path = join(folder, 'other.trace')
+  const bytes = readFileSync(trace)
+  bytes.write('3.9.18', bytes.indexOf('3.12.1'))
+  writeFileSync(path, bytes)
+  return path
+}
+
+for (const [name, ...args] of COMMANDS.filter(([name]) => name !== 'events'))
+  test(`${name} ends with 4 where the replay differs from the recording`, (t) => {
+    const out = name === 'report' ? ['-o', join(folder, 'other.html')] : []
+    const { status, stdout, stderr } = obmalloc(name!, ...args, ...out, unverified())
+    t.is(status, 4, stdout + stderr)
+  })
+
+test('an answer whose addresses are equal, but not what was asked for below, is not verified', (t) => {
+  const answer = (rule: string): Why => ({ verified: { addresses: 1, matched: 1 }, findings: [{ rule }] }) as unknown as Why
+  t.true(isVerified(answer('live')))
+  t.false(isVerified(answer('unverified')))
+})
+
+withPython('record replaces a trace, and nothing else without --force', (t) => {
+  const file = join(folder, 'recorded.trace')
+  const record = (...options: string[]) => obmalloc('record', ...options, '-o', file, '--', '-c', 'pass')
+  const first = record()
+  t.is(first.status, 0, first.stderr)
+  t.regex(first.stderr, new RegExp(`\nnext: obmalloc why ${file}\n$`))
+  t.is(record().status, 0, 'it is a trace')
+  writeFileSync(file, '')
+  t.is(record().status, 0, 'it is empty')
+  writeFileSync(file, 'import this')
+  const refused = record()
+  t.is(refused.status, 2)
+  t.is(refused.stderr, `obmalloc: ${file} is there already, and is no trace; --force replaces it\n`)
+  t.is(readFileSync(file, 'utf8'), 'import this')
+  t.is(record('--force').status, 0)
+  t.is(obmalloc('replay', file).status, 0)
+  const started = join(folder, 'started')
+  writeFileSync(file, 'import this')
+  obmalloc('record', '-o', file, '--', '-c', `open(${JSON.stringify(started)}, "w")`)
+  t.false(existsSync(started), 'the program was not run')
+})
+
+withPython('blocks of a line that made none are not set apart', (t) => {
+  const file = join(folder, 'apart.trace')
+  t.is(obmalloc('record', '-o', file, '--', '-c', 'pass').status, 0)
+  const { status, stderr } = obmalloc('what-if', '--apart', 'nothing.py:3', file)
+  t.is(status, 2)
+  t.is(stderr, 'obmalloc: expected a line that asked for memory by then, but nothing.py:3 did not\n')
+})
