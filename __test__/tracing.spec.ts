@@ -1,7 +1,7 @@
 /** Recordings from TypeScript: record, replay, ask, try, compare, check. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -126,26 +126,4 @@ test('what cannot be done rejects with an error that says why', async (t) => {
     instanceOf: UsageError,
     message: /\/bin\/ls cannot be used/,
   })
-})
-
-withPython('the examples in the documentation run as they stand', (t) => {
-  const contract = readFileSync(join(root, 'index.d.ts'), 'utf8')
-  const text = contract.slice(contract.indexOf('// Recordings of real CPythons')).replaceAll(/^ *\* ?/gm, '')
-  const examples = [...text.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code!)
-  t.is(examples.length, 7)
-  mkdirSync(join(folder, 'node_modules'))
-  symlinkSync(root, join(folder, 'node_modules', 'obmalloc'))
-  const prelude = "import { check, diff, Trace } from 'obmalloc'\nconst trace = await Trace.open('run.trace')\n"
-  spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'record', '-o', 'run.trace', '--', '-c', PROGRAM], { cwd: folder })
-  writeFileSync(join(folder, 'test_nothing.py'), 'import unittest\nclass Nothing(unittest.TestCase):\n    def test(self): pass\n')
-  for (const [index, example] of examples.entries()) {
-    const file = join(folder, `example${index}.mjs`)
-    writeFileSync(file, example.startsWith('import') ? example : prelude + example)
-    const { status, stderr } = spawnSync(process.execPath, [file], {
-      cwd: folder,
-      encoding: 'utf8',
-      env: { ...process.env, OBMALLOC_PYTHON: usable[0]!.path },
-    })
-    t.is(status, 0, `${example}\n${stderr}`)
-  }
 })
