@@ -1079,7 +1079,8 @@ export class Trace {
    * @param options the moment, other allocators to measure, and blocks to set apart
    * @returns a row for the recording as it is, and one for each setting
    * @throws {TraceError} (rejects) when the trace cannot be read any further
-   * @throws {UsageError} (rejects) when the trace has no such moment, or no stacks by which blocks could be set apart
+   * @throws {UsageError} (rejects) when the trace has no such moment, or no stacks by which blocks could be set apart, or an allocator's name
+   * is not known
    * @throws {RangeError} (rejects) ERR_OUT_OF_RANGE when `at` is no moment, `release` no release, or a size outside its range
    *
    * @example

@@ -10,6 +10,7 @@ import test from 'ava'
 import { check, compare, diff, findInterpreters, PlaceError, record, Trace, TraceError, UsageError } from 'obmalloc'
 
 import { findInterpreters as findSync } from '../dist/interpreters.js'
+import { golden } from '../dist/tools.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const folder = mkdtempSync(join(tmpdir(), 'obmalloc-tracing-'))
@@ -120,6 +121,11 @@ test('what cannot be done rejects with an error that says why', async (t) => {
   await t.throwsAsync(record(['-c', 'pass'], { trace: join(folder, 'no', 'where') }), {
     any: true,
     instanceOf: usable.length > 0 ? PlaceError : UsageError,
+  })
+  const trace = await Trace.open(join(golden(), '3.15.trace'))
+  await t.throwsAsync(trace.whatIf([], { allocators: ['toString' as 'glibc'] }), {
+    instanceOf: UsageError,
+    message: 'expected an allocator (glibc, jemalloc, mimalloc, tcmalloc), but got toString',
   })
   await t.throwsAsync(record([], { trace: join(folder, 'x') }), { instanceOf: UsageError })
   await t.throwsAsync(compare(['-c', 'pass'], { python: ['/bin/ls'] }), {

@@ -41,6 +41,7 @@ const SLICE = 500_000
 export async function whatIf(path: string, options: WhatIfOptions = {}): Promise<WhatIf> {
   const { at = 'end', configurations = [], allocators = [], apart, signal, onProgress } = options
   signal?.throwIfAborted()
+  allocators.forEach(allocatorNamed)
   const [header, parts] = [readHeader(path), segments(path)]
   const release = releaseOf(header.python)
   const moment = await findMoment(parts, at, (done, total) => onProgress?.(path, done, total))
@@ -126,6 +127,13 @@ function settingOf({ release, arena, pool, threshold, apart }: Configuration): s
   ]
   const built = macros.length === 0 ? [] : [`built with ${macros.join(', ')}`]
   return `CPython ${[...(release === undefined ? [] : [release]), ...built].join(' ')}`
+}
+
+/** The allocator that is called so. */
+export function allocatorNamed(name: string): AllocatorName {
+  if (!Object.hasOwn(ALLOCATORS, name))
+    throw new UsageError(`expected an allocator (${Object.keys(ALLOCATORS).join(', ')}), but got ${name}`)
+  return name as AllocatorName
 }
 
 /** Where the system keeps an allocator; nothing where it has none. */
