@@ -81,17 +81,31 @@ test('what TypeScript has is there', (t) => {
   }
 })
 
+const folder = 'crates/obmalloc/src'
+const sources = readdirSync(new URL(folder, root), { recursive: true, encoding: 'utf8' })
+  .filter((file) => file.endsWith('.rs'))
+  .map((file) => read(`${folder}/${file}`))
+  .join('\n')
+
 test('what Rust has is there', (t) => {
-  const folder = 'crates/obmalloc/src'
-  const sources = readdirSync(new URL(folder, root), { recursive: true, encoding: 'utf8' })
-    .filter((file) => file.endsWith('.rs'))
-    .map((file) => read(`${folder}/${file}`))
-    .join('\n')
   for (const { c, rust } of rows) {
     if (rust === null || rust === 'usize') continue
     const [type, name] = rust.split('::')
     t.regex(sources, new RegExp(`pub (struct|enum|trait) ${type}\\b`), `${c}: ${rust}`)
     if (name) t.regex(sources, new RegExp(`\\bfn ${name}\\b|^    (pub )?${name}\\b`, 'm'), `${c}: ${rust}`)
+  }
+})
+
+test('a search for a C name in the documentation of Rust finds the item that answers it', (t) => {
+  for (const { c, rust } of rows) {
+    // An item of that very name is found without an alias, and rustdoc refuses one.
+    if (rust === null || rust === 'usize' || rust.endsWith(`::${c}`)) continue
+    const aliases = [
+      ...sources.matchAll(new RegExp(`#\\[doc\\(alias(?: = |\\()[^\\]]*"${c.replaceAll('.', '\\.')}"[^\\]]*\\)\\]`, 'g')),
+    ]
+    t.is(aliases.length, 1, c)
+    const [, item] = /^(?:\s*#\[.*\])*\s*(.*)/.exec(sources.slice(aliases[0]!.index + aliases[0]![0].length))!
+    t.regex(item!, new RegExp(`\\b${rust.split('::').at(-1)}\\b`), `${c}: ${rust}`)
   }
 })
 

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { setTimeout as after } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
-import test, { type ExecutionContext } from 'ava'
+import test from 'ava'
 
 import { findInterpreters } from '../dist/interpreters.js'
 import { golden } from '../dist/tools.js'
@@ -509,43 +509,4 @@ test('building without a Rust toolchain says what is missing', (t) => {
   })
   t.is(status, 1)
   t.regex(stderr, /Rust toolchain/)
-})
-
-/** Runs a TypeScript program from the root; what it printed must be what its comments say. */
-function prints(t: ExecutionContext, file: string, program: string): void {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', file], {
-    encoding: 'utf8',
-    cwd: root,
-  })
-  t.is(status, 0, stderr)
-  t.deepEqual(
-    stdout.trim().split('\n'),
-    [...program.matchAll(/console\.log\(.*\) \/\/ (.*)/g)].map((line) => line[1]),
-  )
-}
-
-const examples = [...readFileSync(join(root, 'README.md'), 'utf8').matchAll(/```ts\n(.*?)```/gs)].map((block) => block[1]!)
-
-test("the README's TypeScript example runs as it stands, and prints what it says", (t) => {
-  const file = join(root, '__test__', 'readme-example.tmp.ts')
-  writeFileSync(file, examples[0]!)
-  try {
-    prints(t, file, examples[0]!)
-  } finally {
-    rmSync(file)
-  }
-})
-
-for (const name of ['wrapping', 'bump', 'pool']) {
-  test(`the example of a ${name} allocator runs as it stands`, (t) => {
-    const file = join(root, 'examples', `${name}-allocator.ts`)
-    prints(t, file, readFileSync(file, 'utf8'))
-  })
-}
-
-test("the specification's example runs as the README shows it", (t) => {
-  const file = join(root, 'examples', 'tree-node.ts')
-  const program = readFileSync(file, 'utf8')
-  t.is(examples[1], program.replace(/^\/\*\*.*\n\n/, ''))
-  prints(t, file, program)
 })

@@ -1,7 +1,7 @@
 /** Recordings from TypeScript: record, replay, ask, try, compare, check. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -10,6 +10,7 @@ import test from 'ava'
 import { check, compare, diff, findInterpreters, PlaceError, record, Trace, TraceError, UsageError } from 'obmalloc'
 
 import { findInterpreters as findSync } from '../dist/interpreters.js'
+import { golden } from '../dist/tools.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const folder = mkdtempSync(join(tmpdir(), 'obmalloc-tracing-'))
@@ -159,31 +160,14 @@ test('what cannot be done rejects with an error that says why', async (t) => {
     any: true,
     instanceOf: usable.length > 0 ? PlaceError : UsageError,
   })
+  const trace = await Trace.open(join(golden(), '3.15.trace'))
+  await t.throwsAsync(trace.whatIf([], { allocators: ['toString' as 'glibc'] }), {
+    instanceOf: UsageError,
+    message: 'expected an allocator (glibc, jemalloc, mimalloc, tcmalloc), but got toString',
+  })
   await t.throwsAsync(record([], { trace: join(folder, 'x') }), { instanceOf: UsageError })
   await t.throwsAsync(compare(['-c', 'pass'], { python: ['/bin/ls'] }), {
     instanceOf: UsageError,
     message: /\/bin\/ls cannot be used/,
   })
-})
-
-withPython('the examples in the documentation run as they stand', (t) => {
-  const contract = readFileSync(join(root, 'index.d.ts'), 'utf8')
-  const text = contract.slice(contract.indexOf('// Recordings of real CPythons')).replaceAll(/^ *\* ?/gm, '')
-  const examples = [...text.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code!)
-  t.is(examples.length, 7)
-  mkdirSync(join(folder, 'node_modules'))
-  symlinkSync(root, join(folder, 'node_modules', 'obmalloc'))
-  const prelude = "import { check, diff, Trace } from 'obmalloc'\nconst trace = await Trace.open('run.trace')\n"
-  spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'record', '-o', 'run.trace', '--', '-c', PROGRAM], { cwd: folder })
-  writeFileSync(join(folder, 'test_nothing.py'), 'import unittest\nclass Nothing(unittest.TestCase):\n    def test(self): pass\n')
-  for (const [index, example] of examples.entries()) {
-    const file = join(folder, `example${index}.mjs`)
-    writeFileSync(file, example.startsWith('import') ? example : prelude + example)
-    const { status, stderr } = spawnSync(process.execPath, [file], {
-      cwd: folder,
-      encoding: 'utf8',
-      env: { ...process.env, OBMALLOC_PYTHON: usable[0]!.path },
-    })
-    t.is(status, 0, `${example}\n${stderr}`)
-  }
 })

@@ -58,6 +58,7 @@ export async function whatIf(path: string, options: WhatIfOptions = {}): Promise
 /** As {@link whatIf}, at a moment that has been found already: finding one reads the whole recording. */
 export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<WhatIfOptions, 'at'>): Promise<WhatIf> {
   const { configurations = [], allocators = [], apart, signal, onProgress } = options
+  allocators.forEach(allocatorNamed)
   const [header, parts] = [readHeader(path), segments(path)]
   const release = releaseOf(header.python)
   const frames = header.stacks ?? 0
@@ -161,6 +162,13 @@ function settingOf({ release, arena, pool, threshold, apart }: Configuration): s
   ]
   const built = macros.length === 0 ? [] : [`built with ${macros.join(', ')}`]
   return `CPython ${[...(release === undefined ? [] : [release]), ...built].join(' ')}`
+}
+
+/** The allocator that is called so. */
+export function allocatorNamed(name: string): AllocatorName {
+  if (!Object.hasOwn(ALLOCATORS, name))
+    throw new UsageError(`expected an allocator (${Object.keys(ALLOCATORS).join(', ')}), but got ${name}`)
+  return name as AllocatorName
 }
 
 /** Where the system keeps an allocator; nothing where it has none. */

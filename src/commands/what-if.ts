@@ -3,7 +3,7 @@
 import { ALL_RELEASES } from '../release.js'
 import { columns, Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { ALLOCATORS, type AllocatorName, type Configuration, whatIf, type WhatIfRow } from '../what-if.js'
+import { allocatorNamed, ALLOCATORS, type AllocatorName, type Configuration, whatIf, type WhatIfRow } from '../what-if.js'
 import { emit, type Output } from '../output.js'
 import { bytes, sizeOf } from '../size.js'
 
@@ -53,12 +53,6 @@ function list(text: string | undefined, option: string): string[] {
 function releaseNamed(name: string): string {
   if (!ALL_RELEASES.includes(name)) throw new UsageError(`expected a release (${ALL_RELEASES.join(', ')}), but got ${name}`)
   return name
-}
-
-function allocatorNamed(name: string): AllocatorName {
-  if (!Object.hasOwn(ALLOCATORS, name))
-    throw new UsageError(`expected an allocator (${Object.keys(ALLOCATORS).join(', ')}), but got ${name}`)
-  return name as AllocatorName
 }
 
 export function siteOf(text: string): { file: string; line: number } {

@@ -2,7 +2,7 @@
 //! passes them on to the functions that would have answered.
 //!
 //! It is a library of its own, because the recorder leaves these calls alone: there this library is not loaded. It is only the way to the
-//! checker, which is in the recorder's library and puts its own functions in ([`functions::Watch`]). Until then, and in a process that is
+//! checker, which is in the recorder's library and puts its own functions in (`functions::Watch`). Until then, and in a process that is
 //! not checked, a call costs a jump.
 #![cfg(target_os = "linux")]
 
@@ -40,7 +40,7 @@ fn first() -> Option<&'static Functions> {
     Some(next)
 }
 
-/// Has calls come to `ours`: see [`functions::Watch`].
+/// Has calls come to `ours`: see `functions::Watch`.
 ///
 /// # Safety
 /// The functions do what C's do.

@@ -2,7 +2,7 @@
 //!
 //! It is written on Node-API itself (napi-rs' `napi-sys`): all heaps share the functions, and the face says
 //! before each call which heap it is about, so nothing is unwrapped or allocated on the way. Every function that JavaScript can call is made by
-//! [`shell`], which catches panics.
+//! `shell`, which catches panics.
 
 mod args;
 mod calls;

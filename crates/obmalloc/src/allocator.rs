@@ -59,6 +59,7 @@ impl AllocatorName {
 /// The layout and calling convention are C's, so that one can be put into a real CPython and compared side by side.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
+#[doc(alias = "PyMemAllocatorEx")]
 pub struct Allocator {
     /// Passed to each function as its first argument.
     pub ctx: *mut c_void,
@@ -88,6 +89,7 @@ impl PartialEq for Allocator {
 /// Where arenas come from (`PyObjectArenaAllocator`).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
+#[doc(alias = "PyObjectArenaAllocator")]
 pub struct ArenaAllocator {
     /// Passed to each function as its first argument.
     pub ctx: *mut c_void,

@@ -31,12 +31,16 @@ use nomemory::NoMemory;
 /// `PyMemAllocatorDomain`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
+#[doc(alias = "PyMemAllocatorDomain")]
 pub enum Domain {
     /// `PYMEM_DOMAIN_RAW`: the C library's malloc.
+    #[doc(alias = "PYMEM_DOMAIN_RAW")]
     Raw = 0,
     /// `PYMEM_DOMAIN_MEM`: buffers, from pymalloc where they are small.
+    #[doc(alias = "PYMEM_DOMAIN_MEM")]
     Mem = 1,
     /// `PYMEM_DOMAIN_OBJ`: objects, from pymalloc where they are small.
+    #[doc(alias = "PYMEM_DOMAIN_OBJ")]
     Obj = 2,
 }
 

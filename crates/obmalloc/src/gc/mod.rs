@@ -306,6 +306,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is no GC object, is tracked already, or there is no memory.
+    #[doc(alias = "PyObject_GC_Track")]
     pub fn track(&self, object: usize) -> Result<(), ObjectError> {
         self.change_gc(object)?;
         // SAFETY: looked up just above.
@@ -319,6 +320,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is no GC object.
+    #[doc(alias = "PyObject_GC_UnTrack")]
     pub fn untrack(&self, object: usize) -> Result<(), Fault> {
         // In its `tp_dealloc` an object may still be untracked: it is already.
         if self.look_open(object)?.gc && self.table().state(object) == table::DYING {
@@ -333,6 +335,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none.
+    #[doc(alias = "PyObject_GC_IsTracked")]
     pub fn is_tracked(&self, object: usize) -> Result<bool, Fault> {
         // SAFETY: looked up in the same expression.
         Ok(self.look_gc(object)? && unsafe { header::gc_next(object) } != 0)
@@ -342,6 +345,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none.
+    #[doc(alias = "PyObject_GC_IsFinalized")]
     pub fn is_finalized(&self, object: usize) -> Result<bool, Fault> {
         // SAFETY: looked up in the same expression.
         Ok(self.look_gc(object)? && unsafe { header::is_finalized(object) })
@@ -353,6 +357,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is no GC object, or others refer to it. When it is interrupted: it is there, but untracked, and some of its references are
     /// gone.
+    #[doc(alias = "PyObject_GC_Del")]
     pub fn gc_del(&self, object: usize) -> Result<(), ObjectError> {
         let kind = self.change(object)?;
         if !kind.gc {
@@ -388,6 +393,7 @@ impl ObjectHeap {
     /// # Errors
     /// When the generation is none of 0, 1 and 2, a `traverse` failed or did not tell the truth, or there is no memory: nothing has
     /// been destroyed then. When it is [interrupted](crate::ObjectHeap::set_interrupt): what has not been destroyed stays.
+    #[doc(alias = "PyGC_Collect")]
     pub fn collect(&self, generation: usize) -> Result<usize, ObjectError> {
         if generation >= GENERATIONS {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
@@ -405,21 +411,25 @@ impl ObjectHeap {
     }
 
     /// `gc.enable()`
+    #[doc(alias = "PyGC_Enable")]
     pub fn enable_gc(&self) {
         self.state().gc.enabled = true;
     }
 
     /// `gc.disable()`: no collection runs unless it is asked for.
+    #[doc(alias = "PyGC_Disable")]
     pub fn disable_gc(&self) {
         self.state().gc.enabled = false;
     }
 
     /// `gc.isenabled()`
+    #[doc(alias = "PyGC_IsEnabled")]
     pub fn gc_is_enabled(&self) -> bool {
         self.state().gc.enabled
     }
 
     /// `gc.get_threshold()`
+    #[doc(alias = "gc.get_threshold")]
     pub fn threshold(&self) -> [i32; 3] {
         let threshold = self.state().gc.threshold;
         match self.rules.algorithm {
@@ -430,6 +440,7 @@ impl ObjectHeap {
     }
 
     /// `gc.set_threshold()`: what is left out stays; 0 first means no automatic collections.
+    #[doc(alias = "gc.set_threshold")]
     pub fn set_threshold(&self, threshold0: i32, threshold1: Option<i32>, threshold2: Option<i32>) {
         let threshold = &mut self.state().gc.threshold;
         threshold[0] = threshold0;
@@ -438,6 +449,7 @@ impl ObjectHeap {
     }
 
     /// `gc.get_count()`
+    #[doc(alias = "gc.get_count")]
     pub fn count(&self) -> [i32; 3] {
         let gc = &self.state().gc;
         match self.rules.algorithm {
@@ -447,6 +459,7 @@ impl ObjectHeap {
     }
 
     /// `gc.get_stats()`, of each generation.
+    #[doc(alias = "gc.get_stats")]
     pub fn gc_stats(&self) -> [GenerationStats; 3] {
         self.state().gc.stats
     }
@@ -469,6 +482,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When the generation is none of 0, 1 and 2, there is no memory, or it is interrupted.
+    #[doc(alias = "gc.get_objects")]
     pub fn objects(&self, generation: Option<usize>) -> Result<Vec<usize>, ObjectError> {
         if generation.is_some_and(|generation| generation >= GENERATIONS) {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
@@ -498,6 +512,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
+    #[doc(alias = "gc.get_referrers")]
     pub fn referrers(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         let mut wanted = AddressSet::default();
         wanted.try_reserve(objects.len()).map_err(|_| ObjectError::NoMemory)?;
@@ -534,6 +549,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
+    #[doc(alias = "gc.get_referents")]
     pub fn referents(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         let mut referents = Vec::new();
         for &object in objects {
@@ -553,6 +569,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When there is no memory, or it is interrupted: some objects are frozen then.
+    #[doc(alias = "gc.freeze")]
     pub fn freeze(&self) -> Result<(), ObjectError> {
         self.begin()?;
         let gc = &mut self.state().gc;
@@ -571,6 +588,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When there is no memory, or it is interrupted: some objects are frozen still.
+    #[doc(alias = "gc.unfreeze")]
     pub fn unfreeze(&self) -> Result<(), ObjectError> {
         self.begin()?;
         let gc = &mut self.state().gc;
@@ -584,22 +602,26 @@ impl ObjectHeap {
     }
 
     /// `gc.get_freeze_count()`
+    #[doc(alias = "gc.get_freeze_count")]
     pub fn freeze_count(&self) -> usize {
         self.state().gc.list(ListId::Permanent).len()
     }
 
     /// `gc.set_debug()`: what collections tell of themselves ([`Hooks::write`](crate::Hooks::write)), and whether they keep what they
     /// find.
+    #[doc(alias = "gc.set_debug")]
     pub fn set_debug(&self, flags: u32) {
         self.state().gc.debug = flags;
     }
 
     /// `gc.get_debug()`
+    #[doc(alias = "gc.get_debug")]
     pub fn debug(&self) -> u32 {
         self.state().gc.debug
     }
 
     /// What collections have appended to `gc.garbage` since this was last called. Each entry is a reference that is the caller's now.
+    #[doc(alias = "gc.garbage")]
     pub fn take_garbage(&self) -> Vec<usize> {
         core::mem::take(&mut self.state().gc.garbage)
     }

@@ -15,6 +15,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none, no weak references to its type can be made, or there is no memory.
+    #[doc(alias = "PyWeakref_NewRef")]
     pub fn new_weakref(&self, object: usize, callback: Option<NonZeroU64>) -> Result<usize, ObjectError> {
         let kind = self.change(object)?;
         let Some(offset) = kind.weaklist else { return Err(object_fault(FaultKind::WrongType, object).into()) };
@@ -92,6 +93,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `reference` is no weak reference.
+    #[doc(alias = "PyWeakref_GetObject")]
     pub fn deref_weakref(&self, reference: usize) -> Result<Option<usize>, Fault> {
         if !self.look_open(reference)?.is_weakref() {
             return Err(object_fault(FaultKind::WrongType, reference));

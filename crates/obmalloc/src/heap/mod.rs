@@ -106,6 +106,7 @@ impl Heap {
     /// unspecified contents. Zero bytes give a block of their own. `None` when there is no memory or `size` is above
     /// [`PY_SSIZE_T_MAX`](crate::PY_SSIZE_T_MAX).
     #[inline]
+    #[doc(alias("PyMem_RawMalloc", "PyMem_Malloc", "PyObject_Malloc"))]
     pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
         // SAFETY: the domains are initialised and used by one thread.
         non_null(unsafe { Domains::malloc(self.domains.as_ptr(), domain, size) })
@@ -114,6 +115,7 @@ impl Heap {
     /// `PyMem_RawCalloc`, `PyMem_Calloc`, `PyObject_Calloc`: `count * size` zeroed bytes. `None` when there is no memory or the
     /// product is above [`PY_SSIZE_T_MAX`](crate::PY_SSIZE_T_MAX).
     #[inline]
+    #[doc(alias("PyMem_RawCalloc", "PyMem_Calloc", "PyObject_Calloc"))]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
         // SAFETY: as in `malloc`.
         non_null(unsafe { Domains::calloc(self.domains.as_ptr(), domain, count, size) })
@@ -125,6 +127,7 @@ impl Heap {
     /// # Safety
     /// `block` is a live block of this heap and domain; once another address comes back it is not used any more.
     #[inline]
+    #[doc(alias("PyMem_RawRealloc", "PyMem_Realloc", "PyObject_Realloc"))]
     pub unsafe fn realloc(&self, domain: Domain, block: Option<NonNull<u8>>, size: usize) -> Option<NonNull<u8>> {
         let address = block.map_or(core::ptr::null_mut(), NonNull::as_ptr);
         // SAFETY: the caller's promise.
@@ -136,6 +139,7 @@ impl Heap {
     /// # Safety
     /// `block` is a live block of this heap and domain, and is not used any more.
     #[inline]
+    #[doc(alias("PyMem_RawFree", "PyMem_Free", "PyObject_Free"))]
     pub unsafe fn free(&self, domain: Domain, block: Option<NonNull<u8>>) {
         let address = block.map_or(core::ptr::null_mut(), NonNull::as_ptr);
         // SAFETY: the caller's promise.
@@ -143,6 +147,7 @@ impl Heap {
     }
 
     /// `PyMem_GetAllocator`
+    #[doc(alias = "PyMem_GetAllocator")]
     pub fn allocator(&self, domain: Domain) -> Allocator {
         // SAFETY: initialised.
         unsafe { (*self.domains.as_ptr()).allocators[domain as usize] }
@@ -152,12 +157,14 @@ impl Heap {
     ///
     /// # Safety
     /// The functions do what [`Allocator`] says for as long as they are in, and take back the domain's live blocks.
+    #[doc(alias = "PyMem_SetAllocator")]
     pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
         // SAFETY: initialised; nobody holds a reference to the field.
         unsafe { (*self.domains.as_ptr()).allocators[domain as usize] = allocator };
     }
 
     /// `PyObject_GetArenaAllocator`
+    #[doc(alias = "PyObject_GetArenaAllocator")]
     pub fn arena_allocator(&self) -> ArenaAllocator {
         self.pymalloc().arena_allocator()
     }
@@ -166,6 +173,7 @@ impl Heap {
     ///
     /// # Safety
     /// The functions do what [`ArenaAllocator`] says for as long as the heap lives, and take back the arenas that are held.
+    #[doc(alias = "PyObject_SetArenaAllocator")]
     pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator) {
         // SAFETY: initialised; nobody holds a reference to the field.
         unsafe { (*self.domains.as_ptr()).pymalloc.set_arena_allocator(allocator) };
@@ -177,6 +185,7 @@ impl Heap {
     }
 
     /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, those that came from raw included.
+    #[doc(alias = "sys.getallocatedblocks")]
     pub fn allocated_blocks(&self) -> usize {
         self.pymalloc().allocated_blocks()
     }
@@ -187,6 +196,7 @@ impl Heap {
     }
 
     /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
+    #[doc(alias = "sys._debugmallocstats")]
     pub fn stats(&self) -> Stats {
         self.pymalloc().stats()
     }

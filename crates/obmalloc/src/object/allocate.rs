@@ -24,6 +24,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `kind` is no type that this heap has defined, or there is no memory.
+    #[doc(alias("tp_alloc", "PyType_GenericAlloc", "PyList_New", "PyUnicode_FromString"))]
     pub fn alloc(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
         let kind = self.kind(kind)?;
@@ -49,6 +50,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `kind` is no type that this heap has defined, or there is no memory.
+    #[doc(alias("tp_new", "PyObject_New", "PyObject_GC_New"))]
     pub fn new_object(&self, kind: TypeId) -> Result<usize, ObjectError> {
         self.begin()?;
         self.new_of(self.kind(kind)?)
@@ -64,6 +66,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `kind` is no type that this heap has defined, or there is no memory.
+    #[doc(alias("PyObject_NewVar", "PyObject_GC_NewVar"))]
     pub fn new_var(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
         self.begin()?;
         let kind = self.kind(kind)?;
@@ -76,6 +79,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `kind` is no type that this heap has defined or is a GC type, whose objects begin inside their blocks, or `memory` is no block of the domain, is an object
     /// already, or is too small.
+    #[doc(alias = "PyObject_Init")]
     pub fn init(&self, kind: TypeId, memory: usize) -> Result<usize, ObjectError> {
         self.init_block(kind, memory, 0)
     }
@@ -84,6 +88,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// As for `init`.
+    #[doc(alias = "PyObject_InitVar")]
     pub fn init_var(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
         self.init_block(kind, memory, nitems)
     }
@@ -257,6 +262,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is no GC object with items, is tracked or weakly referenced, has other references than the caller's, or there is no
     /// memory; the object is as it was then. When it is interrupted, some of the items that were to go are NULL.
+    #[doc(alias = "PyObject_GC_Resize")]
     pub fn gc_resize(&self, object: usize, nitems: usize) -> Result<usize, ObjectError> {
         let kind = self.change(object)?;
         if !kind.gc || kind.items.is_none() {

@@ -96,6 +96,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` or the value is none, or the object has no such field for such a value. An object that is being destroyed takes no
     /// new reference.
+    #[doc(alias = "Py_CLEAR")]
     pub fn set(&self, object: usize, field: Field<'_>, value: Value) -> Result<(), ObjectError> {
         // A `tp_dealloc` may give the object's references back itself.
         let gives_back = !matches!(value, Value::Object(_)) && self.table().state(object) == table::DYING;

@@ -39,6 +39,7 @@ pub enum ObjectError {
     /// An address was misused.
     Fault(Fault),
     /// There is no memory for it (`PyErr_NoMemory`).
+    #[doc(alias = "PyErr_NoMemory")]
     NoMemory,
     /// An argument is not what it has to be; the text says what that is.
     Argument(&'static str),
@@ -92,24 +93,31 @@ pub trait Hooks {
     ///
     /// # Errors
     /// When it cannot be done: the collection is given up.
+    #[doc(alias("tp_traverse", "visitproc", "traverseproc", "Py_VISIT"))]
     fn traverse(&self, heap: &ObjectHeap, kind: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         Ok(())
     }
     /// `tp_clear`: drops references that may be part of a cycle.
+    #[doc(alias("tp_clear", "inquiry"))]
     fn clear(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
     /// `tp_finalize`: called at most once for an object, which it may make reachable again.
+    #[doc(alias = "tp_finalize")]
     fn finalize(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
     /// `tp_del`: called when the last reference is gone; it may make the object reachable again.
+    #[doc(alias = "tp_del")]
     fn del(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
     /// The object is being destroyed, and still has its references.
+    #[doc(alias("tp_dealloc", "destructor"))]
     fn dealloc(&self, heap: &ObjectHeap, kind: TypeId, object: usize) {}
     /// The referent of a weak reference with this callback is gone.
     fn weakref_callback(&self, heap: &ObjectHeap, callback: u64, reference: usize) {}
     /// The callback will not be called any more.
     fn weakref_dropped(&self, callback: u64) {}
     /// A collection starts or has stopped (`gc.callbacks`).
+    #[doc(alias = "gc.callbacks")]
     fn gc_callback(&self, heap: &ObjectHeap, phase: Phase, info: &Info) {}
     /// A collection that nobody asked for could not be done.
+    #[doc(alias = "sys.unraisablehook")]
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
     fn write(&self, text: &str) {}
@@ -411,6 +419,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none.
+    #[doc(alias = "Py_TYPE")]
     pub fn type_of(&self, object: usize) -> Result<TypeId, Fault> {
         Ok(self.look_open(object)?.id())
     }
@@ -419,6 +428,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none.
+    #[doc(alias = "Py_SIZE")]
     pub fn nitems(&self, object: usize) -> Result<usize, Fault> {
         let kind = self.look_open(object)?;
         // SAFETY: looked up just above.
@@ -429,6 +439,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none.
+    #[doc(alias = "Py_REFCNT")]
     pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
         self.look_open(object)?;
         // SAFETY: looked up just above.
@@ -439,6 +450,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none, or is being destroyed.
+    #[doc(alias = "Py_INCREF")]
     pub fn incref(&self, object: usize) -> Result<(), Fault> {
         self.change(object)?;
         // SAFETY: looked up just above.
@@ -451,6 +463,7 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is none, or has no reference left to give back. With debug hooks also when guard bytes of what was destroyed were damaged;
     /// everything else has been done then.
+    #[doc(alias("tp_free", "Py_DECREF", "PyObject_Del"))]
     pub fn decref(&self, object: usize) -> Result<(), Fault> {
         self.change(object).map_err(|fault| match fault.kind {
             FaultKind::UseAfterFree => Fault { kind: FaultKind::RefcountUnderflow, ..fault },
@@ -480,6 +493,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When `object` is none, or is being destroyed.
+    #[doc(alias = "PyUnstable_SetImmortal")]
     pub fn set_immortal(&self, object: usize) -> Result<bool, Fault> {
         self.change(object)?;
         if self.immortal_bit == 0 {

@@ -79,14 +79,17 @@ pub struct HookSet {
 
 /// What a type is to be.
 #[derive(Clone, Default, Debug)]
+#[doc(alias("tp_flags", "Py_TPFLAGS_DEFAULT"))]
 pub struct TypeSpec {
     /// `tp_name`
+    #[doc(alias = "tp_name")]
     pub name: String,
     /// The fields, in the order in which they are laid out, each aligned to its own size.
     pub fields: Vec<(String, FieldKind)>,
     /// What the variable part holds, if there is one.
     pub items: Option<ItemKind>,
     /// `Py_TPFLAGS_HAVE_GC`
+    #[doc(alias = "Py_TPFLAGS_HAVE_GC")]
     pub gc: bool,
     /// Whether weak references to its objects can be made.
     pub weakrefs: bool,
@@ -129,6 +132,7 @@ pub(crate) struct Run {
 
 /// A type (`PyTypeObject`).
 #[derive(Debug)]
+#[doc(alias = "PyTypeObject")]
 pub struct Type {
     // What a traversal needs comes first.
     /// The first run of fields that are references.
@@ -256,11 +260,13 @@ impl Type {
     }
 
     /// Bytes of an object without items (`tp_basicsize`).
+    #[doc(alias = "tp_basicsize")]
     pub fn basicsize(&self) -> usize {
         self.basicsize
     }
 
     /// Bytes of an item (`tp_itemsize`); 0 where there are none.
+    #[doc(alias = "tp_itemsize")]
     pub fn itemsize(&self) -> usize {
         match self.items {
             None => 0,

@@ -20,6 +20,7 @@ impl CheckedHeap {
     ///
     /// # Errors
     /// When there is no memory for them; those that are in then stay.
+    #[doc(alias = "PyMem_SetupDebugHooks")]
     pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
         let (inner, text) = (self.inner(), self.profile().debug_text);
         if !inner.know_roots() {

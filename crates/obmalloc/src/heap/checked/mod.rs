@@ -716,6 +716,7 @@ impl CheckedHeap {
 
     /// `_testcapi.remove_mem_hooks`: requests succeed again. Puts back the allocators that were in when [`set_nomemory`](Self::set_nomemory)
     /// was called first; in a domain where something else has been put in since, that stays.
+    #[doc(alias = "remove_mem_hooks")]
     pub fn remove_nomemory(&self) {
         self.take_nomemory();
     }
