@@ -1001,6 +1001,8 @@ export interface RecordProgramOptions extends ProgramOptions {
   readonly trace: string
   readonly stacks?: number
   readonly every?: number
+  /** What is not used is given back meanwhile: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
+  readonly trim?: string
   readonly env?: Record<string, string>
 }
 

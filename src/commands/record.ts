@@ -13,6 +13,7 @@ export interface RecordCommandOptions {
   readonly output: string
   readonly stacks: number
   readonly every: number
+  readonly trim?: string
   readonly json?: boolean
 }
 
@@ -33,6 +34,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
       stdout,
       stacks: options.stacks,
       every: options.every,
+      ...(options.trim === undefined ? {} : { trim: options.trim }),
     })
     const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)
