@@ -180,7 +180,10 @@ fn watch(options: &Options, gil: &Gil) {
     let begin = Instant::now();
     let mut pace = Pace::new(*options);
     let mut free_of_c = FreeOfC::new();
-    let (mut taken, mut processor, mut looked) = (arenas::taken(), processor_micros(), Duration::ZERO);
+    let mut last = Glance::new(Duration::ZERO);
+    let (mut looked, mut idle) = (last, 0);
+    // Looks since the program has last run.
+    let mut looks = 0;
     loop {
         if is_stopped_within(options.force.unwrap_or_else(|| pace.between_looks())) {
             return;
@@ -189,17 +192,18 @@ fn watch(options: &Options, gil: &Gil) {
             trim(Which::All, gil);
             continue;
         }
-        let now = begin.elapsed();
-        let (taken_now, processor_now) = (arenas::taken(), processor_micros());
-        let look = Look {
-            now,
-            idle: idle_bytes() + free_of_c.fresh(),
-            grew: taken_now != taken,
-            // Less than a twentieth of one processor.
-            slept: u128::from(processor_now - processor.min(processor_now)) * 20 < (now - looked).as_micros(),
-            returned: COUNTS.returned_bytes.get(),
-        };
-        (taken, processor, looked) = (taken_now, processor_now, now);
+        let now = Glance::new(begin.elapsed());
+        let slept = now.has_slept_since(&last);
+        last = now;
+        looks = if slept { looks + 1 } else { 0 };
+        // Where the program sleeps and has been looked at twice, nothing is new; where it runs, a look now and then will do.
+        if looks <= 2 && (slept || now.time - looked.time >= pace.between_busy_looks()) {
+            idle = idle_bytes() + free_of_c.fresh();
+        } else if !slept {
+            continue;
+        }
+        let look = Look { now: now.time, idle, grew: now.taken != looked.taken, slept, returned: COUNTS.returned_bytes.get() };
+        looked = now;
         if pace.is_due(&look) {
             let before = Given::so_far();
             trim(Which::Idle, gil);
@@ -207,11 +211,34 @@ fn watch(options: &Options, gil: &Gil) {
             malloc_trim();
             BUSY.store(0, SeqCst);
             free_of_c.given_back();
+            idle = 0;
             COUNTS.trims.add(1);
             let given = Given::since(&before);
             pace.trimmed(&look, begin.elapsed(), given.bytes);
             say_trim(&given);
         }
+    }
+}
+
+/// What is known of the program at a moment without looking at its pools.
+#[derive(Clone, Copy)]
+struct Glance {
+    /// Since the watcher began.
+    time: Duration,
+    /// Arenas that were taken so far.
+    taken: usize,
+    /// Microseconds of the processor that it has had.
+    processor: u64,
+}
+
+impl Glance {
+    fn new(time: Duration) -> Self {
+        Self { time, taken: arenas::taken(), processor: processor_micros() }
+    }
+
+    /// Whether it has had less than a twentieth of one processor since.
+    fn has_slept_since(&self, last: &Self) -> bool {
+        u128::from(self.processor.saturating_sub(last.processor)) * 20 < (self.time - last.time).as_micros()
     }
 }
 
