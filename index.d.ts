@@ -1877,6 +1877,8 @@ export interface RecordProgramOptions extends ProgramOptions {
   readonly stacks?: number
   /** The least milliseconds between two samples of memory: 100 if left out, 0 for none. */
   readonly every?: number
+  /** Trims the program while it runs: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
+  readonly trim?: string
   /** Variables that are added to the present environment, or replace those in it. */
   readonly env?: Record<string, string>
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
  * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check` or `why` found something; 2 usage; 3 an unreadable trace; 4 something
- * did not match, or could not be looked at, or not all of it recorded, and anything else. `record` passes the program's own on, and gives
+ * did not match, or could not be looked at, or not all of it recorded, and anything else. `record` and `trim` pass the program's own on, and give
  * 128 and the signal's number when a signal ended it.
  */
 
@@ -21,6 +21,7 @@ import { exportCommand, type ExportCommandOptions } from './commands/export.js'
 import { recordCommand, type RecordCommandOptions } from './commands/record.js'
 import { reportCommand, type ReportCommandOptions } from './commands/report.js'
 import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
+import { trimCommand, type TrimCommandOptions } from './commands/trim.js'
 import { topCommand, type TopCommandOptions } from './commands/top.js'
 import { whyCommand, type WhyCommandOptions } from './commands/why.js'
 import { whatIfCommand, type WhatIfCommandOptions } from './commands/what-if.js'
@@ -70,6 +71,7 @@ function commandLine(done: (code: number) => void): Command {
       64,
     )
     .option('--every <ms>', 'milliseconds between two samples of resident memory, at least; 0 for none', count, 100)
+    .option('--trim <words>', 'give back what is not used meanwhile, as trim does: asked, or every=30s,above=16M,idle,log')
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
     .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
@@ -207,6 +209,21 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print what was written as JSON; the file is then to be named')
     .argument('<trace>', 'a trace')
     .action(async (path: string, options: ExportCommandOptions) => done(await exportCommand(path, options)))
+  program
+    .command('trim')
+    .description('run a program in a CPython (3.10 or later) and give back to the system what it holds and does not use')
+    .option('--every <time>', 'at least so long between two trims, longer while what was given comes back: 500ms, 30s, 2m', '30s')
+    .option('--above <size>', 'only when so much can be given back', '16M')
+    .option('--idle', 'also as soon as the program sleeps')
+    .option('--asked', 'only where the program asks: sys.audit("obmalloc.trim")')
+    .option('--log', 'a line on stderr for each trim')
+    .option('--path', 'print the library to preload, for use without this command: OBMALLOC_TRIM=every=30s,log LD_PRELOAD=…')
+    .option('--python <path>', 'the CPython (default: python3)')
+    .option('-o, --output <file>', 'write what was given back there, as JSON')
+    .option('-f, --force', 'replace a file that is there')
+    .option('--json', 'print what was given back as JSON')
+    .argument('[program...]', 'a script and its arguments, or -m and a module, behind --')
+    .action(async (args: string[], options: TrimCommandOptions) => done(await trimCommand(args, options)))
   program
     .command('check')
     .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')

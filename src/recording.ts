@@ -29,6 +29,8 @@ export interface RecordOptions {
   readonly every?: number
   /** Replaces a file there that is no trace; a trace, or an empty file, is replaced anyway. */
   readonly force?: boolean
+  /** What is not used is given back meanwhile: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
+  readonly trim?: string
   /** Ends the program, by SIGTERM. */
   readonly signal?: AbortSignal
   readonly env?: Record<string, string>
@@ -56,6 +58,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
       OBMALLOC_TRACE_RUN: identity,
       OBMALLOC_STACKS: String(options.stacks ?? 0),
       OBMALLOC_EVERY: String(options.every ?? 0),
+      ...(options.trim === undefined ? {} : { OBMALLOC_TRIM: options.trim }),
       ...unsaid.variables,
     })
     let traces: Traced[] = []
@@ -180,7 +183,7 @@ export async function run(
   const env: NodeJS.ProcessEnv = { ...process.env }
   // What an outer recorder or checker may have left.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
-  for (const rest of ['STACKS', 'EVERY', 'UNSAID']) delete env[`OBMALLOC_${rest}`]
+  for (const rest of ['STACKS', 'EVERY', 'UNSAID', 'TRIM', 'TRIM_REPORT']) delete env[`OBMALLOC_${rest}`]
   signal?.throwIfAborted()
   // The program does not outlive us, however we end.
   const owner = { OBMALLOC_OWNER: String(process.pid) }

@@ -14,6 +14,7 @@ export interface RecordCommandOptions {
   readonly stacks: number
   readonly every: number
   readonly force?: boolean
+  readonly trim?: string
   readonly json?: boolean
 }
 
@@ -35,6 +36,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
       stacks: options.stacks,
       every: options.every,
       ...(options.force ? { force: true } : {}),
+      ...(options.trim === undefined ? {} : { trim: options.trim }),
     })
     const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)

@@ -3,7 +3,7 @@
 //! CPython before 3.14 ends a thread that wants the GIL once the interpreter is being finalized (`pthread_exit`), which unwinds it. So
 //! these functions may unwind, and nothing that calls them may have anything to drop.
 
-use crate::python::symbol;
+use crate::python::{self, symbol};
 use std::ffi::{CStr, c_int, c_void};
 
 #[derive(Clone, Copy)]
@@ -37,10 +37,10 @@ impl Gil {
         }
     }
 
-    /// Whether the interpreter is being taken down, or so long that this cannot be told.
-    pub fn is_finalizing(&self) -> bool {
-        // SAFETY: only reads; may be called at any time.
-        self.is_finalizing.is_none_or(|is_finalizing| unsafe { is_finalizing() != 0 })
+    /// Whether the interpreter is there, and is not being taken down, as far as can be told.
+    pub fn is_there(&self) -> bool {
+        // SAFETY: these only read, and may be called at any time.
+        unsafe { (python::api().is_initialized)() != 0 && self.is_finalizing.is_some_and(|is_finalizing| is_finalizing() == 0) }
     }
 
     /// Calls `call` without the GIL.

@@ -131,13 +131,11 @@ fn impossible(word: Option<&str>, python: &str, free_threaded: bool) -> Option<S
 /// Sees forks; and arenas, unless something else does that `records` them.
 pub fn install(records: bool) {
     extern "C" fn before() {
-        WAS_THERE.store(watcher::was_there(), Ordering::Relaxed);
         watcher::before_fork();
         arenas::lock();
     }
     extern "C" fn in_parent() {
         arenas::unlock();
-        watcher::fork_in_parent(WAS_THERE.load(Ordering::Relaxed));
     }
     extern "C" fn in_child() {
         arenas::unlock();
@@ -146,7 +144,6 @@ pub fn install(records: bool) {
         TRIMMED.store(std::process::id(), Ordering::Relaxed);
         ENDED.store(false, Ordering::Relaxed);
     }
-    static WAS_THERE: AtomicBool = AtomicBool::new(false);
     // SAFETY: the handlers are there for as long as the process; this library is never unloaded.
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
     if !records {

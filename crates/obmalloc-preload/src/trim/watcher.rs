@@ -4,9 +4,10 @@
 //! where the main thread does not come to it, because it sleeps in the system. The thread is there only while enough is held to look at.
 //!
 //! - **Finalization.** A thread that wants the GIL then is ended, or hangs. So [`end`], which `atexit` calls, lets it finish first, and
-//!   nothing begins after that.
+//!   nothing begins after that. A program can clear what `atexit` is to call: so it also looks whether the interpreter is still there.
 //! - **Fork.** The child does not have the thread; and CPython 3.12 and later warn of threads in a process that forks. So it is ended before a
-//!   fork, and begins anew with the next arena; in the parent by a pending call.
+//!   fork, and begins anew, in both processes, in a pending call or with the next arena. Only one that wants the GIL at that moment, for a slice,
+//!   cannot be waited for: then CPython may warn.
 //! - **Signals** are blocked in it: handlers run in the program's own threads.
 
 use super::arenas;
@@ -133,8 +134,13 @@ pub unsafe fn end(gil: &Gil) {
     join();
 }
 
-/// Before a fork: has the thread end, unless it is where it cannot be waited for.
+/// Before a fork: has the thread end, unless it is where it cannot be waited for; and begin again when the main thread comes to it, in both
+/// processes: the child has what is queued, too.
 pub fn before_fork() {
+    unsafe extern "C" fn again(_: *mut c_void) -> c_int {
+        begin_if_needed();
+        0
+    }
     if !is_there() {
         return;
     }
@@ -145,15 +151,7 @@ pub fn before_fork() {
         unsafe { libc::usleep(20) };
     }
     join();
-}
-
-/// After a fork, in the parent: begins the thread again when the main thread comes to it, if it was there.
-pub fn fork_in_parent(was_there: bool) {
-    unsafe extern "C" fn again(_: *mut c_void) -> c_int {
-        begin_if_needed();
-        0
-    }
-    if was_there && is_on() {
+    if is_on() {
         // SAFETY: may be called from any thread. Where there is no room for it the next arena does it.
         unsafe { (python::api().add_pending_call)(again, null_mut()) };
     }
@@ -165,10 +163,6 @@ pub fn fork_in_child() {
     for word in [&STOP, &BUSY, &REQUEST, &QUEUED] {
         word.store(0, SeqCst);
     }
-}
-
-pub fn was_there() -> bool {
-    is_there()
 }
 
 /// What the thread does. Nothing in it has anything to drop while it wants the GIL: see [`Gil`].
@@ -186,7 +180,10 @@ fn watch(options: &Options, gil: &Gil) {
     let begin = Instant::now();
     let mut pace = Pace::new(*options);
     let mut free_of_c = FreeOfC::new();
-    let (mut taken, mut processor, mut looked) = (arenas::taken(), processor_micros(), Duration::ZERO);
+    let mut last = Glance::new(Duration::ZERO);
+    let (mut looked, mut idle) = (last, 0);
+    // Looks since the program has last run.
+    let mut looks = 0;
     loop {
         if is_stopped_within(options.force.unwrap_or_else(|| pace.between_looks())) {
             return;
@@ -195,17 +192,18 @@ fn watch(options: &Options, gil: &Gil) {
             trim(Which::All, gil);
             continue;
         }
-        let now = begin.elapsed();
-        let (taken_now, processor_now) = (arenas::taken(), processor_micros());
-        let look = Look {
-            now,
-            idle: idle_bytes() + free_of_c.fresh(),
-            grew: taken_now != taken,
-            // Less than a twentieth of one processor.
-            slept: u128::from(processor_now - processor.min(processor_now)) * 20 < (now - looked).as_micros(),
-            returned: COUNTS.returned_bytes.get(),
-        };
-        (taken, processor, looked) = (taken_now, processor_now, now);
+        let now = Glance::new(begin.elapsed());
+        let slept = now.has_slept_since(&last);
+        last = now;
+        looks = if slept { looks + 1 } else { 0 };
+        // Where the program sleeps and has been looked at twice, nothing is new; where it runs, a look now and then will do.
+        if looks <= 2 && (slept || now.time - looked.time >= pace.between_busy_looks()) {
+            idle = idle_bytes() + free_of_c.fresh();
+        } else if !slept {
+            continue;
+        }
+        let look = Look { now: now.time, idle, grew: now.taken != looked.taken, slept, returned: COUNTS.returned_bytes.get() };
+        looked = now;
         if pace.is_due(&look) {
             let before = Given::so_far();
             trim(Which::Idle, gil);
@@ -213,11 +211,34 @@ fn watch(options: &Options, gil: &Gil) {
             malloc_trim();
             BUSY.store(0, SeqCst);
             free_of_c.given_back();
+            idle = 0;
             COUNTS.trims.add(1);
             let given = Given::since(&before);
             pace.trimmed(&look, begin.elapsed(), given.bytes);
             say_trim(&given);
         }
+    }
+}
+
+/// What is known of the program at a moment without looking at its pools.
+#[derive(Clone, Copy)]
+struct Glance {
+    /// Since the watcher began.
+    time: Duration,
+    /// Arenas that were taken so far.
+    taken: usize,
+    /// Microseconds of the processor that it has had.
+    processor: u64,
+}
+
+impl Glance {
+    fn new(time: Duration) -> Self {
+        Self { time, taken: arenas::taken(), processor: processor_micros() }
+    }
+
+    /// Whether it has had less than a twentieth of one processor since.
+    fn has_slept_since(&self, last: &Self) -> bool {
+        u128::from(self.processor.saturating_sub(last.processor)) * 20 < (self.time - last.time).as_micros()
     }
 }
 
@@ -245,7 +266,7 @@ fn trim(which: Which, gil: &Gil) {
     AT.store(0, SeqCst);
     WANTS_ALL.store(u32::from(which == Which::All), SeqCst);
     while AT.load(SeqCst) != END {
-        if STOP.load(SeqCst) != 0 || !is_on() || !(in_main_thread() || here(gil)) {
+        if STOP.load(SeqCst) != 0 || !is_on() || !gil.is_there() || !(in_main_thread() || here(gil)) {
             return;
         }
         if AT.load(SeqCst) != END && is_stopped_within(PAUSE) {
@@ -309,7 +330,7 @@ fn here(gil: &Gil) -> bool {
     BUSY.store(1, SeqCst);
     let before = AT.load(SeqCst);
     // `end` and `before_fork` have asked before they look at BUSY.
-    if STOP.load(SeqCst) == 0 && is_on() && !gil.is_finalizing() {
+    if STOP.load(SeqCst) == 0 && is_on() && gil.is_there() {
         // SAFETY: this thread has no GIL, and whoever wants to take the interpreter down waits for it.
         unsafe {
             gil.with(|| {

@@ -37,10 +37,15 @@ impl Pace {
         Self { options, factor: 1, last: Duration::ZERO, given: 0, returned: 0 }
     }
 
-    /// How long to wait between two looks.
+    /// How long to wait before it is seen whether the program sleeps, and what there is in its pools then.
     pub fn between_looks(&self) -> Duration {
         let most = if self.options.idle { Duration::from_millis(250) } else { Duration::from_secs(5) };
-        (self.options.every / 4).clamp(Duration::from_millis(20), most)
+        self.between_busy_looks().min(most)
+    }
+
+    /// How long to wait between two looks at the pools of a program that runs.
+    pub fn between_busy_looks(&self) -> Duration {
+        (self.options.every / 4).clamp(Duration::from_millis(20), Duration::from_secs(5))
     }
 
     /// Whether more than half of what the last trim gave has come back.
