@@ -107,9 +107,10 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
 }
 
 #[cfg(miri)]
-pub(crate) unsafe fn give_back(begin: usize, end: usize, _: bool) -> usize {
+pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usize {
     let (begin, end) = (begin.next_multiple_of(4096), end & !4095);
-    if begin >= end {
+    // There is no telling what is resident.
+    if begin >= end || !is_forced {
         return 0;
     }
     // SAFETY: the caller's promise.
