@@ -7,7 +7,7 @@
 //!   nothing begins after that. A program can clear what `atexit` is to call: so it also looks whether the interpreter is still there.
 //! - **Fork.** The child does not have the thread; and CPython 3.12 and later warn of threads in a process that forks. So it is ended before a
 //!   fork, and begins anew, in both processes, in a pending call or with the next arena. Only one that wants the GIL at that moment, for a slice,
-//!   cannot be waited for: then CPython may warn.
+//!   cannot be waited for: then CPython may warn. A child that another thread than the main one forked goes without.
 //! - **Signals** are blocked in it: handlers run in the program's own threads.
 
 use super::arenas;
@@ -47,6 +47,12 @@ static STOP: AtomicU32 = AtomicU32::new(0);
 /// Not 0 while the thread has the GIL, waits for it, or is in `malloc_trim`: it cannot be waited for then by who has the GIL.
 static BUSY: AtomicU32 = AtomicU32::new(0);
 
+/// Not 0 in a child that another thread than the main one forked, and in its children: when that thread's function returns, the thread ends, and
+/// with it the process if it was the last one. So there must be none of ours.
+static LAST_THREAD_ENDS: AtomicU32 = AtomicU32::new(0);
+/// Whether the thread that is forking is its process's main thread.
+static MAIN_FORKS: AtomicU32 = AtomicU32::new(0);
+
 struct Handle(UnsafeCell<MaybeUninit<libc::pthread_t>>);
 // SAFETY: written by who takes THREAD from ABSENT to BEGINNING, read by who takes it from ENDED to ABSENT.
 unsafe impl Sync for Handle {}
@@ -56,7 +62,7 @@ static HANDLE: Handle = Handle(UnsafeCell::new(MaybeUninit::uninit()));
 pub fn begin_if_needed() {
     let options = options();
     let enough = arenas::held() >= options.above || options.force.is_some();
-    if enough && is_on() && !options.only_asked && THREAD.load(SeqCst) != PRESENT {
+    if enough && is_on() && !options.only_asked && THREAD.load(SeqCst) != PRESENT && LAST_THREAD_ENDS.load(SeqCst) == 0 {
         let errno = Errno::save();
         begin();
         errno.restore();
@@ -141,6 +147,8 @@ pub fn before_fork() {
         begin_if_needed();
         0
     }
+    // SAFETY: take nothing and always succeed.
+    MAIN_FORKS.store(u32::from(unsafe { libc::gettid() == libc::getpid() }), SeqCst);
     if !is_there() {
         return;
     }
@@ -160,6 +168,9 @@ pub fn before_fork() {
 /// After a fork, in the child: the thread is not there.
 pub fn fork_in_child() {
     THREAD.store(ABSENT, SeqCst);
+    if MAIN_FORKS.load(SeqCst) == 0 {
+        LAST_THREAD_ENDS.store(1, SeqCst);
+    }
     for word in [&STOP, &BUSY, &REQUEST, &QUEUED] {
         word.store(0, SeqCst);
     }
