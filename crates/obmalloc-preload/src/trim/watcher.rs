@@ -143,26 +143,39 @@ pub unsafe fn end(gil: &Gil) {
 /// Before a fork: has the thread end, unless it is where it cannot be waited for; and begin again when the main thread comes to it, in both
 /// processes: the child has what is queued, too.
 pub fn before_fork() {
-    unsafe extern "C" fn again(_: *mut c_void) -> c_int {
-        begin_if_needed();
-        0
-    }
     // SAFETY: take nothing and always succeed.
     MAIN_FORKS.store(u32::from(unsafe { libc::gettid() == libc::getpid() }), SeqCst);
     if !is_there() {
         return;
     }
+    AGAIN.store(1, SeqCst);
     ask_to_end();
     let begin = Instant::now();
     while is_there() && begin.elapsed() < Duration::from_millis(if BUSY.load(SeqCst) != 0 { 1 } else { 200 }) {
         // SAFETY: takes no memory.
         unsafe { libc::usleep(20) };
     }
-    join();
-    if is_on() {
-        // SAFETY: may be called from any thread. Where there is no room for it the next arena does it.
-        unsafe { (python::api().add_pending_call)(again, null_mut()) };
+    // One that is still there asks itself, when it ends.
+    if !is_there() {
+        AGAIN.store(0, SeqCst);
+        join();
+        if is_on() {
+            ask_to_begin_again();
+        }
     }
+}
+
+/// Not 0 when the thread is to be begun again as soon as it has ended.
+static AGAIN: AtomicU32 = AtomicU32::new(0);
+
+/// Has the main thread begin the thread.
+fn ask_to_begin_again() {
+    unsafe extern "C" fn again(_: *mut c_void) -> c_int {
+        begin_if_needed();
+        0
+    }
+    // SAFETY: may be called from any thread. Where there is no room for it the next arena does it.
+    unsafe { (python::api().add_pending_call)(again, null_mut()) };
 }
 
 /// After a fork, in the child: the thread is not there.
@@ -171,7 +184,7 @@ pub fn fork_in_child() {
     if MAIN_FORKS.load(SeqCst) == 0 {
         LAST_THREAD_ENDS.store(1, SeqCst);
     }
-    for word in [&STOP, &BUSY, &REQUEST, &QUEUED] {
+    for word in [&STOP, &BUSY, &AGAIN, &REQUEST, &QUEUED] {
         word.store(0, SeqCst);
     }
 }
@@ -184,6 +197,9 @@ unsafe extern "C-unwind" fn run(_: *mut c_void) -> *mut c_void {
         watch(options, gil);
     }
     THREAD.store(ENDED, SeqCst);
+    if AGAIN.swap(0, SeqCst) != 0 && is_on() && gil.is_some_and(|gil| gil.is_there()) {
+        ask_to_begin_again();
+    }
     null_mut()
 }
 
