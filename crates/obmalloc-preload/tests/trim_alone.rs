@@ -117,6 +117,35 @@ subprocess.run(['true'], check=True)
 }
 
 #[test]
+fn child_of_another_thread_ends_with_that_thread() {
+    let script = format!(
+        "{TUPLES}
+import os, threading, time
+ended = []
+def work():
+    pid = os.fork()
+    if pid == 0:
+        kept = [(n, n + 1) for n in range(200_000)][::1000]
+        time.sleep(0.05)
+        return
+    begin = time.monotonic()
+    while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() - begin < 10: time.sleep(0.01)
+    ended.append(found[1] if found[0] else os.kill(pid, 9) or 'goes on')
+for _ in range(3):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print(ended)
+"
+    );
+    for python in able() {
+        let run = Trimmed::of(python, &script, FORCED).succeeded();
+        assert_eq!(run.stdout(), "[0, 0, 0]\n", "3.{}: {}", python.minor, run.stderr());
+        assert!(!run.stderr().contains("Fatal"), "3.{}: {}", python.minor, run.stderr());
+    }
+}
+
+#[test]
 fn every_way_to_end_is_reported() {
     let script = |end: &str| format!("{TUPLES}import os, signal, sys\nsys.audit('obmalloc.trim')\n{end}");
     for python in able() {

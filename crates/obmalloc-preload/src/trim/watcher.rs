@@ -7,7 +7,7 @@
 //!   nothing begins after that. A program can clear what `atexit` is to call: so it also looks whether the interpreter is still there.
 //! - **Fork.** The child does not have the thread; and CPython 3.12 and later warn of threads in a process that forks. So it is ended before a
 //!   fork, and begins anew, in both processes, in a pending call or with the next arena. Only one that wants the GIL at that moment, for a slice,
-//!   cannot be waited for: then CPython may warn.
+//!   cannot be waited for: then CPython may warn. A child that another thread than the main one forked goes without.
 //! - **Signals** are blocked in it: handlers run in the program's own threads.
 
 use super::arenas;
@@ -47,6 +47,12 @@ static STOP: AtomicU32 = AtomicU32::new(0);
 /// Not 0 while the thread has the GIL, waits for it, or is in `malloc_trim`: it cannot be waited for then by who has the GIL.
 static BUSY: AtomicU32 = AtomicU32::new(0);
 
+/// Not 0 in a child that another thread than the main one forked, and in its children: when that thread's function returns, the thread ends, and
+/// with it the process if it was the last one. So there must be none of ours.
+static LAST_THREAD_ENDS: AtomicU32 = AtomicU32::new(0);
+/// Whether the thread that is forking is its process's main thread.
+static MAIN_FORKS: AtomicU32 = AtomicU32::new(0);
+
 struct Handle(UnsafeCell<MaybeUninit<libc::pthread_t>>);
 // SAFETY: written by who takes THREAD from ABSENT to BEGINNING, read by who takes it from ENDED to ABSENT.
 unsafe impl Sync for Handle {}
@@ -56,7 +62,7 @@ static HANDLE: Handle = Handle(UnsafeCell::new(MaybeUninit::uninit()));
 pub fn begin_if_needed() {
     let options = options();
     let enough = arenas::held() >= options.above || options.force.is_some();
-    if enough && is_on() && !options.only_asked && THREAD.load(SeqCst) != PRESENT {
+    if enough && is_on() && !options.only_asked && THREAD.load(SeqCst) != PRESENT && LAST_THREAD_ENDS.load(SeqCst) == 0 {
         let errno = Errno::save();
         begin();
         errno.restore();
@@ -137,30 +143,48 @@ pub unsafe fn end(gil: &Gil) {
 /// Before a fork: has the thread end, unless it is where it cannot be waited for; and begin again when the main thread comes to it, in both
 /// processes: the child has what is queued, too.
 pub fn before_fork() {
-    unsafe extern "C" fn again(_: *mut c_void) -> c_int {
-        begin_if_needed();
-        0
-    }
+    // SAFETY: take nothing and always succeed.
+    MAIN_FORKS.store(u32::from(unsafe { libc::gettid() == libc::getpid() }), SeqCst);
     if !is_there() {
         return;
     }
+    AGAIN.store(1, SeqCst);
     ask_to_end();
     let begin = Instant::now();
     while is_there() && begin.elapsed() < Duration::from_millis(if BUSY.load(SeqCst) != 0 { 1 } else { 200 }) {
         // SAFETY: takes no memory.
         unsafe { libc::usleep(20) };
     }
-    join();
-    if is_on() {
-        // SAFETY: may be called from any thread. Where there is no room for it the next arena does it.
-        unsafe { (python::api().add_pending_call)(again, null_mut()) };
+    // One that is still there asks itself, when it ends.
+    if !is_there() {
+        AGAIN.store(0, SeqCst);
+        join();
+        if is_on() {
+            ask_to_begin_again();
+        }
     }
+}
+
+/// Not 0 when the thread is to be begun again as soon as it has ended.
+static AGAIN: AtomicU32 = AtomicU32::new(0);
+
+/// Has the main thread begin the thread.
+fn ask_to_begin_again() {
+    unsafe extern "C" fn again(_: *mut c_void) -> c_int {
+        begin_if_needed();
+        0
+    }
+    // SAFETY: may be called from any thread. Where there is no room for it the next arena does it.
+    unsafe { (python::api().add_pending_call)(again, null_mut()) };
 }
 
 /// After a fork, in the child: the thread is not there.
 pub fn fork_in_child() {
     THREAD.store(ABSENT, SeqCst);
-    for word in [&STOP, &BUSY, &REQUEST, &QUEUED] {
+    if MAIN_FORKS.load(SeqCst) == 0 {
+        LAST_THREAD_ENDS.store(1, SeqCst);
+    }
+    for word in [&STOP, &BUSY, &AGAIN, &REQUEST, &QUEUED] {
         word.store(0, SeqCst);
     }
 }
@@ -173,6 +197,9 @@ unsafe extern "C-unwind" fn run(_: *mut c_void) -> *mut c_void {
         watch(options, gil);
     }
     THREAD.store(ENDED, SeqCst);
+    if AGAIN.swap(0, SeqCst) != 0 && is_on() && gil.is_some_and(|gil| gil.is_there()) {
+        ask_to_begin_again();
+    }
     null_mut()
 }
 
