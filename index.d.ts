@@ -214,7 +214,7 @@ export interface ArenaAllocator {
    * Takes an arena back.
    * @param address the arena
    * @param size its bytes, as they were asked for
-   * @throws {MemoryFault} ERR_FOREIGN_POINTER when the heap's own arena allocator did not give it
+   * @throws {MemoryFault} ERR_FOREIGN_POINTER or ERR_WRONG_HEAP when this heap's own arena allocator did not give it
    * @throws {MemoryFault} ERR_REENTRANT when a block or an arena lies in it
    */
   free(address: Address, size: number): void
