@@ -221,7 +221,7 @@ export interface ArenaAllocator {
    * Takes an arena back.
    * @param address the arena
    * @param size its bytes, as they were asked for
-   * @throws {MemoryFault} ERR_FOREIGN_POINTER when the heap's own arena allocator did not give it
+   * @throws {MemoryFault} ERR_FOREIGN_POINTER or ERR_WRONG_HEAP when this heap's own arena allocator did not give it
    * @throws {MemoryFault} ERR_REENTRANT when a block or an arena lies in it
    */
   free(address: Address, size: number): void
@@ -721,7 +721,7 @@ export interface GenerationStats {
 /**
  * One of `gc.callbacks`. All of them get the same `info`.
  * @param phase whether the collection begins or has ended
- * @param info the generation, and what was found; zeros at the start
+ * @param info the oldest generation that is collected, and how many unreachable objects were found, and could not be destroyed: 0 at the start
  */
 export type CollectorCallback = (
   phase: 'start' | 'stop',
@@ -1362,7 +1362,10 @@ export interface NoteEvent {
   readonly event: number
   /** When it was made, in seconds since the recording began; `null` where the trace does not say. */
   readonly seconds: number | null
-  /** What it is. */
+  /**
+   * What it is: `memory` (a sample), `mark`, `stats`, `allocatedBlocks`, `interpreter`, `hooksLost`, `fork`, `exec`, `finalization`, `end`, or
+   * `text`.
+   */
   readonly note: string
   /** The text or number that belongs to it. */
   readonly value?: string
@@ -1861,9 +1864,9 @@ export interface ReplayTraceOptions {
 export interface ProgramOptions {
   /** The CPython: `python3` unless given. */
   readonly python?: string
-  /** Where the program's output goes: `'inherit'` unless given. */
+  /** Where the program's output goes: `'inherit'` unless given; `'stderr'` is this process's stderr. */
   readonly stdout?: 'inherit' | 'ignore' | 'stderr'
-  /** Ends the program. */
+  /** Ends the program; the call rejects with the signal's reason then. */
   readonly signal?: AbortSignal
 }
 
@@ -1901,9 +1904,9 @@ export interface Comparison {
 export interface CompareProgramOptions {
   /** The CPythons; all that are found if left out. */
   readonly python?: readonly string[]
-  /** Where the program's output goes: `'ignore'` unless given. */
+  /** Where the program's output goes: `'ignore'` unless given; `'stderr'` is this process's stderr. */
   readonly stdout?: 'inherit' | 'ignore' | 'stderr'
-  /** Ends the comparison. */
+  /** Ends the comparison, which rejects with the signal's reason then. */
   readonly signal?: AbortSignal
   /** Is told the version of the CPython, and how many bytes of its trace have been read, of how many. */
   readonly onProgress?: (version: string, done: number, total: number) => void

@@ -22,9 +22,13 @@ function table(text: string, heading: string): string[][] {
 
 test('every link leads to a file', (t) => {
   const files = [...readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md')), '../README.md', '../CONTRIBUTING.md']
-  for (const name of files)
-    for (const [, path] of read(name).matchAll(/\]\(((?!https?:)[^)#]+)\)/g))
+  for (const name of files) {
+    const text = read(name)
+    for (const [, path] of text.matchAll(/\]\(((?!https?:)[^)#]+)\)/g))
       t.true(existsSync(join(root, 'docs', dirname(name), path!)), `${name}: ${path}`)
+    for (const [, path] of text.matchAll(/`((?:crates|__test__|src|examples|schema|scripts)\/[\w./-]+)`/g))
+      t.true(existsSync(join(root, path!)), `${name}: ${path}`)
+  }
 })
 
 test('the sizes and thresholds of the releases are what the tables say', (t) => {
