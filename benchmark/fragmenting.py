@@ -89,7 +89,7 @@ def nothing():
 PROGRAMS = {
     "every 1000th of a million tuples": lambda: tuples(1000),
     "every 100th": lambda: tuples(100),
-    "1 of 500 JSON documents": documents,
+    "every 500th of 30,000 JSON documents": documents,
     "bytes of 0.6 to 30 KB, 1 of 50": blobs,
     "cache whose sizes drift": cache,
     "every 1000th of 300,000 objects": rows,
