@@ -15,10 +15,14 @@ if [ ${#tests[@]} -eq 0 ]; then
     test_contextlib test_unpack test_xml_etree test_pyexpat test_ctypes test_concurrent_futures test__xxsubinterpreters test_interpreters test_sys
     test_tracemalloc test_traceback test_exceptions test_import test_importlib test_mmap test_select test_socket test_asyncio)
 fi
-# The names of the tests that fail, a line each.
+# What failed, a line each: files, as they are listed at the end, and what crashes say.
 failing() {
-  local log=$1
-  grep -aE '^(FAIL|ERROR): |^test[a-z0-9_.]* (failed|crashed)|Fatal Python error|Segmentation fault' "$log" | sed 's/ (.* in .*//; s/ in [0-9.]* .*//' | sort -u
+  {
+    sed -nE '/^[0-9]+ tests? failed( again)?:$/,/^$/s/^ +//p' "$1" | tr ' ' '\n'
+    sed -nE 's/^test (test_[a-z0-9_]+) (failed|crashed).*/\1/p' "$1"
+    grep -aoE 'Fatal Python error: [a-z_]+|Segmentation fault' "$1" || true
+    grep -aqE '^Result: |^Tests result: ' "$1" || echo "no result"
+  } | sed '/^$/d' | sort -u
 }
 status=0
 for python in "${pythons[@]}"; do

@@ -871,15 +871,10 @@ fn a_block_that_hooks_pass_on_to_a_guest_has_the_bytes_that_it_was_resized_to() 
         // The guest's block at the begin of a larger grant, and behind a header.
         for header in [0, 16] {
             let heap = heap_with(HeapOptions::new(profile));
-            put_in(
-                &heap,
-                Domain::Obj,
-                Deeds {
-                    malloc: Box::new(move |of, size| Ok(of.malloc(header + size)?.map(|grant| grant + header))),
-                    realloc: Box::new(move |of, _, size| Ok(of.malloc(header + size + 100)?.map(|grant| grant + header))),
-                    ..Deeds::default()
-                },
-            );
+            Deeds::default()
+                .malloc(move |of, size| Ok(of.malloc(header + size)?.map(|grant| grant + header)))
+                .realloc(move |of, _, size| Ok(of.malloc(header + size + 100)?.map(|grant| grant + header)))
+                .put_in(&heap, Domain::Obj);
             let block = malloc(&heap, Domain::Obj, 300);
             heap.setup_debug_hooks().expect("memory");
             let moved = at(heap.blocks().realloc(Domain::Obj, Some(block), 165).expect("live"));
@@ -895,7 +890,7 @@ fn a_block_that_begins_where_a_hook_gave_a_guest_more_has_the_bytes_that_were_as
         let heap = heap_with(HeapOptions::new(profile));
         let block = malloc(&heap, Domain::Mem, 67);
         heap.setup_debug_hooks().expect("memory");
-        put_in(&heap, Domain::Raw, Deeds { malloc: Box::new(|of, _| of.malloc(8192)), ..Deeds::default() });
+        Deeds::default().malloc(|of, _| of.malloc(8192)).put_in(&heap, Domain::Raw);
         let moved = at(heap.blocks().realloc(Domain::Mem, Some(block), 5000).expect("live"));
         assert_eq!(heap.blocks().usable_size(Domain::Mem, moved), Ok(5000));
         heap.verify().expect("holds");

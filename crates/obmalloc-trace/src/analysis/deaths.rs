@@ -126,7 +126,13 @@ mod tests {
     fn deaths_are_counted_by_arena_and_class_of_what_was_live_at_the_moment() {
         // A stretch of 1,024 events takes a tenth of a second.
         let stretches = (0..100).map(|stretch| (f64::from(stretch) / 10.0, f64::from(stretch + 1) / 10.0)).collect();
-        let held = [0x50_0000, 0x10_0000].map(|address| HeldArena { address, pools: 64, free_pools: 0, uncarved_pools: 0 });
+        let held = [0x50_0000, 0x10_0000].map(|address| HeldArena {
+            address,
+            pools: 64,
+            free_pools: 0,
+            uncarved_pools: 0,
+            trimmed_pools: 0,
+        });
         let mut deaths = Deaths::new(5_000, &held, 1 << 20, Times { stretches });
         let block = |born, address, kind| Block { born, address, asked: 32, node: 0, kind };
         for number in 0..1000 {
