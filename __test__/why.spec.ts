@@ -13,7 +13,9 @@ import test, { type ExecutionContext } from 'ava'
 import { findInterpreters, type Interpreter } from '../dist/interpreters.js'
 import { decode, pageOf } from '../dist/page.js'
 import type { Column } from '../dist/report-data.js'
+import { bytes } from '../dist/size.js'
 import { golden } from '../dist/tools.js'
+import { whatIf } from '../dist/what-if.js'
 import { inquire, type Why } from '../dist/why.js'
 
 const at = (path: string): string => fileURLToPath(new URL(path, import.meta.url))
@@ -176,6 +178,22 @@ withPython('nothing is said of lines where stacks are off', async (t) => {
   t.deepEqual(rules(answer), ['pinned', 'cannot-tell'])
   t.true(answer.sites.every(({ stack }) => stack.length === 0))
   t.notRegex(answer.findings[0]!.text, /frag\.py/)
+})
+
+withPython('where few blocks keep much, other arena sizes and allocators are tried', async (t) => {
+  const trace = await record(usable.at(-1)!, 'slots')
+  const { stdout } = await obmalloc('why', trace)
+  const tried = stdout.split('\n').filter((line) => /^What (does not|helps, too): /.test(line))
+  const { rows } = await whatIf(trace, { configurations: [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 })) })
+  const [recorded, ...others] = rows.filter(({ name }) => !name.startsWith('trimmed'))
+  for (const { name, held } of others.filter(({ held }) => held !== recorded!.held)) {
+    const line = tried.find((words) => words.startsWith(held <= 0.75 * recorded!.held ? 'What helps' : 'What does not'))
+    t.true(line?.includes(`${name.replace('arenas of ', '')}: ${bytes(held)}`), `${name} ${held}: ${stdout}`)
+  }
+  t.regex(tried.join('\n'), /another allocator \(.*glibc [\d.]+ [KM]iB.* resident, pymalloc [\d.]+ [KM]iB, measured\)/)
+  // Where the answer promises nothing, and as data, nothing is tried.
+  t.notRegex((await obmalloc('why', trace, '--json')).stdout, /another arena size/)
+  t.notRegex((await obmalloc('why', trace, '--at', 'event:1000')).stdout, /another arena size/)
 })
 
 withPython('words, sites, arenas, tables and maps are of the same moment', async (t) => {

@@ -7,12 +7,9 @@ import { pageOf } from '../page.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
+import { triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
-import { whatIfAt } from '../what-if.js'
 import { isFault, isVerified } from '../why.js'
-
-/** Arenas of other sizes, which the page shows beside the recorded ones. */
-const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
 
 export interface ReportCommandOptions extends Output {
   readonly at?: string
@@ -30,7 +27,7 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
     progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
   const [found, tried] = await (async () => {
     const found = await pageOf(path, { at, onProgress: (done, total) => told(path, done, total) })
-    return [found, await whatIfAt(path, found.why.at, { configurations: SETTINGS, onProgress: told })] as const
+    return [found, await tryOthers(path, found.why, told)] as const
   })().finally(() => progress.done())
   const lines =
     sources === 'lines'
@@ -38,10 +35,11 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
       : undefined
   if (lines && lines.changed.length > 0)
     say(`changed since the recording, so that their lines are not shown: ${lines.changed.join(', ')}`)
-  const data = { ...found, sources: lines?.found ?? {}, whatIf: tried.rows }
+  const summary = [...found.summary, ...triedInWords(found.why, tried)]
+  const data = { ...found, summary, sources: lines?.found ?? {}, whatIf: tried }
   const html = page(data)
   writeNew(output, html, force)
-  const { why, summary } = data
+  const { why } = data
   if (json) {
     process.stdout.write(`${JSON.stringify(data)}\n`)
     say(`written to ${output}`)

@@ -3,6 +3,7 @@
 import { emit, type Output } from '../output.js'
 import { bytes } from '../size.js'
 import { columns, grouped, paint, Progress } from '../terminal.js'
+import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
 
@@ -18,10 +19,13 @@ export async function whyCommand(path: string, options: WhyCommandOptions): Prom
   const wantsSite = options.site === undefined ? undefined : siteFilter(options.site)
   const wantsArena = options.arena === undefined ? undefined : arenaFilter(options.arena)
   const progress = new Progress()
-  const answer = await inquire(path, {
-    at: options.at,
-    onProgress: (done, total) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
-  }).finally(() => progress.done())
+  const told = (what: string, done: number, total: number): void =>
+    progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
+  const answer = await (async () => {
+    const found = await inquire(path, { at: options.at, onProgress: (done, total) => told(path, done, total) })
+    if (!isWorthTrying(found.why) || options.json || wantsSite || wantsArena) return found
+    return { ...found, summary: [...found.summary, ...triedInWords(found.why, await tryOthers(path, found.why, told))] }
+  })().finally(() => progress.done())
   const { why } = answer
   emit(options.json ? `${JSON.stringify(why)}\n` : inWords(answer, options.top, wantsSite, wantsArena), options)
   if (!isVerified(why)) return 4

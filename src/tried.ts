@@ -1,0 +1,54 @@
+/** Other settings, tried on a recording for its answer: which of them would help, and which would not. */
+
+import type { WhatIfOptions, WhatIfRow } from '../index.js'
+import { bytes } from './size.js'
+import { ALLOCATORS, type AllocatorName, findAllocator, whatIfAt } from './what-if.js'
+import type { Why } from './why.js'
+
+/** Arenas of other sizes. */
+const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
+
+/** Events up to which a recording's calls are made again for an answer, and in processes with other allocators. */
+const MOST_EVENTS = 20_000_000
+
+/** A setting helps when it leaves at most this part of what was held. */
+const HELPS = 0.75
+
+/** Whether `why` tries others: where the answer says what would help, and in the time that one waits for an answer. */
+export function isWorthTrying({ at, findings }: Why): boolean {
+  return at.event <= MOST_EVENTS && findings.some(({ rule }) => rule === 'pinned')
+}
+
+/** Tries arenas of other sizes, and the allocators that this system has, at the moment of an answer. */
+export async function tryOthers(
+  path: string,
+  why: Why,
+  onProgress: NonNullable<WhatIfOptions['onProgress']>,
+): Promise<WhatIfRow[]> {
+  const present = (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
+  const allocators = why.at.event <= MOST_EVENTS ? present : []
+  const { rows } = await whatIfAt(path, why.at, { configurations: SETTINGS, allocators, onProgress })
+  return [...rows]
+}
+
+/** What came of the trials, for an answer that says that little is alive in what is held; no line otherwise. */
+export function triedInWords(why: Why, rows: readonly WhatIfRow[]): string[] {
+  if (!why.findings.some(({ rule }) => rule === 'pinned')) return []
+  const recorded = rows[0]!.held
+  // The recorded size is among the sizes.
+  const arenas = rows.filter(({ name, held }) => name.startsWith('arenas of ') && held !== recorded)
+  const [resident, ...others] = rows.filter(({ kind }) => kind === 'measured')
+  const line = (words: string, wanted: (row: WhatIfRow, reference: number) => boolean): string[] => {
+    const sizes = arenas.filter((row) => wanted(row, recorded)).map(({ name, held }) => `${name.slice(10)}: ${bytes(held)}`)
+    const names = others.filter((row) => wanted(row, resident!.held)).map(({ name, held }) => `${name} ${bytes(held)}`)
+    const parts = [
+      ...(sizes.length > 0 ? [`another arena size (${sizes.join(', ')})`] : []),
+      ...(names.length > 0
+        ? [`another allocator (${names.join(', ')} resident, pymalloc ${bytes(resident!.held)}, measured)`]
+        : []),
+    ]
+    return parts.length === 0 ? [] : [`${words}: ${parts.join(', ')}.`]
+  }
+  const helps = (row: WhatIfRow, reference: number): boolean => row.held <= HELPS * reference
+  return [...line('What helps, too', helps), ...line('What does not', (row, reference) => !helps(row, reference))]
+}
