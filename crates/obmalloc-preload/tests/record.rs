@@ -444,6 +444,16 @@ fn trace_goes_on_when_the_program_has_no_descriptor_left() {
 }
 
 #[test]
+fn variables_of_the_recorder_are_as_long_in_every_process() {
+    let script = "import os\nprint(len(os.environ['OBMALLOC_TRACE_PID']), int(os.environ['OBMALLOC_TRACE_PID']) == os.getpid(), \
+                  len(os.environ['OBMALLOC_TRACE_RUN']))\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        assert_eq!(run.stdout(), "10 True 32\n", "{}", python.executable.display());
+    }
+}
+
+#[test]
 fn process_that_is_no_cpython_is_left_alone() {
     let directory = std::env::temp_dir().join(format!("obmalloc-record-sh-{}", std::process::id()));
     let trace = directory.join("trace");
