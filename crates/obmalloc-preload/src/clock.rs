@@ -9,7 +9,8 @@ use std::ffi::{c_int, c_void};
 /// The variable that says how many milliseconds lie between two samples of memory at least; 0 for no samples.
 pub const VARIABLE: &str = "OBMALLOC_EVERY";
 
-/// Taking samples may take this part of the time, in which C's heap, where it is in many pieces, takes long to look through.
+/// Taking samples may take this part of the time, in which C's heap, where it is in many pieces, takes long to look through. Only what the
+/// thread does itself counts: a busy machine that lets it wait makes no sample dearer, and the next one no later.
 const PART: u64 = 50;
 
 /// The beginning of `struct mallinfo2`.
@@ -65,7 +66,7 @@ impl Clock {
 
     /// How much memory the process has, if the system tells. `is_safe` when this thread is not inside C's `malloc`, which is asked only then.
     pub fn sample(&mut self, is_safe: bool) -> Option<Memory> {
-        let begin = self.micros();
+        let (begin, begun) = (self.micros(), time_of(libc::CLOCK_THREAD_CPUTIME_ID));
         let [resident, shared] = self.pages()?;
         let (heap, heap_free) = match self.mallinfo {
             Some(mallinfo) if is_safe => {
@@ -75,7 +76,7 @@ impl Clock {
             }
             _ => (0, 0),
         };
-        let took = self.micros() - begin;
+        let took = time_of(libc::CLOCK_THREAD_CPUTIME_ID).saturating_sub(begun);
         self.next = begin + self.every.max(took * PART);
         Some(Memory { anonymous: resident.saturating_sub(shared) * self.page, file: shared * self.page, heap, heap_free })
     }
@@ -110,9 +111,14 @@ impl Clock {
 
 /// Microseconds of a clock that only goes forward.
 fn now() -> u64 {
+    time_of(libc::CLOCK_MONOTONIC)
+}
+
+/// Microseconds of one of the system's clocks.
+fn time_of(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: fills the structure.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
@@ -149,6 +155,37 @@ mod tests {
         assert!(after.heap - before.heap >= 64 << 20 || clock.mallinfo.is_none());
         assert!(!clock.is_due(1));
         drop(touched);
+    }
+
+    const NOTHING: MallInfo = MallInfo { arena: 0, others: [0; 3], hblkhd: 0, more: [0; 3], fordblks: 0, keepcost: 0 };
+
+    #[test]
+    fn sample_that_had_to_wait_makes_the_next_no_later() {
+        extern "C" fn waits() -> MallInfo {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            NOTHING
+        }
+        let mut clock = Clock::new(10);
+        clock.mallinfo = Some(waits);
+        let before = clock.micros();
+        assert!(clock.sample(true).is_some());
+        // 10 ms, or 50 times the time of the thread, which sleeps nearly all of the 20 ms; not 50 times those.
+        assert!(clock.is_due(before + 900_000), "{}", clock.next);
+        assert!(!clock.is_due(before + 9_999));
+    }
+
+    #[test]
+    fn sample_that_is_dear_makes_the_next_later() {
+        extern "C" fn works() -> MallInfo {
+            let begin = time_of(libc::CLOCK_THREAD_CPUTIME_ID);
+            while time_of(libc::CLOCK_THREAD_CPUTIME_ID) < begin + 4000 {}
+            NOTHING
+        }
+        let mut clock = Clock::new(10);
+        clock.mallinfo = Some(works);
+        let before = clock.micros();
+        assert!(clock.sample(true).is_some());
+        assert!(!clock.is_due(before + 4000 * PART - 1), "{}", clock.next);
     }
 
     #[test]

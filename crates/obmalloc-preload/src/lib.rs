@@ -166,7 +166,8 @@ fn claim(variable: &str, path: &std::path::Path) -> (bool, String) {
     let run = std::env::var(RUN_VARIABLE).unwrap_or_else(|_| Identity::new().to_string());
     set(variable, path.as_os_str().as_bytes());
     if first {
-        set(&claimed, std::process::id().to_string().as_bytes());
+        // With zeros in front: the program reads its environment, and asks for the same memory whatever the number.
+        set(&claimed, format!("{:010}", std::process::id()).as_bytes());
         if variable == VARIABLE {
             set(RUN_VARIABLE, run.as_bytes());
         }

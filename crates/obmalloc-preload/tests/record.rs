@@ -380,8 +380,11 @@ fn raw_calls_without_the_gil_and_those_of_threads_are_recorded_in_order() {
 
 #[test]
 fn trace_goes_on_when_the_program_closes_descriptors_that_are_not_its_own() {
-    let script = "import os\nos.closerange(3, 1024)\nfiles = [os.open('/dev/null', os.O_WRONLY) for _ in range(600)]\n\
+    // A mark takes a sample, however fast the machine is: one before the descriptors are closed, and two after.
+    let script = "import os, sys\nsys.audit('obmalloc.mark')\n\
+                  os.closerange(3, 1024)\nfiles = [os.open('/dev/null', os.O_WRONLY) for _ in range(600)]\n\
                   x = [object() for _ in range(200000)]\n\
+                  sys.audit('obmalloc.mark')\nsys.audit('obmalloc.mark')\n\
                   names = [os.path.basename(os.path.realpath('/proc/self/fd/' + f)) for f in os.listdir('/proc/self/fd')]\n\
                   print(sorted(name for name in names if name in ('statm', 'trace')))\n";
     for python in pythons() {
@@ -437,6 +440,16 @@ fn trace_goes_on_when_the_program_has_no_descriptor_left() {
         let children = run.children();
         assert_eq!(children.len(), 1, "{}", python.executable.display());
         assert!(Trace::read(&children[0]).ends_orderly());
+    }
+}
+
+#[test]
+fn variables_of_the_recorder_are_as_long_in_every_process() {
+    let script = "import os\nprint(len(os.environ['OBMALLOC_TRACE_PID']), int(os.environ['OBMALLOC_TRACE_PID']) == os.getpid(), \
+                  len(os.environ['OBMALLOC_TRACE_RUN']))\n";
+    for python in pythons() {
+        let run = Run::of(python, script, &[]).succeeded();
+        assert_eq!(run.stdout(), "10 True 32\n", "{}", python.executable.display());
     }
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Python, Run, pythons, recorder};
-use obmalloc_trace::format::{Domain, Event, Reader};
+use obmalloc_trace::format::{Domain, Event, Note, Reader};
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -173,24 +173,27 @@ fn stacks_are_those_that_tracemalloc_knows() {
     std::thread::scope(|scope| [0, 1].map(|_| scope.spawn(work)).map(|thread| thread.join().expect("no difference")));
 }
 
+/// A run at fixed addresses.
+fn fixed(python: &Python, program: &Path, environment: &[(&str, &str)]) -> Run {
+    let run = Run::prepared(python, &[program.to_str().expect("text")], |command| {
+        command.envs(environment.iter().copied()).env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
+        // SAFETY: takes no memory.
+        unsafe {
+            command.pre_exec(|| {
+                libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+                Ok(())
+            })
+        };
+    });
+    run.succeeded()
+}
+
 #[test]
 fn trace_with_stacks_is_that_without_them_event_for_event() {
     for python in pythons() {
         // Threads take turns as they like.
         for program in workloads().iter().filter(|path| !path.ends_with("threads.py")) {
-            let of = |frames: &str| {
-                let run = Run::prepared(python, &[program.to_str().expect("text")], |command| {
-                    command.env("OBMALLOC_STACKS", frames).env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
-                    // SAFETY: takes no memory.
-                    unsafe {
-                        command.pre_exec(|| {
-                            libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
-                            Ok(())
-                        })
-                    };
-                });
-                run.succeeded().trace()
-            };
+            let of = |frames: &str| fixed(python, program, &[("OBMALLOC_STACKS", frames)]).trace();
             let without = of("00");
             assert!(without.says("\"stacks\":    0"), "{}", without.header);
             for frames in ["01", "64"] {
@@ -201,6 +204,64 @@ fn trace_with_stacks_is_that_without_them_event_for_event() {
                 assert_eq!(with.events.len(), without.events.len());
             }
         }
+    }
+}
+
+/// The stacks of a trace, each with how many events in a row came under it.
+fn stacks_in_turn(run: &Run) -> Vec<(u64, usize)> {
+    let mut reader = Reader::new(std::fs::read(run.directory.join("trace")).expect("a trace")).expect("a trace");
+    let mut found: Vec<(u64, usize)> = Vec::new();
+    while let Some(event) = reader.next() {
+        event.expect("undamaged");
+        match found.last_mut() {
+            Some((stack, count)) if *stack == reader.stack() => *count += 1,
+            _ => found.push((reader.stack(), 1)),
+        }
+    }
+    found
+}
+
+#[test]
+fn layout_that_does_not_hold_gives_no_frame_anywhere_and_is_said_once() {
+    const SAID: &str = "no stacks: this CPython's frames are not laid out as those of its release are";
+    for python in pythons() {
+        let of =
+            |offset| fixed(python, &workload("small.py"), &[("OBMALLOC_STACKS", "64"), ("OBMALLOC_STACKS_CODE_OFFSET", offset)]);
+        // Two digits: CPython makes an object for a text of one digit only once, whoever asks first.
+        let (holds, fails) = (of("00"), of("08"));
+        assert!(stacks_in_turn(&holds).len() > 1000, "3.{}", python.minor);
+        assert!(stacks_in_turn(&fails).iter().all(|&(stack, _)| stack == 0), "3.{}", python.minor);
+        assert_eq!((holds.stdout(), holds.stderr()), (fails.stdout(), fails.stderr()));
+        let (with, mut without) = (holds.trace(), fails.trace());
+        assert!(!with.tells(SAID) && without.ends_orderly());
+        let count = without.events.len();
+        without.events.retain(|event| *event != Event::Note(Note::Text(SAID.into())));
+        assert_eq!(count - without.events.len(), 1, "3.{}: said once", python.minor);
+        let first = without.events.iter().zip(&with.events).position(|(without, with)| without != with);
+        assert_eq!(first, None, "3.{}: the first event that differs", python.minor);
+        assert_eq!(with.events.len(), without.events.len(), "3.{}", python.minor);
+    }
+}
+
+#[test]
+fn calls_without_a_frame_have_none_before_the_program_begins_and_after_it() {
+    // The parser makes the constant, after the frames of the interpreter's start are gone.
+    let script = format!(
+        "b'{}'\n\
+         import atexit\n\
+         bytes(70001)\n\
+         atexit.register(lambda: bytes(70001))\n",
+        "x".repeat(70002)
+    );
+    for python in pythons() {
+        let run = Run::of(python, &script, &[("OBMALLOC_STACKS", "64")]).succeeded();
+        let turns = stacks_in_turn(&run);
+        let parsed = stacks_of(&run, 70002 + 33);
+        assert!(!parsed.is_empty() && parsed.iter().all(Vec::is_empty), "3.{}: {parsed:?}", python.minor);
+        assert_eq!(stacks_of(&run, 70001 + 33), [["<string>:3"], ["<string>:4"]], "3.{}", python.minor);
+        // Types and modules that are built in are made first, by no Python.
+        assert!(turns[0].0 == 0 && turns[0].1 > 1000, "3.{}: {:?}", python.minor, turns[0]);
+        assert_eq!(turns.last().expect("events").0, 0, "3.{}", python.minor);
     }
 }
 

@@ -103,7 +103,7 @@ impl Stacks {
             // SAFETY: functions of these names take nothing and give a thread's state.
             symbol(name).map(|address| unsafe { std::mem::transmute::<*mut c_void, ThreadState>(address) })
         };
-        let layout = Layout::of(version).ok_or("no stacks: how this CPython lays its frames out is not known")?;
+        let layout = Layout::of(version).ok_or("no stacks: how this CPython lays its frames out is not known")?.or_planted();
         let hidden = "no stacks: this CPython does not show what is needed for them";
         let thread_state = function(layout.thread_state).ok_or(hidden)?;
         let own_state =
