@@ -1,3 +1,5 @@
+/// <reference lib="esnext.disposable" />
+
 /**
  * obmalloc: the public contract. What is declared here exists, and does what its comment says.
  *
@@ -1588,12 +1590,38 @@ export interface Why {
   readonly findings: readonly Finding[]
 }
 
+/**
+ * What of an `AbortSignal` is used; every `AbortSignal` fits. It is written here so that these types need neither those of Node.js nor
+ * those of a browser.
+ */
+export interface AbortSignalLike {
+  /** Whether it has been aborted. */
+  readonly aborted: boolean
+  /** Why: what the promise rejects with. */
+  readonly reason: any
+  /** Throws the reason, if it has been aborted. */
+  throwIfAborted(): void
+  /**
+   * Has a function called when it is aborted.
+   * @param type The event.
+   * @param listener The function.
+   * @param options `once`: it is called once at most.
+   */
+  addEventListener(type: 'abort', listener: () => void, options?: { once?: boolean }): void
+  /**
+   * Has a function called no more.
+   * @param type The event.
+   * @param listener The function.
+   */
+  removeEventListener(type: 'abort', listener: () => void): void
+}
+
 /** The moment that an inquiry is about. */
 export interface InquiryOptions {
   /** `end` (the default), `peak`, `mark:NAME`, `mark:NAME#2`, `event:N` or `time:SECONDS`. */
   readonly at?: string | undefined
   /** Ends the inquiry, which rejects with the signal's reason then. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
   /** Is told how many bytes of the trace have been read, of how many. */
   readonly onProgress?: (done: number, total: number) => void
 }
@@ -1669,7 +1697,7 @@ export interface WhatIfOptions {
   /** Blocks whose stack passes this file and line have a heap of their own in one more row. */
   readonly apart?: { readonly file: string; readonly line: number }
   /** Ends the trial, which rejects with the signal's reason then. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
   /** Is told what is being tried, and how much of it is done. */
   readonly onProgress?: (what: string, done: number, total: number) => void
 }
@@ -1855,7 +1883,7 @@ export interface ReplayTraceOptions {
   /** `end`, `peak`, `mark:NAME`, `mark:NAME#2`, `event:N` or `time:SECONDS`; the end of the trace if left out. */
   readonly at?: string
   /** Ends the replay, which rejects with the signal's reason then. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
   /** Is told how many bytes of the trace have been read, of how many. */
   readonly onProgress?: (done: number, total: number) => void
 }
@@ -1867,7 +1895,7 @@ export interface ProgramOptions {
   /** Where the program's output goes: `'inherit'` unless given; `'stderr'` is this process's stderr. */
   readonly stdout?: 'inherit' | 'ignore' | 'stderr'
   /** Ends the program; the call rejects with the signal's reason then. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
 }
 
 /** How {@link record} records. */
@@ -1907,7 +1935,7 @@ export interface CompareProgramOptions {
   /** Where the program's output goes: `'ignore'` unless given; `'stderr'` is this process's stderr. */
   readonly stdout?: 'inherit' | 'ignore' | 'stderr'
   /** Ends the comparison, which rejects with the signal's reason then. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
   /** Is told the version of the CPython, and how many bytes of its trace have been read, of how many. */
   readonly onProgress?: (version: string, done: number, total: number) => void
 }

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import type {
+  AbortSignalLike,
   BlockOwner as Owner,
   CodePlace as Place,
   CheckFinding as Finding,
@@ -30,7 +31,7 @@ export async function check(
   interpreter: Pick<Interpreter, 'path'>,
   program: readonly string[],
   stdout: RecordOptions['stdout'],
-  signal?: AbortSignal,
+  signal?: AbortSignalLike,
 ): Promise<Check> {
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
   const report = join(folder, 'report')

@@ -11,20 +11,20 @@ import { join } from 'node:path'
 
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
-import { budgetCommand, type BudgetCommandOptions } from './commands/budget.js'
-import { checkCommand, type CheckCommandOptions } from './commands/check.js'
-import { compareCommand, type CompareOptions } from './commands/compare.js'
-import { diffCommand, type DiffCommandOptions } from './commands/diff.js'
-import { eventsCommand, type EventsCommandOptions } from './commands/events.js'
-import { mapCommand, type MapCommandOptions } from './commands/map.js'
-import { exportCommand, type ExportCommandOptions } from './commands/export.js'
-import { recordCommand, type RecordCommandOptions } from './commands/record.js'
-import { reportCommand, type ReportCommandOptions } from './commands/report.js'
-import { replayCommand, type ReplayCommandOptions } from './commands/replay.js'
-import { trimCommand, type TrimCommandOptions } from './commands/trim.js'
-import { topCommand, type TopCommandOptions } from './commands/top.js'
-import { whyCommand, type WhyCommandOptions } from './commands/why.js'
-import { whatIfCommand, type WhatIfCommandOptions } from './commands/what-if.js'
+import type { BudgetCommandOptions } from './commands/budget.js'
+import type { CheckCommandOptions } from './commands/check.js'
+import type { CompareOptions } from './commands/compare.js'
+import type { DiffCommandOptions } from './commands/diff.js'
+import type { EventsCommandOptions } from './commands/events.js'
+import type { MapCommandOptions } from './commands/map.js'
+import type { ExportCommandOptions } from './commands/export.js'
+import type { RecordCommandOptions } from './commands/record.js'
+import type { ReportCommandOptions } from './commands/report.js'
+import type { ReplayCommandOptions } from './commands/replay.js'
+import type { TrimCommandOptions } from './commands/trim.js'
+import type { TopCommandOptions } from './commands/top.js'
+import type { WhyCommandOptions } from './commands/why.js'
+import type { WhatIfCommandOptions } from './commands/what-if.js'
 import { say } from './terminal.js'
 import { TraceError } from './trace.js'
 import { UsageError } from './usage.js'
@@ -57,7 +57,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print the results as JSON')
     .option('--keep <folder>', 'keep the traces in an existing folder')
     .argument('[program...]', 'a script and its arguments, or -m and a module, behind --; the bundled workload if there is none')
-    .action(async (args: string[], options: CompareOptions) => done(await compareCommand(args, options)))
+    .action(async (args: string[], options: CompareOptions) =>
+      done(await (await import('./commands/compare.js')).compareCommand(args, options)),
+    )
   program
     .command('record')
     .description('run a program in a CPython and write down every allocator call')
@@ -74,7 +76,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('--trim <words>', 'give back what is not used meanwhile, as trim does: asked, or every=30s,above=16M,idle,log')
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
-    .action(async (args: string[], options: RecordCommandOptions) => done(await recordCommand(args, options)))
+    .action(async (args: string[], options: RecordCommandOptions) =>
+      done(await (await import('./commands/record.js')).recordCommand(args, options)),
+    )
   program
     .command('events')
     .description("print a trace's events, each request with the stack that it was made under")
@@ -87,7 +91,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print each event as a line of JSON')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: EventsCommandOptions) => done(await eventsCommand(path, options)))
+    .action(async (path: string, options: EventsCommandOptions) =>
+      done(await (await import('./commands/events.js')).eventsCommand(path, options)),
+    )
   program
     .command('replay')
     .description('make the calls of a trace again and compare every answer')
@@ -100,7 +106,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('--stats', 'show the statistics at the end')
     .option('--json', 'print the results as JSON')
     .argument('<trace...>', 'traces')
-    .action(async (args: string[], options: ReplayCommandOptions) => done(await replayCommand(args, options)))
+    .action(async (args: string[], options: ReplayCommandOptions) =>
+      done(await (await import('./commands/replay.js')).replayCommand(args, options)),
+    )
   program
     .command('why')
     .description("what holds a recorded program's memory, in words, and the lines to change")
@@ -112,7 +120,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print the answer as JSON: obmalloc.why/1')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: WhyCommandOptions) => done(await whyCommand(path, options)))
+    .action(async (path: string, options: WhyCommandOptions) =>
+      done(await (await import('./commands/why.js')).whyCommand(path, options)),
+    )
   program
     .command('report')
     .description('write the page that shows a recording, one HTML file, and print the answer')
@@ -122,7 +132,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', "print the page's data as JSON")
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: ReportCommandOptions) => done(await reportCommand(path, options)))
+    .action(async (path: string, options: ReportCommandOptions) =>
+      done(await (await import('./commands/report.js')).reportCommand(path, options)),
+    )
   program
     .command('top')
     .description('what sites, functions, files or size classes have asked for, and have')
@@ -135,7 +147,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print all rows as JSON')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: TopCommandOptions) => done(await topCommand(path, options)))
+    .action(async (path: string, options: TopCommandOptions) =>
+      done(await (await import('./commands/top.js')).topCommand(path, options)),
+    )
   program
     .command('map')
     .description('the arenas at a moment, a line each and a character a pool')
@@ -146,7 +160,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print the pools as JSON')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: MapCommandOptions) => done(await mapCommand(path, options)))
+    .action(async (path: string, options: MapCommandOptions) =>
+      done(await (await import('./commands/map.js')).mapCommand(path, options)),
+    )
   program
     .command('what-if')
     .description('try other settings and other allocators on a recording')
@@ -161,7 +177,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print the answer as JSON')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: WhatIfCommandOptions) => done(await whatIfCommand(path, options)))
+    .action(async (path: string, options: WhatIfCommandOptions) =>
+      done(await (await import('./commands/what-if.js')).whatIfCommand(path, options)),
+    )
   program
     .command('diff')
     .description(
@@ -175,7 +193,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('--json', 'print all rows as JSON: obmalloc.diff/1')
     .argument('<a>', 'a trace, or a trace @ a moment')
     .argument('<b>', 'the later one')
-    .action(async (a: string, b: string, options: DiffCommandOptions) => done(await diffCommand(a, b, options)))
+    .action(async (a: string, b: string, options: DiffCommandOptions) =>
+      done(await (await import('./commands/diff.js')).diffCommand(a, b, options)),
+    )
   program
     .command('budget')
     .description('hold a recording against limits; ends with 1 when one is broken')
@@ -197,7 +217,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print the answer as JSON: obmalloc.budget/1')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: BudgetCommandOptions) => done(await budgetCommand(path, options)))
+    .action(async (path: string, options: BudgetCommandOptions) =>
+      done(await (await import('./commands/budget.js')).budgetCommand(path, options)),
+    )
   program
     .command('export')
     .description("write a recording's figures for another tool")
@@ -208,7 +230,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print what was written as JSON; the file is then to be named')
     .argument('<trace>', 'a trace')
-    .action(async (path: string, options: ExportCommandOptions) => done(await exportCommand(path, options)))
+    .action(async (path: string, options: ExportCommandOptions) =>
+      done(await (await import('./commands/export.js')).exportCommand(path, options)),
+    )
   program
     .command('trim')
     .description('run a program in a CPython (3.10 or later) and give back to the system what it holds and does not use')
@@ -223,14 +247,18 @@ function commandLine(done: (code: number) => void): Command {
     .option('-f, --force', 'replace a file that is there')
     .option('--json', 'print what was given back as JSON')
     .argument('[program...]', 'a script and its arguments, or -m and a module, behind --')
-    .action(async (args: string[], options: TrimCommandOptions) => done(await trimCommand(args, options)))
+    .action(async (args: string[], options: TrimCommandOptions) =>
+      done(await (await import('./commands/trim.js')).trimCommand(args, options)),
+    )
   program
     .command('check')
     .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')
     .option('--python <path>', 'the CPython (default: python3)')
     .option('--json', 'print what was found as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')
-    .action(async (args: string[], options: CheckCommandOptions) => done(await checkCommand(args, options)))
+    .action(async (args: string[], options: CheckCommandOptions) =>
+      done(await (await import('./commands/check.js')).checkCommand(args, options)),
+    )
   return program
 }
 

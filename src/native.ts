@@ -2,7 +2,7 @@
 
 import type { Address, ArenaInfo, Geometry, Release, Trimmed } from '../index.js'
 import type { Kept } from './kept.js'
-import { platform } from './platform.js'
+import { platform, PLATFORMS } from './platform.js'
 
 declare const brand: unique symbol
 /** A heap in the binding. It is given back when nothing refers to this any more. */
@@ -244,9 +244,11 @@ interface Binding {
   checkGolden(golden: string): string
 }
 
+/** Finds the binding. Throws an error with the code `ERR_NO_BINDING` and one line of advice if there is none that can be loaded. */
 function load(): { bind(): Binding } {
+  const installed = `obmalloc-${platform}`
   // In a clone the binding lies in the platform package's folder; installed, that is a package of its own.
-  const places = [`../npm/${platform}/obmalloc.${platform}.node`, `obmalloc-${platform}`]
+  const places = [`../npm/${platform}/obmalloc.${platform}.node`, installed]
   const causes: unknown[] = []
   for (const place of places) {
     try {
@@ -255,10 +257,16 @@ function load(): { bind(): Binding } {
       causes.push(cause)
     }
   }
-  const reasons = causes.map((cause) => String(cause instanceof Error ? cause.message : cause).split('\n')[0])
-  throw new Error(`obmalloc: expected its native binding for ${platform}, but found none: ${reasons.join('; ')}`, {
-    cause: causes[0],
-  })
+  const isMissing = (cause: unknown) => (cause as NodeJS.ErrnoException).code === 'MODULE_NOT_FOUND'
+  const refused = causes.find((cause) => !isMissing(cause))
+  const [reason] = String(refused instanceof Error ? refused.message : refused).split('\n')
+  const what = refused ? `but it cannot be loaded (${reason})` : 'but found none'
+  const { version } = require('../package.json') as { version: string }
+  const advice = PLATFORMS.includes(platform)
+    ? `install ${installed}@${version}, which npm leaves out with --omit=optional and where there is no glibc`
+    : `there are packages for ${PLATFORMS.join(', ')}; for another platform, build obmalloc from its source, which needs Rust`
+  const error = new Error(`expected the native binding for ${platform}, ${what}: ${advice}`, { cause: refused ?? causes[0] })
+  throw Object.assign(error, { code: 'ERR_NO_BINDING' })
 }
 
 export const native = load().bind()

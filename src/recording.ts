@@ -6,7 +6,7 @@ import { closeSync, lstatSync, openSync, readFileSync, readdirSync, realpathSync
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 
-import type { Recording } from '../index.js'
+import type { AbortSignalLike, Recording } from '../index.js'
 import type { Interpreter } from './interpreters.js'
 import { ENDING, passingOn } from './signals.js'
 import { recorder } from './tools.js'
@@ -32,7 +32,7 @@ export interface RecordOptions {
   /** What is not used is given back meanwhile: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
   readonly trim?: string
   /** Ends the program, by SIGTERM. */
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
   readonly env?: Record<string, string>
 }
 

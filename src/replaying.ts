@@ -1,6 +1,6 @@
 /** Replaying traces with the native engine, a slice at a time so that progress can be shown. */
 
-import type { Geometry, Release } from '../index.js'
+import type { AbortSignalLike, Geometry, Release } from '../index.js'
 import type { ReplayReport as Report } from '../index.js'
 import { native } from './native.js'
 import { type Segment, TraceError } from './trace.js'
@@ -26,7 +26,7 @@ export interface ReplayOptions {
   readonly stopAt?: number
   /** Sizes other than the release's. */
   readonly geometry?: Geometry
-  readonly signal?: AbortSignal
+  readonly signal?: AbortSignalLike
   readonly onProgress?: (done: number, total: number) => void
 }
 

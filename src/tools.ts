@@ -38,5 +38,5 @@ export const measurer = (): string => ofPlatform('obmalloc-measure')
 /** A bundled Python program. */
 export const workload = (name: string): string => join(root, 'workload', `${name}.py`)
 
-/** Where the golden traces lie, and in `gc` the golden answers of collectors. */
+/** Where a clone has the golden traces, and in `gc` the golden answers of collectors. An installed package has none. */
 export const golden = (): string => join(root, '__test__', 'golden')

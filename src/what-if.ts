@@ -6,7 +6,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 
-import type { Configuration, WhatIfRow, WhatIf, WhatIfOptions, MeasuredAllocator as AllocatorName } from '../index.js'
+import type {
+  AbortSignalLike,
+  Configuration,
+  WhatIfRow,
+  WhatIf,
+  WhatIfOptions,
+  MeasuredAllocator as AllocatorName,
+} from '../index.js'
 import { findMoment } from './moments.js'
 import { native } from './native.js'
 import { releaseOf } from './release.js'
@@ -191,7 +198,7 @@ async function measureAll(
   trials: number,
   release: string,
   allocators: readonly AllocatorName[],
-  signal: AbortSignal | undefined,
+  signal: AbortSignalLike | undefined,
   onProgress: WhatIfOptions['onProgress'],
 ): Promise<{ rows: WhatIfRow[]; remarks: string[] }> {
   const folder = mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
@@ -229,10 +236,13 @@ function measuredRow(name: string, { peak, held, nanoseconds }: Measured, refere
 }
 
 /** Two processes: one that touches every byte, for the memory, and one that touches nothing, for the time. */
-async function measure(library: string, args: readonly string[], signal: AbortSignal | undefined): Promise<Measured> {
+async function measure(library: string, args: readonly string[], signal: AbortSignalLike | undefined): Promise<Measured> {
   const env = { ...process.env, LD_PRELOAD: library }
   const run = async (...more: string[]) => {
-    const { stdout } = await promisify(execFile)(measurer(), [...args, ...more], { env, ...(signal ? { signal } : {}) })
+    const { stdout } = await promisify(execFile)(measurer(), [...args, ...more], {
+      env,
+      signal: signal as AbortSignal | undefined,
+    })
     return JSON.parse(stdout) as { peak: number; held: number; nanoseconds: number | null }
   }
   const [{ peak, held }, { nanoseconds }] = [await run(), await run('time')]

@@ -3,7 +3,7 @@
  * for the collector on both sides, if asked to.
  */
 
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
@@ -104,6 +104,7 @@ async function compare(
   const rows: Row[] = []
   if (chosen.length === 0) {
     if (program.length > 0) throw new UsageError('expected a CPython to run the program, but found none that can be used')
+    if (!existsSync(golden())) throw new UsageError('expected a CPython to compare with, but found none that can be used')
     say('no CPython was found that can be used: comparing with the golden traces, which real CPythons left')
     for await (const row of goldenRows()) rows.push(table.add(row))
   }
