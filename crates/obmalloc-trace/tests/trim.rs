@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use obmalloc::profile::{self, Profile};
 use obmalloc::{Allocator, ArenaAllocator, Heap};
@@ -92,7 +93,10 @@ unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, s
 impl Recorded {
     fn new(profile: &Profile) -> Self {
         let heap = Heap::new(profile).expect("a heap");
+        // A writer keeps its memory for good; where it is stays known, so that it is no leak.
+        static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
         let memory: &'static mut [u8] = Box::leak(vec![0; 1 << 16].into_boxed_slice());
+        KEPT.lock().expect("no panic").push(memory.as_ptr().expose_provenance());
         let tape = Box::new(Tape {
             block: RefCell::new(BlockWriter::new(memory)),
             blocks: RefCell::default(),

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What takes longer than CI may: ThreadSanitizer, the fuzzer, and many random programs. `scripts/long.sh`, after a build; it ends at the
+# first that fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# What threads share, where the standard library can be built for it.
+scripts/tsan.sh
+
+# The fuzzer's corpus, and beside it a minute of new programs, from some of the corpus: to load all of it takes longer than that.
+BUILD_ONLY=1 fuzz/run
+fuzz/run -runs=0 corpus &
+replay=$!
+seeds=$(printf '%s\n' fuzz/corpus/* | shuf -n 200 | sed 's|^fuzz/||' | paste -sd,)
+fuzz/run -max_total_time=60 "-seed_inputs=$seeds" found
+wait "$replay"
+
+# Guests in every mood; and scripts' allocators through Node.js, under AddressSanitizer and LeakSanitizer.
+seed=${OBMALLOC_SEED:-$RANDOM$RANDOM}
+echo "from seed $seed"
+OBMALLOC_SEED=$seed OBMALLOC_PROGRAMS=100000 cargo test --release --quiet -p obmalloc --test guest_programs
+node scripts/asan.mjs programs 10000 "$seed"
