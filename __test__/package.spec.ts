@@ -1,4 +1,4 @@
-/** The two packages as npm packs them, installed into an empty project: what they hold, and that they serve whoever installs them. */
+/** The two packages as npm packs them, installed into an empty project: what they hold, and that they work there. */
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

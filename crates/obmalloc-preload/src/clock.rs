@@ -16,7 +16,7 @@ const PART: u64 = 50;
 /// The beginning of `struct mallinfo2`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct MallInfo {
+pub struct MallInfo {
     /// Bytes that are had from the system by growing the heap.
     arena: usize,
     others: [usize; 3],
@@ -24,7 +24,7 @@ struct MallInfo {
     hblkhd: usize,
     more: [usize; 3],
     /// Bytes of the first that are free.
-    fordblks: usize,
+    pub fordblks: usize,
     keepcost: usize,
 }
 
@@ -94,12 +94,7 @@ impl Clock {
                 self.statm.as_ref()?.descriptor()?
             }
         };
-        let mut text = [0u8; 128];
-        // SAFETY: writes no more than there is room for.
-        let length = unsafe { libc::pread(descriptor, text.as_mut_ptr().cast(), text.len(), 0) };
-        let text = text.get(..usize::try_from(length).ok()?)?;
-        let mut numbers = text.split(|&byte| byte == b' ').skip(1).map(|word| std::str::from_utf8(word).ok()?.parse().ok());
-        Some([numbers.next()??, numbers.next()??])
+        pages_in(descriptor)
     }
 
     /// This process is a fork of the one that the clock was made in: what was opened is that one's, and a sample is due.
@@ -109,13 +104,32 @@ impl Clock {
     }
 }
 
+/// Resident pages, and those of them that are of files or shared: what an open `/proc/self/statm` says.
+fn pages_in(descriptor: c_int) -> Option<[u64; 2]> {
+    let mut text = [0u8; 128];
+    // SAFETY: writes no more than there is room for.
+    let length = unsafe { libc::pread(descriptor, text.as_mut_ptr().cast(), text.len(), 0) };
+    let text = text.get(..usize::try_from(length).ok()?)?;
+    let mut numbers = text.split(|&byte| byte == b' ').skip(1).map(|word| std::str::from_utf8(word).ok()?.parse().ok());
+    Some([numbers.next()??, numbers.next()??])
+}
+
+/// Pages of this process that are resident, if the system tells.
+pub fn resident_pages() -> Option<u64> {
+    let descriptor = open(c"/proc/self/statm", libc::O_RDONLY).ok()?;
+    let pages = pages_in(descriptor);
+    // SAFETY: opened above.
+    unsafe { libc::close(descriptor) };
+    Some(pages?[0])
+}
+
 /// Microseconds of a clock that only goes forward.
-fn now() -> u64 {
+pub fn now() -> u64 {
     time_of(libc::CLOCK_MONOTONIC)
 }
 
 /// Microseconds of one of the system's clocks.
-fn time_of(clock: libc::clockid_t) -> u64 {
+pub fn time_of(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: fills the structure.
     unsafe { libc::clock_gettime(clock, &mut time) };
@@ -123,7 +137,7 @@ fn time_of(clock: libc::clockid_t) -> u64 {
 }
 
 /// `mallinfo2`, if the C library has it (glibc 2.33) and its `malloc` is the one that is used.
-fn mallinfo() -> Option<unsafe extern "C" fn() -> MallInfo> {
+pub fn mallinfo() -> Option<unsafe extern "C" fn() -> MallInfo> {
     let (found, malloc) = (symbol(c"mallinfo2")?, symbol(c"malloc")?);
     if object_base(found) != object_base(malloc) {
         return None;

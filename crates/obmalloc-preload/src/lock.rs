@@ -30,7 +30,7 @@ impl SpinLock {
         self.0.store(false, Ordering::Release);
     }
 
-    /// The word that is true while somebody has the lock: it is given back by making that false.
+    /// The word that is true while a thread has the lock: the thread gives the lock back by making it false.
     pub fn word(&self) -> &AtomicBool {
         &self.0
     }

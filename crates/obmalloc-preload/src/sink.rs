@@ -31,8 +31,6 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 const BLOCK_SIZE: usize = 64 << 10;
 /// Words of memory in which a block is compressed.
 const PACKING_SIZE: usize = 64 << 10;
-/// The binary logarithm of the size of pools that can be trimmed.
-const POOL_SHIFT: u8 = 14;
 /// A reserve that no block has room for (halved, because it is added to).
 const OUT_OF_REACH: usize = usize::MAX / 2;
 /// Bytes of a text note beside its text, at most.
@@ -343,15 +341,15 @@ pub fn note(room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
     }
 }
 
-/// Writes that these pools, which are the present interpreter's, were forgotten by a trim. Nothing when nothing is recorded.
-pub fn trim(mut pools: &[u64]) {
+/// Writes that a trim forgot these pools of so many bytes, which are the present interpreter's. Nothing when nothing is recorded.
+pub fn trim(pool_size: usize, mut pools: &[u64]) {
     if !is_recorded() {
         return;
     }
     let mut state = lock();
     let mut can_go_on = state.is_open() && (!state.apart || state.attribute());
     while can_go_on && !pools.is_empty() {
-        let written = state.block.trim(POOL_SHIFT, pools);
+        let written = state.block.trim(pool_size.trailing_zeros() as u8, pools);
         pools = &pools[written..];
         can_go_on = pools.is_empty() || state.flush();
     }

@@ -227,7 +227,7 @@ fn layout_that_does_not_hold_gives_no_frame_anywhere_and_is_said_once() {
     for python in pythons() {
         let of =
             |offset| fixed(python, &workload("small.py"), &[("OBMALLOC_STACKS", "64"), ("OBMALLOC_STACKS_CODE_OFFSET", offset)]);
-        // Two digits: CPython makes an object for a text of one digit only once, whoever asks first.
+        // Two digits: CPython makes an object for a text of one digit only once, for the first line that asks.
         let (holds, fails) = (of("00"), of("08"));
         assert!(stacks_in_turn(&holds).len() > 1000, "3.{}", python.minor);
         assert!(stacks_in_turn(&fails).iter().all(|&(stack, _)| stack == 0), "3.{}", python.minor);

@@ -83,7 +83,7 @@ fn trim_gives_what_a_recording_foretells() {
                 continue;
             }
             assert!(foretold > 4 << 20, "{what}: {foretold}");
-            // The same program, which nobody records.
+            // The same program, not recorded.
             let trimmed = Trimmed::with(python, &["-c", &script], "asked", &[SEED]).succeeded();
             let end = trimmed.end();
             println!(

@@ -464,7 +464,7 @@ impl World {
         for block in live.iter() {
             block.check(block.size);
             assert!(heap.blocks().owns(block.address), "{:#x} is live", block.address);
-            // Nobody else minds what is written to the rest of it; the walks below look at free memory.
+            // The rest of the block is the block's alone: the walks below find a write to free memory.
             fill(block.address + block.size, usable(block).checked_sub(block.size).expect("as asked for"), block.fill);
         }
         for &(object, value) in self.objects.borrow().iter() {

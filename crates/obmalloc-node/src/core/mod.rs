@@ -288,6 +288,7 @@ impl Core {
                 && !matches!(other.state(), State::Closed | State::Poisoned)
                 && other.heap_in_use().is_some_and(|heap| heap.blocks().owns(address))
         };
+        // Nothing runs JavaScript here, so no heap is dropped while the table is borrowed.
         regions().range(..=address).next_back().is_some_and(inside)
             || HEAPS.try_with(|heaps| heaps.borrow().values().filter_map(Weak::upgrade).any(owns)) == Ok(true)
     }

@@ -1,7 +1,7 @@
 //! What has been given back so far, how long that took, and how much came back; and how it is said.
 
 use super::arenas;
-use crate::file;
+use crate::{clock, file};
 use std::ffi::{CStr, CString, c_int};
 use std::fmt::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -78,14 +78,7 @@ static BEGAN: AtomicU64 = AtomicU64::new(0);
 /// Counts from 0: this is another program or process.
 pub fn begin_anew() {
     COUNTS.reset();
-    BEGAN.store(now(), Ordering::Relaxed);
-}
-
-fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: fills the structure.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+    BEGAN.store(clock::now(), Ordering::Relaxed);
 }
 
 /// A line that takes no memory: the end of a process can come from anywhere.

@@ -4,7 +4,7 @@ use super::arenas::{self, Arena};
 use super::counts::COUNTS;
 use super::pools::{self, Header, POOL_SIZE, State};
 use crate::python::symbol;
-use crate::sink;
+use crate::{clock, sink};
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -175,7 +175,7 @@ impl Batch {
         if self.forgotten_count == 0 {
             return;
         }
-        sink::trim(&self.forgotten[..self.forgotten_count]);
+        sink::trim(POOL_SIZE, &self.forgotten[..self.forgotten_count]);
         let ranges = &self.ranges[..self.count];
         let refused = if POISONS.load(Ordering::Relaxed) {
             ranges.iter().for_each(|range| fill(range.iov_base.addr()));
@@ -249,24 +249,10 @@ pub fn malloc_trim() {
         return;
     }
     let begin = Instant::now();
-    let before = resident();
+    let before = clock::resident_pages();
     // SAFETY: the C library's function of that name has this type.
     unsafe { std::mem::transmute::<*mut std::ffi::c_void, Trim>(trim)(0) };
-    COUNTS.malloc_bytes.add(before.saturating_sub(resident()));
+    let pages = before.zip(clock::resident_pages()).map_or(0, |(before, after)| before.saturating_sub(after));
+    COUNTS.malloc_bytes.add(pages * PAGE_SIZE as u64);
     COUNTS.malloc_micros.add(begin.elapsed().as_micros() as u64);
-}
-
-/// Bytes of this process that are resident, 0 when the system does not tell.
-fn resident() -> u64 {
-    let mut text = [0u8; 128];
-    let Ok(descriptor) = crate::file::open(c"/proc/self/statm", libc::O_RDONLY) else { return 0 };
-    // SAFETY: writes no more than there is room for; opened above.
-    let length = unsafe {
-        let length = libc::read(descriptor, text.as_mut_ptr().cast(), text.len());
-        libc::close(descriptor);
-        length
-    };
-    let text = text.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
-    let word = text.split(|&byte| byte == b' ').nth(1).and_then(|word| std::str::from_utf8(word).ok());
-    word.and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) * PAGE_SIZE as u64
 }

@@ -3,7 +3,7 @@
 use super::arenas::{self, Arena};
 use super::give_back::{BYTES, note_returned};
 use super::pools::{Header, State};
-use std::ffi::c_int;
+use crate::clock;
 use std::sync::atomic::Ordering;
 
 /// Bytes of the main interpreter's pools that are empty now and were at the last look, with the same header: those are most likely to stay so.
@@ -40,33 +40,21 @@ fn look_at(arena: &Arena) -> usize {
     idle
 }
 
-/// The beginning of `struct mallinfo2`.
-#[repr(C)]
-struct MallInfo {
-    others: [usize; 8],
-    /// Bytes that are free in C's heap.
-    free: usize,
-    last: usize,
-}
-
 /// How much of C's free memory has become free since it was last given back.
 pub struct FreeOfC {
-    mallinfo: Option<unsafe extern "C" fn() -> MallInfo>,
+    mallinfo: Option<unsafe extern "C" fn() -> clock::MallInfo>,
     /// The least that was free since then: as much has been given back.
     least: usize,
 }
 
 impl FreeOfC {
     pub fn new() -> Self {
-        // SAFETY: the function of that name has this signature.
-        let mallinfo = crate::python::symbol(c"mallinfo2")
-            .map(|found| unsafe { std::mem::transmute::<*mut std::ffi::c_void, unsafe extern "C" fn() -> MallInfo>(found) });
-        Self { mallinfo, least: 0 }
+        Self { mallinfo: clock::mallinfo(), least: 0 }
     }
 
     fn free(&self) -> usize {
         // SAFETY: the C library's function; this thread is not inside `malloc`.
-        self.mallinfo.map_or(0, |mallinfo| unsafe { mallinfo() }.free)
+        self.mallinfo.map_or(0, |mallinfo| unsafe { mallinfo() }.fordblks)
     }
 
     /// Bytes that are free and were not given back.
@@ -84,11 +72,5 @@ impl FreeOfC {
 
 /// Microseconds of processor time that this process has had, without this thread's.
 pub fn processor_micros() -> u64 {
-    let micros = |clock: c_int| {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: fills the structure.
-        unsafe { libc::clock_gettime(clock, &mut time) };
-        time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
-    };
-    micros(libc::CLOCK_PROCESS_CPUTIME_ID).saturating_sub(micros(libc::CLOCK_THREAD_CPUTIME_ID))
+    clock::time_of(libc::CLOCK_PROCESS_CPUTIME_ID).saturating_sub(clock::time_of(libc::CLOCK_THREAD_CPUTIME_ID))
 }

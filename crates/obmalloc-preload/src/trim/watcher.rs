@@ -307,7 +307,7 @@ fn trim(which: Which, gil: &Gil) {
 /// # Safety
 /// This thread has a GIL, and is in no call of the allocator.
 unsafe fn make_slice() {
-    // Whoever has the GIL may run another interpreter's code.
+    // The thread with the GIL may run another interpreter's code.
     if is_on() && interpreters::present() == 0 {
         let which = if WANTS_ALL.load(SeqCst) != 0 { Which::All } else { Which::Idle };
         // SAFETY: the caller's promise, and the main interpreter's GIL.
@@ -358,7 +358,7 @@ fn here(gil: &Gil) -> bool {
     let before = AT.load(SeqCst);
     // `end` and `before_fork` have asked before they look at BUSY.
     if STOP.load(SeqCst) == 0 && is_on() && gil.is_there() {
-        // SAFETY: this thread has no GIL, and whoever wants to take the interpreter down waits for it.
+        // SAFETY: this thread has no GIL, and a thread that takes the interpreter down waits for this one first.
         unsafe {
             gil.with(|| {
                 if STOP.load(SeqCst) == 0 {
