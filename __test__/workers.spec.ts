@@ -65,6 +65,8 @@ const MANY = 5e6
 /** Milliseconds in which a worker is to have ended that is in the middle of such a call: tearing a worker down takes some fifty of them. Where
  * everything is slow, a quarter of the call's time; under a sanitizer the worker's end is slow, too. */
 const SOON = instrumented ? 400 : 200
+/** How often a machine with other work on it is asked for one run that it does not disturb. */
+const ATTEMPTS = 20
 
 /** Milliseconds that a call takes in a worker; if it is to be ended in its middle, that the end took, and nothing when the call was over. */
 async function callInWorker(prepare: string, call: string, ended: boolean): Promise<number | undefined> {
@@ -128,12 +130,9 @@ for (const [title, prepare, call] of [
     const whole = (await callInWorker(prepare, call, false))!
     const bound = Math.min(whole / 2, Math.max(SOON, whole / 4))
     const ends: number[] = []
-    // Other work on the machine makes an end late, and none early: the best of a few tells.
-    while (ends.length < 4 && !ends.some((end) => end < bound)) {
-      const end = await callInWorker(prepare, call, true)
-      if (end === undefined) return t.fail(`the call was over when its worker was to be ended: it takes ${whole} ms`)
-      ends.push(end)
-    }
+    // Other work on the machine makes an end late, and none early: the best tells. A call that was over first is late by all of it.
+    while (ends.length < ATTEMPTS && !ends.some((end) => end < bound))
+      ends.push((await callInWorker(prepare, call, true)) ?? Infinity)
     t.log(`the call takes ${whole.toFixed(0)} ms; ended in its middle: ${ends.map((end) => end.toFixed(0)).join(', ')} ms`)
     t.true(Math.min(...ends) < bound)
   })
@@ -269,7 +268,8 @@ test.serial('memory that was to be given back when the time of a script was over
   }
   const resident = (): number => process.memoryUsage.rss()
   for (const [title, prepare] of Object.entries(cases)) {
-    const timed = (timeout?: number): { took: number; interrupted: boolean } => {
+    /** Milliseconds of the call, and of the next, which gives back what it left. */
+    const timed = (timeout?: number): { took: number; left: number; interrupted: boolean } => {
       const before = resident()
       const heap = new Heap()
       const { call, again } = prepare(heap)
@@ -283,23 +283,23 @@ test.serial('memory that was to be given back when the time of a script was over
         t.is((error as { code?: unknown }).code, 'ERR_SCRIPT_EXECUTION_TIMEOUT')
         interrupted = true
       }
-      const took = performance.now() - begin
+      const end = performance.now()
       again()
+      const [took, left] = [end - begin, performance.now() - end]
       // The C library may keep the memory of small blocks for later; a sanitizer sees whether they were given back.
       const isSeen = !instrumented && !title.includes('blocks')
       if (isSeen) t.true(resident() - before < held / 2, `${title}: ${resident() - before} of ${held} bytes are left`)
       heap.close()
-      return { took, interrupted }
+      return { took, left, interrupted }
     }
     const whole = timed().took
-    let soonest = Infinity
-    // Other work on the machine makes it late, and none early: the best of a few tells.
-    for (let attempt = 0; attempt < 5 && soonest > whole / 2; attempt++) {
-      const { took, interrupted } = timed(Math.max(1, Math.floor(whole / 8)))
-      if (interrupted) soonest = Math.min(soonest, took)
-    }
-    t.log(`${title}: ${whole.toFixed(0)} ms, ended after ${soonest.toFixed(0)} ms`)
-    t.true(soonest <= whole / 2, title)
+    let ended: ReturnType<typeof timed>
+    let attempts = 0
+    // Other work on the machine makes it late, and none early; and it slows both halves of one attempt alike.
+    do ended = timed(Math.max(1, Math.floor(whole / 8)))
+    while (++attempts < ATTEMPTS && !(ended.interrupted && ended.took <= ended.left))
+    t.log(`${title}: ${whole.toFixed(0)} ms, ended after ${ended.took.toFixed(0)} ms, ${ended.left.toFixed(0)} ms were left`)
+    t.true(ended.interrupted && ended.took <= ended.left, title)
   }
 })
 
@@ -439,8 +439,12 @@ for (const [title, body, expected, signal] of [
   ],
 ] as Array<[string, string, number | string, NodeJS.Signals?]>) {
   test.serial(`a process that ends ${title}`, async (t) => {
-    const { code, signal: by, after, stderr } = await end(body, signal)
-    t.is<unknown, unknown>(code ?? by, expected, stderr)
-    t.true(after < 1000, `it took ${after} ms`)
+    let soonest = Infinity
+    for (let attempt = 0; attempt < ATTEMPTS && soonest > 1000; attempt++) {
+      const { code, signal: by, after, stderr } = await end(body, signal)
+      t.is<unknown, unknown>(code ?? by, expected, stderr)
+      soonest = Math.min(soonest, after)
+    }
+    t.true(soonest <= 1000, `it took ${soonest} ms`)
   })
 }
