@@ -1070,7 +1070,7 @@ export class Trace {
   /**
    * Opens a trace.
    * @param path the file
-   * @returns the trace, of which only the header has been read
+   * @returns the trace; only its header has been read
    * @throws {TraceError} (rejects) when the file is no trace
    */
   static open(path: string): Promise<Trace>
@@ -1836,7 +1836,7 @@ export interface CheckedProcess {
   /** Whether it went on when the program had ended: what it has done since was not looked at. */
   readonly running: boolean
   /**
-   * Owners of which not all calls were seen, because the allocators were replaced. All domains in free-threaded builds, and in a process
+   * Owners whose calls were not all seen, because the allocators were replaced. All domains in free-threaded builds, and in a process
    * that was killed before it was initialised; of one that was killed later, those that were lost by then.
    */
   readonly lost: readonly BlockOwner[]

@@ -1,4 +1,4 @@
-/** Loaded first by every Node.js of scripts/asan.mjs: whoever asks for the binding gets the instrumented one. */
+/** Loaded first by every Node.js of scripts/asan.mjs: a request for the binding gets the instrumented one. */
 
 const { _extensions: extensions } = require('node:module')
 

@@ -284,7 +284,7 @@ function fail(error: unknown, code: number): number {
 // Node's own answer to this signal is to open its debugger's port.
 process.on('SIGUSR1', () => {})
 
-// Whoever read the output has gone, as `head` does: end as programs do that are told so by a signal.
+// The reader of the output has gone, as `head` does: end as a program does that SIGPIPE ends.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') process.exit(fail(error, 4))
   process.exit(128 + constants.signals.SIGPIPE)

@@ -11,9 +11,9 @@ export function checkFunction(name: string, value: unknown): void {
   if (value !== undefined && !isFunction(value)) throw badArgument('ERR_INVALID_ARG_TYPE', name, 'a function', value)
 }
 
-/** Whether what a callback gave is something to wait for, because nobody would. */
+/** Whether a callback returned a promise, which would never be awaited. */
 export function isAwaited(result: unknown): boolean {
-  // What becomes of it is nobody's any more; least of all is it an unhandled rejection.
+  // Its result is ignored, so that it is no unhandled rejection either.
   if (types.isPromise(result)) settle(result, undefined, () => {})
   return types.isPromise(result) || types.isGeneratorObject(result)
 }

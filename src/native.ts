@@ -189,7 +189,7 @@ interface Binding {
   identity(value: number): number
   /** Bytes that V8 was told of in this thread; for the tests. */
   externalMemory(): number
-  /** Has the C library give back what nobody uses; for the tests. */
+  /** Makes the C library give unused memory back to the system; for the tests. */
   trimMemory(): void
   /** The release that a CPython's version belongs to, if there is one. */
   releaseOf(version: string): Release | null

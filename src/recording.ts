@@ -74,7 +74,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     const own = traces.find(({ header }) => header.pid === pid)
     const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
     const gaps = recorded.flatMap((traced) => gapsOf(traced, traced === own, running, ended))
-    // A trace of which not even the head could be written is of no run.
+    // A trace without even a whole head is no recording.
     for (const file of children(path).filter((name) => isEmptySince(name, begin)))
       gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
     for (const { pid: number, reason } of unsaid.read())

@@ -10,7 +10,7 @@ export type { Mismatch, ReplayReport as Report } from '../index.js'
 /** Events replayed between two looks at the clock and the terminal. */
 const SLICE = 200_000
 
-/** A call of the binding's, the only errors of which are unreadable traces and a lack of memory. */
+/** A call of the binding's; it fails only for unreadable traces and for a lack of memory. */
 export function reading<Result>(call: () => Result): Result {
   try {
     return call()

@@ -59,7 +59,7 @@ export async function budgetCommand(path: string, options: BudgetCommandOptions)
   return tell(await measure(path, limits), format, json, options)
 }
 
-/** What is measured where nobody says what. */
+/** What is measured by default. */
 const EVERYTHING: Limits = { peak: Infinity, held: Infinity, pinned: Infinity }
 
 function isEmpty(limits: Limits): boolean {

@@ -25,7 +25,7 @@ export const exact = (value: number, text: string): HTMLElement => el('data', { 
 export const size = (value: number): HTMLElement => el('data', { value, title: `${count(value)} bytes` }, bytes(value))
 export const number = (value: number): HTMLElement => exact(value, count(value))
 
-/** Buttons of which one is chosen. */
+/** Buttons; one of them is chosen. */
 export function choice<Value extends string>(
   label: string,
   values: readonly (readonly [Value, string, string])[],

@@ -63,7 +63,7 @@ fn measure(arguments: &[String]) -> Result<String, String> {
     let nanoseconds = start.elapsed().as_nanos() as f64 / program.calls.len().max(1) as f64;
     let (held, peak) = (resident()?, if forgets { highest()? } else { 0 });
     let peak = peak.max(held).saturating_sub(before);
-    // Blocks that nobody freed go with the process.
+    // Blocks that were not freed go with the process.
     std::mem::forget(heap);
     let nanoseconds = if touches { "null".to_owned() } else { nanoseconds.to_string() };
     Ok(format!("{{\"peak\":{peak},\"held\":{},\"nanoseconds\":{nanoseconds}}}", held.saturating_sub(before)))
@@ -173,7 +173,7 @@ impl Blocks {
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         let address = map(count * size_of::<*mut u8>(), flags, -1, libc::PROT_READ | libc::PROT_WRITE)?;
-        // SAFETY: mapped for good, zeroed, and nobody else's.
+        // SAFETY: mapped for good, zeroed, and used here alone.
         Ok(Self(unsafe { std::slice::from_raw_parts_mut(address.cast(), count) }))
     }
 }

@@ -101,7 +101,7 @@ impl Realm {
         let data = Rc::into_raw(Rc::clone(&realm)).cast_mut().cast();
         let kept = env.set_instance_data(data, Some(finalize));
         if kept.is_err() {
-            // SAFETY: made just above, and nobody took it.
+            // SAFETY: made just above, and not taken since.
             drop(unsafe { Rc::from_raw(data.cast_const().cast::<Self>()) });
         }
         kept.map(|()| realm)
@@ -193,7 +193,7 @@ impl Realm {
 unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_void) {
     // SAFETY: called by Node.js once, with what `of_environment` gave it.
     let realm = unsafe { Rc::from_raw(data.cast_const().cast::<Realm>()) };
-    // Should that break an invariant, there is nobody left to tell.
+    // If that breaks an invariant, no caller is left to tell.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("face::finalize");
         drop(realm);

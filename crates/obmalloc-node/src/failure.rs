@@ -50,7 +50,7 @@ pub(crate) struct Details {
     /// The object that visited `referent` too often.
     pub object: Option<usize>,
     pub referent: Option<usize>,
-    /// Where in a block somebody wrote.
+    /// The offset in a block of the byte that was overwritten.
     pub offset: Option<isize>,
     /// What CPython prints.
     pub report: Option<String>,

@@ -41,7 +41,7 @@ pub(crate) struct Env(sys::napi_env);
 /// Calls one function of Node-API.
 macro_rules! napi {
     ($env:expr, $name:ident $(, $argument:expr)*) => {
-        // SAFETY: whoever made the `Env` is on its thread, values come from the present call, and pointers are to live places.
+        // SAFETY: the `Env` is used on the thread that made it, values come from the present call, and pointers are to live places.
         unsafe { sys::$name($env.0 $(, $argument)*) }
     };
 }
@@ -81,7 +81,7 @@ impl Env {
         kind
     }
 
-    /// A number for an address or a count, all of which fit 63 bits.
+    /// A number for an address or a count: they all fit 63 bits.
     #[inline(always)]
     pub fn integer(self, integer: usize) -> Outcome {
         self.number(integer as i64 as f64)

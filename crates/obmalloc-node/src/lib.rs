@@ -77,7 +77,7 @@ fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     env.number(env.adjust_external_memory(0) as f64)
 }
 
-/// Has the C library give the system back what nobody uses: for the tests, which look at what is left.
+/// Makes the C library give unused memory back to the system (`malloc_trim`), for tests that look at what is left.
 fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
     unsafe extern "C" {
         fn malloc_trim(pad: usize) -> std::ffi::c_int;

@@ -158,7 +158,7 @@ impl AtExit {
     }
 
     /// Writes the pymalloc part of what `sys._debugmallocstats()` prints. It asks for no memory before it has printed, and what other
-    /// threads do meanwhile are raw calls, of which it says nothing; so the note may as well come after the call.
+    /// threads do meanwhile are raw calls, about which it says nothing; so the note may as well come after the call.
     ///
     /// # Safety
     /// The GIL is held.
@@ -190,7 +190,7 @@ const FREE_INTS: usize = 128;
 unsafe fn with_original_obj<T>(call: impl FnOnce() -> T) -> T {
     let current = api().allocator(OBJ);
     let before = inside::enter(0);
-    // SAFETY: CPython copies the tables; with the GIL held nobody else uses the domain.
+    // SAFETY: CPython copies the tables; with the GIL held no other thread uses the domain.
     unsafe { (api().set_allocator)(OBJ, hooks::original_obj()) };
     let result = call();
     // SAFETY: as above.
@@ -217,7 +217,7 @@ impl Objects {
         }
         let mut ints = Vec::with_capacity(FREE_INTS);
         let current = api().allocator(OBJ);
-        // SAFETY: the GIL is held, so nobody else uses the domain or comes here; CPython copies the tables.
+        // SAFETY: the GIL is held, so no other thread uses the domain or comes here; CPython copies the tables.
         unsafe {
             BELOW.set(current);
             SIZE.store(0, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use core::ptr;
 
 /// Whether little work is much: under Miri a step takes microseconds, and a fuzzer's programs are short.
 const SMALL: bool = cfg!(any(fuzzing, miri));
-/// Steps after which whoever goes over many things asks. A step is some nanoseconds, or a hundred where it waits for memory.
+/// Steps after which a long loop asks. A step is some nanoseconds, or a hundred where it waits for memory.
 pub(crate) const STRIDE: usize = if SMALL { 1 << 4 } else { 1 << 14 };
 /// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
 const PIECE: usize = if SMALL { 1 << 7 } else { 1 << 20 };
@@ -20,7 +20,7 @@ pub enum Undone {
     NoMemory,
 }
 
-/// Whom to ask whether nobody waits for the result any more.
+/// Asks the embedder whether to abandon the current operation.
 #[derive(Clone, Copy)]
 pub(crate) struct Interrupt {
     ctx: *const c_void,
@@ -28,7 +28,7 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Somebody always waits.
+    /// Never abandons an operation.
     pub const NEVER: Self = Self { ctx: ptr::null(), ask: |_| false };
     /// # Safety
     /// `ask` may be called with `ctx` as long as this is in use.
@@ -50,7 +50,7 @@ impl Interrupt {
     /// Fills `size` bytes; false when that was given up before the end.
     ///
     /// # Safety
-    /// They may be written to, also after somebody has been asked.
+    /// They may be written to, also after the embedder was asked.
     pub unsafe fn fill(self, at: *mut u8, byte: u8, size: usize) -> bool {
         // SAFETY: the caller's promise.
         self.in_pieces(size, |done, piece| unsafe { at.add(done).write_bytes(byte, piece) })
@@ -59,7 +59,7 @@ impl Interrupt {
     /// Copies `size` bytes; false when that was given up before the end.
     ///
     /// # Safety
-    /// They may be read and written to, also after somebody has been asked, and do not overlap.
+    /// They may be read and written to, also after the embedder was asked, and do not overlap.
     pub unsafe fn copy(self, from: *const u8, to: *mut u8, size: usize) -> bool {
         // SAFETY: the caller's promise.
         self.in_pieces(size, |done, piece| unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), piece) })
@@ -91,7 +91,7 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// Counts so many steps, for whoever asks later.
+    /// Counts so many steps towards the next question.
     #[inline(always)]
     pub fn count(&self, steps: usize) {
         self.steps.set(self.steps.get() + steps);

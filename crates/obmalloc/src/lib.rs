@@ -20,7 +20,7 @@
 //! stands on.
 //!
 //! A heap may go to another thread, but is used by one at a time: its mem and obj domains have no lock, as CPython's have none but the
-//! GIL. Whoever shares one does not get past the compiler. Blocks of the raw domain are the C library's and may be freed by any thread,
+//! GIL. The compiler refuses a program that shares one. Blocks of the raw domain are the C library's and may be freed by any thread,
 //! through a heap of its own.
 //!
 //! ```compile_fail,E0277

@@ -73,7 +73,7 @@ pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usi
 /// As [`decommit`], in pieces; false when `is_over`, which is asked between them, made it give up.
 ///
 /// # Safety
-/// As for `decommit`, also while somebody is asked.
+/// As for `decommit`, also while `is_over` runs.
 pub(crate) unsafe fn decommit_in_pieces(address: NonNull<u8>, size: usize, mut is_over: impl FnMut() -> bool) -> bool {
     const PIECE: usize = 1 << 20;
     (0..size).step_by(PIECE).all(|done| {

@@ -21,7 +21,7 @@ impl<T> Pinned<T> {
         try_box(value).map(|value| Self(NonNull::from(Box::leak(value))))
     }
 
-    /// For whoever reads and writes while nobody holds a reference.
+    /// For reads and writes while there is no reference to it.
     pub fn as_ptr(&self) -> *mut T {
         self.0.as_ptr()
     }

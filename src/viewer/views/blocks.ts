@@ -25,7 +25,7 @@ export function blocks(report: Report): View {
   return section(
     'blocks',
     'Blocks at the moment',
-    `${plural(why.totals.blocks, 'block')} of ${bytes(why.totals.live)} live in arenas: of which sizes, how old, and whose.`,
+    `${plural(why.totals.blocks, 'block')} of ${bytes(why.totals.live)} live in arenas: their sizes, their ages, and the lines that asked for them.`,
     range,
     el('div', { class: 'halves' }, byClass(report), byAge(report)),
     bySite(report),

@@ -76,7 +76,7 @@ fn present(core: &Core, env: Env, domain: Domain) -> Outcome {
 fn set(core: &Core, heap: &ObjectHeap, domain: Domain, allocator: AllocatorId) -> Result<bool, Failure> {
     let done = heap.set_allocator(domain, allocator);
     if let Some(failure) = core.take_guest_failure(heap) {
-        // Of blocks that left the quarantine: whoever freed them was told long ago that it was done.
+        // About blocks that left the quarantine: their frees returned long ago.
         core.tell(failure);
     }
     core.update_attention();

@@ -214,7 +214,7 @@ impl Core {
             }
         }
         let block = if reachable {
-            // Somebody holds a buffer over the old block that cannot be detached: the block must not be freed or moved by the C library.
+            // A script holds a buffer over the old block that cannot be detached, so the C library must not free or move the block.
             let block = blocks.malloc(domain, size);
             if let (Some(block), Some(view)) = (block, view.as_ref()) {
                 // SAFETY: both are live blocks with at least so many bytes.

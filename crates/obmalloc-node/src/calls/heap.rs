@@ -104,7 +104,7 @@ fn remove_nomemory(core: &Core, _: Env) -> Outcome {
     let heap = core.heap()?;
     let done = heap.remove_nomemory();
     if let Some(failure) = core.take_guest_failure(heap) {
-        // Of blocks that left the quarantine: whoever freed them was told long ago that it was done.
+        // About blocks that left the quarantine: their frees returned long ago.
         core.tell(failure);
     }
     core.update_attention();

@@ -57,7 +57,7 @@ pub(crate) enum State {
 ///    [`close`], [`Core::release_if_closed`] and by dropping, when no call is on its way. `down` has what is left of it then.
 /// 2. JavaScript runs only from [`guests`](crate::hooks::guests), with the state at busy or asking, and from [`Scripts`](crate::hooks), which count
 ///    it: in both cases closing is refused, so that a call that has a reference to the heap at that time keeps it.
-/// 3. `marks` says of which live blocks more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
+/// 3. `marks` holds the live blocks about which more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
 ///    from a script, or there are debug hooks.
 pub(crate) struct Core {
     state: Cell<State>,
@@ -76,7 +76,7 @@ pub(crate) struct Core {
     /// As long as it is the heap's.
     region: Cell<(usize, usize)>,
     pub this: Weak<Core>,
-    /// Counts the times that JavaScript ran or a buffer was detached: whoever holds on to the bytes of an array looks again then.
+    /// Counts the times that JavaScript ran or a buffer was detached: code that holds on to the bytes of an array must look again then.
     pub disturbances: Cell<u64>,
     pub marks: RefCell<FxHashMap<usize, Mark>>,
     pub views: Views,
@@ -376,7 +376,7 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     core.kept.release();
     // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
-    // Should giving back break an invariant, there is nobody left to tell.
+    // If giving back breaks an invariant, no caller is left to tell.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         reached("heap::finalize_handle");
         drop(core);
@@ -425,7 +425,7 @@ impl Core {
         let handle = self.env.external(owned.cast(), Some(finalize_handle));
         match NonNull::new(owned) {
             Some(core) if handle.is_ok() => self.number.set(self.realm.enter(core.cast())),
-            // SAFETY: made just above, and nobody took it.
+            // SAFETY: made just above, and not taken since.
             _ => drop(unsafe { Rc::from_raw(owned) }),
         }
         handle

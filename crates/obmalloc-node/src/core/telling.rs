@@ -176,7 +176,7 @@ impl Core {
                 .and_then(|garbage| env.define_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?));
             if given.is_err() {
                 env.clear_exception();
-                // Where JavaScript cannot run any more, nobody can ask for it, nor is told.
+                // Where JavaScript cannot run any more, no script can ask for it or be told.
                 let message =
                     "expected gc.garbage to be an array that can grow; the object and its reference are in nobody's hands";
                 self.tell(Failure::new(code::CALLBACK_RESULT, message).at(object));
@@ -197,7 +197,7 @@ impl Core {
         }
         let env = self.env();
         let scope = env.open_scope();
-        // Without a handle nobody calls.
+        // Without a handle there is no call.
         let looks = self.kept.object().is_some();
         let ended = looks && self.while_busy(|| matches!(self.realm.call(env, Called::Look, &[]), Err(None)));
         env.close_scope(scope);

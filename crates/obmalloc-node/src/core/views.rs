@@ -2,7 +2,7 @@
 //!
 //! The arrays are kept with the heap's values in JavaScript, so a block's view stays the same as long as the block lives; nothing in Rust keeps
 //! them, so they go with the handle. Freeing or moving a block detaches its buffer before the memory can be used again. A buffer that
-//! somebody else has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
+//! a script has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
 //! memory is used again when the last buffer over it is gone.
 
 use std::cell::Cell;
@@ -26,7 +26,7 @@ pub(crate) struct View {
     place: u32,
     /// Buffers over the block that have not been finalized.
     buffers: Cell<usize>,
-    /// Whether one of them was detached by somebody else while it lived.
+    /// Whether a script detached one of them while it lived.
     escaped: Cell<bool>,
     /// Whether the block has been freed.
     retired: Cell<bool>,
@@ -39,7 +39,7 @@ impl View {
     }
 }
 
-/// All views of a heap. What is counted here is so that nobody has to look at every one of them for each block that is freed.
+/// All views of a heap. The counts here save a look at every view for each block that is freed.
 #[derive(Default)]
 pub(crate) struct Views {
     /// Views that JavaScript may reach through a buffer that is not ours to detach.
@@ -79,7 +79,7 @@ struct Hold {
 unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_void) {
     // SAFETY: called by Node.js once, with what `of_block` gave it.
     let hold = unsafe { Box::from_raw(hold.cast::<Hold>()) };
-    // Dropping the hold may give a whole heap back; should that break an invariant, there is nobody left to tell.
+    // Dropping the hold may give a whole heap back; if that breaks an invariant, no caller is left to tell.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("view::finalize");
         let Hold { view, core } = *hold;
@@ -133,7 +133,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
     if let Some(view) = &known {
         match array(core, env, view) {
             Some((array, bytes)) if !env.is_detached(bytes.buffer) => return Ok(array),
-            // Where somebody detached the buffer, it may live on, and the block gets another.
+            // A buffer that a script detached may live on, so the block gets another.
             _ => core.views.change(view, |view| view.escaped.set(true)),
         }
     }
@@ -177,7 +177,7 @@ fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize
     })
 }
 
-/// Whether a buffer of the view was detached by somebody else and may be reachable under another name.
+/// Whether a script detached a buffer of the view, which may then be reachable under another name.
 pub(crate) fn has_escaped(core: &Core, env: Env, view: &View) -> bool {
     let scope = env.open_scope();
     let detached = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer));
@@ -255,7 +255,7 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
             core.tell(core.fault(fault));
         }
         if let Some(failure) = core.take_guest_failure(heap) {
-            // Whoever freed it was told long ago that it was done.
+            // Its free returned long ago.
             core.tell(failure);
         }
     }

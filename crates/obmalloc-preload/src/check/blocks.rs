@@ -243,7 +243,7 @@ fn made<T>(slot: &AtomicPtr<T>) -> Option<&T> {
         level = match slot.compare_exchange(null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => fresh,
             Err(other) => {
-                // SAFETY: nobody else knows this memory.
+                // SAFETY: no other code knows this memory.
                 unsafe { libc::munmap(memory, size_of::<T>()) };
                 other
             }

@@ -40,7 +40,7 @@ impl Counters {
 
     /// Counts one more.
     pub fn count(&self, number: usize) {
-        // SAFETY: mapped as long as `self` lives; nobody takes the file's memory away.
+        // SAFETY: mapped as long as `self` lives; the file keeps its size.
         let chunk = unsafe { self.chunks[number / CHUNK_COUNTERS].as_ref() };
         chunk[number % CHUNK_COUNTERS].fetch_add(1, Ordering::Relaxed);
     }
@@ -49,7 +49,7 @@ impl Counters {
 impl Drop for Counters {
     fn drop(&mut self) {
         for chunk in &self.chunks {
-            // SAFETY: mapped by `map`, and nobody has it after this.
+            // SAFETY: mapped by `map`, and not used after this.
             unsafe { libc::munmap(chunk.as_ptr().cast(), CHUNK_SIZE) };
         }
     }

@@ -27,9 +27,9 @@ pub enum Fault {
     WrongDomain(Block),
     /// It lies inside a live block.
     Interior(Block),
-    /// A block began there, was freed, and nobody has given the address out since, as far as was seen.
+    /// A block began there and was freed; the address was not given out since, as far as was seen.
     FreedBefore(Block),
-    /// Nobody ever gave it out, as far as was seen.
+    /// It was never given out, as far as was seen.
     Foreign,
 }
 
@@ -73,9 +73,9 @@ struct Key {
 struct Finding {
     number: usize,
     counter: usize,
-    /// Of which size, bytes.
+    /// Its size in bytes.
     sizes: BTreeMap<usize, usize>,
-    /// Given out, or freed before, by whom: lower halves of return addresses.
+    /// Who gave it out, or freed it before: lower halves of return addresses.
     origins: BTreeMap<u32, usize>,
 }
 
@@ -90,7 +90,7 @@ pub struct Report {
     header: Header,
     findings: BTreeMap<Key, Finding>,
     counters: Counters,
-    /// What is known of lost calls, as a line; nothing when nobody has looked.
+    /// What is known of lost calls, as a line; nothing before the first look.
     lost: String,
 }
 
@@ -147,7 +147,7 @@ pub fn note(fault: &Fault, call: Call, used: Owner, site: usize) {
     });
 }
 
-/// Writes of which domains calls do not come here, for the case that there is no end. Forked children's reports say so too.
+/// Writes the domains whose calls do not come here, in case the process has no orderly end. Forked children's reports say so too.
 pub fn note_lost(lost: &[&str]) {
     with(|report| {
         report.lost = format!("{{{}}}\n", told(lost));
@@ -166,7 +166,7 @@ pub fn end(lost: &[&str]) {
     }
 }
 
-/// Of which domains not all calls come here, and why, as members of a JSON object.
+/// The domains whose calls do not all come here, and why, as members of a JSON object.
 fn told(lost: &[&str]) -> String {
     let by = match lost {
         [] => "null".to_owned(),
@@ -260,7 +260,7 @@ impl Report {
                 }
             });
         }
-        // A process that is killed in between leaves counters at 0, which nobody takes for something that was met.
+        // A process that is killed in between leaves counters at 0, which are read as never met.
         if lines.is_empty() || self.write(&lines) {
             met.into_iter().for_each(|counter| self.counters.count(counter));
         }

@@ -4,7 +4,7 @@
 //! What a domain calls of C is part of the domain's call.
 //!
 //! Not all of C's memory comes by here: some was given out before the checker came, or by a library that finds C's functions in another
-//! way (`RTLD_DEEPBIND`, a handle of its own). So an address that C is given and that nobody gave out is no fault.
+//! way (`RTLD_DEEPBIND`, a handle of its own). So an address that C is given and that was never seen given out is no fault.
 
 #[path = "../../../obmalloc-libc/src/functions.rs"]
 mod functions;

@@ -18,17 +18,17 @@
 //! # What becomes of a wrong call
 //! The program lives on, so that all that is wrong with it can be seen:
 //! - A block of another domain, or of C, is given back to its own. A realloc moves it to where it was asked for.
-//! - Nothing else is given back: an address inside a block, one that was freed before, one that nobody gave out. It may be of
+//! - Nothing else is given back: an address inside a block, one that was freed before, one that was never given out. It may be of
 //!   `malloc`, which CPython would have let pass; then that memory stays taken. A realloc gives a new block with what can be read there.
 //!
 //! # What is not said
 //! CPython sometimes puts plain `malloc` in raw's place for a moment, and mostly frees in such a moment too what it got there. Where it
 //! does not (see `site::MADE_PAST_THE_HOOKS`), that is no fault of the program's; nor is what it frees then with plain `free`. What C
-//! is given of its own is left to C, also twice. So is what nobody was seen to give out (see `malloc`).
+//! is given of its own is left to C, also twice. So is what was not seen given out (see `malloc`).
 //!
 //! # What can be missing
 //! Calls of C's functions by a library that finds them past the linker's order (`RTLD_DEEPBIND`), and all of them in a program with a
-//! `malloc` of its own, which is reported. Calls of whoever replaces the allocators, which is reported; a
+//! `malloc` of its own, which is reported. Calls of a program that replaces the allocators, which is reported; a
 //! process that is killed says only what is known of it when CPython has been initialised. Programs that are started where
 //! `LD_PRELOAD` means nothing (by a set-user-ID program) or is missing from the environment of C's `system`, `popen` or `execl`, or
 //! among some two thousand variables.
@@ -95,7 +95,7 @@ pub fn is_checked() -> bool {
     CHECKED.load(Ordering::Relaxed) == std::process::id()
 }
 
-/// Whether it has been noted of which domains calls do not come here.
+/// Whether the domains whose calls do not come here have been noted.
 static LOOKED: AtomicBool = AtomicBool::new(false);
 
 /// Notes it as soon as CPython is initialised: by then an option has replaced the allocators, or none will. Called by

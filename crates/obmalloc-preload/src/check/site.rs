@@ -66,7 +66,7 @@ impl Site {
         Self { function, module: Some(module), offset: return_address - base }
     }
 
-    /// As [`Site::of`], for a call of which the lower half of the return address is left. `None` when that is not enough, or when the
+    /// As [`Site::of`], for a call when only the lower half of its return address is left. `None` when that is not enough, or when the
     /// call is one of an allocator's own functions and so tells nothing: `tables` are those that the domains have at this moment.
     pub fn of_low(low: u32, tables: &[Allocator]) -> Option<Self> {
         let address = whole(low)?;
@@ -95,7 +95,7 @@ pub fn frees_past_the_hooks(return_address: usize) -> bool {
     is_in(&MADE_PAST_THE_HOOKS, return_address)
 }
 
-/// Whether a call that returns here is in one of these functions, all of which are exported.
+/// Whether a call that returns here is in one of these exported functions.
 fn is_in(functions: &[&str], return_address: usize) -> bool {
     dl_info(return_address.wrapping_sub(1))
         .is_some_and(|info| functions.iter().any(|name| name.as_bytes() == text(info.dli_sname)))
@@ -172,7 +172,7 @@ const FRAMES: usize = 32;
 /// The return addresses on this thread's stack, innermost first, as far as they can be told.
 fn frames() -> ([usize; FRAMES], usize) {
     unsafe extern "C" fn note(context: *mut c_void, into: *mut c_void) -> c_int {
-        // SAFETY: what `frames` passes, used by nobody else meanwhile.
+        // SAFETY: what `frames` passes, not used elsewhere meanwhile.
         let (frames, count) = unsafe { &mut *into.cast::<([usize; FRAMES], usize)>() };
         if *count == FRAMES {
             return STOP;

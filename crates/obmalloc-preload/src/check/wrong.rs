@@ -10,7 +10,7 @@ use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Requests above this are C's memory, whoever gives it out (`SMALL_REQUEST_THRESHOLD`).
+/// Requests above this are C's memory, whichever allocator gives it out (`SMALL_REQUEST_THRESHOLD`).
 const MOST_OF_PYMALLOC: usize = 512;
 
 /// What is wrong with giving `address` to a domain that has no such block. `None` when that cannot be said, because there was no

@@ -5,7 +5,7 @@
 //! guard bytes; the data; eight guard bytes. Sizes and states of blocks are known from a table beside them too, so that whatever became of
 //! a header, nothing outside the block is read or written.
 //!
-//! Where CPython aborts, the hook does nothing but keep the [`Fault`] for whoever made the call; the block stays as it is.
+//! Where CPython aborts, the hook only keeps the [`Fault`] for the caller; the block stays as it is.
 
 use alloc::vec::Vec;
 use core::ffi::c_void;
@@ -81,7 +81,7 @@ pub(crate) struct DebugHooks {
     blocks: AddressMap<Block>,
     /// Room in `blocks` that is kept for blocks that are being moved.
     moving: usize,
-    /// Blocks of pymalloc that nobody has, and nobody gets, because somebody wrote to them after they had been freed.
+    /// Blocks of pymalloc that are never handed out again, because they were written to after they had been freed.
     parked: AddressSet,
     /// The domain that pymalloc is being asked through.
     asking: Domain,
@@ -211,7 +211,7 @@ impl DebugHooks {
         let block = self.blocks.get(&address).filter(|block| block.domain != verifying)?;
         // SAFETY: a block of ours.
         unsafe {
-            // Where somebody wrote the other domain's id there, CPython looks at the guard bytes, and may notice nothing.
+            // If the program wrote the other domain's id there, CPython looks at the guard bytes, and may notice nothing.
             let (problem, _) = Self::find_problem(verifying, address, *block)?;
             self.report(function, problem, address, *block)
         }
@@ -300,7 +300,7 @@ impl DebugHooks {
         }
     }
 
-    /// The first block with damaged guard bytes of which that has not been said yet; not looked for to the end when that is interrupted.
+    /// The first block with damaged guard bytes that have not been reported yet; the search stops early when it is interrupted.
     pub fn find_damaged(&mut self, interrupt: Interrupt) -> Option<Fault> {
         let patience = interrupt.patience();
         let mut found = None;
@@ -332,7 +332,7 @@ impl DebugHooks {
     pub fn bury(&mut self, address: usize, interrupt: Interrupt) {
         let Some(block) = self.blocks.get_mut(&address).filter(|block| block.state == State::Sound) else { return };
         let data = ptr::with_exposed_provenance_mut::<u8>(address);
-        // SAFETY: the table has the blocks that are there, and nobody uses this one any more. As long as not all data is filled, the guard
+        // SAFETY: the table has the blocks that are there, and this one is not used any more. As long as not all data is filled, the guard
         // bytes stay as they are.
         unsafe {
             if interrupt.fill(data, DEAD, block.size) {
@@ -414,7 +414,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
         let (api, known) = hooks(ctx);
         let address = data.expose_provenance();
         if known.blocks.contains_key(&address) {
-            // Given twice: to whom it belongs cannot be told any more.
+            // Given twice: there is no telling any more which of the two owners has it.
             known.keep_fault(Fault::new(FaultKind::HeapCorrupted, address, api.domain));
             return ptr::null_mut();
         }
@@ -495,7 +495,7 @@ unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void
         if !known.is_sound(Function::Realloc, domain, address.addr()) || size > PY_SSIZE_T_MAX - EXTRA {
             return ptr::null_mut();
         }
-        // The block is nobody's while it moves, and has room in the table for when it has moved.
+        // The block has no owner while it moves; the table keeps room for it.
         known.blocks.remove(&address.addr());
         known.moving += 1;
         if !known.reserve() {
@@ -572,7 +572,7 @@ impl Erased {
     }
 }
 
-/// A small block of pymalloc to which nobody wrote since it was freed; NULL when the request is not small or no arena can be had.
+/// A small block of pymalloc that was not written to since it was freed; NULL when the request is not small or no arena can be had.
 ///
 /// # Safety
 /// As for [`Pymalloc::alloc_from_used_pool`], of the domains' pymalloc; hooks have been set up.
@@ -616,7 +616,7 @@ pub(super) unsafe fn watched_block(this: *mut Domains, size: usize) -> Result<*m
     }
 }
 
-/// Somebody wrote to a byte of a free block of pymalloc.
+/// A byte of a free block of pymalloc was overwritten.
 pub(crate) fn write_after_free(begin: usize, byte: usize, used: Domain) -> Fault {
     let data = begin + HEAD;
     Fault { offset: Some(byte as isize - data as isize), ..Fault::new(FaultKind::WriteAfterFree, data, used) }

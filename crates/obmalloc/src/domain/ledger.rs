@@ -32,11 +32,11 @@ pub enum FaultKind {
     ForeignPointer,
     /// The block belongs to another heap.
     WrongHeap,
-    /// Somebody wrote behind the block's end: its guard bytes are damaged.
+    /// A write behind the block's end: its guard bytes are damaged.
     BufferOverflow,
-    /// Somebody wrote before the block's begin: its guard bytes are damaged.
+    /// A write before the block's begin: its guard bytes are damaged.
     BufferUnderflow,
-    /// Somebody wrote to a block that had been freed.
+    /// A write to a block that had been freed.
     WriteAfterFree,
     /// A structure of the heap does not hold.
     HeapCorrupted,
@@ -97,7 +97,7 @@ pub struct Fault {
     /// The address of the block that it lies in, for [`FaultKind::InteriorPointer`]; for [`FaultKind::GcOverVisit`] the object that
     /// visited it.
     pub base: Option<usize>,
-    /// How far from `address` the first byte is that somebody wrote to, for damaged blocks.
+    /// Offset from `address` of the first byte that was overwritten, for damaged blocks.
     pub offset: Option<isize>,
     /// What CPython prints, for what its debug hooks find.
     pub report: Option<Report>,
@@ -275,7 +275,7 @@ impl Ledger {
     }
 
     /// Whether [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way from now on.
-    /// They do anyway while there are blocks of which more is known.
+    /// They do anyway while there are blocks about which more is known.
     pub fn take_long_way(&mut self, long: bool) {
         self.long = long;
         self.quick_len = if long || !self.parts.is_empty() { 0 } else { self.len };
@@ -443,7 +443,7 @@ impl Ledger {
         }
     }
 
-    /// A block that [`remove`](Self::remove) has struck out is live all the same; where there is no memory for that, nobody has it.
+    /// Makes a block live again that [`remove`](Self::remove) has struck out; without memory for that, the block is lost.
     pub fn reenter(&mut self, address: usize, size: usize, domain: Domain, is_part: bool) {
         if is_part && self.reserve_part() {
             self.insert_part(address, size, domain);

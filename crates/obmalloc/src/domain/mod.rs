@@ -1,7 +1,7 @@
 //! Room `domain`: raw, mem and obj, each with an allocator that can be taken out and replaced. Leans on `pymalloc`.
 //!
 //! A call goes through the domain's present allocator. pymalloc's functions serve what is small and pass the rest on to the raw
-//! domain's present allocator, so that whoever wraps raw sees those requests too.
+//! domain's present allocator, so that an allocator that wraps raw sees those requests too.
 
 mod debug;
 mod ledger;
@@ -238,7 +238,7 @@ unsafe extern "C-unwind" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size:
     }
 }
 
-/// What raw gives for a request of which pymalloc has made nothing; NULL when that is for a broken link.
+/// What raw gives for a request that pymalloc could not serve; NULL when a broken link was the reason.
 ///
 /// # Safety
 /// `this` is initialised.
@@ -262,7 +262,7 @@ unsafe extern "C-unwind" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usi
     // SAFETY: as in `object_malloc`; a block holds at least what was asked for.
     unsafe {
         let this = ctx.cast::<Domains>();
-        // The domain has checked that the product fits; whoever calls an allocator taken out may not have.
+        // The domain has checked that the product fits; a direct caller of an allocator may not have.
         let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
         let pymalloc = &raw mut (*this).pymalloc;
         let block = if S::WATCHED {

@@ -232,7 +232,7 @@ impl GcList {
         self.live = 0;
     }
 
-    /// The entries, for whoever is going to vacate places and append objects, and to call [`settle`](Self::settle) then.
+    /// The entries, for a caller that vacates places and appends objects, and calls [`settle`](Self::settle) then.
     pub fn entries_mut(&mut self) -> &mut Vec<usize> {
         &mut self.entries
     }
@@ -248,6 +248,6 @@ impl GcList {
 
 /// Tells a tracked object its place in the list that it is in, or is going to be in.
 pub(super) fn set_place(object: usize, place: usize) {
-    // SAFETY: whoever appends an object gives one.
+    // SAFETY: what is appended is an object.
     unsafe { header::set_gc_next(object, place + 1) };
 }

@@ -80,7 +80,7 @@ pub(crate) struct Gc {
     /// Objects that survived a collection of the middle generation, but have not been in a full one.
     pub long_lived_pending: usize,
     pub stats: [GenerationStats; GENERATIONS],
-    /// What collections have put into `gc.garbage`, until somebody takes it.
+    /// What collections have put into `gc.garbage`, until it is taken.
     pub garbage: Vec<usize>,
     pub incremental: incremental::Progress,
     pub scratch: phases::Scratch,
@@ -351,7 +351,7 @@ impl ObjectHeap {
         Ok(self.look_gc(object)? && unsafe { header::is_finalized(object) })
     }
 
-    /// `PyObject_GC_Del`: gives the memory of an object back as it is, for whoever has made one and cannot finish it. Its references are
+    /// `PyObject_GC_Del`: gives the memory of an object back as it is, for a caller that has made one and cannot finish it. Its references are
     /// given back too.
     ///
     /// # Errors
@@ -373,7 +373,7 @@ impl ObjectHeap {
         }
         // From here on hooks can do nothing with it.
         self.table().set(object, table::DYING);
-        // SAFETY: as above; nobody else gives its memory back.
+        // SAFETY: as above; only this call gives its memory back.
         if !unsafe { self.clear_references(kind, object) } {
             self.table().set(object, table::LIVE);
             return Err(ObjectError::Aborted);

@@ -225,7 +225,7 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         gc.list(base).reserve(all, self.interrupt())?;
-        // While they are looked at, the entries are in nobody's hands but ours.
+        // No other code has the entries while we look at them.
         let mut entries = core::mem::take(gc.list(base).entries_mut());
         let count = entries.len();
         let counted = self.count_refs(&mut entries);

@@ -41,7 +41,7 @@ impl ObjectHeap {
             unsafe { self.decref_object(reference) };
             return Err(object_fault(FaultKind::UseAfterFree, object).into());
         }
-        // SAFETY: a weak reference that nobody knows, and the list of a live object.
+        // SAFETY: a new weak reference, known only here, and the list of a live object.
         unsafe {
             let basic = basic();
             if callback.is_none()

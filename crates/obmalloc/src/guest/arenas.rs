@@ -20,7 +20,7 @@ enum Source {
     Own,
     Guest(Rc<dyn ArenaGuest>),
     /// Nowhere: the heap is being taken down.
-    Nobody,
+    NoHeap,
 }
 
 pub(super) struct Arenas {
@@ -83,7 +83,7 @@ impl Guests {
                 }
                 self.ask(Verb::ArenaFree, |own| guest.free(own, address, size))
             }
-            Source::Own | Source::Nobody => {
+            Source::Own | Source::NoHeap => {
                 if !is_guests {
                     self.give_own_arena(address, size);
                 }
@@ -121,7 +121,7 @@ impl Guests {
 
     /// The heap is being taken down, and the guest has been told of all arenas, or is not to be.
     pub(super) fn leave_arenas(&self) {
-        self.arenas.source.replace(Source::Nobody);
+        self.arenas.source.replace(Source::NoHeap);
     }
 
     /// The heap is being dropped, and no guest is asked any more. What guests have of the heap's own arena allocator goes back.
@@ -145,7 +145,7 @@ impl OwnAllocators<'_> {
             return None;
         }
         let own = guests.arenas.own;
-        // SAFETY: the heap's own arena allocator takes any size, and asks nobody.
+        // SAFETY: the heap's own arena allocator takes any size, and calls no guest.
         let arena = unsafe { (own.alloc)(own.ctx, size) };
         let address = Some(arena.expose_provenance()).filter(|&address| address != 0)?;
         guests.heap().ledger().forget_freed(address);
@@ -188,7 +188,7 @@ unsafe extern "C-unwind" fn guest_arena_alloc(ctx: *mut c_void, size: usize) -> 
     let source = guests.arenas.source.borrow().clone();
     let own = guests.arenas.own;
     match source {
-        Source::Nobody => ptr::null_mut(),
+        Source::NoHeap => ptr::null_mut(),
         // SAFETY: the heap's own arena allocator, which takes any size.
         Source::Own => unsafe { (own.alloc)(own.ctx, size) },
         Source::Guest(guest) => match guests.ask_for_arena(&*guest, size) {

@@ -622,7 +622,7 @@ impl GuestHeap {
         Ok(OwnAllocators::new(self.guests()?, None))
     }
 
-    /// The same, for a heap in which some blocks are nobody else's.
+    /// The same, for a heap that keeps some blocks for itself.
     pub(crate) fn own_allocators_beside<'heap>(
         &'heap self,
         keeper: &'heap dyn Keeper,

@@ -48,7 +48,7 @@ pub struct OwnAllocators<'heap> {
     keeper: Option<&'heap dyn Keeper>,
 }
 
-/// What has blocks of the domains that are nobody else's to give back: a heap's objects.
+/// The owner of blocks that only it may give back: a heap's objects.
 pub(crate) trait Keeper {
     /// Refuses the address of such a block.
     fn refuse(&self, domain: Domain, address: usize) -> Result<(), Fault>;
@@ -138,7 +138,7 @@ impl<'heap> OwnAllocators<'heap> {
         let room = guests.spans.borrow_mut().reserve(1);
         if !block.is_null() && (error.is_some() || !room) {
             guests.calling_own(|| {
-                // SAFETY: it gave this block just now, and nobody else knows it.
+                // SAFETY: it gave this block just now, and no other code knows it.
                 unsafe { (own.free)(own.ctx, block) };
                 ptr::null_mut()
             });
@@ -187,7 +187,7 @@ impl<'heap> OwnAllocators<'heap> {
             // A block of no bytes has a byte, too, behind what the guest has put before it.
             size = size.max(offset.saturating_add(if offset == 0 { moving.wanted } else { moving.wanted.max(1) }));
         }
-        // The memory is nobody's while it moves.
+        // The memory has no owner while it moves.
         let piece = moving.map(|index| guests.moving.borrow()[index].piece);
         let (was, piece_was) = {
             let mut spans = guests.spans.borrow_mut();
@@ -331,7 +331,7 @@ impl Guests {
         let address = self.spans.borrow().get(grant).address;
         self.spans.borrow_mut().remove(grant);
         let (_, error) = self.calling_own(|| {
-            // SAFETY: a block that this allocator gave, of which this was the only record, with nothing in it.
+            // SAFETY: a block that this allocator gave, with nothing in it; this was its only record.
             unsafe { (own.free)(own.ctx, ptr::with_exposed_provenance_mut(address)) };
             ptr::null_mut()
         });

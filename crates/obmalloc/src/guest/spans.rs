@@ -281,7 +281,7 @@ impl<K: Copy> Spans<K> {
         (left, right)
     }
 
-    /// One tree of two, of which the first has all lower keys.
+    /// One tree of two; all keys of the first are lower.
     fn merge(&mut self, left: u32, right: u32) -> u32 {
         match (left, right) {
             (NONE, other) | (other, NONE) => other,

@@ -63,7 +63,7 @@ impl Account {
         ArenaAllocator { ctx: this.cast_mut().cast(), alloc: account_arena_alloc, free: account_arena_free }
     }
 
-    /// The fields, for one step that calls no allocator and asks nobody.
+    /// The fields, for one step that calls no allocator and no hook.
     #[allow(clippy::mut_from_ref, reason = "a heap is used by one thread, and no two of these live at once")]
     fn fields(&self) -> &mut Held {
         // SAFETY: an account is not `Sync`; each caller lets go before it calls or asks anything.
@@ -129,7 +129,7 @@ impl Account {
         self.is_root(address).then(|| unsafe { block_bytes(ptr::with_exposed_provenance_mut(address)) })
     }
 
-    /// The blocks that it knows, of which it knows none any more; `None` where it never did.
+    /// Takes the raw blocks that it knows out of it; `None` if it keeps none.
     pub fn take_roots(&self) -> Option<AddressSet> {
         self.fields().roots.as_mut().map(core::mem::take)
     }
@@ -191,7 +191,7 @@ impl Account {
     /// otherwise, once a block has been freed, there might still be no room for another of its size.
     ///
     /// # Safety
-    /// NULL, or the C library's block, which nobody else knows.
+    /// NULL, or the C library's block, which no other code knows.
     unsafe fn enter(&self, block: *mut c_void) -> *mut c_void {
         if block.is_null() {
             return block;

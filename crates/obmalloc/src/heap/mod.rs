@@ -159,7 +159,7 @@ impl Heap {
     /// The functions do what [`Allocator`] says for as long as they are in, and take back the domain's live blocks.
     #[doc(alias = "PyMem_SetAllocator")]
     pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
-        // SAFETY: initialised; nobody holds a reference to the field.
+        // SAFETY: initialised; there is no reference to the field.
         unsafe { (*self.domains.as_ptr()).allocators[domain as usize] = allocator };
     }
 
@@ -175,7 +175,7 @@ impl Heap {
     /// The functions do what [`ArenaAllocator`] says for as long as the heap lives, and take back the arenas that are held.
     #[doc(alias = "PyObject_SetArenaAllocator")]
     pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator) {
-        // SAFETY: initialised; nobody holds a reference to the field.
+        // SAFETY: initialised; there is no reference to the field.
         unsafe { (*self.domains.as_ptr()).pymalloc.set_arena_allocator(allocator) };
     }
 
@@ -208,7 +208,7 @@ impl Heap {
     /// addresses in it can differ from CPython's. Arenas that another arena allocator than the heap's own gave are left alone, and so is C's
     /// free memory.
     pub fn trim(&self) -> Trimmed {
-        // SAFETY: initialised; nobody holds a reference to the field, and nothing is called that could come back in.
+        // SAFETY: initialised; there is no reference to the field, and nothing is called that could come back in.
         unsafe { (*self.domains.as_ptr()).pymalloc.trim((*self.domains.as_ptr()).interrupt) }
     }
 

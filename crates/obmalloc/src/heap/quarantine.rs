@@ -29,7 +29,7 @@ pub(crate) struct Waiting {
 }
 
 impl Quarantine {
-    /// Nobody waits, and no more than `limit` bytes are going to.
+    /// An empty quarantine that holds at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { limit, bytes: 0, order: VecDeque::new(), blocks: AddressMap::default(), counted: 0 }
     }

@@ -169,7 +169,7 @@ impl ObjectHeap {
     }
 
     /// Runs the collection that an allocation starts, which does not see the object yet: it is in a block whose size is the object's, and
-    /// nobody's until then. False when hooks have used up the room that there was for it.
+    /// has no owner until then. False when hooks have used up the room that there was for it.
     #[cold]
     fn collect_before(&self, kind: &Type, object: usize) -> bool {
         // SAFETY: the block is large enough for a header, and the caller's.
@@ -216,7 +216,7 @@ impl ObjectHeap {
     /// The object that was destroyed last, of those that the type keeps.
     fn reuse(&self, kind: &Type) -> Option<usize> {
         let object = kind.free.borrow_mut().pop()?;
-        // SAFETY: a kept object's memory is that of an object of the type, and nobody else's.
+        // SAFETY: a kept object's memory is that of an object of the type, and has no other owner.
         let written = unsafe {
             if kind.gc {
                 header::clear_gc_head(object);
@@ -296,7 +296,7 @@ impl ObjectHeap {
         if let (Some(copy), true) = (copy, moved.is_ok_and(|moved| moved.is_some())) {
             let begin = ptr::with_exposed_provenance_mut::<u8>(resized - kind.presize);
             let (fields, items) = copy.split_at(copy.len().min(kind.presize + kind.basicsize()));
-            // SAFETY: the block has at least so many bytes, and nobody else knows it.
+            // SAFETY: the block has at least so many bytes, and no other code knows it.
             let all = unsafe {
                 begin.copy_from_nonoverlapping(fields.as_ptr(), fields.len());
                 // References are counted, and so cannot be given up half way.
@@ -344,7 +344,7 @@ impl ObjectHeap {
         Ok(Some(copy))
     }
 
-    /// An object can move only while nobody but the caller knows where it is.
+    /// An object can move only while the caller alone knows where it is.
     fn refuse_to_move(&self, kind: &Type, object: usize) -> Result<(), ObjectError> {
         // SAFETY: the caller has looked the GC object up.
         let (tracked, refcount) = unsafe { (header::gc_next(object) != 0, header::refcnt(object)) };

@@ -1,7 +1,7 @@
 //! What lies at and before an object's address: `PyObject`, `PyVarObject`, `PyGC_Head`, and the fields.
 //!
 //! Every function takes the address of an object: entered into the table, not buried, its memory initialised by
-//! [`ObjectHeap::create`](super::ObjectHeap). Invariants of such memory, which nobody outside this crate can write to:
+//! [`ObjectHeap::create`](super::ObjectHeap). Invariants of such memory, which no code outside this crate can write to:
 //! 1. `ob_type` points to a type of the heap, which lives as long as the heap.
 //! 2. The object is as large as its type says for its `ob_size`, with the type's bytes before it.
 //! 3. A field or item that is a reference holds NULL or an address that was an object's when it was put there.

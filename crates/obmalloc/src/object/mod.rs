@@ -116,7 +116,7 @@ pub trait Hooks {
     /// A collection starts or has stopped (`gc.callbacks`).
     #[doc(alias = "gc.callbacks")]
     fn gc_callback(&self, heap: &ObjectHeap, phase: Phase, info: &Info) {}
-    /// A collection that nobody asked for could not be done.
+    /// An automatic collection could not be done.
     #[doc(alias = "sys.unraisablehook")]
     fn collection_failed(&self, heap: &ObjectHeap, error: ObjectError) {}
     /// Text that CPython writes to its standard error (`gc.set_debug`).
@@ -269,7 +269,7 @@ impl ObjectHeap {
         self.hold(Held { object, and_next: false, before: self.held.get() }, run)
     }
 
-    /// Runs something that may call hooks, with a weak reference and those behind it, to each of which it has a reference.
+    /// Runs something that may call hooks, with a weak reference and those behind it; it holds a reference to each.
     pub(crate) fn holding_weakrefs<T>(&self, first: usize, run: impl FnOnce() -> T) -> T {
         self.hold(Held { object: first, and_next: true, before: self.held.get() }, run)
     }
@@ -306,7 +306,7 @@ impl ObjectHeap {
         self.is_to_be_called(object)
     }
 
-    /// Counts so many steps, for whoever asks later.
+    /// Counts so many steps towards the next question.
     #[inline(always)]
     pub(crate) fn count_steps(&self, steps: usize) {
         self.patience.count(steps);
@@ -369,7 +369,7 @@ impl ObjectHeap {
         if self.state().types.is_empty() {
             let checked = self.heap.checked();
             let table = ObjectTable::new(checked.region(), checked.geometry().alignment).ok_or(ObjectError::NoMemory)?;
-            // SAFETY: there are no types, so no object and nobody who looks into the table.
+            // SAFETY: there are no types, so there is no object, and no reader of the table.
             unsafe { *self.table.get() = table };
             let mut name = String::new();
             name.try_reserve(self.rules.weakref_name.len()).map_err(|_| ObjectError::NoMemory)?;
@@ -403,7 +403,7 @@ impl ObjectHeap {
         unsafe { &(&(*self.state.get()).types)[id.index()] }
     }
 
-    /// A type of which a program may make objects: another heap's number may be none here, and only
+    /// A type that a program may make objects of: another heap's number may be none here, and only
     /// [`new_weakref`](Self::new_weakref) makes weak references.
     fn kind(&self, id: TypeId) -> Result<&Type, ObjectError> {
         // SAFETY: as in `type_info`.

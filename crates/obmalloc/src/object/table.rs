@@ -52,7 +52,7 @@ pub(crate) struct ObjectTable {
     alignment_shift: u32,
     states: NonNull<u8>,
     elsewhere: UnsafeCell<AddressMap<u8>>,
-    /// What stands where nothing is known: [`NOTHING`], and nobody writes it.
+    /// What stands where nothing is known: [`NOTHING`]; it is never written to.
     nothing: UnsafeCell<u8>,
 }
 

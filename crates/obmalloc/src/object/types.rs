@@ -328,7 +328,7 @@ impl Type {
 }
 
 impl Type {
-    /// The weak reference (`_PyWeakref_RefType`), of which a type laid out without fields is the beginning.
+    /// The weak reference (`_PyWeakref_RefType`); a type laid out without fields is its beginning.
     pub(crate) fn weakref(mut self, rules: &ObjectRules) -> Self {
         self.basicsize = rules.weakref_basicsize;
         self

@@ -167,7 +167,7 @@ impl Pymalloc {
                 let arenas = &(*this).arenas;
                 let count = arenas.len();
                 let wanted = if count == 0 { INITIAL_ARENA_OBJECTS } else { count * 2 };
-                // CPython's array lives in the raw domain. Whoever holds an allocator could write to it there, so ours does not, but
+                // CPython's array lives in the raw domain. A guest could write to it there, so ours does not, but
                 // what the raw domain is asked for is the same.
                 let table = (raw.realloc)(raw.ctx, (*this).arena_table, wanted * ARENA_OBJECT_SIZE);
                 if table.is_null() {

@@ -17,7 +17,7 @@ pub(crate) struct DeadWords {
     base: usize,
     len: usize,
     bits: NonNull<u8>,
-    /// Free blocks that somebody wrote to, of which that has been said.
+    /// Damaged free blocks that have already been reported.
     told: AddressSet,
 }
 
@@ -45,7 +45,7 @@ impl DeadWords {
     /// A block has been freed: its words that hold the fill now are to keep it.
     pub fn note(&mut self, begin: usize, end: usize) {
         self.each(begin, end, |word, byte, bit| {
-            // SAFETY: the region is mapped, whoever has it.
+            // SAFETY: the region is mapped, whichever heap has it.
             if unsafe { word.read() } == DEAD_WORD {
                 *byte |= bit;
             }
@@ -84,7 +84,7 @@ impl DeadWords {
         found.map(|word| (word..).find(|&at| unsafe { *ptr::with_exposed_provenance::<u8>(at) } != 0xdd).unwrap_or(word))
     }
 
-    /// Of a free block it has been said that somebody wrote to it; false when there is no memory to remember that.
+    /// Notes that a damaged free block has been reported; false when there is no memory to remember that.
     pub fn tell(&mut self, block: usize, end: usize) -> bool {
         if self.told.try_reserve(1).is_err() {
             return false;

@@ -77,9 +77,9 @@ pub(crate) struct Pymalloc {
     narenas_currently_allocated: usize,
     ntimes_arena_allocated: usize,
     narenas_highwater: usize,
-    /// Arenas in the order in which they were taken, for whoever lists them.
+    /// Arenas in the order in which they were taken, for listing.
     arena_serial: u64,
-    /// An arena is being taken: whoever asks for another from inside the arena or raw allocator gets none.
+    /// An arena is being taken: a request for another from inside the arena or raw allocator gets none.
     taking_arena: bool,
     /// What stands in the raw domain for the array of arena objects.
     arena_table: *mut c_void,
@@ -439,7 +439,7 @@ impl Pymalloc {
     }
 
     /// A pointer that is good for the whole block. The caller's may be good for a part of it, as a `Box`'s is, and the block is going to
-    /// be somebody else's. It is exposed as well, because a `Box` that is a function's argument is to be written through alone until
+    /// have another owner. It is exposed as well, because a `Box` that is a function's argument is to be written through alone until
     /// that function returns, and is freed before.
     #[inline(always)]
     pub fn whole_block(address: *mut u8) -> *mut u8 {
@@ -534,7 +534,7 @@ impl Pymalloc {
         self.dead.as_mut().is_some_and(|dead| dead.tell(block, block + size))
     }
 
-    /// The first free block that somebody wrote to and of which that has not been said: its address and size, and that of the byte.
+    /// The first damaged free block that has not been reported: its address and size, and the address of the byte.
     /// Not looked for to the end when that is interrupted.
     pub fn damaged_block(&self, interrupt: Interrupt) -> Option<(usize, usize, usize)> {
         let dead = self.dead.as_ref()?;
@@ -769,9 +769,9 @@ pub(crate) enum Freed {
 pub(crate) enum Dead {
     /// Nothing against it.
     Sound,
-    /// Somebody wrote to it, to the byte at this address first.
+    /// It is damaged; the first overwritten byte is at this address.
     Damaged(usize),
-    /// Somebody wrote to it, and that has been said.
+    /// It is damaged, and that has been reported.
     Told,
 }
 

@@ -139,7 +139,7 @@ impl Region {
                 if self.retained * self.arena_size > RETAINED {
                     let oldest = self.free_slots[self.free_slots.len() - self.retained];
                     self.retained -= 1;
-                    // SAFETY: nobody uses a place without an arena.
+                    // SAFETY: a slot without an arena is not used.
                     unsafe { os::decommit(self.slot_address(oldest as usize), self.stride) };
                 }
             }

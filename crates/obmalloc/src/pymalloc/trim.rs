@@ -19,7 +19,7 @@ pub struct Trimmed {
     pub bytes: usize,
 }
 
-/// How many empty pools there are of which kind, and when the heap trims by itself.
+/// How many empty pools there are of each kind, and when the heap trims by itself.
 pub(super) struct Trims {
     /// Empty pools that have a free list.
     pub kept: usize,

@@ -11,7 +11,7 @@ const RUN: usize = STRIDE * 4;
 
 /// Blocks that are to go back, the highest address first: the C library joins neighbours, and gives what is free at the end of its memory
 /// back to the system, which takes half the time in this order. They are sorted in runs, which are merged, because sorting millions of them
-/// in one go takes too long for somebody who wants to stop.
+/// in one go takes too long for a caller that wants to stop.
 pub(super) struct LeavingBlocks<R> {
     /// Those that are still in their record.
     record: R,

@@ -173,7 +173,7 @@ impl Checked {
 
     /// What is in.
     pub fn allocator(&self, domain: Domain) -> Allocator {
-        // SAFETY: initialised; nobody changes the field now.
+        // SAFETY: initialised; the field does not change now.
         unsafe { (*self.domains.get()).allocators[domain as usize] }
     }
 
@@ -183,7 +183,7 @@ impl Checked {
     /// The functions do what [`Allocator`] says for as long as the heap lives, and take back the domain's live blocks. What an allocator of
     /// the raw domain gives lies in none of the heap's arenas.
     pub unsafe fn set_allocator(&self, domain: Domain, allocator: Allocator) {
-        // SAFETY: initialised; nobody holds a reference to the field.
+        // SAFETY: initialised; there is no reference to the field.
         unsafe { (*self.domains.get()).allocators[domain as usize] = allocator };
         self.note_allocators();
     }
@@ -212,7 +212,7 @@ impl Checked {
     /// The functions do what [`ArenaAllocator`] says for as long as the heap lives, and take back the arenas that are held.
     pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator, is_guest: bool) {
         self.has_arena_guest.set(is_guest);
-        // SAFETY: initialised; nobody holds a reference to the field; the caller's promise.
+        // SAFETY: initialised; there is no reference to the field; the caller's promise.
         unsafe { (*self.domains.get()).pymalloc.set_arena_allocator(allocator) };
         self.note_allocators();
     }
@@ -307,7 +307,7 @@ impl Checked {
     }
 
     /// # Safety
-    /// As for `realloc`; nobody uses the block any more.
+    /// As for `realloc`; the block is not used any more.
     #[inline(always)]
     unsafe fn free(&self, domain: Domain, address: usize) {
         // SAFETY: the caller's promise.
@@ -431,7 +431,7 @@ impl CheckedHeap {
         }
     }
 
-    /// Enters a block, if it is one in the region of which nothing more is to be known.
+    /// Enters a block, if it lies in the region and the ledger needs to know no more about it.
     #[inline(always)]
     fn enters_quickly(&self, domain: Domain, block: Block) -> bool {
         block.is_some_and(|block| self.inner().ledger().insert_quickly(block.as_ptr().expose_provenance(), domain))
@@ -462,7 +462,7 @@ impl CheckedHeap {
         } else if ledger.insert_whole(address, size, domain) {
             return Some(block);
         }
-        // SAFETY: the block was given just now and nobody else knows it.
+        // SAFETY: the block was given just now and no other code knows it.
         unsafe { inner.free(domain, address) };
         None
     }
@@ -540,7 +540,7 @@ impl CheckedHeap {
         }
         let ledger = inner.ledger();
         ledger.remember(address);
-        // What the guest has made meanwhile may have taken the room, and then the block, though it is there, is nobody's.
+        // What the guest made meanwhile may have taken the room. The block is there then, but has no owner.
         if !ledger.reserve_part() {
             return None;
         }
@@ -684,7 +684,7 @@ impl CheckedHeap {
 
     /// From now on work that takes long asks whether to give it up: filling and clearing large blocks, and walks over all of them.
     pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
-        // SAFETY: the domains are initialised; nobody holds a reference to the field.
+        // SAFETY: the domains are initialised; there is no reference to the field.
         unsafe { (*self.inner().domains.get()).interrupt = interrupt };
         self.inner().account.set_interrupt(interrupt);
     }

@@ -56,7 +56,7 @@ impl Pieces {
     /// Gives back what is left, until it is all gone or `is_over`, which is asked every few milliseconds, says to stop: whether it is gone.
     ///
     /// # Safety
-    /// Nobody uses a block, an arena or a table of the heap any more, and the heap is only fit to be dropped afterwards.
+    /// No block, arena or table of the heap is used any more, and the heap is only fit to be dropped afterwards.
     pub unsafe fn go_on(&mut self, heap: &Checked, mut is_over: impl FnMut() -> bool) -> bool {
         // SAFETY: the caller's promise.
         if !unsafe { self.free_blocks(heap, &mut is_over) } || !heap.account.catch_up(&mut is_over) {
@@ -88,7 +88,7 @@ impl Pieces {
             if is_mixed && heap.pymalloc().locate(block) != Location::Outside {
                 continue;
             }
-            // SAFETY: a block of the account's, of which this was the only record left; the caller's promise.
+            // SAFETY: a block of the account's; this was its only record; the caller's promise.
             if !unsafe { heap.account.release(block, is_over) } {
                 return false;
             }
@@ -154,7 +154,7 @@ impl Checked {
             realloc: refuse_realloc,
             free: refuse_free,
         };
-        // SAFETY: initialised; nobody holds a reference to the field.
+        // SAFETY: initialised; there is no reference to the field.
         unsafe {
             (*self.domains()).allocators = [refusing; 3];
             (*self.domains()).is_closed = true;
@@ -188,10 +188,10 @@ impl CheckedHeap {
 
 impl Drop for CheckedHeap {
     fn drop(&mut self) {
-        // Nobody waits, and what is given back need not be filled.
+        // No caller waits, and what is given back need not be filled.
         self.set_interrupt(Interrupt::NEVER);
         let this = self.inner.as_ptr();
-        // SAFETY: nobody uses the heap any more.
+        // SAFETY: the heap is not used any more.
         unsafe {
             Pieces::default().free_blocks(&*this, &mut || false);
             Pymalloc::release_arenas(&raw mut (*(*this).domains()).pymalloc);

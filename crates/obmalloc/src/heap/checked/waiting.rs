@@ -38,7 +38,7 @@ impl CheckedHeap {
     fn release(&self, address: usize, block: Waiting) {
         let inner = self.inner();
         inner.ledger().remember(address);
-        // SAFETY: a block of this domain that nobody has.
+        // SAFETY: a block of this domain that has no owner.
         let ((), found) = self.watching(|| unsafe { inner.free(block.domain, address) });
         if let Some(fault) = found {
             // Something wrote to it meanwhile; the hooks keep it from being used again.
