@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check` or `why` found something; 2 usage; 3 an unreadable trace; 4 something
+ * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check`, `why` or `report` found something, or a limit of `budget` is broken; 2 usage; 3 an unreadable trace; 4 something
  * did not match, or could not be looked at, or not all of it recorded, and anything else. `record` and `trim` pass the program's own on, and give
  * 128 and the signal's number when a signal ended it.
  */
@@ -137,7 +137,7 @@ function commandLine(done: (code: number) => void): Command {
     )
   program
     .command('top')
-    .description('what sites, functions, files or size classes have asked for, and have')
+    .description('print how much memory each site, function, file or size class asked for, and how much it has')
     .option('--at <moment>', MOMENTS, 'end')
     .option('--by <what>', 'site, function, file or class', 'site')
     .option('--sort <column>', 'allocated, freed, live, blocks, held, outside or temporary', 'held')
@@ -204,9 +204,9 @@ function commandLine(done: (code: number) => void): Command {
     .option('--held <size>', 'bytes of arenas at the moment')
     .option(
       '--pinned <percent>',
-      'how much of what is held at the moment may be more than its blocks would need if they lay packed',
+      'most percent of the held bytes that may be pinned (held, but not needed if the blocks lay packed)',
     )
-    .option('--growth <size>', 'growing by so much from mark to mark is too much')
+    .option('--growth <size>', 'fail if live memory grows by this much or more from mark to mark')
     .option('--mark <name>', 'the marks for --growth')
     .option('--config <file>', 'limits as JSON: {"peak": "100M", "held": "20M", "pinned": 50, "growth": {"job": "10K"}}')
     .option('--update', 'write what was measured, with the tolerance, to the --config file')
@@ -236,7 +236,11 @@ function commandLine(done: (code: number) => void): Command {
   program
     .command('trim')
     .description('run a program in a CPython (3.10 or later) and give back to the system what it holds and does not use')
-    .option('--every <time>', 'at least so long between two trims, longer while what was given comes back: 500ms, 30s, 2m', '30s')
+    .option(
+      '--every <time>',
+      'shortest time between two trims (500ms, 30s, 2m); it grows while the program takes the memory back',
+      '30s',
+    )
     .option('--above <size>', 'only when so much can be given back', '16M')
     .option('--idle', 'also as soon as the program sleeps')
     .option('--asked', 'only where the program asks: sys.audit("obmalloc.trim")')
@@ -252,7 +256,7 @@ function commandLine(done: (code: number) => void): Command {
     )
   program
     .command('check')
-    .description('run a program in a CPython and list what is freed or reallocated in another domain than it was allocated in')
+    .description('run a program in a CPython and list the blocks that it frees or reallocates in the wrong domain')
     .option('--python <path>', 'the CPython (default: python3)')
     .option('--json', 'print what was found as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')

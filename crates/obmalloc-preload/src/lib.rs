@@ -12,8 +12,8 @@
 //! | `at_exit` | having `atexit` call a function of ours |
 //! | `arena_offset` | arenas off their natural boundary, for tests |
 //! | `bias` | a lock that is cheap for a thread that takes it again and again |
-//! | `trim` | the third: give back what CPython holds and does not use |
-//! | `check` | the other thing that the library can do: look whether blocks come back to who gave them out |
+//! | `check` | the library's second task: look whether blocks come back to who gave them out |
+//! | `trim` | its third task: give back what CPython holds and does not use |
 //! | `clock` | when, and how much memory the process has |
 //! | `hooks` | the wrapped allocators: what runs on every call |
 //! | `interpreters` | whose a call is, where interpreters have allocators of their own |

@@ -24,6 +24,11 @@
 //! for none (`DUMMY_SIZE_IDX`), and then the pages behind the header's can go: nothing reads them before it writes them. That a pool
 //! is carved anew is all that a program could notice: blocks may come at other addresses inside it.
 //!
+//! # Where the GIL comes from
+//! A slice runs with the GIL. There is no test of that: it follows from how a slice is started. (1) A pending call of the main thread (`watcher`).
+//! (2) The watcher's own thread, which takes the GIL by `PyGILState_Ensure` while the program sleeps (`gil`). (3) The program's own
+//! `sys.audit("obmalloc.trim")` (`marks`). `malloc_trim` runs without it.
+//!
 //! # What it does not do
 //! Nothing in CPython before 3.10, where a pool is one page; with pages larger than 4 KiB; without pymalloc (`PYTHONMALLOC`, a free-threaded
 //! build) or with debug hooks; or where a pool's header is not what a few blocks must make of it. Interpreters with allocators of their own are

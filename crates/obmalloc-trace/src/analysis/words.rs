@@ -1,4 +1,4 @@
-//! Numbers and sites as people read them.
+//! Numbers and sites as people read them, and the answer's first and last lines.
 
 use super::rules::WORTH;
 use super::sites::{Frame, Sites};

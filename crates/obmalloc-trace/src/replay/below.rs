@@ -1,4 +1,5 @@
-//! What stands below the heap of a replay: the arenas and raw blocks that it asks for are compared with those that were recorded.
+//! What stands below the heap of a replay: the sizes of the arenas and raw blocks that it asks for are compared with
+//! those that were recorded, not their addresses.
 
 use std::collections::VecDeque;
 use std::ffi::c_void;

@@ -325,7 +325,8 @@ impl ObjectHeap {
         }
     }
 
-    /// Says of every object that this collection has yet to decide about it.
+    /// Says of every object that this collection has yet to decide about it. CPython's copies the reference count here; ours is added in
+    /// `subtract_refs`.
     fn update_refs<const SHIFT: u32>(&self, places: Places<SHIFT>, objects: &[usize]) {
         for &object in objects {
             if object != 0 {

@@ -147,7 +147,7 @@ impl ObjectHeap {
         }
     }
 
-    /// `PyObject_ClearWeakRefs`: an object is being destroyed. Clears the weak references to it, and then calls their callbacks.
+    /// `PyObject_ClearWeakRefs` (not gc.c's `clear_weakrefs`): an object is being destroyed. Clears the weak references to it, and then calls their callbacks.
     pub(crate) fn clear_weakrefs(&self, kind: &Type, object: usize) {
         let Some(offset) = kind.weaklist else { return };
         // SAFETY: the caller gives an object of the type, which keeps its memory; its list leads to weak references.

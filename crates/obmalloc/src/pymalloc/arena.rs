@@ -89,7 +89,8 @@ impl Pymalloc {
             .collect()
     }
 
-    /// A pool from the fullest usable arena, or from a new one: its header and its first byte.
+    /// The second half of `allocate_from_new_pool`: takes a pool from the first of `usable_arenas`, or from a new arena. Returns its header
+    /// and its first byte.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool).

@@ -160,7 +160,8 @@ impl ArenaMap {
         }
     }
 
-    /// The arena that `address` lies in, of those inserted (`address_in_range`).
+    /// The arena that `address` lies in, of those inserted, which lie outside the region. `Pymalloc::pool_of` is the whole
+    /// `address_in_range`.
     pub fn find(&self, address: usize) -> Option<u32> {
         let (leaf, tail) = self.leaf_of(address);
         let coverage = self.coverage.get(&leaf)?;
