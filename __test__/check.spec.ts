@@ -538,6 +538,20 @@ withPython('processes that leave by quick_exit come to their end, and none is ca
   )
 })
 
+withPython('a process that has made its report, and written nothing to it yet, is waited for', async (t) => {
+  const script = [
+    'import os, time',
+    'report = os.environ["OBMALLOC_CHECK"]',
+    'child = os.fork()',
+    'if child: os._exit(0)',
+    'own = report + "." + str(os.getpid())',
+    'os.rename(own, own + "-kept"); open(own, "w").close()',
+    'time.sleep(0.3)',
+    'os.rename(own + "-kept", own)',
+  ]
+  isWhole(t, await check(newest, ['-c', script.join('\n')]), 2)
+})
+
 withPython('a process whose report cannot be made is named', (t) => {
   const script = [
     'import os, subprocess, sys',

@@ -64,21 +64,22 @@ test('a view keeps the memory of a heap that is gone', async (t) => {
 })
 
 test('blocks whose buffers live on are freed in a time that does not depend on how many there are', async (t) => {
-  /** Milliseconds that one of so many takes. */
+  /** Microseconds of the processor's time that one of so many takes. */
   const time = (count: number): number => {
     using heap = new Heap()
     const blocks = Array.from({ length: count }, () => some(heap.obj.malloc(64)))
     const moved = blocks.map((block) => transfer(heap.obj.view(block).buffer))
-    const begin = performance.now()
+    const begin = process.cpuUsage()
     for (const block of blocks) heap.obj.free(block)
-    const end = performance.now()
+    const { user, system } = process.cpuUsage(begin)
     t.is(heap.allocatedBlocks(), 0)
     t.true(moved.every(({ byteLength }) => byteLength === 64))
-    return (end - begin) / count
+    return (user + system) / count
   }
   time(1000)
   const ratios: number[] = []
-  while (ratios.length < 5 && !ratios.some((ratio) => ratio < 3)) ratios.push((1 / time(1000)) * time(16_000))
+  // Other work on the machine, and of V8's other threads, makes it longer: the best of some tells.
+  while (ratios.length < 20 && !ratios.some((ratio) => ratio < 3)) ratios.push((1 / time(1000)) * time(16_000))
   t.log(`sixteen times as many: each takes ${ratios.map((ratio) => ratio.toFixed(1)).join(', ')} times as long`)
   t.true(Math.min(...ratios) < 3)
 })

@@ -57,7 +57,7 @@ export async function check(
   }
 }
 
-/** A process that has made no report yet, because it was forked a moment ago; or could not. */
+/** A process that has written no report yet, because it was started a moment ago; or could not. */
 function silent(pid: number, failed: string | null): { process: Process; findings: Finding[] } {
   const running = failed === null
   const process = { pid, argv: [], version: '', complete: false, running, failed, lost: [], replacedBy: null }
@@ -72,7 +72,8 @@ function readReports(
   if (!existsSync(path)) return []
   return [path, ...children(path)].map((report) => {
     const number = report === path ? pid : /\.(\d+)/.exec(report.slice(path.length))?.[1]
-    return readReport(report, alive) ?? silent(Number(number), 'its report is empty')
+    const isAlive = alive.includes(Number(number)) || isRunning(Number(number))
+    return readReport(report, alive) ?? silent(Number(number), isAlive ? null : 'its report is empty')
   })
 }
 
