@@ -266,12 +266,16 @@ impl Stack {
     pub unsafe fn innermost<const OBJECTS: bool>(layout: &Layout, mut frame: usize, recent: &[Recent]) -> Option<u32> {
         while frame != 0 {
             // SAFETY: (1) `frame` is the innermost one, or the previous one of a frame that was it.
-            let place = unsafe { layout.place::<OBJECTS>(frame) };
-            if place.shown {
-                return Recent::find(recent, place.spot.instruction, 0);
+            unsafe {
+                // (4) What is found is shown.
+                if let Some(node) = Recent::find(recent, layout.instruction_of::<OBJECTS>(frame), 0) {
+                    return Some(node);
+                }
+                if layout.place::<OBJECTS>(frame).shown {
+                    return None;
+                }
+                frame = word(frame + layout.previous);
             }
-            // SAFETY: as above.
-            frame = unsafe { word(frame + layout.previous) };
         }
         Some(0)
     }
