@@ -98,8 +98,9 @@ impl BiasedLock {
         Held(self.shared.word())
     }
 
+    /// Takes the lock for `thread`, which is this one, if it is the favourite.
     #[inline(always)]
-    fn take_as_favourite(&self, thread: usize) -> Option<Held<'_>> {
+    pub fn take_as_favourite(&self, thread: usize) -> Option<Held<'_>> {
         let favourite = self.favourite.load(Ordering::Relaxed);
         let inside = self.inside.get(favourite ^ thread)?;
         inside.store(true, Ordering::Relaxed);

@@ -44,10 +44,21 @@ fn after<const D: u8>(checkpoint: bool) {
     }
 }
 
-unsafe extern "C-unwind" fn malloc<const D: u8>(_: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn malloc<const D: u8, const STACKS: bool>(_: *mut c_void, size: usize) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: passes the caller's request on to the allocator that the caller would have had.
     let (result, nested) = within::<D, _>(null_mut(), || unsafe { (inner.malloc)(inner.ctx, size) });
+    let (domain, has_gil) = (Domain::ALL[D as usize], D != RAW || nested);
+    if sink::write_usually::<STACKS>(has_gil, |place, stack| place.malloc(stack, domain, nested, size as u64, result as u64)) {
+        return result;
+    }
+    malloc_otherwise::<D>(nested, size, result)
+}
+
+/// Writes a malloc that could not be [written usually](sink::write_usually). Gives its result.
+#[cold]
+#[inline(never)]
+fn malloc_otherwise<const D: u8>(nested: bool, size: usize, result: *mut c_void) -> *mut c_void {
     after::<D>(sink::request(D != RAW || nested, |block| {
         block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64)
     }));
@@ -64,7 +75,11 @@ unsafe extern "C-unwind" fn calloc<const D: u8>(_: *mut c_void, count: usize, si
     result
 }
 
-unsafe extern "C-unwind" fn realloc<const D: u8>(_: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+unsafe extern "C-unwind" fn realloc<const D: u8, const STACKS: bool>(
+    _: *mut c_void,
+    address: *mut c_void,
+    size: usize,
+) -> *mut c_void {
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(address, || unsafe { (inner.realloc)(inner.ctx, address, size) });
@@ -72,27 +87,50 @@ unsafe extern "C-unwind" fn realloc<const D: u8>(_: *mut c_void, address: *mut c
     if D == RAW && nested && address.is_null() && interpreters::present() != 0 {
         sink::tell_apart();
     }
+    let (domain, has_gil) = (Domain::ALL[D as usize], D != RAW || nested);
+    let (from, bytes, to) = (address as u64, size as u64, result as u64);
+    if sink::write_usually::<STACKS>(has_gil, |place, stack| place.realloc(stack, domain, nested, from, bytes, to)) {
+        return result;
+    }
+    realloc_otherwise::<D>(nested, address, size, result)
+}
+
+/// As [`malloc_otherwise`].
+#[cold]
+#[inline(never)]
+fn realloc_otherwise<const D: u8>(nested: bool, address: *mut c_void, size: usize, result: *mut c_void) -> *mut c_void {
     after::<D>(sink::request(D != RAW || nested, |block| {
         block.realloc(Domain::ALL[D as usize], nested, address as u64, size as u64, result as u64)
     }));
     result
 }
 
-unsafe extern "C-unwind" fn free<const D: u8>(_: *mut c_void, address: *mut c_void) {
-    let inner = inner::<D>();
+unsafe extern "C-unwind" fn free<const D: u8, const STACKS: bool>(_: *mut c_void, address: *mut c_void) {
+    let (inner, domain) = (inner::<D>(), Domain::ALL[D as usize]);
     if D == RAW {
         let nested = inside::is_inside_of(address as usize);
-        sink::record(|block| block.free(Domain::ALL[D as usize], nested, address as u64));
-        // SAFETY: as in `malloc`.
-        unsafe { (inner.free)(inner.ctx, address) };
-    } else {
-        if D == OBJ && stacks::may_be_known(address as usize) {
-            sink::forget_code(address as usize);
+        if !sink::write_usually::<false>(false, |place, _| place.free(domain, nested, address as u64)) {
+            free_otherwise::<D>(nested, address);
         }
         // SAFETY: as in `malloc`.
-        within::<D, _>(address, || unsafe { (inner.free)(inner.ctx, address) });
-        after::<D>(sink::record(|block| block.free(Domain::ALL[D as usize], false, address as u64)));
+        unsafe { (inner.free)(inner.ctx, address) };
+        return;
     }
+    if D == OBJ && STACKS && stacks::may_be_known(address as usize) {
+        sink::forget_code(address as usize);
+    }
+    // SAFETY: as in `malloc`.
+    within::<D, _>(address, || unsafe { (inner.free)(inner.ctx, address) });
+    if !sink::write_usually::<false>(false, |place, _| place.free(domain, false, address as u64)) {
+        free_otherwise::<D>(false, address);
+    }
+}
+
+/// As [`malloc_otherwise`].
+#[cold]
+#[inline(never)]
+fn free_otherwise<const D: u8>(nested: bool, address: *mut c_void) {
+    after::<D>(sink::record(|block| block.free(Domain::ALL[D as usize], nested, address as u64)));
 }
 
 unsafe extern "C-unwind" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_void {
@@ -120,16 +158,26 @@ unsafe extern "C-unwind" fn arena_free(_: *mut c_void, address: *mut c_void, siz
     unsafe { arena_offset::free(inner, address, size) };
 }
 
-const fn table<const D: u8>() -> Allocator {
-    Allocator { ctx: std::ptr::null_mut(), malloc: malloc::<D>, calloc: calloc::<D>, realloc: realloc::<D>, free: free::<D> }
+const fn tables<const STACKS: bool>() -> [Allocator; 3] {
+    [table::<RAW, STACKS>(), table::<MEM, STACKS>(), table::<OBJ, STACKS>()]
 }
 
-/// The recorder's allocators. In one place, because a function may have several addresses, and they are compared.
-static OURS: [Allocator; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
+const fn table<const D: u8, const STACKS: bool>() -> Allocator {
+    Allocator {
+        ctx: std::ptr::null_mut(),
+        malloc: malloc::<D, STACKS>,
+        calloc: calloc::<D>,
+        realloc: realloc::<D, STACKS>,
+        free: free::<D, STACKS>,
+    }
+}
+
+/// The recorder's allocators, without stacks and with them. In one place, because a function may have several addresses, and they are compared.
+static OURS: [[Allocator; 3]; 2] = [tables::<false>(), tables::<true>()];
 
 /// Whether `allocator` is one of the recorder's.
 pub fn is_ours(allocator: &Allocator) -> bool {
-    OURS.iter().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
+    OURS.iter().flatten().any(|ours| std::ptr::fn_addr_eq(ours.malloc, allocator.malloc))
 }
 
 /// The allocator that the obj domain had before the recorder came.
@@ -156,7 +204,7 @@ unsafe fn put_in_place() {
     let arena = ArenaAllocator { ctx: std::ptr::null_mut(), alloc: arena_alloc, free: arena_free };
     // SAFETY: the caller's promise; CPython copies the tables.
     unsafe {
-        for (number, ours) in OURS.iter().enumerate() {
+        for (number, ours) in OURS[usize::from(sink::takes_stacks())].iter().enumerate() {
             (api.set_allocator)(number as c_int, ours);
         }
         (api.set_arena_allocator)(&arena);

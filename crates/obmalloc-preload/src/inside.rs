@@ -10,10 +10,8 @@
 /// back with [`leave`].
 #[inline(always)]
 pub fn enter(address: usize) -> usize {
-    let before = mark::get();
     // Blocks are at even addresses.
-    mark::set(address | 1);
-    before
+    mark::replace(address | 1)
 }
 
 /// Ends what [`enter`] began.
@@ -73,6 +71,24 @@ mod mark {
     }
 
     #[inline(always)]
+    pub fn replace(value: usize) -> usize {
+        let before: usize;
+        // SAFETY: as in `get` and `set`.
+        unsafe {
+            asm!(
+                "mov {at}, qword ptr [rip + obmalloc_preload_inside@GOTTPOFF]",
+                "mov {before}, qword ptr fs:[{at}]",
+                "mov qword ptr fs:[{at}], {value}",
+                at = out(reg) _,
+                before = out(reg) before,
+                value = in(reg) value,
+                options(nostack, preserves_flags),
+            );
+        }
+        before
+    }
+
+    #[inline(always)]
     pub fn thread() -> usize {
         let value: usize;
         // SAFETY: reads the word at the thread pointer, which is the thread pointer itself and never changes; touches neither stack nor flags.
@@ -111,6 +127,11 @@ mod mark {
     #[inline(always)]
     pub fn set(value: usize) {
         INSIDE.set(value);
+    }
+
+    #[inline(always)]
+    pub fn replace(value: usize) -> usize {
+        INSIDE.replace(value)
     }
 
     #[inline(always)]

@@ -5,96 +5,22 @@
 //!
 //! Invariants:
 //! 1. [`State`] is touched only by who holds the lock.
-//! 2. `state.reserve` is out of reach unless the file is open and there are no more checkpoints, so that the one comparison on the fast
-//!    path sends everything unusual (no file yet, stopped, a checkpoint, time to look at the clock, block full) to
-//!    [`State::make_room`]. As long as there are checkpoints every event is one, so that where they are does not depend on what events take
-//!    in the block.
-//! 3. `state.written` is where a block ends in the file, whatever happens to the file afterwards.
+//! 2. Whatever is unusual (no file yet, stopped, a checkpoint, several interpreters, time to look at the clock, block full) closes the block for
+//!    [`write_usually`], so that it has one comparison to make.
+
+mod state;
 
 use crate::bias::{BiasedLock, Held};
-use crate::clock::{Clock, thread_number};
-use crate::file::OutFile;
-use crate::header::{Header, Identity, Parent, failure_text, text_of};
-use crate::inside;
+use crate::header::{Header, Parent, text_of};
 use crate::lock::Errno;
-use crate::stacks::{Lost, Out, Stacks};
-use crate::{interpreters, unsaid};
-use obmalloc_trace::format::{BlockWriter, MAX_EVENT, Packer, PatchToken, file_head};
+use crate::{inside, interpreters};
+use obmalloc_trace::format::{BlockWriter, Opened, PatchToken};
+use state::{BLOCK_SIZE, File, Look, PACKING_SIZE, State, TEXT_HEAD, TICK_ROOM};
 use std::cell::UnsafeCell;
-use std::io::Error;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-
-/// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
-const BLOCK_SIZE: usize = 64 << 10;
-/// Words of memory in which a block is compressed.
-const PACKING_SIZE: usize = 64 << 10;
-/// A reserve that no block has room for (halved, because it is added to).
-const OUT_OF_REACH: usize = usize::MAX / 2;
-/// Bytes of a text note beside its text, at most.
-const TEXT_HEAD: usize = 16;
-/// Bytes of the block between two looks at the clock: a thousand events or so.
-const TICK: usize = 4 << 10;
-/// Bytes that a look at the clock writes, at most.
-const TICK_ROOM: usize = 64;
-
-struct State {
-    reserve: usize,
-    block: BlockWriter<'static>,
-    /// Takes no memory: it may run inside the program's allocator.
-    packer: Option<Packer<'static>>,
-    checkpoints: bool,
-    /// Whether calls are told apart by interpreter, because there are several allocators.
-    apart: bool,
-    /// Whose calls are being written; 0 is the main interpreter.
-    interpreter: u64,
-    file: File,
-    /// Length of the file, bytes.
-    written: u64,
-    /// Blocks and events in the file.
-    blocks: u64,
-    events: u64,
-    /// What `OBMALLOC_TRACE` says, and whether this process may use it as it is.
-    base: PathBuf,
-    first: bool,
-    header: Header,
-    /// This trace's own, and where in the file the header says why recording had to stop.
-    identity: Identity,
-    failure: u64,
-    stacks: Option<Stacks>,
-    clock: Clock,
-    /// How much is left of the block when the clock is to be looked at.
-    tick_at: usize,
-    /// The thread that wrote the last event of this block, as [`inside::thread`] has it; 0 when there is none.
-    thread: usize,
-    /// What is to be said as soon as there is a file.
-    unsaid: Option<&'static str>,
-}
-
-/// Why the clock is looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
-    /// Some events have passed.
-    Passing,
-    /// The time is wanted.
-    Asked,
-    /// A sample of memory is wanted, too.
-    Sample,
-    /// As far as that goes where this thread may be anywhere, in C's `malloc` too, which is asked nothing then. The block has room.
-    Anywhere,
-}
-
-enum File {
-    /// Made at the first event.
-    Unopened {
-        parent: Option<Parent>,
-    },
-    Open(OutFile),
-    /// Nothing more is recorded.
-    Stopped,
-}
 
 struct Sink {
     lock: BiasedLock,
@@ -148,6 +74,28 @@ impl Drop for Locked {
 #[inline(always)]
 fn lock() -> Locked {
     Locked(SINK.lock.take())
+}
+
+/// Writes an event in the usual case: this thread is the lock's favourite and wrote the last event too, and there is nothing else to be done
+/// but, with `STACKS`, to say which stack the event is made under, which `write` is given; `has_gil` as of [`request`]. Gives `false` in any
+/// other case, and nothing is written then.
+#[inline(always)]
+pub fn write_usually<const STACKS: bool>(has_gil: bool, write: impl FnOnce(Opened<'_, 'static>, Option<u64>)) -> bool {
+    let thread = inside::thread();
+    let Some(held) = SINK.lock.take_as_favourite(thread) else { return false };
+    let mut state = Locked(held);
+    let state = &mut *state;
+    if state.thread != thread {
+        return false;
+    }
+    let Some(place) = state.block.opened() else { return false };
+    let mut stack = None;
+    if STACKS && let Some(stacks) = &mut state.stacks {
+        let Some(node) = stacks.node(has_gil) else { return false };
+        stack = Some(node.into());
+    }
+    write(place, stack);
+    true
 }
 
 /// Writes one event. Says whether a checkpoint was passed, to be looked at now that nothing is locked.
@@ -243,45 +191,24 @@ pub fn forget_code(address: usize) {
     }
 }
 
+/// Whether requests are written with the stacks that they are made under, so far.
+pub fn takes_stacks() -> bool {
+    lock().stacks.is_some()
+}
+
 /// From here on every event is told by whose it is.
 pub fn tell_apart() {
-    lock().apart = true;
+    let mut state = lock();
+    state.apart = true;
+    state.pace();
 }
 
 /// Remembers where the trace is to go. Called once, by the constructor.
-pub fn set_up(base: PathBuf, first: bool, mut header: Header) {
-    let clock = Clock::new(header.every);
-    let stacks = match header.stacks {
-        0 => Ok(None),
-        limit => Stacks::set_up(limit, &header.python).map(Some),
-    };
-    header.stacks = stacks.as_ref().ok().and_then(Option::as_ref).map_or(0, Stacks::limit);
-    let unsaid = stacks.as_ref().err().copied();
+pub fn set_up(base: PathBuf, first: bool, header: Header) {
     // SAFETY: this function is called once, so only these references to the memory are made.
     let (bytes, packing): (&'static mut [u8], &'static mut [u64]) =
         unsafe { (&mut *SINK.memory.get(), &mut *SINK.packing.get()) };
-    let state = State {
-        reserve: OUT_OF_REACH,
-        block: BlockWriter::new(bytes),
-        packer: Packer::new(packing),
-        checkpoints: true,
-        apart: false,
-        interpreter: 0,
-        file: File::Unopened { parent: None },
-        written: 0,
-        blocks: 0,
-        events: 0,
-        base,
-        first,
-        header,
-        identity: Identity::default(),
-        failure: 0,
-        stacks: stacks.unwrap_or_default(),
-        clock,
-        tick_at: OUT_OF_REACH,
-        thread: 0,
-        unsaid,
-    };
+    let state = State::new(bytes, packing, base, first, header);
     // SAFETY: the constructor is the only one to run.
     unsafe { (*SINK.state.get()).write(state) };
     SINK.lock.prepare();
@@ -436,7 +363,7 @@ pub fn fork_in_child() {
     if let File::Open(file) = &state.file {
         let parent = Parent { path: text_of(file.path()), identity: Some(state.identity), bytes: state.written };
         state.file = File::Unopened { parent: Some(parent) };
-        state.reserve = OUT_OF_REACH;
+        state.close();
     }
     (state.written, state.blocks, state.events, state.first) = (0, 0, 0, false);
     state.clock.forked();
@@ -445,239 +372,10 @@ pub fn fork_in_child() {
     adopt_process();
 }
 
-impl State {
-    fn is_open(&self) -> bool {
-        matches!(self.file, File::Open(_))
-    }
-
-    /// Sees to room for an event, as [`make_room`](Self::make_room) does.
-    #[inline(always)]
-    fn room(&mut self) -> Option<bool> {
-        if self.block.has_room(self.reserve) { Some(false) } else { self.make_room() }
-    }
-
-    /// Gets room for an event: says whether a checkpoint was passed, or nothing when recording has stopped.
-    #[cold]
-    #[inline(never)]
-    fn make_room(&mut self) -> Option<bool> {
-        let errno = Errno::save();
-        let open = match self.file {
-            File::Open(_) => true,
-            File::Unopened { .. } => self.open(),
-            File::Stopped => false,
-        };
-        let mut room = open && (self.block.has_room(0) || self.flush());
-        if room && self.block.left() <= self.tick_at {
-            self.tick(Look::Passing);
-            room = self.is_open() && (self.block.has_room(0) || self.flush());
-        }
-        errno.restore();
-        room.then_some(self.checkpoints)
-    }
-
-    /// Looks at the clock: writes the time, a sample of memory if one is due, and marks that signals made.
-    #[cold]
-    fn tick(&mut self, look: Look) {
-        let is_anywhere = look == Look::Anywhere;
-        if !is_anywhere && !self.block.has_room(TICK_ROOM) && !self.flush() {
-            return;
-        }
-        let micros = self.clock.micros();
-        self.block.time(micros);
-        let signalled = SIGNALLED.swap(0, Ordering::Relaxed);
-        let wants_sample = look == Look::Sample || signalled != 0;
-        if ((wants_sample && self.clock.takes_samples()) || self.clock.is_due(micros))
-            && let Some(memory) = self.clock.sample(!is_anywhere)
-        {
-            self.block.memory(&memory);
-        }
-        // Several that came together are one: there is no event between them.
-        if signalled != 0 {
-            if is_anywhere {
-                self.block.mark(SIGNALLED_NAME);
-            } else {
-                self.note(SIGNALLED_ROOM, |block| block.mark(SIGNALLED_NAME));
-            }
-        }
-        self.pace();
-    }
-
-    /// Has the clock looked at again a little further on.
-    fn pace(&mut self) {
-        self.tick_at = self.block.left().saturating_sub(TICK);
-        if self.is_open() && !self.checkpoints {
-            self.reserve = self.tick_at.saturating_sub(MAX_EVENT);
-        }
-    }
-
-    /// Says which thread makes the next event, if another than the one before.
-    #[inline(always)]
-    fn tell_thread(&mut self) {
-        let thread = inside::thread();
-        if thread != self.thread {
-            self.change_thread(thread);
-        }
-    }
-
-    #[cold]
-    fn change_thread(&mut self, thread: usize) {
-        self.thread = thread;
-        self.block.thread(thread_number());
-    }
-
-    /// Writes a note of at most `room` bytes more than an event takes. One that is longer than a block is left out.
-    fn note(&mut self, room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
-        if self.block.has_room(room) || (self.flush() && self.block.has_room(room)) {
-            write(&mut self.block);
-        }
-    }
-
-    /// Says which stack the next event is made under, if another than the one before. Says `false` when it cannot be written.
-    #[inline(always)]
-    fn place(&mut self, has_gil: bool) -> bool {
-        let Some(node) = self.stacks.as_mut().and_then(|stacks| stacks.node(has_gil)) else { return self.place_anew() };
-        self.block.stack(node.into());
-        true
-    }
-
-    /// As [`place`](Self::place), where there is something to describe.
-    #[cold]
-    fn place_anew(&mut self) -> bool {
-        let errno = Errno::save();
-        let mut stacks = self.stacks.take();
-        let node = stacks.as_mut().map_or(Ok(0), |stacks| stacks.describe(self));
-        match node {
-            Ok(_) => self.stacks = stacks,
-            // Said once, and done without.
-            Err(lost) if lost != Lost::Trace => self.say_alone(lost.text()),
-            Err(_) => {}
-        }
-        let room = self.is_open() && (self.block.has_room(0) || self.flush());
-        if room {
-            self.block.stack(node.unwrap_or(0).into());
-        }
-        errno.restore();
-        room
-    }
-
-    /// Writes what the recorder has to say into a block of its own.
-    fn say_alone(&mut self, text: &str) {
-        self.alone(text.len() + TEXT_HEAD, |block| block.text(text));
-    }
-
-    /// Says whose the next event is, if another's than the one before. Says `false` when it cannot be written.
-    #[cold]
-    fn attribute(&mut self) -> bool {
-        let interpreter = interpreters::present();
-        if interpreter == self.interpreter {
-            return true;
-        }
-        let errno = Errno::save();
-        let room = self.block.has_room(MAX_EVENT) || self.flush();
-        errno.restore();
-        if room {
-            self.block.interpreter(interpreter);
-            self.interpreter = interpreter;
-        }
-        room
-    }
-
-    /// Writes a note into a block of its own.
-    fn alone(&mut self, room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
-        if self.flush() && self.block.has_room(room) {
-            write(&mut self.block);
-            self.flush();
-        }
-    }
-
-    /// Nothing is recorded any more.
-    fn stop(&mut self) {
-        self.file = File::Stopped;
-        self.reserve = OUT_OF_REACH;
-    }
-
-    /// Says why in the trace's header, if there is one, and records nothing more.
-    #[cold]
-    fn fail(&mut self, error: &Error) -> bool {
-        if let File::Open(file) = &mut self.file
-            && self.written != 0
-        {
-            // What was written of a block is cut off again, so that the trace ends with a whole one.
-            file.cut(self.written);
-            let _ = file.write_at(failure_text(error).as_bytes(), self.failure);
-        } else {
-            unsaid::say(error);
-        }
-        self.stop();
-        false
-    }
-
-    /// Makes the trace file and writes its head. Says `false` when that cannot be done.
-    fn open(&mut self) -> bool {
-        let File::Unopened { parent } = &mut self.file else { return false };
-        let parent = parent.take();
-        let pid = process_id();
-        let claimed = if self.first { OutFile::claim(&self.base) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
-        let found = claimed.or_else(|error| {
-            // Another process's: EEXIST above, or EWOULDBLOCK when that one is recording into it.
-            if [libc::EEXIST, libc::EWOULDBLOCK].contains(&error.raw_os_error().unwrap_or(0)) {
-                OutFile::make_beside(&self.base, pid)
-            } else {
-                Err(error)
-            }
-        });
-        match found {
-            Ok(file) => self.file = File::Open(file),
-            Err(error) => return self.fail(&error),
-        }
-        self.identity = Identity::new();
-        let (json, failure) = self.header.json(pid, self.identity, parent.as_ref());
-        let head = file_head(&json);
-        if let File::Open(file) = &mut self.file
-            && let Err(error) = file.write_at(&head, 0)
-        {
-            return self.fail(&error);
-        }
-        self.failure = (head.len() - json.len() + failure) as u64;
-        self.written = head.len() as u64;
-        self.pace();
-        if let Some(text) = self.unsaid.take() {
-            self.say_alone(text);
-        }
-        true
-    }
-
-    /// Writes the block to the file. Says `false` when nothing can be recorded.
-    fn flush(&mut self) -> bool {
-        let File::Open(file) = &mut self.file else { return false };
-        let count = self.block.count();
-        if self.block.is_empty() {
-            return true;
-        }
-        let block = self.block.finish();
-        let block = self.packer.as_mut().map_or(block, |packer| packer.pack(block));
-        let length = block.len() as u64;
-        if let Err(error) = file.write_at(block, self.written) {
-            return self.fail(&error);
-        }
-        self.written += length;
-        self.blocks += 1;
-        self.events += u64::from(count);
-        self.thread = 0;
-        self.pace();
-        true
-    }
-}
-
-impl Out for State {
-    fn room(&mut self, bytes: usize) -> Option<&mut BlockWriter<'static>> {
-        (self.block.has_room(bytes) || (self.flush() && self.block.has_room(bytes))).then_some(&mut self.block)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use obmalloc_trace::format::Packer;
 
     #[test]
     fn memory_for_compression_is_enough() {

@@ -221,25 +221,37 @@ fn stacks_in_turn(run: &Run) -> Vec<(u64, usize)> {
     found
 }
 
+/// Runs a program whose frames' layout holds, and again with a variable that spoils it.
+fn spoilt(python: &Python, variable: &str, holds: &str, fails: &str) {
+    const SAID: &str = "no stacks: this CPython's frames are not laid out as those of its release are";
+    let of = |value| fixed(python, &workload("small.py"), &[("OBMALLOC_STACKS", "64"), (variable, value)]);
+    let (holds, fails) = (of(holds), of(fails));
+    assert!(stacks_in_turn(&holds).len() > 1000, "3.{}", python.minor);
+    assert!(stacks_in_turn(&fails).iter().all(|&(stack, _)| stack == 0), "3.{}", python.minor);
+    assert_eq!((holds.stdout(), holds.stderr()), (fails.stdout(), fails.stderr()));
+    let (with, mut without) = (holds.trace(), fails.trace());
+    assert!(!with.tells(SAID) && without.ends_orderly());
+    let count = without.events.len();
+    without.events.retain(|event| *event != Event::Note(Note::Text(SAID.into())));
+    assert_eq!(count - without.events.len(), 1, "3.{}: said once", python.minor);
+    let first = without.events.iter().zip(&with.events).position(|(without, with)| without != with);
+    assert_eq!(first, None, "3.{}: the first event that differs", python.minor);
+    assert_eq!(with.events.len(), without.events.len(), "3.{}", python.minor);
+}
+
 #[test]
 fn layout_that_does_not_hold_gives_no_frame_anywhere_and_is_said_once() {
-    const SAID: &str = "no stacks: this CPython's frames are not laid out as those of its release are";
     for python in pythons() {
-        let of =
-            |offset| fixed(python, &workload("small.py"), &[("OBMALLOC_STACKS", "64"), ("OBMALLOC_STACKS_CODE_OFFSET", offset)]);
         // Two digits: CPython makes an object for a text of one digit only once, for the first line that asks.
-        let (holds, fails) = (of("00"), of("08"));
-        assert!(stacks_in_turn(&holds).len() > 1000, "3.{}", python.minor);
-        assert!(stacks_in_turn(&fails).iter().all(|&(stack, _)| stack == 0), "3.{}", python.minor);
-        assert_eq!((holds.stdout(), holds.stderr()), (fails.stdout(), fails.stderr()));
-        let (with, mut without) = (holds.trace(), fails.trace());
-        assert!(!with.tells(SAID) && without.ends_orderly());
-        let count = without.events.len();
-        without.events.retain(|event| *event != Event::Note(Note::Text(SAID.into())));
-        assert_eq!(count - without.events.len(), 1, "3.{}: said once", python.minor);
-        let first = without.events.iter().zip(&with.events).position(|(without, with)| without != with);
-        assert_eq!(first, None, "3.{}: the first event that differs", python.minor);
-        assert_eq!(with.events.len(), without.events.len(), "3.{}", python.minor);
+        spoilt(python, "OBMALLOC_STACKS_CODE_OFFSET", "00", "08");
+    }
+}
+
+#[test]
+fn layout_in_which_no_thread_has_a_frame_is_said_once() {
+    for python in pythons() {
+        // The first field of a thread's state: another thread's, of which there is none.
+        spoilt(python, "OBMALLOC_STACKS_THREAD_FRAME", "no", "00");
     }
 }
 

@@ -47,12 +47,14 @@ mod block;
 mod cursor;
 mod pack;
 mod reader;
+mod usual;
 mod writer;
 
 pub use block::{BLOCK_HEADER, MAGIC, MAX_PAYLOAD, VERSION, file_head};
 pub use obmalloc::Domain;
 pub use pack::Packer;
 pub use reader::{FormatError, Reader};
+pub use usual::Opened;
 pub use writer::{BlockWriter, PatchToken};
 
 pub(crate) use cursor::Cursor;

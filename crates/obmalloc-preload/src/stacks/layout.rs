@@ -5,8 +5,10 @@ use crate::python::symbol;
 use obmalloc_trace::stacks::Lines;
 use std::ffi::CStr;
 
-/// For tests: so many bytes beyond its place a frame's code object is looked for, so that the layout does not hold.
-const VARIABLE: &str = "OBMALLOC_STACKS_CODE_OFFSET";
+/// For tests, so that the layout does not hold: so many bytes beyond its place a frame's code object is looked for, and where in a thread's
+/// state the innermost frame is.
+const CODE_VARIABLE: &str = "OBMALLOC_STACKS_CODE_OFFSET";
+const FRAME_VARIABLE: &str = "OBMALLOC_STACKS_THREAD_FRAME";
 
 /// How a release keeps its frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,8 +135,12 @@ impl Layout {
 
     /// As it is, or as a test wants it.
     pub fn or_planted(self) -> Self {
-        let offset: usize = std::env::var(VARIABLE).ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
-        Self { code: self.code.wrapping_add(offset), ..self }
+        let planted = |variable| std::env::var(variable).ok().and_then(|bytes| bytes.parse::<usize>().ok());
+        Self {
+            code: self.code.wrapping_add(planted(CODE_VARIABLE).unwrap_or(0)),
+            thread_frame: planted(FRAME_VARIABLE).unwrap_or(self.thread_frame),
+            ..self
+        }
     }
 
     fn published(minor: usize, row: &Published) -> Option<Self> {

@@ -1,5 +1,6 @@
 //! The stack that a request is made under, read from the interpreter's own frames in memory. Of CPython nothing is called but what gives a
-//! thread's state, so a program asks for the same memory with stacks and without.
+//! thread's state and, until the layout has shown that it holds, what tells whether there is a frame: neither asks for memory, so a
+//! program asks for the same with stacks and without.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -74,7 +75,8 @@ impl Lost {
     }
 }
 
-type ThreadState = unsafe extern "C" fn() -> *mut c_void;
+/// A function of CPython's that takes nothing, reads and gives an address.
+type Getter = unsafe extern "C" fn() -> *mut c_void;
 
 pub struct Stacks {
     /// Most frames, innermost first, of which a stack consists.
@@ -82,9 +84,11 @@ pub struct Stacks {
     layout: Layout,
     types: Types,
     trials: u32,
-    thread_state: ThreadState,
+    /// Null where the present thread has no frame: its global variables. They belong to the innermost frame that is Python's.
+    globals: Getter,
+    thread_state: Getter,
     /// Where the function above gives the state of the thread that has the GIL: what gives the present thread's.
-    own_state: Option<ThreadState>,
+    own_state: Option<Getter>,
     threads: [Stack; THREADS],
     /// Which of them is the present one.
     present: usize,
@@ -100,14 +104,15 @@ impl Stacks {
     /// What is needed to take stacks of at most `limit` frames from a CPython of this version. Says what is in the way if that cannot be.
     pub fn set_up(limit: usize, version: &str) -> Result<Self, &'static str> {
         let function = |name: &CStr| {
-            // SAFETY: functions of these names take nothing and give a thread's state.
-            symbol(name).map(|address| unsafe { std::mem::transmute::<*mut c_void, ThreadState>(address) })
+            // SAFETY: functions of these names are such.
+            symbol(name).map(|address| unsafe { std::mem::transmute::<*mut c_void, Getter>(address) })
         };
         let layout = Layout::of(version).ok_or("no stacks: how this CPython lays its frames out is not known")?.or_planted();
         let hidden = "no stacks: this CPython does not show what is needed for them";
         let thread_state = function(layout.thread_state).ok_or(hidden)?;
         let own_state =
             if layout.is_threads_own { None } else { Some(function(c"PyGILState_GetThisThreadState").ok_or(hidden)?) };
+        let globals = function(c"PyEval_GetGlobals").ok_or(hidden)?;
         let types = Types::find().ok_or(hidden)?;
         if !peek::is_possible() {
             return Err("no stacks: this system does not let a process look whether its memory is as expected");
@@ -124,6 +129,7 @@ impl Stacks {
             layout,
             types,
             trials,
+            globals,
             thread_state,
             own_state,
             threads,
@@ -161,7 +167,9 @@ impl Stacks {
         if thread == 0 {
             return Some(0);
         }
-        self.present = (thread >> 6 ^ thread >> 12) % THREADS;
+        if self.threads[self.present].thread != thread {
+            self.present = (thread >> 6 ^ thread >> 12) % THREADS;
+        }
         let Self { layout, threads, present, limit, recent, .. } = self;
         let stack = &mut threads[*present];
         if stack.thread == thread && self.trials == 0 {
@@ -192,9 +200,13 @@ impl Stacks {
             stack.forget();
         }
         if self.trials > 0 {
+            // SAFETY: this thread has the GIL and a state.
+            let has_frame = || unsafe { !(self.globals)().is_null() };
             match layout.looks_right(thread, &self.types) {
-                Some(pythons) => self.trials -= u32::from(pythons > 0),
-                None => {
+                Some(1..) => self.trials -= 1,
+                // Where no frame is found there is none.
+                Some(0) if !has_frame() => {}
+                Some(0) | None => {
                     stack.thread = 0;
                     return None;
                 }

@@ -6,6 +6,7 @@
 //!    last walk is compared with, never followed.
 //! 2. `levels[..len]` is a stack, outermost frame first; the nodes of `levels[..known]` are those of their frames.
 //! 3. `at_depth[n]` is the level of the n-th frame that is shown, from 1, and each level's `depth` the number of those up to it.
+//! 4. Nodes that were found lately are of frames at instructions at which every frame of Python's is shown.
 
 use super::layout::{Frames, Layout};
 use super::pages::{Pages, Plain};
@@ -157,16 +158,33 @@ impl Layout {
                 let spot = Spot { frame, instruction: packed(code, number) };
                 return Place { spot, code, shown: number < (1 << NUMBER_BITS) - 1 };
             }
-            // References in frames have marks in their lowest bits from 3.14 on.
-            let (code, instruction) = (word(frame + self.code) & !7, word(frame + self.instruction));
+            let (code, instruction) = (self.code_of(frame), word(frame + self.instruction));
             let owner = *((frame + self.owner) as *const u8);
-            let begun = || {
-                let first = *((code + self.first_traceable) as *const i32);
-                instruction >= code + self.instructions + 2 * first as usize
-            };
+            let begun = || self.has_begun(code, instruction);
             let spot = Spot { frame, instruction };
             Place { spot, code, shown: owner == OWNED_BY_GENERATOR || (owner < OWNED_BY_C && begun()) }
         }
+    }
+
+    /// The code object of a frame that is Python's.
+    ///
+    /// # Safety
+    /// `frame` is one of the present thread's.
+    #[inline(always)]
+    unsafe fn code_of(&self, frame: usize) -> usize {
+        // SAFETY: a frame has this field. References in frames have marks in their lowest bits from 3.14 on.
+        unsafe { word(frame + self.code) & !7 }
+    }
+
+    /// Whether a structure's instruction is one of the function's own: a frame at an earlier one is only being made.
+    ///
+    /// # Safety
+    /// There is a code object of this layout at `code`.
+    #[inline(always)]
+    unsafe fn has_begun(&self, code: usize, instruction: usize) -> bool {
+        // SAFETY: a code object has this field.
+        let first = unsafe { *((code + self.first_traceable) as *const i32) };
+        instruction >= code + self.instructions + 2 * first as usize
     }
 
     /// What the trace calls the instruction of a frame: one more than its number, 0 where there is none yet.
@@ -222,21 +240,19 @@ impl Stack {
             {
                 return None;
             }
-            if layout.instruction_of::<OBJECTS>(top) == spot.instruction {
+            let instruction = layout.instruction_of::<OBJECTS>(top);
+            if instruction == spot.instruction {
                 if level == self.known {
                     return None;
                 }
                 (self.len, self.known) = (level + 1, level + 1);
                 return Some(node);
             }
-            let place = layout.place::<OBJECTS>(top);
             let caller = if level == 0 { 0 } else { self.levels[level - 1].node };
-            if place.shown != shown {
-                return None;
-            }
-            let node = if shown { Recent::find(recent, place.spot.instruction, caller)? } else { caller };
-            self.spots[level] = place.spot;
-            (self.levels[level].code, self.levels[level].node) = (place.code, node);
+            // (4) What is found is shown, so nothing more of the frame need be looked at.
+            let node = if shown { Recent::find(recent, instruction, caller)? } else { return None };
+            self.spots[level].instruction = instruction;
+            (self.levels[level].code, self.levels[level].node) = (layout.code_of(top), node);
             (self.len, self.known) = (level + 1, level + 1);
             Some(node)
         }
@@ -250,12 +266,16 @@ impl Stack {
     pub unsafe fn innermost<const OBJECTS: bool>(layout: &Layout, mut frame: usize, recent: &[Recent]) -> Option<u32> {
         while frame != 0 {
             // SAFETY: (1) `frame` is the innermost one, or the previous one of a frame that was it.
-            let place = unsafe { layout.place::<OBJECTS>(frame) };
-            if place.shown {
-                return Recent::find(recent, place.spot.instruction, 0);
+            unsafe {
+                // (4) What is found is shown.
+                if let Some(node) = Recent::find(recent, layout.instruction_of::<OBJECTS>(frame), 0) {
+                    return Some(node);
+                }
+                if layout.place::<OBJECTS>(frame).shown {
+                    return None;
+                }
+                frame = word(frame + layout.previous);
             }
-            // SAFETY: as above.
-            frame = unsafe { word(frame + layout.previous) };
         }
         Some(0)
     }
@@ -465,7 +485,10 @@ impl Stack {
                         let place = self.place(self.known);
                         let code = codes.get(key(place.code as u64))?;
                         let node = nodes.get([caller, code, layout.number(&place)])?;
-                        recent[Recent::place(instruction, caller)] = Recent { instruction, caller, node };
+                        // (4) SAFETY: a code object that is known is alive.
+                        if layout.frames == Frames::Objects || unsafe { layout.has_begun(place.code, instruction) } {
+                            recent[Recent::place(instruction, caller)] = Recent { instruction, caller, node };
+                        }
                         node
                     }
                 };

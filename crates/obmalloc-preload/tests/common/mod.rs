@@ -2,6 +2,7 @@
 //! the path, and pyenv's.
 #![allow(dead_code, reason = "not every suite uses all of it")]
 
+pub mod live;
 pub mod trim;
 
 use obmalloc_trace::format::{BLOCK_HEADER, Event, Note, Reader};

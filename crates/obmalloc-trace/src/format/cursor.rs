@@ -19,7 +19,27 @@ impl Cursor<'_> {
         Some(byte)
     }
 
+    #[inline(always)]
     pub(crate) fn varint(&mut self) -> Option<u64> {
+        // Eight bytes at once, without a branch for each length, which no processor could foresee.
+        if let Some(bytes) = self.payload.get(self.at..).and_then(<[u8]>::first_chunk) {
+            let word = u64::from_le_bytes(*bytes);
+            let ends = !word & 0x8080_8080_8080_8080;
+            if ends != 0 {
+                // Up to the first byte that has no mark, which is the last one of the number.
+                let word = word & (ends ^ (ends - 1));
+                self.at += (ends.trailing_zeros() / 8 + 1) as usize;
+                let pairs = word & 0x007f_007f_007f_007f | (word & 0x7f00_7f00_7f00_7f00) >> 1;
+                let fours = pairs & 0x0000_3fff_0000_3fff | (pairs & 0x3fff_0000_3fff_0000) >> 2;
+                return Some(fours & 0x0fff_ffff | fours >> 32 << 28);
+            }
+        }
+        self.long_varint()
+    }
+
+    /// A varint that is longer, or stands where the payload ends.
+    #[cold]
+    fn long_varint(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -32,11 +52,13 @@ impl Cursor<'_> {
     }
 
     /// A varint that has a sign.
+    #[inline(always)]
     pub(crate) fn difference(&mut self) -> Option<i64> {
         let zigzag = self.varint()?;
         Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
     }
 
+    #[inline(always)]
     fn address(&mut self, tag: u8) -> Option<u64> {
         let delta = self.difference()?;
         let shift = if tag & tag::UNALIGNED == 0 { 4 } else { 0 };
@@ -44,6 +66,7 @@ impl Cursor<'_> {
         Some(self.last)
     }
 
+    #[inline(always)]
     fn result(&mut self, tag: u8) -> Option<u64> {
         if tag & tag::NULL == 0 { self.address(tag) } else { Some(0) }
     }
@@ -129,5 +152,39 @@ impl Cursor<'_> {
         let bytes = self.payload.get(self.at..end)?;
         self.at = end;
         Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varint_is_read_alike_wherever_the_payload_ends() {
+        // Ten bytes hold 70 bits: the last six are dropped. An eleventh byte is no number's.
+        let mut payload = Vec::new();
+        for (length, more) in (1..=11).flat_map(|length| [0x80u8, 0xaa, 0xff].map(|more| (length, more))) {
+            for last in [0, 1, 0x2a, 0x7f] {
+                payload.clear();
+                payload.resize(length - 1, more);
+                payload.push(last);
+                let read = |payload: &[u8]| {
+                    let mut cursor = Cursor { payload, at: 0, last: 0 };
+                    (cursor.varint(), cursor.at)
+                };
+                let expected = (0..length).fold(0, |sum, at| {
+                    let bits = u128::from(payload[at] & 0x7f) << (7 * at);
+                    sum | bits as u64
+                });
+                let expected = (length < 11).then_some(expected);
+                let short = read(&payload);
+                assert_eq!(short.0, expected, "{payload:x?}");
+                for beyond in [0, 0x7f, 0xff] {
+                    let longer = [&payload[..], &[beyond; 12]].concat();
+                    assert_eq!(read(&longer), short, "{longer:x?}");
+                }
+                assert_eq!(read(&payload[..length - 1]).0, None, "{payload:x?} is cut off");
+            }
+        }
     }
 }

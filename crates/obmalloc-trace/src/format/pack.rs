@@ -11,12 +11,13 @@ use super::block::{BLOCK_HEADER, BlockHead};
 const LEVEL: i32 = 1;
 const LONGEST: usize = 64 << 10;
 
-/// How little zstd may look for matches (`targetLength`, which is that for its fastest strategy), the most thorough first: each step saves
-/// some 10 in 100 of the time and costs as much of the size.
-const EASE: [i32; 3] = [0, 1, 2];
-/// Tenths of a byte that an event may take: with less the next block is compressed with less care, with more with more.
-const PLENTY: u64 = 18;
-const TOO_MUCH: u64 = 21;
+/// How little zstd may look for matches (`targetLength`, which is that for its fastest strategy), the most thorough first. The first step saves
+/// a third of the time, as literals are not compressed any more, and costs a fifth of the size; the others save a tenth and cost as much.
+const EASE: [i32; 4] = [0, 2, 4, 8];
+/// Tenths of a byte that an event may take: with less the next block is compressed with less care, with more with more. Far enough from each
+/// other that a step seldom leads from the one to the other.
+const PLENTY: u64 = 22;
+const TOO_MUCH: u64 = 30;
 /// Events of a block that says something of the others.
 const TYPICAL: u32 = 1000;
 
@@ -192,10 +193,10 @@ mod tests {
         let mut packing = vec![0; Packer::memory_for(64 << 10) / 8 + 1];
         let mut packer = Packer::new(&mut packing).expect("memory");
         let (plain, noisy) = (block(&mut memory, 8000, 30), block(&mut memory, 8000, 1));
-        let sizes = [&plain; 4].map(|block| packer.pack(block).len());
-        assert!(sizes[0] < sizes[1].min(sizes[2]) && sizes[1] != sizes[2] && sizes[2] == sizes[3], "{sizes:?}");
-        let noisy_sizes = [&noisy; 2].map(|block| packer.pack(block).len());
-        assert!(noisy_sizes[0] > 8000 * 21 / 10 && packer.ease == 0, "{noisy_sizes:?} {}", packer.ease);
+        let sizes = [&plain; 5].map(|block| packer.pack(block).len());
+        assert!(sizes[..4].is_sorted() && sizes[0] < sizes[3] && sizes[3] == sizes[4] && packer.ease == 3, "{sizes:?}");
+        let noisy_sizes = [&noisy; 3].map(|block| packer.pack(block).len());
+        assert!(noisy_sizes[2] > 8000 * 3 && packer.ease == 0, "{noisy_sizes:?} {}", packer.ease);
         assert_eq!(packer.pack(&plain).len(), sizes[0]);
     }
 }

@@ -11,19 +11,21 @@ use crate::stacks;
 ///
 /// The block header is left to [`BlockWriter::finish`], so the filled bytes can be written to a file as they are.
 pub struct BlockWriter<'a> {
-    bytes: &'a mut [u8],
-    at: usize,
-    count: u32,
-    last: u64,
+    pub(super) bytes: &'a mut [u8],
+    pub(super) at: usize,
+    /// Up to where usual events can be written: at most where [`MAX_EVENT`] bytes are left.
+    pub(super) open: usize,
+    pub(super) last: u64,
     /// The stack of the requests that come next.
-    node: u64,
+    pub(super) node: u64,
+    pub(super) count: u32,
 }
 
 impl<'a> BlockWriter<'a> {
     /// Starts a block in `bytes`, which must hold the header and at least one event.
     pub fn new(bytes: &'a mut [u8]) -> Self {
         assert!(bytes.len() >= BLOCK_HEADER + MAX_EVENT, "a block of {} bytes holds no event", bytes.len());
-        Self { bytes, at: BLOCK_HEADER, count: 0, last: 0, node: 0 }
+        Self { bytes, at: BLOCK_HEADER, open: 0, last: 0, node: 0, count: 0 }
     }
 
     /// Whether the block has room for `extra` more bytes than any one event takes.
@@ -67,16 +69,12 @@ impl<'a> BlockWriter<'a> {
         self.at += 1;
     }
 
-    #[inline]
-    fn varint(&mut self, value: u64) {
-        self.fields(|out, at| put_varint(out, at, value));
-    }
-
-    /// Writes fields of at most [`MAX_FIELDS`] bytes through a window of that size, so that they need no check each.
-    #[inline(always)]
-    fn fields(&mut self, write: impl FnOnce(&mut [u8; MAX_FIELDS], usize) -> usize) {
-        let out = self.bytes[self.at..].first_chunk_mut().expect("the owner looks for room first");
-        self.at += write(out, 0);
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
     }
 
     #[inline]
@@ -100,23 +98,8 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// A malloc that gave `result` (0 for NULL).
-    #[inline(always)]
-    pub fn malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
-        if result == 0 || self.alignment(result).0 != 0 || size >> 14 != 0 {
-            return self.other_malloc(domain, nested, size, result);
-        }
-        let tag = (domain as u8) << 2 | nested_bit(nested);
-        self.count += 1;
-        let delta = self.delta(result, 4);
-        self.fields(|out, at| {
-            let at = put_byte(out, at, tag);
-            let at = put_short_varint(out, at, size);
-            put_varint(out, at, delta)
-        });
-    }
-
     #[inline(never)]
-    fn other_malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
+    pub fn malloc(&mut self, domain: Domain, nested: bool, size: u64, result: u64) {
         let (flag, shift) = self.alignment(result);
         self.byte((domain as u8) << 2 | nested_bit(nested) | null_bit(result) | flag);
         self.varint(size);
@@ -134,7 +117,7 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// A realloc of `address` (0 for NULL) that gave `result` (0 for NULL).
-    #[inline]
+    #[inline(never)]
     pub fn realloc(&mut self, domain: Domain, nested: bool, address: u64, size: u64, result: u64) {
         let (flag, shift) = self.alignment(address | result);
         let from = if address == 0 { tag::FROM_NULL } else { 0 };
@@ -147,22 +130,8 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// A free of `address` (0 for NULL).
-    #[inline(always)]
-    pub fn free(&mut self, domain: Domain, nested: bool, address: u64) {
-        if address == 0 || self.alignment(address).0 != 0 {
-            return self.other_free(domain, nested, address);
-        }
-        let tag = 3 | (domain as u8) << 2 | nested_bit(nested);
-        self.count += 1;
-        let delta = self.delta(address, 4);
-        self.fields(|out, at| {
-            let at = put_byte(out, at, tag);
-            put_varint(out, at, delta)
-        });
-    }
-
     #[inline(never)]
-    fn other_free(&mut self, domain: Domain, nested: bool, address: u64) {
+    pub fn free(&mut self, domain: Domain, nested: bool, address: u64) {
         let (flag, shift) = self.alignment(address);
         self.byte(3 | (domain as u8) << 2 | nested_bit(nested) | null_bit(address) | flag);
         self.result(address, shift);
@@ -215,15 +184,12 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// The requests that follow in this block are made under the stack `node`.
-    #[inline]
     pub fn stack(&mut self, node: u64) {
         if node != self.node {
             let delta = node.wrapping_sub(self.node) as i64;
             self.node = node;
-            self.fields(|out, at| {
-                let at = put_byte(out, at, STACK | stacks::HERE);
-                put_varint(out, at, zigzag(delta))
-            });
+            self.byte(STACK | stacks::HERE);
+            self.varint(zigzag(delta));
         }
     }
 
@@ -357,76 +323,14 @@ impl<'a> BlockWriter<'a> {
     }
 }
 
-/// Most bytes that an event's tag and three varints take, and one more, which makes it a power of two.
-const MAX_START: usize = 32;
-/// The same, and as much as is written at once.
-const MAX_FIELDS: usize = MAX_START + 4;
-
 /// Most bytes that a varint takes.
 const MAX_VARINT: usize = 10;
-
-/// Puts one byte at `at`; gives what comes after it.
-#[inline]
-fn put_byte(out: &mut [u8; MAX_FIELDS], at: usize, byte: u8) -> usize {
-    out[at % MAX_START] = byte;
-    at % MAX_START + 1
-}
-
-/// Puts a varint at `at`; gives what comes after it. Without a branch for each of its lengths, which no processor could foresee.
-#[inline(always)]
-fn put_varint(out: &mut [u8; MAX_FIELDS], at: usize, value: u64) -> usize {
-    if value >> 28 != 0 {
-        return put_long_varint(out, at, value);
-    }
-    let value = value as u32;
-    let (further, length) = LENGTHS[(value | 1).leading_zeros() as usize % LENGTHS.len()];
-    // Groups of 14 and 7 bits move to the beginning of 16 and 8.
-    let groups = value & 0x3fff | (value & 0x0fff_c000) << 2;
-    let groups = groups & 0x007f_007f | (groups & 0x3f80_3f80) << 1;
-    let at = at % MAX_START;
-    out[at..at + 4].copy_from_slice(&(groups | further).to_le_bytes());
-    at + length as usize
-}
-
-/// By how many leading zeros a number of 28 bits has: the bits that say that a byte is not the last one, and how many bytes there are.
-const LENGTHS: [(u32, u32); 32] = {
-    let mut lengths = [(0x0080_8080, 4); 32];
-    let mut zeros = 4;
-    while zeros < 32 {
-        let length = (38 - zeros) / 7;
-        lengths[zeros] = (0x0080_8080 & ((1u64 << (8 * (length - 1))) - 1) as u32, length as u32);
-        zeros += 1;
-    }
-    lengths
-};
-
-#[inline(never)]
-fn put_long_varint(out: &mut [u8; MAX_FIELDS], mut at: usize, mut value: u64) -> usize {
-    while value >= 0x80 {
-        at = put_byte(out, at, value as u8 | 0x80);
-        value >>= 7;
-    }
-    put_byte(out, at, value as u8)
-}
-
-/// Puts a varint that is mostly one of a byte or two; gives what comes after it.
-#[inline]
-fn put_short_varint(out: &mut [u8; MAX_FIELDS], at: usize, value: u64) -> usize {
-    if value >> 14 != 0 {
-        return put_varint(out, at, value);
-    }
-    let is_longer = value >= 0x80;
-    let at = at % MAX_START;
-    out[at] = value as u8 | u8::from(is_longer) << 7;
-    out[at + 1] = (value >> 7) as u8;
-    at + 1 + usize::from(is_longer)
-}
 
 /// Where in the present block a count can still be set.
 pub struct PatchToken(usize);
 
 #[inline]
-fn nested_bit(nested: bool) -> u8 {
+pub(super) fn nested_bit(nested: bool) -> u8 {
     if nested { tag::NESTED } else { 0 }
 }
 
@@ -437,6 +341,6 @@ fn null_bit(address: u64) -> u8 {
 
 /// A small number of either sign as a small one without.
 #[inline]
-fn zigzag(delta: i64) -> u64 {
+pub(super) fn zigzag(delta: i64) -> u64 {
     ((delta << 1) ^ (delta >> 63)) as u64
 }
