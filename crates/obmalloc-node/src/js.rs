@@ -1,22 +1,13 @@
 //! Node-API, as little of it as is used here.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_void};
 use std::ptr;
-use std::sync::OnceLock;
 
 use napi_sys as sys;
 
 use crate::failure::Failure;
 pub(crate) use crate::failure::{Outcome, UNDEFINED, Value};
 use crate::probe::touched;
-
-/// `v8::Isolate::GetCurrent` and `v8::Isolate::TerminateExecution`: Node-API has no way to terminate an execution.
-type CurrentIsolate = unsafe extern "C" fn() -> *mut c_void;
-type TerminateExecution = unsafe extern "C" fn(*mut c_void);
-
-unsafe extern "C" {
-    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-}
 
 /// The attributes of a property as an assignment makes it.
 fn property(value: Value) -> sys::napi_property_descriptor {
@@ -197,6 +188,7 @@ impl Env {
     }
 
     /// An array of two counts.
+    #[cfg(feature = "traces")]
     pub fn pair(self, (first, second): (u64, u64)) -> Outcome {
         let pair = self.array()?;
         self.define_element(pair, 0, self.number(first as f64)?)?;
@@ -297,27 +289,6 @@ impl Env {
 
     pub fn delete_reference(self, reference: sys::napi_ref) {
         napi!(self, napi_delete_reference, reference);
-    }
-
-    /// Has V8 terminate the execution as soon as it is back in JavaScript; false where the engine has no way to say so.
-    pub fn terminate(self) -> bool {
-        static FUNCTIONS: OnceLock<Option<(CurrentIsolate, TerminateExecution)>> = OnceLock::new();
-        let functions = FUNCTIONS.get_or_init(|| {
-            // SAFETY: names of V8's public functions, or nothing is found; they have had these types for as long as there have been addons.
-            unsafe {
-                let current = dlsym(ptr::null_mut(), c"_ZN2v87Isolate10GetCurrentEv".as_ptr());
-                let terminate = dlsym(ptr::null_mut(), c"_ZN2v87Isolate18TerminateExecutionEv".as_ptr());
-                if current.is_null() || terminate.is_null() {
-                    return None;
-                }
-                let current = std::mem::transmute::<*mut c_void, CurrentIsolate>(current);
-                Some((current, std::mem::transmute::<*mut c_void, TerminateExecution>(terminate)))
-            }
-        });
-        let Some((current, terminate)) = functions else { return false };
-        // SAFETY: this is called from JavaScript, so this thread has an isolate, which may be terminated at any time.
-        unsafe { terminate(current()) };
-        true
     }
 
     /// Tells V8 of `change` more (or fewer) bytes that it does not see; gives how many it was told of in all.

@@ -7,6 +7,7 @@
 mod args;
 mod calls;
 mod core;
+mod engine;
 mod face;
 mod failure;
 mod hooks;
@@ -58,12 +59,8 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     export(to, c"identity", identity)?;
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
-    calls::replay::exports(to)?;
-    calls::events::exports(to)?;
-    calls::moments::exports(to)?;
-    calls::what_if::exports(to)?;
-    calls::inquiry::exports(to)?;
-    calls::golden::exports(to)?;
+    #[cfg(feature = "traces")]
+    calls::traces::exports(to)?;
     calls::methods(to)?;
     env.define(to.object, c"chosen", to.realm.chooser(env)?)?;
     // An object that refers to this cannot be posted to another thread.
@@ -79,11 +76,14 @@ fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
 
 /// Has the C library give the system back what nobody uses: for the tests, which look at what is left.
 fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
-    unsafe extern "C" {
-        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's function, which may be called at any time.
+        unsafe { malloc_trim(0) };
     }
-    // SAFETY: glibc's function, which may be called at any time.
-    unsafe { malloc_trim(0) };
     Ok(js::UNDEFINED)
 }
 

@@ -138,7 +138,7 @@ impl ObjectHeap {
         unsafe {
             let first = header::first_slot(kind, current.object).cast_mut();
             while current.next < count {
-                let reference = core::mem::take(&mut *first.add(current.next));
+                let reference = core::mem::take(&mut (*first.add(current.next)).0);
                 current.next += 1;
                 if reference != 0 && self.drop_last(reference) {
                     return Some(reference);
@@ -360,7 +360,7 @@ impl ObjectHeap {
         unsafe {
             let first = header::first_slot(kind, object).cast_mut();
             for index in 0..kind.refs.count as usize {
-                self.xdecref(core::mem::take(&mut *first.add(index)));
+                self.xdecref(core::mem::take(&mut (*first.add(index)).0));
             }
             kind.simple || self.clear_from(kind, object, kind.refs.count as usize)
         }
