@@ -1,4 +1,29 @@
-//! What Node-API has no way to say to the engine: that an execution is to end. V8's own functions can, where they are found.
+//! What Node-API has no way to ask of the engine: that an execution ends, which V8's own functions do, where they are found; and in WebAssembly the
+//! time.
+
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use std::time::Instant;
+
+/// A moment, as the loader tells it.
+#[cfg(target_family = "wasm")]
+#[derive(Clone, Copy)]
+pub(crate) struct Instant(f64);
+
+#[cfg(target_family = "wasm")]
+impl Instant {
+    pub fn now() -> Self {
+        #[link(wasm_import_module = "obmalloc")]
+        unsafe extern "C" {
+            fn seconds() -> f64;
+        }
+        // SAFETY: takes nothing, gives a number.
+        Self(unsafe { seconds() })
+    }
+
+    pub fn duration_since(self, earlier: Self) -> std::time::Duration {
+        std::time::Duration::try_from_secs_f64(self.0 - earlier.0).unwrap_or_default()
+    }
+}
 
 /// Has V8 terminate the execution of this thread as soon as it is back in JavaScript; false where the engine has no way to say so. To be called
 /// from JavaScript only.

@@ -315,6 +315,8 @@ impl Env {
         let escape = |value: Value| {
             let mut escaped = ptr::null_mut();
             let status = napi!(self, napi_escape_handle, scope, value, &mut escaped);
+            // Emnapi has handles of `true`, `null` and their like that are of no scope, and gives nothing for them.
+            let escaped = if escaped.is_null() { value } else { escaped };
             (status == sys::Status::napi_ok).then_some(escaped)
         };
         let result = match run() {
@@ -334,7 +336,7 @@ impl Env {
         }
         let (mut kind, mut length, mut data, mut buffer) = (0, 0, ptr::null_mut(), ptr::null_mut());
         let status =
-            napi!(self, napi_get_typedarray_info, value, &mut kind, &mut length, &mut data, &mut buffer, ptr::null_mut());
+            napi!(self, napi_get_typedarray_info, value, &mut kind, &mut length, seen(&mut data), &mut buffer, ptr::null_mut());
         (status == sys::Status::napi_ok).then_some(TypedArray { kind, length, data, buffer })
     }
 
@@ -360,6 +362,9 @@ impl Env {
         finalize: sys::napi_finalize,
         hint: *mut c_void,
     ) -> Result<Value, (sys::napi_status, bool)> {
+        if cfg!(target_family = "wasm") {
+            return Err((sys::Status::napi_no_external_buffers_allowed, false));
+        }
         let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
         let status = napi!(self, napi_create_external_arraybuffer, data.cast(), length, finalize, hint, &mut buffer);
         if status != sys::Status::napi_ok {
@@ -375,6 +380,9 @@ impl Env {
     /// # Safety
     /// The number can be read and written as long as JavaScript runs.
     pub unsafe fn outside_number(self, number: *mut u32) -> Outcome {
+        if cfg!(target_family = "wasm") {
+            return Err(Failure::of_status(sys::Status::napi_no_external_buffers_allowed));
+        }
         let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
         let length = size_of::<u32>();
         Self::done(napi!(self, napi_create_external_arraybuffer, number.cast(), length, None, ptr::null_mut(), &mut buffer), ())?;
@@ -382,14 +390,19 @@ impl Env {
         Self::done(napi!(self, napi_create_typedarray, kind, 1, buffer, 0, &mut array), array)
     }
 
-    /// A `Uint8Array` with memory of its own, and where that memory is.
-    pub fn own_bytes(self, length: usize) -> Result<(Value, *mut u8), Failure> {
+    /// A `Uint8Array` with memory of its own, and what is known of it.
+    pub fn own_bytes(self, length: usize) -> Result<(Value, TypedArray), Failure> {
         let (mut buffer, mut data, mut array) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
-        Self::done(napi!(self, napi_create_arraybuffer, length, &mut data, &mut buffer), ())?;
+        Self::done(napi!(self, napi_create_arraybuffer, length, seen(&mut data), &mut buffer), ())?;
         let kind = sys::TypedarrayType::uint8_array;
         Self::done(napi!(self, napi_create_typedarray, kind, length, buffer, 0, &mut array), ())?;
-        Ok((array, data.cast()))
+        Ok((array, TypedArray { kind, length, data, buffer }))
     }
+}
+
+/// Where Node-API is to say where an array's memory is, which it is not asked in WebAssembly: it would make a copy.
+fn seen(data: &mut *mut c_void) -> *mut *mut c_void {
+    if cfg!(target_family = "wasm") { ptr::null_mut() } else { data }
 }
 
 /// What is known of a typed array; true until JavaScript runs or a buffer is detached.

@@ -5,6 +5,7 @@
 //! `shell`, which catches panics.
 
 mod args;
+mod bytes;
 mod calls;
 mod core;
 mod engine;
@@ -19,6 +20,8 @@ mod lifetime;
 mod planted;
 mod probe;
 mod shell;
+#[cfg(target_family = "wasm")]
+mod wasm;
 
 use napi_sys as sys;
 
@@ -56,6 +59,7 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     export(to, c"serve", face::serve)?;
     export(to, c"open", lifetime::open)?;
     export(to, c"choose", face::choose)?;
+    export(to, c"releaseOf", lifetime::release_of)?;
     export(to, c"identity", identity)?;
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
