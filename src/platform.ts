@@ -3,15 +3,17 @@
 import { readFileSync } from 'node:fs'
 import process from 'node:process'
 
-/** The platforms that there are packages for. */
-export const PLATFORMS: readonly string[] = [
-  'linux-x64-gnu',
-  'linux-x64-musl',
-  'linux-arm64-gnu',
-  'darwin-arm64',
-  'darwin-x64',
-  'win32-x64-msvc',
-]
+/** The platforms that there are packages for, by what Rust calls each. */
+export const TARGETS: Readonly<Record<string, string>> = {
+  'x86_64-unknown-linux-gnu': 'linux-x64-gnu',
+  'x86_64-unknown-linux-musl': 'linux-x64-musl',
+  'aarch64-unknown-linux-gnu': 'linux-arm64-gnu',
+  'aarch64-apple-darwin': 'darwin-arm64',
+  'x86_64-apple-darwin': 'darwin-x64',
+  'x86_64-pc-windows-msvc': 'win32-x64-msvc',
+}
+
+export const PLATFORMS: readonly string[] = Object.values(TARGETS)
 
 /** The C library of a Linux, as its `ldd` names it: the one with which almost every Linux comes, unless it is musl. */
 function libc(): string {
