@@ -74,7 +74,9 @@ test('the main package has what runs, what is read, and nothing that only tests 
     paths(main).filter((path) => /^dist\/.*\.d\./.test(path)),
     [],
   )
-  t.true(main.unpackedSize < 1 << 20, `${main.unpackedSize} bytes`)
+  for (const built of ['dist/obmalloc.wasm', 'dist/emnapi.js', 'dist/browser.mjs']) t.true(paths(main).includes(built), built)
+  // Half of it is WebAssembly and what loads it.
+  t.true(main.unpackedSize < 3 << 19, `${main.unpackedSize} bytes`)
 })
 
 /** Types of the sections of an ELF file of 64 bits. */
@@ -215,9 +217,13 @@ for (const [title, change, what] of [
     'but it cannot be loaded \\(.*file too short\\): .*',
   ],
 ] as Array<[string, (binding: string) => void, string]>) {
-  test(`${title} an error of one line says what to do`, (t) => {
+  test(`${title} an error of one line says what to do where there is no WebAssembly either, and with it heaps work`, (t) => {
     const cwd = copy(title.replaceAll(' ', '-'), change)
     const words = `expected the native binding for linux-x64-gnu, ${what}`
+    const heaps = run(process.execPath, ['-e', "new (require('obmalloc').Heap)().obj.malloc(64)"], { cwd })
+    t.deepEqual(heaps, { status: 0, stdout: '', stderr: '' })
+    t.regex(obmalloc(['--version'], { cwd }).stdout, new RegExp(`^${version} \\(WebAssembly: ${words}\\)\n$`))
+    rmSync(join(cwd, 'node_modules', 'obmalloc', 'dist', 'obmalloc.wasm'))
     for (const load of ["import('obmalloc')", "Promise.resolve().then(() => require('obmalloc'))"]) {
       const program = `${load}.catch(({ code, message }) => console.log(code, message))`
       const { stdout } = run(process.execPath, ['-e', program], { cwd })

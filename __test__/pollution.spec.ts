@@ -20,7 +20,8 @@ interface Found {
 
 const cwd = new URL('..', import.meta.url)
 /** What of the package has nothing to do with heaps. */
-const tools = /^(checking|cli|driving|interpreters|platform|proving|recording|replaying|terminal|tools|trace|usage|index)\.js$/
+const tools =
+  /^(checking|cli|driving|emnapi|interpreters|loading|platform|proving|recording|replaying|terminal|tools|trace|usage|wasm|index)\.js$/
 
 test('nothing is kept, and nothing is looked for, where a script can put something', async (t) => {
   t.timeout(600_000)

@@ -10,8 +10,8 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const { platform } = createRequire(import.meta.url)('../dist/platform.js')
 const folder = join(root, 'npm', platform)
 
-if (process.platform !== 'linux') {
-  process.stderr.write('obmalloc: the recorder and the driver exist for Linux only; compare will use the golden traces\n')
+if (!/^linux-.*-gnu$/.test(platform)) {
+  process.stderr.write('obmalloc: the recorder and the driver are for Linux with glibc; compare will use the golden traces\n')
 } else {
   const metadata = spawnSync('cargo', ['metadata', '--no-deps', '--format-version', '1'], {
     cwd: root,

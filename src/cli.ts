@@ -29,7 +29,7 @@ import { say } from './terminal.js'
 import { TraceError } from './trace.js'
 import { UsageError } from './usage.js'
 
-const { version } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
+const { version: number } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
 
 function collect(value: string, before: string[]): string[] {
   return [...before, value]
@@ -42,7 +42,19 @@ function count(value: string): number {
 
 const MOMENTS = 'the moment: end (before finalization), peak, mark:NAME, mark:NAME#2, event:N or time:SECONDS'
 
-function commandLine(done: (code: number) => void): Command {
+/** The version; where the binding is not the platform's own, which one it is and why. */
+async function versionAndBinding(): Promise<string> {
+  const { load } = await import('./loading.js')
+  try {
+    const { fallback } = load()
+    return fallback === null ? number : `${number} (WebAssembly: ${fallback})`
+  } catch {
+    // What needs the binding says what is wrong with it.
+    return number
+  }
+}
+
+function commandLine(version: string, done: (code: number) => void): Command {
   const program = new Command('obmalloc')
     .description("CPython's memory system: compare it with this one, record it, replay it, check who uses it")
     .version(version)
@@ -269,7 +281,8 @@ function commandLine(done: (code: number) => void): Command {
 async function main(): Promise<number> {
   let code = 0
   try {
-    await commandLine((result) => (code = result)).parseAsync()
+    const asked = ['-V', '--version'].includes(process.argv[2] ?? '')
+    await commandLine(asked ? await versionAndBinding() : number, (result) => (code = result)).parseAsync()
     return code
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2

@@ -1,8 +1,8 @@
-/** The native binding: what it has, and where it is found. */
+/** The native binding: what it has, and which heap they are about. */
 
 import type { Address, ArenaInfo, Geometry, Release, Trimmed } from '../index.js'
 import type { Kept } from './kept.js'
-import { platform, PLATFORMS } from './platform.js'
+import { load } from './loading.js'
 
 declare const brand: unique symbol
 /** A heap in the binding. It is given back when nothing refers to this any more. */
@@ -82,7 +82,7 @@ export type Face = [
   arenaFree: (kept: Kept, address: Address, size: number) => boolean,
 ]
 
-interface Binding {
+export interface Binding {
   serve(...face: Face): void
   open(
     kept: Kept,
@@ -244,32 +244,7 @@ interface Binding {
   checkGolden(golden: string): string
 }
 
-/** Finds the binding. Throws an error with the code `ERR_NO_BINDING` and one line of advice if there is none that can be loaded. */
-function load(): { bind(): Binding } {
-  const installed = `obmalloc-${platform}`
-  // In a clone the binding lies in the platform package's folder; installed, that is a package of its own.
-  const places = [`../npm/${platform}/obmalloc.${platform}.node`, installed]
-  const causes: unknown[] = []
-  for (const place of places) {
-    try {
-      return require(place) as { bind(): Binding }
-    } catch (cause) {
-      causes.push(cause)
-    }
-  }
-  const isMissing = (cause: unknown) => (cause as NodeJS.ErrnoException).code === 'MODULE_NOT_FOUND'
-  const refused = causes.find((cause) => !isMissing(cause))
-  const [reason] = String(refused instanceof Error ? refused.message : refused).split('\n')
-  const what = refused ? `but it cannot be loaded (${reason})` : 'but found none'
-  const { version } = require('../package.json') as { version: string }
-  const advice = PLATFORMS.includes(platform)
-    ? `install ${installed}@${version}, which npm leaves out with --omit=optional and where there is no glibc`
-    : `there are packages for ${PLATFORMS.join(', ')}; for another platform, build obmalloc from its source, which needs Rust`
-  const error = new Error(`expected the native binding for ${platform}, ${what}: ${advice}`, { cause: refused ?? causes[0] })
-  throw Object.assign(error, { code: 'ERR_NO_BINDING' })
-}
-
-export const native = load().bind()
+export const native = load().module.bind()
 
 /** What has been chosen, where it is quicker to read. */
 class Chosen {

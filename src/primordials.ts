@@ -40,6 +40,7 @@ function getter<Self, Value>(prototype: object, name: string): (self: Self) => V
 const TypedArray = Object.getPrototypeOf(Uint8Array.prototype) as object
 export const bufferOf = getter<Uint8Array<ArrayBuffer>, ArrayBuffer>(TypedArray, 'buffer')
 export const lengthOf = getter<Float64Array, number>(TypedArray, 'length')
+export const offsetOf = getter<Uint8Array, number>(TypedArray, 'byteOffset')
 
 /** Without a prototype, so that nothing is looked for in one. */
 const description = { __proto__: null, value: undefined as unknown, enumerable: true, configurable: true, writable: true }

@@ -3,12 +3,13 @@
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 
-import { platform } from './platform.js'
+import { needLinux, platform } from './platform.js'
 
 const root = join(__dirname, '..')
 
-/** The path of `name`, which the platform package holds. */
+/** The path of `name`, which the platform package holds, on Linux with glibc. */
 function ofPlatform(name: string): string {
+  needLinux()
   const places = [join(root, 'npm', platform, name)]
   try {
     places.push(join(dirname(require.resolve(`obmalloc-${platform}/package.json`)), name))

@@ -324,6 +324,8 @@ export const objects: Row[] = [
     what: 'every way in catches panics',
     play: () => {
       for (const [file, text] of sources()) {
+        // In WebAssembly nothing unwinds: the loader throws.
+        if (file === 'wasm.rs') continue
         const functions = text.split(/(?=extern "C" fn )/).slice(1)
         for (const body of functions)
           assert.match(body.slice(0, body.indexOf('\n}\n')), /catch_unwind/, `${file}: ${body.slice(0, 60)}`)

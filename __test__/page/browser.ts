@@ -9,7 +9,7 @@ import test, { type ExecutionContext } from 'ava'
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core'
 
 const PLACES = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome']
-const FLAGS = [
+export const FLAGS = [
   '--no-sandbox',
   '--disable-gpu',
   '--disable-background-networking',
@@ -18,7 +18,7 @@ const FLAGS = [
   '--no-first-run',
 ]
 
-const executablePath = PLACES.find((place) => existsSync(place))
+export const executablePath = PLACES.find((place) => existsSync(place))
 if (executablePath === undefined)
   process.stderr.write(`the page is not tried in a browser: there is no Chromium at ${PLACES.join(', ')}\n`)
 

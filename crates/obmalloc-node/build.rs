@@ -2,6 +2,10 @@
 
 fn main() {
     napi_build::setup();
+    if std::env::var("CARGO_CFG_TARGET_FAMILY").is_ok_and(|family| family == "wasm") {
+        // The functions that JavaScript calls are called through the table.
+        println!("cargo:rustc-cdylib-link-arg=--export-table");
+    }
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         // A worker that ends must not unload code that finalizers and thread-local storage of others still point to.
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");

@@ -20,7 +20,13 @@ fn integer(number: f64) -> Option<usize> {
     }
     // SAFETY: in range, so one instruction does it; `as` would look again.
     let integer: i64 = unsafe { number.to_int_unchecked() };
-    (integer as f64 == number).then_some(integer as usize)
+    (integer as f64 == number).then_some(saturated(integer as u64))
+}
+
+/// An integer as this processor has them. With 32 bits the largest stands for all that are larger: no block has such a size or address.
+#[inline(always)]
+fn saturated(integer: u64) -> usize {
+    usize::try_from(integer).unwrap_or(usize::MAX)
 }
 
 /// A number of bytes, or of things.
@@ -36,7 +42,7 @@ pub(crate) fn size(env: Env, name: &'static str, value: Value) -> Result<usize, 
 fn size_slowly(env: Env, name: &'static str, value: Value) -> Result<usize, Failure> {
     let code = match env.type_of(value) {
         sys::ValueType::napi_bigint => match env.bigint(value) {
-            Some(size) if size <= isize::MAX as u64 => return Ok(size as usize),
+            Some(size) if size <= i64::MAX as u64 => return Ok(saturated(size)),
             _ => code::OUT_OF_RANGE,
         },
         sys::ValueType::napi_number => code::OUT_OF_RANGE,

@@ -14,6 +14,7 @@ use std::rc::{Rc, Weak};
 use napi_sys as sys;
 use obmalloc::Domain;
 
+use crate::engine;
 use crate::failure::{Details, Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::probe::reached;
@@ -161,7 +162,7 @@ impl Realm {
     #[cold]
     pub fn terminate(&self, env: Env) {
         self.ended.set(false);
-        if !env.terminate() {
+        if !engine::terminate() {
             env.throw_plainly(c"ERR_INTERNAL", c"JavaScript cannot run");
         }
     }

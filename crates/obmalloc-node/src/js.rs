@@ -1,22 +1,13 @@
 //! Node-API, as little of it as is used here.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_void};
 use std::ptr;
-use std::sync::OnceLock;
 
 use napi_sys as sys;
 
 use crate::failure::Failure;
 pub(crate) use crate::failure::{Outcome, UNDEFINED, Value};
 use crate::probe::touched;
-
-/// `v8::Isolate::GetCurrent` and `v8::Isolate::TerminateExecution`: Node-API has no way to terminate an execution.
-type CurrentIsolate = unsafe extern "C" fn() -> *mut c_void;
-type TerminateExecution = unsafe extern "C" fn(*mut c_void);
-
-unsafe extern "C" {
-    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-}
 
 /// The attributes of a property as an assignment makes it.
 fn property(value: Value) -> sys::napi_property_descriptor {
@@ -197,6 +188,7 @@ impl Env {
     }
 
     /// An array of two counts.
+    #[cfg(feature = "traces")]
     pub fn pair(self, (first, second): (u64, u64)) -> Outcome {
         let pair = self.array()?;
         self.define_element(pair, 0, self.number(first as f64)?)?;
@@ -299,27 +291,6 @@ impl Env {
         napi!(self, napi_delete_reference, reference);
     }
 
-    /// Has V8 terminate the execution as soon as it is back in JavaScript; false where the engine has no way to say so.
-    pub fn terminate(self) -> bool {
-        static FUNCTIONS: OnceLock<Option<(CurrentIsolate, TerminateExecution)>> = OnceLock::new();
-        let functions = FUNCTIONS.get_or_init(|| {
-            // SAFETY: names of V8's public functions, or nothing is found; they have had these types for as long as there have been addons.
-            unsafe {
-                let current = dlsym(ptr::null_mut(), c"_ZN2v87Isolate10GetCurrentEv".as_ptr());
-                let terminate = dlsym(ptr::null_mut(), c"_ZN2v87Isolate18TerminateExecutionEv".as_ptr());
-                if current.is_null() || terminate.is_null() {
-                    return None;
-                }
-                let current = std::mem::transmute::<*mut c_void, CurrentIsolate>(current);
-                Some((current, std::mem::transmute::<*mut c_void, TerminateExecution>(terminate)))
-            }
-        });
-        let Some((current, terminate)) = functions else { return false };
-        // SAFETY: this is called from JavaScript, so this thread has an isolate, which may be terminated at any time.
-        unsafe { terminate(current()) };
-        true
-    }
-
     /// Tells V8 of `change` more (or fewer) bytes that it does not see; gives how many it was told of in all.
     pub fn adjust_external_memory(self, change: i64) -> i64 {
         let mut now = 0;
@@ -344,6 +315,8 @@ impl Env {
         let escape = |value: Value| {
             let mut escaped = ptr::null_mut();
             let status = napi!(self, napi_escape_handle, scope, value, &mut escaped);
+            // Emnapi has handles of `true`, `null` and their like that are of no scope, and gives nothing for them.
+            let escaped = if escaped.is_null() { value } else { escaped };
             (status == sys::Status::napi_ok).then_some(escaped)
         };
         let result = match run() {
@@ -363,7 +336,7 @@ impl Env {
         }
         let (mut kind, mut length, mut data, mut buffer) = (0, 0, ptr::null_mut(), ptr::null_mut());
         let status =
-            napi!(self, napi_get_typedarray_info, value, &mut kind, &mut length, &mut data, &mut buffer, ptr::null_mut());
+            napi!(self, napi_get_typedarray_info, value, &mut kind, &mut length, seen(&mut data), &mut buffer, ptr::null_mut());
         (status == sys::Status::napi_ok).then_some(TypedArray { kind, length, data, buffer })
     }
 
@@ -389,6 +362,9 @@ impl Env {
         finalize: sys::napi_finalize,
         hint: *mut c_void,
     ) -> Result<Value, (sys::napi_status, bool)> {
+        if cfg!(target_family = "wasm") {
+            return Err((sys::Status::napi_no_external_buffers_allowed, false));
+        }
         let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
         let status = napi!(self, napi_create_external_arraybuffer, data.cast(), length, finalize, hint, &mut buffer);
         if status != sys::Status::napi_ok {
@@ -404,6 +380,9 @@ impl Env {
     /// # Safety
     /// The number can be read and written as long as JavaScript runs.
     pub unsafe fn outside_number(self, number: *mut u32) -> Outcome {
+        if cfg!(target_family = "wasm") {
+            return Err(Failure::of_status(sys::Status::napi_no_external_buffers_allowed));
+        }
         let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
         let length = size_of::<u32>();
         Self::done(napi!(self, napi_create_external_arraybuffer, number.cast(), length, None, ptr::null_mut(), &mut buffer), ())?;
@@ -411,14 +390,19 @@ impl Env {
         Self::done(napi!(self, napi_create_typedarray, kind, 1, buffer, 0, &mut array), array)
     }
 
-    /// A `Uint8Array` with memory of its own, and where that memory is.
-    pub fn own_bytes(self, length: usize) -> Result<(Value, *mut u8), Failure> {
+    /// A `Uint8Array` with memory of its own, and what is known of it.
+    pub fn own_bytes(self, length: usize) -> Result<(Value, TypedArray), Failure> {
         let (mut buffer, mut data, mut array) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
-        Self::done(napi!(self, napi_create_arraybuffer, length, &mut data, &mut buffer), ())?;
+        Self::done(napi!(self, napi_create_arraybuffer, length, seen(&mut data), &mut buffer), ())?;
         let kind = sys::TypedarrayType::uint8_array;
         Self::done(napi!(self, napi_create_typedarray, kind, length, buffer, 0, &mut array), ())?;
-        Ok((array, data.cast()))
+        Ok((array, TypedArray { kind, length, data, buffer }))
     }
+}
+
+/// Where Node-API is to say where an array's memory is, which it is not asked in WebAssembly: it would make a copy.
+fn seen(data: &mut *mut c_void) -> *mut *mut c_void {
+    if cfg!(target_family = "wasm") { ptr::null_mut() } else { data }
 }
 
 /// What is known of a typed array; true until JavaScript runs or a buffer is detached.

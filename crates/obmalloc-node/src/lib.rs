@@ -5,8 +5,10 @@
 //! `shell`, which catches panics.
 
 mod args;
+mod bytes;
 mod calls;
 mod core;
+mod engine;
 mod face;
 mod failure;
 mod hooks;
@@ -18,6 +20,8 @@ mod lifetime;
 mod planted;
 mod probe;
 mod shell;
+#[cfg(target_family = "wasm")]
+mod wasm;
 
 use napi_sys as sys;
 
@@ -55,15 +59,12 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     export(to, c"serve", face::serve)?;
     export(to, c"open", lifetime::open)?;
     export(to, c"choose", face::choose)?;
+    export(to, c"releaseOf", lifetime::release_of)?;
     export(to, c"identity", identity)?;
     export(to, c"externalMemory", external_memory)?;
     export(to, c"trimMemory", trim_memory)?;
-    calls::replay::exports(to)?;
-    calls::events::exports(to)?;
-    calls::moments::exports(to)?;
-    calls::what_if::exports(to)?;
-    calls::inquiry::exports(to)?;
-    calls::golden::exports(to)?;
+    #[cfg(feature = "traces")]
+    calls::traces::exports(to)?;
     calls::methods(to)?;
     env.define(to.object, c"chosen", to.realm.chooser(env)?)?;
     // An object that refers to this cannot be posted to another thread.
@@ -79,11 +80,14 @@ fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
 
 /// Makes the C library give unused memory back to the system (`malloc_trim`), for tests that look at what is left.
 fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
-    unsafe extern "C" {
-        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's function, which may be called at any time.
+        unsafe { malloc_trim(0) };
     }
-    // SAFETY: glibc's function, which may be called at any time.
-    unsafe { malloc_trim(0) };
     Ok(js::UNDEFINED)
 }
 

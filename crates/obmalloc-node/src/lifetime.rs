@@ -64,3 +64,11 @@ pub(crate) fn open(
     host.serve(&core);
     core.handle()
 }
+
+/// `(version)`: the name of the release that a CPython's version belongs to, or null.
+pub(crate) fn release_of(_: &Realm, env: Env, [version]: [Value; 1]) -> Outcome {
+    match env.text(version).as_deref().and_then(Profile::of_version) {
+        Some(profile) => env.string(profile.release()),
+        None => env.null(),
+    }
+}

@@ -1,10 +1,12 @@
 //! Many operations in one call.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
+use crate::bytes::Bytes;
 use crate::core::Core;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
@@ -20,20 +22,21 @@ const SLOTS_MAX: usize = 1 << 24;
 struct Numbers<T> {
     value: Value,
     kind: sys::napi_typedarray_type,
-    data: *mut T,
+    bytes: Bytes,
     length: usize,
+    of: PhantomData<T>,
 }
 
 impl<T: Copy> Numbers<T> {
     fn new(env: Env, value: Value, kind: sys::napi_typedarray_type) -> Option<Self> {
-        let mut numbers = Self { value, kind, data: std::ptr::null_mut(), length: 0 };
+        let mut numbers = Self { value, kind, bytes: Bytes::NONE, length: 0, of: PhantomData };
         numbers.look(env).then_some(numbers)
     }
 
     fn look(&mut self, env: Env) -> bool {
         match env.typed_array(self.value) {
             Some(array) if array.kind == self.kind => {
-                (self.data, self.length) = (array.data.cast(), array.length);
+                (self.bytes, self.length) = (Bytes::of(self.value, array), array.length);
                 true
             }
             _ => false,
@@ -43,16 +46,15 @@ impl<T: Copy> Numbers<T> {
     /// `N` numbers from `index` on.
     #[inline(always)]
     fn get<const N: usize>(&self, index: usize) -> Option<[T; N]> {
-        // SAFETY: below the length, which holds since the last look. Another thread may write to shared memory: each number is read
-        // once, and checked then.
-        (index + N <= self.length).then(|| unsafe { self.data.add(index).cast::<[T; N]>().read_volatile() })
+        // SAFETY: below the length, which holds since the last look. The numbers are checked after they have been read.
+        (index + N <= self.length).then(|| unsafe { self.bytes.get(index * size_of::<T>()) })
     }
 
     #[inline(always)]
     fn set(&self, index: usize, value: T) {
         if index < self.length {
             // SAFETY: as above.
-            unsafe { self.data.add(index).write_volatile(value) };
+            unsafe { self.bytes.set(index * size_of::<T>(), value) };
         }
     }
 }

@@ -7,6 +7,7 @@ use napi_sys as sys;
 use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
 
 use super::table::methods;
+use crate::bytes::Bytes;
 use crate::core::views;
 use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
@@ -99,10 +100,10 @@ fn read<const D: u8>(
     let rest = part(usable, from, 0, offset)?;
     let count = wanted.unwrap_or(rest);
     part(usable, from, count, length)?;
-    let (bytes, data) = core.own_bytes(env, count)?;
+    let (bytes, memory) = core.own_bytes(env, count)?;
     if count != 0 {
         // SAFETY: within a live block, checked just above, into fresh memory of that length.
-        unsafe { core.copy(data, std::ptr::with_exposed_provenance(at + from), count)? };
+        unsafe { core.copy_out(memory, std::ptr::with_exposed_provenance(at + from), count)? };
     }
     Ok(bytes)
 }
@@ -120,7 +121,7 @@ fn write<const D: u8>(core: &Core, env: Env, at: usize, bytes: Value, (to, offse
     part(usable, to, source.length, offset)?;
     if source.length != 0 {
         // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
-        unsafe { core.copy(std::ptr::with_exposed_provenance_mut(at + to), source.data.cast(), source.length)? };
+        unsafe { core.copy_in(std::ptr::with_exposed_provenance_mut(at + to), Bytes::of(bytes, source), source.length)? };
     }
     Ok(UNDEFINED)
 }

@@ -4,17 +4,11 @@ pub(crate) mod allocators;
 mod batch;
 mod collector;
 mod domain;
-pub(crate) mod events;
-pub(crate) mod golden;
 pub(crate) mod heap;
-pub(crate) mod inquiry;
-mod json;
-pub(crate) mod moments;
-mod numbered;
 mod objects;
-pub(crate) mod replay;
 mod table;
-pub(crate) mod what_if;
+#[cfg(feature = "traces")]
+pub(crate) mod traces;
 
 use batch::run;
 use obmalloc::Domain;

@@ -7,12 +7,14 @@
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
 use std::ptr::NonNull;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use obmalloc::{ObjectError, ObjectHeap, Visit};
 
 use super::Core;
 use super::kept::{self, NESTED_MAX};
+use crate::bytes::Bytes;
+use crate::engine::Instant;
 use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Value};
@@ -227,6 +229,42 @@ impl Core {
             unsafe { to.add(begin).copy_from(from.add(begin), PIECE.min(count - begin)) };
             if index + 1 < pieces {
                 self.go_on()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`copy`](Self::copy), from memory of ours to a typed array.
+    ///
+    /// # Errors
+    /// As for `copy`.
+    ///
+    /// # Safety
+    /// As for `copy`.
+    pub unsafe fn copy_out(&self, to: Bytes, from: *const u8, count: usize) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match to.memory() {
+                Some(memory) => self.copy(memory, from, count)?,
+                None => to.fill(0, from, count),
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`copy`](Self::copy), from a typed array to memory of ours.
+    ///
+    /// # Errors
+    /// As for `copy`.
+    ///
+    /// # Safety
+    /// As for `copy`.
+    pub unsafe fn copy_in(&self, to: *mut u8, from: Bytes, count: usize) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match from.memory() {
+                Some(memory) => self.copy(to, memory, count)?,
+                None => from.copy_to(to, count),
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
 
 use super::{Core, Mark};
+use crate::bytes::Bytes;
 use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, TypedArray, Value};
@@ -108,16 +109,17 @@ impl Core {
         Err(Failure::new(code::OUT_OF_RANGE, format!("expected at most {most} bytes, as a typed array can have, got {length}")))
     }
 
-    /// A `Uint8Array` with memory of its own, and where that memory is.
-    pub fn own_bytes(&self, env: Env, length: usize) -> Result<(Value, *mut u8), Failure> {
+    /// A `Uint8Array` with memory of its own, and that memory.
+    pub fn own_bytes(&self, env: Env, length: usize) -> Result<(Value, Bytes), Failure> {
         if length < MANY {
-            return env.own_bytes(length);
+            let (array, known) = env.own_bytes(length)?;
+            return Ok((array, Bytes::of(array, known)));
         }
         self.check_array(length)?;
         let made = self.realm.call(env, Called::MakeBytes, &[env.integer(length)?]);
         let array = made.map_err(|cause| Failure::no_memory("no memory for a copy of the bytes").caused_by(cause))?;
         let bytes = env.typed_array(array).ok_or_else(|| Failure::new(code::INTERNAL, "expected a typed array"))?;
-        Ok((array, bytes.data.cast()))
+        Ok((array, Bytes::of(array, bytes)))
     }
 }
 

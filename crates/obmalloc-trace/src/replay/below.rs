@@ -129,7 +129,7 @@ impl Hooks {
         let marked = {
             let mut map = std::mem::take(&mut self.map);
             let node = |size| Event::Calloc { domain: Domain::Raw, nested: true, count: 1, size: size as u64, result: 0 };
-            let marked = map.mark_used(recorded as usize, |size| self.expect(node(size)) != 0);
+            let marked = map.mark_used(recorded, |size| self.expect(node(size)) != 0);
             self.map = map;
             marked
         };

@@ -241,8 +241,8 @@ impl DebugHooks {
         // SAFETY: the caller's promise.
         unsafe {
             let at = ptr::with_exposed_provenance::<u8>(address);
-            let tail = at.wrapping_add(read_size(at.sub(HEAD)));
-            if tail < at.sub(HEAD) || tail > at.add(block.size) {
+            let tail = (address as u64).wrapping_add(read_size(at.sub(HEAD)));
+            if tail < (address - HEAD) as u64 || tail > (address + block.size) as u64 {
                 return None;
             }
             let report = Report::read(self.text, function, problem, at);
@@ -261,7 +261,7 @@ impl DebugHooks {
             (from..to).find(|&offset| unsafe { *at.offset(offset) } != sound(offset))
         };
         let size = block.size as isize;
-        let written = |offset: isize| block.size.to_be_bytes()[(offset + HEAD as isize) as usize];
+        let written = |offset: isize| (block.size as u64).to_be_bytes()[(offset + HEAD as isize) as usize];
         let (head, id) = (-(HEAD as isize), -(SST as isize));
         if damaged(id, id + 1, &|_| api_id(verifying)).is_some() {
             Some((Problem::Id(api_id(verifying)), id))
@@ -387,7 +387,7 @@ unsafe fn hooks<'a>(ctx: *mut c_void) -> (&'a Api, &'a mut DebugHooks) {
 unsafe fn write_guards(data: *mut u8, size: usize, domain: Domain) {
     // SAFETY: the caller's promise.
     unsafe {
-        data.sub(HEAD).cast::<[u8; SST]>().write(size.to_be_bytes());
+        data.sub(HEAD).cast::<[u8; SST]>().write((size as u64).to_be_bytes());
         data.sub(SST).write(api_id(domain));
         data.sub(SST - 1).write_bytes(FORBIDDEN, SST - 1);
         data.add(size).write_bytes(FORBIDDEN, SST);

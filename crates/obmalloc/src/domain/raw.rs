@@ -4,6 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use crate::allocator::Allocator;
+use crate::os;
 
 /// `PYRAW_ALLOC`
 pub(crate) const ALLOCATOR: Allocator =
@@ -11,21 +12,21 @@ pub(crate) const ALLOCATOR: Allocator =
 
 unsafe extern "C-unwind" fn raw_malloc(_: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: malloc takes any size. Zero bytes would be allowed to give NULL, which would read as failure.
-    unsafe { libc::malloc(size.max(1)) }
+    unsafe { os::malloc(size.max(1)) }
 }
 
 unsafe extern "C-unwind" fn raw_calloc(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
     let (count, size) = if count == 0 || size == 0 { (1, 1) } else { (count, size) };
     // SAFETY: calloc takes any sizes, and checks their product.
-    unsafe { libc::calloc(count, size) }
+    unsafe { os::calloc(count, size) }
 }
 
 unsafe extern "C-unwind" fn raw_realloc(_: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: the caller gives NULL or a block of this allocator.
-    unsafe { libc::realloc(address, size.max(1)) }
+    unsafe { os::realloc(address, size.max(1)) }
 }
 
 unsafe extern "C-unwind" fn raw_free(_: *mut c_void, address: *mut c_void) {
     // SAFETY: the caller gives NULL or a block of this allocator.
-    unsafe { libc::free(address) }
+    unsafe { os::free(address) }
 }

@@ -3,6 +3,7 @@
 use core::fmt::{self, Write as _};
 
 use super::debug::{FORBIDDEN, SST};
+use crate::os;
 use crate::profile::{DebugText, NoFrame};
 
 /// The hook that found it, as the text names it.
@@ -34,7 +35,7 @@ pub struct Report {
     problem: Problem,
     address: usize,
     id: u8,
-    requested: usize,
+    requested: u64,
     leading: [u8; SST - 1],
     trailing: [u8; SST],
     /// The first 16 bytes of the data, and the last 8, as far as there are any.
@@ -51,11 +52,11 @@ impl Report {
         // SAFETY: the caller's promise.
         unsafe {
             let requested = read_size(address.wrapping_sub(2 * SST));
-            let tail = address.wrapping_add(requested);
+            let tail = address.wrapping_add(requested as usize);
             let (mut first, mut last) = ([0; 16], [0; 8]);
             if tail >= address {
-                address.copy_to_nonoverlapping(first.as_mut_ptr(), requested.min(16));
-                let end = requested.min(8);
+                address.copy_to_nonoverlapping(first.as_mut_ptr(), requested.min(16) as usize);
+                let end = requested.min(8) as usize;
                 tail.wrapping_sub(end).copy_to_nonoverlapping(last.as_mut_ptr(), end);
             }
             Self {
@@ -97,9 +98,9 @@ impl Report {
         }
         f.write_str("    Data at p:")?;
         // A size that leads around the end of memory leaves nothing between begin and end.
-        let wraps = self.address.checked_add(self.requested).is_none();
+        let wraps = (self.address as u64).checked_add(self.requested).is_none();
         if !wraps {
-            let shown = self.requested.min(16);
+            let shown = self.requested.min(16) as usize;
             let (begin, dots) = if self.requested > 16 { (8, true) } else { (shown, false) };
             for byte in &self.first[..begin] {
                 write!(f, " {byte:02x}")?;
@@ -141,7 +142,7 @@ impl fmt::Display for Report {
                  may be bogus, and checking the trailing pad bytes may segfault.\n",
             )?;
         }
-        write!(f, "    The 8 pad bytes at tail={:#x} are ", self.address.wrapping_add(self.requested))?;
+        write!(f, "    The 8 pad bytes at tail={:#x} are ", (self.address as u64).wrapping_add(self.requested))?;
         Self::pads(f, &self.trailing, |index| ("tail+", index))?;
         self.data(f)?;
         f.write_str("\nEnable tracemalloc to get the memory block allocation traceback\n\nFatal Python error: ")?;
@@ -152,13 +153,9 @@ impl fmt::Display for Report {
             })?;
         }
         self.message(f)?;
-        // SAFETY: the thread is this one.
-        let thread = unsafe { libc::pthread_self() };
+        let (thread, name) = os::thread();
         write!(f, "\nPython runtime state: initialized\n\nCurrent thread 0x{thread:016x}")?;
         if self.text.names_thread {
-            let mut name = [0u8; 16];
-            // SAFETY: the name is written as far as there is room.
-            unsafe { libc::pthread_getname_np(thread, name.as_mut_ptr().cast(), name.len()) };
             let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
             if !name.is_empty() {
                 f.write_str(" [")?;
@@ -179,7 +176,7 @@ impl fmt::Display for Report {
 ///
 /// # Safety
 /// They can be read.
-pub(super) unsafe fn read_size(at: *const u8) -> usize {
+pub(super) unsafe fn read_size(at: *const u8) -> u64 {
     // SAFETY: the caller's promise.
-    usize::from_be_bytes(unsafe { at.cast::<[u8; SST]>().read() })
+    u64::from_be_bytes(unsafe { at.cast::<[u8; SST]>().read() })
 }

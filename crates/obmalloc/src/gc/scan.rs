@@ -56,7 +56,7 @@ pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
             let mut slot = header::first_slot(kind, object);
             let end = slot.add(kind.refs.count as usize);
             while slot != end {
-                let reference = *slot;
+                let reference = (*slot).0;
                 slot = slot.add(1);
                 match places.near(reference) {
                     Some(at) if *at > LEAST_REFS && *at < MANY_REFS => *at -= 1,
@@ -117,7 +117,7 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
             let mut slot = header::first_slot(kind, object);
             let end = slot.add(kind.refs.count as usize);
             while slot != end {
-                let reference = *slot;
+                let reference = (*slot).0;
                 slot = slot.add(1);
                 let moved = match places.near(reference) {
                     // Most are known to be reached, or none of this collection's.

@@ -53,7 +53,7 @@ impl ObjectHeap {
                 return Ok(basic);
             }
             header::set_wr_object(reference, object);
-            header::set_wr_callback(reference, callback.map_or(0, NonZeroU64::get) as usize);
+            header::set_wr_callback(reference, callback.map_or(0, NonZeroU64::get));
             let (previous, next) = match basic {
                 Some(basic) => (basic, header::wr_next(basic)),
                 None => (0, *list),
@@ -132,7 +132,7 @@ impl ObjectHeap {
         self.drop_callback(self.take_callback(reference));
     }
 
-    fn take_callback(&self, reference: usize) -> usize {
+    fn take_callback(&self, reference: usize) -> u64 {
         // SAFETY: the caller gives a weak reference.
         unsafe {
             let callback = header::wr_callback(reference);
@@ -141,9 +141,9 @@ impl ObjectHeap {
         }
     }
 
-    fn drop_callback(&self, callback: usize) {
+    fn drop_callback(&self, callback: u64) {
         if callback != 0 {
-            self.in_hook(|| self.hooks.weakref_dropped(callback as u64));
+            self.in_hook(|| self.hooks.weakref_dropped(callback));
         }
     }
 
@@ -165,7 +165,7 @@ impl ObjectHeap {
                 let callback = self.take_callback(reference);
                 self.clear_ref(reference);
                 if header::refcnt(reference) > 0 {
-                    self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                    self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
                 }
                 self.drop_callback(callback);
                 return;
@@ -185,7 +185,7 @@ impl ObjectHeap {
                 let mut reference = head;
                 while reference != 0 {
                     let callback = header::wr_callback(reference);
-                    self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                    self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
                     reference = header::wr_next(reference);
                 }
             });
@@ -264,7 +264,7 @@ impl ObjectHeap {
                 if going_on.is_ok() {
                     let callback = header::wr_callback(reference);
                     self.holding(reference, || {
-                        self.in_hook(|| self.hooks.weakref_callback(self, callback as u64, reference));
+                        self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
                     });
                 }
                 self.decref_object(reference);

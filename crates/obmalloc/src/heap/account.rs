@@ -237,7 +237,7 @@ impl Drop for Account {
 /// # Safety
 /// The C library's block, and nothing needs what is in it behind `from`.
 unsafe fn decommit(block: *mut c_void, from: usize, bytes: usize, is_over: &mut dyn FnMut() -> bool) -> bool {
-    if bytes - from < LARGE {
+    if !os::BLOCKS_IN_PIECES || bytes - from < LARGE {
         return true;
     }
     // SAFETY: the caller's promise. Whole pages, of whatever size the system's are.

@@ -144,7 +144,7 @@ impl ObjectHeap {
         // SAFETY: a block of that size with the type's bytes before the object.
         let written = unsafe {
             if kind.presize > GC_HEAD {
-                ptr::with_exposed_provenance_mut::<[usize; 2]>(block).write([0; 2]);
+                ptr::with_exposed_provenance_mut::<[u64; 2]>(block).write([0; 2]);
             }
             if kind.gc {
                 header::clear_gc_head(object);

@@ -138,7 +138,7 @@ impl ObjectHeap {
         unsafe {
             let first = header::first_slot(kind, current.object).cast_mut();
             while current.next < count {
-                let reference = core::mem::take(&mut *first.add(current.next));
+                let reference = core::mem::take(&mut (*first.add(current.next)).0);
                 current.next += 1;
                 if reference != 0 && self.drop_last(reference) {
                     return Some(reference);
@@ -333,7 +333,7 @@ impl ObjectHeap {
     #[cold]
     fn keep(&self, kind: &Type, object: usize) -> bool {
         let mut free = kind.free.borrow_mut();
-        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.in_region(object) {
+        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.heap.checked().is_in_own_arena(object) {
             return false;
         }
         if kind.gc {
@@ -342,12 +342,6 @@ impl ObjectHeap {
         self.table().set(object, table::KEPT);
         free.push(object);
         true
-    }
-
-    /// Whether an object is in the part of the table that always has room for it.
-    fn in_region(&self, object: usize) -> bool {
-        let (base, len) = self.region();
-        object.wrapping_sub(base) < len
     }
 
     /// `tp_clear` of types that leave it out: sets every reference to NULL, in order; false when that was interrupted.
@@ -360,7 +354,7 @@ impl ObjectHeap {
         unsafe {
             let first = header::first_slot(kind, object).cast_mut();
             for index in 0..kind.refs.count as usize {
-                self.xdecref(core::mem::take(&mut *first.add(index)));
+                self.xdecref(core::mem::take(&mut (*first.add(index)).0));
             }
             kind.simple || self.clear_from(kind, object, kind.refs.count as usize)
         }

@@ -15,9 +15,21 @@ const PREV_FINALIZED: usize = 1;
 /// Below the count of references in the second of the collector's words (`_PyGC_PREV_SHIFT`).
 const PREV_SHIFT: u32 = 2;
 
+/// A word of the CPython that is modelled, which has 64 bits: an address or a count lies in its lower half where ours have 32.
+#[repr(C, align(8))]
+pub(crate) struct Slot(pub usize);
+
+const _: () = assert!(size_of::<Slot>() == 8 && cfg!(target_endian = "little"));
+
+#[inline(always)]
+fn slot(object: usize, offset: isize) -> *mut Slot {
+    ptr::with_exposed_provenance_mut(object.wrapping_add_signed(offset))
+}
+
+/// What is in a slot.
 #[inline(always)]
 fn word(object: usize, offset: isize) -> *mut usize {
-    ptr::with_exposed_provenance_mut(object.wrapping_add_signed(offset))
+    slot(object, offset).cast()
 }
 
 macro_rules! words {
@@ -52,12 +64,30 @@ words! {
     gc_next set_gc_next -16
     /// `wr_object`, of a weak reference: the referent, 0 when there is none any more.
     wr_object set_wr_object 16
-    /// `wr_callback`, of a weak reference: its number, 0 when there is none.
-    wr_callback set_wr_callback 24
     /// `wr_prev`, of a weak reference.
     wr_prev set_wr_prev 40
     /// `wr_next`, of a weak reference.
     wr_next set_wr_next 48
+}
+
+/// `wr_callback`, of a weak reference: its number, 0 when there is none.
+///
+/// # Safety
+/// As the room says.
+#[inline(always)]
+pub(crate) unsafe fn wr_callback(object: usize) -> u64 {
+    // SAFETY: the caller's promise: an object has such a word.
+    unsafe { *word(object, 24).cast() }
+}
+
+/// Sets it.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+pub(crate) unsafe fn set_wr_callback(object: usize, value: u64) {
+    // SAFETY: the caller's promise: an object has such a word.
+    unsafe { *word(object, 24).cast() = value };
 }
 
 /// `ob_type`
@@ -85,8 +115,8 @@ pub(crate) unsafe fn is_of(object: usize, kind: &Type) -> bool {
 /// # Safety
 /// As the room says; the type is the object's.
 #[inline(always)]
-pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const usize {
-    word(object, kind.refs.offset as isize)
+pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const Slot {
+    slot(object, kind.refs.offset as isize)
 }
 
 /// Sets `ob_type`.
@@ -174,7 +204,7 @@ pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
 /// As the room says, of the memory of an object of the type.
 pub(crate) unsafe fn clear_fields(kind: &Type, object: usize) {
     let clear = |run: Run| {
-        let first: *mut usize = word(object, run.offset as isize);
+        let first = slot(object, run.offset as isize);
         // SAFETY: the caller's promise.
         unsafe { first.write_bytes(0, run.count as usize) };
     };
@@ -222,11 +252,11 @@ unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(u
             each_in_run(object, run, visit);
         }
         if kind.items == Some(ItemKind::Object) {
-            let first: *const usize = word(object, kind.items_offset as isize);
+            let first = slot(object, kind.items_offset as isize).cast_const();
             let end = first.add(size(object));
             let mut slot = first;
             while slot != end {
-                visit(*slot);
+                visit((*slot).0);
                 slot = slot.add(1);
             }
         }
@@ -235,12 +265,12 @@ unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(u
 
 #[inline(always)]
 unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
-    let mut slot: *const usize = word(object, run.offset as isize);
+    let mut slot = slot(object, run.offset as isize).cast_const();
     // SAFETY: called with a run of the object's type.
     unsafe {
         let end = slot.add(run.count as usize);
         while slot != end {
-            visit(*slot);
+            visit((*slot).0);
             slot = slot.add(1);
         }
     }

@@ -239,7 +239,7 @@ impl Pymalloc {
         // SAFETY: as in `new_arena`.
         unsafe {
             let raw = *(*this).raw;
-            while let Some(node) = (*this).arena_map.missing_node(base) {
+            while let Some(node) = (*this).arena_map.missing_node(base as u64) {
                 let memory = (raw.calloc)(raw.ctx, 1, node.size);
                 if memory.is_null() {
                     return false;

@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ffi::c_void;
 
-use crate::address_hash::{AddressMap, AddressSet};
+use crate::address_hash::{AddressMap, KeySet};
 use crate::profile::{Geometry, Profile, RangeCheck};
 
 /// The levels of the tree.
@@ -15,9 +15,8 @@ use crate::profile::{Geometry, Profile, RangeCheck};
 struct Levels {
     mid_shift: u32,
     top_shift: u32,
-    top_mask: usize,
-    mid_mask: usize,
-    bot_mask: usize,
+    top_mask: u64,
+    mid_mask: u64,
     interior_length: usize,
     bot_length: usize,
 }
@@ -30,8 +29,8 @@ pub(crate) struct MissingNode {
 }
 
 enum NodeKey {
-    Mid(usize),
-    Bot(usize),
+    Mid(u64),
+    Bot(u64),
 }
 
 /// What one aligned, arena-sized stretch of addresses is covered by (`arena_coverage_t`).
@@ -47,8 +46,8 @@ struct Coverage {
 pub(crate) struct ArenaMap {
     arena_bits: u32,
     levels: Option<Levels>,
-    mid: AddressSet,
-    bot: AddressSet,
+    mid: KeySet,
+    bot: KeySet,
     coverage: AddressMap<Coverage>,
     /// The memory that stands for the nodes, in the raw domain.
     nodes: Vec<*mut c_void>,
@@ -77,13 +76,12 @@ impl ArenaMap {
             RangeCheck::RadixTree { address_bits, top_masked_by_bottom } => {
                 let interior_bits = (address_bits - arena_bits).div_ceil(3);
                 let bot_bits = address_bits - arena_bits - 2 * interior_bits;
-                let mask = |bits: u32| (1usize << bits) - 1;
+                let mask = |bits: u32| (1u64 << bits) - 1;
                 Some(Levels {
                     mid_shift: arena_bits + bot_bits,
                     top_shift: arena_bits + bot_bits + interior_bits,
                     top_mask: mask(if top_masked_by_bottom { bot_bits } else { interior_bits }),
                     mid_mask: mask(interior_bits),
-                    bot_mask: mask(bot_bits),
                     interior_length: 1 << interior_bits,
                     bot_length: 1 << bot_bits,
                 })
@@ -92,24 +90,24 @@ impl ArenaMap {
         Self {
             arena_bits,
             levels,
-            mid: AddressSet::default(),
-            bot: AddressSet::default(),
+            mid: KeySet::default(),
+            bot: KeySet::default(),
             coverage: AddressMap::default(),
             nodes: Vec::new(),
         }
     }
 
     /// The next node that must be made before an arena at `base` can be marked, in the order in which CPython makes them.
-    pub fn missing_node(&self, base: usize) -> Option<MissingNode> {
+    pub fn missing_node(&self, base: u64) -> Option<MissingNode> {
         let levels = self.levels?;
         let ideal = base & ((1 << self.arena_bits) - 1) == 0;
         let ends = [Some(base), (!ideal).then(|| base.wrapping_add(1 << self.arena_bits))];
         for address in ends.into_iter().flatten() {
             let mid = (address >> levels.top_shift) & levels.top_mask;
             if !self.mid.contains(&mid) {
-                return Some(MissingNode { size: levels.interior_length * size_of::<usize>(), key: NodeKey::Mid(mid) });
+                return Some(MissingNode { size: levels.interior_length * size_of::<u64>(), key: NodeKey::Mid(mid) });
             }
-            let bot = (mid << usize::BITS.div_ceil(2)) | ((address >> levels.mid_shift) & levels.mid_mask);
+            let bot = (mid << 32) | ((address >> levels.mid_shift) & levels.mid_mask);
             if !self.bot.contains(&bot) {
                 return Some(MissingNode { size: levels.bot_length * size_of::<u64>(), key: NodeKey::Bot(bot) });
             }
@@ -179,13 +177,13 @@ impl ArenaMap {
     /// What the statistics say of the map; nothing where the release has none.
     pub fn stats(&self) -> Option<ArenaMapStats> {
         let levels = self.levels?;
-        let interior_bytes = levels.interior_length * size_of::<usize>();
+        let interior_bytes = levels.interior_length * size_of::<u64>();
         Some(ArenaMapStats {
             mid_count: self.mid.len(),
             bot_count: self.bot.len(),
             root_bytes: interior_bytes,
             mid_bytes: interior_bytes,
-            bot_bytes: (levels.bot_mask + 1) * size_of::<u64>(),
+            bot_bytes: levels.bot_length * size_of::<u64>(),
         })
     }
 
@@ -213,7 +211,7 @@ impl ArenaMapCounts {
 
     /// An arena is taken at `base`: calls `request` with the bytes of each node that this needs, in order. When that gives false the
     /// node is not made, nor any after it, and neither is the arena marked.
-    pub fn mark_used(&mut self, base: usize, mut request: impl FnMut(usize) -> bool) -> bool {
+    pub fn mark_used(&mut self, base: u64, mut request: impl FnMut(usize) -> bool) -> bool {
         while let Some(node) = self.0.missing_node(base) {
             if !request(node.size) || !self.0.add_node(&node, core::ptr::null_mut()) {
                 return false;

@@ -572,6 +572,14 @@ impl Pymalloc {
         (!sound).then_some(block.addr())
     }
 
+    /// Whether an address lies in memory of the heap's own arenas, not in a caller's.
+    pub fn is_in_own_arena(&self, address: usize) -> bool {
+        if self.len != 0 {
+            return address.wrapping_sub(self.base) < self.len;
+        }
+        self.arena_map.find(address).is_some_and(|index| self.arenas[index as usize].is_own)
+    }
+
     /// What is known of an address that may be anything; reads nothing through it.
     pub fn locate(&self, address: usize) -> Location {
         let mask = self.geometry.pool_size - 1;

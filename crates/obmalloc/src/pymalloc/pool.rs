@@ -32,7 +32,7 @@ pub(crate) struct PoolHeader {
 pub(crate) const NO_CLASS: u16 = u16::MAX;
 
 // Two headers share a cache line, and one fits the space that CPython's takes.
-const _: () = assert!(size_of::<PoolHeader>() == 32);
+const _: () = assert!(size_of::<PoolHeader>() == 8 + 3 * size_of::<usize>());
 const _: () = assert!(size_of::<PoolHeader>() <= crate::profile::POOL_OVERHEAD);
 // `nextoffset` holds what the largest pool needs: 256 KiB in units of 8 bytes.
 const _: () = assert!((256 << 10) / 8 <= u16::MAX as usize);

@@ -12,16 +12,9 @@ use alloc::vec::Vec;
 
 use super::pool::PoolHeader;
 use crate::allocator::ArenaAllocator;
-use crate::os;
+use crate::os::{self, ADDRESS_SPACE, REGION_SIZE};
 
-/// Address space of a heap's own arenas, bytes, while few heaps are open. It is only reserved; memory is used as arenas are, except under Miri.
-const REGION_SIZE: usize = if cfg!(miri) { 16 << 20 } else { 16 << 30 };
-
-/// Address space of all regions of the process, bytes: half of what a process has, so that everything else finds some, however many heaps are
-/// open.
-const TOGETHER: usize = 64 << 40;
-
-/// No region is larger than this part of what is left of that: beyond 2,048 heaps each gets less than the one before.
+/// No region is larger than this part of what is left for all: beyond 2,048 heaps each gets less than the one before.
 const PART: usize = 2048;
 
 /// Bytes that the regions have now.
@@ -67,7 +60,10 @@ impl Region {
             mapping: (None, 0),
             table: (None, 0),
         };
-        let left = TOGETHER.saturating_sub(RESERVED.load(Relaxed));
+        if REGION_SIZE == 0 {
+            return region;
+        }
+        let left = ADDRESS_SPACE.saturating_sub(RESERVED.load(Relaxed));
         let len = (left / PART).min(REGION_SIZE).next_multiple_of(arena_size);
         // The base is a multiple of the largest arena, so one arena more is mapped than used.
         let mapping_size = len + arena_size;
@@ -218,7 +214,7 @@ mod tests {
         assert!(regions.iter().take(1000).all(|region| region.len == REGION_SIZE), "the first ones are whole");
         assert!(regions.iter().all(|region| region.len >= ARENA), "each has room for an arena");
         let together: usize = regions.iter().map(|region| region.len).sum();
-        assert!(together <= TOGETHER + regions.len() * ARENA, "{together} bytes");
+        assert!(together <= ADDRESS_SPACE + regions.len() * ARENA, "{together} bytes");
         drop(regions);
         assert_eq!(Region::new(ARENA, 16 << 10, 0).len, REGION_SIZE, "what is dropped is given back");
     }

@@ -66,7 +66,7 @@ pub const ARMS: &[Arm] = arms! {
     };
     ArenaMapCounts::mark_used => |call, w| {
         let mut map = w.maps.borrow_mut().pop()?;
-        let done = call(&mut map, w.address(), |size| {
+        let done = call(&mut map, w.address() as u64, |size| {
             w.take(size);
             w.disturb();
             !w.one_in(4)

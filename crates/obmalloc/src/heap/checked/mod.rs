@@ -664,6 +664,11 @@ impl CheckedHeap {
         self.inner().pymalloc().region()
     }
 
+    /// Whether an address lies in memory of the heap's own arenas, not in a caller's.
+    pub(crate) fn is_in_own_arena(&self, address: usize) -> bool {
+        self.inner().pymalloc().is_in_own_arena(address)
+    }
+
     /// Bytes held in arenas and raw blocks.
     #[inline]
     pub fn held(&self) -> usize {

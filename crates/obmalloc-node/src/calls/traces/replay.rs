@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use obmalloc::profile::{Geometry, Profile};
+use obmalloc::profile::Geometry;
 use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::{Replay, Report};
 use serde::{Deserialize, Serialize};
@@ -76,8 +76,7 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"stepReplay", step)?;
     export(to, c"progressReplay", progress)?;
     export(to, c"reportReplay", report)?;
-    export(to, c"closeReplay", close)?;
-    export(to, c"releaseOf", release_of)
+    export(to, c"closeReplay", close)
 }
 
 /// `(options)`: opens the traces and gives the replay's number.
@@ -142,12 +141,4 @@ fn report(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 /// `(number)`: gives the replay's memory back.
 fn close(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     Numbered::close(&RUNNING, env, number)
-}
-
-/// `(version)`: the name of the release that a CPython's version belongs to, or null.
-fn release_of(_: &Realm, env: Env, [version]: [Value; 1]) -> Outcome {
-    match env.text(version).as_deref().and_then(Profile::of_version) {
-        Some(profile) => env.string(profile.release()),
-        None => env.null(),
-    }
 }

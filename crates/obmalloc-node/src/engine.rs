@@ -1,0 +1,69 @@
+//! What Node-API has no way to ask of the engine: that an execution ends, which V8's own functions do, where they are found; and in WebAssembly the
+//! time.
+
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use std::time::Instant;
+
+/// A moment, as the loader tells it.
+#[cfg(target_family = "wasm")]
+#[derive(Clone, Copy)]
+pub(crate) struct Instant(f64);
+
+#[cfg(target_family = "wasm")]
+impl Instant {
+    pub fn now() -> Self {
+        #[link(wasm_import_module = "obmalloc")]
+        unsafe extern "C" {
+            fn seconds() -> f64;
+        }
+        // SAFETY: takes nothing, gives a number.
+        Self(unsafe { seconds() })
+    }
+
+    pub fn duration_since(self, earlier: Self) -> std::time::Duration {
+        std::time::Duration::try_from_secs_f64(self.0 - earlier.0).unwrap_or_default()
+    }
+}
+
+/// Has V8 terminate the execution of this thread as soon as it is back in JavaScript; false where the engine has no way to say so. To be called
+/// from JavaScript only.
+#[cfg(unix)]
+pub(crate) fn terminate() -> bool {
+    use std::ffi::{c_char, c_void};
+    use std::ptr;
+    use std::sync::OnceLock;
+
+    /// `v8::Isolate::GetCurrent` and `v8::Isolate::TerminateExecution`
+    type CurrentIsolate = unsafe extern "C" fn() -> *mut c_void;
+    type TerminateExecution = unsafe extern "C" fn(*mut c_void);
+
+    unsafe extern "C" {
+        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+    /// `RTLD_DEFAULT`: whatever library has it.
+    const ANY: *mut c_void = ptr::without_provenance_mut(if cfg!(target_vendor = "apple") { -2isize as usize } else { 0 });
+
+    static FUNCTIONS: OnceLock<Option<(CurrentIsolate, TerminateExecution)>> = OnceLock::new();
+    let functions = FUNCTIONS.get_or_init(|| {
+        // SAFETY: names of V8's public functions, or nothing is found; they have had these types for as long as there have been addons.
+        unsafe {
+            let current = dlsym(ANY, c"_ZN2v87Isolate10GetCurrentEv".as_ptr());
+            let terminate = dlsym(ANY, c"_ZN2v87Isolate18TerminateExecutionEv".as_ptr());
+            if current.is_null() || terminate.is_null() {
+                return None;
+            }
+            let current = std::mem::transmute::<*mut c_void, CurrentIsolate>(current);
+            Some((current, std::mem::transmute::<*mut c_void, TerminateExecution>(terminate)))
+        }
+    });
+    let Some((current, terminate)) = functions else { return false };
+    // SAFETY: this is called from JavaScript, so this thread has an isolate, which may be terminated at any time.
+    unsafe { terminate(current()) };
+    true
+}
+
+/// Windows' names of these functions have not been tried, and WebAssembly has none.
+#[cfg(not(unix))]
+pub(crate) fn terminate() -> bool {
+    false
+}

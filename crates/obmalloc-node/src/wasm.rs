@@ -1,0 +1,37 @@
+//! What the loader of the WebAssembly module calls (`src/wasm.ts`).
+
+use std::ffi::c_void;
+use std::ptr;
+
+use napi_sys as sys;
+
+#[link(wasm_import_module = "obmalloc")]
+unsafe extern "C" {
+    /// Throws: an invariant does not hold. Nothing unwinds here, so what was under way stays as it is.
+    fn broken(message: *const u8, length: usize) -> !;
+}
+
+/// Called by the loader, once per instance.
+///
+/// # Safety
+/// Called by the loader only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn napi_register_wasm_v1(env: sys::napi_env, exports: sys::napi_value) -> sys::napi_value {
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.to_string();
+        // SAFETY: the text is there until the loader throws.
+        unsafe { broken(message.as_ptr(), message.len()) }
+    }));
+    // SAFETY: the caller's promise; it catches panics, which cannot be here.
+    unsafe { crate::napi_register_module_v1(env, exports) }
+}
+
+/// Emnapi asks for memory where it would copy an array; none is given, because copying is done by [`bytes`](crate::bytes).
+#[unsafe(no_mangle)]
+pub extern "C" fn malloc(_: usize) -> *mut c_void {
+    ptr::null_mut()
+}
+
+/// Nothing has been given.
+#[unsafe(no_mangle)]
+pub extern "C" fn free(_: *mut c_void) {}

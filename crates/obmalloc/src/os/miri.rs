@@ -1,0 +1,70 @@
+//! Miri knows neither address space that costs nothing nor pages that are given back: mappings are zeroed blocks of Rust's allocator, so Miri
+//! also tells which of them are never unmapped.
+
+use core::alloc::Layout;
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+
+pub(crate) use libc::{calloc, free, malloc, realloc};
+
+use super::Thread;
+
+pub(crate) const REGION_SIZE: usize = 16 << 20;
+pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
+pub(crate) const BLOCKS_IN_PIECES: bool = true;
+
+fn layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size, 4096).ok().filter(|_| size != 0)
+}
+
+pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the layout is not empty.
+    layout(size).and_then(|layout| NonNull::new(unsafe { alloc::alloc::alloc_zeroed(layout) }))
+}
+
+/// # Safety
+/// `address` and `size` are those of one [`map`], and nothing points into it any more.
+pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise: `map` gave this, with this layout.
+    unsafe { alloc::alloc::dealloc(address.as_ptr(), layout(size).expect("was mapped")) };
+}
+
+/// # Safety
+/// The part lies within one [`map`], and nothing in it is needed any more.
+pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { address.write_bytes(0, size) };
+}
+
+/// There is no telling what is resident.
+///
+/// # Safety
+/// The range lies within one [`map`], and nothing in it is needed any more.
+pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usize {
+    let (begin, end) = (begin.next_multiple_of(4096), end & !4095);
+    if begin >= end || !is_forced {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { ptr::with_exposed_provenance_mut::<u8>(begin).write_bytes(0, end - begin) };
+    end - begin
+}
+
+/// Miri's C library does not say, so no raw block counts.
+///
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn block_bytes(_: *mut c_void) -> usize {
+    0
+}
+
+pub(crate) fn thread() -> Thread {
+    (1, [0; 16])
+}
+
+pub(crate) fn seconds() -> f64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists, and the struct is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}

@@ -1,0 +1,145 @@
+//! Linux and macOS.
+
+use core::ffi::{c_int, c_void};
+use core::ptr::{self, NonNull};
+
+pub(crate) use libc::{calloc, free, malloc, realloc};
+
+use super::Thread;
+
+pub(crate) const REGION_SIZE: usize = 16 << 30;
+/// Half of what a process has, so that everything else finds some, however many heaps are open.
+pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
+
+/// Whether the pages of a block of the C library's may be given back before the block is. macOS's library does not say that they may.
+pub(crate) const BLOCKS_IN_PIECES: bool = cfg!(target_os = "linux");
+
+const READ_WRITE: c_int = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Takes `size` bytes of zeroed, page-aligned memory, or none. No memory is used before it is touched.
+pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: an anonymous mapping at an address of the system's choice touches nothing that exists.
+    let address = unsafe { libc::mmap(ptr::null_mut(), size, READ_WRITE, FLAGS, -1, 0) };
+    if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
+}
+
+/// Gives a whole mapping back.
+///
+/// # Safety
+/// `address` and `size` are those of one [`map`], and nothing points into it any more.
+pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's promise.
+    let result = unsafe { libc::munmap(address.as_ptr().cast(), size) };
+    debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");
+}
+
+/// Gives the whole pages of a part of a mapping back; the next touch finds zeroes.
+///
+/// # Safety
+/// The part lies within one [`map`], and nothing in it is needed any more.
+pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
+    let (begin, end) = whole_pages(address.as_ptr().addr(), address.as_ptr().addr() + size);
+    if begin < end {
+        // SAFETY: the caller's promise. Where this is refused the pages stay, which costs memory but breaks nothing.
+        unsafe { discard(ptr::with_exposed_provenance_mut(begin), end - begin) };
+    }
+}
+
+/// Bytes of a page: with some processors that is the system's choice.
+#[inline]
+fn page_size() -> usize {
+    if cfg!(target_arch = "x86_64") {
+        return 4096;
+    }
+    // SAFETY: a number of the system's.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16)
+}
+
+/// The part of a range that is whole pages; begins behind its end where there are none.
+#[inline]
+fn whole_pages(begin: usize, end: usize) -> (usize, usize) {
+    let page = page_size();
+    (begin.next_multiple_of(page), end & !(page - 1))
+}
+
+/// Gives the whole pages of a range back; the next touch finds zeroes. Returns how many bytes of them were resident, which costs a look
+/// at each: where none is, nothing is given back unless `is_forced`, as is right where pages may be swapped out.
+///
+/// # Safety
+/// The range lies within one [`map`], and nothing in it is needed any more.
+pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usize {
+    let page = page_size();
+    let (begin, end) = whole_pages(begin, end);
+    if begin >= end {
+        return 0;
+    }
+    let mut looked = [0u8; 256];
+    let mut resident = 0;
+    for at in (begin..end).step_by(looked.len() * page) {
+        let size = (end - at).min(looked.len() * page);
+        // SAFETY: whole pages of a mapping, and a byte for each.
+        if unsafe { libc::mincore(ptr::with_exposed_provenance_mut(at), size, looked.as_mut_ptr().cast()) } == 0 {
+            resident += page * looked[..size / page].iter().filter(|&byte| byte & 1 != 0).count();
+        }
+    }
+    if resident == 0 && !is_forced {
+        return 0;
+    }
+    // SAFETY: the caller's promise. Where this is refused the pages stay.
+    let done = unsafe { discard(ptr::with_exposed_provenance_mut(begin), end - begin) };
+    if done { resident } else { 0 }
+}
+
+/// Has the next touch of some pages find zeroes; false when the system refuses.
+///
+/// # Safety
+/// As for [`decommit`], and the part is made of whole pages.
+#[cfg(target_os = "linux")]
+unsafe fn discard(address: *mut c_void, size: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { libc::madvise(address, size, libc::MADV_DONTNEED) == 0 }
+}
+
+/// As on Linux. Elsewhere `MADV_DONTNEED` is only advice and may leave what was there, so new pages take the place of the old.
+///
+/// # Safety
+/// As for [`decommit`], and the part is made of whole pages.
+#[cfg(not(target_os = "linux"))]
+unsafe fn discard(address: *mut c_void, size: usize) -> bool {
+    // SAFETY: the caller's promise: within a mapping of ours, which has these very attributes.
+    unsafe { libc::mmap(address, size, READ_WRITE, FLAGS | libc::MAP_FIXED, -1, 0) == address }
+}
+
+/// Bytes that the C library really set aside for a block.
+///
+/// # Safety
+/// NULL or a live block of [`malloc`].
+pub(crate) unsafe fn block_bytes(block: *mut c_void) -> usize {
+    #[cfg(target_vendor = "apple")]
+    use libc::malloc_size as usable_size;
+    #[cfg(not(target_vendor = "apple"))]
+    use libc::malloc_usable_size as usable_size;
+    // SAFETY: the caller's promise.
+    unsafe { usable_size(block) }
+}
+
+/// The thread that asks.
+pub(crate) fn thread() -> Thread {
+    let mut name = [0u8; 16];
+    // SAFETY: the thread is this one, and the name is written as far as there is room.
+    unsafe {
+        let thread = libc::pthread_self();
+        libc::pthread_getname_np(thread, name.as_mut_ptr().cast(), name.len());
+        // A number, or with some C libraries a pointer.
+        (thread as usize, name)
+    }
+}
+
+/// Seconds that have gone by since some moment.
+pub(crate) fn seconds() -> f64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists, and the struct is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}

@@ -1,0 +1,76 @@
+//! Windows. Memory that may be touched counts against what the system has, touched or not, so no region is reserved: arenas are taken one by
+//! one, as CPython takes them there.
+
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+
+pub(crate) use libc::{calloc, free, malloc, realloc};
+use windows_sys::Win32::System::Memory::{MEM_COMMIT, MEM_RELEASE, MEM_RESERVE, PAGE_READWRITE, VirtualAlloc, VirtualFree};
+use windows_sys::Win32::System::Performance::{QueryPerformanceCounter, QueryPerformanceFrequency};
+use windows_sys::Win32::System::Threading::GetCurrentThreadId;
+
+use super::Thread;
+
+pub(crate) const REGION_SIZE: usize = 0;
+pub(crate) const ADDRESS_SPACE: usize = 0;
+pub(crate) const BLOCKS_IN_PIECES: bool = false;
+
+/// Takes `size` bytes of zeroed memory at a multiple of 64 KiB, or none.
+pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: new memory at an address of the system's choice touches nothing that exists.
+    NonNull::new(unsafe { VirtualAlloc(ptr::null(), size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE) }.cast())
+}
+
+/// Gives a whole mapping back.
+///
+/// # Safety
+/// `address` is that of one [`map`], and nothing points into it any more.
+pub(crate) unsafe fn unmap(address: NonNull<u8>, _: usize) {
+    // SAFETY: the caller's promise; 0 stands for all of it.
+    let done = unsafe { VirtualFree(address.as_ptr().cast(), 0, MEM_RELEASE) };
+    debug_assert_ne!(done, 0, "VirtualFree of a whole mapping does not fail");
+}
+
+/// Does nothing: only parts of a region would have to be zeroes afterwards, and what else asks gives the whole mapping back soon.
+///
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn decommit(_: NonNull<u8>, _: usize) {}
+
+/// Gives nothing back: pages that lose their memory could not be touched again.
+///
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn give_back(_: usize, _: usize, _: bool) -> usize {
+    0
+}
+
+unsafe extern "C" {
+    fn _msize(block: *mut c_void) -> usize;
+}
+
+/// Bytes that the C library really set aside for a block.
+///
+/// # Safety
+/// NULL or a live block of [`malloc`].
+pub(crate) unsafe fn block_bytes(block: *mut c_void) -> usize {
+    // SAFETY: the caller's promise; the function takes no NULL.
+    if block.is_null() { 0 } else { unsafe { _msize(block) } }
+}
+
+/// The thread that asks, without its name.
+pub(crate) fn thread() -> Thread {
+    // SAFETY: takes nothing.
+    (unsafe { GetCurrentThreadId() } as usize, [0; 16])
+}
+
+/// Seconds that have gone by since some moment.
+pub(crate) fn seconds() -> f64 {
+    let (mut count, mut frequency) = (0, 0);
+    // SAFETY: both numbers are ours; neither call fails on a Windows that Rust knows.
+    unsafe {
+        QueryPerformanceCounter(&mut count);
+        QueryPerformanceFrequency(&mut frequency);
+    }
+    count as f64 / frequency as f64
+}
