@@ -6,7 +6,7 @@ import { native, on, type DomainCalls, type Handle } from './native.js'
 export class Domain implements Contract {
   readonly name: DomainName
   /** Keeps a domain from being posted to another thread as if it were a plain object. */
-  private readonly native: object
+  protected readonly native: object
   readonly #handle: Handle
   readonly #malloc: DomainCalls['malloc']
   readonly #calloc: DomainCalls['calloc']

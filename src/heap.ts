@@ -97,7 +97,7 @@ export class Heap {
   readonly obj: Domain
   readonly gc: Collector
   /** Keeps a heap from being posted to another thread as if it were a plain object. */
-  private readonly native: object
+  protected readonly native: object
   readonly #handle: Handle
   readonly #kept: Kept
   readonly #pymalloc: boolean

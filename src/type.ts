@@ -112,7 +112,7 @@ export class ObjectType implements Contract {
   readonly basicsize: number
   readonly itemsize: number
   /** Keeps a type from being posted to another thread as if it were a plain object. */
-  private readonly native: object
+  protected readonly native: object
   readonly #handle: Handle
   readonly #number: number
   readonly #fields: readonly string[]
