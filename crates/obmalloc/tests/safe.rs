@@ -568,12 +568,6 @@ impl Taken for Window {
     }
 }
 
-impl Taken for NonNull<usize> {
-    fn taken(self, world: &World) {
-        self.as_ptr().expose_provenance().taken(world);
-    }
-}
-
 impl Taken for AllocatorId {
     fn taken(self, world: &World) {
         keep(&world.ids, self, 8);

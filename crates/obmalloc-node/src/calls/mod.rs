@@ -9,6 +9,7 @@ pub(crate) mod golden;
 pub(crate) mod heap;
 pub(crate) mod inquiry;
 mod json;
+mod look;
 pub(crate) mod moments;
 mod numbered;
 mod objects;
@@ -32,5 +33,6 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     objects::methods(to)?;
     collector::methods(to)?;
     heap::methods(to)?;
+    look::methods(to)?;
     methods! { to, c"run"(ops: value, addresses: value) -> "void" = run; }
 }

@@ -268,9 +268,9 @@ impl Ledger {
         Some((unsafe { self.bits.as_ptr().add(index >> 2) }, (index as u32 & 3) * 2))
     }
 
-    /// A number that is not 0 as long as every live block in the region has two bits, begins where pymalloc's block begins, and is as large.
-    pub fn plain(&self) -> NonNull<usize> {
-        NonNull::from(&self.quick_len)
+    /// Whether every live block in the region begins where pymalloc's block begins and is as large.
+    pub fn is_plain(&self) -> bool {
+        self.quick_len != 0
     }
 
     /// The part of the table for `size` bytes of the region from `offset` on; none where there is no region.

@@ -175,7 +175,7 @@ impl ObjectHeap {
 
     /// The memory of place number `place` of the [region](Self::region), each as large as an arena, and what is known of its blocks; none where no
     /// arena is there. It can be read and written as long as the heap lives, also when another arena has come there. A block in it may be used
-    /// through it if it is live, [`plain`](Self::plain) says so, and no object begins at its address or 16 or 32 bytes behind it; in a heap that
+    /// through it if it is live, the heap [is plain](Self::is_plain), and no object begins at its address or 16 or 32 bytes behind it; in a heap that
     /// [has types](Self::has_types), a window from before it had them does not say that.
     pub fn window(&self, place: usize) -> Option<Window> {
         let checked = self.heap.checked();
@@ -193,10 +193,10 @@ impl ObjectHeap {
         !self.state().types.is_empty()
     }
 
-    /// A number that is not 0 as long as a live block is as large as its pool's blocks, and everything is known of it that is to be known: as
-    /// long as there are neither guests nor debug hooks nor a quarantine. It can be read as long as the heap lives.
-    pub fn plain(&self) -> NonNull<usize> {
-        self.heap.checked().inner().ledger().plain()
+    /// Whether a live block in the [region](Self::region) is as large as its pool's blocks, and nothing more is to be known of it: there are
+    /// neither guests nor debug hooks nor a quarantine.
+    pub fn is_plain(&self) -> bool {
+        self.heap.checked().inner().ledger().is_plain()
     }
 
     /// Bytes held in arenas and raw blocks.
