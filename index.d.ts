@@ -4,7 +4,7 @@
  * obmalloc: the public contract. What is declared here exists, and does what its comment says.
  *
  * Each member has one sentence, its units and ranges, what it returns, and the codes that it throws. The longer rules are essays:
- * [allocators](docs/allocators.md), [callbacks](docs/callbacks.md), [debug hooks](docs/debug-hooks.md),
+ * [allocators](docs/allocators.md), [callbacks](docs/callbacks.md), [memory](docs/memory.md), [debug hooks](docs/debug-hooks.md),
  * [the collector](docs/collector.md), [traces](docs/traces.md) and [exactness](docs/exactness.md). The words are in the
  * [glossary](docs/glossary.md).
  *
