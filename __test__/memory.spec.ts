@@ -348,6 +348,47 @@ test("a block of another heap's is not found, though it lies in a window of that
   t.deepEqual([one.obj.getUint8(mine), other.obj.getUint8(yours)], [1, 2])
 })
 
+test('an address that is nearly one, or looks like one, is none', (t) => {
+  using heap = new Heap()
+  for (const domain of [heap.mem, heap.obj]) {
+    const block = some(domain.malloc(64))
+    domain.setUint8(block, 7)
+    const near = [0.5, -0.5, 2 ** 32, -(2 ** 32), 2 ** 33, 2 ** 52, NaN, Infinity].map((off) => block + off)
+    for (const address of [
+      ...near,
+      0,
+      -block,
+      String(block),
+      BigInt(block),
+      { valueOf: () => block },
+      [block],
+      null,
+      undefined,
+    ]) {
+      const code = codeOf(() => domain.usableSize(address as Address))
+      t.truthy(code)
+      t.is(
+        codeOf(() => domain.getUint8(address as Address)),
+        code,
+        String(address),
+      )
+      t.is(
+        codeOf(() => domain.setUint8(address as Address, 1)),
+        code,
+      )
+      t.is(
+        codeOf(() => domain.read(address as Address, 0, 1)),
+        code,
+      )
+      t.is(
+        codeOf(() => domain.write(address as Address, new Uint8Array(1))),
+        code,
+      )
+    }
+    t.is(domain.getUint8(block), 7)
+  }
+})
+
 /** The package, over a binding that counts calls that read or write. */
 function counting(): { package_: { Heap: typeof Heap }; calls: () => number } {
   const require = createRequire(import.meta.url)
