@@ -4,7 +4,7 @@
  * obmalloc: the public contract. What is declared here exists, and does what its comment says.
  *
  * Each member has one sentence, its units and ranges, what it returns, and the codes that it throws. The longer rules are essays:
- * [allocators](docs/allocators.md), [callbacks](docs/callbacks.md), [debug hooks](docs/debug-hooks.md),
+ * [allocators](docs/allocators.md), [callbacks](docs/callbacks.md), [memory](docs/memory.md), [debug hooks](docs/debug-hooks.md),
  * [the collector](docs/collector.md), [traces](docs/traces.md) and [exactness](docs/exactness.md). The words are in the
  * [glossary](docs/glossary.md).
  *
@@ -280,6 +280,121 @@ export interface Domain extends Allocator {
    */
   read(address: Address, offset?: Size, length?: Size): Uint8Array
   /**
+   * Reads an integer of 8 bits without a sign out of a block, or out of a grant, at any offset.
+   *
+   * This and the next nine take a few nanoseconds for a small block of mem or obj, and so do {@link Domain.read} and {@link Domain.write} of a
+   * few bytes: they make no native call where there is nothing more to look at than the address.
+   * [Memory without a call](docs/memory.md) says when that is. Numbers need not be aligned; their lowest byte comes first.
+   * @param address the block
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @returns the number
+   * @throws {RangeError} ERR_OUT_OF_RANGE when its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  getUint8(address: Address, offset?: Size): number
+  /**
+   * Writes an integer of 8 bits without a sign into a block, or into a grant, at any offset.
+   * @param address the block
+   * @param value an integer from 0 to 255
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @throws {RangeError} ERR_OUT_OF_RANGE when `value` is outside its range, or its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  setUint8(address: Address, value: number, offset?: Size): void
+  /**
+   * Reads an integer of 32 bits with a sign out of a block, or out of a grant, at any offset.
+   * @param address the block
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @returns the number
+   * @throws {RangeError} ERR_OUT_OF_RANGE when its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  getInt32(address: Address, offset?: Size): number
+  /**
+   * Writes an integer of 32 bits with a sign into a block, or into a grant, at any offset.
+   * @param address the block
+   * @param value an integer from -2**31 to 2**31 - 1
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @throws {RangeError} ERR_OUT_OF_RANGE when `value` is outside its range, or its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  setInt32(address: Address, value: number, offset?: Size): void
+  /**
+   * Reads an integer of 32 bits without a sign out of a block, or out of a grant, at any offset.
+   * @param address the block
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @returns the number
+   * @throws {RangeError} ERR_OUT_OF_RANGE when its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  getUint32(address: Address, offset?: Size): number
+  /**
+   * Writes an integer of 32 bits without a sign into a block, or into a grant, at any offset.
+   * @param address the block
+   * @param value an integer from 0 to 2**32 - 1
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @throws {RangeError} ERR_OUT_OF_RANGE when `value` is outside its range, or its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  setUint32(address: Address, value: number, offset?: Size): void
+  /**
+   * Reads an integer of 64 bits with a sign out of a block, or out of a grant, at any offset.
+   * @param address the block
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @returns the number
+   * @throws {RangeError} ERR_OUT_OF_RANGE when its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  getBigInt64(address: Address, offset?: Size): bigint
+  /**
+   * Writes an integer of 64 bits with a sign into a block, or into a grant, at any offset.
+   * @param address the block
+   * @param value a BigInt from -2n**63n to 2n**63n - 1n, or an integer that is safe
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @throws {RangeError} ERR_OUT_OF_RANGE when `value` is outside its range, or its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  setBigInt64(address: Address, value: bigint | number, offset?: Size): void
+  /**
+   * Reads a double out of a block, or out of a grant, at any offset.
+   * @param address the block
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @returns the number
+   * @throws {RangeError} ERR_OUT_OF_RANGE when its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   *
+   * @example
+   * ```ts
+   * import { Heap } from 'obmalloc'
+   *
+   * using heap = new Heap()
+   * const point = heap.obj.malloc(16)! // null when there is no memory
+   * heap.obj.setFloat64(point, 1.5)
+   * heap.obj.setFloat64(point, -2, 8)
+   * console.log(heap.obj.getFloat64(point), heap.obj.getFloat64(point, 8)) // 1.5 -2
+   * ```
+   */
+  getFloat64(address: Address, offset?: Size): number
+  /**
+   * Writes a double into a block, or into a grant, at any offset.
+   * @param address the block
+   * @param value a number
+   * @param offset bytes from the block's beginning; 0 if left out
+   * @throws {RangeError} ERR_OUT_OF_RANGE when `value` is outside its range, or its bytes do not lie within the block
+   * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
+   * when `address` is not a live block of this domain, nor a grant
+   */
+  setFloat64(address: Address, value: number, offset?: Size): void
+  /**
    * Copies bytes into a block, or into a grant.
    * @param address the block
    * @param bytes what to write; may be a view of the same block
@@ -289,6 +404,11 @@ export interface Domain extends Allocator {
    * when `address` is not a live block of this domain, nor a grant
    */
   write(address: Address, bytes: Uint8Array, offset?: Size): void
+  /**
+   * Gives what is known of the domain as data; `util.inspect` shows the same. Never throws.
+   * @returns the domain's name, and what is known of its heap
+   */
+  toJSON(): DomainSummary
 }
 
 /**
@@ -446,6 +566,59 @@ export class Heap {
    */
   arenas(): ArenaInfo[]
   /**
+   * Looks at the pools of an arena, one after the other, in the order of their addresses.
+   *
+   * Each is looked at when it is its turn, so the heap may be used meanwhile. If the arena is given back meanwhile, the next step throws
+   * `ERR_USE_AFTER_FREE`, unless another arena has come to its place, whose pools follow then.
+   * @param arena the address of an arena
+   * @returns one entry for each pool, {@link ArenaInfo.totalPools} in all
+   * @throws {MemoryFault} ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER or ERR_WRONG_HEAP when no arena of this heap begins at `arena`
+   *
+   * @example
+   * ```ts
+   * import { Heap } from 'obmalloc'
+   *
+   * using heap = new Heap({ release: '3.13' })
+   * heap.obj.malloc(100)
+   * for (const arena of heap.arenas())
+   *   for (const pool of heap.pools(arena.address))
+   *     if (pool.state !== 'empty') {
+   *       console.log(pool.blockSize, pool.used, pool.free) // 112 1 144
+   *       const used = [...heap.blocks(pool.address)].filter((block) => block.used)
+   *       console.log(used.length, heap.obj.usableSize(used[0]!.address)) // 1 112
+   *     }
+   * ```
+   */
+  pools(arena: Address): Generator<PoolInfo, void, void>
+  /**
+   * Looks at the blocks of a pool, one after the other, in the order of their addresses: as they were when this was called, whatever is done
+   * with the heap meanwhile.
+   *
+   * A block counts as used as long as pymalloc has not got it back: also in quarantine, and while a buffer in JavaScript reaches it.
+   * @param pool the address of a pool
+   * @returns one entry for each block that fits into the pool; none if the pool has no size class
+   * @throws {MemoryFault} ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER or ERR_WRONG_HEAP when no pool of this heap begins at `pool`
+   * @throws {MemoryFault} ERR_HEAP_CORRUPTED when the pool's list of free blocks does not hold
+   * @throws {MemoryError} ERR_NO_MEMORY when there is no memory to remember the blocks
+   */
+  blocks(pool: Address): Generator<BlockInfo, void, void>
+  /**
+   * Gives the numbers of {@link Heap.debugMallocStats}, under the names that they have there; their sums are those of the text.
+   * @returns the numbers; `null` where there is no text
+   *
+   * @example
+   * ```ts
+   * import { Heap } from 'obmalloc'
+   *
+   * using heap = new Heap({ release: '3.13' })
+   * for (let count = 0; count < 3; count++) heap.obj.malloc(100)
+   * const { classes, bytes } = heap.stats()!
+   * console.log(classes.map(({ size, blocksInUse }) => `${blocksInUse} of ${size}`).join()) // 3 of 112
+   * console.log(bytes.allocatedBlocks, bytes.total === heap.arenas()[0]!.size) // 336 true
+   * ```
+   */
+  stats(): HeapStats | null
+  /**
    * Gives the text of `sys._debugmallocstats()` for this release, up to its type free lists.
    * @returns the text; empty where the heap was made with the C library's malloc for mem and obj
    */
@@ -507,6 +680,140 @@ export class Heap {
   close(): void
   /** Does what {@link Heap.close} does: `using heap = new Heap()`. */
   [Symbol.dispose](): void
+  /**
+   * Gives what is known of the heap as data; `util.inspect` shows the same. Never throws, runs no collection that is due, and changes nothing.
+   * @returns what it was made with, its state, and counts where it can be looked at
+   */
+  toJSON(): HeapSummary
+}
+
+/** What is known of a heap. */
+export interface HeapSummary {
+  /** The release that it follows. */
+  readonly release: Release
+  /** The allocators that it was made with. */
+  readonly allocator: AllocatorName
+  /** `'busy'` while a callback of an allocator is running, `'broken'` when it can only be closed. */
+  readonly state: 'open' | 'busy' | 'closed' | 'broken'
+  /** As {@link Heap.allocatedBlocks}; only of an open heap. */
+  readonly allocatedBlocks?: number
+  /** Arenas that are held; only of an open heap. */
+  readonly arenas?: number
+  /** Bytes in arenas of its own and in raw blocks; only of an open heap. */
+  readonly bytes?: number
+}
+
+/** What is known of a domain. */
+export interface DomainSummary {
+  /** Which of the three it is. */
+  readonly name: DomainName
+  /** The heap that it is of. */
+  readonly heap: HeapSummary
+}
+
+/** What is known of a type. */
+export interface TypeSummary {
+  /** `tp_name` */
+  readonly name: string
+  /** `tp_basicsize`, bytes. */
+  readonly basicsize: number
+  /** `tp_itemsize`, bytes. */
+  readonly itemsize: number
+  /** The names of its fields, in order. */
+  readonly fields: readonly string[]
+}
+
+/** The numbers of `sys._debugmallocstats()`. */
+export interface HeapStats {
+  /** The largest request that pymalloc serves itself, bytes. */
+  readonly smallBlockThreshold: number
+  /** How many size classes there are. */
+  readonly sizeClasses: number
+  /** The size classes of which there is a block in use. */
+  readonly classes: readonly ClassStats[]
+  /** Counts of arenas. */
+  readonly arenas: {
+    /** Arenas that were ever taken. */
+    readonly allocatedTotal: number
+    /** Those that were given back. */
+    readonly reclaimed: number
+    /** The most that were held at one time. */
+    readonly highwaterMark: number
+    /** Those that are held now. */
+    readonly allocatedCurrent: number
+    /** Bytes of those. */
+    readonly bytes: number
+  }
+  /** Bytes of the arenas that are held, by what they are used for. */
+  readonly bytes: {
+    /** In blocks that are in use. */
+    readonly allocatedBlocks: number
+    /** In free blocks of pools in use. */
+    readonly availableBlocks: number
+    /** In pools without a block in use. */
+    readonly unusedPools: number
+    /** Lost to pool headers. */
+    readonly poolHeaders: number
+    /** Lost to the ends of pools, where no whole block fits. */
+    readonly quantization: number
+    /** Lost to arenas that do not begin at a multiple of the pool size. */
+    readonly arenaAlignment: number
+    /** All of these. */
+    readonly total: number
+  }
+  /** The arena map; `null` in releases without one. */
+  readonly arenaMap: {
+    /** Middle nodes of the tree. */
+    readonly midNodes: number
+    /** Bottom nodes of the tree. */
+    readonly botNodes: number
+    /** Bytes lost to the root. */
+    readonly rootBytes: number
+    /** Bytes lost to the middle nodes. */
+    readonly midBytes: number
+    /** Bytes lost to the bottom nodes. */
+    readonly botBytes: number
+    /** All of these bytes. */
+    readonly total: number
+  } | null
+}
+
+/** A line of the statistics: the pools of a size class that hold a block in use. */
+export interface ClassStats {
+  /** The number of the class, from 0. */
+  readonly class: number
+  /** Bytes of a block. */
+  readonly size: number
+  /** Pools with a block in use. */
+  readonly pools: number
+  /** Blocks in use. */
+  readonly blocksInUse: number
+  /** Blocks that these pools could still give. */
+  readonly availBlocks: number
+}
+
+/** A pool, as {@link Heap.pools} shows it. */
+export interface PoolInfo {
+  /** Where its memory begins. */
+  readonly address: Address
+  /** `'used'` with free blocks left, `'full'` without, `'empty'` without a block in use. */
+  readonly state: 'used' | 'full' | 'empty'
+  /** The number of its size class, from 0; `null` if it never held a block, or a trim has emptied it since. */
+  readonly sizeClass: number | null
+  /** Bytes of a block; `null` without a size class. */
+  readonly blockSize: number | null
+  /** Blocks in use. */
+  readonly used: number
+  /** Blocks that it could still give; 0 without a size class. */
+  readonly free: number
+}
+
+/** A block, as {@link Heap.blocks} shows it. */
+export interface BlockInfo {
+  /** Where it begins; under debug hooks, 16 bytes before the address that the domain gave. */
+  readonly address: Address
+  /** Whether it is in use. */
+  readonly used: boolean
 }
 
 /** What {@link Heap.trim} gave back. */
@@ -708,6 +1015,11 @@ export class ObjectType {
    * not a live object of this type
    */
   nitems(object: Address): number
+  /**
+   * Gives what is known of the type as data; `util.inspect` shows the same. Never throws.
+   * @returns its name, sizes and fields
+   */
+  toJSON(): TypeSummary
 }
 
 /** What `gc.get_stats()` says of a generation. */
@@ -1009,6 +1321,11 @@ export class MemoryFault extends Error {
   readonly index?: number
   /** With `ERR_CALLBACK_THREW`: what was thrown. */
   readonly cause?: unknown
+  /**
+   * Gives what is known as data; `util.inspect` shows the same, and the stack.
+   * @returns name, message, code, and the fields that are there
+   */
+  toJSON(): object
 }
 
 /**
@@ -1048,6 +1365,11 @@ export class MemoryError extends Error {
   constructor(message: string, fields?: object)
   /** Always `'ERR_NO_MEMORY'`. */
   readonly code: 'ERR_NO_MEMORY'
+  /**
+   * Gives what is known as data; `util.inspect` shows the same, and the stack.
+   * @returns name, message, code, and the fields that are there
+   */
+  toJSON(): object
 }
 
 // Recordings of real CPythons. Sizes are bytes, moments are numbers of events and seconds since the recording began.

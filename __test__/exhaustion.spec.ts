@@ -96,6 +96,11 @@ operations['looking'] = ({ heap, plain, object, ref }) => [
   heap.gc.deref(ref),
   heap.debugMallocStats(),
   heap.arenas(),
+  heap.stats(),
+  heap.toJSON(),
+  heap.arenas().map(({ address }) => Array.from(heap.pools(address), (pool) => [...heap.blocks(pool.address)].length)),
+  heap.obj.getUint8(plain.obj),
+  heap.obj.setUint8(plain.obj, 1),
 ]
 operations['setAllocator'] = ({ heap }) => {
   const own = heap.getAllocator('mem')

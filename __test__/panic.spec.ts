@@ -200,10 +200,12 @@ test.serial('a panic in any entry point is an error, and only its heap is lost',
     intact()
   }
 
-  for (const point of ['heap::finalize_handle', 'view::finalize']) {
+  for (const point of ['heap::finalize_handle', 'view::finalize', 'window::finalize']) {
     const drop = (): void => {
       const heap = new package_.Heap()
-      heap.obj.view(heap.obj.malloc(100)!).fill(1)
+      const block = heap.obj.malloc(100)!
+      heap.obj.view(block).fill(1)
+      heap.obj.setUint8(block, 2)
     }
     drop()
     const known = (): boolean => native.entryPoints().split('\n').includes(point)

@@ -27,6 +27,8 @@ const SUITES = [
   'domain',
   'exhaustion',
   'heap',
+  'look',
+  'memory',
   'misuse',
   'run',
   'sound/frees',

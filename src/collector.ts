@@ -54,7 +54,7 @@ export class Collector implements Contract {
   readonly garbage: Address[]
   readonly callbacks: CollectorCallback[]
   /** Keeps a collector from being posted to another thread as if it were a plain object. */
-  private readonly native: object
+  protected readonly native: object
   readonly #handle: Handle
   readonly #types: Types
 

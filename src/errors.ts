@@ -36,6 +36,15 @@ function nameAfter(prototype: object, value: string): void {
   defineProperty(prototype, 'name', { __proto__: null, value, configurable: true, writable: true } as PropertyDescriptor)
 }
 
+/** An error's name, message and what else is known; `util.inspect` shows the same, and the stack. */
+function dataOf(name: string, error: Error): object {
+  const data = { name, message: error.message }
+  const names = keys(error)
+  // One by one, because a spread makes V8 format the stack.
+  for (let index = 0; index < names.length; index++) define(data, names[index]!, error[names[index] as keyof Error])
+  return data
+}
+
 let isOwn: (error: object) => boolean
 
 export class MemoryFault extends Error {
@@ -61,6 +70,10 @@ export class MemoryFault extends Error {
     super(message, cause === undefined ? undefined : ({ __proto__: null, cause } as ErrorOptions))
     addAll(this, code, others)
   }
+
+  toJSON(): object {
+    return dataOf('MemoryFault', this)
+  }
 }
 nameAfter(MemoryFault.prototype, 'MemoryFault')
 
@@ -75,6 +88,10 @@ export class MemoryError extends Error {
   constructor(message: string, fields: object = {}) {
     super(message)
     addAll(this, 'ERR_NO_MEMORY', fields)
+  }
+
+  toJSON(): object {
+    return dataOf('MemoryError', this)
   }
 }
 nameAfter(MemoryError.prototype, 'MemoryError')

@@ -7,9 +7,13 @@ import type {
   Allocator,
   ArenaAllocator,
   ArenaInfo,
+  BlockInfo,
   DomainName,
   Geometry,
   HeapOptions,
+  HeapStats,
+  HeapSummary,
+  PoolInfo,
   Release,
   Size,
   Trimmed,
@@ -20,9 +24,12 @@ import { Collector } from './collector.js'
 import { Domain } from './domain.js'
 import { badArgument, isFunction } from './errors.js'
 import { checkFunction } from './functions.js'
+import { inspected, shown, summaryOf } from './inspect.js'
 import { Kept } from './kept.js'
+import { blocksOf, poolsOf } from './look.js'
+import { Memory } from './memory.js'
 import { native, newHandle, on, type Handle } from './native.js'
-import { freeze, slice } from './primordials.js'
+import { freeze, parse, slice } from './primordials.js'
 import { face } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
 
@@ -42,6 +49,7 @@ const {
   allocatedBlocks,
   arenas,
   debugMallocStats,
+  stats,
   trim,
   verify,
   setNomemory,
@@ -86,7 +94,12 @@ function opened(options: HeapOptions): Opened {
     trimAbove,
     allocator,
   )
-  return { handle: newHandle(external, kept), kept, release, pymalloc: slice(allocator, 0, 6) !== 'malloc' }
+  return {
+    handle: newHandle(external, kept, { release, allocator }),
+    kept,
+    release,
+    pymalloc: slice(allocator, 0, 6) !== 'malloc',
+  }
 }
 
 export class Heap {
@@ -97,11 +110,12 @@ export class Heap {
   readonly obj: Domain
   readonly gc: Collector
   /** Keeps a heap from being posted to another thread as if it were a plain object. */
-  private readonly native: object
+  protected readonly native: object
   readonly #handle: Handle
   readonly #kept: Kept
   readonly #pymalloc: boolean
   readonly #types: Types
+  readonly #memory: Memory
   #allocators?: Allocators
   readonly #ownArenas: ArenaAllocator
   #arenaAllocator: ArenaAllocator
@@ -119,9 +133,10 @@ export class Heap {
     this.#arenaAllocator = this.#ownArenas
     this.release = release
     this.geometry = freeze(geometry(on(handle)))
-    this.raw = new Domain('raw', handle)
-    this.mem = new Domain('mem', handle)
-    this.obj = new Domain('obj', handle)
+    this.#memory = new Memory(handle, this.geometry)
+    this.raw = new Domain('raw', handle, this.#memory)
+    this.mem = new Domain('mem', handle, this.#memory)
+    this.obj = new Domain('obj', handle, this.#memory)
     this.gc = new Collector(handle, kept, this.#types)
     this.native = native.external
   }
@@ -199,6 +214,20 @@ export class Heap {
     return arenas(on(this.#handle))
   }
 
+  pools(arena: Address): Generator<PoolInfo, void, void> {
+    return poolsOf(this.#handle, arena, this.geometry)
+  }
+
+  blocks(pool: Address): Generator<BlockInfo, void, void> {
+    return blocksOf(this.#handle, pool, this.geometry)
+  }
+
+  stats(): HeapStats | null {
+    const numbers = parse(stats(on(this.#handle))) as HeapStats
+    // As for the text.
+    return this.#pymalloc ? numbers : null
+  }
+
   debugMallocStats(): string {
     const text = debugMallocStats(on(this.#handle))
     // A CPython without pymalloc has nothing to say.
@@ -223,9 +252,19 @@ export class Heap {
 
   close(): void {
     close(on(this.#handle))
+    this.#memory.close()
   }
 
   [Symbol.dispose](): void {
     close(on(this.#handle))
+    this.#memory.close()
+  }
+
+  toJSON(): HeapSummary {
+    return summaryOf(this.#handle)
+  }
+
+  [inspected](): string {
+    return shown('Heap', summaryOf(this.#handle))
   }
 }

@@ -1,6 +1,6 @@
 /** The native binding: what it has, and which heap they are about. */
 
-import type { Address, ArenaInfo, Geometry, Release, Trimmed } from '../index.js'
+import type { Address, AllocatorName, ArenaInfo, Geometry, Release, Trimmed } from '../index.js'
 import type { Kept } from './kept.js'
 import { load } from './loading.js'
 
@@ -10,6 +10,12 @@ export interface External {
   readonly [brand]: never
 }
 
+/** What a heap was made with. */
+export interface Made {
+  readonly release: Release
+  readonly allocator: AllocatorName
+}
+
 /** A heap as all of its faces hold it. No script ever sees it. */
 export class Handle {
   /** No other heap that can still be reached has it. */
@@ -17,11 +23,13 @@ export class Handle {
   readonly external: External
   /** The binding does not keep it, because it refers to the heap. */
   readonly kept: Kept
+  readonly made: Made
 
-  constructor(number: number, external: External, kept: Kept) {
+  constructor(number: number, external: External, kept: Kept, made: Made) {
     this.number = number
     this.external = external
     this.kept = kept
+    this.made = made
   }
 }
 
@@ -35,6 +43,8 @@ export interface DomainCalls {
   readonly view: (address: unknown, heap: Handle) => Uint8Array
   readonly read: (address: unknown, offset: unknown, length: unknown, heap: Handle) => Uint8Array
   readonly write: (address: unknown, bytes: unknown, offset: unknown, heap: Handle) => void
+  readonly get: (address: unknown, kind: unknown, offset: unknown, heap: Handle) => number | bigint
+  readonly set: (address: unknown, kind: unknown, value: unknown, offset: unknown, heap: Handle) => void
 }
 
 /** How the binding makes its errors. */
@@ -111,6 +121,22 @@ export interface Binding {
   readonly allocatedBlocks: (heap: Handle) => number
   readonly arenas: (heap: Handle) => ArenaInfo[]
   readonly debugMallocStats: (heap: Handle) => string
+  /** `HeapStats` as JSON. */
+  readonly stats: (heap: Handle) => string
+  /** State and counts, as JSON; never throws. */
+  readonly summary: (heap: Handle) => string
+  readonly checkArena: (arena: unknown, heap: Handle) => void
+  /** Of the pool that an address lies in: the number of its size class or -1, its used and its free blocks. */
+  readonly pool: (address: unknown, heap: Handle) => number[] | null
+  readonly checkPool: (pool: unknown, heap: Handle) => void
+  /** A byte for each block: 1 where it is in use. */
+  readonly poolBlocks: (pool: unknown, heap: Handle) => Uint8Array
+  /** What `Memory` looks at first: a number of four bytes. */
+  readonly gate: (heap: Handle) => Uint8Array
+  /** Where the places for arenas begin, and their bytes; zeros where there are none. */
+  readonly region: (heap: Handle) => number[]
+  /** Of a place with an arena: its memory, the bits of live blocks, the bytes of objects, the pools' headers. */
+  readonly window: (place: unknown, heap: Handle) => Uint8Array[] | null
   readonly trim: (heap: Handle) => Trimmed
   readonly verify: (heap: Handle) => void
   readonly setupDebugHooks: (heap: Handle) => void
@@ -254,9 +280,9 @@ const chosen = new Chosen()
 const { chosen: place, choose } = native
 
 /** The handle of the heap that has just been opened. */
-export function newHandle(external: External, kept: Kept): Handle {
+export function newHandle(external: External, kept: Kept, made: Made): Handle {
   chosen.number = choose()
-  return new Handle(chosen.number, external, kept)
+  return new Handle(chosen.number, external, kept, made)
 }
 
 function change(heap: Handle): void {

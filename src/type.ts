@@ -1,8 +1,9 @@
 /** The faces of types, and what a spec is made of. */
 
-import type { Address, FieldKind, ObjectType as Contract, Size, TypeSpec } from '../index.js'
+import type { Address, FieldKind, ObjectType as Contract, Size, TypeSpec, TypeSummary } from '../index.js'
 import { badArgument } from './errors.js'
 import { checkFunction } from './functions.js'
+import { inspected, shown } from './inspect.js'
 import { native, on, type Handle } from './native.js'
 import { NewMap, append, apply, freeze, hasOwn, isArray, isWellFormed, join, keys, mapGet, mapSet } from './primordials.js'
 
@@ -112,7 +113,7 @@ export class ObjectType implements Contract {
   readonly basicsize: number
   readonly itemsize: number
   /** Keeps a type from being posted to another thread as if it were a plain object. */
-  private readonly native: object
+  protected readonly native: object
   readonly #handle: Handle
   readonly #number: number
   readonly #fields: readonly string[]
@@ -163,6 +164,20 @@ export class ObjectType implements Contract {
 
   nitems(object: Address): number {
     return nitems(this.#number, object, on(this.#handle))
+  }
+
+  toJSON(): TypeSummary {
+    return this.#summary()
+  }
+
+  [inspected](): string {
+    return shown('ObjectType', this.#summary())
+  }
+
+  #summary(): TypeSummary {
+    const fields: string[] = []
+    for (let index = 0; index < this.#fields.length; index++) append(fields, this.#fields[index]!)
+    return { name: this.name, basicsize: this.basicsize, itemsize: this.itemsize, fields }
   }
 
   #index(field: string): number {

@@ -53,6 +53,15 @@ export class Broken extends Error {
 }
 
 const codeOf = (error: unknown): string | undefined => (error as { code?: string }).code
+/** The code of what a call throws, if it throws. */
+function thrown(call: () => unknown): string | undefined {
+  try {
+    call()
+    return undefined
+  } catch (error) {
+    return codeOf(error)
+  }
+}
 /** The heap cannot be used now, or the block cannot, which lies in somebody's memory. */
 const isLater = (error: unknown): boolean => ['ERR_REENTRANT', 'ERR_GC_IN_PROGRESS'].includes(codeOf(error)!)
 /** What a script's `free` did or gave: then the block is freed all the same. */
@@ -129,7 +138,16 @@ export class Memory {
   #end(block: Block): void {
     this.#remove(block)
     this.#leave(block)
-    if (block.domain && this.#isThere(block)) throw new Broken(`${block.address} is there after it was freed`)
+    const { address, domain } = block
+    if (!domain) return
+    if (this.#isThere(block)) throw new Broken(`${address} is there after it was freed`)
+    // It may have become a grant: whatever a call says of it, a window says too.
+    const [byCall, few, byte] = [
+      () => domain.read(address),
+      () => domain.read(address, 0, 0),
+      () => domain.getUint8(address),
+    ].map(thrown)
+    if (few !== byCall || (byte !== byCall && byte !== 'ERR_OUT_OF_RANGE')) throw new Broken(`two answers about ${address}`)
   }
 
   /** The block is where it is now, with its bytes up to the smaller size unless somebody may have done anything to them. */
@@ -156,6 +174,7 @@ export class Memory {
     try {
       bytes = (domain ?? heap.raw).read(address)
       if (domain && domain.usableSize(address) !== bytes.length) throw new Broken(`two sizes of ${address}`)
+      this.#lookWithoutCall(domain ?? heap.raw, address, bytes)
     } catch (error) {
       if (isLater(error)) return
       throw new Broken(`${domain ? 'a block' : 'a grant'} of ${block.size} bytes at ${address} cannot be read`, error)
@@ -170,6 +189,21 @@ export class Memory {
     }
     block.loose = false
     block.bytes = bytes
+  }
+
+  /** What may be found through a window must be what a call has found, and end where that ends. */
+  #lookWithoutCall(domain: Domain, address: Address, bytes: Uint8Array): void {
+    const at = this.#random(bytes.length + 1)
+    const few = bytes.subarray(at, at + 20)
+    if (!same(domain.read(address, at, few.length), few)) throw new Broken(`two answers about ${address}`)
+    if (at < bytes.length && domain.getUint8(address, at) !== bytes[at]) throw new Broken(`two bytes at ${address}`)
+    try {
+      domain.setUint8(address, 0, bytes.length)
+    } catch (error) {
+      if (codeOf(error) === 'ERR_OUT_OF_RANGE' || isLater(error)) return
+      throw error
+    }
+    throw new Broken(`${address} can be written to beyond its end`)
   }
 
   lookAtGhosts(): void {

@@ -52,6 +52,9 @@ function addressTakers(domain: Domain): Array<(address: Address) => unknown> {
     (address) => domain.view(address),
     (address) => domain.read(address),
     (address) => domain.write(address, new Uint8Array(1)),
+    (address) => domain.getUint32(address),
+    (address) => domain.setFloat64(address, 1),
+    (address) => domain.read(address, 0, 1),
   ]
 }
 

@@ -23,6 +23,11 @@ const Bytes = Uint8Array
 const Words = Uint32Array
 const { write } = process.stdout
 
+/** Of all generators. */
+const { next } = getPrototypeOf(getPrototypeOf((function* () {})()))
+const custom = Symbol.for('nodejs.util.inspect.custom')
+const inspected = (object, self) => apply(object[custom], self, [])
+
 const own = (value) => ({ __proto__: null, value, writable: true, enumerable: true, configurable: true })
 
 /** The present heap, for traps. */
@@ -63,6 +68,17 @@ function everything() {
     say(domain.read(block, 0, 1)[0])
     domain.write(block, view, 0)
     say(domain.usableSize(block) >= 100)
+    domain.setUint8(block, 9)
+    domain.setInt32(block, -5, 4)
+    domain.setFloat64(block, 0.5, 8)
+    domain.setBigInt64(block, 5n, 16)
+    say(domain.getUint8(block) + domain.getInt32(block, 4) + domain.getUint32(block, 4) + domain.getFloat64(block, 8))
+    say(domain.getBigInt64(block, 16))
+    domain.setUint32(block, 7, 99 - 3)
+    attempt(() => domain.getUint8(block, 1000))
+    attempt(() => domain.setUint8(block, 256))
+    say(domain.toJSON().name)
+    say(inspected(domain, domain).length > 60)
     const moved = domain.realloc(block, 5000)
     say(view[0])
     domain.free(moved)
@@ -71,6 +87,11 @@ function everything() {
     say(kept[0] >= 0)
     attempt(() => domain.malloc('many'))
     attempt(() => domain.free(first + 16))
+    try {
+      domain.free(first + 16)
+    } catch (fault) {
+      say(fault.toJSON().code)
+    }
     attempt(() => domain.read(first, 100, 100))
   }
   const ops = new Words(8)
@@ -82,6 +103,16 @@ function everything() {
   attempt(() => heap.run(new Words(3)))
   say(heap.allocatedBlocks())
   say(heap.arenas()[0].totalPools)
+  const pools = heap.pools(heap.arenas()[0].address)
+  const pool = apply(next, pools, []).value
+  say(pool.state + pool.used + pool.free)
+  const blocks = heap.blocks(pool.address)
+  say(apply(next, blocks, []).value.used)
+  attempt(() => heap.pools(first + 16))
+  say(heap.stats().classes.length + heap.stats().bytes.total)
+  const { state, allocatedBlocks } = heap.toJSON()
+  say(state + allocatedBlocks)
+  say(inspected(heap, heap).length > 50)
   say(heap.geometry.poolSize)
   say(heap.debugMallocStats().length > 1000)
   say(heap.trim().pools)
@@ -135,6 +166,7 @@ function everything() {
     },
   })
   say(Node.name + Node.basicsize + Node.itemsize)
+  say(Node.toJSON().fields.length + inspected(Node, Node))
   const node = Node.alloc(1)
   say(heap.typeOf(node) === Node)
   Node.set(node, 'number', 5n)

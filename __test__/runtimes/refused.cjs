@@ -28,6 +28,8 @@ function work(heap) {
       const bytes = Uint8Array.from({ length: size }, (_, index) => index * 7 + 3)
       let block = heap[domain].malloc(size)
       heap[domain].write(block, bytes)
+      heap[domain].setUint8(block, bytes[0])
+      assert.equal(heap[domain].getUint8(block), bytes[0])
       for (let attempt = 0; attempt < 3; attempt++) isRefused(heap, domain, block)
       assert.deepEqual(heap[domain].read(block, 0, size), bytes)
       block = heap[domain].realloc(block, 2 * size + 100)

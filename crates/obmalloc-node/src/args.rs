@@ -103,7 +103,7 @@ pub(crate) fn one_of<T, const N: usize>(
 
 /// What an argument of a native method can be, as the tables of methods name it: each looks at one value, and gives what the method gets.
 pub(crate) mod kinds {
-    use obmalloc::{AllocatorId, Domain};
+    use obmalloc::{AllocatorId, Domain, FieldKind};
 
     use super::{Env, Failure, Value, code, one_of, sys};
     pub(crate) use super::{optional_size, size};
@@ -154,6 +154,19 @@ pub(crate) mod kinds {
     pub(crate) fn domain(env: Env, name: &'static str, value: Value) -> Result<Domain, Failure> {
         let named = |name: &str| Domain::ALL.into_iter().find(|domain| domain.name() == name);
         one_of(env, name, value, Domain::ALL.map(Domain::name), named)
+    }
+
+    /// The kind of a number in memory.
+    pub(crate) fn scalar(env: Env, name: &'static str, value: Value) -> Result<FieldKind, Failure> {
+        let kinds = [
+            ("u8", FieldKind::U8),
+            ("i32", FieldKind::I32),
+            ("u32", FieldKind::U32),
+            ("i64", FieldKind::I64),
+            ("f64", FieldKind::F64),
+        ];
+        let named = |name: &str| kinds.into_iter().find_map(|(known, kind)| (known == name).then_some(kind));
+        one_of(env, name, value, kinds.map(|(name, _)| name), named)
     }
 
     /// One of the heap's own allocators, by the number that a script has for it.

@@ -188,7 +188,6 @@ impl Env {
     }
 
     /// An array of two counts.
-    #[cfg(feature = "traces")]
     pub fn pair(self, (first, second): (u64, u64)) -> Outcome {
         let pair = self.array()?;
         self.define_element(pair, 0, self.number(first as f64)?)?;

@@ -72,7 +72,9 @@ pub use object::{
     Blocks, Failed, Field, FieldInfo, FieldKind, HookSet, Hooks, ItemKind, NoHooks, ObjectError, ObjectHeap, Type, TypeId,
     TypeSpec, Value, Visit,
 };
-pub use pymalloc::{ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, Stats, Trimmed};
+pub use pymalloc::{
+    ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, PoolInfo, Stats, StatsBytes, Trimmed, Window,
+};
 
 /// A value in memory of its own, or none when there is no memory.
 fn try_box<T>(value: T) -> Option<alloc::boxed::Box<T>> {

@@ -30,8 +30,8 @@ use obmalloc::profile::{self, Geometry, Profile};
 use obmalloc::{
     AllocatorId, AllocatorName, Answer, ArenaGuest, ArenaInfo, ArenaMapCounts, ArenaMapStats, CheckedHeap, Corruption, Domain,
     Failed, Fault, FaultKind, Field, FieldKind, GenerationStats, Guest, GuestFault, GuestHeap, Heap, HeapError, HeapOptions,
-    HookSet, Hooks, Info, ItemKind, NoHooks, ObjectError, ObjectHeap, OwnAllocators, OwnError, Phase, SetError, Stats, TakeDown,
-    Threw, Trimmed, Type, TypeId, TypeSpec, Undone, Value, Visit,
+    HookSet, Hooks, Info, ItemKind, NoHooks, ObjectError, ObjectHeap, OwnAllocators, OwnError, Phase, PoolInfo, SetError, Stats,
+    StatsBytes, TakeDown, Threw, Trimmed, Type, TypeId, TypeSpec, Undone, Value, Visit, Window,
 };
 
 /// What safe Rust cannot call, and why that is so.
@@ -554,6 +554,20 @@ impl Taken for ArenaInfo {
     }
 }
 
+impl Taken for PoolInfo {
+    fn taken(self, world: &World) {
+        self.address.taken(world);
+    }
+}
+
+impl Taken for Window {
+    fn taken(self, world: &World) {
+        for part in [self.memory, self.live, self.objects, self.headers] {
+            (part.as_ptr().expose_provenance(), part.len()).taken(world);
+        }
+    }
+}
+
 impl Taken for AllocatorId {
     fn taken(self, world: &World) {
         keep(&world.ids, self, 8);
@@ -620,6 +634,8 @@ only_text!(
     bool,
     u32,
     [i32; 3],
+    [usize; 3],
+    StatsBytes,
     [GenerationStats; 3],
     &str,
     Profile,

@@ -75,11 +75,12 @@ fn present(core: &Core, env: Env, domain: Domain) -> Outcome {
 /// Puts an allocator in; false when it is not for that domain.
 fn set(core: &Core, heap: &ObjectHeap, domain: Domain, allocator: AllocatorId) -> Result<bool, Failure> {
     let done = heap.set_allocator(domain, allocator);
+    // First, because JavaScript may run here.
+    core.update_attention();
     if let Some(failure) = core.take_guest_failure(heap) {
         // About blocks that left the quarantine: their frees returned long ago.
         core.tell(failure);
     }
-    core.update_attention();
     match done {
         Ok(()) => Ok(true),
         Err(SetError::Unknown) => Ok(false),
@@ -175,7 +176,8 @@ fn ask_own(core: &Core, _: Env) -> Outcome {
 }
 
 fn set_arenas(core: &Core, guest: Option<Rc<dyn ArenaGuest>>) -> Outcome {
-    core.heap()?.set_arena_guest(guest).map_err(no_room)?;
+    let done = core.heap()?.set_arena_guest(guest);
     core.update_attention();
+    done.map_err(no_room)?;
     Ok(UNDEFINED)
 }

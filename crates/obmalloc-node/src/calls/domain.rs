@@ -4,15 +4,16 @@ use std::ffi::CStr;
 use std::ptr::NonNull;
 
 use napi_sys as sys;
-use obmalloc::{Domain, Fault, FaultKind, ObjectHeap};
+use obmalloc::{Domain, Fault, FaultKind, FieldKind, ObjectHeap, Value as FieldValue};
 
+use super::objects::convert;
 use super::table::methods;
 use crate::bytes::Bytes;
 use crate::core::views;
 use crate::core::{Core, Mark};
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
-use crate::shell::Table;
+use crate::shell::{Table, internal};
 
 /// Adds an object `name` with the functions of domain number `D`.
 pub(crate) fn methods<const D: u8>(to: Table<'_>, name: &CStr) -> Result<(), Failure> {
@@ -32,6 +33,8 @@ fn add_all<const D: u8>(to: Table<'_>) -> Result<(), Failure> {
         c"view"(address: address) -> "Uint8Array" = view<D>;
         c"read"(address: address, offset: optional_given_size, length: optional_given_size) -> "Uint8Array" = read<D>;
         c"write"(address: address, bytes: value, offset: optional_given_size) -> "void" = write<D>;
+        c"get"(address: address, kind: scalar, offset: optional_given_size) -> "number | bigint" = get<D>;
+        c"set"(address: address, kind: scalar, value: value, offset: optional_given_size) -> "void" = set<D>;
     }
 }
 
@@ -122,6 +125,55 @@ fn write<const D: u8>(core: &Core, env: Env, at: usize, bytes: Value, (to, offse
     if source.length != 0 {
         // SAFETY: within a live block, checked just above, from an array that no JavaScript has touched since its length was read.
         unsafe { core.copy_in(std::ptr::with_exposed_provenance_mut(at + to), Bytes::of(bytes, source), source.length)? };
+    }
+    Ok(UNDEFINED)
+}
+
+/// `(address, kind, offset = 0)`: a number in a block.
+fn get<const D: u8>(core: &Core, env: Env, at: usize, kind: FieldKind, (from, offset): (Option<usize>, Value)) -> Outcome {
+    let from = from.unwrap_or(0);
+    let usable = core.size_to_copy(core.heap_to_look()?, domain::<D>(), at)?;
+    part(usable, from, kind.size(), offset)?;
+    let place: *const u8 = std::ptr::with_exposed_provenance(at + from);
+    // SAFETY: within a live block, checked just above.
+    unsafe {
+        match kind {
+            FieldKind::U8 => env.number(place.read().into()),
+            FieldKind::I32 => env.number(place.cast::<i32>().read_unaligned().into()),
+            FieldKind::U32 => env.number(place.cast::<u32>().read_unaligned().into()),
+            FieldKind::F64 => env.number(place.cast::<f64>().read_unaligned()),
+            FieldKind::I64 => env.new_bigint(place.cast::<i64>().read_unaligned()),
+            FieldKind::Object => Err(internal()),
+        }
+    }
+}
+
+/// `(address, kind, value, offset = 0)`: puts a number into a block.
+fn set<const D: u8>(
+    core: &Core,
+    env: Env,
+    at: usize,
+    kind: FieldKind,
+    value: Value,
+    (to, offset): (Option<usize>, Value),
+) -> Outcome {
+    let to = to.unwrap_or(0);
+    let number = convert(env, kind, value)?;
+    let heap = core.heap()?;
+    let usable = core.size_to_copy(heap, domain::<D>(), at)?;
+    part(usable, to, kind.size(), offset)?;
+    let place: *mut u8 = std::ptr::with_exposed_provenance_mut(at + to);
+    // SAFETY: within a live block, checked just above.
+    unsafe {
+        match (kind, number) {
+            // In range, as `convert` has seen.
+            (FieldKind::U8, FieldValue::Number(number)) => place.write(number as u8),
+            (FieldKind::I32, FieldValue::Number(number)) => place.cast::<i32>().write_unaligned(number as i32),
+            (FieldKind::U32, FieldValue::Number(number)) => place.cast::<u32>().write_unaligned(number as u32),
+            (FieldKind::F64, FieldValue::Number(number)) => place.cast::<f64>().write_unaligned(number),
+            (FieldKind::I64, FieldValue::Integer(number)) => place.cast::<i64>().write_unaligned(number),
+            _ => return Err(internal()),
+        }
     }
     Ok(UNDEFINED)
 }

@@ -1,6 +1,6 @@
 //! The calls of a heap itself.
 
-use obmalloc::{Domain, HeapError, Undone};
+use obmalloc::{Domain, HeapError, ObjectHeap, Undone};
 
 use super::table::methods;
 use crate::core::{Core, Mark};
@@ -14,7 +14,6 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
         c"geometry"() -> "Geometry" = geometry;
         c"allocatedBlocks"() -> "number" = allocated_blocks;
         c"arenas"() -> "ArenaInfo[]" = arenas;
-        c"debugMallocStats"() -> "string" = debug_malloc_stats;
         c"trim"() -> "Trimmed" = trim;
         c"verify"() -> "void" = verify;
         c"setupDebugHooks"() -> "void" = setup_debug_hooks;
@@ -38,7 +37,11 @@ fn geometry(core: &Core, env: Env) -> Outcome {
 }
 
 fn allocated_blocks(core: &Core, env: Env) -> Outcome {
-    let heap = core.heap_to_look()?;
+    env.integer(count_blocks(core, core.heap_to_look()?))
+}
+
+/// Blocks in use, as the caller knows them.
+pub(super) fn count_blocks(core: &Core, heap: &ObjectHeap) -> usize {
     // Retired blocks are free to the caller. Where a script gave one, it still has the memory.
     let is_retired = |(&address, mark): (&usize, &Mark)| match *mark {
         Mark::Retired(domain @ (Domain::Mem | Domain::Obj), _) => !heap.blocks().is_guests(domain, address),
@@ -46,7 +49,7 @@ fn allocated_blocks(core: &Core, env: Env) -> Outcome {
     };
     let retired = core.marks.borrow().iter().filter(|&mark| is_retired(mark)).count();
     // Blocks of the C library's allocator are not counted, also not when they are retired.
-    env.integer(heap.allocated_blocks().saturating_sub(retired))
+    heap.allocated_blocks().saturating_sub(retired)
 }
 
 fn arenas(core: &Core, env: Env) -> Outcome {
@@ -63,10 +66,6 @@ fn arenas(core: &Core, env: Env) -> Outcome {
         env.close_scope(scope);
     }
     Ok(array)
-}
-
-fn debug_malloc_stats(core: &Core, env: Env) -> Outcome {
-    env.string(&core.heap_to_look()?.stats().to_string())
 }
 
 fn trim(core: &Core, env: Env) -> Outcome {
@@ -95,19 +94,21 @@ fn setup_debug_hooks(core: &Core, _: Env) -> Outcome {
 
 /// `(start, stop = never)`
 fn set_nomemory(core: &Core, _: Env, start: usize, stop: Option<usize>) -> Outcome {
-    core.heap()?.set_nomemory(start, stop).map_err(no_heap)?;
+    let done = core.heap()?.set_nomemory(start, stop);
     core.update_attention();
+    done.map_err(no_heap)?;
     Ok(UNDEFINED)
 }
 
 fn remove_nomemory(core: &Core, _: Env) -> Outcome {
     let heap = core.heap()?;
     let done = heap.remove_nomemory();
+    // First, because JavaScript may run here.
+    core.update_attention();
     if let Some(failure) = core.take_guest_failure(heap) {
         // About blocks that left the quarantine: their frees returned long ago.
         core.tell(failure);
     }
-    core.update_attention();
     match done {
         Ok(()) => Ok(UNDEFINED),
         Err(Undone::GivenUp) => core.go_on().map(|()| UNDEFINED),

@@ -5,6 +5,8 @@ mod batch;
 mod collector;
 mod domain;
 pub(crate) mod heap;
+mod json;
+mod look;
 mod objects;
 mod table;
 #[cfg(feature = "traces")]
@@ -26,5 +28,6 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     objects::methods(to)?;
     collector::methods(to)?;
     heap::methods(to)?;
+    look::methods(to)?;
     methods! { to, c"run"(ops: value, addresses: value) -> "void" = run; }
 }

@@ -93,7 +93,9 @@ fn define_type(
     };
     let heap = core.objects()?;
     core.types.borrow_mut().try_reserve(1).map_err(|_| Failure::no_memory("no memory for a type"))?;
-    let kind = heap.define_type(spec).map_err(|error| core.object_failure(error, "spec", UNDEFINED))?;
+    let defined = heap.define_type(spec);
+    core.note_types(heap);
+    let kind = defined.map_err(|error| core.object_failure(error, "spec", UNDEFINED))?;
     core.types.borrow_mut().push(kind);
     let (info, array) = (heap.type_info(kind), env.array()?);
     for (index, number) in [kind.index(), info.basicsize(), info.itemsize()].into_iter().enumerate() {
@@ -264,7 +266,7 @@ fn set(
 }
 
 /// What a field is to hold.
-fn convert(env: Env, kind: FieldKind, value: Value) -> Result<FieldValue, Failure> {
+pub(super) fn convert(env: Env, kind: FieldKind, value: Value) -> Result<FieldValue, Failure> {
     let (converted, expected) = match kind {
         FieldKind::Object => {
             let address = args::address_or_null(env, value).map_err(|failure| failure.named("value"))?;

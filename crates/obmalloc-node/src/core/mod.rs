@@ -31,9 +31,10 @@ const REPORT_STEP: i64 = 1 << 20;
 
 /// What may be done with a heap.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum State {
-    /// Anything.
-    Open,
+    /// Anything. The face looks for this 0.
+    Open = 0,
     /// Anything, but the collection that an allocation scheduled comes first.
     Due,
     /// It may be looked at: a type's `traverse` is running.
@@ -50,6 +51,20 @@ pub(crate) enum State {
     Poisoned,
 }
 
+/// What the face looks at before it uses a block's memory without a call: a 32-bit number, in which the first two bytes are to be 0.
+#[repr(C, align(4))]
+struct Gate {
+    state: Cell<State>,
+    /// Whether there is more to know of blocks than the heap's tables say: there are debug hooks, guests or a quarantine, or a block has been
+    /// freed whose memory is kept for a buffer, which is live for the heap, but not for the caller.
+    careful: Cell<bool>,
+    /// Whether there may be objects.
+    typed: Cell<bool>,
+    zero: u8,
+}
+
+const _: () = assert!(size_of::<Gate>() == size_of::<u32>());
+
 /// A heap. It lives as long as the handle in JavaScript, and any view of its blocks.
 ///
 /// Invariants:
@@ -57,10 +72,12 @@ pub(crate) enum State {
 ///    [`close`], [`Core::release_if_closed`] and by dropping, when no call is on its way. `down` has what is left of it then.
 /// 2. JavaScript runs only from [`guests`](crate::hooks::guests), with the state at busy or asking, and from [`Scripts`](crate::hooks), which count
 ///    it: in both cases closing is refused, so that a call that has a reference to the heap at that time keeps it.
-/// 3. `marks` holds the live blocks about which more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
+/// 3. Whether the heap is plain changes only in calls that update the attention before they end; where JavaScript runs meanwhile, the state is
+///    busy or asking.
+/// 4. `marks` holds the live blocks about which more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
 ///    from a script, or there are debug hooks.
 pub(crate) struct Core {
-    state: Cell<State>,
+    gate: Gate,
     attention: Cell<bool>,
     heap: UnsafeCell<Option<ObjectHeap>>,
     down: Cell<Option<TakeDown>>,
@@ -107,7 +124,7 @@ impl Core {
     /// The heap, if it may be used now. A collection that is due runs first, and with it JavaScript.
     #[inline(always)]
     pub fn heap(&self) -> Result<&ObjectHeap, Failure> {
-        if self.state.get() == State::Open
+        if self.gate.state.get() == State::Open
             && let Some(heap) = self.heap_in_use()
         {
             return Ok(heap);
@@ -118,9 +135,9 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn heap_when_due(&self) -> Result<&ObjectHeap, Failure> {
-        let Some(heap) = self.heap_in_use().filter(|_| self.state.get() == State::Due) else { return Err(self.unusable()) };
+        let Some(heap) = self.heap_in_use().filter(|_| self.gate.state.get() == State::Due) else { return Err(self.unusable()) };
         if !self.scripts.are_running() {
-            self.state.set(State::Open);
+            self.gate.state.set(State::Open);
             heap.run_scheduled();
             if let Some(failure) = self.take_guest_failure(heap) {
                 self.tell(failure);
@@ -132,26 +149,26 @@ impl Core {
     /// The heap, if it may be looked at now: also from inside a `traverse`.
     pub fn heap_to_look(&self) -> Result<&ObjectHeap, Failure> {
         match self.heap_in_use() {
-            Some(heap) if self.state.get() == State::Traversing => Ok(heap),
+            Some(heap) if self.gate.state.get() == State::Traversing => Ok(heap),
             _ => self.heap(),
         }
     }
 
     /// The heap, if no call of a domain is on its way; for other heaps.
     pub fn heap_between_calls(&self) -> Option<&ObjectHeap> {
-        self.heap_in_use().filter(|_| matches!(self.state.get(), State::Open | State::Due))
+        self.heap_in_use().filter(|_| matches!(self.gate.state.get(), State::Open | State::Due))
     }
 
     /// A call has made objects, and with it perhaps a collection due.
     pub fn note_scheduled(&self, heap: &ObjectHeap) {
-        if self.state.get() == State::Open && heap.is_scheduled() {
-            self.state.set(State::Due);
+        if self.gate.state.get() == State::Open && heap.is_scheduled() {
+            self.gate.state.set(State::Due);
         }
     }
 
     #[cold]
     pub fn unusable(&self) -> Failure {
-        match self.state.get() {
+        match self.gate.state.get() {
             State::Traversing => {
                 Failure::new(code::GC_IN_PROGRESS, "expected a heap that may be changed, but a type's traverse is running")
             }
@@ -183,16 +200,16 @@ impl Core {
 
     /// Sets the state for the length of a callback; what it was comes back, unless something broke meanwhile.
     pub fn in_state<T>(&self, state: State, run: impl FnOnce() -> T) -> T {
-        let before = self.state.replace(state);
+        let before = self.gate.state.replace(state);
         let result = run();
         if !self.is_broken() {
-            self.state.set(before);
+            self.gate.state.set(before);
         }
         result
     }
 
     pub fn state(&self) -> State {
-        self.state.get()
+        self.gate.state.get()
     }
 
     /// Runs something that may call JavaScript.
@@ -209,11 +226,11 @@ impl Core {
 
     /// Whether it can only be closed.
     pub fn is_broken(&self) -> bool {
-        matches!(self.state.get(), State::Corrupted | State::Poisoned)
+        matches!(self.gate.state.get(), State::Corrupted | State::Poisoned)
     }
 
     pub fn poison(&self) {
-        self.state.set(State::Poisoned);
+        self.gate.state.set(State::Poisoned);
     }
 
     /// Whether the slow way is to be taken.
@@ -225,6 +242,18 @@ impl Core {
     pub fn update_attention(&self) {
         let changed = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks() || heap.calls_guests());
         self.attention.set(changed || !self.marks.borrow().is_empty());
+        let plain = self.heap_in_use().is_some_and(ObjectHeap::is_plain);
+        self.gate.careful.set(!plain || self.views.are_retired());
+    }
+
+    /// A type may have been defined.
+    pub fn note_types(&self, heap: &ObjectHeap) {
+        self.gate.typed.set(heap.has_types());
+    }
+
+    /// Where the face finds what it looks at before it uses memory without a call. It is there as long as the handle.
+    pub fn gate(&self) -> NonNull<u32> {
+        NonNull::from(&self.gate).cast()
     }
 
     /// Tells V8 how much of the heap's memory has been in use, now and then. If it were told of whole arenas, it would collect garbage after
@@ -258,7 +287,7 @@ impl Core {
             fault.kind = FaultKind::WrongHeap;
         }
         if fault.kind == FaultKind::HeapCorrupted && self.heap_in_use().is_some_and(|heap| heap.is_corrupted()) {
-            self.state.set(State::Corrupted);
+            self.gate.state.set(State::Corrupted);
         }
         fault.into()
     }
@@ -269,7 +298,7 @@ impl Core {
     fn take_fault_slowly(&self) -> Option<Failure> {
         if self.scripts.are_running()
             || self.is_broken()
-            || matches!(self.state.get(), State::Busy | State::Asking | State::Closed)
+            || matches!(self.gate.state.get(), State::Busy | State::Asking | State::Closed)
         {
             return None;
         }
@@ -280,7 +309,8 @@ impl Core {
         heap.take_fault().map(|fault| self.fault(fault))
     }
 
-    fn is_another_heaps(&self, address: usize) -> bool {
+    /// Whether an address is one of another heap's of this thread, or lies among the arenas of any.
+    pub fn is_another_heaps(&self, address: usize) -> bool {
         let inside = |(&base, &len): (&usize, &usize)| base != self.region.get().0 && address - base < len;
         let owns = |other: Rc<Self>| {
             !std::ptr::eq(&raw const *other, self)
@@ -295,10 +325,10 @@ impl Core {
 
     /// Gives everything back that can be given back now.
     pub fn close(&self, env: Env) -> Result<(), Failure> {
-        if self.scripts.are_running() || matches!(self.state.get(), State::Busy | State::Asking) {
+        if self.scripts.are_running() || matches!(self.gate.state.get(), State::Busy | State::Asking) {
             return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
         }
-        let poisoned = self.state.get() == State::Poisoned;
+        let poisoned = self.gate.state.get() == State::Poisoned;
         if !views::detach_all(self, env) {
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }
@@ -317,12 +347,12 @@ impl Core {
         self.report_change(env, -self.reported.get());
         // Where a buffer still lies in its memory, the heap goes when that goes.
         let Some(mut down) = down else {
-            self.state.set(State::Closed);
+            self.gate.state.set(State::Closed);
             return Ok(());
         };
-        self.state.set(State::Busy);
+        self.gate.state.set(State::Busy);
         let done = down.go_on(|| self.is_interrupted());
-        self.state.set(State::Closed);
+        self.gate.state.set(State::Closed);
         if !done {
             // Closing again goes on; otherwise the rest goes with the core. What a script threw does not outlive this call.
             let _ = down.take_guest_fault();
@@ -335,7 +365,7 @@ impl Core {
 
     /// A buffer over its memory is gone: a heap that has been closed may be able to go now.
     pub fn release_if_closed(&self) {
-        if self.state.get() == State::Closed && !self.views.are_reachable() {
+        if self.gate.state.get() == State::Closed && !self.views.are_reachable() {
             // SAFETY: invariant 1; after closing there are no calls.
             drop(unsafe { (*self.heap.get()).take() });
         }
@@ -356,7 +386,7 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.forget_region();
         let heap = self.heap.get_mut().take();
-        if self.state.get() == State::Poisoned && heap.as_ref().is_some_and(|heap| !heap.is_closed()) {
+        if self.gate.state.get() == State::Poisoned && heap.as_ref().is_some_and(|heap| !heap.is_closed()) {
             // As in `close`.
             std::mem::forget(heap);
         }
@@ -391,7 +421,7 @@ impl Core {
         let realm = realm.share()?;
         let core = Rc::new_cyclic(|this| Core {
             this: this.clone(),
-            state: Cell::new(State::Open),
+            gate: Gate { state: Cell::new(State::Open), careful: Cell::default(), typed: Cell::default(), zero: 0 },
             attention: Cell::new(false),
             env,
             realm,
@@ -448,7 +478,7 @@ impl Chosen for Core {
 
     fn broke(&self) -> Failure {
         // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
-        if self.state.get() == State::Corrupted {
+        if self.gate.state.get() == State::Corrupted {
             return self.unusable();
         }
         self.poison();

@@ -45,7 +45,9 @@ impl View {
 pub(crate) struct Views {
     /// Views that JavaScript may reach through a buffer that is not ours to detach.
     reachable: Cell<usize>,
-    /// Retired blocks that nothing can reach any more.
+    /// Retired blocks.
+    retired: Cell<usize>,
+    /// Those that nothing can reach any more.
     gone: Cell<usize>,
 }
 
@@ -56,12 +58,18 @@ fn add(counter: &Cell<usize>, change: isize) {
 impl Views {
     /// Changes what is known of a view, and counts what comes of it.
     fn change(&self, view: &View, change: impl FnOnce(&View)) {
-        let state = |view: &View| (view.is_reachable(), view.retired.get() && view.buffers.get() == 0);
-        let (was_reachable, was_gone) = state(view);
+        let state = |view: &View| (view.is_reachable(), view.retired.get(), view.retired.get() && view.buffers.get() == 0);
+        let (was_reachable, was_retired, was_gone) = state(view);
         change(view);
-        let (is_reachable, is_gone) = state(view);
+        let (is_reachable, is_retired, is_gone) = state(view);
         add(&self.reachable, isize::from(is_reachable) - isize::from(was_reachable));
+        add(&self.retired, isize::from(is_retired) - isize::from(was_retired));
         add(&self.gone, isize::from(is_gone) - isize::from(was_gone));
+    }
+
+    /// Whether a block has been freed whose memory waits for a buffer.
+    pub fn are_retired(&self) -> bool {
+        self.retired.get() != 0
     }
 
     /// Whether JavaScript may reach any block through a buffer that is not ours to detach.

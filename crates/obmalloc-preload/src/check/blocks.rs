@@ -260,8 +260,14 @@ mod tests {
     use std::ops::Bound::{Excluded, Included};
 
     fn table() -> Box<Blocks> {
-        // SAFETY: a table without blocks is all zeros; made in place, because it is larger than a test's stack likes.
-        unsafe { Box::<Blocks>::new_zeroed().assume_init() }
+        // Made in place, because it is larger than a test's stack likes.
+        let layout = std::alloc::Layout::new::<Blocks>();
+        // SAFETY: a table without blocks is all zeros; the layout is that of the box, which takes the memory over.
+        unsafe {
+            let place = std::alloc::alloc_zeroed(layout).cast::<Blocks>();
+            assert!(!place.is_null(), "memory for a table");
+            Box::from_raw(place)
+        }
     }
 
     fn block(owner: Owner, size: usize, site: u32, freed: bool) -> Option<Block> {

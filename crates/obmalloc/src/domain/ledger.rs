@@ -268,6 +268,21 @@ impl Ledger {
         Some((unsafe { self.bits.as_ptr().add(index >> 2) }, (index as u32 & 3) * 2))
     }
 
+    /// Whether every live block in the region begins where pymalloc's block begins and is as large.
+    pub fn is_plain(&self) -> bool {
+        self.quick_len != 0
+    }
+
+    /// The part of the table for `size` bytes of the region from `offset` on; none where there is no region.
+    pub fn part_of_table(&self, offset: usize, size: usize) -> Option<NonNull<[u8]>> {
+        if offset + size > self.len {
+            return None;
+        }
+        let (begin, bytes) = (offset >> self.alignment_shift >> 2, size >> self.alignment_shift >> 2);
+        // SAFETY: the table has two bits for every unit of the region.
+        Some(NonNull::slice_from_raw_parts(unsafe { self.bits.add(begin) }, bytes))
+    }
+
     /// Makes sure that [`insert`](Self::insert) has room for a block outside the region.
     #[inline]
     pub fn reserve(&mut self) -> bool {

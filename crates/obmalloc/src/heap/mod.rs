@@ -21,7 +21,7 @@ pub use options::{HeapError, HeapOptions};
 use crate::allocator::{Allocator, ArenaAllocator};
 use crate::domain::{Domain, Domains, Trust};
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{ArenaInfo, Corruption, Pymalloc, Stats, Trimmed, non_null};
+use crate::pymalloc::{ArenaInfo, Corruption, PoolInfo, Pymalloc, Stats, Trimmed, non_null};
 
 /// The three domains of one release over one pymalloc, trusting the caller as C does.
 ///
@@ -193,6 +193,25 @@ impl Heap {
     /// The arenas now held, in the order in which they were taken.
     pub fn arenas(&self) -> Vec<ArenaInfo> {
         self.pymalloc().arenas()
+    }
+
+    /// Where the arena begins that an address lies in, if it lies in one that is held.
+    pub fn arena_base(&self, address: usize) -> Option<usize> {
+        self.pymalloc().arena_base(address)
+    }
+
+    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
+    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
+        self.pymalloc().pool(address)
+    }
+
+    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
+    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
+    ///
+    /// # Errors
+    /// When the pool's free list does not hold.
+    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
+        self.pymalloc().used_blocks(address, used)
     }
 
     /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.

@@ -12,7 +12,7 @@ use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, Keeper, OwnAlloca
 use crate::heap::HeapError;
 use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{ArenaInfo, Stats, Trimmed};
+use crate::pymalloc::{ArenaInfo, Corruption, PoolInfo, Stats, Trimmed, Window};
 
 /// What an [`ObjectHeap`] lets do with blocks: everything, but with the memory of objects nothing.
 #[derive(Clone, Copy)]
@@ -149,9 +149,54 @@ impl ObjectHeap {
         self.heap.checked().arenas()
     }
 
+    /// Where the arena begins that an address lies in, if it lies in one that is held.
+    pub fn arena_base(&self, address: usize) -> Option<usize> {
+        self.heap.checked().arena_base(address)
+    }
+
+    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
+    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
+        self.heap.checked().pool(address)
+    }
+
+    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
+    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
+    ///
+    /// # Errors
+    /// When the pool's free list does not hold.
+    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
+        self.heap.checked().used_blocks(address, used)
+    }
+
     /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
     pub fn stats(&self) -> Stats {
         self.heap.checked().stats()
+    }
+
+    /// The memory of place number `place` of the [region](Self::region), each as large as an arena, and what is known of its blocks; none where no
+    /// arena is there. It can be read and written as long as the heap lives, also when another arena has come there. A block in it may be used
+    /// through it if it is live, the heap [is plain](Self::is_plain), and no object begins at its address or 16 or 32 bytes behind it; in a heap that
+    /// [has types](Self::has_types), a window from before it had them does not say that.
+    pub fn window(&self, place: usize) -> Option<Window> {
+        let checked = self.heap.checked();
+        let (memory, headers) = checked.inner().pymalloc().window(place)?;
+        let (offset, size) = (place * memory.len(), memory.len());
+        let live = checked.inner().ledger().part_of_table(offset, size)?;
+        let no_objects = NonNull::slice_from_raw_parts(NonNull::dangling(), 0);
+        // Before there are types the table may be replaced.
+        let objects = if self.has_types() { self.table().part(offset, size)? } else { no_objects };
+        Some(Window { memory, live, objects, headers })
+    }
+
+    /// Whether a type has been defined. From then on there may be objects.
+    pub fn has_types(&self) -> bool {
+        !self.state().types.is_empty()
+    }
+
+    /// Whether a live block in the [region](Self::region) is as large as its pool's blocks, and nothing more is to be known of it: there are
+    /// neither guests nor debug hooks nor a quarantine.
+    pub fn is_plain(&self) -> bool {
+        self.heap.checked().inner().ledger().is_plain()
     }
 
     /// Bytes held in arenas and raw blocks.

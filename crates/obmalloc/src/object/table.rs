@@ -187,6 +187,13 @@ impl ObjectTable {
         }
     }
 
+    /// The part of the table for `size` bytes of the region from `offset` on.
+    pub fn part(&self, offset: usize, size: usize) -> Option<NonNull<[u8]>> {
+        let (begin, units) = (offset >> self.alignment_shift, size >> self.alignment_shift);
+        // SAFETY: the table has a byte for every unit.
+        (begin + units <= self.units).then(|| NonNull::slice_from_raw_parts(unsafe { self.states.add(begin) }, units))
+    }
+
     /// The part of the table that is in use when objects have been in the first `used` bytes of the region: where, and how many bytes.
     pub fn used_table(&self, used: usize) -> (NonNull<u8>, usize) {
         (self.states, self.units.min(used >> self.alignment_shift))

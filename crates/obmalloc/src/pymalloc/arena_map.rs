@@ -68,6 +68,13 @@ pub struct ArenaMapStats {
     pub bot_bytes: usize,
 }
 
+impl ArenaMapStats {
+    /// Bytes of the root, of all middle nodes and of all bottom nodes.
+    pub fn lost(&self) -> [usize; 3] {
+        [self.root_bytes, self.mid_bytes * self.mid_count, self.bot_bytes * self.bot_count]
+    }
+}
+
 impl ArenaMap {
     pub fn new(range_check: RangeCheck, geometry: &Geometry) -> Self {
         let arena_bits = geometry.arena_size.trailing_zeros();

@@ -40,6 +40,56 @@ pub struct Stats {
     pub arena_map: Option<ArenaMapStats>,
 }
 
+/// Bytes of the arenas, by what they are used for. Of pools that hold a block: those of blocks, headers and what is left over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StatsBytes {
+    /// Blocks handed out.
+    pub allocated_blocks: usize,
+    /// Blocks that could still be handed out.
+    pub available_blocks: usize,
+    /// Pools that hold no block.
+    pub unused_pools: usize,
+    /// The heads of pools.
+    pub pool_headers: usize,
+    /// The ends of pools, where no whole block fits.
+    pub quantization: usize,
+    /// What arenas lose because their base is not a multiple of the pool size.
+    pub arena_alignment: usize,
+}
+
+impl StatsBytes {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        let Self { allocated_blocks, available_blocks, unused_pools, pool_headers, quantization, arena_alignment } = *self;
+        allocated_blocks + available_blocks + unused_pools + pool_headers + quantization + arena_alignment
+    }
+}
+
+impl Stats {
+    /// Arenas that were taken and have been given back.
+    pub fn arenas_reclaimed(&self) -> usize {
+        self.arenas_allocated_total - self.arenas
+    }
+
+    /// Bytes of the arenas held now.
+    pub fn bytes(&self) -> StatsBytes {
+        let geometry = &self.geometry;
+        let mut bytes = StatsBytes {
+            unused_pools: self.unused_pools * geometry.pool_size,
+            arena_alignment: self.arena_alignment,
+            ..StatsBytes::default()
+        };
+        for (class, entry) in self.classes.iter().enumerate() {
+            let size = geometry.block_size(class);
+            bytes.allocated_blocks += entry.blocks_in_use * size;
+            bytes.available_blocks += entry.avail_blocks * size;
+            bytes.pool_headers += entry.pools * POOL_OVERHEAD;
+            bytes.quantization += entry.pools * ((geometry.pool_size - POOL_OVERHEAD) % size);
+        }
+        bytes
+    }
+}
+
 impl Pymalloc {
     pub fn stats(&self) -> Stats {
         let geometry = self.geometry;
@@ -80,42 +130,37 @@ impl fmt::Display for Stats {
         writeln!(f, "Small block threshold = {threshold}, in {classes} size classes.\n")?;
         writeln!(f, "class   size   num pools   blocks in use  avail blocks")?;
         writeln!(f, "-----   ----   ---------   -------------  ------------")?;
-        let (mut allocated, mut available, mut headers, mut quantization) = (0, 0, 0, 0);
         for (class, entry) in self.classes.iter().enumerate().filter(|(_, entry)| entry.pools != 0) {
             let size = geometry.block_size(class);
             let ClassStats { pools, blocks_in_use, avail_blocks } = *entry;
             writeln!(f, "{class:5} {size:6} {pools:11} {blocks_in_use:15} {avail_blocks:13}")?;
-            allocated += blocks_in_use * size;
-            available += avail_blocks * size;
-            headers += pools * POOL_OVERHEAD;
-            quantization += pools * ((geometry.pool_size - POOL_OVERHEAD) % size);
         }
         writeln!(f)?;
         printone(f, "# arenas allocated total", self.arenas_allocated_total)?;
-        printone(f, "# arenas reclaimed", self.arenas_allocated_total - self.arenas)?;
+        printone(f, "# arenas reclaimed", self.arenas_reclaimed())?;
         printone(f, "# arenas highwater mark", self.arenas_highwater)?;
         printone(f, "# arenas allocated current", self.arenas)?;
         let arena_bytes = self.arenas * geometry.arena_size;
         printone(f, format_args!("{} arenas * {} bytes/arena", self.arenas, geometry.arena_size), arena_bytes)?;
         writeln!(f)?;
-        let unused = self.unused_pools * geometry.pool_size;
-        printone(f, "# bytes in allocated blocks", allocated)?;
-        printone(f, "# bytes in available blocks", available)?;
-        printone(f, format_args!("{} unused pools * {} bytes", self.unused_pools, geometry.pool_size), unused)?;
-        printone(f, "# bytes lost to pool headers", headers)?;
-        printone(f, "# bytes lost to quantization", quantization)?;
-        printone(f, "# bytes lost to arena alignment", self.arena_alignment)?;
-        printone(f, "Total", allocated + available + unused + headers + quantization + self.arena_alignment)?;
+        let bytes = self.bytes();
+        printone(f, "# bytes in allocated blocks", bytes.allocated_blocks)?;
+        printone(f, "# bytes in available blocks", bytes.available_blocks)?;
+        printone(f, format_args!("{} unused pools * {} bytes", self.unused_pools, geometry.pool_size), bytes.unused_pools)?;
+        printone(f, "# bytes lost to pool headers", bytes.pool_headers)?;
+        printone(f, "# bytes lost to quantization", bytes.quantization)?;
+        printone(f, "# bytes lost to arena alignment", bytes.arena_alignment)?;
+        printone(f, "Total", bytes.total())?;
         let Some(map) = &self.arena_map else { return Ok(()) };
-        let (mid, bot) = (map.mid_bytes * map.mid_count, map.bot_bytes * map.bot_count);
+        let [root, mid, bot] = map.lost();
         writeln!(f, "\narena map counts")?;
         printone(f, "# arena map mid nodes", map.mid_count)?;
         printone(f, "# arena map bot nodes", map.bot_count)?;
         writeln!(f)?;
-        printone(f, "# bytes lost to arena map root", map.root_bytes)?;
+        printone(f, "# bytes lost to arena map root", root)?;
         printone(f, "# bytes lost to arena map mid", mid)?;
         printone(f, "# bytes lost to arena map bot", bot)?;
-        printone(f, "Total", map.root_bytes + mid + bot)
+        printone(f, "Total", root + mid + bot)
     }
 }
 

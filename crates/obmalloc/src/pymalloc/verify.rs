@@ -157,25 +157,15 @@ impl Pymalloc {
             "a pool has size class {class}, of {}",
             self.geometry.size_classes()
         );
-        let size = self.geometry.block_size(class);
-        let touched = ((usize::from(header.nextoffset) << self.alignment_shift) - POOL_OVERHEAD) / size;
+        let touched = self.touched_blocks(header);
         ensure!(touched <= self.geometry.blocks_per_pool(class), address, "a pool has carved more blocks than it holds");
         let mut free = alloc::vec![false; touched];
         let mut count = 0;
-        let mut block = header.freeblock;
-        while !block.is_null() {
-            let offset = block.addr().wrapping_sub(address).wrapping_sub(POOL_OVERHEAD);
-            let index = offset / size;
-            ensure!(
-                offset.is_multiple_of(size) && index < touched,
-                address,
-                "a free list leads to {block:p}, which is no block of its pool"
-            );
+        for index in self.free_list(address, header) {
+            let index = index?;
             ensure!(!free[index], address, "a free list visits block {index} twice");
             free[index] = true;
             count += 1;
-            // SAFETY: checked just above to be a block of this pool that is not handed out.
-            block = unsafe { block.cast::<*mut u8>().read() };
         }
         let in_use = touched - count;
         ensure!(
@@ -190,6 +180,34 @@ impl Pymalloc {
             "a pool has no free block, but room for more"
         );
         Ok(())
+    }
+
+    /// Blocks of a pool with a size class that have been part of its free list.
+    pub(super) fn touched_blocks(&self, header: &PoolHeader) -> usize {
+        let size = self.geometry.block_size(usize::from(header.szidx));
+        ((usize::from(header.nextoffset) << self.alignment_shift) - POOL_OVERHEAD) / size
+    }
+
+    /// The numbers of the blocks in the free list of a pool with a size class. The first link that leads elsewhere is an error, and the end; a
+    /// list that runs in a circle does not end.
+    pub(super) fn free_list(&self, address: usize, header: &PoolHeader) -> impl Iterator<Item = Result<usize, Corruption>> {
+        let (size, touched) = (self.geometry.block_size(usize::from(header.szidx)), self.touched_blocks(header));
+        let mut block = header.freeblock;
+        core::iter::from_fn(move || {
+            if block.is_null() {
+                return None;
+            }
+            let offset = block.addr().wrapping_sub(address).wrapping_sub(POOL_OVERHEAD);
+            let index = offset / size;
+            if !offset.is_multiple_of(size) || index >= touched {
+                let what = alloc::format!("a free list leads to {block:p}, which is no block of its pool");
+                block = core::ptr::null_mut();
+                return Some(Err(Corruption { what, address }));
+            }
+            // SAFETY: checked just above to be a block of this pool, in its free list: its first word is the link, whatever that is.
+            block = unsafe { block.cast::<*mut u8>().read() };
+            Some(Ok(index))
+        })
     }
 
     /// The usable arenas ascend in their number of free pools, and the fingers point to the last of each number.

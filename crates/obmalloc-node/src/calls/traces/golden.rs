@@ -2,7 +2,7 @@
 
 use obmalloc_proof::Golden;
 
-use super::json;
+use crate::calls::json;
 use crate::face::Realm;
 use crate::failure::Failure;
 use crate::js::{Env, Outcome, Value};

@@ -4,9 +4,9 @@ use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};
 use serde::Deserialize;
 
-use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, reader};
+use crate::calls::json;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};

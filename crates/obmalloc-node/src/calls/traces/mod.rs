@@ -3,7 +3,6 @@
 mod events;
 mod golden;
 mod inquiry;
-mod json;
 mod moments;
 mod numbered;
 mod replay;

@@ -2,9 +2,9 @@
 
 use obmalloc_trace::moments::{Moment, Outlining};
 
-use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
+use crate::calls::json;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};

@@ -9,8 +9,8 @@ use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::{Replay, Report};
 use serde::{Deserialize, Serialize};
 
-use super::json;
 use super::numbered::Numbered;
+use crate::calls::json;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};

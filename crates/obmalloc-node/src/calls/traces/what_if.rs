@@ -8,9 +8,9 @@ use obmalloc_trace::replay::{Replay, Report};
 use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
 use serde::{Deserialize, Serialize};
 
-use super::json;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, read};
+use crate::calls::json;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};

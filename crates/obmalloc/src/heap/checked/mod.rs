@@ -21,7 +21,7 @@ use crate::allocator::{Allocator, ArenaAllocator};
 use crate::domain::{DebugHooks, Domain, Domains, Fault, FaultKind, Ledger, Purpose, Trust};
 use crate::interrupt::Interrupt;
 use crate::profile::{Geometry, Profile};
-use crate::pymalloc::{ArenaInfo, Location, Pymalloc, Stats, Trimmed, non_null};
+use crate::pymalloc::{ArenaInfo, Corruption, Location, PoolInfo, Pymalloc, Stats, Trimmed, non_null};
 
 /// A request for a block.
 #[derive(Clone, Copy)]
@@ -771,6 +771,25 @@ impl CheckedHeap {
     /// As [`Heap::arenas`](crate::Heap::arenas).
     pub fn arenas(&self) -> Vec<ArenaInfo> {
         self.inner().pymalloc().arenas()
+    }
+
+    /// Where the arena begins that an address lies in, if it lies in one that is held.
+    pub fn arena_base(&self, address: usize) -> Option<usize> {
+        self.inner().pymalloc().arena_base(address)
+    }
+
+    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
+    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
+        self.inner().pymalloc().pool(address)
+    }
+
+    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
+    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
+    ///
+    /// # Errors
+    /// When the pool's free list does not hold.
+    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
+        self.inner().pymalloc().used_blocks(address, used)
     }
 
     /// As [`Heap::trim`](crate::Heap::trim). Blocks in quarantine stay where they are. Under debug hooks a pool stays, too, in which something wrote to
