@@ -13,7 +13,7 @@ use super::growth::Growing;
 use super::onlookers::Onlookers;
 use super::page::{Page, Parts, Still, Sure};
 use super::pinning::Pinning;
-use super::rules::{self, Facts};
+use super::rules::{self, Anew, Facts};
 use super::shares::Shares;
 use super::sites::Sites;
 use super::top::{self, By, Row};
@@ -338,8 +338,11 @@ impl Course {
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
         let pinning = Pinning::of(census, peak, analysis.ledger.deaths.as_deref(), &shares, pinned, &mut sites, tree);
-        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &mut sites, tree));
-        let anew = survivors.and_then(|blocks| self.replay.make_anew(&blocks));
+        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(census, &analysis.ledger, &mut sites, tree));
+        let anew = survivors.and_then(|survivors| {
+            let arenas = self.replay.make_anew(&survivors.blocks)? as u64;
+            Some(Anew { arenas, at_least: if survivors.may_be_dead { survivors.others.min(arenas) } else { arenas } })
+        });
 
         let Onlookers { report, analysis, .. } = self.replay.watcher();
         let tree = self.replay.stacks().unwrap_or(&none);
@@ -358,7 +361,7 @@ impl Course {
             totals,
             sample,
             pinning: pinning.as_ref(),
-            anew: anew.map(|arenas| arenas as u64),
+            anew,
         };
         let mut findings = rules::find(&facts, &mut sites);
         let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };

@@ -70,9 +70,16 @@ pub struct Facts<'a> {
     pub tree: &'a Stacks,
     pub totals: Totals,
     pub sample: Option<&'a Sample>,
-    /// What pins arenas, and how many arenas there would be if it were made anew.
+    /// What pins arenas, and what comes of making it anew.
     pub pinning: Option<&'a Pinning>,
-    pub anew: Option<u64>,
+    pub anew: Option<Anew>,
+}
+
+/// How many arenas there are after the survivors were made anew, and how many there would be at least if some of them were dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Anew {
+    pub arenas: u64,
+    pub at_least: u64,
 }
 
 /// Lets all rules look.
@@ -142,7 +149,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         "{} ({}) from {who} pin {} of {}; packed, {} would do.",
         counted(pinning.live.blocks, "block"),
         size(pinning.live.bytes),
-        count(pinning.arenas),
+        count(pinning.arenas.len() as u64),
         counted(facts.totals.arenas, "arena"),
         count(needed),
     );
@@ -156,17 +163,23 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         );
     }
     let mut saves = 0;
-    if let Some(anew) = facts.anew {
-        saves = facts.totals.arenas.saturating_sub(anew) * facts.census.geometry.arena_size as u64;
+    if let Some(Anew { arenas, at_least }) = facts.anew {
+        saves = facts.totals.arenas.saturating_sub(arenas) * facts.census.geometry.arena_size as u64;
+        let gives =
+            format!("making the survivors anew after the burst gives {} (tried on this recording)", counted(arenas, "arena"));
         // What a program does is more than what was tried: the dead that its interpreter keeps for new objects are live blocks here.
-        let (verdict, condition) = if saves > 0 {
-            ("What helps:", ", if gc.collect() follows: until then CPython keeps some of the dead for new objects")
+        text += &if saves == 0 {
+            format!(" What does not help: {gives}.")
+        } else if at_least + 1 < arenas {
+            format!(
+                " What helps: {gives}, if gc.collect() is called before and after. It may be fewer, down to {at_least}: CPython keeps some dead \
+                 objects for new ones until then, and a recording cannot tell them from survivors."
+            )
         } else {
-            ("What does not help:", "")
+            format!(
+                " What helps: {gives}, if gc.collect() is called before and after: until then CPython keeps some dead objects for new ones."
+            )
         };
-        let arenas = counted(anew, "arena");
-        text +=
-            &format!(" {verdict} making the survivors anew after the burst gives {arenas} (tried on this recording){condition}.");
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
     finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();

@@ -19,6 +19,8 @@ impl<W: Watcher> Replay<W> {
 
 impl Ground {
     /// What has become of an event in the recorded process.
+    #[cold]
+    #[inline(never)]
     pub(super) fn follow(&mut self, event: &Event) -> Fate {
         let fate = self.follow_event(event);
         // The arena that a call gives back stands before the call, and the block that it frees lies in there.
