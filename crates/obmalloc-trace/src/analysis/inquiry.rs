@@ -359,7 +359,6 @@ impl Course {
             shares: &shares,
             tree,
             totals,
-            sample,
             pinning: pinning.as_ref(),
             anew,
         };

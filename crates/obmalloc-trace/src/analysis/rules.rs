@@ -14,7 +14,7 @@ use super::sites::Sites;
 use super::why::Totals;
 use super::words::{self, count, counted, percent, size};
 use super::{Analysis, Sum};
-use crate::moments::{Outline, Sample};
+use crate::moments::Outline;
 use crate::replay::Report;
 use crate::stacks::Stacks;
 
@@ -69,7 +69,6 @@ pub struct Facts<'a> {
     pub shares: &'a Shares,
     pub tree: &'a Stacks,
     pub totals: Totals,
-    pub sample: Option<&'a Sample>,
     /// What pins arenas, and what comes of making it anew.
     pub pinning: Option<&'a Pinning>,
     pub anew: Option<Anew>,
