@@ -1668,7 +1668,10 @@ export interface CallEvent {
   readonly domain: 'raw' | 'mem' | 'obj' | 'arena'
   /** Elements, of a `calloc`. */
   readonly count?: number
-  /** Bytes requested (of a `calloc`, in an element), or bytes of the arena given back; absent for a domain's `free`. */
+  /**
+   * Bytes requested (of a `calloc`, in an element); of a `free`, bytes that its block was requested with, or bytes of the arena given back. Absent
+   * for a `free` of NULL, and of a block that no recorded call gave.
+   */
   readonly size?: number
   /** The block that a `realloc` was given, as `0x…`. */
   readonly from?: string

@@ -1,7 +1,7 @@
 /** `obmalloc what-if`: other settings and other allocators, tried on recordings of real CPythons. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -16,6 +16,9 @@ const cli = fileURLToPath(new URL('../dist/cli.js', import.meta.url))
 const folder = mkdtempSync(join(tmpdir(), 'obmalloc-what-if-test-'))
 test.after.always(() => rmSync(folder, { recursive: true, force: true }))
 
+const temporary = join(folder, 'temporary')
+mkdirSync(temporary)
+
 const { usable } = findInterpreters([])
 const withPython = usable.length > 0 ? test : test.skip
 
@@ -23,6 +26,7 @@ function obmalloc(...args: string[]) {
   const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], {
     encoding: 'utf8',
     cwd: folder,
+    env: { ...process.env, TMPDIR: temporary },
     maxBuffer: 2 ** 27,
   })
   return { status, stdout, stderr }
@@ -115,11 +119,7 @@ withPython('allocators are measured where there are any, and left out with a wor
     missing.map((name) => `${name} was not measured: this system has no library of it`),
   )
   t.is(answer.rows.filter(({ kind }) => kind === 'measured').length, 1 + names.length - missing.length)
-  t.deepEqual(
-    readdirSync(tmpdir()).filter((name) => name.startsWith('obmalloc-what-if-') && !name.includes('test')),
-    [],
-    'nothing is left behind',
-  )
+  t.deepEqual(readdirSync(temporary), [], 'nothing is left behind')
 })
 
 test('other rules and sizes are tried on a golden trace, and said in words', (t) => {

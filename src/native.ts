@@ -242,20 +242,14 @@ export interface Binding {
   /** The moment as JSON, null when the trace has no such moment. */
   findMoment(outline: number, moment: string): string | null
   closeOutline(outline: number): void
-  /** The number of a recording whose calls are to be made again, which the options, as JSON, name. */
+  /** The number of trials of the configurations on the recording that the options, as JSON, name. */
   openTrials(options: string): number
-  /** Reads at most `count` events, or makes at most `count` calls of the trial under way; 0 when that is done. */
+  /** Reads at most `count` events, or makes at most `count` calls; 0 when there is nothing left. */
   stepTrials(trials: number, count: number): number
   /** What has been read or made, and all there is of it. */
   progressTrials(trials: number): readonly [number, number]
-  /** What the recorded process had, as JSON. */
-  recordedByTrials(trials: number): string
-  /** Begins a trial of the configuration, which is JSON. */
-  tryTrials(trials: number, configuration: string): void
-  /** What came of the last trial, as JSON. */
-  rowOfTrials(trials: number): string
-  /** Writes the calls to a new file, for the measuring program. */
-  writeTrials(trials: number, path: string): void
+  /** What came of them, as JSON. The trials are over with it. */
+  answerTrials(trials: number): string
   closeTrials(trials: number): void
   /** The number of an inquiry into the traces that the options, as JSON, name. */
   openInquiry(options: string): number

@@ -5,12 +5,35 @@ import { join } from 'node:path'
 
 import type { Column, ReportData } from './report-data.js'
 import { readHeader } from './trace.js'
+import type { Configuration, Tried } from './what-if.js'
 import { ask, type InquiryOptions } from './why.js'
+
+/** Other settings that are tried at the moment. */
+export interface Tries {
+  readonly configurations: readonly Configuration[]
+  /** Where the calls are written, to a file that is not there yet: eight bytes an event. */
+  readonly calls: string
+  /** Nothing is tried at a moment that is later than this event. */
+  readonly mostEvents: number
+}
 
 /** Asks for the page's data at a moment. Throws `TraceError` when the trace cannot be read. */
 export async function pageOf(path: string, options: InquiryOptions = {}): Promise<ReportData> {
+  return (await pageAndTried(path, options)).page
+}
+
+/** As {@link pageOf}, with what came of `tries`; an error in words where a trial could not go on. */
+export async function pageAndTried(
+  path: string,
+  { tries, ...options }: InquiryOptions & { readonly tries?: Tries },
+): Promise<{ page: ReportData; tried: Tried | null; triedError: string | null }> {
   const { version } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
-  return (await ask(path, { ...options, report: true, command: readHeader(path).argv, version })) as ReportData
+  const wanted = { ...options, report: true, command: readHeader(path).argv, version, ...(tries ? { tries } : {}) }
+  const { tried, triedError, ...page } = (await ask(path, wanted)) as ReportData & {
+    readonly tried: Tried | null
+    readonly triedError: string | null
+  }
+  return { page, tried, triedError }
 }
 
 /** The numbers of a column. */

@@ -1,9 +1,14 @@
 /** Other settings, tried on a recording for its answer: which of them would help, and which would not. */
 
 import type { WhatIfOptions, WhatIfRow } from '../index.js'
+import { pageAndTried } from './page.js'
+import { releaseOf } from './release.js'
+import type { ReportData } from './report-data.js'
 import { bytes } from './size.js'
-import { ALLOCATORS, type AllocatorName, findAllocator, whatIfAt } from './what-if.js'
-import type { Why } from './why.js'
+import { say } from './terminal.js'
+import { readHeader } from './trace.js'
+import { ALLOCATORS, type AllocatorName, AS_RECORDED, findAllocator, measureAll, rowsOf, whatIfAt, withCalls } from './what-if.js'
+import type { InquiryOptions, Why } from './why.js'
 
 /** Arenas of other sizes. */
 const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
@@ -11,8 +16,13 @@ const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
 /** Events up to which a recording's calls are made again for an answer, and in processes with other allocators. */
 const MOST_EVENTS = 20_000_000
 
+/** Events up to which they are made again for a page: they take a file of eight bytes each. */
+const MOST_EVENTS_OF_PAGE = 250_000_000
+
 /** A setting helps when it leaves at most this part of what was held. */
 const HELPS = 0.75
+
+type OnProgress = NonNullable<WhatIfOptions['onProgress']>
 
 /** Whether `why` tries others: where the answer says what would help, and in the time that one waits for an answer. */
 export function isWorthTrying({ at, findings }: Why): boolean {
@@ -20,15 +30,33 @@ export function isWorthTrying({ at, findings }: Why): boolean {
 }
 
 /** Tries arenas of other sizes, and the allocators that this system has, at the moment of an answer. */
-export async function tryOthers(
-  path: string,
-  why: Why,
-  onProgress: NonNullable<WhatIfOptions['onProgress']>,
-): Promise<WhatIfRow[]> {
-  const present = (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
-  const allocators = why.at.event <= MOST_EVENTS ? present : []
-  const { rows } = await whatIfAt(path, why.at, { configurations: SETTINGS, allocators, onProgress })
+export async function tryOthers(path: string, why: Why, onProgress: OnProgress): Promise<WhatIfRow[]> {
+  const { rows } = await whatIfAt(path, why.at, { configurations: SETTINGS, allocators: present(), onProgress })
   return [...rows]
+}
+
+/** The page's data, and the same trials, of the same replay; allocators only up to {@link MOST_EVENTS}. */
+export async function pageAndOthers(
+  path: string,
+  options: InquiryOptions,
+  onProgress: OnProgress,
+): Promise<{ page: ReportData; rows: WhatIfRow[] }> {
+  return withCalls(async (calls) => {
+    const configurations = [AS_RECORDED, ...SETTINGS]
+    const tries = { configurations, calls, mostEvents: MOST_EVENTS_OF_PAGE }
+    const { page, tried, triedError } = await pageAndTried(path, { ...options, tries })
+    if (triedError !== null) say(`other settings could not be tried: ${triedError}`)
+    if (tried === null) return { page, rows: [] }
+    const release = releaseOf(readHeader(path).python)
+    const allocators = page.why.at.event <= MOST_EVENTS ? present() : []
+    const measured = await measureAll(calls, release, allocators, undefined, onProgress)
+    return { page, rows: [...rowsOf(release, tried, configurations).rows, ...measured.rows] }
+  })
+}
+
+/** The allocators that this system has. */
+function present(): AllocatorName[] {
+  return (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
 }
 
 /** What came of the trials, for an answer that says that little is alive in what is held; no line otherwise. */

@@ -41,17 +41,21 @@ interface Made {
   readonly nanoseconds: number
 }
 
-/** What the recorded process had at the moment. */
-interface Recorded extends Omit<Made, 'lost' | 'nanoseconds'> {
+/** What came of trials, as the engine tells it. */
+export interface Tried {
+  /** What the recorded process had at the moment, and bytes that a trim would give back there. */
+  readonly recorded: Omit<Made, 'lost' | 'nanoseconds'> & { readonly trimmable: number }
   readonly calls: number
   /** How many calls were of blocks that are set apart. */
   readonly apart: number
-  /** Bytes that a trim would give back at the moment. */
-  readonly trimmable: number
-  readonly verified: boolean
+  /** Of the configurations, of which the first is {@link AS_RECORDED}. */
+  readonly rows: readonly Made[]
 }
 
-/** Events read, or calls made, between two looks at the clock and the terminal. */
+/** What every list of configurations begins with. */
+export const AS_RECORDED: Configuration = {}
+
+/** Events looked at, or calls made, between two looks at the clock and the terminal. */
 const SLICE = 500_000
 
 /** Tries settings on a recording. Throws `TraceError` when it cannot be read. */
@@ -70,54 +74,71 @@ export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<Wha
   const release = releaseOf(header.python)
   const frames = header.stacks ?? 0
   if (apart && frames === 0) throw new UsageError(`${path} has no stacks: blocks cannot be set apart by line`)
-  const site = apart ? [apart.file, apart.line] : null
-  const trials = reading(() =>
-    native.openTrials(JSON.stringify({ release, segments: parts, stop_at: at.event + 1, frames, apart: site })),
-  )
-  const finish = async (what: string): Promise<void> => {
-    while (reading(() => native.stepTrials(trials, SLICE)) !== 0) {
-      onProgress?.(what, ...native.progressTrials(trials))
-      await new Promise((done) => setImmediate(done))
-      signal?.throwIfAborted()
+  const all = [AS_RECORDED, ...configurations, ...(apart ? [{ apart: true }] : [])]
+  return withCalls(async (calls) => {
+    const site = apart ? [apart.file, apart.line] : null
+    const wanted = { release, segments: parts, stopAt: at.event + 1, frames, apart: site, configurations: all, calls }
+    const trials = reading(() => native.openTrials(JSON.stringify(wanted)))
+    try {
+      while (reading(() => native.stepTrials(trials, SLICE)) !== 0) {
+        onProgress?.(path, ...native.progressTrials(trials))
+        await new Promise((done) => setImmediate(done))
+        signal?.throwIfAborted()
+      }
+      const tried = JSON.parse(reading(() => native.answerTrials(trials))) as Tried & { readonly verified: boolean }
+      if (apart && tried.apart === 0)
+        throw new UsageError(`expected a line that asked for memory by then, but ${apart.file}:${apart.line} did not`)
+      const made = rowsOf(release, tried, all, apart)
+      const measured = await measureAll(calls, release, allocators, signal, onProgress)
+      const [rows, remarks] = [
+        [...made.rows, ...measured.rows],
+        [...made.remarks, ...measured.remarks],
+      ]
+      return { schema: 'obmalloc.what-if/1', at, verified: tried.verified, calls: tried.calls, rows, remarks }
+    } finally {
+      native.closeTrials(trials)
     }
-  }
-  const attempt = async (configuration: Configuration): Promise<Made> => {
-    native.tryTrials(trials, JSON.stringify(configuration))
-    await finish(nameOf(configuration, apart))
-    return JSON.parse(native.rowOfTrials(trials)) as Made
-  }
+  })
+}
+
+/** Calls `work` with the path of a file that is not there yet, in a folder that is gone afterwards. */
+export async function withCalls<Result>(work: (file: string) => Promise<Result>): Promise<Result> {
+  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
   try {
-    await finish(path)
-    const recorded = JSON.parse(native.recordedByTrials(trials)) as Recorded
-    if (apart && recorded.apart === 0)
-      throw new UsageError(`expected a line that asked for memory by then, but ${apart.file}:${apart.line} did not`)
-    const again = await attempt({})
-    // The replay has placed every arena where it was; whatever the trials assume has to give the same.
-    const isSame = again.held === recorded.held && again.peakHeld === recorded.peakHeld && again.maps === recorded.maps
-    const remarks = isSame
-      ? []
-      : [`made again, the recorded setting holds ${again.held} bytes, and not ${recorded.held}: rows may be off by as much`]
-    const rows: WhatIfRow[] = [
-      { name: `as recorded (${release})`, kind: 'exact', ...again, ...pick(recorded), difference: 0, setting: null },
-    ]
-    if (recorded.trimmable > 0) rows.push(trimmedRow(rows[0]!, recorded.trimmable))
-    const all = apart ? [...configurations, { apart: true }] : configurations
-    for (const configuration of all) {
-      const made = await attempt(configuration)
-      const kind = isSame && isOfARelease(configuration) ? 'exact' : 'model'
-      const difference = made.held - recorded.held
-      rows.push({ name: nameOf(configuration, apart), kind, ...made, difference, setting: settingOf(configuration) })
-    }
-    if (allocators.length > 0) {
-      const measured = await measureAll(trials, release, allocators, signal, onProgress)
-      rows.push(...measured.rows)
-      remarks.push(...measured.remarks)
-    }
-    const { calls, verified } = recorded
-    return { schema: 'obmalloc.what-if/1', at, verified, calls, rows, remarks }
+    return await work(join(folder, 'calls'))
   } finally {
-    native.closeTrials(trials)
+    rmSync(folder, { recursive: true, force: true })
   }
+}
+
+/** What came of trials, as rows and remarks. */
+export function rowsOf(
+  release: string,
+  { recorded, rows: [again, ...others] }: Tried,
+  [, ...configurations]: readonly Configuration[],
+  apart?: WhatIfOptions['apart'],
+): { rows: WhatIfRow[]; remarks: string[] } {
+  // The replay has placed every arena where it was; whatever the trials assume has to give the same.
+  const isSame = again!.held === recorded.held && again!.peakHeld === recorded.peakHeld && again!.maps === recorded.maps
+  const remarks = isSame
+    ? []
+    : [`made again, the recorded setting holds ${again!.held} bytes, and not ${recorded.held}: rows may be off by as much`]
+  const first: WhatIfRow = {
+    name: `as recorded (${release})`,
+    kind: 'exact',
+    ...again!,
+    ...pick(recorded),
+    difference: 0,
+    setting: null,
+  }
+  const trimmed = recorded.trimmable > 0 ? [trimmedRow(first, recorded.trimmable)] : []
+  const rows = others.map((made, index): WhatIfRow => {
+    const configuration = configurations[index]!
+    const kind = isSame && isOfARelease(configuration) ? 'exact' : 'model'
+    const difference = made.held - recorded.held
+    return { name: nameOf(configuration, apart), kind, ...made, difference, setting: settingOf(configuration) }
+  })
+  return { rows: [first, ...trimmed, ...rows], remarks }
 }
 
 /** What is resident of the arenas once the pages of empty pools have gone back, if all of them had been touched. */
@@ -194,34 +215,28 @@ export function findAllocator(name: AllocatorName): string | undefined {
 }
 
 /** Makes the calls in a process for each allocator, and in one more with pymalloc, which the others are held against. */
-async function measureAll(
-  trials: number,
+export async function measureAll(
+  calls: string,
   release: string,
   allocators: readonly AllocatorName[],
-  signal: AbortSignalLike | undefined,
-  onProgress: WhatIfOptions['onProgress'],
+  signal?: AbortSignalLike,
+  onProgress?: WhatIfOptions['onProgress'],
 ): Promise<{ rows: WhatIfRow[]; remarks: string[] }> {
-  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
-  try {
-    const calls = join(folder, 'calls')
-    native.writeTrials(trials, calls)
-    const pymalloc = await measure('', [calls, 'pymalloc', release], signal)
-    const rows = [measuredRow(`pymalloc of ${release}, resident`, pymalloc, pymalloc.held, null)]
-    const remarks: string[] = []
-    for (const [index, name] of allocators.entries()) {
-      onProgress?.(name, index, allocators.length)
-      const library = findAllocator(name)
-      if (library === undefined) {
-        remarks.push(`${name} was not measured: this system has no library of it`)
-        continue
-      }
-      const setting = ['PYTHONMALLOC=malloc', ...(library === '' ? [] : [`LD_PRELOAD=${library}`])].join(' ')
-      rows.push(measuredRow(name, await measure(library, [calls], signal), pymalloc.held, setting))
+  if (allocators.length === 0) return { rows: [], remarks: [] }
+  const pymalloc = await measure('', [calls, 'pymalloc', release], signal)
+  const rows = [measuredRow(`pymalloc of ${release}, resident`, pymalloc, pymalloc.held, null)]
+  const remarks: string[] = []
+  for (const [index, name] of allocators.entries()) {
+    onProgress?.(name, index, allocators.length)
+    const library = findAllocator(name)
+    if (library === undefined) {
+      remarks.push(`${name} was not measured: this system has no library of it`)
+      continue
     }
-    return { rows, remarks }
-  } finally {
-    rmSync(folder, { recursive: true, force: true })
+    const setting = ['PYTHONMALLOC=malloc', ...(library === '' ? [] : [`LD_PRELOAD=${library}`])].join(' ')
+    rows.push(measuredRow(name, await measure(library, [calls], signal), pymalloc.held, setting))
   }
+  return { rows, remarks }
 }
 
 interface Measured {

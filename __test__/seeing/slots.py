@@ -1,4 +1,4 @@
-# As frag.py, without a dict for each row. With an argument the survivors are made anew and collected after the burst, as the answer says.
+# As frag.py, without a dict for each row. With an argument the survivors are made anew between two collections, as the answer says.
 import gc, sys
 
 
@@ -22,6 +22,7 @@ rows = load_rows(200_000)
 kept = rows[::1000]
 del rows
 if len(sys.argv) > 1:
+    gc.collect()
     kept = [again(row) for row in kept]
     gc.collect()
 print(len(kept), 'kept')

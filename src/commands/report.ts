@@ -3,11 +3,10 @@
 import { existsSync, statSync } from 'node:fs'
 
 import { type Output, writeNew } from '../output.js'
-import { pageOf } from '../page.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
-import { triedInWords, tryOthers } from '../tried.js'
+import { pageAndOthers, triedInWords } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { isFault, isVerified } from '../why.js'
 
@@ -25,10 +24,8 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
   const progress = new Progress()
   const told = (what: string, done: number, total: number): void =>
     progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
-  const [found, tried] = await (async () => {
-    const found = await pageOf(path, { at, onProgress: (done, total) => told(path, done, total) })
-    return [found, await tryOthers(path, found.why, told)] as const
-  })().finally(() => progress.done())
+  const onProgress = (done: number, total: number): void => told(path, done, total)
+  const { page: found, rows: tried } = await pageAndOthers(path, { at, onProgress }, told).finally(() => progress.done())
   const lines =
     sources === 'lines'
       ? sourceLines([...found.frames, ...found.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs)

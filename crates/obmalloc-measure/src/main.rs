@@ -1,7 +1,7 @@
 //! Makes a recording's calls with whatever `malloc` this process has, touches what they give as a program would, and says how much memory
 //! that takes: `LD_PRELOAD=libjemalloc.so.2 obmalloc-measure calls`.
 //!
-//! The file of calls is what `obmalloc_trace::what_if::Calls::write` writes. It and the table of blocks are mapped, so that nothing but the
+//! The file of calls is what `obmalloc_trace::what_if::CallsWriter` writes. It and the table of blocks are mapped, so that nothing but the
 //! calls comes from `malloc`. With `pymalloc RELEASE` behind the file, small requests go to a heap of that release instead.
 //!
 //! What it prints is JSON: `peak` and `held`, resident bytes above those before the first call; `nanoseconds` a call, from a second process

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::clock::{Clock, Memory};
@@ -77,7 +78,8 @@ pub struct Call {
     /// Of a calloc.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// Bytes that are asked for, or of the arena that is given back.
+    /// Bytes that are asked for, of the arena that is given back, or that the freed block was asked for with. `None` for a free of NULL or of a
+    /// block that no recorded call gave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
     /// The block that a realloc was given.
@@ -103,12 +105,53 @@ pub struct Listing {
     samples: u64,
     /// By node: whether it has the wanted site in it.
     sites: HashMap<u64, bool>,
+    sizes: Sizes,
+}
+
+/// Bytes that live blocks were asked for with, by address.
+#[derive(Default)]
+struct Sizes(FxHashMap<u64, u64>);
+
+impl Sizes {
+    /// Looks at an event. Gives the size of the block that it frees.
+    #[inline]
+    fn see(&mut self, event: &Event) -> Option<u64> {
+        match *event {
+            Event::Malloc { nested: false, size, result, .. } => self.made(result, size),
+            Event::Calloc { nested: false, count, size, result, .. } => self.made(result, size.saturating_mul(count)),
+            // A refused one leaves the block as it is.
+            Event::Realloc { nested: false, address, size, result, .. } if result != 0 => {
+                self.0.remove(&address);
+                self.made(result, size);
+            }
+            Event::Free { nested: false, address, .. } => return self.0.remove(&address),
+            // The call that frees it comes next.
+            Event::Free { nested: true, address, .. } => return self.0.get(&address).copied(),
+            _ => {}
+        }
+        None
+    }
+
+    fn made(&mut self, address: u64, size: u64) {
+        if address != 0 {
+            self.0.insert(address, size);
+        }
+    }
 }
 
 impl Listing {
     /// Lists `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them. `frames` is what the header says of stacks.
     pub fn new(segments: Vec<Reader<'static>>, wanted: Wanted, frames: usize) -> Self {
-        Self { segments: segments.into(), wanted, frames, event: 0, interpreter: 0, samples: 0, sites: HashMap::new() }
+        Self {
+            segments: segments.into(),
+            wanted,
+            frames,
+            event: 0,
+            interpreter: 0,
+            samples: 0,
+            sites: HashMap::new(),
+            sizes: Sizes::default(),
+        }
     }
 
     /// Looks at no more than `count` events. Gives those of them that are wanted, and whether there are more.
@@ -130,6 +173,9 @@ impl Listing {
             let clock = *reader.clock();
             let number = self.event;
             self.event += 1;
+            // Frees are neither requests for so many bytes nor at a site.
+            let has_frees = self.wanted.size.is_none() && self.wanted.site.is_none();
+            let freed = if has_frees { self.sizes.see(&event) } else { None };
             if let Event::Note(Note::Interpreter(id)) = event {
                 self.interpreter = id;
             }
@@ -139,7 +185,7 @@ impl Listing {
             }
             if number >= self.wanted.from {
                 found.extend(self.sampled(number, &clock));
-                found.extend(self.listed(number, event, &clock));
+                found.extend(self.listed(number, event, freed, &clock));
             }
             self.samples = clock.samples;
         }
@@ -158,8 +204,8 @@ impl Listing {
         })
     }
 
-    /// The event as it is shown, if it is wanted.
-    fn listed(&mut self, number: u64, event: Event, clock: &Clock) -> Option<Listed> {
+    /// The event as it is shown, if it is wanted. `freed` is the size of the block that it frees.
+    fn listed(&mut self, number: u64, event: Event, freed: Option<u64>, clock: &Clock) -> Option<Listed> {
         let (seconds, thread) = (seconds(clock), Some(clock.thread).filter(|&thread| thread != 0));
         let call = |call, domain| Call { event: number, seconds, thread, call, domain, ..Call::default() };
         let is_request = event.is_request();
@@ -183,7 +229,7 @@ impl Listing {
                 let from = Some(format!("{address:#x}"));
                 (Call { size: Some(size), from, ..call("realloc", domain.name()) }, address, result)
             }
-            Event::Free { domain, address, .. } => (call("free", domain.name()), address, address),
+            Event::Free { domain, address, .. } => (Call { size: freed, ..call("free", domain.name()) }, address, address),
             Event::ArenaAlloc { size, result, .. } => (Call { size: Some(size), ..call("alloc", "arena") }, 0, result),
             Event::ArenaFree { size, address, .. } => (Call { size: Some(size), ..call("free", "arena") }, address, address),
         };
@@ -295,6 +341,41 @@ mod tests {
         assert_eq!(lines[3], r#"{"event":2,"seconds":1.5,"note":"trim","value":"0x8000 0x4000"}"#);
         assert!(lines[4].contains(r#""seconds":1.5,"thread":7"#), "{}", lines[4]);
         assert_eq!(lines.len(), 5);
+    }
+
+    #[test]
+    fn free_has_the_size_of_the_block_that_it_frees() {
+        let mut bytes = [0; 4096];
+        let mut block = BlockWriter::new(&mut bytes);
+        block.malloc(Domain::Obj, false, 64, 0x1000);
+        block.calloc(Domain::Mem, false, 4, 16, 0x2000);
+        block.realloc(Domain::Mem, false, 0x2000, 128, 0x3000);
+        block.realloc(Domain::Mem, false, 0x3000, 1 << 40, 0);
+        // Above 512 bytes: C's malloc has it.
+        block.malloc(Domain::Raw, true, 640, 0x4000);
+        block.malloc(Domain::Obj, false, 640, 0x4000);
+        for (domain, nested, address) in [
+            (Domain::Obj, false, 0x1000),
+            (Domain::Mem, false, 0x3000),
+            (Domain::Raw, true, 0x4000),
+            (Domain::Obj, false, 0x4000),
+            (Domain::Obj, false, 0x1000),
+            (Domain::Mem, false, 0x2000),
+            (Domain::Obj, false, 0),
+        ] {
+            block.free(domain, nested, address);
+        }
+        let trace = [&file_head("{}")[..], block.finish()].concat();
+        let of = |wanted| {
+            let reader = Reader::new(trace.clone()).expect("a trace");
+            let (found, _) = Listing::new(vec![reader], wanted, 64).step(100).expect("undamaged");
+            let size = |listed| if let Listed::Call(Call { call: "free", size, .. }) = listed { Some(size) } else { None };
+            found.into_iter().filter_map(size).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Wanted::default()), [Some(64), Some(128), Some(640), Some(640), None, None, None]);
+        // The block was made before the first event that is wanted.
+        assert_eq!(of(Wanted { from: 7, to: Some(7), ..Wanted::default() }), [Some(128)]);
+        assert_eq!(of(Wanted { address: Some(0x4000), ..Wanted::default() }), [Some(640), Some(640)]);
     }
 
     #[test]

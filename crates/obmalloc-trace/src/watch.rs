@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::format::{Domain, Event, Note};
 use crate::replay::Ground;
+use crate::stacks::Stacks;
 
 /// What is told of every event of a trace, once it has been replayed.
 pub trait Watcher {
@@ -53,6 +54,8 @@ pub struct Seen<'a> {
     pub stack: u64,
     /// Whose call it is: 0 is the main interpreter.
     pub interpreter: u64,
+    /// What has been read of stacks so far; nothing where they are not kept.
+    pub stacks: &'a Stacks,
     /// What became of it here.
     pub fate: Fate,
     pub(crate) ground: &'a Ground,

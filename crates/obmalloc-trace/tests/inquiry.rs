@@ -128,15 +128,19 @@ fn what_c_keeps_is_told_of_a_sample_or_of_what_it_once_had() {
         "{}",
         told.findings[0].text
     );
+    assert!(told.findings[0].text.ends_with("malloc_trim(0) has glibc give free pages back."), "{}", told.findings[0].text);
     assert_eq!((told.totals.resident, told.totals.unexplained), (Some(31 * MIB), Some(26 * MIB)));
     assert_eq!(told.totals.heap_free, Some(21 * MIB));
     let (_, summary) = ask(shrunk(Some(21 * MIB)), Asked::default()).expect("an answer");
     let last = summary.last().expect("words");
-    assert!(last.ends_with(" in arenas, C's blocks and files, 21 MiB free in C's malloc, 5.0 MiB neither."), "{last}");
+    assert!(last.ends_with(" in arenas, C's blocks and files, 21 MiB free in C's malloc, 5.0 MiB in none of these."), "{last}");
     let unsampled = why(shrunk(None));
     assert_eq!(rules(&unsampled), ["large"]);
     assert_eq!((unsampled.findings[0].saves, unsampled.totals.resident, unsampled.totals.unexplained), (0, None, None));
     assert!(unsampled.findings[0].text.contains("once had 20 MiB"), "{}", unsampled.findings[0].text);
+    // What is free is not resident: its pages have been given back.
+    let trimmed = Memory { anonymous: 6 * MIB, file: MIB, heap: 25 * MIB, heap_free: 21 * MIB };
+    assert_eq!(rules(&why(sampled(Some(trimmed)))), ["live", "large"]);
     // A C library that does not say how much its heap has.
     let silent = why(sampled(Some(Memory { anonymous: 30 * MIB, ..Memory::default() })));
     assert_eq!((rules(&silent), silent.findings[0].saves), (vec!["large"], 16 * MIB), "{}", silent.findings[0].text);

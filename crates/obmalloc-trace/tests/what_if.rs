@@ -1,32 +1,41 @@
 //! Configurations, against what real CPythons did.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use obmalloc::Stats;
 use obmalloc::profile::{self, Profile};
 use obmalloc_trace::format::Reader;
 use obmalloc_trace::replay::Replay;
-use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
+use obmalloc_trace::what_if::{CallsWriter, Configuration, Recorded, Row, Trials, TrialsError};
 
 fn golden(release: &str) -> Reader<'static> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../__test__/golden").join(format!("{release}.trace"));
     Reader::new(std::fs::read(path).expect("a golden trace")).expect("a trace")
 }
 
-/// A recording's calls up to event `stop_at`, and the statistics there, which are CPython's.
-fn calls(release: &str, stop_at: u64) -> (Calls, Stats) {
+/// What came of configurations on a golden recording up to event `stop_at`, and the statistics there, which are CPython's.
+fn tried(release: &str, stop_at: u64, wishes: &[Configuration]) -> (Result<Vec<Row>, TrialsError>, Stats) {
+    static FILES: AtomicU32 = AtomicU32::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("obmalloc-calls-{}-{number}", std::process::id()));
     let profile = Profile::named(release).expect("a release");
-    let mut replay = Replay::new(vec![golden(release)], profile, CallsCollector::new(false)).expect("a heap");
+    let writer = CallsWriter::create(&path, None).expect("a file");
+    std::fs::remove_file(&path).expect("it is there");
+    let mut replay = Replay::new(vec![golden(release)], profile, writer).expect("a heap");
     replay.stop_at(stop_at);
     replay.run().expect("undamaged");
-    let stats = replay.stats();
-    (replay.into_watcher().calls(|_| false), stats)
-}
-
-fn row(wish: &Configuration, recorded: &Profile, calls: &Calls) -> Row {
-    let mut trial = Trial::new(wish, recorded, calls).expect("a heap");
-    while trial.step(calls, 1000).expect("memory") {}
-    trial.row(calls)
+    let (recorded, stats) = (Recorded::of(&replay), replay.stats());
+    let calls = replay.into_watcher().calls().expect("they were written");
+    let mut trials = Trials::new(wishes.to_vec(), profile, calls, recorded);
+    let rows = loop {
+        match trials.step(1000) {
+            Ok(true) => {}
+            Ok(false) => break Ok(trials.tried().rows),
+            Err(error) => break Err(error),
+        }
+    };
+    (rows, stats)
 }
 
 #[test]
@@ -34,7 +43,6 @@ fn recorded_setting_gives_what_the_recorded_process_had() {
     for profile in profile::ALL {
         let geometry = profile.geometry();
         for stop_at in [3_000, 60_000, u64::MAX] {
-            let (calls, stats) = calls(profile.release(), stop_at);
             let size = geometry.arena_size as u64;
             let spelled_out = Configuration {
                 release: Some(profile.release().into()),
@@ -43,8 +51,8 @@ fn recorded_setting_gives_what_the_recorded_process_had() {
                 threshold: Some(geometry.small_request_threshold),
                 apart: false,
             };
-            for wish in [Configuration::default(), spelled_out] {
-                let row = row(&wish, profile, &calls);
+            let (rows, stats) = tried(profile.release(), stop_at, &[Configuration::default(), spelled_out]);
+            for row in rows.expect("heaps") {
                 let of = format!("{} up to {stop_at}: {row:?}", profile.release());
                 assert_eq!(row.held, stats.arenas as u64 * size, "{of}");
                 assert_eq!(row.peak_held, stats.arenas_highwater as u64 * size, "{of}");
@@ -62,32 +70,32 @@ fn recorded_setting_gives_what_the_recorded_process_had() {
 #[test]
 fn rules_of_3_9_on_a_recording_of_3_8_are_those_of_a_replay_on_3_9() {
     // Everything but addresses: 3.9 keeps the last empty arena.
-    let (calls, _) = calls("3.8", u64::MAX);
     let as_3_9 = Configuration { release: Some("3.9".into()), ..Configuration::default() };
-    let [own, other] = [&Configuration::default(), &as_3_9].map(|wish| row(wish, &profile::V3_8, &calls));
-    assert!(other.unmaps <= own.unmaps);
-    assert_eq!(row(&as_3_9, &profile::V3_9, &calls).maps, other.maps);
     let small = Configuration { release: Some("3.13".into()), arena: Some(256 << 10), pool: Some(4 << 10), ..as_3_9.clone() };
-    assert_eq!(row(&small, &profile::V3_8, &calls).held, other.held, "3.13's rules for arenas are those of 3.9");
+    let (rows, _) = tried("3.8", u64::MAX, &[Configuration::default(), as_3_9, small]);
+    let [own, other, newest] = rows.expect("heaps")[..] else { panic!("expected a row for each") };
+    assert!(other.unmaps <= own.unmaps);
+    assert_eq!((newest.held, newest.maps), (other.held, other.maps), "3.13's rules for arenas are those of 3.9");
 }
 
 #[test]
 fn larger_arenas_are_fewer_and_what_is_not_small_is_in_none() {
-    let (calls, _) = calls("3.13", 60_000);
-    let of = |arena: usize, threshold: usize| {
-        let wish = Configuration { arena: Some(arena), threshold: Some(threshold), ..Configuration::default() };
-        row(&wish, &profile::V3_13, &calls)
+    let of = |arena: usize, threshold: usize| Configuration {
+        arena: Some(arena),
+        threshold: Some(threshold),
+        ..Configuration::default()
     };
-    let [small, large, few] = [of(256 << 10, 512), of(4 << 20, 512), of(256 << 10, 64)];
+    let (rows, _) = tried("3.13", 60_000, &[of(256 << 10, 512), of(4 << 20, 512), of(256 << 10, 64)]);
+    let [small, large, few] = rows.expect("heaps")[..] else { panic!("expected a row for each") };
     assert!(small.maps > large.maps && large.held.is_multiple_of(4 << 20));
     assert!(few.held < small.held);
 }
 
 #[test]
 fn sizes_that_no_heap_has_are_refused() {
-    let (calls, _) = calls("3.13", 100);
     for (arena, pool) in [(3 << 20, 16 << 10), (1 << 20, 1 << 20), (1 << 30, 16 << 10)] {
         let wish = Configuration { arena: Some(arena), pool: Some(pool), ..Configuration::default() };
-        assert!(Trial::new(&wish, &profile::V3_13, &calls).is_err());
+        let (rows, _) = tried("3.13", 100, &[wish]);
+        assert!(matches!(rows, Err(TrialsError::Heap(_))), "{rows:?}");
     }
 }

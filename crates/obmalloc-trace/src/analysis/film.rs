@@ -2,14 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::ControlFlow;
 
 use obmalloc::profile::Geometry;
 use rustc_hash::FxHashMap;
 
 use super::ledger::{Kind, Ledger};
 use crate::format::Event;
-use crate::watch::{Fate, Seen, Watcher};
+use crate::watch::{Fate, Seen};
 
 /// The recording is cut into so many stretches, of each of which at most three rows are kept.
 const STRETCHES: u64 = 1_300;
@@ -47,13 +46,12 @@ pub struct Frame {
     pub fill: Vec<u8>,
 }
 
-/// The watcher.
+/// Looks at every event, and at the books after it.
 #[derive(Debug)]
 pub struct Film {
     arena_size: u64,
     /// Events of the whole recording.
     events: u64,
-    ledger: Ledger,
     /// Arenas that are held, by address, and their slots.
     slots: FxHashMap<u64, u32>,
     free_slots: BinaryHeap<Reverse<u32>>,
@@ -79,7 +77,6 @@ impl Film {
         Self {
             arena_size: geometry.arena_size as u64,
             events,
-            ledger: Ledger::new(geometry),
             slots: FxHashMap::default(),
             free_slots: BinaryHeap::new(),
             most_slots: 0,
@@ -103,8 +100,8 @@ impl Film {
         (u128::from(event) * u128::from(STRETCHES) / u128::from(self.events.max(1))) as u64
     }
 
-    fn row(&mut self, event: u64) {
-        let Ledger { live, raw, large, .. } = self.ledger;
+    fn row(&mut self, event: u64, ledger: &Ledger) {
+        let Ledger { live, raw, large, .. } = *ledger;
         let held = self.slots.len() as u64 * self.arena_size;
         let row = Row { event, held, live: live.bytes, raw: raw.bytes, large: large.bytes };
         self.all_rows += 1;
@@ -135,7 +132,7 @@ impl Film {
         self.keep_stretch();
     }
 
-    fn arena(&mut self, seen: &Seen<'_>) {
+    fn arena(&mut self, seen: &Seen<'_>, ledger: &Ledger) {
         let (address, taken) = match *seen.event {
             Event::ArenaAlloc { result, .. } if result != 0 => (result, true),
             Event::ArenaFree { address, .. } => (address, false),
@@ -162,14 +159,14 @@ impl Film {
             }
         }
         self.all_arena_events += 1;
-        self.row(seen.operation);
+        self.row(seen.operation, ledger);
     }
 
     #[cold]
-    fn stop(&mut self, event: u64) {
-        self.row(event);
+    fn stop(&mut self, event: u64, ledger: &Ledger) {
+        self.row(event, ledger);
         if event >= self.begin(self.frames.len() as u64, FRAMES) && (self.frames.len() as u64) < FRAMES {
-            let frame = self.frame(event);
+            let frame = self.frame(event, ledger);
             self.frames.push(frame);
         }
         let frame = self.frames.len() as u64;
@@ -177,12 +174,12 @@ impl Film {
         self.next = self.begin(self.stretch_of(event) + 1, STRETCHES).min(next_frame).max(event + 1);
     }
 
-    fn frame(&self, event: u64) -> Frame {
+    fn frame(&self, event: u64, ledger: &Ledger) -> Frame {
         let mut bases: Vec<(u64, u32)> = self.slots.iter().map(|(&address, &slot)| (address, slot)).collect();
         bases.sort_unstable();
         let mut live = vec![0u64; bases.len()];
         let mut last = 0;
-        for (_, block) in self.ledger.blocks() {
+        for (_, block) in ledger.blocks() {
             let Kind::Pool(class) = block.kind else { continue };
             let is_in =
                 |index: usize| bases.get(index).is_some_and(|&(base, _)| block.address.wrapping_sub(base) < self.arena_size);
@@ -190,7 +187,7 @@ impl Film {
                 last = bases.partition_point(|&(base, _)| base <= block.address).saturating_sub(1);
             }
             if is_in(last) {
-                live[last] += self.ledger.class_size(class);
+                live[last] += ledger.class_size(class);
             }
         }
         let mut fill = vec![0; self.most_slots as usize];
@@ -199,19 +196,14 @@ impl Film {
         }
         Frame { event, arenas: bases.len() as u32, fill }
     }
-}
 
-impl Watcher for Film {
+    /// Looks at an event; `ledger` has seen it.
     #[inline]
-    fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
+    pub fn see(&mut self, seen: &Seen<'_>, ledger: &Ledger) {
         if seen.fate == Fate::Below {
-            self.arena(seen);
-        } else {
-            self.ledger.see(seen);
-            if seen.operation >= self.next {
-                self.stop(seen.operation);
-            }
+            self.arena(seen, ledger);
+        } else if seen.operation >= self.next {
+            self.stop(seen.operation, ledger);
         }
-        ControlFlow::Continue(())
     }
 }

@@ -1,6 +1,8 @@
-//! An inquiry: outline, replay, answer, in slices.
+//! An inquiry: outline, replay, answer, in slices. The recording is read twice: once for its outline, which says when the moment is and takes no heap,
+//! and once for everything else.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use obmalloc::profile::Profile;
 use serde::{Deserialize, Serialize};
@@ -8,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::deaths::Times;
 use super::film::Film;
 use super::growth::Growing;
-use super::page::{Page, Parts, Sure};
+use super::onlookers::Onlookers;
+use super::page::{Page, Parts, Still, Sure};
 use super::pinning::Pinning;
-use super::rules::{self, Facts};
+use super::rules::{self, Anew, Facts};
 use super::shares::Shares;
 use super::sites::Sites;
 use super::top::{self, By, Row};
@@ -20,6 +23,7 @@ use crate::format::{FormatError, Reader};
 use crate::moments::{Found, Moment, NoMoment, Outline, Outlining, Sample};
 use crate::replay::{Replay, ReplayError, Report};
 use crate::stacks::Stacks;
+use crate::what_if::{CallsWriter, Configuration, Recorded, Trials, TrialsError, Tried};
 
 /// Most sites that are told, in all and on a page, and most arenas.
 const MOST_SITES: usize = 10_000;
@@ -50,6 +54,20 @@ pub struct Asked {
     pub mark: Option<String>,
     /// Wants the page's data.
     pub report: bool,
+    /// Wants other settings tried, for the page.
+    pub tries: Option<Tries>,
+}
+
+/// Other settings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tries {
+    #[allow(missing_docs, reason = "they say it themselves")]
+    pub configurations: Vec<Configuration>,
+    /// Where the calls are written, to a file that is not there yet: eight bytes an event.
+    pub calls: PathBuf,
+    /// Nothing is tried at a moment that is later than this event.
+    pub most_events: u64,
 }
 
 /// Why there is no answer.
@@ -101,13 +119,25 @@ pub struct Inquiry {
 enum State {
     Outlining(Outlining<'static>),
     Replaying(Box<Course>),
-    Filming(Box<(Course, Solved, Replay<Film>)>),
+    /// The moment has been looked at; other settings are tried at it.
+    Trying(Box<Filming>, Trials),
+    /// The rest of the recording is still to be filmed.
+    Filming(Box<Filming>),
     Over(Box<Answered>),
+}
+
+/// What is known of the moment, and the recording from there on.
+struct Filming {
+    course: Course,
+    still: Still,
+    tried: Option<Result<Tried, TrialsError>>,
 }
 
 struct Course {
     outline: Outline,
-    replay: Replay<(Report, Analysis)>,
+    replay: Replay<Onlookers>,
+    /// Why the calls cannot be written that were to be.
+    unwritten: Option<TrialsError>,
 }
 
 /// What a course has led to.
@@ -160,7 +190,11 @@ impl Inquiry {
         let more = match &mut self.state {
             State::Outlining(outlining) => outlining.step(count)?,
             State::Replaying(course) => course.replay.step(count)?,
-            State::Filming(filming) => filming.2.step(count)?,
+            State::Trying(filming, trials) => trials.step(count).unwrap_or_else(|error| {
+                filming.tried = Some(Err(error));
+                false
+            }),
+            State::Filming(filming) => filming.course.replay.step(count)?,
             State::Over(_) => return Ok(false),
         };
         if !more {
@@ -175,19 +209,33 @@ impl Inquiry {
         self.state = match state {
             State::Outlining(outlining) => State::Replaying(Box::new(self.course(outlining.outline().clone())?)),
             State::Replaying(mut course) => {
+                let trials = course.trials(&self.asked, self.profile);
                 let solved = course.solve(&self.asked, self.profile);
                 if self.asked.report {
-                    let film = Film::new(self.profile.geometry(), course.outline.events);
-                    State::Filming(Box::new((*course, solved, Replay::new((self.open)()?, self.profile, film)?)))
+                    let still = course.still(solved, &self.asked);
+                    course.replay.watcher_mut().is_past = true;
+                    course.replay.follow();
+                    let filming = |tried| Box::new(Filming { course: *course, still, tried });
+                    match trials {
+                        Some(Ok(trials)) => State::Trying(filming(None), trials),
+                        Some(Err(error)) => State::Filming(filming(Some(Err(error)))),
+                        None => State::Filming(filming(None)),
+                    }
                 } else {
                     let Solved { why, summary, table, growth, .. } = solved;
                     State::Over(Box::new(Answered::Why { why: Box::new(why), summary, table, growth }))
                 }
             }
+            State::Trying(mut filming, trials) => {
+                // A page without trials says why.
+                filming.tried.get_or_insert_with(|| Ok(trials.tried()));
+                State::Filming(filming)
+            }
             State::Filming(filming) => {
-                let (course, solved, mut replay) = *filming;
-                replay.watcher_mut().end();
-                State::Over(Box::new(Answered::Page(Box::new(course.page(solved, replay.watcher(), &self.asked)))))
+                let Filming { course: Course { outline, replay, .. }, still, tried } = *filming;
+                let mut film = replay.into_watcher().film.unwrap_or_else(|| Film::new(self.profile.geometry(), 0));
+                film.end();
+                State::Over(Box::new(Answered::Page(Box::new(Page::of(still, &film, &outline, tried)))))
             }
             over @ State::Over(_) => over,
         };
@@ -204,8 +252,22 @@ impl Inquiry {
         if let Some(name) = &self.asked.mark {
             analysis.watch_mark(&outline.marks, name);
         }
-        let replay = Replay::with_stacks((self.open)()?, self.profile, (Report::default(), analysis))?;
-        Ok(Course { outline, replay })
+        let onlookers = Onlookers {
+            report: Report::default(),
+            analysis,
+            film: self.asked.report.then(|| Film::new(self.profile.geometry(), outline.events)),
+            calls: None,
+            is_past: false,
+        };
+        let mut course =
+            Course { outline, replay: Replay::with_stacks((self.open)()?, self.profile, onlookers)?, unwritten: None };
+        if let Some(tries) = self.asked.tries.as_ref().filter(|tries| found.event <= tries.most_events) {
+            match CallsWriter::create(&tries.calls, None) {
+                Ok(calls) => course.replay.watcher_mut().calls = Some(calls),
+                Err(error) => course.unwritten = Some(error.into()),
+            }
+        }
+        Ok(course)
     }
 
     /// How much has been read of how much, in bytes.
@@ -213,7 +275,8 @@ impl Inquiry {
         match &self.state {
             State::Outlining(outlining) => outlining.progress(),
             State::Replaying(course) => course.replay.progress(),
-            State::Filming(filming) => filming.2.progress(),
+            State::Trying(_, trials) => trials.progress(),
+            State::Filming(filming) => filming.course.replay.progress(),
             State::Over(_) => (1, 1),
         }
     }
@@ -252,12 +315,22 @@ fn find(outline: &Outline, asked: &Asked) -> Result<Found, InquiryError> {
 }
 
 impl Course {
-    /// What the replay, which is over, has led to.
+    /// The trials that are wanted, of the heap as it was recorded.
+    fn trials(&mut self, asked: &Asked, profile: &'static Profile) -> Option<Result<Trials, TrialsError>> {
+        if let Some(error) = self.unwritten.take() {
+            return Some(Err(error));
+        }
+        let (writer, tries) = (self.replay.watcher_mut().calls.take()?, asked.tries.as_ref()?);
+        let recorded = Recorded::of(&self.replay);
+        Some(writer.calls().map(|calls| Trials::new(tries.configurations.clone(), profile, calls, recorded)))
+    }
+
+    /// What the replay has led to, which has come to the moment.
     fn solve(&mut self, asked: &Asked, profile: &'static Profile) -> Solved {
         let held = self.replay.arenas();
-        let last = self.replay.watcher().0.events.saturating_sub(1);
-        self.replay.watcher_mut().1.end(last, &held);
-        let analysis = &self.replay.watcher().1;
+        let last = self.replay.watcher().report.events.saturating_sub(1);
+        self.replay.watcher_mut().analysis.end(last, &held);
+        let analysis = &self.replay.watcher().analysis;
         let (census, peak) = censuses(analysis);
         let mut sites = Sites::new(asked.frames);
         let none = Stacks::default();
@@ -265,10 +338,13 @@ impl Course {
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
         let pinning = Pinning::of(census, peak, analysis.ledger.deaths.as_deref(), &shares, pinned, &mut sites, tree);
-        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(&analysis.ledger, &mut sites, tree));
-        let anew = survivors.and_then(|blocks| self.replay.make_anew(&blocks));
+        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(census, &analysis.ledger, &mut sites, tree));
+        let anew = survivors.and_then(|survivors| {
+            let arenas = self.replay.make_anew(&survivors.blocks)? as u64;
+            Some(Anew { arenas, at_least: if survivors.may_be_dead { survivors.others.min(arenas) } else { arenas } })
+        });
 
-        let (report, analysis) = self.replay.watcher();
+        let Onlookers { report, analysis, .. } = self.replay.watcher();
         let tree = self.replay.stacks().unwrap_or(&none);
         let (census, peak) = censuses(analysis);
         let sample = sample(&self.outline, census.event);
@@ -283,9 +359,8 @@ impl Course {
             shares: &shares,
             tree,
             totals,
-            sample,
             pinning: pinning.as_ref(),
-            anew: anew.map(|arenas| arenas as u64),
+            anew,
         };
         let mut findings = rules::find(&facts, &mut sites);
         let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };
@@ -321,9 +396,10 @@ impl Course {
         Solved { summary: words::summary(&why), why, sites, shares, table, growth }
     }
 
-    fn page(&self, solved: Solved, film: &Film, asked: &Asked) -> Page {
+    /// What a page tells of the moment.
+    fn still(&self, solved: Solved, asked: &Asked) -> Still {
         let Solved { why, summary, mut sites, shares, .. } = solved;
-        let (report, analysis) = self.replay.watcher();
+        let Onlookers { report, analysis, .. } = self.replay.watcher();
         let (census, peak) = censuses(analysis);
         let none = Stacks::default();
         let tree = self.replay.stacks().unwrap_or(&none);
@@ -337,8 +413,8 @@ impl Course {
             stacks: asked.frames,
             version: asked.version.clone(),
         };
-        let parts = Parts { outline: &self.outline, ledger: &analysis.ledger, census, peak, shares: &shares, tree, film };
-        Page::of(&parts, &mut sites, why, summary, sure, MOST_SITES_OF_PAGE)
+        let parts = Parts { outline: &self.outline, ledger: &analysis.ledger, census, peak, shares: &shares, tree };
+        Still::of(&parts, &mut sites, why, summary, sure, MOST_SITES_OF_PAGE)
     }
 }
 

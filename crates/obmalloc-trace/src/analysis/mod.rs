@@ -9,6 +9,7 @@
 //! | `why`, `rules`, `pinning`, `words` | the answer: `obmalloc.why/1`, the findings, who pins arenas, how it is said |
 //! | `top` | tables of sites, functions, files and classes |
 //! | `film`, `tree`, `page`, `columns` | what happened when, stacks as a tree, the page's data: `obmalloc.report/1` |
+//! | `onlookers` | who looks on at the one replay |
 //! | `inquiry` | all of it in slices, for who wants to show progress |
 
 mod census;
@@ -19,6 +20,7 @@ mod growth;
 mod inquiry;
 mod ledger;
 mod lives;
+mod onlookers;
 mod page;
 mod pinning;
 mod rules;

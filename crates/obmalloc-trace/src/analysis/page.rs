@@ -14,6 +14,7 @@ use super::tree::{Tree, Values};
 use super::why::Why;
 use crate::moments::Outline;
 use crate::stacks::Stacks;
+use crate::what_if::{TrialsError, Tried};
 
 /// Most blocks of the map.
 const MOST_BLOCKS: usize = 1_000_000;
@@ -23,25 +24,36 @@ const NO_SITE: u16 = u16::MAX;
 const FREE: u8 = 255;
 const ALIGNMENT: u8 = 254;
 
-/// All of it. Sources, what-if and diff are added by who makes the page.
+/// All of it. Sources, the rows of what was tried, and the diff are added by who makes the page.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Page {
     schema: &'static str,
-    why: Why,
-    summary: Vec<String>,
-    sources: BTreeMap<String, String>,
+    #[serde(flatten)]
+    still: Still,
     timeline: Timeline,
     arena_events: ArenaEvents,
+    play: Play,
+    slots: u32,
+    sources: BTreeMap<String, String>,
+    /// What came of the settings that were to be tried; why nothing did, where it did not.
+    tried: Option<Tried>,
+    tried_error: Option<String>,
+    what_if: [(); 0],
+    diff: Option<()>,
+}
+
+/// What of it is of the moment.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Still {
+    why: Why,
+    summary: Vec<String>,
     frames: Vec<Frame>,
     stacks: StackColumns,
     map: Map,
-    play: Play,
-    slots: u32,
     classes: Vec<Class>,
     ages: Ages,
-    what_if: [(); 0],
-    diff: Option<()>,
     sure: Sure,
 }
 
@@ -155,69 +167,12 @@ pub struct Parts<'a> {
     pub peak: Option<&'a Census>,
     pub shares: &'a Shares,
     pub tree: &'a Stacks,
-    pub film: &'a Film,
 }
 
 impl Parts<'_> {
-    fn seconds(&self, events: impl Iterator<Item = u64>) -> Column {
-        Column::F64(events.map(|event| self.outline.seconds(event).unwrap_or(f64::NAN)).collect())
-    }
-
     /// A birth, as the page's colours have it.
     fn born(&self, event: u64) -> u8 {
         (u128::from(event) * 255 / u128::from(self.outline.events.max(1))) as u8
-    }
-
-    fn timeline(&self) -> Timeline {
-        let rows = &self.film.rows;
-        let mut resident = vec![f64::NAN; rows.len()];
-        for sample in &self.outline.samples {
-            let row = rows.partition_point(|row| row.event < sample.event).min(rows.len().saturating_sub(1));
-            if let Some(resident) = resident.get_mut(row) {
-                *resident = sample.memory.resident() as f64;
-            }
-        }
-        Timeline {
-            shown: rows.len() as u64,
-            of: self.film.all_rows,
-            seconds: self.seconds(rows.iter().map(|row| row.event)),
-            event: Column::wide(rows.iter().map(|row| row.event)),
-            held: Column::wide(rows.iter().map(|row| row.held)),
-            live: Column::wide(rows.iter().map(|row| row.live)),
-            raw: Column::wide(rows.iter().map(|row| row.raw)),
-            large: Column::wide(rows.iter().map(|row| row.large)),
-            resident: Column::F64(resident),
-        }
-    }
-
-    fn arena_events(&self) -> ArenaEvents {
-        let events = &self.film.arena_events;
-        ArenaEvents {
-            shown: events.len() as u64,
-            of: self.film.all_arena_events,
-            event: Column::wide(events.iter().map(|event| event.event)),
-            seconds: self.seconds(events.iter().map(|event| event.event)),
-            address: Column::wide(events.iter().map(|event| event.address)),
-            taken: Column::U8(events.iter().map(|event| event.taken.into()).collect()),
-        }
-    }
-
-    fn play(&self) -> (Play, u32) {
-        let (frames, slots) = (&self.film.frames, self.film.most_slots);
-        let mut fill = Vec::new();
-        for frame in frames {
-            fill.extend_from_slice(&frame.fill);
-            fill.resize(fill.len() + slots as usize - frame.fill.len(), 0);
-        }
-        let play = Play {
-            shown: frames.len(),
-            of: frames.len(),
-            seconds: self.seconds(frames.iter().map(|frame| frame.event)),
-            event: Column::wide(frames.iter().map(|frame| frame.event)),
-            arenas: Column::U32(frames.iter().map(|frame| frame.arenas).collect()),
-            fill: Column::U8(fill),
-        };
-        (play, slots)
     }
 
     fn classes(&self) -> Vec<Class> {
@@ -354,28 +309,96 @@ impl Parts<'_> {
     }
 }
 
-impl Page {
+/// When events were, as a column.
+fn seconds(outline: &Outline, events: impl Iterator<Item = u64>) -> Column {
+    Column::F64(events.map(|event| outline.seconds(event).unwrap_or(f64::NAN)).collect())
+}
+
+impl Timeline {
+    fn of(film: &Film, outline: &Outline) -> Self {
+        let rows = &film.rows;
+        let mut resident = vec![f64::NAN; rows.len()];
+        for sample in &outline.samples {
+            let row = rows.partition_point(|row| row.event < sample.event).min(rows.len().saturating_sub(1));
+            if let Some(resident) = resident.get_mut(row) {
+                *resident = sample.memory.resident() as f64;
+            }
+        }
+        Self {
+            shown: rows.len() as u64,
+            of: film.all_rows,
+            seconds: seconds(outline, rows.iter().map(|row| row.event)),
+            event: Column::wide(rows.iter().map(|row| row.event)),
+            held: Column::wide(rows.iter().map(|row| row.held)),
+            live: Column::wide(rows.iter().map(|row| row.live)),
+            raw: Column::wide(rows.iter().map(|row| row.raw)),
+            large: Column::wide(rows.iter().map(|row| row.large)),
+            resident: Column::F64(resident),
+        }
+    }
+}
+
+impl ArenaEvents {
+    fn of(film: &Film, outline: &Outline) -> Self {
+        let events = &film.arena_events;
+        Self {
+            shown: events.len() as u64,
+            of: film.all_arena_events,
+            event: Column::wide(events.iter().map(|event| event.event)),
+            seconds: seconds(outline, events.iter().map(|event| event.event)),
+            address: Column::wide(events.iter().map(|event| event.address)),
+            taken: Column::U8(events.iter().map(|event| event.taken.into()).collect()),
+        }
+    }
+}
+
+impl Play {
+    fn of(film: &Film, outline: &Outline) -> Self {
+        let (frames, slots) = (&film.frames, film.most_slots);
+        let mut fill = Vec::new();
+        for frame in frames {
+            fill.extend_from_slice(&frame.fill);
+            fill.resize(fill.len() + slots as usize - frame.fill.len(), 0);
+        }
+        Self {
+            shown: frames.len(),
+            of: frames.len(),
+            seconds: seconds(outline, frames.iter().map(|frame| frame.event)),
+            event: Column::wide(frames.iter().map(|frame| frame.event)),
+            arenas: Column::U32(frames.iter().map(|frame| frame.arenas).collect()),
+            fill: Column::U8(fill),
+        }
+    }
+}
+
+impl Still {
     /// Builds it. `why` is the answer, cut to what a page bears: its first `most_sites` sites are in the order of the shares.
     pub fn of(parts: &Parts<'_>, sites: &mut Sites, why: Why, summary: Vec<String>, sure: Sure, most_sites: usize) -> Self {
         let (frames, stacks) = parts.stacks(sites);
-        let (play, slots) = parts.play();
+        let map = parts.map(sites, why.arenas.len(), most_sites.min(parts.shares.sites.len()));
+        Self { why, summary, frames, stacks, map, classes: parts.classes(), ages: parts.ages(), sure }
+    }
+}
+
+impl Page {
+    /// Adds what happened when, and what was tried.
+    pub fn of(still: Still, film: &Film, outline: &Outline, tried: Option<Result<Tried, TrialsError>>) -> Self {
+        let (tried, error) = match tried.transpose() {
+            Ok(tried) => (tried, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
         Self {
             schema: "obmalloc.report/1",
-            summary,
+            still,
+            timeline: Timeline::of(film, outline),
+            arena_events: ArenaEvents::of(film, outline),
+            play: Play::of(film, outline),
+            slots: film.most_slots,
             sources: BTreeMap::new(),
-            timeline: parts.timeline(),
-            arena_events: parts.arena_events(),
-            frames,
-            stacks,
-            map: parts.map(sites, why.arenas.len(), most_sites.min(parts.shares.sites.len())),
-            play,
-            slots,
-            classes: parts.classes(),
-            ages: parts.ages(),
+            tried,
+            tried_error: error,
             what_if: [],
             diff: None,
-            sure,
-            why,
         }
     }
 }

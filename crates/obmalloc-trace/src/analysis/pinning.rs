@@ -13,6 +13,9 @@ use super::sites::Sites;
 use super::why::Pinned;
 use crate::stacks::Stacks;
 
+/// CPython keeps no more dead objects of a kind than so many, which is its bound for tuples of one length.
+const MOST_DEAD: usize = 2_000;
+
 /// Few blocks that keep arenas which would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
@@ -20,8 +23,8 @@ pub struct Pinning {
     pub sites: Vec<u32>,
     /// What these sites have live there.
     pub live: Sum,
-    /// Arenas that have blocks of these sites, and are not needed.
-    pub arenas: u64,
+    /// Arenas that have blocks of these sites, and are not needed: indices of the census.
+    pub arenas: FxHashSet<u32>,
     /// What lay there too when most was held, most of which has died.
     pub burst: Option<Burst>,
 }
@@ -83,23 +86,44 @@ impl Pinning {
         }
         let burst = peak.and_then(|peak| burst(census, peak, deaths, &arenas, &classes, sites, tree));
         let chosen = chosen.into_iter().map(|site| shares.sites[site as usize].site).collect();
-        Some(Self { sites: chosen, live, arenas: arenas.len() as u64, burst })
+        Some(Self { sites: chosen, live, arenas, burst })
     }
 
-    /// The slots and sizes of all blocks of these sites that lie in pools, the oldest first.
-    pub fn survivors(&self, ledger: &Ledger, sites: &mut Sites, tree: &Stacks) -> Vec<(u32, usize)> {
+    /// What there is to make anew: the blocks of these sites in pools that were made since the first of these arenas was taken. What was made
+    /// before is not of the burst, such as what a start of Python makes.
+    pub fn survivors(&self, census: &Census, ledger: &Ledger, sites: &mut Sites, tree: &Stacks) -> Survivors {
         let is_chosen: FxHashSet<u32> = self.sites.iter().copied().collect();
-        let mut found = Vec::new();
+        let first = self.arenas.iter().map(|&arena| census.arenas[arena as usize].taken).min().unwrap_or(0);
+        let (mut found, mut others, mut last) = (Vec::new(), FxHashSet::default(), 0);
+        let mut classes: FxHashMap<u8, usize> = FxHashMap::default();
         for (slot, block) in ledger.blocks() {
-            if let Kind::Pool(class) = block.kind
-                && is_chosen.contains(&sites.site(tree, block.node))
-            {
+            let Kind::Pool(class) = block.kind else { continue };
+            let Some((arena, _)) = census.place(block.address, last) else { continue };
+            last = arena;
+            if block.born >= first && is_chosen.contains(&sites.site(tree, block.node)) {
                 found.push((block.born, slot, ledger.class_size(class) as usize));
+                *classes.entry(class).or_default() += 1;
+            } else {
+                others.insert(arena);
             }
         }
         found.sort_unstable();
-        found.into_iter().map(|(_, slot, size)| (slot, size)).collect()
+        let dead: usize = classes.values().map(|&blocks| blocks.min(MOST_DEAD)).sum();
+        let may_be_dead = dead * 2 >= found.len();
+        let blocks = found.into_iter().map(|(_, slot, size)| (slot, size)).collect();
+        Survivors { blocks, others: others.len() as u64, may_be_dead }
     }
+}
+
+/// What is made anew in the trial.
+#[derive(Clone, Debug)]
+pub struct Survivors {
+    /// Slots and sizes, the oldest first.
+    pub blocks: Vec<(u32, usize)>,
+    /// Arenas that hold something else too, and so stay.
+    pub others: u64,
+    /// Whether half of them may be objects that are dead, and that CPython keeps for new ones: a recording cannot tell.
+    pub may_be_dead: bool,
 }
 
 /// Those with nine of ten of all blocks, most blocks first.

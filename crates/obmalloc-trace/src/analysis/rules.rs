@@ -14,7 +14,7 @@ use super::sites::Sites;
 use super::why::Totals;
 use super::words::{self, count, counted, percent, size};
 use super::{Analysis, Sum};
-use crate::moments::{Outline, Sample};
+use crate::moments::Outline;
 use crate::replay::Report;
 use crate::stacks::Stacks;
 
@@ -69,10 +69,16 @@ pub struct Facts<'a> {
     pub shares: &'a Shares,
     pub tree: &'a Stacks,
     pub totals: Totals,
-    pub sample: Option<&'a Sample>,
-    /// What pins arenas, and how many arenas there would be if it were made anew.
+    /// What pins arenas, and what comes of making it anew.
     pub pinning: Option<&'a Pinning>,
-    pub anew: Option<u64>,
+    pub anew: Option<Anew>,
+}
+
+/// How many arenas there are after the survivors were made anew, and how many there would be at least if some of them were dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Anew {
+    pub arenas: u64,
+    pub at_least: u64,
 }
 
 /// Lets all rules look.
@@ -142,7 +148,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         "{} ({}) from {who} pin {} of {}; packed, {} would do.",
         counted(pinning.live.blocks, "block"),
         size(pinning.live.bytes),
-        count(pinning.arenas),
+        count(pinning.arenas.len() as u64),
         counted(facts.totals.arenas, "arena"),
         count(needed),
     );
@@ -156,17 +162,22 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         );
     }
     let mut saves = 0;
-    if let Some(anew) = facts.anew {
-        saves = facts.totals.arenas.saturating_sub(anew) * facts.census.geometry.arena_size as u64;
+    if let Some(Anew { arenas, at_least }) = facts.anew {
+        saves = facts.totals.arenas.saturating_sub(arenas) * facts.census.geometry.arena_size as u64;
+        let gives =
+            format!("making the survivors anew after the burst gives {} (tried on this recording)", counted(arenas, "arena"));
         // What a program does is more than what was tried: the dead that its interpreter keeps for new objects are live blocks here.
-        let (verdict, condition) = if saves > 0 {
-            ("What helps:", ", if gc.collect() follows: until then CPython keeps some of the dead for new objects")
+        let between = "if gc.collect() is called before and after";
+        text += &if saves == 0 {
+            format!("\nWhat does not help: {gives}.")
+        } else if at_least + 1 < arenas {
+            format!(
+                "\nWhat helps: {gives}, {between}; perhaps fewer, down to {at_least}: CPython keeps some dead objects for new ones, and they look \
+                 like survivors here."
+            )
         } else {
-            ("What does not help:", "")
+            format!("\nWhat helps: {gives}, {between}: until then CPython keeps some dead objects for new ones.")
         };
-        let arenas = counted(anew, "arena");
-        text +=
-            &format!(" {verdict} making the survivors anew after the burst gives {arenas} (tried on this recording){condition}.");
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
     finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();
@@ -320,10 +331,11 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
 /// its blocks take, or than a fifth of what arenas hold. Where memory was not sampled, what it once had is taken for what it keeps.
 fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     let now = facts.census.large.bytes + facts.census.raw.bytes;
-    // A C library that does not say how large its heap is gives 0.
-    let free = facts.sample.filter(|sample| sample.memory.heap > 0).map(|sample| sample.memory.heap_free);
     let most = facts.analysis.ledger.most_outside;
-    let unknown = facts.totals.unexplained.map(|unexplained| unexplained.min(most - now));
+    let Totals { unexplained, heap_free, .. } = facts.totals;
+    // What is free is not always resident: its pages may have been given back.
+    let free = heap_free.map(|free| free.min(unexplained.unwrap_or(free)));
+    let unknown = unexplained.map(|unexplained| unexplained.min(most - now));
     let kept = free.or(unknown).unwrap_or(most - now);
     if kept < LARGE || kept < now || kept * 5 < facts.totals.held {
         return None;
@@ -336,7 +348,10 @@ fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         (None, None) => format!("once had {}, and may keep that", size(most)),
     };
     let about = makers(facts);
-    let text = format!("C's malloc {how}. {}.", outside(facts, &about, sites));
+    // Only glibc says how much is free.
+    let helps =
+        if free.is_some() { "\nWhat helps: ctypes.CDLL(None).malloc_trim(0) has glibc give free pages back." } else { "" };
+    let text = format!("C's malloc {how}. {}.{helps}", outside(facts, &about, sites));
     Some(facts.finding("large", text, free.or(unknown).unwrap_or(0), &about, sites))
 }
 
@@ -360,13 +375,20 @@ fn elsewhere(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     Some(facts.finding("large", text, 0, &about, sites))
 }
 
-/// The sites with most bytes at C's `malloc`.
+/// The sites with nine of ten of the bytes at C's `malloc`, and no more than are named.
 fn makers(facts: &Facts<'_>) -> Vec<u32> {
     let bytes = |share: &Share| share.large.bytes + share.raw.bytes;
     let mut makers: Vec<(u64, u32)> =
         facts.shares.sites.iter().map(|share| (bytes(share), share.site)).filter(|&(bytes, _)| bytes > 0).collect();
     makers.sort_unstable_by_key(|&(bytes, site)| (Reverse(bytes), site));
-    makers.iter().map(|maker| maker.1).take(NAMED).collect()
+    let all: u64 = makers.iter().map(|maker| maker.0).sum();
+    let mut sum = 0;
+    let is_enough = |&(bytes, _): &(u64, u32)| {
+        let goes_on = sum * 10 < all * 9;
+        sum += bytes;
+        goes_on
+    };
+    makers.into_iter().take_while(is_enough).map(|maker| maker.1).take(NAMED).collect()
 }
 
 fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {

@@ -118,14 +118,15 @@ pub fn summary(why: &Why) -> Vec<String> {
     if let (Some(resident), Some(unexplained)) = (totals.resident, totals.unexplained) {
         let explained = resident.saturating_sub(unexplained);
         let kept = totals.heap_free.unwrap_or(0).min(unexplained);
-        let keeps = if kept >= WORTH { format!(" {} free in C's malloc,", size(kept)) } else { String::new() };
-        let neither = unexplained - if kept >= WORTH { kept } else { 0 };
-        lines.push(format!(
-            "{} were resident: {} in arenas, C's blocks and files,{keeps} {} neither.",
-            size(resident),
-            size(explained),
-            size(neither)
-        ));
+        let mut parts = format!("{} in arenas, C's blocks and files", size(explained));
+        if kept >= WORTH {
+            parts += &format!(", {} free in C's malloc", size(kept));
+        }
+        let rest = unexplained - if kept >= WORTH { kept } else { 0 };
+        if rest > 0 {
+            parts += &format!(", {} in none of these", size(rest));
+        }
+        lines.push(format!("{} were resident: {parts}.", size(resident)));
     }
     lines
 }

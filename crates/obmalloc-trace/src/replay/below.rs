@@ -15,7 +15,7 @@ use crate::watch::request;
 /// The allocators that the heap asks.
 pub(super) struct Hooks {
     geometry: Geometry,
-    base: usize,
+    pub base: usize,
     size: usize,
     stride: usize,
     arena: ArenaAllocator,
@@ -30,7 +30,8 @@ pub(super) struct Hooks {
     pub difference: Option<String>,
     /// Arenas that are held, at their recorded addresses; by place in the region.
     pub arenas: Arenas,
-    taken: usize,
+    /// How many were taken.
+    pub taken: usize,
     /// How far off a pool boundary the last of them was.
     last_offset: usize,
     /// The arena map that the recorded process had: it goes by addresses.
@@ -223,7 +224,10 @@ unsafe extern "C-unwind" fn hook_arena_free(ctx: *mut c_void, address: *mut c_vo
         if hooks.inside {
             hooks.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
         }
-        hooks.arenas.remove(place);
+        // What is tried on the heap does not end an arena of the recorded process.
+        if !hooks.is_beyond {
+            hooks.arenas.remove(place);
+        }
         let start = hooks.base + place as usize * hooks.stride;
         (hooks.arena.free)(hooks.arena.ctx, ptr::with_exposed_provenance_mut(start), size);
     }

@@ -78,6 +78,11 @@ impl Arenas {
         self.held.get(place as usize)?.as_ref()
     }
 
+    /// A place where no arena is.
+    pub fn free_place(&self) -> u32 {
+        self.held.iter().position(Option::is_none).unwrap_or(self.held.len()) as u32
+    }
+
     /// Enters an arena that was taken.
     pub fn insert(&mut self, place: u32, recorded: u64, number: usize, here: usize) {
         if self.held.len() <= place as usize {

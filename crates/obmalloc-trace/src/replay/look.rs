@@ -84,9 +84,11 @@ impl<W: Watcher> Replay<W> {
     }
 
     /// Makes blocks of arenas anew, in this order, as a program does that copies what it keeps, and then frees the old ones. Each is
-    /// given by its slot and its size. Gives how many arenas are held then; `None` when there is no memory for it. Ends the replay.
+    /// given by its slot and its size. Gives how many arenas are held then; `None` when there is no memory for it. The replay can only
+    /// [`follow`](Self::follow) the recording after that.
     pub fn make_anew(&mut self, blocks: &[(u32, usize)]) -> Option<usize> {
         self.course.is_over = true;
+        self.course.is_following = true;
         let ground = &mut self.course.ground;
         ground.hooks.inside = false;
         ground.hooks.is_beyond = true;
@@ -96,7 +98,7 @@ impl<W: Watcher> Replay<W> {
         for &(slot, _) in blocks {
             let old = ground.live.block(slot);
             if ground.hooks.is_inside(old) {
-                // SAFETY: the slot's block is live, and nothing asks for it again: the replay ends here.
+                // SAFETY: the slot's block is live, and nothing asks for it again: no call is made from here on.
                 unsafe { ground.heap.free(Domain::Obj, Some(old)) };
             }
         }

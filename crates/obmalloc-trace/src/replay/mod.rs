@@ -5,6 +5,7 @@
 
 mod below;
 mod compare;
+mod follow;
 mod live;
 mod look;
 
@@ -16,6 +17,7 @@ use obmalloc::profile::{Geometry, Profile};
 use obmalloc::{ArenaMapCounts, Heap, HeapError, HeapOptions, Stats};
 
 use crate::format::{Domain, Event, FormatError, Note, Reader};
+use crate::stacks::Stacks;
 use crate::watch::{Answer, Fate, Place, PlaceInArena, Seen, Watcher, request};
 use below::Hooks;
 pub use compare::{Mismatch, Report};
@@ -67,6 +69,8 @@ struct Course<W> {
     operation: u64,
     /// Whether a watcher has ended it.
     is_over: bool,
+    /// Whether calls are no longer made.
+    is_following: bool,
     /// Whose calls those that come next are; 0 is the main interpreter.
     interpreter: u64,
 }
@@ -106,7 +110,14 @@ impl<W: Watcher> Replay<W> {
     /// # Errors
     /// When no heap of these sizes can be made.
     pub fn on(segments: Vec<Reader<'static>>, profile: &Profile, geometry: Geometry, watcher: W) -> Result<Self, ReplayError> {
-        let course = Course { ground: Ground::new(profile, geometry)?, watcher, operation: 0, is_over: false, interpreter: 0 };
+        let course = Course {
+            ground: Ground::new(profile, geometry)?,
+            watcher,
+            operation: 0,
+            is_over: false,
+            is_following: false,
+            interpreter: 0,
+        };
         Ok(Self { segments: segments.into(), last: None, course, stop_at: u64::MAX })
     }
 
@@ -146,7 +157,7 @@ impl<W: Watcher> Replay<W> {
         while let Some(reader) = self.segments.front_mut() {
             while course.operation < end && !course.is_over {
                 let Some(event) = reader.next() else { break };
-                course.replay(event?, reader.stack());
+                course.replay(event?, reader.stack(), reader.stacks());
             }
             if course.is_over {
                 return Ok(false);
@@ -181,22 +192,24 @@ impl<W: Watcher> Replay<W> {
 
 impl<W: Watcher> Course<W> {
     #[inline]
-    fn replay(&mut self, event: Event, stack: u64) {
+    fn replay(&mut self, event: Event, stack: u64, stacks: &Stacks) {
         if let Event::Note(Note::Interpreter(id)) = event {
             self.interpreter = id;
         }
         let fate = if self.interpreter != 0 && event.is_pymallocs() {
             self.ground.leave_out(&event)
+        } else if self.is_following {
+            self.ground.follow(&event)
         } else {
             self.ground.replay(&event)
         };
         let (operation, interpreter) = (self.operation, self.interpreter);
         let stack = if event.is_request() { stack } else { 0 };
-        let seen = Seen { event: &event, operation, stack, interpreter, fate, ground: &self.ground };
+        let seen = Seen { event: &event, operation, stack, interpreter, stacks, fate, ground: &self.ground };
         self.is_over |= self.watcher.see(&seen).is_break();
         self.operation += 1;
         match fate {
-            Fate::Below => self.ground.hooks.expected.push_back(event),
+            Fate::Below if !self.is_following => self.ground.hooks.expected.push_back(event),
             Fate::Made if self.ground.differs_below() && event.is_pymallocs() => self.ground.settle_below(),
             _ => {}
         }

@@ -1,17 +1,17 @@
-//! A recording as calls: what is decoded once, and then made as often as there are configurations.
+//! A recording as calls, a word each, in a file: what trials make, and what the measuring program reads.
 
-use std::io::{self, Write};
-use std::ops::ControlFlow;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 
-use obmalloc::Domain;
-use rustc_hash::FxHashMap;
-
-use crate::format::Event;
 use crate::program::Verb;
-use crate::watch::{Fate, Seen, Watcher};
 
-/// First bytes of a file of calls, which the measuring program reads.
+/// First bytes of a file of calls. After them come the numbers of slots and of calls (u64 each), and the calls.
 pub const MAGIC: [u8; 8] = *b"obmcalls";
+
+/// Bytes before the first call, and of each.
+pub(super) const HEAD: usize = 24;
+const WORD: usize = 8;
 
 /// A call in one word: 32 bits of size (what is larger counts as 4 GiB), 29 of slot, 2 of verb, and whether the block is set apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,10 +19,15 @@ pub const MAGIC: [u8; 8] = *b"obmcalls";
 pub(super) struct Call(u64);
 
 impl Call {
-    const SLOTS: u32 = 29;
+    /// So many slots can be told apart.
+    pub const SLOTS: u32 = 1 << 29;
 
-    fn new(verb: Verb, slot: u32, size: u64) -> Self {
-        Self(size.min(u32::MAX.into()) << 32 | u64::from(slot) << 3 | (verb as u64) << 1)
+    pub fn new(verb: Verb, slot: u32, size: u64, is_apart: bool) -> Self {
+        Self(size.min(u32::MAX.into()) << 32 | u64::from(slot) << 3 | (verb as u64) << 1 | u64::from(is_apart))
+    }
+
+    pub fn to_bytes(self) -> [u8; WORD] {
+        self.0.to_le_bytes()
     }
 
     #[inline]
@@ -48,109 +53,26 @@ impl Call {
 }
 
 /// The calls of mem and obj of a recording, up to a moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Calls {
-    pub(super) calls: Vec<Call>,
-    pub(super) slots: usize,
+    pub(super) file: File,
+    pub(super) count: u64,
+    /// How many of them are of blocks that are set apart.
+    pub(super) apart: u64,
+    /// By slot: bytes that were asked for last, or 0 after a free.
+    pub(super) sizes: Vec<u32>,
     /// Where arenas lay, in the order in which they were taken: the lower half of each address.
     pub(super) arenas: Vec<u32>,
 }
 
 impl Calls {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.calls.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.calls.is_empty()
-    }
-
-    /// How many of them are of blocks that are set apart.
-    pub fn apart(&self) -> u64 {
-        self.calls.iter().filter(|call| call.is_apart()).count() as u64
-    }
-
-    /// Writes them for the measuring program: [`MAGIC`], how many slots and calls there are (u64 each), and the calls.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        to.write_all(&MAGIC)?;
-        to.write_all(&(self.slots as u64).to_le_bytes())?;
-        to.write_all(&(self.calls.len() as u64).to_le_bytes())?;
-        for call in &self.calls {
-            to.write_all(&call.0.to_le_bytes())?;
-        }
+    /// Reads those from number `from` on, at most `most`, in place of what is in `into`.
+    pub(super) fn read(&self, from: u64, most: usize, bytes: &mut Vec<u8>, into: &mut Vec<Call>) -> io::Result<()> {
+        let count = (self.count - from).min(most as u64) as usize;
+        bytes.resize(count * WORD, 0);
+        self.file.read_exact_at(bytes, HEAD as u64 + from * WORD as u64)?;
+        into.clear();
+        into.extend(bytes.as_chunks::<WORD>().0.iter().map(|&word| Call(u64::from_le_bytes(word))));
         Ok(())
-    }
-}
-
-/// A watcher that collects a replay's calls of mem and obj.
-#[derive(Default)]
-pub struct CallsCollector {
-    calls: Calls,
-    /// The stack of each call, where somebody will ask for some to be set apart.
-    stacks: Option<Vec<u32>>,
-    is_full: bool,
-}
-
-impl CallsCollector {
-    /// Collects. With `keeps_stacks`, blocks can be set apart afterwards.
-    pub fn new(keeps_stacks: bool) -> Self {
-        Self { stacks: keeps_stacks.then(Vec::new), ..Self::default() }
-    }
-
-    /// The calls. The blocks of stacks of which `is_apart` says so are set apart, all their lives.
-    pub fn calls(self, mut is_apart: impl FnMut(u64) -> bool) -> Calls {
-        let Self { mut calls, stacks, .. } = self;
-        let Some(stacks) = stacks else { return calls };
-        let mut answers = FxHashMap::default();
-        let mut slots = vec![false; calls.slots];
-        for (call, stack) in calls.calls.iter_mut().zip(stacks) {
-            let slot = &mut slots[call.slot()];
-            if call.verb() <= Verb::Calloc as u64 {
-                *slot = *answers.entry(stack).or_insert_with(|| is_apart(stack.into()));
-            }
-            call.0 |= u64::from(*slot);
-        }
-        calls
-    }
-
-    /// Whether there were more live blocks than a call can tell apart: then the calls are of no use.
-    pub fn is_full(&self) -> bool {
-        self.is_full
-    }
-}
-
-impl Watcher for CallsCollector {
-    fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
-        if let Event::ArenaAlloc { nested: true, result, .. } = *seen.event
-            && result != 0
-        {
-            self.calls.arenas.push(result as u32);
-        }
-        let (Fate::Made | Fate::LeftOut, Some(slot)) = (seen.fate, seen.answer().slot) else { return ControlFlow::Continue(()) };
-        let (domain, verb, size) = match *seen.event {
-            Event::Malloc { domain, size, .. } | Event::Realloc { domain, address: 0, size, .. } => (domain, Verb::Malloc, size),
-            Event::Calloc { domain, count, size, .. } => (domain, Verb::Calloc, size.saturating_mul(count)),
-            Event::Realloc { domain, size, .. } if seen.interpreter == 0 => (domain, Verb::Realloc, size),
-            Event::Realloc { domain, .. } | Event::Free { domain, .. } => (domain, Verb::Free, 0),
-            _ => return ControlFlow::Continue(()),
-        };
-        if domain == Domain::Raw {
-            return ControlFlow::Continue(());
-        }
-        if slot >= 1 << Call::SLOTS {
-            self.is_full = true;
-            return ControlFlow::Break(());
-        }
-        self.calls.slots = self.calls.slots.max(slot as usize + 1);
-        self.calls.calls.push(Call::new(verb, slot, size));
-        if let Some(stacks) = &mut self.stacks {
-            stacks.push(seen.stack as u32);
-        }
-        ControlFlow::Continue(())
     }
 }

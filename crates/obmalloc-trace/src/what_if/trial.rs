@@ -75,11 +75,10 @@ struct Side {
 }
 
 /// The calls, being made under a configuration.
-pub struct Trial {
+pub(super) struct Trial {
     sides: Vec<Side>,
     slots: Vec<*mut u8>,
     counts: Rc<Counts>,
-    at: usize,
     time: Duration,
 }
 
@@ -107,54 +106,41 @@ impl Trial {
         let sides = (0..if wish.apart { 2 } else { 1 })
             .map(|_| Side::new(&profile, geometry, &offsets, &counts))
             .collect::<Result<_, _>>()?;
-        Ok(Self { sides, slots: vec![ptr::null_mut(); calls.slots], counts, at: 0, time: Duration::ZERO })
+        Ok(Self { sides, slots: vec![ptr::null_mut(); calls.sizes.len()], counts, time: Duration::ZERO })
     }
 
-    /// Makes at most `count` of the calls; false when all have been made.
+    /// Makes the calls that come next.
     ///
     /// # Errors
     /// When there is no memory for a block.
-    pub fn step(&mut self, calls: &Calls, count: usize) -> Result<bool, HeapError> {
-        let end = calls.calls.len().min(self.at + count);
+    pub fn make(&mut self, calls: &[Call]) -> Result<(), HeapError> {
         let start = Instant::now();
-        let slice = &calls.calls[self.at..end];
         let made = match &self.sides[..] {
-            [only] => make(slice, &mut self.slots, |_| &only.heap),
-            sides => make(slice, &mut self.slots, |call| &sides[usize::from(call.is_apart())].heap),
+            [only] => make(calls, &mut self.slots, |_| &only.heap),
+            sides => make(calls, &mut self.slots, |call| &sides[usize::from(call.is_apart())].heap),
         };
         self.time += start.elapsed();
-        self.at = end;
-        if made { Ok(end < calls.calls.len()) } else { Err(HeapError::NoMemory) }
+        if made { Ok(()) } else { Err(HeapError::NoMemory) }
     }
 
-    /// How many calls have been made.
-    pub fn done(&self) -> usize {
-        self.at
-    }
-
-    /// What came of it.
+    /// What came of all the calls.
     pub fn row(&self, calls: &Calls) -> Row {
         let held = self.counts.held.get();
-        let live = self.live(calls);
         Row {
             peak_held: self.counts.peak.get(),
             held,
-            lost: held.saturating_sub(live),
+            lost: held.saturating_sub(self.live(calls)),
             maps: self.counts.maps.get(),
             unmaps: self.counts.unmaps.get(),
-            nanoseconds: self.time.as_nanos() as f64 / self.at.max(1) as f64,
+            nanoseconds: self.time.as_nanos() as f64 / calls.count.max(1) as f64,
         }
     }
 
     /// Bytes that were asked for in blocks that lie in arenas now.
     fn live(&self, calls: &Calls) -> u64 {
-        let mut sizes = vec![0u32; self.slots.len()];
-        for call in &calls.calls[..self.at] {
-            sizes[call.slot()] = call.size() as u32;
-        }
         let inside = |block: &*mut u8| self.sides.iter().any(|side| block.addr().wrapping_sub(side.region.0) < side.region.1);
-        let live = self.slots.iter().zip(sizes).filter(|(block, _)| !block.is_null() && inside(block));
-        live.map(|(_, size)| u64::from(size)).sum()
+        let live = self.slots.iter().zip(&calls.sizes).filter(|(block, _)| !block.is_null() && inside(block));
+        live.map(|(_, &size)| u64::from(size)).sum()
     }
 }
 

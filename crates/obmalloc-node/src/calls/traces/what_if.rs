@@ -1,11 +1,10 @@
-//! What-if for the command line: a recording's calls are a number here, and what comes of a configuration is JSON.
+//! What-if for the command line: trials are a number here, and what comes of them is JSON.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 
 use obmalloc::profile::Profile;
 use obmalloc_trace::replay::{Replay, Report};
-use obmalloc_trace::what_if::{Calls, CallsCollector, Configuration, Row, Trial};
+use obmalloc_trace::what_if::{Apart, CallsWriter, Configuration, Recorded, Trials, TrialsError, Tried};
 use serde::{Deserialize, Serialize};
 
 use super::numbered::Numbered;
@@ -13,203 +12,140 @@ use super::replay::{Segment, UNREADABLE_TRACE, read};
 use crate::calls::json;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
-use crate::js::{Env, Outcome, UNDEFINED, Value};
+use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
 /// The recording is read first, then the configurations take their turns.
-struct Trials {
-    profile: &'static Profile,
-    state: State,
-    /// What sets blocks apart: a file, a line, and how many frames of a stack to look at.
-    site: Option<(String, u32, usize)>,
-    trial: Option<Trial>,
-}
-
 enum State {
-    Reading(Box<Replay<(Report, CallsCollector)>>),
-    Read { calls: Calls, recorded: Recorded },
+    Reading(Box<Replay<(Report, CallsWriter)>>),
+    Trying(Box<Trials>),
     Over,
 }
 
-/// What the recorded process had at the moment.
-#[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Recorded {
-    peak_held: u64,
-    held: u64,
-    maps: u64,
-    unmaps: u64,
-    calls: u64,
-    /// Bytes that a trim would give back at the moment.
-    trimmable: u64,
-    /// How many of the calls are of blocks that are set apart.
-    apart: u64,
+struct Open {
+    profile: &'static Profile,
+    configurations: Vec<Configuration>,
+    state: State,
     /// Whether the replay came to the moment, and went as recorded.
     verified: bool,
 }
 
 thread_local! {
-    static TRIALS: Numbered<Trials> = Numbered::new("open trials");
+    static TRIALS: Numbered<Open> = Numbered::new("open trials");
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Options {
     release: String,
     segments: Vec<Segment>,
     stop_at: u64,
     /// Most frames of a stack.
     frames: usize,
+    /// The file and line whose blocks are set apart.
     apart: Option<(String, u32)>,
+    configurations: Vec<Configuration>,
+    /// Where the calls are written.
+    calls: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    verified: bool,
+    #[serde(flatten)]
+    tried: Tried,
 }
 
 pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"openTrials", open)?;
     export(to, c"stepTrials", step)?;
     export(to, c"progressTrials", progress)?;
-    export(to, c"recordedByTrials", recorded)?;
-    export(to, c"tryTrials", try_one)?;
-    export(to, c"rowOfTrials", row)?;
-    export(to, c"writeTrials", write)?;
+    export(to, c"answerTrials", answer)?;
     export(to, c"closeTrials", close)
+}
+
+fn failure(error: &TrialsError) -> Failure {
+    let code = match error {
+        TrialsError::Full => code::NO_MEMORY,
+        TrialsError::File(_) => code::INTERNAL,
+        TrialsError::Heap(_) => code::OUT_OF_RANGE,
+    };
+    Failure::new(code, error.to_string())
 }
 
 /// `(options)`: opens the traces and gives the trials' number.
 fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
-    let options: Options = json::parse(env, options, "options")?;
-    let profile = json::profile(&options.release)?;
-    let readers = options.segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let collector = (Report::default(), CallsCollector::new(options.apart.is_some()));
-    let replay = match options.apart {
-        Some(_) => Replay::with_stacks(readers, profile, collector),
-        None => Replay::new(readers, profile, collector),
-    };
+    let Options { release, segments, stop_at, frames, apart, configurations, calls } = json::parse(env, options, "options")?;
+    let profile = json::profile(&release)?;
+    for configuration in &configurations {
+        configuration.release.as_deref().map(json::profile).transpose()?;
+    }
+    let readers = segments.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let keeps_stacks = apart.is_some();
+    let apart = apart.map(|(file, line)| Apart { file, line, frames });
+    let writer = CallsWriter::create(&calls, apart).map_err(|error| failure(&error.into()))?;
+    let watcher = (Report::default(), writer);
+    let replay =
+        if keeps_stacks { Replay::with_stacks(readers, profile, watcher) } else { Replay::new(readers, profile, watcher) };
     let mut replay = replay.map_err(|error| Failure::new(code::NO_MEMORY, error.to_string()))?;
-    replay.stop_at(options.stop_at);
-    let site = options.apart.map(|(file, line)| (file, line, options.frames));
-    Numbered::open(&TRIALS, env, Trials { profile, state: State::Reading(Box::new(replay)), site, trial: None })
+    replay.stop_at(stop_at);
+    let state = State::Reading(Box::new(replay));
+    Numbered::open(&TRIALS, env, Open { profile, configurations, state, verified: false })
 }
 
-/// `(number, count)`: reads at most `count` events, or makes at most `count` calls; 0 when what is under way is done.
-fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
-    let count = env.double(count).unwrap_or(0.0) as usize;
-    let more = Numbered::with(&TRIALS, env, number, |trials| trials.step(count))?;
-    env.integer(usize::from(more))
-}
-
-impl Trials {
+impl Open {
     fn step(&mut self, count: usize) -> Result<bool, Failure> {
         match &mut self.state {
             State::Reading(replay) => {
-                if replay.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))? {
-                    return Ok(true);
+                if !replay.step(count).map_err(|error| Failure::new(UNREADABLE_TRACE, error.to_string()))? {
+                    self.read()?;
                 }
-                self.read();
-                Ok(false)
+                Ok(true)
             }
-            State::Read { calls, .. } => match &mut self.trial {
-                Some(trial) => trial.step(calls, count).map_err(|error| Failure::new(code::NO_MEMORY, error.to_string())),
-                None => Ok(false),
-            },
+            State::Trying(trials) => trials.step(count).map_err(|error| failure(&error)),
             State::Over => Ok(false),
         }
     }
 
     /// The recording has been read.
-    fn read(&mut self) {
-        let State::Reading(replay) = std::mem::replace(&mut self.state, State::Over) else { return };
-        if replay.watcher().1.is_full() {
-            return;
-        }
-        let stats = replay.stats();
-        let trimmable = replay.arenas().iter().map(|arena| arena.trimmable(stats.geometry.pool_size)).sum();
-        let arenas = |count: usize| count as u64 * stats.geometry.arena_size as u64;
-        let is_apart = self.site.as_ref().and_then(|(file, line, frames)| {
-            let stacks = replay.stacks()?.clone();
-            Some(move |node| stacks.passes(node, *frames, file, *line))
-        });
-        let (report, calls) = replay.into_watcher();
-        let calls = match is_apart {
-            Some(is_apart) => calls.calls(is_apart),
-            None => calls.calls(|_| false),
-        };
-        let recorded = Recorded {
-            peak_held: arenas(stats.arenas_highwater),
-            held: arenas(stats.arenas),
-            maps: stats.arenas_allocated_total as u64,
-            unmaps: (stats.arenas_allocated_total - stats.arenas) as u64,
-            calls: calls.len() as u64,
-            trimmable,
-            apart: calls.apart(),
-            verified: report.mismatch.is_none(),
-        };
-        self.state = State::Read { calls, recorded };
+    fn read(&mut self) -> Result<(), Failure> {
+        let State::Reading(replay) = std::mem::replace(&mut self.state, State::Over) else { return Ok(()) };
+        let recorded = Recorded::of(&replay);
+        let (report, writer) = replay.into_watcher();
+        self.verified = report.mismatch.is_none();
+        let calls = writer.calls().map_err(|error| failure(&error))?;
+        let configurations = std::mem::take(&mut self.configurations);
+        self.state = State::Trying(Box::new(Trials::new(configurations, self.profile, calls, recorded)));
+        Ok(())
     }
+}
 
-    fn calls(&self) -> Result<(&Calls, &Recorded), Failure> {
-        match &self.state {
-            State::Read { calls, recorded } => Ok((calls, recorded)),
-            State::Reading(_) => Err(Failure::new(code::OUT_OF_RANGE, "expected trials whose recording has been read")),
-            State::Over => Err(Failure::new(code::NO_MEMORY, "more blocks are live than trials can tell apart: 536870912")),
-        }
-    }
+/// `(number, count)`: reads at most `count` events, or makes at most `count` calls; 0 when there is nothing left.
+fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
+    let count = env.double(count).unwrap_or(0.0) as usize;
+    let more = Numbered::with(&TRIALS, env, number, |open| open.step(count))?;
+    env.integer(usize::from(more))
 }
 
 /// `(number)`: what has been read or made, and all there is of it.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let progress = Numbered::with(&TRIALS, env, number, |trials| {
-        Ok(match (&trials.state, &trials.trial) {
-            (State::Reading(replay), _) => replay.progress(),
-            (State::Read { calls, .. }, Some(trial)) => (trial.done() as u64, calls.len() as u64),
-            _ => (1, 1),
+    let progress = Numbered::with(&TRIALS, env, number, |open| {
+        Ok(match &open.state {
+            State::Reading(replay) => replay.progress(),
+            State::Trying(trials) => trials.progress(),
+            State::Over => (1, 1),
         })
     })?;
     env.pair(progress)
 }
 
-/// `(number)`: what the recorded process had, as JSON.
-fn recorded(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let recorded = Numbered::with(&TRIALS, env, number, |trials| trials.calls().map(|(_, recorded)| *recorded))?;
-    json::give(env, &recorded)
-}
-
-/// `(number, configuration)`: begins a trial.
-fn try_one(_: &Realm, env: Env, [number, configuration]: [Value; 2]) -> Outcome {
-    let wish: Configuration = json::parse(env, configuration, "configuration")?;
-    wish.release.as_deref().map(json::profile).transpose()?;
-    Numbered::with(&TRIALS, env, number, |trials| {
-        // One heap's memory at a time.
-        trials.trial = None;
-        let (calls, _) = trials.calls()?;
-        let trial = Trial::new(&wish, trials.profile, calls);
-        trials.trial = Some(trial.map_err(|error| Failure::new(code::OUT_OF_RANGE, error.to_string()))?);
-        Ok(())
-    })?;
-    Ok(UNDEFINED)
-}
-
-/// `(number)`: what came of the last trial, as JSON.
-fn row(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
-    let row: Row = Numbered::with(&TRIALS, env, number, |trials| {
-        let trial = trials.trial.take();
-        let (calls, _) = trials.calls()?;
-        trial.map(|trial| trial.row(calls)).ok_or_else(|| Failure::new(code::OUT_OF_RANGE, "expected a trial that was begun"))
-    })?;
-    json::give(env, &row)
-}
-
-/// `(number, path)`: writes the calls for the measuring program.
-fn write(_: &Realm, env: Env, [number, path]: [Value; 2]) -> Outcome {
-    let path = env.text(path).unwrap_or_default();
-    Numbered::with(&TRIALS, env, number, |trials| {
-        let (calls, _) = trials.calls()?;
-        let written = File::create_new(&path).and_then(|file| {
-            let mut file = BufWriter::new(file);
-            calls.write(&mut file)?;
-            file.flush()
-        });
-        written.map_err(|error| Failure::new(code::INTERNAL, format!("cannot write {path}: {error}")))
-    })?;
-    Ok(UNDEFINED)
+/// `(number)`: what came of it, as JSON. The trials are over with it.
+fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
+    let Open { state, verified, .. } = Numbered::take(&TRIALS, env, number)?;
+    let State::Trying(trials) = state else {
+        return Err(Failure::new(code::OUT_OF_RANGE, "expected trials that have come to their end"));
+    };
+    json::give(env, &Answer { verified, tried: trials.tried() })
 }
 
 /// `(number)`: gives the memory back.
