@@ -64,8 +64,12 @@ const { size } = statSync(wasm)
 const most = optimizer.error ? MOST_AS_BUILT : MOST
 if (size > most) throw new Error(`expected a module of at most ${most} bytes, but it has ${size}`)
 
+// Both files have emnapi in them.
+const licence = readFileSync(join(root, 'node_modules', '@emnapi', 'core', 'LICENSE'), 'utf8').trim()
+const banner = { js: `/*\nContains emnapi, Node-API in JavaScript:\n\n${licence}\n*/` }
 // Lines stay short: Node.js prints the one in which an error came up.
 const options = {
+  banner,
   bundle: true,
   minify: true,
   lineLimit: 160,
@@ -82,7 +86,6 @@ await build({
   },
   platform: 'node',
   format: 'cjs',
-  banner: { js: '/* emnapi, MIT, Copyright (c) 2021-present Toyobayashi: Node-API in JavaScript */' },
   outfile: join(dist, 'emnapi.js'),
 })
 const shims = join(root, 'src', 'browser')
