@@ -1,7 +1,7 @@
 /** What else runs JavaScript with Node-API: Node.js itself, and Bun and Deno where they are found. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -26,6 +26,18 @@ for (const [name, executable, ...args] of [
     const { status, stdout, stderr } = spawnSync(executable, [...args, '__test__/runtimes/smoke.cjs'], { cwd, timeout: 60_000 })
     t.is(stdout.toString(), expected, stderr.toString())
     t.is(status, 0)
+  })
+  const both = found && existsSync(new URL('dist/obmalloc.wasm', cwd)) ? test : test.skip
+  both(`${name} places, collects and refuses in WebAssembly as Node.js does with the addon`, (t) => {
+    for (const task of ['requests', 'objects', 'mistakes']) {
+      const said = (binding: string, program: string, ...before: string[]) => {
+        const env = { ...process.env, OBMALLOC_BINDING: binding }
+        const result = spawnSync(program, [...before, '__test__/wasm/same.cjs', task, '3.14'], { cwd, env, encoding: 'utf8' })
+        t.is(result.status, 0, result.stderr.slice(0, 1000))
+        return result.stdout
+      }
+      t.is(said('wasm', executable, ...args), said('native', process.execPath), task)
+    }
   })
 }
 

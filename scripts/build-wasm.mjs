@@ -12,8 +12,8 @@ const dist = join(root, 'dist')
 const TARGET = 'wasm32-unknown-unknown'
 const wasm = join(dist, 'obmalloc.wasm')
 
-/** Most bytes of the module. */
-const MOST = 400_000
+/** Most bytes of the module, and of one that wasm-opt has not seen. */
+const [MOST, MOST_AS_BUILT] = [400_000, 500_000]
 
 function run(program, ...args) {
   const { status, error } = spawnSync(program, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] })
@@ -61,10 +61,15 @@ if (!optimizer.error)
     wasm,
   )
 const { size } = statSync(wasm)
-if (size > MOST) throw new Error(`expected a module of at most ${MOST} bytes, but it has ${size}`)
+const most = optimizer.error ? MOST_AS_BUILT : MOST
+if (size > most) throw new Error(`expected a module of at most ${most} bytes, but it has ${size}`)
 
+// Both files have emnapi in them.
+const licence = readFileSync(join(root, 'node_modules', '@emnapi', 'core', 'LICENSE'), 'utf8').trim()
+const banner = { js: `/*\nContains emnapi, Node-API in JavaScript:\n\n${licence}\n*/` }
 // Lines stay short: Node.js prints the one in which an error came up.
 const options = {
+  banner,
   bundle: true,
   minify: true,
   lineLimit: 160,
@@ -81,7 +86,6 @@ await build({
   },
   platform: 'node',
   format: 'cjs',
-  banner: { js: '/* emnapi, MIT, Copyright (c) 2021-present Toyobayashi: Node-API in JavaScript */' },
   outfile: join(dist, 'emnapi.js'),
 })
 const shims = join(root, 'src', 'browser')

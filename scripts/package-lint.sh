@@ -3,6 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for folder in . npm/*/; do
+  # Only the packages that have been built here.
+  [ "$folder" = . ] || ls "$folder"*.node >/dev/null 2>&1 || continue
   npx --yes publint@0.3 --strict "$folder"
 done
 npx --yes @arethetypeswrong/cli@0.18 --pack .
