@@ -729,7 +729,7 @@ export interface HeapStats {
   readonly smallBlockThreshold: number
   /** How many size classes there are. */
   readonly sizeClasses: number
-  /** The size classes of which there is a block in use. */
+  /** The size classes that have a block in use. */
   readonly classes: readonly ClassStats[]
   /** Counts of arenas. */
   readonly arenas: {

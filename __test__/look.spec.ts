@@ -62,7 +62,7 @@ function read(text: string): HeapStats {
   }
 }
 
-/** Blocks of many sizes, of which most are freed. */
+/** Blocks of many sizes; most of them are freed. */
 function used(heap: Heap): Address[] {
   const blocks = Array.from({ length: 20_000 }, (_, index) => some(heap.obj.malloc(1 + ((index * 7919) % 512))))
   for (const block of blocks.slice(0, 15_000)) heap.obj.free(block)

@@ -41,7 +41,7 @@ class Place {
   readonly live: Uint8Array
   /** A byte for each of them. */
   readonly objects: Uint8Array
-  /** Sixteen numbers for each pool, of which the last is its size class. */
+  /** Sixteen numbers for each pool; the last is its size class. */
   readonly headers: Uint16Array
 
   constructor(gate: number, base: number, parts: Window) {

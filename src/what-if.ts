@@ -48,7 +48,7 @@ export interface Tried {
   readonly calls: number
   /** How many calls were of blocks that are set apart. */
   readonly apart: number
-  /** Of the configurations, of which the first is {@link AS_RECORDED}. */
+  /** Of the configurations; the first is {@link AS_RECORDED}. */
   readonly rows: readonly Made[]
 }
 

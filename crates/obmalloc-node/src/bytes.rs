@@ -25,7 +25,7 @@ impl Bytes {
     /// Those of an array without any.
     pub const NONE: Self = Self { array: std::ptr::null_mut(), data: std::ptr::null_mut() };
 
-    /// The bytes of `array`, of which that is known.
+    /// The bytes of `array`, from what Node-API says of it.
     pub fn of(array: Value, known: TypedArray) -> Self {
         Self { array, data: known.data.cast() }
     }

@@ -250,7 +250,7 @@ fn layout_that_does_not_hold_gives_no_frame_anywhere_and_is_said_once() {
 #[test]
 fn layout_in_which_no_thread_has_a_frame_is_said_once() {
     for python in pythons() {
-        // The first field of a thread's state: another thread's, of which there is none.
+        // The first field of a thread's state: the next thread's state. There is none.
         spoilt(python, "OBMALLOC_STACKS_THREAD_FRAME", "no", "00");
     }
 }

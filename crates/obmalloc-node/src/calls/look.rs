@@ -238,7 +238,7 @@ unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_voi
     }));
 }
 
-/// An array of bytes that are the heap's, for the face alone, each of which keeps the core.
+/// Arrays over memory of the heap, for the face alone. Each keeps the core.
 fn outside(core: &Core, env: Env, parts: &[NonNull<[u8]>]) -> Outcome {
     let array = env.array()?;
     for (index, part) in parts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! WebAssembly: one memory of at most 4 GiB, of which nothing goes back. No region is reserved. Mappings and the blocks of a `malloc` are
+//! WebAssembly: one memory of at most 4 GiB; nothing of it goes back. No region is reserved. Mappings and the blocks of a `malloc` are
 //! blocks of Rust's allocator.
 
 use alloc::alloc::{Layout, alloc, alloc_zeroed, dealloc};

@@ -33,7 +33,7 @@ pub struct Window {
     pub live: NonNull<[u8]>,
     /// A byte for every multiple of the alignment: above 1 where an object begins, or its memory is kept. Empty while the heap has no types.
     pub objects: NonNull<[u8]>,
-    /// 32 bytes for each pool, of which the last two are the number of its size class.
+    /// 32 bytes for each pool; the last two are the number of its size class.
     pub headers: NonNull<[u8]>,
 }
 
