@@ -58,7 +58,7 @@ const panics = (call: () => unknown): boolean => {
 
 /** Functions that have no heap. */
 const ofModule =
-  /^(serve|open|choose|identity|externalMemory|trimMemory|(open|step|progress|report|close)Replay|(open|read|close)Events|(open|step|progress|close)Outline|findMoment|(open|step|progress|answer|close)Inquiry|(open|step|progress|recordedBy|try|rowOf|write|close)Trials|checkGolden|releaseOf|bind|touchedNames|declarations)$/
+  /^(serve|open|choose|identity|externalMemory|trimMemory|(open|step|progress|report|close)Replay|(open|read|close)Events|(open|step|progress|close)Outline|findMoment|(open|step|progress|answer|close)Inquiry|(open|step|progress|answer|close)Trials|checkGolden|releaseOf|bind|touchedNames|declarations)$/
 
 /** All functions of the binding, closing last. */
 function functions(native: Injected, bound: Functions): Array<[name: string, call: Call]> {

@@ -4,6 +4,7 @@ import type { Row } from './rows.ts'
 
 const threads = '../crates/obmalloc/tests/threads.rs'
 const record = '../crates/obmalloc-preload/tests/record.rs'
+const processes = '../crates/obmalloc-preload/tests/record_processes.rs'
 const workers = 'workers.spec.ts'
 
 export const endings: Row[] = [
@@ -27,7 +28,7 @@ export const endings: Row[] = [
   {
     number: 121,
     what: 'a free-threaded CPython',
-    elsewhere: [record, 'what_cannot_be_recorded_or_checked_is_said_and_left_alone'],
+    elsewhere: [processes, 'what_cannot_be_recorded_or_checked_is_said_and_left_alone'],
   },
   {
     number: 122,
