@@ -15,7 +15,8 @@ int napi_create_refusing_arraybuffer(void *env, void *data, size_t length, void 
   if (calls == MANY / 2) before = mallinfo2().uordblks;
   if (calls == MANY) {
     long more = (long)(mallinfo2().uordblks - before);
-    if (more < MANY) printf("nothing is left behind\n");
+    // A block of malloc is 32 bytes at least, so a leak at one refusal in four is found. Node.js 22 itself takes 64 KiB at times.
+    if (more < 4 * MANY) printf("nothing is left behind\n");
     else printf("%ld bytes are left behind\n", more);
     fflush(stdout);
   }
