@@ -5,16 +5,7 @@ import { createRequire } from 'node:module'
 import test from 'ava'
 import { Heap, type Address, type Allocator, type Domain, type ObjectType } from 'obmalloc'
 
-import { collectUntil, releases, some, transfer } from './tools.ts'
-
-const codeOf = (call: () => unknown): unknown => {
-  try {
-    call()
-    return undefined
-  } catch (error) {
-    return (error as { code?: unknown }).code
-  }
-}
+import { codeOf, collectUntil, releases, some, transfer } from './tools.ts'
 
 /** Each kind of number: how wide it is, how the domain reads and writes it, how JavaScript does, and values on the edge and beyond. */
 const kinds = [

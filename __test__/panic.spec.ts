@@ -8,7 +8,7 @@ import test from 'ava'
 
 import type * as obmalloc from 'obmalloc'
 
-import { buildInjected, collectUntil } from './tools.ts'
+import { buildInjected, codeOf, collectUntil } from './tools.ts'
 
 interface Injected {
   /** Names of entry points, each on a line. */
@@ -36,15 +36,6 @@ const face = [
 const sizes = Array.from({ length: 7 })
 const open = ({ open }: Functions): unknown =>
   open({ __proto__: null, 0: [], 1: [] }, constants.MAX_LENGTH, '3.13', ...sizes, 'default')
-
-const codeOf = (call: () => unknown): unknown => {
-  try {
-    call()
-    return undefined
-  } catch (error) {
-    return (error as { code?: unknown }).code
-  }
-}
 
 /** Whether the injected panic happens in a call. */
 const panics = (call: () => unknown): boolean => {

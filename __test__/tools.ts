@@ -76,3 +76,13 @@ export async function buildInjected(): Promise<string> {
     .map((line) => JSON.parse(line) as { filenames: string[] })
   return artifacts.at(-1)!.filenames[0]!
 }
+
+/** The code of the error that a call throws; undefined if it throws none. */
+export const codeOf = (call: () => unknown): unknown => {
+  try {
+    call()
+    return undefined
+  } catch (error) {
+    return (error as { code?: unknown }).code
+  }
+}

@@ -9,8 +9,10 @@ import { fileURLToPath } from 'node:url'
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const { platform, TARGETS } = createRequire(import.meta.url)('../dist/platform.js')
 
-const at = process.argv.indexOf('--target')
-const target = at < 0 ? undefined : process.argv[at + 1]
+// Other options are passed on.
+const options = process.argv.slice(2)
+const at = options.indexOf('--target')
+const target = at < 0 ? undefined : options.splice(at, 2)[1]
 const name = target === undefined ? platform : TARGETS[target]
 if (name === undefined) throw new Error(`expected one of ${Object.keys(TARGETS).join(', ')}, got ${target}`)
 const folder = join(root, 'npm', name)
@@ -25,8 +27,8 @@ const args = [
   '--output-dir',
   folder,
 ]
-if (target !== undefined)
-  args.push('--target', target, ...process.argv.slice(2).filter((_, index) => ![at - 2, at - 1].includes(index)))
+if (target !== undefined) args.push('--target', target)
+args.push(...options)
 const { status, error } = spawnSync('napi', args, { cwd: root, stdio: 'inherit', shell: process.platform === 'win32' })
 if (error) throw error
 process.exitCode = status ?? 1

@@ -1,5 +1,4 @@
-//! What Node-API has no way to ask of the engine: that an execution ends, which V8's own functions do, where they are found; and in WebAssembly the
-//! time.
+//! What Node-API cannot be asked for: to terminate an execution (V8's own functions do it, where they are found), and in WebAssembly the time.
 
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use std::time::Instant;

@@ -38,6 +38,20 @@ impl Op {
     }
 }
 
+impl Verb {
+    /// What the main interpreter's heap is asked for by an event: the domain, the call and its size in bytes. `None` for an event that is no call.
+    /// A block that another interpreter resizes leaves the heap, if it was there.
+    pub(crate) fn of(seen: &Seen<'_>) -> Option<(Domain, Self, u64)> {
+        Some(match *seen.event {
+            Event::Malloc { domain, size, .. } | Event::Realloc { domain, address: 0, size, .. } => (domain, Self::Malloc, size),
+            Event::Calloc { domain, count, size, .. } => (domain, Self::Calloc, size.saturating_mul(count)),
+            Event::Realloc { domain, size, .. } if seen.interpreter == 0 => (domain, Self::Realloc, size),
+            Event::Realloc { domain, .. } | Event::Free { domain, .. } => (domain, Self::Free, 0),
+            _ => return None,
+        })
+    }
+}
+
 /// A watcher that collects the mem and obj calls of a replay as a program.
 #[derive(Debug, Default)]
 pub struct Collector {
@@ -56,13 +70,7 @@ impl Watcher for Collector {
     fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
         let (Fate::Made | Fate::LeftOut, Some(slot)) = (seen.fate, seen.answer().slot) else { return ControlFlow::Continue(()) };
         self.slots = self.slots.max(slot as usize + 1);
-        let (domain, verb, size) = match *seen.event {
-            Event::Malloc { domain, size, .. } | Event::Realloc { domain, address: 0, size, .. } => (domain, Verb::Malloc, size),
-            Event::Calloc { domain, count, size, .. } => (domain, Verb::Calloc, size.saturating_mul(count)),
-            Event::Realloc { domain, size, .. } if seen.interpreter == 0 => (domain, Verb::Realloc, size),
-            Event::Realloc { domain, .. } | Event::Free { domain, .. } => (domain, Verb::Free, 0),
-            _ => return ControlFlow::Continue(()),
-        };
+        let Some((domain, verb, size)) = Verb::of(seen) else { return ControlFlow::Continue(()) };
         if domain != Domain::Raw {
             self.ops.push(Op::new(verb, domain == Domain::Obj, slot, size as usize));
         }

@@ -51,12 +51,12 @@ pub(crate) enum State {
     Poisoned,
 }
 
-/// What the face looks at before it uses a block's memory without a call: a 32-bit number, in which the first two bytes are to be 0.
+/// What the face looks at before it uses a block's memory without a call: a 32-bit number. The face goes on only if its first two bytes are 0.
 #[repr(C, align(4))]
 struct Gate {
     state: Cell<State>,
-    /// Whether there is more to know of blocks than the heap's tables say: there are debug hooks, guests or a quarantine, or a block has been
-    /// freed whose memory is kept for a buffer, which is live for the heap, but not for the caller.
+    /// Whether there is more to know of blocks than the heap's tables say. That is so with debug hooks, guests or a quarantine. It is so while the
+    /// memory of a freed block is kept for a buffer, too: the tables say that this block is live.
     careful: Cell<bool>,
     /// Whether there may be objects.
     typed: Cell<bool>,

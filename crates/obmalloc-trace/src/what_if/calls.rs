@@ -1,8 +1,7 @@
 //! A recording as calls, a word each, in a file: what trials make, and what the measuring program reads.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::program::Verb;
 
@@ -70,7 +69,9 @@ impl Calls {
     pub(super) fn read(&self, from: u64, most: usize, bytes: &mut Vec<u8>, into: &mut Vec<Call>) -> io::Result<()> {
         let count = (self.count - from).min(most as u64) as usize;
         bytes.resize(count * WORD, 0);
-        self.file.read_exact_at(bytes, HEAD as u64 + from * WORD as u64)?;
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(HEAD as u64 + from * WORD as u64))?;
+        file.read_exact(bytes)?;
         into.clear();
         into.extend(bytes.as_chunks::<WORD>().0.iter().map(|&word| Call(u64::from_le_bytes(word))));
         Ok(())

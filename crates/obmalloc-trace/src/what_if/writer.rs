@@ -1,9 +1,8 @@
 //! A watcher that writes a replay's calls of mem and obj to a file.
 
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use obmalloc::Domain;
@@ -57,7 +56,7 @@ impl CallsWriter {
     ///
     /// # Errors
     /// When more blocks were live than a call can tell apart, or the file could not be written.
-    pub fn calls(mut self) -> Result<Calls, TrialsError> {
+    pub fn calls(self) -> Result<Calls, TrialsError> {
         if let Some(failure) = self.failure {
             return Err(failure);
         }
@@ -65,8 +64,9 @@ impl CallsWriter {
         head[..8].copy_from_slice(&MAGIC);
         head[8..16].copy_from_slice(&(self.calls.sizes.len() as u64).to_le_bytes());
         head[16..].copy_from_slice(&self.calls.count.to_le_bytes());
-        self.file.flush()?;
-        self.calls.file.write_all_at(&head, 0)?;
+        let mut file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.rewind()?;
+        file.write_all(&head)?;
         Ok(self.calls)
     }
 
@@ -110,13 +110,7 @@ impl Watcher for CallsWriter {
             self.calls.arenas.push(result as u32);
         }
         let (Fate::Made | Fate::LeftOut, Some(slot)) = (seen.fate, seen.answer().slot) else { return ControlFlow::Continue(()) };
-        let (domain, verb, size) = match *seen.event {
-            Event::Malloc { domain, size, .. } | Event::Realloc { domain, address: 0, size, .. } => (domain, Verb::Malloc, size),
-            Event::Calloc { domain, count, size, .. } => (domain, Verb::Calloc, size.saturating_mul(count)),
-            Event::Realloc { domain, size, .. } if seen.interpreter == 0 => (domain, Verb::Realloc, size),
-            Event::Realloc { domain, .. } | Event::Free { domain, .. } => (domain, Verb::Free, 0),
-            _ => return ControlFlow::Continue(()),
-        };
+        let Some((domain, verb, size)) = Verb::of(seen) else { return ControlFlow::Continue(()) };
         if domain == Domain::Raw {
             return ControlFlow::Continue(());
         }

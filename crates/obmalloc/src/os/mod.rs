@@ -1,5 +1,5 @@
-//! Room `os`: what the engine asks of the system, address space, pages, the C library's malloc, a clock. Leans on nothing. A file a system,
-//! each with the same functions.
+//! What the engine asks of the system: address space, pages, the C library's malloc, threads and a clock. Leans on nothing. There is one file for
+//! each system; all have the same functions.
 //!
 //! `REGION_SIZE` is the address space that a heap reserves for its arenas, bytes, while few heaps are open; 0 where address space is not free,
 //! so arenas are taken one by one. `ADDRESS_SPACE` is what all regions of the process may have together.
