@@ -1,6 +1,8 @@
 /** Memory that is read and written without a call: the same answers and errors as with one, whatever is done with the heap meanwhile. */
 
+import { once } from 'node:events'
 import { createRequire } from 'node:module'
+import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
 import { Heap, type Address, type Allocator, type Domain, type ObjectType } from 'obmalloc'
@@ -445,4 +447,40 @@ test('no call is made for a small block of mem or obj in a heap that is plain, w
   t.deepEqual([use(heap.raw, some(heap.raw.malloc(16))), use(heap.obj, some(heap.obj.malloc(513)))], [12, 12])
   heap.setupDebugHooks()
   t.is(use(heap.mem, mem), 12)
+})
+
+test('an array that another thread makes longer while it is written goes no further than its block', async (t) => {
+  const ROUNDS = 2000
+  // How many the worker is to make longer, and has.
+  const counts = new Int32Array(new SharedArrayBuffer(8))
+  // TypeScript knows of no second argument here.
+  const Growable = SharedArrayBuffer as unknown as new (length: number, options: { maxByteLength: number }) => SharedArrayBuffer
+  const memories = Array.from({ length: ROUNDS }, () => new Growable(8, { maxByteLength: 400 }))
+  const grow = `
+    const { memories, counts } = require('node:worker_threads').workerData
+    for (const [index, memory] of memories.entries()) {
+      while (Atomics.load(counts, 0) <= index);
+      memory.grow(400)
+      Atomics.store(counts, 1, index + 1)
+    }`
+  const worker = new Worker(grow, { eval: true, execArgv: [], workerData: { memories, counts } })
+  t.teardown(() => worker.terminate())
+  await once(worker, 'online')
+  using heap = new Heap()
+  const [block, next] = [some(heap.obj.malloc(16)), some(heap.obj.malloc(16))]
+  t.is<number, number>(next, block + 16)
+  heap.obj.setUint32(next, 7)
+  for (const [index, memory] of memories.entries()) {
+    const bytes = new Uint8Array(memory).fill(9)
+    Atomics.store(counts, 0, index + 1)
+    let tries = 0
+    try {
+      while (tries++ < 200) heap.obj.write(block, bytes)
+    } catch (error) {
+      // It is longer than the block by now.
+      t.is((error as { code?: unknown }).code, 'ERR_OUT_OF_RANGE')
+    }
+    while (Atomics.load(counts, 1) <= index);
+    t.is(heap.obj.getUint32(next), 7, `round ${index}`)
+  }
 })

@@ -7,6 +7,7 @@ import { native, on, type DomainCalls, type Handle } from './native.js'
 import {
   Bytes,
   asIntN,
+  bufferOf,
   copyBytes,
   getF64,
   getI32,
@@ -14,6 +15,7 @@ import {
   getU32,
   getU8,
   lengthOf,
+  offsetOf,
   setF64,
   setI32,
   setI64,
@@ -102,8 +104,9 @@ export class Domain implements Contract {
   write(address: Address, bytes: Uint8Array, offset: Size = 0): void {
     const length = tagOf(bytes) === 'Uint8Array' ? lengthOf(bytes) : 0
     const at = length === 0 ? -1 : this.#memory.find(address, this.#live, length, offset)
-    if (at >= 0) copyBytes(this.#memory.place.bytes, bytes, at)
-    else this.#write(address, bytes, offset, on(this.#handle))
+    if (at < 0) this.#write(address, bytes, offset, on(this.#handle))
+    // Another thread may make shared memory, and with it the array, longer at any time: what is copied has the length that was looked at.
+    else copyBytes(this.#memory.place.bytes, new Bytes(bufferOf(bytes as Uint8Array<ArrayBuffer>), offsetOf(bytes), length), at)
   }
 
   getUint8(address: Address, offset: Size = 0): number {
