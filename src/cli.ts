@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
- * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check`, `why` or `report` found something, or a limit of `budget` is broken; 2 usage; 3 an unreadable trace; 4 something
- * did not match, or could not be looked at, or not all of it recorded, and anything else. `record` and `trim` pass the program's own on, and give
+ * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check`, `why` or `report` found something, or a limit of `budget` is
+ * broken; 2 usage; 3 an unreadable trace; 4 something did not match, or could not be looked at, or not all of it recorded, and anything else. `record` and `trim` pass the program's own on, and give
  * 128 and the signal's number when a signal ended it.
  */
 

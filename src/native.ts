@@ -1,4 +1,4 @@
-/** The native binding: what it has, and which heap they are about. */
+/** The native binding: its functions, and which heap a call is about. */
 
 import type { Address, AllocatorName, ArenaInfo, Geometry, Release, Trimmed } from '../index.js'
 import type { Kept } from './kept.js'
