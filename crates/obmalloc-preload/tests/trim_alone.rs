@@ -318,6 +318,96 @@ assert kept == [(n, n + 1) for n in range(0, 1_000_000, 1000)]
 }
 
 #[test]
+fn huge_pages_are_given_back_in_part() {
+    let script = format!(
+        "{RESIDENT}
+import ctypes, re, sys
+def huge():
+    with open('/proc/self/smaps_rollup') as file: return int(re.search(r'AnonHugePages: *(\\d+)', file.read())[1]) << 10
+{TUPLES}
+MADV_COLLAPSE, SIZE = 25, 2 << 20
+madvise = ctypes.CDLL(None).madvise
+madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+with open('/proc/self/maps') as file: maps = file.read()
+for begin, end in re.findall(r'^([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *$', maps, re.M):
+    begin, end = -(-int(begin, 16) // SIZE) * SIZE, int(end, 16) // SIZE * SIZE
+    if begin < end: madvise(begin, end - begin, MADV_COLLAPSE)
+before, collapsed = resident(), huge()
+sys.audit('obmalloc.trim')
+print(collapsed >> 20, before - resident() >> 20)
+assert kept == [(n, n + 1) for n in range(0, 1_000_000, 1000)]
+"
+    );
+    for python in able() {
+        let run = Trimmed::of(python, &script, "asked").succeeded();
+        let (collapsed, given): (u64, u64) = {
+            let stdout = run.stdout();
+            let mut numbers = stdout.split_whitespace().map(|number| number.parse().expect("a number"));
+            (numbers.next().expect("two"), numbers.next().expect("two"))
+        };
+        if collapsed == 0 {
+            eprintln!("skipped: this system makes no huge pages of memory that is there (Linux 6.1)");
+            return;
+        }
+        assert!(collapsed > 40, "3.{}: {collapsed} MB in huge pages", python.minor);
+        assert!(given > 55 && run.end().number("poolBytes") > 60 << 20, "3.{}: {given} MB given back", python.minor);
+    }
+}
+
+/// A control group for memory, without swap. It goes with this.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    /// One with so many bytes. `None` where this process may not make one.
+    fn of(bytes: u64) -> Option<Self> {
+        let name = format!("obmalloc-test-{}", std::process::id());
+        let (root, limit, swap) = [
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.swappiness"),
+            ("/sys/fs/cgroup", "memory.max", "memory.swap.max"),
+        ]
+        .into_iter()
+        .find(|(root, ..)| std::path::Path::new(root).join("cgroup.procs").exists())?;
+        let directory = std::path::Path::new(root).join(name);
+        std::fs::create_dir(&directory).ok()?;
+        let group = Self(directory);
+        std::fs::write(group.0.join(swap), "0").ok()?;
+        std::fs::write(group.0.join(limit), bytes.to_string()).ok()?;
+        Some(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn program_stays_below_the_limit_of_its_container_without_swap() {
+    let Some(group) = Group::of(190 << 20) else {
+        eprintln!("skipped: no control group for memory can be made here");
+        return;
+    };
+    let script = |trim: &str| {
+        format!(
+            "
+import os, sys
+with open('{}/cgroup.procs', 'w') as file: file.write(str(os.getpid()))
+{TUPLES}{trim}
+more = b'x' * (100 << 20)
+assert kept == [(n, n + 1) for n in range(0, 1_000_000, 1000)]
+",
+            group.0.display()
+        )
+    };
+    for python in able() {
+        Trimmed::of(python, &script("sys.audit('obmalloc.trim')"), "asked").succeeded();
+        let killed = Trimmed::of(python, &script(""), "asked");
+        assert_eq!(killed.0.output.status.signal(), Some(libc::SIGKILL), "3.{}: {}", python.minor, killed.stderr());
+    }
+}
+
+#[test]
 fn thousands_of_trims_change_no_result() {
     let script = "
 import json, sys
