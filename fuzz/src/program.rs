@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::ptr;
 use std::rc::Rc;
 
-use obmalloc::profile::{self, Geometry};
+use obmalloc::profile::{Geometry, Profile};
 use obmalloc::{
     AllocatorId, AllocatorName, ArenaAllocator, ArenaGuest, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet,
     ItemKind, ObjectError, ObjectHeap, OwnError, TypeId, TypeSpec, Value,
@@ -56,9 +56,8 @@ unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, s
     }
 }
 
-pub fn run(data: &[u8]) {
+pub fn run(profile: &Profile, data: &[u8]) {
     let bytes = Bytes::new(data);
-    let profile = profile::ALL[bytes.below(profile::ALL.len())];
     let tiny = Geometry { arena_size: 64 << 10, pool_size: 16 << 10, alignment: 16, small_request_threshold: 512 };
     let narrow = Geometry { arena_size: 64 << 10, pool_size: 4 << 10, alignment: 8, small_request_threshold: 256 };
     // Almost everything comes from the C library then, where AddressSanitizer sees each block.
