@@ -64,7 +64,7 @@ pub fn run(profile: &Profile, data: &[u8]) {
     let large_only = Geometry { small_request_threshold: 16, ..tiny };
     let geometry = [None, Some(tiny), Some(narrow), Some(large_only)][bytes.below(4)];
     let options = bytes.byte();
-    let (steals, malloc, limited, own_arenas) = (options & 1 != 0, options & 2 != 0, options & 4 != 0, options & 24);
+    let (steals, malloc, limited, own_arenas) = (options & 1 != 0, options & 2 != 0, options & 4 != 0, options & 0x18);
     let memory_limit = limited.then_some(200_000);
     let world = Rc::new(World::new(bytes, steals));
     let arenas = Arenas {
@@ -517,10 +517,8 @@ impl Program<'_> {
         let object = if world.bytes.below(4) == 0 { world.once_made() } else { world.held() };
         let Some(object) = object else { return };
         let before = heap.is_tracked(object);
-        let (done, expected) = match world.bytes.flag() {
-            true => (heap.track(object), true),
-            false => (heap.untrack(object).map_err(ObjectError::from), false),
-        };
+        let expected = world.bytes.flag();
+        let done = if expected { heap.track(object) } else { heap.untrack(object).map_err(ObjectError::from) };
         if done.is_ok() && world.depth.get() == 0 && !world.steals {
             assert_eq!(heap.is_tracked(object), Ok(expected), "it was {before:?}");
         }

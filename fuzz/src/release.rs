@@ -25,7 +25,7 @@ mod tests {
             releases.rotate_left(1);
             assert_eq!(named(8, &releases), Some(&V3_8));
             assert_eq!(named(14, &releases), Some(&V3_14));
-            assert_eq!(named(14 | 0x80, &releases), Some(&V3_14_0));
+            assert_eq!(named(0x8e, &releases), Some(&V3_14_0));
             assert_eq!(named(15, &releases), Some(&V3_15));
         }
         assert_eq!(named(8, &[&V3_15, &V3_14]), None, "a release that is not there");

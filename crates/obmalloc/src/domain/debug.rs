@@ -304,7 +304,7 @@ impl DebugHooks {
     pub fn find_damaged(&mut self, interrupt: Interrupt) -> Option<Fault> {
         let patience = interrupt.patience();
         let mut found = None;
-        for (&address, &block) in self.blocks.iter() {
+        for (&address, &block) in &self.blocks {
             if matches!(block.state, State::Sound | State::Buried) {
                 // SAFETY: the table has the blocks that are there.
                 found = unsafe { self.check(Function::Free, block.domain, address, block) };

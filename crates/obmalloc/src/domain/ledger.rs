@@ -562,8 +562,8 @@ impl Ledger {
         match pymalloc.locate(address) {
             Location::Block { begin, .. } => {
                 // Behind the headers of debug hooks, or where another allocator has put it.
-                let bases = (begin..=address).rev().filter(|base| base & self.alignment_mask == 0);
-                let found = bases.filter_map(|base| self.domain_of(base).map(|domain| (base, domain))).next();
+                let mut bases = (begin..=address).rev().filter(|base| base & self.alignment_mask == 0);
+                let found = bases.find_map(|base| self.domain_of(base).map(|domain| (base, domain)));
                 found.filter(|&(base, _)| self.size_of_part(base).is_none_or(|size| address - base < size))
             }
             Location::NoBlock => None,

@@ -674,9 +674,9 @@ impl ObjectHeap {
                     self.incref_object(object);
                     let clear = || self.tp_clear(header::kind(object), object);
                     if WATCHED {
-                        self.holding(object, clear)
+                        self.holding(object, clear);
                     } else {
-                        clear()
+                        clear();
                     }
                     if self.decref_object(object) {
                         continue;

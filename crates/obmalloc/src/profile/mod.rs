@@ -464,6 +464,7 @@ impl Profile {
 
     /// The release, but without the nodes of an arena map: a replay requests them itself, for the recorded addresses
     /// ([`ArenaMapCounts`](crate::ArenaMapCounts)).
+    #[must_use]
     pub const fn without_arena_map(&self) -> Self {
         Self { range_check: RangeCheck::ArenaIndex, ..*self }
     }

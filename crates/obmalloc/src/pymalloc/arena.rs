@@ -114,17 +114,17 @@ impl Pymalloc {
             }
             arena.nfreepools -= 1;
             let pool = arena.freepools;
-            let found = if !pool.is_null() {
-                arena.freepools = (*pool).nextpool;
-                state.trims.take(arena, (*pool).szidx);
-                let address = state.address_of(pool);
-                (pool, ptr::with_exposed_provenance_mut(address))
-            } else {
+            let found = if pool.is_null() {
                 let address = arena.pool_address;
                 arena.pool_address += state.geometry.pool_size;
                 state.uncarved -= state.geometry.pool_size;
                 let pool = state.header_at(address);
                 pool.write(PoolHeader { szidx: NO_CLASS, ..PoolHeader::sentinel(ptr::null_mut()) });
+                (pool, ptr::with_exposed_provenance_mut(address))
+            } else {
+                arena.freepools = (*pool).nextpool;
+                state.trims.take(arena, (*pool).szidx);
+                let address = state.address_of(pool);
                 (pool, ptr::with_exposed_provenance_mut(address))
             };
             let arena = state.arenas[index as usize];
