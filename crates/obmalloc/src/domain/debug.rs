@@ -118,44 +118,48 @@ impl Domains {
     /// # Safety
     /// `this` is initialised, and no call of it is on its way.
     pub unsafe fn setup_debug_hooks(this: *mut Self, text: DebugText) -> bool {
-        // SAFETY: the caller's promise; no reference to a field is held across the steps.
-        unsafe {
-            if (*this).debug.is_none() {
-                let hooks = DebugHooks {
-                    text,
-                    apis: Vec::new(),
-                    blocks: AddressMap::default(),
-                    moving: 0,
-                    parked: AddressSet::default(),
-                    asking: Domain::Obj,
-                    fault: None,
-                };
-                (*this).debug = try_box(hooks);
-                if (*this).debug.is_none() {
-                    return false;
-                }
-            }
-            if !(*this).pymalloc.watch() {
-                return false;
-            }
-            let own = (*this).own;
-            for domain in Domain::ALL {
-                let present = (*this).allocators[domain as usize];
-                if Self::is_hook(&present) {
-                    continue;
-                }
-                let watched = present == own;
-                let inner = if watched { Self::watched_allocator(this) } else { present };
-                let Some(hooks) = &mut (*this).debug else { return false };
-                if hooks.apis.try_reserve(1).is_err() {
-                    return false;
-                }
-                let Some(api) = Pinned::try_new(Api { domain, inner, watched, domains: this }) else { return false };
-                (*this).allocators[domain as usize] = allocator(api.as_ptr());
-                hooks.apis.push(api);
-            }
-            true
+        // SAFETY: the caller's promise.
+        let domains = unsafe { &mut *this };
+        if domains.debug.is_none() {
+            domains.debug = try_box(DebugHooks {
+                text,
+                apis: Vec::new(),
+                blocks: AddressMap::default(),
+                moving: 0,
+                parked: AddressSet::default(),
+                asking: Domain::Obj,
+                fault: None,
+            });
         }
+        if domains.debug.is_none() || !domains.pymalloc.watch() {
+            return false;
+        }
+        // SAFETY: the caller's promise; no reference to a field is held any more.
+        Domain::ALL.into_iter().all(|domain| unsafe { Self::wrap_in_hook(this, domain) })
+    }
+
+    /// Puts a hook around a domain's allocator, except around a hook; false when there is no memory for it.
+    ///
+    /// # Safety
+    /// As for [`setup_debug_hooks`](Self::setup_debug_hooks), which has made what hooks know.
+    unsafe fn wrap_in_hook(this: *mut Self, domain: Domain) -> bool {
+        // SAFETY: the caller's promise.
+        let (own, present) = unsafe { ((*this).own, (*this).allocators[domain as usize]) };
+        if Self::is_hook(&present) {
+            return true;
+        }
+        let watched = present == own;
+        let inner = if watched { Self::watched_allocator(this) } else { present };
+        let Some(api) = Pinned::try_new(Api { domain, inner, watched, domains: this }) else { return false };
+        // SAFETY: the caller's promise.
+        let domains = unsafe { &mut *this };
+        let Some(hooks) = &mut domains.debug else { return false };
+        if hooks.apis.try_reserve(1).is_err() {
+            return false;
+        }
+        domains.allocators[domain as usize] = allocator(api.as_ptr());
+        hooks.apis.push(api);
+        true
     }
 }
 
@@ -279,25 +283,24 @@ impl DebugHooks {
     /// # Safety
     /// The block is at `address`.
     unsafe fn check(&self, function: Function, verifying: Domain, address: usize, block: Block) -> Option<Fault> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if block.state >= State::Buried {
-                let at = ptr::with_exposed_provenance::<u8>(address);
-                let (from, to) = (-(HEAD as isize), (block.size + SST) as isize);
-                let offset = (from..to).find(|&offset| *at.offset(offset) != DEAD)?;
-                let offset = Some(offset);
-                return Some(Fault { offset, ..Fault::new(FaultKind::WriteAfterFree, address, block.domain) });
-            }
-            let (problem, offset) = Self::find_problem(verifying, address, block)?;
-            let kind = match problem {
-                Problem::Id(_) if block.domain != verifying => FaultKind::WrongDomain,
-                _ if offset < 0 => FaultKind::BufferUnderflow,
-                _ => FaultKind::BufferOverflow,
-            };
-            let report = self.report(function, problem, address, block);
-            let offset = (kind != FaultKind::WrongDomain).then_some(offset);
-            Some(Fault { allocated: Some(block.domain), offset, report, ..Fault::new(kind, address, verifying) })
+        if block.state >= State::Buried {
+            let at = ptr::with_exposed_provenance::<u8>(address);
+            let (from, to) = (-(HEAD as isize), (block.size + SST) as isize);
+            // SAFETY: the caller's promise: so many bytes lie before and behind the address.
+            let offset = Some((from..to).find(|&offset| unsafe { *at.offset(offset) } != DEAD)?);
+            return Some(Fault { offset, ..Fault::new(FaultKind::WriteAfterFree, address, block.domain) });
         }
+        // SAFETY: the caller's promise.
+        let (problem, offset) = unsafe { Self::find_problem(verifying, address, block)? };
+        let kind = match problem {
+            Problem::Id(_) if block.domain != verifying => FaultKind::WrongDomain,
+            _ if offset < 0 => FaultKind::BufferUnderflow,
+            _ => FaultKind::BufferOverflow,
+        };
+        // SAFETY: the caller's promise.
+        let report = unsafe { self.report(function, problem, address, block) };
+        let offset = (kind != FaultKind::WrongDomain).then_some(offset);
+        Some(Fault { allocated: Some(block.domain), offset, report, ..Fault::new(kind, address, verifying) })
     }
 
     /// The first block with damaged guard bytes that have not been reported yet; the search stops early when it is interrupted.
@@ -400,36 +403,41 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
         return ptr::null_mut();
     }
     // SAFETY: `ctx` is the API of the hook; no reference to the hooks is held while the inner allocator runs.
+    let (api, known) = unsafe { hooks(ctx) };
+    if !known.reserve() {
+        return ptr::null_mut();
+    }
+    let inner = api.inner;
+    // SAFETY: an allocator is asked as it wants to be.
+    let block =
+        unsafe { if zeroed { (inner.calloc)(inner.ctx, 1, size + EXTRA) } else { (inner.malloc)(inner.ctx, size + EXTRA) } };
+    if block.is_null() {
+        return block;
+    }
+    let data = block.cast::<u8>().wrapping_add(HEAD);
+    // SAFETY: as above; the inner allocator has run.
+    let (api, known) = unsafe { hooks(ctx) };
+    let address = data.expose_provenance();
+    if known.blocks.contains_key(&address) {
+        // Given twice: there is no telling any more which of the two owners has it.
+        known.keep_fault(Fault::new(FaultKind::HeapCorrupted, address, api.domain));
+        return ptr::null_mut();
+    }
+    if !known.reserve() {
+        // SAFETY: the block goes back to the allocator that has just given it.
+        unsafe { (inner.free)(inner.ctx, block) };
+        return ptr::null_mut();
+    }
+    known.blocks.insert(address, Block { size, hook: api, domain: api.domain, state: State::Sound });
+    // SAFETY: a block of `size + EXTRA` bytes that nothing else knows yet.
     unsafe {
-        let (api, known) = hooks(ctx);
-        if !known.reserve() {
-            return ptr::null_mut();
-        }
-        let inner = api.inner;
-        let block = if zeroed { (inner.calloc)(inner.ctx, 1, size + EXTRA) } else { (inner.malloc)(inner.ctx, size + EXTRA) };
-        if block.is_null() {
-            return block;
-        }
-        let data = block.cast::<u8>().add(HEAD);
-        let (api, known) = hooks(ctx);
-        let address = data.expose_provenance();
-        if known.blocks.contains_key(&address) {
-            // Given twice: there is no telling any more which of the two owners has it.
-            known.keep_fault(Fault::new(FaultKind::HeapCorrupted, address, api.domain));
-            return ptr::null_mut();
-        }
-        if !known.reserve() {
-            (inner.free)(inner.ctx, block);
-            return ptr::null_mut();
-        }
-        known.blocks.insert(address, Block { size, hook: api, domain: api.domain, state: State::Sound });
         write_guards(data, size, api.domain);
         if !zeroed {
             let interrupt = (*api.domains).interrupt;
             interrupt.fill(data, CLEAN, size);
         }
-        data.cast()
     }
+    data.cast()
 }
 
 /// `_PyMem_DebugRawMalloc`, `_PyMem_DebugMalloc`
@@ -452,23 +460,24 @@ unsafe extern "C-unwind" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
     if address.is_null() {
         return;
     }
-    // SAFETY: as in `debug_alloc`; the caller gives a block of this domain.
-    unsafe {
-        let (api, known) = hooks(ctx);
-        let (inner, watched, domains) = (api.inner, api.watched, api.domains);
-        let Some(block) = known.block(api, address.expose_provenance()) else {
-            // Older than the hooks.
-            (inner.free)(inner.ctx, address);
-            return;
-        };
-        if !known.is_sound(Function::Free, api.domain, address.addr()) {
-            if let Some(block) = known.blocks.get_mut(&address.addr()) {
-                block.state = State::Refused;
-            }
-            return;
+    // SAFETY: as in `debug_alloc`.
+    let (api, known) = unsafe { hooks(ctx) };
+    let (inner, watched, domains) = (api.inner, api.watched, api.domains);
+    let Some(block) = known.block(api, address.expose_provenance()) else {
+        // Older than the hooks.
+        // SAFETY: the caller gives a block of this domain.
+        return unsafe { (inner.free)(inner.ctx, address) };
+    };
+    if !known.is_sound(Function::Free, api.domain, address.addr()) {
+        if let Some(block) = known.blocks.get_mut(&address.addr()) {
+            block.state = State::Refused;
         }
-        known.blocks.remove(&address.addr());
-        let begin = address.cast::<u8>().sub(HEAD);
+        return;
+    }
+    known.blocks.remove(&address.addr());
+    let begin = address.cast::<u8>().wrapping_sub(HEAD);
+    // SAFETY: a block that the hook gave lies behind a header; nothing refers to the hooks any more.
+    unsafe {
         let interrupt = (*domains).interrupt;
         let filled = block.state == State::Buried || interrupt.fill(begin, DEAD, block.size + EXTRA);
         (inner.free)(inner.ctx, begin.cast());
@@ -481,47 +490,55 @@ unsafe extern "C-unwind" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
 /// `_PyMem_DebugRawRealloc`, `_PyMem_DebugRealloc`
 #[inline(never)]
 unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: as in `debug_free`.
-    unsafe {
-        if address.is_null() {
-            return debug_alloc(ctx, false, size);
-        }
-        let (api, known) = hooks(ctx);
-        let (inner, domain, domains) = (api.inner, api.domain, api.domains);
-        let Some(block) = known.block(api, address.expose_provenance()) else {
-            // Older than the hooks.
-            return (inner.realloc)(inner.ctx, address, size);
-        };
-        if !known.is_sound(Function::Realloc, domain, address.addr()) || size > PY_SSIZE_T_MAX - EXTRA {
-            return ptr::null_mut();
-        }
-        // The block has no owner while it moves; the table keeps room for it.
-        known.blocks.remove(&address.addr());
-        known.moving += 1;
-        if !known.reserve() {
-            known.moving -= 1;
-            known.blocks.insert(address.addr(), block);
-            return ptr::null_mut();
-        }
+    if address.is_null() {
+        // SAFETY: as there.
+        return unsafe { debug_alloc(ctx, false, size) };
+    }
+    // SAFETY: as in `debug_alloc`.
+    let (api, known) = unsafe { hooks(ctx) };
+    let (inner, domain, domains) = (api.inner, api.domain, api.domains);
+    let Some(block) = known.block(api, address.expose_provenance()) else {
+        // Older than the hooks.
+        // SAFETY: the caller gives a block of this domain.
+        return unsafe { (inner.realloc)(inner.ctx, address, size) };
+    };
+    if !known.is_sound(Function::Realloc, domain, address.addr()) || size > PY_SSIZE_T_MAX - EXTRA {
+        return ptr::null_mut();
+    }
+    // The block has no owner while it moves; the table keeps room for it.
+    known.blocks.remove(&address.addr());
+    known.moving += 1;
+    if !known.reserve() {
+        known.moving -= 1;
+        known.blocks.insert(address.addr(), block);
+        return ptr::null_mut();
+    }
 
+    // SAFETY: a block that the hook gave lies behind a header; nothing refers to the hooks any more.
+    let (erased, moved, is_closed) = unsafe {
         let erased = Erased::new(address.cast(), block.size);
         let moved = (inner.realloc)(inner.ctx, address.cast::<u8>().sub(HEAD).cast(), size + EXTRA);
-        if (*domains).is_closed {
-            return ptr::null_mut();
-        }
-        let (data, now) = if moved.is_null() { (address.cast(), block.size) } else { (moved.cast::<u8>().add(HEAD), size) };
+        (erased, moved, (*domains).is_closed)
+    };
+    if is_closed {
+        return ptr::null_mut();
+    }
+    let (data, now) = if moved.is_null() { (address.cast(), block.size) } else { (moved.cast::<u8>().wrapping_add(HEAD), size) };
+    // SAFETY: where the block is now, it has `now` bytes between its header and its trailer.
+    unsafe {
         write_guards(data, now, domain);
         erased.restore(data, now);
         if now > block.size {
             let interrupt = (*domains).interrupt;
             interrupt.fill(data.add(block.size), CLEAN, now - block.size);
         }
-
-        let (api, known) = hooks(ctx);
-        known.moving -= 1;
-        known.blocks.insert(data.expose_provenance(), Block { size: now, hook: api, domain, state: State::Sound });
-        if moved.is_null() { moved } else { data.cast() }
     }
+
+    // SAFETY: as in `debug_alloc`; the inner allocator has run.
+    let (api, known) = unsafe { hooks(ctx) };
+    known.moving -= 1;
+    known.blocks.insert(data.expose_provenance(), Block { size: now, hook: api, domain, state: State::Sound });
+    if moved.is_null() { moved } else { data.cast() }
 }
 
 /// What a realloc has put aside of a block while the inner allocator moves it: all of it, or both ends.
@@ -577,41 +594,45 @@ impl Erased {
 /// # Safety
 /// As for [`Pymalloc::alloc_from_used_pool`], of the domains' pymalloc; hooks have been set up.
 pub(super) unsafe fn watched_block(this: *mut Domains, size: usize) -> Result<*mut u8, Refused> {
-    // SAFETY: the caller's promise; references to the hooks and to pymalloc are gone when it takes a pool.
-    unsafe {
-        let pymalloc = &raw mut (*this).pymalloc;
-        loop {
-            let Some(known) = (*this).debug.as_mut() else { return Err(Refused) };
-            let is_live = |address: usize| known.blocks.contains_key(&(address + HEAD));
-            if let Some(block) = (*pymalloc).damaged_link(size, is_live) {
-                (*pymalloc).broken_link = Some(block);
-                return Err(Refused);
-            }
+    loop {
+        // SAFETY: the caller's promise; the reference is gone when pymalloc takes a pool.
+        let domains = unsafe { &mut *this };
+        let Some(known) = domains.debug.as_ref() else { return Err(Refused) };
+        let is_live = |address: usize| known.blocks.contains_key(&(address + HEAD));
+        if let Some(block) = domains.pymalloc.damaged_link(size, is_live) {
+            domains.pymalloc.broken_link = Some(block);
+            return Err(Refused);
+        }
+        // SAFETY: the caller's promise.
+        let (block, whole) = unsafe {
+            let pymalloc = &raw mut (*this).pymalloc;
             let block = match Pymalloc::alloc_from_used_pool::<AnyPools>(pymalloc, size) {
                 Some(block) => block.as_ptr(),
                 None => Pymalloc::alloc_from_new_pool::<AnyPools>(pymalloc, size),
             };
-            let Some(whole) = Pymalloc::block_size::<AnyPools>(pymalloc, block).filter(|_| !block.is_null()) else {
-                return Ok(ptr::null_mut());
-            };
-            let begin = block.expose_provenance();
-            let state = (*pymalloc).state_of_dead(begin, whole);
-            if state == Dead::Sound {
-                (*pymalloc).forget_dead(begin, whole);
-                return Ok(block);
-            }
-            let Some(known) = (*this).debug.as_mut() else { return Err(Refused) };
-            if known.parked.try_reserve(1).is_err() {
-                // Nothing can be remembered about it: it stays free.
-                super::object_free::<AnyPools>(this.cast(), block.cast());
-                return Err(Refused);
-            }
-            known.parked.insert(begin);
-            (*pymalloc).forget_dead(begin, whole);
-            if let Dead::Damaged(byte) = state {
-                known.keep_fault(write_after_free(begin, byte, known.asking));
-                return Err(Refused);
-            }
+            (block, Pymalloc::block_size::<AnyPools>(pymalloc, block))
+        };
+        let Some(whole) = whole.filter(|_| !block.is_null()) else { return Ok(ptr::null_mut()) };
+        let begin = block.expose_provenance();
+        // SAFETY: as above; pymalloc has the pool.
+        let domains = unsafe { &mut *this };
+        let state = domains.pymalloc.state_of_dead(begin, whole);
+        if state == Dead::Sound {
+            domains.pymalloc.forget_dead(begin, whole);
+            return Ok(block);
+        }
+        let Some(known) = domains.debug.as_mut() else { return Err(Refused) };
+        if known.parked.try_reserve(1).is_err() {
+            // Nothing can be remembered about it: it stays free.
+            // SAFETY: pymalloc gave it just now.
+            unsafe { super::object_free::<AnyPools>(this.cast(), block.cast()) };
+            return Err(Refused);
+        }
+        known.parked.insert(begin);
+        domains.pymalloc.forget_dead(begin, whole);
+        if let Dead::Damaged(byte) = state {
+            known.keep_fault(write_after_free(begin, byte, known.asking));
+            return Err(Refused);
         }
     }
 }

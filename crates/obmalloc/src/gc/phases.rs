@@ -349,32 +349,36 @@ impl ObjectHeap {
                 index += 1;
                 continue;
             }
-            // SAFETY: a tracked object; nothing changes while references are counted.
-            unsafe {
-                let kind = header::kind(object);
-                if kind.simple {
-                    let stopped = scan::subtract_refs(places, objects, index, kind, visit_decref);
-                    if stopped != index {
-                        index = stopped;
-                        continue;
-                    }
-                }
-                let (refcnt, at) = (header::refcnt(object), places.of(object));
-                let state = *at;
-                if refcnt <= usize::from(MOST_REFS) && state != MANY_REFS {
-                    *at = state + refcnt as u8;
-                } else if self.is_immortal(refcnt) {
-                    self.set_aside(object);
-                    objects[index] = 0;
+            // SAFETY: a tracked object (invariant 1 of headers).
+            let kind = unsafe { header::kind(object) };
+            if kind.simple {
+                // SAFETY: tracked objects; nothing changes while references are counted.
+                let stopped = unsafe { scan::subtract_refs(places, objects, index, kind, visit_decref) };
+                if stopped != index {
+                    index = stopped;
                     continue;
-                } else {
-                    count_in_head(at, object, refcnt as isize);
                 }
-                if kind.hooks.traverse {
-                    self.subtract_visited(places, kind, object)?;
-                } else {
-                    self.try_each_reference(kind, object, |reference| visit_decref(places, reference))?;
-                }
+            }
+            // SAFETY: a tracked object has a byte in the table.
+            let (refcnt, at) = unsafe { (header::refcnt(object), places.of(object)) };
+            // SAFETY: as above.
+            let state = unsafe { *at };
+            if refcnt <= usize::from(MOST_REFS) && state != MANY_REFS {
+                // SAFETY: as above.
+                unsafe { *at = state + refcnt as u8 };
+            } else if self.is_immortal(refcnt) {
+                self.set_aside(object);
+                objects[index] = 0;
+                continue;
+            } else {
+                // SAFETY: the byte is the object's.
+                unsafe { count_in_head(at, object, refcnt as isize) };
+            }
+            if kind.hooks.traverse {
+                self.subtract_visited(places, kind, object)?;
+            } else {
+                // SAFETY: an object of the type, whose references were objects (invariant 3 of headers).
+                unsafe { self.try_each_reference(kind, object, |reference| visit_decref(places, reference))? };
             }
             index += 1;
         }
@@ -481,24 +485,26 @@ impl ObjectHeap {
                 index += 1;
                 continue;
             }
-            // SAFETY: a tracked object; nothing changes meanwhile.
-            unsafe {
-                let (kind, at) = (header::kind(object), places.of(object));
-                if kind.simple {
-                    let to = (&mut *unreachable, &mut *moved_back);
-                    let stopped = scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable);
-                    if stopped != index {
-                        index = stopped;
-                        continue;
-                    }
+            // SAFETY: a tracked object has a type (invariant 1 of headers), and a byte in the table.
+            let (kind, at) = unsafe { (header::kind(object), places.of(object)) };
+            if kind.simple {
+                let to = (&mut *unreachable, &mut *moved_back);
+                // SAFETY: tracked objects; nothing changes meanwhile.
+                let stopped = unsafe { scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable) };
+                if stopped != index {
+                    index = stopped;
+                    continue;
                 }
-                if has_no_refs(*at, object) {
-                    *at = UNREACHABLE;
-                    unreachable.push(object);
-                    objects[index] = 0;
-                } else {
-                    self.move_reachable(places, object, moved_back)?;
-                }
+            }
+            // SAFETY: the byte is the object's.
+            if unsafe { has_no_refs(*at, object) } {
+                // SAFETY: as above.
+                unsafe { *at = UNREACHABLE };
+                unreachable.push(object);
+                objects[index] = 0;
+            } else {
+                // SAFETY: a tracked object; nothing changes meanwhile.
+                unsafe { self.move_reachable(places, object, moved_back)? };
             }
             index += 1;
         }
@@ -665,22 +671,23 @@ impl ObjectHeap {
             if WATCHED {
                 self.go_on_after(1)?;
             }
-            // SAFETY: an object of the set is tracked, and kept by the reference that it is given.
-            unsafe {
-                scan::prefetch(garbage, index);
-                if self.state().gc.debug & DEBUG_SAVEALL != 0 {
-                    self.append_to_garbage(object);
+            // SAFETY: the index is that of one of them.
+            unsafe { scan::prefetch(garbage, index) };
+            if self.state().gc.debug & DEBUG_SAVEALL != 0 {
+                self.append_to_garbage(object);
+            } else {
+                // SAFETY: an object of the set is tracked.
+                unsafe { self.incref_object(object) };
+                // SAFETY: the reference that it was given keeps it.
+                let clear = || unsafe { self.tp_clear(header::kind(object), object) };
+                if WATCHED {
+                    self.holding(object, clear);
                 } else {
-                    self.incref_object(object);
-                    let clear = || self.tp_clear(header::kind(object), object);
-                    if WATCHED {
-                        self.holding(object, clear);
-                    } else {
-                        clear();
-                    }
-                    if self.decref_object(object) {
-                        continue;
-                    }
+                    clear();
+                }
+                // SAFETY: that reference is given back.
+                if unsafe { self.decref_object(object) } {
+                    continue;
                 }
             }
             survived = true;

@@ -33,7 +33,8 @@ pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
     kind: &Type,
     slowly: unsafe fn(Places<SHIFT>, usize),
 ) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise, and so the invariants of headers: by 1 an object has a type to compare, by 2 and 3 it has all slots of
+    // the type's first run, which hold 0 or what was an object; each byte that `places` finds is in the table.
     unsafe {
         while index < objects.len() {
             let object = *objects.get_unchecked(index);
@@ -86,7 +87,8 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
     slowly: unsafe fn(Places<SHIFT>, usize) -> bool,
 ) -> usize {
     let (mut found, found_at) = (unreachable.len(), unreachable.as_mut_ptr());
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise, and so the invariants of headers: by 1 an object has a type to compare, by 2 and 3 it has all slots of
+    // the type's first run, which hold 0 or what was an object; each byte that `places` finds is in the table.
     unsafe {
         while index < objects.len() {
             let object = *objects.get_unchecked(index);

@@ -273,14 +273,16 @@ impl Pymalloc {
     /// `this` is valid, and nothing else refers to its fields during the call, except from inside the arena and raw allocators.
     #[inline(always)]
     pub unsafe fn alloc_from_used_pool<S: Shape>(this: *mut Self, size: usize) -> Option<NonNull<u8>> {
-        // SAFETY: the caller's promise; invariants 1 and 2 make every pointer followed here valid.
+        // SAFETY: the caller's promise.
+        let (threshold, alignment_shift, _) = unsafe { (*this).shape::<S>() };
+        let class = size.wrapping_sub(1);
+        if class >= threshold {
+            return None;
+        }
+        let class = class >> alignment_shift;
+        // SAFETY: the caller's promise. Invariant 1: the class has a sentinel, which leads to a header. Invariants 1 and 2 of pools: a free
+        // block holds a link.
         unsafe {
-            let (threshold, alignment_shift, _) = (*this).shape::<S>();
-            let class = size.wrapping_sub(1);
-            if class >= threshold {
-                return None;
-            }
-            let class = class >> alignment_shift;
             let pool = (*(*this).usedpools.add(class)).nextpool;
             // In an empty list what was found is its own head, which has no free block.
             let block = NonNull::new((*pool).freeblock)?;
@@ -305,13 +307,14 @@ impl Pymalloc {
     /// Carves the pool's next untouched block into its free list, or, when there is none, takes the full pool out of its list.
     #[inline]
     unsafe fn pymalloc_pool_extend<S: Shape>(this: *mut Self, pool: *mut PoolHeader, block: *mut u8, class: usize) {
-        // SAFETY: called by `alloc_from_used_pool` with the pool that it took `block` from; the block carved lies in the same pool.
+        // SAFETY: called by `alloc_from_used_pool` with the pool that it took `block` from.
+        let ((_, alignment_shift, pool_shift), nextoffset) = unsafe { ((*this).shape::<S>(), (*pool).nextoffset) };
+        let size = (class + 1) << alignment_shift;
+        let offset = usize::from(nextoffset) << alignment_shift;
+        let in_pool = block.addr() & ((1 << pool_shift) - 1);
+        // SAFETY: as above; the block carved lies in the same pool, behind those that were carved before (invariant 1 of pools).
         unsafe {
-            let (_, alignment_shift, pool_shift) = (*this).shape::<S>();
-            let size = (class + 1) << alignment_shift;
-            let offset = usize::from((*pool).nextoffset) << alignment_shift;
             if offset + size <= 1 << pool_shift {
-                let in_pool = block.addr() & ((1 << pool_shift) - 1);
                 let carved = block.sub(in_pool).add(offset);
                 carved.cast::<*mut u8>().write(ptr::null_mut());
                 (*pool).freeblock = carved;
@@ -329,35 +332,69 @@ impl Pymalloc {
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which has found nothing.
     #[inline]
     pub unsafe fn alloc_from_new_pool<S: Shape>(this: *mut Self, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise; `take_pool` gives the header and address of a pool that is in no list.
+        // SAFETY: the caller's promise.
+        let (threshold, alignment_shift, _) = unsafe { (*this).shape::<S>() };
+        let class = size.wrapping_sub(1);
+        if class >= threshold {
+            return ptr::null_mut();
+        }
+        let class = class >> alignment_shift;
+        // SAFETY: invariant 1.
+        if S::CHECKED && unsafe { Self::has_broken_link(this, class) } {
+            return ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        let Some((pool, address)) = (unsafe { Self::take_pool(this) }) else { return ptr::null_mut() };
+        // SAFETY: invariants 1 and 2; what `take_pool` gives is the header of a pool that is in no list.
         unsafe {
-            let (threshold, alignment_shift, _) = (*this).shape::<S>();
-            let class = size.wrapping_sub(1);
-            if class >= threshold {
-                return ptr::null_mut();
-            }
-            let class = class >> alignment_shift;
-            let used = (*(*this).usedpools.add(class)).nextpool;
-            if S::CHECKED && !(*used).freeblock.is_null() {
-                // `alloc_from_used_pool` has found a link that it did not follow.
-                (*used).count -= 1;
-                (*this).broken_link = Some((*used).freeblock.addr());
-                return ptr::null_mut();
-            }
-            let Some((pool, address)) = Self::take_pool(this) else { return ptr::null_mut() };
             pool::link_front(pool, (*this).usedpools.add(class));
             (*pool).count = 1;
             if usize::from((*pool).szidx) == class {
-                // It held blocks of the same class before: its free list is still good.
-                let block = (*pool).freeblock;
-                let next = block.cast::<*mut u8>().read();
-                if S::CHECKED && !next.is_null() && !(*this).is_link::<S>(block, next) {
-                    (*this).broken_link = Some(block.addr());
-                    return ptr::null_mut();
-                }
-                (*pool).freeblock = next;
-                return block;
+                Self::reuse_pool::<S>(this, pool)
+            } else {
+                Self::init_pool::<S>(this, pool, address, class)
             }
+        }
+    }
+
+    /// Whether [`alloc_from_used_pool`](Self::alloc_from_used_pool) has found a link in the first pool of a class that it did not follow.
+    /// Takes back that it counted a block.
+    #[inline(always)]
+    unsafe fn has_broken_link(this: *mut Self, class: usize) -> bool {
+        // SAFETY: called with a class that there is; invariant 1.
+        unsafe {
+            let used = (*(*this).usedpools.add(class)).nextpool;
+            if (*used).freeblock.is_null() {
+                return false;
+            }
+            (*used).count -= 1;
+            (*this).broken_link = Some((*used).freeblock.addr());
+            true
+        }
+    }
+
+    /// The first block of a pool that held blocks of the same class before: its free list is still good.
+    #[inline(always)]
+    unsafe fn reuse_pool<S: Shape>(this: *mut Self, pool: *mut PoolHeader) -> *mut u8 {
+        // SAFETY: called with an empty pool, whose free list leads through its blocks (invariant 1 of pools).
+        unsafe {
+            let block = (*pool).freeblock;
+            let next = block.cast::<*mut u8>().read();
+            if S::CHECKED && !next.is_null() && !(*this).is_link::<S>(block, next) {
+                (*this).broken_link = Some(block.addr());
+                return ptr::null_mut();
+            }
+            (*pool).freeblock = next;
+            block
+        }
+    }
+
+    /// The first block of a pool that gets a free list for blocks of a class (`init_pool` is a label in CPython).
+    #[inline(always)]
+    unsafe fn init_pool<S: Shape>(this: *mut Self, pool: *mut PoolHeader, address: *mut u8, class: usize) -> *mut u8 {
+        // SAFETY: called with the header and the first byte of a pool, which has room for two blocks of each class.
+        unsafe {
+            let (_, alignment_shift, _) = (*this).shape::<S>();
             let size = (class + 1) << alignment_shift;
             let first = address.add(POOL_OVERHEAD);
             let second = first.add(size);
@@ -451,21 +488,22 @@ impl Pymalloc {
     #[inline(always)]
     unsafe fn free_in_pool(this: *mut Self, pool: *mut PoolHeader, address: *mut u8) -> Freed {
         let address = Self::whole_block(address);
-        // SAFETY: the caller's promise; invariants 1, 2 and 4.
-        unsafe {
+        // SAFETY: the caller's promise; invariants 2 and 4: the block lies in the pool, and is as large as a pointer.
+        let lastfree = unsafe {
             let lastfree = (*pool).freeblock;
             address.cast::<*mut u8>().write(lastfree);
             (*pool).freeblock = address;
             (*pool).count -= 1;
-            if lastfree.is_null() {
-                // It was full, so it was in no list.
-                let class = usize::from((*pool).szidx);
-                pool::link_front(pool, (*this).usedpools.add(class));
-            } else if (*pool).count == 0 {
-                return Freed::LastOfPool;
-            }
-            Freed::Here
+            lastfree
+        };
+        if lastfree.is_null() {
+            // It was full, so it was in no list.
+            // SAFETY: invariant 1; the pool is in no list (invariant 3 of pools).
+            unsafe { pool::link_front(pool, (*this).usedpools.add(usize::from((*pool).szidx))) };
+            return Freed::Here;
         }
+        // SAFETY: invariant 2.
+        if unsafe { (*pool).count } == 0 { Freed::LastOfPool } else { Freed::Here }
     }
 
     /// Bytes in the block at `address`, or nothing when it is not one of ours.
