@@ -4,6 +4,7 @@
 //! domain's present allocator, so that an allocator that wraps raw sees those requests too.
 
 mod debug;
+mod fault;
 mod ledger;
 mod nomemory;
 mod raw;
@@ -15,7 +16,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 pub(crate) use debug::{DebugHooks, write_after_free};
-pub use ledger::{Fault, FaultKind};
+pub use fault::{Fault, FaultKind};
 pub(crate) use ledger::{Ledger, Purpose, WholeElsewhere};
 pub(crate) use report::Function;
 pub use report::Report;
