@@ -4,8 +4,8 @@
 //! to do, each with all that it reaches; what survives is in the other space. When the space is empty, the two change places. CPython
 //! first marks what the interpreter's own roots and stacks reach; a heap has none, so marking finds nothing here.
 
-use super::list::ListId;
-use super::phases::Found;
+use super::Found;
+use crate::gc::list::{self, ListId};
 use crate::object::{ObjectError, ObjectHeap, header};
 
 /// Part of the heap that an increment looks at beside what is new: one in so many objects, times the second threshold
@@ -160,7 +160,7 @@ impl ObjectHeap {
         // SAFETY: the caller gives an object; only those of GC types have the collector's words.
         unsafe {
             let next = if header::kind(object).gc { header::gc_next(object) } else { 0 };
-            next != 0 && self.state().gc.list(list).has(object, super::list::place(next))
+            next != 0 && self.state().gc.list(list).has(object, list::place(next))
         }
     }
 
