@@ -1,8 +1,5 @@
-//! The phases of a collection, under CPython's names, and the generational collector.
-//!
-//! `gc_refs` are in the [table of objects](crate::object::table), a byte each: `update_refs` and `subtract_refs` are one pass over the
-//! objects, which adds each object's references to its own count and takes one off the counts of those that it refers to, in whatever
-//! order they come. An object that a byte cannot count for is counted where CPython counts, in the word before it.
+//! A collection from its beginning to its end, and the generational collector. The phases are in the files beside it, under CPython's
+//! names.
 
 mod clear;
 mod finalize;

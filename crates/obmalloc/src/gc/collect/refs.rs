@@ -1,5 +1,9 @@
 //! The counts of a collection: of each object, the references that do not come from the other objects of the set (`update_refs`,
 //! `subtract_refs`).
+//!
+//! `gc_refs` are in the [table of objects](crate::object::table), a byte each: `update_refs` and `subtract_refs` are one pass over the
+//! objects, which adds each object's references to its own count and takes one off the counts of those that it refers to, in any order.
+//! An object that a byte cannot count for is counted where CPython counts, in the word before it.
 
 use super::scan;
 use crate::gc::list::ListId;
