@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 # What threads share, where the standard library can be built for it.
 scripts/tsan.sh
 
-# The fuzzer's corpus, and beside it a minute of new programs, from some of the corpus: to load all of it takes longer than that.
+# The fuzzer's own tests, its corpus, and beside it a minute of new programs, from some of the corpus: to load all of it takes longer than that.
+cargo test --quiet --manifest-path fuzz/Cargo.toml
 BUILD_ONLY=1 fuzz/run
 fuzz/run -runs=0 corpus &
 replay=$!

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::ptr;
 use std::rc::Rc;
 
-use obmalloc::profile::{self, Geometry};
+use obmalloc::profile::{Geometry, Profile};
 use obmalloc::{
     AllocatorId, AllocatorName, ArenaAllocator, ArenaGuest, Domain, Fault, FaultKind, Field, FieldKind, HeapOptions, HookSet,
     ItemKind, ObjectError, ObjectHeap, OwnError, TypeId, TypeSpec, Value,
@@ -56,16 +56,15 @@ unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, s
     }
 }
 
-pub fn run(data: &[u8]) {
+pub fn run(profile: &Profile, data: &[u8]) {
     let bytes = Bytes::new(data);
-    let profile = profile::ALL[bytes.below(profile::ALL.len())];
     let tiny = Geometry { arena_size: 64 << 10, pool_size: 16 << 10, alignment: 16, small_request_threshold: 512 };
     let narrow = Geometry { arena_size: 64 << 10, pool_size: 4 << 10, alignment: 8, small_request_threshold: 256 };
     // Almost everything comes from the C library then, where AddressSanitizer sees each block.
     let large_only = Geometry { small_request_threshold: 16, ..tiny };
     let geometry = [None, Some(tiny), Some(narrow), Some(large_only)][bytes.below(4)];
     let options = bytes.byte();
-    let (steals, malloc, limited, own_arenas) = (options & 1 != 0, options & 2 != 0, options & 4 != 0, options & 24);
+    let (steals, malloc, limited, own_arenas) = (options & 1 != 0, options & 2 != 0, options & 4 != 0, options & 0x18);
     let memory_limit = limited.then_some(200_000);
     let world = Rc::new(World::new(bytes, steals));
     let arenas = Arenas {
@@ -518,10 +517,8 @@ impl Program<'_> {
         let object = if world.bytes.below(4) == 0 { world.once_made() } else { world.held() };
         let Some(object) = object else { return };
         let before = heap.is_tracked(object);
-        let (done, expected) = match world.bytes.flag() {
-            true => (heap.track(object), true),
-            false => (heap.untrack(object).map_err(ObjectError::from), false),
-        };
+        let expected = world.bytes.flag();
+        let done = if expected { heap.track(object) } else { heap.untrack(object).map_err(ObjectError::from) };
         if done.is_ok() && world.depth.get() == 0 && !world.steals {
             assert_eq!(heap.is_tracked(object), Ok(expected), "it was {before:?}");
         }

@@ -117,7 +117,7 @@ impl Loop {
             time.as_nanos() as f64 / calls as f64
         };
         let (mut there_times, mut here_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..rounds + 1 {
+        for round in 0..=rounds {
             // Who goes first alternates.
             let (theirs, ours) = if round % 2 == 0 {
                 let theirs = nanoseconds(there);

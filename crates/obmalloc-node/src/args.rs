@@ -42,7 +42,7 @@ pub(crate) fn size(env: Env, name: &'static str, value: Value) -> Result<usize, 
 fn size_slowly(env: Env, name: &'static str, value: Value) -> Result<usize, Failure> {
     let code = match env.type_of(value) {
         sys::ValueType::napi_bigint => match env.bigint(value) {
-            Some(size) if size <= i64::MAX as u64 => return Ok(saturated(size)),
+            Some(size) if i64::try_from(size).is_ok() => return Ok(saturated(size)),
             _ => code::OUT_OF_RANGE,
         },
         sys::ValueType::napi_number => code::OUT_OF_RANGE,

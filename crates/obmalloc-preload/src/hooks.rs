@@ -60,7 +60,7 @@ unsafe extern "C-unwind" fn malloc<const D: u8, const STACKS: bool>(_: *mut c_vo
 #[inline(never)]
 fn malloc_otherwise<const D: u8>(nested: bool, size: usize, result: *mut c_void) -> *mut c_void {
     after::<D>(sink::request(D != RAW || nested, |block| {
-        block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64)
+        block.malloc(Domain::ALL[D as usize], nested, size as u64, result as u64);
     }));
     result
 }
@@ -70,7 +70,7 @@ unsafe extern "C-unwind" fn calloc<const D: u8>(_: *mut c_void, count: usize, si
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(null_mut(), || unsafe { (inner.calloc)(inner.ctx, count, size) });
     after::<D>(sink::request(D != RAW || nested, |block| {
-        block.calloc(Domain::ALL[D as usize], nested, count as u64, size as u64, result as u64)
+        block.calloc(Domain::ALL[D as usize], nested, count as u64, size as u64, result as u64);
     }));
     result
 }
@@ -100,7 +100,7 @@ unsafe extern "C-unwind" fn realloc<const D: u8, const STACKS: bool>(
 #[inline(never)]
 fn realloc_otherwise<const D: u8>(nested: bool, address: *mut c_void, size: usize, result: *mut c_void) -> *mut c_void {
     after::<D>(sink::request(D != RAW || nested, |block| {
-        block.realloc(Domain::ALL[D as usize], nested, address as u64, size as u64, result as u64)
+        block.realloc(Domain::ALL[D as usize], nested, address as u64, size as u64, result as u64);
     }));
     result
 }

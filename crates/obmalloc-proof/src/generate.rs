@@ -156,14 +156,14 @@ pub fn generate(seed: u64) -> Program {
         ops.push(Op::Thresholds(thresholds.0, thresholds.1, thresholds.2));
         ops.push(Op::Enable);
     }
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..=random.below(4) {
         if !random.once_in(3) {
             mood.graph(random, &mut ops);
         }
         let length = random.of(&[0, 0, 5, 20, 60]);
         ops.extend((0..length).map(|_| mood.op(random, false)));
         ops.push(Op::Objects(3));
-        for _ in 0..1 + random.below(2) {
+        for _ in 0..=random.below(2) {
             ops.push(Op::Collect(random.of(&[0, 1, 2])));
             ops.push(Op::Count);
             if random.once_in(2) {

@@ -199,9 +199,9 @@ mod tests {
 
     #[test]
     fn events_come_back_as_written() {
+        use Domain::*;
         let trace = sample();
         let events: Vec<Event> = Reader::new(&trace).unwrap().map(Result::unwrap).collect();
-        use Domain::*;
         assert_eq!(
             events,
             [

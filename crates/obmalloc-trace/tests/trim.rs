@@ -92,9 +92,9 @@ unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, s
 
 impl Recorded {
     fn new(profile: &Profile) -> Self {
-        let heap = Heap::new(profile).expect("a heap");
         // A writer keeps its memory for good; where it is stays known, so that it is no leak.
         static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+        let heap = Heap::new(profile).expect("a heap");
         let memory: &'static mut [u8] = Box::leak(vec![0; 1 << 16].into_boxed_slice());
         KEPT.lock().expect("no panic").push(memory.as_ptr().expose_provenance());
         let tape = Box::new(Tape {

@@ -5,6 +5,7 @@ mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use sources::{sources, words};
 
@@ -24,7 +25,7 @@ fn map(text: &str, name: &str) -> Map {
     for (level, rooms) in line.split('←').enumerate() {
         levels.extend(words(rooms).map(|room| (room.to_owned(), level)));
     }
-    let is_path = |file: &str| file.ends_with(".rs");
+    let is_path = |file: &str| Path::new(file).extension().is_some_and(|extension| extension == "rs");
     let exceptions = text.lines().filter_map(|line| line.strip_prefix("- `")?.split_once('`')?.0.split_once(" → "));
     let exceptions = exceptions.filter(|(file, room)| is_path(file) && levels.contains_key(*room));
     let exceptions = exceptions.map(|(file, room)| (file.to_owned(), room.to_owned())).collect();
@@ -92,8 +93,8 @@ fn climbing(map: &Map, files: &[(String, String)]) -> BTreeSet<(String, String)>
     for (file, text) in files {
         let room = file.split('/').next().unwrap_or_default().trim_end_matches(".rs");
         let Some(level) = map.levels.get(room) else { continue };
-        let code: String =
-            text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let code = code.join("\n");
         for name in uses(file, &code) {
             let other = given.get(name).copied().unwrap_or(name);
             if other != room && map.levels.get(other).is_some_and(|other| other > level) {

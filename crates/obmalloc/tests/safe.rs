@@ -382,7 +382,7 @@ impl World {
     /// What happens inside a hook or a guest: other calls, and now and then a panic.
     fn disturb(self: &Rc<Self>) {
         if self.one_in(3) {
-            for _ in 0..1 + self.below(3) {
+            for _ in 0..=self.below(3) {
                 let Some(left) = self.fuel.get().checked_sub(1) else { break };
                 self.fuel.set(left);
                 let arm = any_arm(&mut self.random.borrow_mut(), FOCUS[0]);

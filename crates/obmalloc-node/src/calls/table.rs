@@ -4,7 +4,6 @@
 /// gives in TypeScript, and the function that gets the converted arguments. All are converted, in order, before the function is called.
 macro_rules! methods {
     ($to:expr, $($name:literal($($argument:ident: $kind:ident),*) -> $result:literal = $function:ident$(<$domain:ident>)?;)*) => {{
-        let to = $to;
         $(
             #[inline(always)]
             fn $function$(<const $domain: u8>)?(
@@ -15,6 +14,9 @@ macro_rules! methods {
                 $(let $argument = $crate::args::kinds::$kind(env, stringify!($argument), $argument)?;)*
                 self::$function$(::<$domain>)?(core, env, $($argument),*)
             }
+        )*
+        let to = $to;
+        $(
             $crate::shell::method(to, $name, [$(stringify!($argument)),*], $result, $function$(::<$domain>)?)?;
         )*
         Ok(())

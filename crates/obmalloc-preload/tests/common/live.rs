@@ -30,7 +30,7 @@ impl Live {
                 self.allocate(result, class_bytes(count * size));
             }
             Event::Realloc { domain: Domain::Mem | Domain::Obj, address: 0, size, result, .. } => {
-                self.allocate(result, class_bytes(size))
+                self.allocate(result, class_bytes(size));
             }
             Event::Realloc { domain: Domain::Mem | Domain::Obj, address, size, result, .. } if result != 0 => {
                 let before = self.release(address);

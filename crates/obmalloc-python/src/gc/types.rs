@@ -219,9 +219,9 @@ unsafe extern "C" fn dealloc(object: Pointer) {
         }
         clear_slots(object);
         if kind.gc {
-            ffi::PyObject_GC_Del(object)
+            ffi::PyObject_GC_Del(object);
         } else {
-            ffi::PyObject_Free(object)
+            ffi::PyObject_Free(object);
         }
         ffi::Py_DecRef(kind_object);
     }

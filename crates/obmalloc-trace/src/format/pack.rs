@@ -3,7 +3,7 @@
 
 use std::ptr::NonNull;
 
-use zstd_sys::{ZSTD_CCtx, ZSTD_DCtx, ZSTD_cParameter, ZSTD_compressionParameters};
+use zstd_sys::{ZSTD_CCtx, ZSTD_DCtx, ZSTD_cParameter as Parameter, ZSTD_compressionParameters};
 
 use super::block::{BLOCK_HEADER, BlockHead};
 
@@ -50,7 +50,6 @@ impl<'a> Packer<'a> {
         // SAFETY: the memory is exclusively borrowed for as long as the packer lives, and aligned to eight bytes.
         let context = unsafe { NonNull::new(zstd_sys::ZSTD_initStaticCCtx(context.as_mut_ptr().cast(), context_size))? };
         let p = parameters();
-        use ZSTD_cParameter as Parameter;
         for (parameter, value) in [
             (Parameter::ZSTD_c_compressionLevel, LEVEL),
             (Parameter::ZSTD_c_windowLog, p.windowLog as i32),
@@ -116,7 +115,7 @@ impl<'a> Packer<'a> {
         if ease != self.ease {
             self.ease = ease;
             // SAFETY: a context that is between two blocks. What it needs of memory does not depend on this parameter.
-            unsafe { zstd_sys::ZSTD_CCtx_setParameter(self.context.as_ptr(), ZSTD_cParameter::ZSTD_c_targetLength, EASE[ease]) };
+            unsafe { zstd_sys::ZSTD_CCtx_setParameter(self.context.as_ptr(), Parameter::ZSTD_c_targetLength, EASE[ease]) };
         }
     }
 }

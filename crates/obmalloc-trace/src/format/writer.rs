@@ -22,7 +22,11 @@ pub struct BlockWriter<'a> {
 }
 
 impl<'a> BlockWriter<'a> {
-    /// Starts a block in `bytes`, which must hold the header and at least one event.
+    /// Starts a block in `bytes`.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` cannot hold the header and one event.
     pub fn new(bytes: &'a mut [u8]) -> Self {
         assert!(bytes.len() >= BLOCK_HEADER + MAX_EVENT, "a block of {} bytes holds no event", bytes.len());
         Self { bytes, at: BLOCK_HEADER, open: 0, last: 0, node: 0, count: 0 }

@@ -4,6 +4,7 @@
 //! domain's present allocator, so that an allocator that wraps raw sees those requests too.
 
 mod debug;
+mod fault;
 mod ledger;
 mod nomemory;
 mod raw;
@@ -15,7 +16,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 pub(crate) use debug::{DebugHooks, write_after_free};
-pub use ledger::{Fault, FaultKind};
+pub use fault::{Fault, FaultKind};
 pub(crate) use ledger::{Ledger, Purpose, WholeElsewhere};
 pub(crate) use report::Function;
 pub use report::Report;
@@ -259,23 +260,27 @@ unsafe fn pass_on(this: *mut Domains, request: impl FnOnce() -> *mut u8) -> *mut
 
 /// `_PyObject_Calloc`
 unsafe extern "C-unwind" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
-    // SAFETY: as in `object_malloc`; a block holds at least what was asked for.
-    unsafe {
-        let this = ctx.cast::<Domains>();
-        // The domain has checked that the product fits; a direct caller of an allocator may not have.
-        let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
-        let pymalloc = &raw mut (*this).pymalloc;
-        let block = if S::WATCHED {
-            match debug::watched_block(this, total) {
-                Ok(block) => block,
-                Err(Refused) => return ptr::null_mut(),
-            }
-        } else {
+    // The domain has checked that the product fits; a direct caller of an allocator may not have.
+    let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
+    let this = ctx.cast::<Domains>();
+    let block = if S::WATCHED {
+        // SAFETY: as in `object_malloc`; where blocks are watched, hooks have been set up.
+        match unsafe { debug::watched_block(this, total) } {
+            Ok(block) => block,
+            Err(Refused) => return ptr::null_mut(),
+        }
+    } else {
+        // SAFETY: as in `object_malloc`.
+        unsafe {
+            let pymalloc = &raw mut (*this).pymalloc;
             match Pymalloc::alloc_from_used_pool::<S>(pymalloc, total) {
                 Some(block) => block.as_ptr(),
                 None => Pymalloc::alloc_from_new_pool::<S>(pymalloc, total),
             }
-        };
+        }
+    };
+    // SAFETY: a block holds at least what was asked for; as in `object_malloc`.
+    unsafe {
         if !block.is_null() {
             block.write_bytes(0, total);
             return block.cast();
@@ -301,12 +306,12 @@ unsafe extern "C-unwind" fn object_free<S: Shape>(ctx: *mut c_void, address: *mu
 #[cold]
 #[inline(never)]
 unsafe extern "C-unwind" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_void) {
+    if address.is_null() {
+        return;
+    }
+    let this = ctx.cast::<Domains>();
     // SAFETY: called by `object_free`.
     unsafe {
-        if address.is_null() {
-            return;
-        }
-        let this = ctx.cast::<Domains>();
         match Pymalloc::free_elsewhere(&raw mut (*this).pymalloc, address.cast()) {
             Freed::Here => {}
             Freed::LastOfPool => object_free_last(ctx, address),
@@ -328,21 +333,24 @@ unsafe extern "C-unwind" fn object_free_last(ctx: *mut c_void, address: *mut c_v
 
 /// `_PyObject_Realloc`
 unsafe extern "C-unwind" fn object_realloc<S: Shape>(ctx: *mut c_void, address: *mut c_void, size: usize) -> *mut c_void {
+    if address.is_null() {
+        // SAFETY: as in `object_malloc`.
+        return unsafe { object_malloc::<S>(ctx, size) };
+    }
+    let this = ctx.cast::<Domains>();
     // SAFETY: as in `object_free`.
+    let Some(old) = (unsafe { Pymalloc::block_size::<S>(&raw mut (*this).pymalloc, address.cast()) }) else {
+        // A block that pymalloc does not manage stays with raw, however small it becomes.
+        // SAFETY: as in `object_free`.
+        return unsafe { Domains::realloc(this, Domain::Raw, address.cast(), size).cast() };
+    };
+    let address = Pymalloc::whole_block(address.cast()).cast::<c_void>();
+    // A block that shrinks by a quarter or less stays, one that grows beyond its size class moves.
+    if size <= old && 4 * size > 3 * old {
+        return address;
+    }
+    // SAFETY: as in `object_free`; both blocks have as many bytes as are copied.
     unsafe {
-        if address.is_null() {
-            return object_malloc::<S>(ctx, size);
-        }
-        let this = ctx.cast::<Domains>();
-        let Some(old) = Pymalloc::block_size::<S>(&raw mut (*this).pymalloc, address.cast()) else {
-            // A block that pymalloc does not manage stays with raw, however small it becomes.
-            return Domains::realloc(this, Domain::Raw, address.cast(), size).cast();
-        };
-        let address = Pymalloc::whole_block(address.cast()).cast::<c_void>();
-        // A block that shrinks by a quarter or less stays, one that grows beyond its size class moves.
-        if size <= old && 4 * size > 3 * old {
-            return address;
-        }
         let block = object_malloc::<S>(ctx, size);
         if !block.is_null() {
             block.cast::<u8>().copy_from_nonoverlapping(address.cast(), size.min(old));

@@ -81,35 +81,37 @@ impl Domains {
     /// As for [`set_nomemory`](Self::set_nomemory).
     unsafe fn wrap(this: *mut Self) -> bool {
         // SAFETY: the caller's promise.
-        unsafe {
-            let present = (*this).allocators;
-            let known = &mut (*this).nomemory;
-            if known.last().is_none_or(|last| {
-                Domain::ALL.into_iter().any(|domain| last.wrappers[domain as usize].inner != present[domain as usize])
-            }) {
-                let wrappers = present.map(|inner| Wrapper { inner, counts: ptr::null() });
-                let Some(wrapped) = Pinned::try_new(NoMemory { counts: Counts::default(), wrappers }) else { return false };
-                if known.try_reserve(1).is_err() {
-                    return false;
-                }
-                known.push(wrapped);
+        let domains = unsafe { &mut *this };
+        let present = domains.allocators;
+        let known = &mut domains.nomemory;
+        if known.last().is_none_or(|last| {
+            Domain::ALL.into_iter().any(|domain| last.wrappers[domain as usize].inner != present[domain as usize])
+        }) {
+            let wrappers = present.map(|inner| Wrapper { inner, counts: ptr::null() });
+            let Some(wrapped) = Pinned::try_new(NoMemory { counts: Counts::default(), wrappers }) else { return false };
+            if known.try_reserve(1).is_err() {
+                return false;
             }
-            let Some(last) = known.last().map(Pinned::as_ptr) else { return false };
-            let counts = &raw const (*last).counts;
-            for domain in Domain::ALL {
-                let wrapper = &raw mut (*last).wrappers[domain as usize];
-                (*wrapper).counts = counts;
-                (*this).allocators[domain as usize] = Allocator {
-                    ctx: wrapper.cast(),
-                    malloc: failing_malloc,
-                    calloc: failing_calloc,
-                    realloc: failing_realloc,
-                    free: failing_free,
-                };
-            }
-            (*this).is_short = true;
-            true
+            known.push(wrapped);
         }
+        let Some(last) = known.last().map(Pinned::as_ptr) else { return false };
+        for domain in Domain::ALL {
+            // SAFETY: the wrappers stay where they are as long as the domains, and nothing refers to them during the call.
+            let wrapper = unsafe {
+                let wrapper = &raw mut (*last).wrappers[domain as usize];
+                (*wrapper).counts = &raw const (*last).counts;
+                wrapper
+            };
+            domains.allocators[domain as usize] = Allocator {
+                ctx: wrapper.cast(),
+                malloc: failing_malloc,
+                calloc: failing_calloc,
+                realloc: failing_realloc,
+                free: failing_free,
+            };
+        }
+        domains.is_short = true;
+        true
     }
 
     /// `_testcapi.remove_mem_hooks`: puts back what was in when the wrappers came, but for domains where something else has been put in since:
@@ -119,20 +121,19 @@ impl Domains {
     /// As for [`set_nomemory`](Self::set_nomemory).
     pub unsafe fn remove_nomemory(this: *mut Self) -> [Option<Allocator>; 3] {
         // SAFETY: the caller's promise.
-        unsafe {
-            let was_short = core::mem::take(&mut (*this).is_short);
-            let Some(last) = (*this).nomemory.last().filter(|_| was_short) else { return [None; 3] };
-            last.counts.active.set(false);
-            Domain::ALL.map(|domain| {
-                let wrapper = &last.wrappers[domain as usize];
-                let present = &mut (*this).allocators[domain as usize];
-                if ptr::eq(present.ctx.cast_const().cast(), wrapper) {
-                    *present = wrapper.inner;
-                    return None;
-                }
-                Some(wrapper.inner)
-            })
-        }
+        let domains = unsafe { &mut *this };
+        let was_short = core::mem::take(&mut domains.is_short);
+        let Some(last) = domains.nomemory.last().filter(|_| was_short) else { return [None; 3] };
+        last.counts.active.set(false);
+        Domain::ALL.map(|domain| {
+            let wrapper = &last.wrappers[domain as usize];
+            let present = &mut domains.allocators[domain as usize];
+            if ptr::eq(present.ctx.cast_const().cast(), wrapper) {
+                *present = wrapper.inner;
+                return None;
+            }
+            Some(wrapper.inner)
+        })
     }
 
     /// The allocator that a wrapper is around; any other one as it is.

@@ -50,28 +50,26 @@ impl Report {
     /// The bytes from 16 before `address` to 8 behind the data, as long as the header says, can be read.
     pub(crate) unsafe fn read(text: DebugText, function: Function, problem: Problem, address: *const u8) -> Self {
         // SAFETY: the caller's promise.
-        unsafe {
-            let requested = read_size(address.wrapping_sub(2 * SST));
-            let tail = address.wrapping_add(requested as usize);
-            let (mut first, mut last) = ([0; 16], [0; 8]);
-            if tail >= address {
+        let requested = unsafe { read_size(address.wrapping_sub(2 * SST)) };
+        let tail = address.wrapping_add(requested as usize);
+        let (mut first, mut last) = ([0; 16], [0; 8]);
+        if tail >= address {
+            let end = requested.min(8) as usize;
+            // SAFETY: the caller's promise: `requested` bytes lie between `address` and `tail`, and so few of them are read.
+            unsafe {
                 address.copy_to_nonoverlapping(first.as_mut_ptr(), requested.min(16) as usize);
-                let end = requested.min(8) as usize;
                 tail.wrapping_sub(end).copy_to_nonoverlapping(last.as_mut_ptr(), end);
             }
-            Self {
-                text,
-                function,
-                problem,
-                address: address.addr(),
-                id: *address.wrapping_sub(SST),
-                requested,
-                leading: address.wrapping_sub(SST - 1).cast::<[u8; SST - 1]>().read(),
-                trailing: tail.cast::<[u8; SST]>().read(),
-                first,
-                last,
-            }
         }
+        // SAFETY: the caller's promise: the guard bytes before the data, and those behind it.
+        let (id, leading, trailing) = unsafe {
+            (
+                *address.wrapping_sub(SST),
+                address.wrapping_sub(SST - 1).cast::<[u8; SST - 1]>().read(),
+                tail.cast::<[u8; SST]>().read(),
+            )
+        };
+        Self { text, function, problem, address: address.addr(), id, requested, leading, trailing, first, last }
     }
 
     /// Whether CPython has any reason to print it.

@@ -41,33 +41,20 @@ impl ObjectHeap {
             unsafe { self.decref_object(reference) };
             return Err(object_fault(FaultKind::UseAfterFree, object).into());
         }
+        let basic = basic();
+        if callback.is_none()
+            && let Some(basic) = basic
+        {
+            // A hook has made one meanwhile.
+            // SAFETY: the only reference to the new one; a weak reference.
+            unsafe { (self.decref_object(reference), self.incref_object(basic)) };
+            return Ok(basic);
+        }
         // SAFETY: a new weak reference, known only here, and the list of a live object.
         unsafe {
-            let basic = basic();
-            if callback.is_none()
-                && let Some(basic) = basic
-            {
-                // A hook has made one meanwhile.
-                self.decref_object(reference);
-                self.incref_object(basic);
-                return Ok(basic);
-            }
             header::set_wr_object(reference, object);
             header::set_wr_callback(reference, callback.map_or(0, NonZeroU64::get));
-            let (previous, next) = match basic {
-                Some(basic) => (basic, header::wr_next(basic)),
-                None => (0, *list),
-            };
-            header::set_wr_prev(reference, previous);
-            header::set_wr_next(reference, next);
-            if previous == 0 {
-                *list = reference;
-            } else {
-                header::set_wr_next(previous, reference);
-            }
-            if next != 0 {
-                header::set_wr_prev(next, reference);
-            }
+            insert(list, basic, reference);
         }
         if let Err(error) = self.track_object(reference) {
             // SAFETY: the only reference to it.
@@ -77,6 +64,8 @@ impl ObjectHeap {
         Ok(reference)
     }
 
+    /// Gives a new weak reference no referent.
+    ///
     /// # Safety
     /// `reference` is a weak reference that was made just now.
     unsafe fn blank(&self, reference: usize) {
@@ -105,13 +94,14 @@ impl ObjectHeap {
 
     /// Takes a weak reference out of its referent's list, and forgets the referent (`_PyWeakref_ClearRef`). The callback stays.
     pub(crate) fn clear_ref(&self, reference: usize) {
-        // SAFETY: the caller gives a weak reference; a referent outlives its place in a weak reference.
+        // SAFETY: the caller gives a weak reference.
+        let (object, previous, next) =
+            unsafe { (header::wr_object(reference), header::wr_prev(reference), header::wr_next(reference)) };
+        if object == 0 {
+            return;
+        }
+        // SAFETY: a referent outlives its place in a weak reference; what comes before and after one with a referent are others of its.
         unsafe {
-            let object = header::wr_object(reference);
-            if object == 0 {
-                return;
-            }
-            let (previous, next) = (header::wr_prev(reference), header::wr_next(reference));
             if previous != 0 {
                 header::set_wr_next(previous, next);
             } else if let Some(offset) = header::kind(object).weaklist {
@@ -120,6 +110,9 @@ impl ObjectHeap {
             if next != 0 {
                 header::set_wr_prev(next, previous);
             }
+        }
+        // SAFETY: the caller gives a weak reference.
+        unsafe {
             header::set_wr_object(reference, 0);
             header::set_wr_prev(reference, 0);
             header::set_wr_next(reference, 0);
@@ -150,53 +143,73 @@ impl ObjectHeap {
     /// `PyObject_ClearWeakRefs` (not gc.c's `clear_weakrefs`): an object is being destroyed. Clears the weak references to it, and then calls their callbacks.
     pub(crate) fn clear_weakrefs(&self, kind: &Type, object: usize) {
         let Some(offset) = kind.weaklist else { return };
-        // SAFETY: the caller gives an object of the type, which keeps its memory; its list leads to weak references.
-        unsafe {
-            let list = header::weaklist(object, offset);
-            let first = *list;
-            if first != 0 && header::wr_callback(first) == 0 {
-                self.clear_ref(first);
-            }
-            if *list == 0 {
-                return;
-            }
-            if header::wr_next(*list) == 0 && !self.rules.lone_weakref_kept {
-                let reference = *list;
-                let callback = self.take_callback(reference);
-                self.clear_ref(reference);
-                if header::refcnt(reference) > 0 {
-                    self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
-                }
-                self.drop_callback(callback);
-                return;
-            }
-            // All are cleared before the first callback runs, and kept until the last one has. They stay linked to each other, outside any
-            // list; the last one goes first.
-            let (head, mut last) = (*list, 0);
-            *list = 0;
-            let mut reference = head;
-            while reference != 0 {
+        // SAFETY: the caller gives an object of the type, which keeps its memory.
+        let list = unsafe { header::weaklist(object, offset) };
+        // SAFETY: as above; a list leads to weak references.
+        let basic = unsafe { Some(*list).filter(|&first| first != 0 && header::wr_callback(first) == 0) };
+        if let Some(basic) = basic {
+            self.clear_ref(basic);
+        }
+        // SAFETY: as above.
+        let first = unsafe { *list };
+        if first == 0 {
+            return;
+        }
+        // SAFETY: a weak reference.
+        if unsafe { header::wr_next(first) } == 0 && !self.rules.lone_weakref_kept {
+            return self.clear_lone(first);
+        }
+        // SAFETY: the list of an object, whose weak references are taken out of it.
+        unsafe { *list = 0 };
+        self.clear_several(first);
+    }
+
+    /// Clears the only weak reference to an object that is being destroyed, and calls its callback.
+    fn clear_lone(&self, reference: usize) {
+        let callback = self.take_callback(reference);
+        self.clear_ref(reference);
+        // SAFETY: the caller gives a weak reference. It may be on its way to its end, too.
+        if unsafe { header::refcnt(reference) } > 0 {
+            self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
+        }
+        self.drop_callback(callback);
+    }
+
+    /// Clears the weak references to an object that is being destroyed, from the one at the head on, and calls their callbacks. All are
+    /// cleared before the first callback runs, and kept until the last one has. They stay linked to each other, outside any list; the last
+    /// one goes first.
+    fn clear_several(&self, head: usize) {
+        let (mut reference, mut last) = (head, 0);
+        while reference != 0 {
+            last = reference;
+            // SAFETY: the caller gives weak references.
+            unsafe {
                 header::set_wr_object(reference, 0);
                 self.incref_object(reference);
-                last = reference;
                 reference = header::wr_next(reference);
             }
-            self.holding_weakrefs(head, || {
-                let mut reference = head;
-                while reference != 0 {
-                    let callback = header::wr_callback(reference);
-                    self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
-                    reference = header::wr_next(reference);
-                }
-            });
-            while last != 0 {
-                let (reference, callback) = (last, self.take_callback(last));
+        }
+        self.holding_weakrefs(head, || {
+            let mut reference = head;
+            while reference != 0 {
+                // SAFETY: each is kept by the reference that it was given.
+                let callback = unsafe { header::wr_callback(reference) };
+                self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
+                // SAFETY: as above.
+                reference = unsafe { header::wr_next(reference) };
+            }
+        });
+        while last != 0 {
+            let (reference, callback) = (last, self.take_callback(last));
+            // SAFETY: as above.
+            unsafe {
                 last = header::wr_prev(reference);
                 header::set_wr_prev(reference, 0);
                 header::set_wr_next(reference, 0);
-                self.drop_callback(callback);
-                self.decref_object(reference);
             }
+            self.drop_callback(callback);
+            // SAFETY: the reference that it was given.
+            unsafe { self.decref_object(reference) };
         }
     }
 
@@ -219,27 +232,28 @@ impl ObjectHeap {
         }
         let only_callbacks = self.rules.weakrefs_cleared == WeakrefsCleared::CallbacksBeforeOthersAfter;
         self.each_unreachable(unreachable, |object| {
-            // SAFETY: tracked objects; the lists of objects lead to weak references.
-            unsafe {
-                let kind = header::kind(object);
-                if kind.is_weakref() && !only_callbacks {
-                    self.clear_ref(object);
+            // SAFETY: a tracked object.
+            let kind = unsafe { header::kind(object) };
+            if kind.is_weakref() && !only_callbacks {
+                self.clear_ref(object);
+            }
+            let Some(offset) = kind.weaklist else { return };
+            // SAFETY: an object of the type.
+            let mut reference = unsafe { *header::weaklist(object, offset) };
+            while reference != 0 {
+                // SAFETY: the list of an object leads to weak references.
+                let (next, callback) = unsafe { (header::wr_next(reference), header::wr_callback(reference)) };
+                if callback != 0 || !only_callbacks {
+                    self.clear_ref(reference);
                 }
-                let Some(offset) = kind.weaklist else { return };
-                let mut reference = *header::weaklist(object, offset);
-                while reference != 0 {
-                    let next = header::wr_next(reference);
-                    let callback = header::wr_callback(reference);
-                    if callback != 0 || !only_callbacks {
-                        self.clear_ref(reference);
-                    }
-                    let reachable = self.table().state(reference) != table::UNREACHABLE;
-                    if callback != 0 && reachable && header::gc_next(reference) != 0 {
-                        self.incref_object(reference);
-                        self.state().gc.move_to(reference, ListId::WrcbToCall);
-                    }
-                    reference = next;
+                let reachable = self.table().state(reference) != table::UNREACHABLE;
+                // SAFETY: as above; a weak reference is a GC object.
+                if callback != 0 && reachable && unsafe { header::gc_next(reference) } != 0 {
+                    // SAFETY: as above.
+                    unsafe { self.incref_object(reference) };
+                    self.state().gc.move_to(reference, ListId::WrcbToCall);
                 }
+                reference = next;
             }
         });
         self.call_weakref_callbacks(old)
@@ -296,5 +310,25 @@ impl ObjectHeap {
                 self.clear_weakrefs_silently(object, offset);
             }
         });
+    }
+}
+
+/// Inserts a weak reference into the list of its referent: behind the basic one, which comes first if there is one.
+///
+/// # Safety
+/// `list` is that of an object, `basic` is in it, and `reference` is a weak reference that is in no list.
+unsafe fn insert(list: *mut usize, basic: Option<usize>, reference: usize) {
+    // SAFETY: the caller's promise; a list leads to weak references.
+    unsafe {
+        let next = basic.map_or(*list, |basic| header::wr_next(basic));
+        header::set_wr_prev(reference, basic.unwrap_or(0));
+        header::set_wr_next(reference, next);
+        match basic {
+            Some(basic) => header::set_wr_next(basic, reference),
+            None => *list = reference,
+        }
+        if next != 0 {
+            header::set_wr_prev(next, reference);
+        }
     }
 }

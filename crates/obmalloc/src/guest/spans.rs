@@ -256,17 +256,17 @@ impl<K: Copy> Spans<K> {
             let node = &self.nodes[next as usize];
             if node.span.address <= address {
                 if left_end == NONE {
-                    left = next
+                    left = next;
                 } else {
-                    self.nodes[left_end as usize].right = next
+                    self.nodes[left_end as usize].right = next;
                 }
                 left_end = next;
                 next = self.nodes[next as usize].right;
             } else {
                 if right_end == NONE {
-                    right = next
+                    right = next;
                 } else {
-                    self.nodes[right_end as usize].left = next
+                    self.nodes[right_end as usize].left = next;
                 }
                 right_end = next;
                 next = self.nodes[next as usize].left;

@@ -288,31 +288,28 @@ unsafe extern "C-unwind" fn account_realloc(ctx: *mut c_void, address: *mut c_vo
         return unsafe { account_malloc(ctx, size) };
     }
     // SAFETY: as above; the caller gives a block of this account.
-    unsafe {
-        let account = account(ctx);
-        let old = block_bytes(address);
-        let held = account.fields();
-        let (raw, interrupt) = (held.raw, held.interrupt);
-        if !held.has_room(size.saturating_sub(old)) || held.roots.as_mut().is_some_and(|roots| roots.try_reserve(1).is_err()) {
-            return ptr::null_mut();
-        }
-        // The C library does not refuse to make a block smaller.
-        let block = if decommit(address, size.min(old), old, &mut || interrupt.is_now()) {
-            (raw.realloc)(raw.ctx, address, size)
-        } else {
-            address
-        };
-        if !block.is_null() {
-            let held = account.fields();
-            held.subtract(old);
-            held.held += block_bytes(block);
-            if let Some(roots) = &mut held.roots {
-                roots.remove(&address.addr());
-                roots.insert(block.expose_provenance());
-            }
-        }
-        block
+    let (account, old) = unsafe { (account(ctx), block_bytes(address)) };
+    let held = account.fields();
+    let (raw, interrupt) = (held.raw, held.interrupt);
+    if !held.has_room(size.saturating_sub(old)) || held.roots.as_mut().is_some_and(|roots| roots.try_reserve(1).is_err()) {
+        return ptr::null_mut();
     }
+    // SAFETY: the caller gives a block of so many bytes.
+    let goes_on = unsafe { decommit(address, size.min(old), old, &mut || interrupt.is_now()) };
+    // The C library does not refuse to make a block smaller.
+    // SAFETY: the raw allocator gave it.
+    let block = if goes_on { unsafe { (raw.realloc)(raw.ctx, address, size) } } else { address };
+    if !block.is_null() {
+        // SAFETY: as above; the raw allocator has run, and gave this block.
+        let (held, now) = unsafe { (account.fields(), block_bytes(block)) };
+        held.subtract(old);
+        held.held += now;
+        if let Some(roots) = &mut held.roots {
+            roots.remove(&address.addr());
+            roots.insert(block.expose_provenance());
+        }
+    }
+    block
 }
 
 unsafe extern "C-unwind" fn account_free(ctx: *mut c_void, address: *mut c_void) {

@@ -181,6 +181,26 @@ impl ObjectHeap {
         self.table().reserve() && self.reserve_track().is_ok()
     }
 
+    /// Sets every reference of a new object to NULL, weak ones included. False when that was interrupted.
+    ///
+    /// # Safety
+    /// As for [`write`](Self::write).
+    unsafe fn clear_new(&self, kind: &Type, object: usize, nitems: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            header::clear_fields(kind, object);
+            if kind.items == Some(ItemKind::Object)
+                && !self.heap.checked().clear(object + kind.items_offset, nitems * kind.itemsize())
+            {
+                return false;
+            }
+            if let Some(offset) = kind.weaklist {
+                *header::weaklist(object, offset) = 0;
+            }
+        }
+        true
+    }
+
     /// Writes an object's header (`PyObject_InitVar`), and what it contains. False when that was interrupted: the block is no object's then.
     ///
     /// # Safety
@@ -188,26 +208,20 @@ impl ObjectHeap {
     /// no object's; the table has room for it.
     unsafe fn write(&self, kind: &Type, object: usize, size: usize, nitems: usize, contents: Contents) -> bool {
         // SAFETY: the caller's promise.
+        if contents == Contents::Zeroed && !unsafe { self.heap.checked().clear(object + HEADER, size - HEADER) } {
+            return false;
+        }
+        // SAFETY: the caller's promise: the memory is as large as an object of the type, and this is what makes invariant 1 hold.
         unsafe {
-            if contents == Contents::Zeroed && !self.heap.checked().clear(object + HEADER, size - HEADER) {
-                return false;
-            }
             header::set_refcnt(object, 1);
             header::set_kind(object, kind);
             if kind.items.is_some() {
                 header::set_size(object, nitems);
             }
-            if contents == Contents::NullReferences {
-                header::clear_fields(kind, object);
-                if kind.items == Some(ItemKind::Object)
-                    && !self.heap.checked().clear(object + kind.items_offset, nitems * kind.itemsize())
-                {
-                    return false;
-                }
-                if let Some(offset) = kind.weaklist {
-                    *header::weaklist(object, offset) = 0;
-                }
-            }
+        }
+        // SAFETY: as above; invariant 3 holds after it.
+        if contents == Contents::NullReferences && !unsafe { self.clear_new(kind, object, nitems) } {
+            return false;
         }
         self.table().enter(object);
         true

@@ -134,7 +134,7 @@ impl ObjectHeap {
     #[inline]
     unsafe fn drop_references(&self, kind: &Type, current: &mut Dying) -> Option<usize> {
         let count = kind.refs.count as usize;
-        // SAFETY: the caller's promise; each reference is taken out before anything else can happen.
+        // SAFETY: the caller's promise; invariants 2 and 3 of headers. Each reference is taken out before anything else can happen.
         unsafe {
             let first = header::first_slot(kind, current.object).cast_mut();
             while current.next < count {
@@ -144,22 +144,26 @@ impl ObjectHeap {
                     return Some(reference);
                 }
             }
-            if !kind.simple {
-                let begin = current.next;
-                while let Some(slot) = header::reference_at(kind, current.object, current.next) {
-                    let reference = core::mem::take(&mut *slot);
-                    current.next += 1;
-                    if reference != 0 && self.drop_last(reference) {
-                        return Some(reference);
-                    }
-                    if current.next - begin == STRIDE {
-                        self.count_steps(STRIDE);
-                        return Some(NONE_YET);
-                    }
-                }
-                self.count_steps(current.next - begin);
+        }
+        if kind.simple {
+            return None;
+        }
+        let begin = current.next;
+        // SAFETY: as above.
+        while let Some(slot) = unsafe { header::reference_at(kind, current.object, current.next) } {
+            // SAFETY: as above.
+            let reference = core::mem::take(unsafe { &mut *slot });
+            current.next += 1;
+            // SAFETY: it was in the field.
+            if reference != 0 && unsafe { self.drop_last(reference) } {
+                return Some(reference);
+            }
+            if current.next - begin == STRIDE {
+                self.count_steps(STRIDE);
+                return Some(NONE_YET);
             }
         }
+        self.count_steps(current.next - begin);
         None
     }
 
@@ -290,21 +294,21 @@ impl ObjectHeap {
     /// Calls something with an object that has one reference for as long as that takes, and is tracked. False when it has others then.
     fn resurrected_for(&self, kind: &Type, object: usize, call: impl FnOnce()) -> bool {
         // SAFETY: the caller gives an object whose references are gone.
-        unsafe {
-            header::set_refcnt(object, 1);
-            if kind.gc {
-                // Without memory for it the object is not tracked meanwhile.
-                let _ = self.track_object(object);
-            }
-            self.holding(object, || self.in_hook(call));
-            let count = header::refcnt(object);
-            if self.is_immortal(count) {
-                return false;
-            }
-            header::set_refcnt(object, count - 1);
-            if count > 1 {
-                return false;
-            }
+        unsafe { header::set_refcnt(object, 1) };
+        if kind.gc {
+            // Without memory for it the object is not tracked meanwhile.
+            let _ = self.track_object(object);
+        }
+        self.holding(object, || self.in_hook(call));
+        // SAFETY: the reference that it was given keeps it.
+        let count = unsafe { header::refcnt(object) };
+        if self.is_immortal(count) {
+            return false;
+        }
+        // SAFETY: as above.
+        unsafe { header::set_refcnt(object, count - 1) };
+        if count > 1 {
+            return false;
         }
         if kind.gc {
             self.untrack_object(object);

@@ -117,21 +117,18 @@ impl ObjectHeap {
                     self.xdecref(old);
                 }
                 (Place::Field(FieldKind::U8, at) | Place::Byte(at), Value::Number(number)) => {
-                    *pointer::<u8>(at) =
-                        integer(number, 0.0, 255.0).ok_or(ObjectError::Argument("an integer from 0 to 255"))? as u8;
+                    *pointer::<u8>(at) = integer(FieldKind::U8, number, 0, u8::MAX.into())? as u8;
                 }
                 (Place::Field(FieldKind::I32, at), Value::Number(number)) => {
-                    let whole = integer(number, i32::MIN.into(), i32::MAX.into());
-                    *pointer::<i32>(at) = whole.ok_or(ObjectError::Argument("an integer from -2**31 to 2**31 - 1"))? as i32;
+                    *pointer::<i32>(at) = integer(FieldKind::I32, number, i32::MIN.into(), i32::MAX.into())? as i32;
                 }
                 (Place::Field(FieldKind::U32, at), Value::Number(number)) => {
-                    let whole = integer(number, 0.0, u32::MAX.into());
-                    *pointer::<u32>(at) = whole.ok_or(ObjectError::Argument("an integer from 0 to 2**32 - 1"))? as u32;
+                    *pointer::<u32>(at) = integer(FieldKind::U32, number, 0, u32::MAX.into())? as u32;
                 }
                 (Place::Field(FieldKind::F64, at), Value::Number(number)) => *pointer::<f64>(at) = number,
                 (Place::Field(FieldKind::I64, at), Value::Integer(integer)) => *pointer::<i64>(at) = integer,
                 (Place::Field(kind, _), _) => return Err(ObjectError::Argument(expected(kind))),
-                (Place::Byte(_), _) => return Err(ObjectError::Argument("an integer from 0 to 255")),
+                (Place::Byte(_), _) => return Err(ObjectError::Argument(expected(FieldKind::U8))),
             }
         }
         Ok(())
@@ -174,20 +171,20 @@ impl ObjectHeap {
         mut visit: impl FnMut(usize),
     ) -> Result<(), ObjectError> {
         // SAFETY: the caller's promise.
-        unsafe {
-            let nitems = header::nitems(kind, object);
-            if nitems <= STRIDE {
-                header::each_reference(kind, object, visit);
-                return self.go_on_after(nitems);
+        let nitems = unsafe { header::nitems(kind, object) };
+        if nitems <= STRIDE {
+            // SAFETY: the caller's promise.
+            unsafe { header::each_reference(kind, object, visit) };
+            return self.go_on_after(nitems);
+        }
+        let mut index = 0;
+        // SAFETY: the caller's promise.
+        while let Some(reference) = unsafe { header::reference_at(kind, object, index).map(|slot| *slot) } {
+            if reference != 0 {
+                visit(reference);
             }
-            let mut index = 0;
-            while let Some(slot) = header::reference_at(kind, object, index) {
-                if *slot != 0 {
-                    visit(*slot);
-                }
-                index += 1;
-                self.go_on_after(1)?;
-            }
+            index += 1;
+            self.go_on_after(1)?;
         }
         Ok(())
     }
@@ -252,10 +249,14 @@ fn pointer<T>(address: usize) -> *mut T {
     ptr::with_exposed_provenance_mut(address)
 }
 
-/// A number as an integer in a range.
-fn integer(number: f64, least: f64, most: f64) -> Option<i64> {
+/// A number as an integer in the range of a field.
+///
+/// # Errors
+/// When it is none.
+fn integer(kind: FieldKind, number: f64, least: i64, most: i64) -> Result<i64, ObjectError> {
     let whole = number as i64;
-    (whole as f64 == number && number >= least && number <= most).then_some(whole)
+    let fits = whole as f64 == number && (least..=most).contains(&whole);
+    if fits { Ok(whole) } else { Err(ObjectError::Argument(expected(kind))) }
 }
 
 fn expected(kind: FieldKind) -> &'static str {

@@ -6,9 +6,12 @@
 
 mod allocate;
 mod blocks;
+mod counts;
 mod destroy;
 mod fields;
 pub(crate) mod header;
+mod hooks;
+mod look;
 pub(crate) mod table;
 mod types;
 
@@ -21,6 +24,7 @@ use core::fmt;
 
 pub use blocks::Blocks;
 pub use fields::{Field, Value};
+use hooks::Held;
 use table::ObjectTable;
 pub use types::{FieldInfo, FieldKind, HookSet, ItemKind, Type, TypeId, TypeSpec};
 
@@ -159,23 +163,6 @@ pub struct ObjectHeap {
     asked: Option<Pinned<Box<dyn Fn() -> bool>>>,
 }
 
-/// Objects that the heap itself has a reference to while hooks run. However often a hook gives references back, these stay.
-struct Held {
-    object: usize,
-    /// Whether it is a weak reference, and those behind it are held too.
-    and_next: bool,
-    before: *const Held,
-}
-
-/// Lets go of what was held, also where a hook unwinds.
-struct LetGo<'heap>(&'heap Cell<*const Held>, *const Held);
-
-impl Drop for LetGo<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.1);
-    }
-}
-
 /// What an [`ObjectHeap`] keeps beside its memory.
 pub(crate) struct State {
     #[allow(clippy::vec_box, reason = "objects point to their types, which must stay where they are")]
@@ -186,15 +173,6 @@ pub(crate) struct State {
     /// their counts lead from one to the next.
     pub trash: usize,
     pub gc: Gc,
-}
-
-/// Closes a heap for good when it is dropped: a hook has unwound.
-struct Closes<'heap>(&'heap ObjectHeap);
-
-impl Drop for Closes<'_> {
-    fn drop(&mut self) {
-        self.0.heap.checked().inner().close();
-    }
 }
 
 impl ObjectHeap {
@@ -264,48 +242,6 @@ impl ObjectHeap {
         unsafe { &*self.table.get() }
     }
 
-    /// Runs something that may call hooks, with an object to which it has a reference.
-    pub(crate) fn holding<T>(&self, object: usize, run: impl FnOnce() -> T) -> T {
-        self.hold(Held { object, and_next: false, before: self.held.get() }, run)
-    }
-
-    /// Runs something that may call hooks, with a weak reference and those behind it; it holds a reference to each.
-    pub(crate) fn holding_weakrefs<T>(&self, first: usize, run: impl FnOnce() -> T) -> T {
-        self.hold(Held { object: first, and_next: true, before: self.held.get() }, run)
-    }
-
-    #[inline]
-    fn hold<T>(&self, held: Held, run: impl FnOnce() -> T) -> T {
-        let _until_then = LetGo(&self.held, held.before);
-        self.held.set(&raw const held);
-        run()
-    }
-
-    /// Whether the last reference to an object is the heap's own.
-    #[inline(always)]
-    pub(crate) fn is_held(&self, object: usize) -> bool {
-        !self.held.get().is_null() && self.find_held(object)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn find_held(&self, object: usize) -> bool {
-        let mut next = self.held.get();
-        // SAFETY: each lives in a call of `hold` that has not returned, and so do the weak references that it leads to.
-        while let Some(held) = unsafe { next.as_ref() } {
-            let mut other = held.object;
-            while other != 0 {
-                if other == object {
-                    return true;
-                }
-                // SAFETY: as above.
-                other = if held.and_next { unsafe { header::wr_next(other) } } else { 0 };
-            }
-            next = held.before;
-        }
-        self.is_to_be_called(object)
-    }
-
     /// Counts so many steps towards the next question.
     #[inline(always)]
     pub(crate) fn count_steps(&self, steps: usize) {
@@ -332,32 +268,10 @@ impl ObjectHeap {
         result
     }
 
-    /// Runs a hook.
-    pub(crate) fn in_hook<T>(&self, hook: impl FnOnce() -> T) -> T {
-        self.count_steps(HOOK_STEPS);
-        self.depth.set(self.depth.get() + 1);
-        let closes = Closes(self);
-        let result = hook();
-        core::mem::forget(closes);
-        self.depth.set(self.depth.get() - 1);
-        result
-    }
-
     /// What may be done with the heap now.
     #[inline(always)]
     pub(crate) fn mode(&self) -> &Cell<Mode> {
         self.heap.checked().inner().mode()
-    }
-
-    /// Why an object cannot be used now.
-    #[cold]
-    fn unusable(&self, object: usize) -> Fault {
-        let kind = match self.mode().get() {
-            Mode::Open | Mode::Traversing => FaultKind::GcInProgress,
-            Mode::Asking => FaultKind::Reentrant,
-            Mode::Closed => FaultKind::HeapClosed,
-        };
-        object_fault(kind, object)
     }
 
     /// Defines a type.
@@ -415,198 +329,6 @@ impl ObjectHeap {
             .ok_or(ObjectError::Argument("a type that this heap has defined"))
     }
 
-    /// `Py_TYPE`
-    ///
-    /// # Errors
-    /// When `object` is none.
-    #[doc(alias = "Py_TYPE")]
-    pub fn type_of(&self, object: usize) -> Result<TypeId, Fault> {
-        Ok(self.look_open(object)?.id())
-    }
-
-    /// `Py_SIZE`: how many items an object has, 0 where its type has none.
-    ///
-    /// # Errors
-    /// When `object` is none.
-    #[doc(alias = "Py_SIZE")]
-    pub fn nitems(&self, object: usize) -> Result<usize, Fault> {
-        let kind = self.look_open(object)?;
-        // SAFETY: looked up just above.
-        Ok(unsafe { header::nitems(kind, object) })
-    }
-
-    /// `Py_REFCNT`
-    ///
-    /// # Errors
-    /// When `object` is none.
-    #[doc(alias = "Py_REFCNT")]
-    pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
-        self.look_open(object)?;
-        // SAFETY: looked up just above.
-        Ok(unsafe { header::refcnt(object) })
-    }
-
-    /// `Py_INCREF`
-    ///
-    /// # Errors
-    /// When `object` is none, or is being destroyed.
-    #[doc(alias = "Py_INCREF")]
-    pub fn incref(&self, object: usize) -> Result<(), Fault> {
-        self.change(object)?;
-        // SAFETY: looked up just above.
-        unsafe { self.incref_object(object) };
-        Ok(())
-    }
-
-    /// `Py_DECREF`: the last reference destroys the object.
-    ///
-    /// # Errors
-    /// When `object` is none, or has no reference left to give back. With debug hooks also when guard bytes of what was destroyed were damaged;
-    /// everything else has been done then.
-    #[doc(alias("tp_free", "Py_DECREF", "PyObject_Del"))]
-    pub fn decref(&self, object: usize) -> Result<(), Fault> {
-        self.change(object).map_err(|fault| match fault.kind {
-            FaultKind::UseAfterFree => Fault { kind: FaultKind::RefcountUnderflow, ..fault },
-            _ => fault,
-        })?;
-        // SAFETY: looked up just above.
-        unsafe {
-            if header::refcnt(object) == 1 && self.is_held(object) {
-                return Err(object_fault(FaultKind::RefcountUnderflow, object));
-            }
-            if self.decref_object(object) {
-                return self.result_for_hooks();
-            }
-        }
-        Ok(())
-    }
-
-    /// What was destroyed may have had damaged guard bytes.
-    #[cold]
-    #[inline(never)]
-    fn result_for_hooks(&self) -> Result<(), Fault> {
-        self.heap.checked().take_fault_of_hooks().map_or(Ok(()), Err)
-    }
-
-    /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the
-    /// release has no such objects.
-    ///
-    /// # Errors
-    /// When `object` is none, or is being destroyed.
-    #[doc(alias = "PyUnstable_SetImmortal")]
-    pub fn set_immortal(&self, object: usize) -> Result<bool, Fault> {
-        self.change(object)?;
-        if self.immortal_bit == 0 {
-            return Ok(false);
-        }
-        // SAFETY: looked up just above.
-        unsafe { header::set_refcnt(object, self.refcount_limit) };
-        Ok(true)
-    }
-
-    /// Whether a reference count says that the object is immortal.
-    #[inline]
-    pub(crate) fn is_immortal(&self, refcount: usize) -> bool {
-        refcount & self.immortal_bit != 0
-    }
-
-    /// # Safety
-    /// `object` is one.
-    #[inline]
-    pub(crate) unsafe fn incref_object(&self, object: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let count = header::refcnt(object);
-            if count < self.refcount_limit {
-                header::set_refcnt(object, count + 1);
-            }
-        }
-    }
-
-    /// Begins an operation that changes objects, from outside any `traverse`; what is scheduled runs first.
-    #[inline]
-    pub(crate) fn begin(&self) -> Result<(), Fault> {
-        if self.mode().get() != Mode::Open {
-            return Err(self.unusable(0));
-        }
-        self.run_scheduled();
-        Ok(())
-    }
-
-    /// Begins an operation on an object that is to change.
-    #[inline]
-    pub(crate) fn change(&self, object: usize) -> Result<&Type, Fault> {
-        if self.mode().get() != Mode::Open {
-            return Err(self.unusable(object));
-        }
-        self.run_scheduled();
-        self.look_alive(object)
-    }
-
-    /// As [`look`](Self::look), for an object whose end has not begun.
-    #[inline]
-    pub(crate) fn look_alive(&self, object: usize) -> Result<&Type, Fault> {
-        let kind = self.look(object)?;
-        if self.table().state(object) == table::DYING {
-            return Err(object_fault(FaultKind::UseAfterFree, object));
-        }
-        Ok(kind)
-    }
-
-    /// The type of the object at `object`, which may be anything, and be in the middle of its end.
-    #[inline]
-    pub(crate) fn look(&self, object: usize) -> Result<&Type, Fault> {
-        match self.table().state(object) {
-            table::NOTHING | table::DEAD | table::KEPT => Err(self.no_object(object)),
-            // SAFETY: it is an object.
-            _ => Ok(unsafe { header::kind(object) }),
-        }
-    }
-
-    /// As [`look`](Self::look), for calls from outside, which may come to a heap that was closed.
-    #[inline]
-    pub(crate) fn look_open(&self, object: usize) -> Result<&Type, Fault> {
-        if self.mode().get() == Mode::Closed { Err(self.unusable(object)) } else { self.look(object) }
-    }
-
-    /// Why something is not the address of an object.
-    #[cold]
-    fn no_object(&self, address: usize) -> Fault {
-        if self.table().state(address) == table::KEPT {
-            return object_fault(FaultKind::UseAfterFree, address);
-        }
-        match self.heap.checked().check_use(Domain::Obj, address) {
-            // A block, but no object.
-            Ok(()) => object_fault(FaultKind::WrongType, address),
-            Err(fault) if fault.kind == FaultKind::WrongDomain => Fault { kind: FaultKind::WrongType, ..fault },
-            Err(fault) if fault.kind == FaultKind::InteriorPointer => fault,
-            Err(fault) => {
-                let was_block = |presize: usize| {
-                    address.checked_sub(presize).is_some_and(|block| {
-                        self.heap
-                            .checked()
-                            .check_use(Domain::Obj, block)
-                            .is_err_and(|fault| fault.kind == FaultKind::UseAfterFree)
-                    })
-                };
-                let was_object = self.table().state(address) == table::DEAD || was_block(16) || was_block(32);
-                if was_object { object_fault(FaultKind::UseAfterFree, address) } else { fault }
-            }
-        }
-    }
-
-    /// The object whose block begins at `block`, if there is one.
-    pub(crate) fn object_of_block(&self, block: usize) -> Option<usize> {
-        if self.state().types.is_empty() {
-            return None;
-        }
-        [0, 16, 32].into_iter().map(|presize| block.wrapping_add(presize)).find(|&object| {
-            // SAFETY: `kind` is asked only of what is an object.
-            !matches!(self.table().state(object), table::NOTHING | table::DEAD)
-                && unsafe { header::kind(object) }.presize == object.wrapping_sub(block)
-        })
-    }
-
     /// Takes the heap down: all that can be done with it is to go on, until its memory has gone back. No hook is called any more.
     pub fn take_down(self) -> TakeDown {
         let Self { heap, table, state, .. } = self;
@@ -621,9 +343,6 @@ impl ObjectHeap {
         }
     }
 }
-
-/// What a call of a hook counts for.
-const HOOK_STEPS: usize = 1 << 6;
 
 /// `_Py_IMMORTAL_INITIAL_REFCNT` from 3.14 on.
 const THREE_QUARTERS: usize = 3 << 30;

@@ -95,48 +95,50 @@ impl Pymalloc {
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool).
     pub(super) unsafe fn take_pool(this: *mut Self) -> Option<(*mut PoolHeader, *mut u8)> {
-        // SAFETY: the caller's promise; the reference to the state is made after the allocators have run.
-        unsafe {
-            if (*this).usable_arenas == NO_ARENA && !Self::new_arena(this) {
-                return None;
-            }
-            let state = &mut *this;
-            let index = state.usable_arenas;
-            let arena = &mut state.arenas[index as usize];
-            // This arena is about to leave the ones with as many free pools; being the first usable one, it is the last such only if
-            // it is the only such.
-            let nfreepools = arena.nfreepools as usize;
-            if state.nfp2lasta[nfreepools] == index {
-                state.nfp2lasta[nfreepools] = NO_ARENA;
-            }
-            if nfreepools > 1 {
-                state.nfp2lasta[nfreepools - 1] = index;
-            }
-            arena.nfreepools -= 1;
-            let pool = arena.freepools;
-            let found = if !pool.is_null() {
-                arena.freepools = (*pool).nextpool;
-                state.trims.take(arena, (*pool).szidx);
-                let address = state.address_of(pool);
-                (pool, ptr::with_exposed_provenance_mut(address))
-            } else {
-                let address = arena.pool_address;
-                arena.pool_address += state.geometry.pool_size;
-                state.uncarved -= state.geometry.pool_size;
-                let pool = state.header_at(address);
-                pool.write(PoolHeader { szidx: NO_CLASS, ..PoolHeader::sentinel(ptr::null_mut()) });
-                (pool, ptr::with_exposed_provenance_mut(address))
-            };
-            let arena = state.arenas[index as usize];
-            if arena.nfreepools == 0 {
-                // Full: no longer usable.
-                state.usable_arenas = arena.nextarena;
-                if arena.nextarena != NO_ARENA {
-                    state.arenas[arena.nextarena as usize].prevarena = NO_ARENA;
-                }
-            }
-            Some(found)
+        // SAFETY: the caller's promise.
+        if unsafe { (*this).usable_arenas == NO_ARENA && !Self::new_arena(this) } {
+            return None;
         }
+        // SAFETY: the caller's promise; the allocators, which may come back in, have run.
+        let state = unsafe { &mut *this };
+        let index = state.usable_arenas;
+        let arena = &mut state.arenas[index as usize];
+        // This arena is about to leave the ones with as many free pools; being the first usable one, it is the last such only if
+        // it is the only such.
+        let nfreepools = arena.nfreepools as usize;
+        if state.nfp2lasta[nfreepools] == index {
+            state.nfp2lasta[nfreepools] = NO_ARENA;
+        }
+        if nfreepools > 1 {
+            state.nfp2lasta[nfreepools - 1] = index;
+        }
+        arena.nfreepools -= 1;
+        let pool = arena.freepools;
+        let found = if pool.is_null() {
+            let address = arena.pool_address;
+            arena.pool_address += state.geometry.pool_size;
+            state.uncarved -= state.geometry.pool_size;
+            let pool = state.header_at(address);
+            // SAFETY: invariant 2: the header's memory is there for every pool of an arena that is held.
+            unsafe { pool.write(PoolHeader { szidx: NO_CLASS, ..PoolHeader::sentinel(ptr::null_mut()) }) };
+            (pool, ptr::with_exposed_provenance_mut(address))
+        } else {
+            // SAFETY: invariant 2; an arena's free pools have been carved.
+            let (next, szidx) = unsafe { ((*pool).nextpool, (*pool).szidx) };
+            arena.freepools = next;
+            state.trims.take(arena, szidx);
+            let address = state.address_of(pool);
+            (pool, ptr::with_exposed_provenance_mut(address))
+        };
+        let arena = state.arenas[index as usize];
+        if arena.nfreepools == 0 {
+            // Full: no longer usable.
+            state.usable_arenas = arena.nextarena;
+            if arena.nextarena != NO_ARENA {
+                state.arenas[arena.nextarena as usize].prevarena = NO_ARENA;
+            }
+        }
+        Some(found)
     }
 
     /// Takes an arena and makes it the only usable one (`new_arena`); false when none can be had.
@@ -163,21 +165,8 @@ impl Pymalloc {
     unsafe fn request_arena(this: *mut Self) -> Option<(u32, usize)> {
         // SAFETY: as in `new_arena`.
         unsafe {
-            let raw = *(*this).raw;
-            if (*this).unused_arena_objects == NO_ARENA {
-                let arenas = &(*this).arenas;
-                let count = arenas.len();
-                let wanted = if count == 0 { INITIAL_ARENA_OBJECTS } else { count * 2 };
-                // CPython's array lives in the raw domain. A guest could write to it there, so ours does not, but
-                // what the raw domain is asked for is the same.
-                let table = (raw.realloc)(raw.ctx, (*this).arena_table, wanted * ARENA_OBJECT_SIZE);
-                if table.is_null() {
-                    return None;
-                }
-                (*this).arena_table = table;
-                if !(*this).add_arena_objects(wanted) {
-                    return None;
-                }
+            if (*this).unused_arena_objects == NO_ARENA && !Self::grow_arena_table(this) {
+                return None;
             }
             // An allocator that is asked now may give an arena back, whose object is unused then.
             let index = (*this).unused_arena_objects;
@@ -192,24 +181,43 @@ impl Pymalloc {
         }
     }
 
+    /// Doubles the number of arena objects; false when there is no memory for them.
+    unsafe fn grow_arena_table(this: *mut Self) -> bool {
+        // SAFETY: as in `new_arena`.
+        let (raw, table, arenas) = unsafe { (*(*this).raw, (*this).arena_table, &(*this).arenas) };
+        let wanted = if arenas.is_empty() { INITIAL_ARENA_OBJECTS } else { arenas.len() * 2 };
+        // CPython's array lives in the raw domain. A guest could write to it there, so ours does not, but what the raw domain is asked
+        // for is the same.
+        // SAFETY: the raw domain gave the table, if there is one.
+        let table = unsafe { (raw.realloc)(raw.ctx, table, wanted * ARENA_OBJECT_SIZE) };
+        if table.is_null() {
+            return false;
+        }
+        // SAFETY: as in `new_arena`; the raw allocator has run.
+        let state = unsafe { &mut *this };
+        state.arena_table = table;
+        state.add_arena_objects(wanted)
+    }
+
     /// The arena itself, for an object that is in no list, and its entry in the map.
     unsafe fn request_arena_for(this: *mut Self, index: u32) -> Option<usize> {
         // SAFETY: as in `new_arena`.
-        unsafe {
-            let (size, arena_allocator) = ((*this).geometry.arena_size, (*this).arena_allocator);
-            let arena = (arena_allocator.alloc)(arena_allocator.ctx, size);
-            if arena.is_null() {
-                return None;
-            }
-            // The order of the usable arenas is not made for arenas of a single pool.
-            let base = arena.expose_provenance();
-            let pools = (*this).geometry.pools_per_arena() - usize::from(!base.is_multiple_of((*this).geometry.pool_size));
-            if pools < 2 || !Self::mark_used(this, base, index) {
-                (arena_allocator.free)(arena_allocator.ctx, arena, size);
-                return None;
-            }
-            Some(base)
+        let (geometry, arena_allocator) = unsafe { ((*this).geometry, (*this).arena_allocator) };
+        // SAFETY: an arena allocator is asked as it wants to be.
+        let arena = unsafe { (arena_allocator.alloc)(arena_allocator.ctx, geometry.arena_size) };
+        if arena.is_null() {
+            return None;
         }
+        // The order of the usable arenas is not made for arenas of a single pool.
+        let base = arena.expose_provenance();
+        let pools = geometry.pools_per_arena() - usize::from(!base.is_multiple_of(geometry.pool_size));
+        // SAFETY: as in `new_arena`.
+        if pools < 2 || !unsafe { Self::mark_used(this, base, index) } {
+            // SAFETY: what it gave just now goes back to it.
+            unsafe { (arena_allocator.free)(arena_allocator.ctx, arena, geometry.arena_size) };
+            return None;
+        }
+        Some(base)
     }
 
     fn add_arena_objects(&mut self, wanted: usize) -> bool {
@@ -249,18 +257,19 @@ impl Pymalloc {
                     return false;
                 }
             }
-            let state = &mut *this;
-            match state.region.slot_of(base) {
-                Some(slot) => state.region.arena_of_slot[slot] = index,
-                None => {
-                    if !state.arena_map.insert(base, index) {
-                        return false;
-                    }
-                    state.foreign_arenas += 1;
-                }
-            }
-            true
         }
+        // SAFETY: as in `new_arena`; the raw allocator has run.
+        let state = unsafe { &mut *this };
+        match state.region.slot_of(base) {
+            Some(slot) => state.region.arena_of_slot[slot] = index,
+            None => {
+                if !state.arena_map.insert(base, index) {
+                    return false;
+                }
+                state.foreign_arenas += 1;
+            }
+        }
+        true
     }
 
     fn add_arena(&mut self, index: u32, address: usize) {

@@ -2,7 +2,9 @@
 
 use core::ptr::{self, NonNull};
 
+use super::{Location, Pymalloc};
 use crate::address_hash::AddressSet;
+use crate::interrupt::Interrupt;
 use crate::os;
 
 /// The fill of memory that has been freed (`PYMEM_DEADBYTE`), as a word.
@@ -103,5 +105,107 @@ impl Drop for DeadWords {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this size; the table is gone.
         unsafe { os::unmap(self.bits, self.len / WORD / 8) };
+    }
+}
+
+/// What the debug hooks know of a free block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dead {
+    /// Nothing against it.
+    Sound,
+    /// It is damaged; the first overwritten byte is at this address.
+    Damaged(usize),
+    /// It is damaged, and that has been reported.
+    Told,
+}
+
+impl Pymalloc {
+    /// From now on free blocks can be [noted](Self::note_dead), those of arenas of a caller's arena allocator excepted. False when there is
+    /// no address space for what is noted.
+    pub fn watch(&mut self) -> bool {
+        if self.dead.is_none() && self.len != 0 {
+            self.dead = DeadWords::new(self.base, self.len);
+        }
+        self.dead.is_some() || self.len == 0
+    }
+
+    /// The debug hooks have filled the `size` bytes of a block and freed it.
+    pub fn note_dead(&mut self, block: usize, size: usize) {
+        if block.wrapping_sub(self.base) < self.len
+            && let Some(dead) = &mut self.dead
+        {
+            dead.note(block, block + size);
+        }
+    }
+
+    /// Memory is used for something else.
+    #[cold]
+    pub fn forget_dead(&mut self, address: usize, size: usize) {
+        if address.wrapping_sub(self.base) < self.len
+            && let Some(dead) = &mut self.dead
+        {
+            dead.forget(address, address + size);
+        }
+    }
+
+    /// A block that is not handed out to anybody but those who ask next.
+    pub fn state_of_dead(&mut self, block: usize, size: usize) -> Dead {
+        if block.wrapping_sub(self.base) >= self.len {
+            return Dead::Sound;
+        }
+        let Some(dead) = &mut self.dead else { return Dead::Sound };
+        if dead.was_told(block) {
+            return Dead::Told;
+        }
+        dead.damaged(block, block + size).map_or(Dead::Sound, Dead::Damaged)
+    }
+
+    /// Whether something wrote to free memory in a range that the debug hooks have filled, and that has not been said.
+    pub(super) fn is_watched_and_damaged(&self, begin: usize, end: usize) -> bool {
+        let dead = self.dead.as_ref().filter(|_| begin.wrapping_sub(self.base) < self.len);
+        dead.is_some_and(|dead| dead.damaged(begin, end).is_some())
+    }
+
+    /// Of a free block it is being said that it is damaged; false when there is no memory to remember that.
+    pub fn tell_dead(&mut self, block: usize, size: usize) -> bool {
+        self.dead.as_mut().is_some_and(|dead| dead.tell(block, block + size))
+    }
+
+    /// The first damaged free block that has not been reported: its address and size, and the address of the byte.
+    /// Not looked for to the end when that is interrupted.
+    pub fn damaged_block(&self, interrupt: Interrupt) -> Option<(usize, usize, usize)> {
+        let dead = self.dead.as_ref()?;
+        let patience = interrupt.patience();
+        let mut found = None;
+        self.each_live_pool(|first, end, size, _| {
+            if found.is_none() && !patience.is_over_after((end - first) / 8) && first.wrapping_sub(self.base) < self.len {
+                found = dead.damaged(first, end).map(|byte| (first + (byte - first) / size * size, size, byte));
+            }
+        });
+        found
+    }
+
+    /// The block that is handed out next for a request, if it or the one that it leads to is none.
+    pub fn damaged_link(&self, size: usize, is_live: impl Fn(usize) -> bool) -> Option<usize> {
+        let class = size.wrapping_sub(1);
+        if class >= self.threshold {
+            return None;
+        }
+        // SAFETY: invariant 1.
+        let block = unsafe { (*(*self.usedpools.add(class >> self.alignment_shift)).nextpool).freeblock };
+        let pool_mask = !(self.geometry.pool_size - 1);
+        let is_free = |address: usize| {
+            matches!(self.locate(address), Location::Block { begin, .. } if begin == address) && !is_live(address)
+        };
+        if block.is_null() {
+            return None;
+        }
+        if !is_free(block.addr()) {
+            return Some(block.addr());
+        }
+        // SAFETY: a block of a pool.
+        let next = unsafe { block.cast::<usize>().read() };
+        let sound = next == 0 || (next & pool_mask == block.addr() & pool_mask && is_free(next));
+        (!sound).then_some(block.addr())
     }
 }

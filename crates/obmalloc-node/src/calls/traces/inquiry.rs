@@ -35,7 +35,7 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 fn failure(error: &InquiryError) -> Failure {
     let code = match error {
         InquiryError::NoMoment(_) | InquiryError::NotThere(_) => code::OUT_OF_RANGE,
-        _ => UNREADABLE_TRACE,
+        InquiryError::Replay(_) => UNREADABLE_TRACE,
     };
     Failure::new(code, error.to_string())
 }

@@ -1,0 +1,198 @@
+//! The incremental collector of 3.14.0 to 3.14.4.
+//!
+//! Old objects are in two spaces. An increment takes the young objects, and of the space that it has yet to visit as many as there is work
+//! to do, each with all that it reaches; what survives is in the other space. When the space is empty, the two change places. CPython
+//! first marks what the interpreter's own roots and stacks reach; a heap has none, so marking finds nothing here.
+
+use super::Found;
+use crate::gc::list::{self, ListId};
+use crate::object::{ObjectError, ObjectHeap, header};
+
+/// Part of the heap that an increment looks at beside what is new: one in so many objects, times the second threshold
+/// (`SCAN_RATE_DIVISOR`).
+const SCAN_RATE_DIVISOR: isize = 10;
+
+/// How far the collector has come.
+#[derive(Default)]
+pub(crate) struct Progress {
+    /// Tracked objects, frozen ones included.
+    pub heap_size: isize,
+    work_to_do: isize,
+    /// Which of the two spaces has been visited.
+    visited_space: usize,
+    /// Marking is done, and increments are collected (`GC_PHASE_COLLECT`).
+    marked: bool,
+}
+
+impl Progress {
+    const SPACES: [ListId; 2] = [ListId::Middle, ListId::Old];
+
+    /// The space of objects that have been visited (`old[visited_space]`).
+    pub fn visited(&self) -> ListId {
+        Self::SPACES[self.visited_space]
+    }
+
+    /// The space of objects that have not been visited yet.
+    pub fn pending(&self) -> ListId {
+        Self::SPACES[self.visited_space ^ 1]
+    }
+
+    /// Counts as `gc.get_count()` gives them: the young objects, the visited space, the other.
+    pub fn ordered(&self, count: [i32; 3]) -> [i32; 3] {
+        [count[0], count[1 + self.visited_space], count[1 + (self.visited_space ^ 1)]]
+    }
+}
+
+impl ObjectHeap {
+    /// The three kinds of collection: of young objects, of an increment, of everything.
+    pub(super) fn collect_incrementally(&self, generation: usize) -> Result<Found, ObjectError> {
+        self.reserve_for_collection()?;
+        match generation {
+            0 => self.collect_young(),
+            1 => self.collect_increment(),
+            _ => self.collect_full(),
+        }
+    }
+
+    /// `gc_collect_region`
+    fn collect_region(&self, from: ListId, to: ListId) -> Result<Found, ObjectError> {
+        let deduced = self.deduce_unreachable(from);
+        if from != to {
+            self.state().gc.merge(from, to);
+        }
+        deduced?;
+        self.collect_unreachable(to)
+    }
+
+    /// Collects a region whose survivors join the visited space, but only when all is over: until then hooks do not find them there.
+    fn collect_region_apart(&self, from: ListId) -> Result<Found, ObjectError> {
+        let result = self.collect_region(from, ListId::Survivors);
+        let gc = &mut self.state().gc;
+        gc.merge(ListId::Survivors, gc.incremental.visited());
+        result
+    }
+
+    /// `gc_collect_young`
+    fn collect_young(&self) -> Result<Found, ObjectError> {
+        let found = self.collect_region_apart(ListId::Young)?;
+        let gc = &mut self.state().gc;
+        gc.count[0] = 0;
+        gc.count_up(1 + gc.incremental.visited_space);
+        Ok(found)
+    }
+
+    /// `assess_work_to_do`
+    fn assess_work_to_do(&self) -> isize {
+        let gc = &mut self.state().gc;
+        let scale_factor = gc.threshold[1].max(2) as isize;
+        let new_objects = core::mem::take(&mut gc.count[0]) as isize;
+        let heap_fraction = gc.incremental.heap_size / SCAN_RATE_DIVISOR / scale_factor;
+        new_objects + heap_fraction.min(new_objects * 2)
+    }
+
+    /// `gc_collect_increment`
+    fn collect_increment(&self) -> Result<Found, ObjectError> {
+        let work = self.assess_work_to_do();
+        let gc = &mut self.state().gc;
+        gc.incremental.work_to_do += work;
+        if gc.incremental.work_to_do < 0 {
+            return Ok(Found { idle: true, ..Found::default() });
+        }
+        if !gc.incremental.marked {
+            gc.incremental.marked = true;
+            return Ok(Found { idle: true, ..Found::default() });
+        }
+        let pending = gc.incremental.pending();
+        if !gc.try_merge(ListId::Young, ListId::Increment, self.interrupt()) {
+            // The others are young still.
+            gc.merge(ListId::Increment, pending);
+            return Err(ObjectError::Aborted);
+        }
+        let mut size = gc.list(ListId::Increment).len() as isize;
+        while size < self.state().gc.incremental.work_to_do {
+            let gc = &mut self.state().gc;
+            let Some(object) = gc.list(pending).first() else { break };
+            let place = gc.list(ListId::Increment).entries().len();
+            gc.move_to(object, ListId::Increment);
+            size += 1 + self.expand_region_transitively_reachable(place, pending).inspect_err(|_| {
+                // They are looked at again, as if nothing had been begun.
+                self.state().gc.merge(ListId::Increment, pending);
+            })?;
+        }
+        let found = self.collect_region_apart(ListId::Increment)?;
+        let gc = &mut self.state().gc;
+        gc.incremental.work_to_do -= size;
+        if gc.list(pending).len() == 0 {
+            self.completed_scavenge();
+        }
+        Ok(found)
+    }
+
+    /// Moves everything that the increment's objects from `place` on reach to the increment, from the pending space. Gives how many
+    /// objects that were.
+    fn expand_region_transitively_reachable(&self, mut place: usize, pending: ListId) -> Result<isize, ObjectError> {
+        let mut size = 0;
+        while let Some(&object) = self.state().gc.list(ListId::Increment).entries().get(place) {
+            place += 1;
+            // SAFETY: a tracked object; only other lists lose objects meanwhile.
+            let (kind, refcnt) = unsafe { (header::kind(object), header::refcnt(object)) };
+            if self.is_immortal(refcnt) {
+                self.state().gc.move_to(object, ListId::Permanent);
+                continue;
+            }
+            let references = self.references(kind, object)?;
+            self.go_on_after(1 + references.len())?;
+            for reference in references {
+                // SAFETY: an object, alive.
+                let immortal = |reference| self.is_immortal(unsafe { header::refcnt(reference) });
+                // An immortal one waits for its own turn.
+                if self.is_alive(reference) && !immortal(reference) && self.is_in(reference, pending) {
+                    self.state().gc.move_to(reference, ListId::Increment);
+                    size += 1;
+                }
+            }
+        }
+        Ok(size)
+    }
+
+    /// Whether an object is in a list.
+    fn is_in(&self, object: usize, list: ListId) -> bool {
+        // SAFETY: the caller gives an object; only those of GC types have the collector's words.
+        unsafe {
+            let next = if header::kind(object).gc { header::gc_next(object) } else { 0 };
+            next != 0 && self.state().gc.list(list).has(object, list::place(next))
+        }
+    }
+
+    /// `gc_collect_full`
+    fn collect_full(&self) -> Result<Found, ObjectError> {
+        let gc = &mut self.state().gc;
+        let (visited, pending) = (gc.incremental.visited(), gc.incremental.pending());
+        if !gc.try_merge(ListId::Young, pending, self.interrupt()) {
+            return Err(ObjectError::Aborted);
+        }
+        gc.count[0] = 0;
+        if !gc.try_merge(pending, visited, self.interrupt()) {
+            return Err(ObjectError::Aborted);
+        }
+        let found = self.collect_region(visited, visited)?;
+        self.state().gc.count = [0; 3];
+        self.completed_scavenge();
+        self.clear_free_lists();
+        Ok(found)
+    }
+
+    /// `completed_scavenge`: everything has been visited, and a new round begins.
+    fn completed_scavenge(&self) {
+        let gc = &mut self.state().gc;
+        if gc.list(ListId::Permanent).len() == 0 {
+            gc.incremental.visited_space ^= 1;
+        } else {
+            // Frozen objects count as visited and must not be touched, so the spaces cannot change places.
+            let (visited, pending) = (gc.incremental.visited(), gc.incremental.pending());
+            gc.merge(visited, pending);
+        }
+        gc.incremental.work_to_do = 0;
+        gc.incremental.marked = false;
+    }
+}

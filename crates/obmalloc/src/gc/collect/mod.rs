@@ -1,0 +1,255 @@
+//! A collection from its beginning to its end, and the generational collector. The phases are in the files beside it, under CPython's
+//! names.
+
+mod clear;
+mod finalize;
+mod incremental;
+mod reach;
+mod refs;
+mod scan;
+
+use alloc::format;
+use alloc::vec::Vec;
+
+pub(super) use incremental::Progress;
+
+use super::list::ListId;
+use super::{DEBUG_COLLECTABLE, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
+use crate::address_hash::AddressMap;
+use crate::object::table::{LIVE, UNREACHABLE};
+use crate::object::{ObjectError, ObjectHeap, header};
+use crate::os;
+use crate::profile::{Algorithm, WeakrefsCleared};
+
+/// What a collection works with, kept for the next one.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// The unreachable objects, in CPython's order. What has died, or is not unreachable after all, is still here, but its byte in the
+    /// table is not [`UNREACHABLE`].
+    unreachable: Vec<usize>,
+    /// Objects that looked unreachable when it was their turn, and are not.
+    moved_back: Vec<usize>,
+    /// How many immortal objects have been taken out of the list.
+    set_aside: usize,
+    /// What hooks have visited, of each object whose type has one: where in `visits` it begins and ends. One answer serves the whole
+    /// collection, so that a hook that answers differently the next time does no harm.
+    visited: AddressMap<(usize, usize)>,
+    visits: Vec<usize>,
+}
+
+/// What came of a collection.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Found {
+    pub collected: usize,
+    pub uncollectable: usize,
+    /// It was an increment without work, which statistics do not count.
+    pub idle: bool,
+}
+
+impl ObjectHeap {
+    /// `gc_collect_with_callback`, `_PyGC_Collect`
+    pub(super) fn collect_with_callbacks(&self, generation: usize) -> Result<usize, ObjectError> {
+        if self.state().trash != 0 {
+            self.take_up_trash();
+        }
+        self.state().gc.collecting = true;
+        let mut info = Info { generation, ..Info::default() };
+        self.in_hook(|| self.hooks.gc_callback(self, Phase::Start, &info));
+        let began = os::seconds();
+        let result = self.collect_main(generation);
+        let found = result.unwrap_or_default();
+        let done = || {
+            if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
+                let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
+                let uncollectable = found.uncollectable;
+                self.say(&format!("gc: done, {all} unreachable, {uncollectable} uncollectable, {elapsed:.4}s elapsed\n"));
+            }
+        };
+        if self.rules.algorithm == Algorithm::Generational {
+            done();
+        }
+        (info.collected, info.uncollectable) = (found.collected, found.uncollectable);
+        let stats = &mut self.state().gc.stats[generation];
+        stats.collections += usize::from(!found.idle);
+        stats.collected += found.collected;
+        stats.uncollectable += found.uncollectable;
+        self.in_hook(|| self.hooks.gc_callback(self, Phase::Stop, &info));
+        self.state().gc.collecting = false;
+        if self.rules.algorithm == Algorithm::Incremental {
+            done();
+        }
+        result.map(|found| found.collected + found.uncollectable)
+    }
+
+    /// `gc_collect_main`
+    fn collect_main(&self, generation: usize) -> Result<Found, ObjectError> {
+        if self.state().gc.debug & DEBUG_STATS != 0 {
+            self.show_stats_each_generations(generation);
+        }
+        match self.rules.algorithm {
+            Algorithm::Generational => self.collect_generation(generation),
+            Algorithm::Incremental => self.collect_incrementally(generation),
+        }
+    }
+
+    /// Text for CPython's standard error.
+    fn say(&self, text: &str) {
+        self.in_hook(|| self.hooks.write(text));
+    }
+
+    fn show_stats_each_generations(&self, generation: usize) {
+        let gc = &self.state().gc;
+        let order = match self.rules.algorithm {
+            Algorithm::Generational => [ListId::Young, ListId::Middle, ListId::Old],
+            Algorithm::Incremental => [ListId::Young, gc.incremental.visited(), gc.incremental.pending()],
+        };
+        let [a, b, c] = order.map(|id| gc.lists[id as usize].len());
+        let frozen = gc.lists[ListId::Permanent as usize].len();
+        self.say(&format!("gc: collecting generation {generation}...\n"));
+        self.say(&format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n"));
+    }
+
+    /// Collects a generation and all that are younger.
+    fn collect_generation(&self, generation: usize) -> Result<Found, ObjectError> {
+        self.reserve_for_collection()?;
+        let ids = [ListId::Young, ListId::Middle, ListId::Old];
+        let (young, old) = (ids[generation], ids[(generation + 1).min(GENERATIONS - 1)]);
+        let gc = &mut self.state().gc;
+        if generation + 1 < GENERATIONS {
+            gc.count_up(generation + 1);
+        }
+        gc.count[..=generation].fill(0);
+        for &id in &ids[..generation] {
+            if !gc.try_merge(id, young, self.interrupt()) {
+                return Err(ObjectError::Aborted);
+            }
+        }
+        self.deduce_unreachable(young)?;
+        let gc = &mut self.state().gc;
+        if young == old {
+            gc.long_lived_pending = 0;
+            gc.long_lived_total = gc.list(young).len();
+        } else {
+            if generation == GENERATIONS - 2 {
+                gc.long_lived_pending += gc.list(young).len();
+            }
+            gc.merge(young, old);
+        }
+        let found = self.collect_unreachable(old)?;
+        if generation == GENERATIONS - 1 {
+            self.clear_free_lists();
+        }
+        Ok(found)
+    }
+
+    /// Makes room in every list that a collection moves objects to, so that it cannot fail half-way.
+    pub(super) fn reserve_for_collection(&self) -> Result<(), ObjectError> {
+        use ListId::{Finalizers, Increment, Middle, Old, Permanent, Survivors, WrcbToCall, Young};
+        let gc = &mut self.state().gc;
+        let (all, interrupt) = (gc.tracked(), self.interrupt());
+        // An object may join a generation twice: with the survivors, and after its weak reference's callback.
+        [Young, Middle, Old, Increment, Survivors].into_iter().try_for_each(|id| gc.list(id).reserve_anew(2 * all, interrupt))?;
+        [Permanent, Finalizers, WrcbToCall].into_iter().try_for_each(|id| gc.list(id).reserve_anew(all, interrupt))?;
+        gc.scratch.unreachable.try_reserve(all).map_err(|_| ObjectError::NoMemory)
+    }
+
+    /// What a collection does with the unreachable objects once it knows them: `old` is where those that stay go. From the weak references
+    /// on it is given up only between two calls of hooks.
+    pub(super) fn collect_unreachable(&self, old: ListId) -> Result<Found, ObjectError> {
+        let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
+        let result = self.end_unreachable(&mut unreachable, old);
+        if result.is_err() {
+            // What has not been destroyed is not going to be.
+            self.each_unreachable(&unreachable, |object| self.rejoin(object, old));
+            self.state().gc.merge(ListId::Finalizers, old);
+        }
+        unreachable.clear();
+        self.state().gc.scratch.unreachable = unreachable;
+        result
+    }
+
+    fn end_unreachable(&self, unreachable: &mut Vec<usize>, old: ListId) -> Result<Found, ObjectError> {
+        let mut found = Found::default();
+        if unreachable.is_empty() {
+            return Ok(found);
+        }
+        self.move_legacy_finalizers(unreachable);
+        self.move_legacy_finalizer_reachable()?;
+        if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
+            self.each_unreachable(unreachable, |object| self.debug_cycle("collectable", object));
+        }
+        let (freed, called_back) = self.handle_weakrefs(unreachable, old)?;
+        found.collected += freed;
+        let finalized = self.finalize_garbage(unreachable)?;
+        // What no hook has touched is as unreachable as it was.
+        if (called_back || finalized) && !self.handle_resurrected_objects(unreachable, old)? {
+            unreachable.clear();
+        }
+        if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
+            self.clear_weakrefs_of(unreachable);
+        }
+        self.each_unreachable(unreachable, |_| found.collected += 1);
+        self.delete_garbage(unreachable, old)?;
+        found.uncollectable = self.state().gc.list(ListId::Finalizers).len();
+        if self.state().gc.debug & DEBUG_UNCOLLECTABLE != 0 {
+            let finalizers = &self.state().gc.lists[ListId::Finalizers as usize];
+            finalizers.iter().for_each(|object| self.debug_cycle("uncollectable", object));
+        }
+        self.handle_legacy_finalizers(old);
+        Ok(found)
+    }
+
+    /// Calls `visit` with those of the objects that are still in the set of unreachable ones.
+    pub(super) fn each_unreachable(&self, unreachable: &[usize], mut visit: impl FnMut(usize)) {
+        for &object in unreachable {
+            if self.table().state(object) == UNREACHABLE {
+                visit(object);
+            }
+        }
+    }
+
+    /// Takes an object out of the set of unreachable ones, and puts it into a list, which has room.
+    fn rejoin(&self, object: usize, list: ListId) {
+        let state = self.state();
+        self.table().set(object, LIVE);
+        state.gc.list(list).append(object);
+    }
+
+    /// Finds out which objects of `base` nothing outside it reaches, and moves them to the set of unreachable ones.
+    ///
+    /// # Errors
+    /// When a hook fails or does not tell the truth, or it is interrupted: the objects are in `base` as they were, but perhaps in another
+    /// order.
+    pub(super) fn deduce_unreachable(&self, base: ListId) -> Result<(), ObjectError> {
+        let gc = &mut self.state().gc;
+        let all = gc.list(base).len();
+        let scratch = &mut gc.scratch;
+        let room = scratch.unreachable.try_reserve(all).is_ok() && scratch.moved_back.try_reserve(all).is_ok();
+        if !room {
+            return Err(ObjectError::NoMemory);
+        }
+        gc.list(base).reserve(all, self.interrupt())?;
+        // No other code has the entries while we look at them.
+        let mut entries = core::mem::take(gc.list(base).entries_mut());
+        let count = entries.len();
+        let counted = self.count_refs(&mut entries);
+        let mut left = core::mem::take(&mut self.state().gc.scratch.set_aside);
+        let deduced = counted.and_then(|()| {
+            let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
+            let (more, moved) = self.move_unreachable(&mut entries, &mut unreachable);
+            left += more;
+            self.state().gc.scratch.unreachable = unreachable;
+            moved
+        });
+        let list = self.state().gc.list(base);
+        *list.entries_mut() = entries;
+        list.settle(left, count);
+        deduced
+    }
+
+    fn debug_cycle(&self, what: &str, object: usize) {
+        // SAFETY: a tracked object.
+        let name = unsafe { header::kind(object) }.name();
+        self.say(&format!("gc: {what} <{name} {object:#x}>\n"));
+    }
+}

@@ -1,0 +1,169 @@
+//! What is reached from outside, and what is not (`move_unreachable`).
+
+use alloc::vec::Vec;
+
+use super::scan;
+use crate::gc::list;
+use crate::interrupt::STRIDE;
+use crate::object::table::{LIVE, MANY_REFS, NO_REFS, Places, UNREACHABLE};
+use crate::object::{ObjectError, ObjectHeap, header};
+
+impl ObjectHeap {
+    /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
+    /// from an object behind it, goes to the end of `objects`, and knows its place there. Gives how many objects have left their places.
+    /// There is room in all of them.
+    ///
+    /// The error is that it was interrupted: all of the objects are in `objects` then, and nothing is said of any.
+    pub(super) fn move_unreachable(
+        &self,
+        objects: &mut Vec<usize>,
+        unreachable: &mut Vec<usize>,
+    ) -> (usize, Result<(), ObjectError>) {
+        // What is moved back comes after all others, which are therefore looked at first.
+        let mut moved_back = core::mem::take(&mut self.state().gc.scratch.moved_back);
+        let moved = match self.table().alignment_shift() {
+            3 => self.move_unreachable_in(self.table().places::<3>(), objects, unreachable, &mut moved_back),
+            _ => self.move_unreachable_in(self.table().places::<4>(), objects, unreachable, &mut moved_back),
+        };
+        let left = unreachable.len();
+        if moved.is_err() {
+            let appended = objects.len();
+            objects.append(unreachable);
+            for (place, &object) in objects.iter().enumerate().skip(appended) {
+                list::set_place(object, place);
+            }
+            self.clear_collecting(objects);
+        } else if !moved_back.is_empty() {
+            objects.extend_from_slice(&moved_back);
+            if moved_back.len() == unreachable.len() {
+                unreachable.clear();
+            } else {
+                unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
+            }
+        }
+        moved_back.clear();
+        self.state().gc.scratch.moved_back = moved_back;
+        (left, moved)
+    }
+
+    fn move_unreachable_in<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        objects: &mut [usize],
+        unreachable: &mut Vec<usize>,
+        moved_back: &mut Vec<usize>,
+    ) -> Result<(), ObjectError> {
+        let mut index = 0;
+        while index < objects.len() {
+            let (begin, end) = (index, objects.len().min(index + STRIDE));
+            index = self.move_unreachable_from(places, &mut objects[..end], begin, unreachable, moved_back)?;
+            self.go_on_after(index - begin)?;
+        }
+        index = 0;
+        while let Some(&object) = moved_back.get(index) {
+            // It is at hand now; to come back for its place when all is over takes long, and cannot be given up.
+            list::set_place(object, objects.len() + index);
+            // SAFETY: a tracked object; nothing changes meanwhile.
+            unsafe {
+                scan::prefetch(moved_back, index);
+                self.move_reachable(places, object, moved_back)?;
+                self.go_on_after(1)?;
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// As [`move_unreachable`](Self::move_unreachable), of the objects from this index on; what is to be moved back goes to `moved_back`.
+    /// Gives how many objects there are.
+    fn move_unreachable_from<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        objects: &mut [usize],
+        mut index: usize,
+        unreachable: &mut Vec<usize>,
+        moved_back: &mut Vec<usize>,
+    ) -> Result<usize, ObjectError> {
+        while let Some(&object) = objects.get(index) {
+            if object == 0 {
+                index += 1;
+                continue;
+            }
+            // SAFETY: a tracked object has a type (invariant 1 of headers), and a byte in the table.
+            let (kind, at) = unsafe { (header::kind(object), places.of(object)) };
+            if kind.simple {
+                let to = (&mut *unreachable, &mut *moved_back);
+                // SAFETY: tracked objects; nothing changes meanwhile.
+                let stopped = unsafe { scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable) };
+                if stopped != index {
+                    index = stopped;
+                    continue;
+                }
+            }
+            // SAFETY: the byte is the object's.
+            if unsafe { has_no_refs(*at, object) } {
+                // SAFETY: as above.
+                unsafe { *at = UNREACHABLE };
+                unreachable.push(object);
+                objects[index] = 0;
+            } else {
+                // SAFETY: a tracked object; nothing changes meanwhile.
+                unsafe { self.move_reachable(places, object, moved_back)? };
+            }
+            index += 1;
+        }
+        Ok(index)
+    }
+
+    /// An object is reachable, and so is what it refers to.
+    ///
+    /// # Safety
+    /// `object` is tracked; references have been counted.
+    #[inline]
+    unsafe fn move_reachable<const SHIFT: u32>(
+        &self,
+        places: Places<SHIFT>,
+        object: usize,
+        moved_back: &mut Vec<usize>,
+    ) -> Result<(), ObjectError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = places.of(object);
+            if *at == MANY_REFS {
+                header::set_gc_refs(object, 0);
+            }
+            *at = LIVE;
+            self.traverse(header::kind(object), object, |reference| {
+                if visit_reachable(places, reference) {
+                    moved_back.push(reference);
+                }
+            })
+        }
+    }
+}
+
+/// Something that is reached refers to `reference`: whether that has to be moved back to the reachable objects.
+///
+/// # Safety
+/// References have been counted.
+unsafe fn visit_reachable<const SHIFT: u32>(places: Places<SHIFT>, reference: usize) -> bool {
+    // SAFETY: a byte of the table.
+    unsafe {
+        let at = places.of(reference);
+        let state = *at;
+        if state == UNREACHABLE || has_no_refs(state, reference) {
+            *at = NO_REFS + 1;
+        }
+        state == UNREACHABLE
+    }
+}
+
+/// Whether an object in this collection has not been reached yet: `gc_refs` is 0.
+///
+/// # Safety
+/// `state` is that of the object; references have been counted.
+#[inline(always)]
+pub(super) unsafe fn has_no_refs(state: u8, object: usize) -> bool {
+    // SAFETY: an object that is counted for in its head has one.
+    state == NO_REFS || (state == MANY_REFS && unsafe { header::gc_refs(object) } == 0)
+}

@@ -1,0 +1,296 @@
+//! What a heap knows of its guests: who they are, which blocks and arenas they gave, and what they are doing.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::ptr::{self, NonNull};
+
+use super::router::{Layer, Target};
+use super::spans::{SpanId, Spans};
+use super::{AllocatorId, Guest, GuestFault, GuestFaultKind, OwnAllocators, Threw, Verb, arenas};
+use crate::allocator::Allocator;
+use crate::domain::{Domain, Fault, FaultKind};
+use crate::heap::{Checked, Mode};
+use crate::pinned::Pinned;
+
+/// Calls of guests inside one another.
+pub(super) const NESTED_MAX: u32 = 50;
+
+/// What a span is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// What one of the heap's own allocators, by number, gave to a guest.
+    Grant(u32),
+    /// What the heap's own arena allocator gave to a guest.
+    ArenaGrant,
+    /// A block of a domain that a guest, by number, gave.
+    Piece(Domain, u32),
+    /// An arena that a guest gave.
+    Arena,
+}
+
+/// One of the heap's own allocators.
+pub(super) struct Own {
+    pub(super) allocator: Allocator,
+    /// The domains that it has been in.
+    pub(super) domains: [bool; 3],
+}
+
+/// A block that a guest is resizing.
+#[derive(Clone, Copy)]
+pub(super) struct Moving {
+    pub(super) piece: SpanId,
+    pub(super) grant: SpanId,
+    /// Bytes that it is to have.
+    pub(super) wanted: usize,
+    /// Whether one of the heap's own allocators has resized it.
+    pub(super) done: bool,
+    /// Whether the guest has given the grant back.
+    pub(super) given_back: bool,
+}
+
+/// What a heap knows of its guests. It stays where it is, because allocators point to it.
+pub(crate) struct Guests {
+    pub(super) heap: NonNull<Checked>,
+    pub(super) own: RefCell<Vec<Own>>,
+    pub(super) guests: RefCell<Vec<Rc<dyn Guest>>>,
+    pub(super) layers: RefCell<Vec<Pinned<Layer>>>,
+    pub(super) spans: RefCell<Spans<Kind>>,
+    /// Pieces of each domain.
+    pub(super) pieces: [Cell<usize>; 3],
+    /// The blocks that guests are resizing, each inside the one before.
+    pub(super) moving: RefCell<Vec<Moving>>,
+    /// Guests that are being asked.
+    pub(super) nested: Cell<u32>,
+    /// Why the present call is to fail.
+    pub(super) failure: Cell<Option<GuestFault>>,
+    /// Why the last call failed.
+    pub(super) told: Cell<Option<GuestFault>>,
+    pub(super) arenas: arenas::Arenas,
+    /// Whether the heap is being taken down.
+    pub(super) leaving: Cell<bool>,
+}
+
+impl Guests {
+    #[inline]
+    pub(super) fn heap(&self) -> &Checked {
+        // SAFETY: the heap owns this, and is there as long.
+        unsafe { self.heap.as_ref() }
+    }
+
+    /// Notes why the present call is to fail, and lets it have no memory from elsewhere.
+    pub(super) fn fail(&self, fault: GuestFault) {
+        self.heap().account().set_failing(true);
+        self.failure.set(self.failure.take().or(Some(fault)));
+    }
+
+    pub(super) fn take_failure(&self) -> Option<GuestFault> {
+        let failure = self.failure.take()?;
+        self.heap().account().set_failing(false);
+        Some(failure)
+    }
+
+    /// At the end of a call of a domain: whether a guest failed on the way. Inside a guest, the call outside fails too.
+    pub(super) fn has_failed(&self) -> bool {
+        if self.nested.get() != 0 {
+            let failure = self.failure.take();
+            self.failure.set(failure);
+            return failure.is_some();
+        }
+        let failure = self.take_failure();
+        self.told.set(self.told.take().or(failure));
+        failure.is_some()
+    }
+
+    /// Asks a guest. Should it unwind, the heap is closed for good.
+    pub(super) fn ask<T>(&self, verb: Verb, call: impl FnOnce(&OwnAllocators<'_>) -> Result<T, Threw>) -> Result<T, GuestFault> {
+        let fault = |kind| GuestFault { verb, kind, answer: None, address: None };
+        let nested = self.nested.get();
+        if nested >= NESTED_MAX {
+            return Err(fault(GuestFaultKind::TooDeep));
+        }
+        if self.heap().is_closed() && !self.leaving.get() {
+            // A call that was on its way; there is no memory for it any more.
+            return Err(fault(GuestFaultKind::NoMemory));
+        }
+        self.nested.set(nested + 1);
+        let before = self.heap().mode().replace(Mode::Asking);
+        let closes = Closes(self, nested);
+        // While a guest is asked, blocks of domains are out of its reach.
+        let result = call(&OwnAllocators::new(self, None));
+        core::mem::forget(closes);
+        self.nested.set(nested);
+        if self.heap().mode().get() == Mode::Asking {
+            self.heap().mode().set(before);
+        }
+        result.map_err(|Threw(number)| fault(GuestFaultKind::Threw(number)))
+    }
+
+    pub(super) fn guest(&self, number: u32) -> Option<Rc<dyn Guest>> {
+        self.guests.borrow().get(number as usize).cloned()
+    }
+
+    /// The number of one of the heap's own allocators, which is known from now on; `None` when there is no memory for that.
+    pub(super) fn number_of(&self, allocator: Allocator, domain: Domain) -> Option<u32> {
+        let mut own = self.own.borrow_mut();
+        let number = match own.iter().position(|own| own.allocator == allocator) {
+            Some(number) => number,
+            None => {
+                own.try_reserve(1).ok()?;
+                own.push(Own { allocator, domains: [false; 3] });
+                own.len() - 1
+            }
+        };
+        own[number].domains[domain as usize] = true;
+        Some(number as u32)
+    }
+
+    pub(super) fn own_allocator(&self, number: u32) -> Option<Allocator> {
+        self.own.borrow().get(number as usize).map(|own| own.allocator)
+    }
+
+    /// The allocator that is in, whichever way its blocks go back to those that gave them.
+    pub(super) fn present(&self, domain: Domain) -> Option<AllocatorId> {
+        let allocator = self.heap().allocator(domain);
+        Some(match self.target(&allocator) {
+            Some(Target::Guest(number)) => AllocatorId::Guest(number),
+            Some(Target::Router(number)) => AllocatorId::Own(number),
+            None => AllocatorId::Own(self.number_of(allocator, domain)?),
+        })
+    }
+
+    /// What an allocator that is in calls, if it is one of the layers.
+    pub(super) fn target(&self, allocator: &Allocator) -> Option<Target> {
+        let layers = self.layers.borrow();
+        layers.iter().find(|layer| ptr::eq(layer.as_ptr(), allocator.ctx.cast())).map(|layer| layer.target)
+    }
+
+    /// The layer of a domain for a target, made when it is first needed.
+    pub(super) fn layer(&self, domain: Domain, target: Target) -> Option<Allocator> {
+        let mut layers = self.layers.borrow_mut();
+        let known = layers.iter().position(|layer| layer.domain == domain && layer.target == target);
+        let number = match known {
+            Some(number) => number,
+            None => {
+                layers.try_reserve(1).ok()?;
+                layers.push(Pinned::try_new(Layer { guests: self, domain, target })?);
+                layers.len() - 1
+            }
+        };
+        Some(Layer::as_allocator(layers[number].as_ptr()))
+    }
+
+    /// Puts one of the heap's own allocators back. False when there is no memory for what that takes.
+    pub(super) fn put_back(&self, domain: Domain, number: u32) -> bool {
+        let Some(allocator) = self.own_allocator(number) else { return false };
+        self.take_back_whole_blocks(domain, number);
+        // What a guest is being asked for may become a piece.
+        let is_free_of_pieces = self.nested.get() == 0 && self.pieces[domain as usize].get() == 0;
+        let takes_all = is_free_of_pieces && self.heap().takes_back(domain, &allocator);
+        let allocator = if takes_all { Some(allocator) } else { self.layer(domain, Target::Router(number)) };
+        let Some(allocator) = allocator else { return false };
+        // SAFETY: an allocator of the heap's own that takes back all of the domain's blocks, or a router, which finds out which one does.
+        unsafe { self.heap().set_allocator(domain, allocator) };
+        true
+    }
+
+    /// Blocks that one of the heap's own allocators gave to a guest, which gave them to the domain as they were, are that allocator's again.
+    fn take_back_whole_blocks(&self, domain: Domain, number: u32) {
+        let mut spans = self.spans.borrow_mut();
+        let mut whole = Vec::new();
+        for (id, piece) in spans.iter() {
+            let is_whole = |&grant: &SpanId| {
+                let grant = spans.get(grant);
+                grant.kind == Kind::Grant(number) && (grant.address, grant.size) == (piece.address, piece.size)
+            };
+            let is_moving = || self.moving.borrow().iter().any(|moving| moving.piece == id);
+            if let (Kind::Piece(of, _), Some(grant)) = (piece.kind, spans.around(id).filter(is_whole))
+                && of == domain
+                && spans.is_empty(id)
+                && !is_moving()
+            {
+                if whole.try_reserve(1).is_err() {
+                    return;
+                }
+                whole.push((id, grant));
+            }
+        }
+        for (piece, grant) in whole {
+            spans.remove(piece);
+            spans.remove(grant);
+            self.count_piece(domain, -1);
+        }
+    }
+
+    pub(super) fn count_piece(&self, domain: Domain, change: isize) {
+        let count = &self.pieces[domain as usize];
+        count.set(count.get().wrapping_add_signed(change));
+    }
+
+    /// Where the last piece of a domain has gone to which one of the heap's own allocators was put back, that comes in directly.
+    pub(super) fn restore_speed(&self) {
+        for domain in Domain::ALL {
+            if let Some(Target::Router(number)) = self.target(&self.heap().allocator(domain))
+                && self.pieces[domain as usize].get() == 0
+                && let Some(own) = self.own_allocator(number)
+                && self.heap().takes_back(domain, &own)
+            {
+                // SAFETY: as in `put_back`.
+                unsafe { self.heap().set_allocator(domain, own) };
+            }
+        }
+    }
+
+    /// The piece of a domain that begins at an address, and the guest that gave it.
+    pub(super) fn piece_at(&self, domain: Domain, address: usize) -> Option<(SpanId, u32)> {
+        let spans = self.spans.borrow();
+        let id = spans.at(address)?;
+        match spans.get(id).kind {
+            Kind::Piece(of, guest) if of == domain => Some((id, guest)),
+            _ => None,
+        }
+    }
+
+    /// The grant of an allocator's that begins at an address, whatever lies in it.
+    pub(super) fn grant_at(&self, number: u32, address: usize) -> Option<SpanId> {
+        let spans = self.spans.borrow();
+        let mut id = spans.at(address)?;
+        while spans.get(id).address == address {
+            if spans.get(id).kind == Kind::Grant(number) {
+                return Some(id);
+            }
+            id = spans.around(id)?;
+        }
+        None
+    }
+
+    /// What is wrong with an address that the ledger knows nothing of: it may be a grant.
+    pub(super) fn explain(&self, fault: Fault) -> Fault {
+        let spans = self.spans.borrow();
+        let is_grant = |id| matches!(spans.get(id).kind, Kind::Grant(_) | Kind::ArenaGrant);
+        match fault.kind {
+            FaultKind::ForeignPointer if spans.outermost_at(fault.address).is_some_and(is_grant) => {
+                Fault { kind: FaultKind::Granted, ..fault }
+            }
+            _ => fault,
+        }
+    }
+
+    /// The block that is being resized, by its place in `moving`, if nothing else lies in a grant.
+    pub(super) fn moving_in(&self, grant: SpanId) -> Option<usize> {
+        let index = self.moving.borrow().iter().rposition(|moving| moving.grant == grant)?;
+        let piece = self.moving.borrow()[index].piece;
+        let spans = self.spans.borrow();
+        spans.is_only_one_in(piece, grant).then_some(index)
+    }
+}
+
+/// Closes a heap for good when it is dropped: a guest has unwound.
+struct Closes<'guests>(&'guests Guests, u32);
+
+impl Drop for Closes<'_> {
+    fn drop(&mut self) {
+        self.0.nested.set(self.1);
+        self.0.heap().close();
+    }
+}

@@ -1,0 +1,98 @@
+//! What can be seen of a checked heap without changing it: sizes, owners, arenas, pools, numbers.
+
+use alloc::vec::Vec;
+
+use super::CheckedHeap;
+use crate::domain::{Domain, Fault, FaultKind, Purpose};
+
+use crate::profile::{Geometry, Profile};
+use crate::pymalloc::{ArenaInfo, Corruption, Location, PoolInfo, Stats};
+
+impl CheckedHeap {
+    /// The release.
+    pub fn profile(&self) -> &Profile {
+        // SAFETY: initialised, and never changed.
+        unsafe { &(*self.inner().domains()).profile }
+    }
+
+    /// The sizes in force.
+    pub fn geometry(&self) -> Geometry {
+        *self.inner().pymalloc().geometry()
+    }
+
+    /// Bytes that may be used at `address`: the block's size class, or for a raw block, and between guard bytes, what was requested.
+    ///
+    /// # Errors
+    /// When `address` is no live block of this heap and domain.
+    pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
+        let inner = self.inner();
+        inner.check(domain, address, Purpose::Use)?;
+        // A part may begin where the hooks have given the memory that it lies in.
+        let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(domain, address));
+        if let Some(size) = known {
+            return Ok(size);
+        }
+        match inner.pymalloc().locate(address) {
+            Location::Block { size, .. } => Ok(size),
+            // A live block that lies in no pool has an entry, unless something wrote to a link of that pool.
+            _ => inner.ledger().size_elsewhere(address).ok_or(Fault::new(FaultKind::HeapCorrupted, address, domain)),
+        }
+    }
+
+    /// Whether `address` is one of this heap's live blocks, or lies inside one.
+    pub fn owns(&self, address: usize) -> bool {
+        self.inner().ledger().owns(self.inner().pymalloc(), address)
+    }
+
+    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
+    pub fn region(&self) -> (usize, usize) {
+        self.inner().pymalloc().region()
+    }
+
+    /// Bytes held in arenas and raw blocks.
+    #[inline]
+    pub fn held(&self) -> usize {
+        self.inner().account.held()
+    }
+
+    /// Whether a panic of a hook or a guest has closed the heap for good.
+    pub fn is_closed(&self) -> bool {
+        self.inner().is_closed()
+    }
+
+    /// As [`Heap::allocated_blocks`](crate::Heap::allocated_blocks).
+    pub fn allocated_blocks(&self) -> usize {
+        let inner = self.inner();
+        let kept = inner.hooks().map_or(0, |hooks| hooks.parked()) + inner.quarantine().counted();
+        inner.pymalloc().allocated_blocks().saturating_sub(kept)
+    }
+
+    /// As [`Heap::arenas`](crate::Heap::arenas).
+    pub fn arenas(&self) -> Vec<ArenaInfo> {
+        self.inner().pymalloc().arenas()
+    }
+
+    /// Where the arena begins that an address lies in, if it lies in one that is held.
+    pub fn arena_base(&self, address: usize) -> Option<usize> {
+        self.inner().pymalloc().arena_base(address)
+    }
+
+    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
+    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
+        self.inner().pymalloc().pool(address)
+    }
+
+    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
+    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
+    ///
+    /// # Errors
+    /// When the pool's free list does not hold.
+    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
+        self.inner().pymalloc().used_blocks(address, used)
+    }
+
+    /// As [`Heap::stats`](crate::Heap::stats).
+    pub fn stats(&self) -> Stats {
+        self.inner().pymalloc().stats()
+    }
+}

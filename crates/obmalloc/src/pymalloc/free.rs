@@ -1,0 +1,80 @@
+//! Taking blocks back (`pymalloc_free`).
+
+use core::ptr;
+
+use super::pool::{self, PoolHeader};
+use super::{AnyPools, Pymalloc, Shape};
+
+/// What became of a block that was to be freed.
+pub(crate) enum Freed {
+    /// It is free.
+    Here,
+    /// It is free, and its pool holds no other block in use.
+    LastOfPool,
+    /// It is not: it lies outside the region.
+    OutsideRegion,
+    /// It is not: it is none of pymalloc's.
+    NotOurs,
+}
+
+impl Pymalloc {
+    /// Takes a block back (`pymalloc_free`). After [`Freed::LastOfPool`] the caller has to call
+    /// [`insert_to_freepool`](Self::insert_to_freepool), after [`Freed::OutsideRegion`] to look [elsewhere](Self::free_elsewhere).
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is a block of this pymalloc that is handed out, or lies
+    /// outside all its arenas.
+    #[inline(always)]
+    pub unsafe fn free<S: Shape>(this: *mut Self, address: *mut u8) -> Freed {
+        // SAFETY: the caller's promise; invariant 2.
+        unsafe {
+            if address.addr().wrapping_sub((*this).base) >= (*this).len {
+                return Freed::OutsideRegion;
+            }
+            let (_, _, pool_shift) = (*this).shape::<S>();
+            let pool = (*this).header_in_region(address.addr(), pool_shift);
+            Self::free_in_pool(this, pool, address)
+        }
+    }
+
+    /// As [`free`](Self::free), for an address outside the region.
+    ///
+    /// # Safety
+    /// As for `free`.
+    pub unsafe fn free_elsewhere(this: *mut Self, address: *mut u8) -> Freed {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pool = Self::pool_of::<AnyPools>(this, address);
+            if pool.is_null() { Freed::NotOurs } else { Self::free_in_pool(this, pool, address) }
+        }
+    }
+
+    /// A pointer that is good for the whole block. The caller's may be good for a part of it, as a `Box`'s is, and the block is going to
+    /// have another owner. It is exposed as well, because a `Box` that is a function's argument is to be written through alone until
+    /// that function returns, and is freed before.
+    #[inline(always)]
+    pub fn whole_block(address: *mut u8) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(address.expose_provenance())
+    }
+
+    #[inline(always)]
+    unsafe fn free_in_pool(this: *mut Self, pool: *mut PoolHeader, address: *mut u8) -> Freed {
+        let address = Self::whole_block(address);
+        // SAFETY: the caller's promise; invariants 2 and 4: the block lies in the pool, and is as large as a pointer.
+        let lastfree = unsafe {
+            let lastfree = (*pool).freeblock;
+            address.cast::<*mut u8>().write(lastfree);
+            (*pool).freeblock = address;
+            (*pool).count -= 1;
+            lastfree
+        };
+        if lastfree.is_null() {
+            // It was full, so it was in no list.
+            // SAFETY: invariant 1; the pool is in no list (invariant 3 of pools).
+            unsafe { pool::link_front(pool, (*this).usedpools.add(usize::from((*pool).szidx))) };
+            return Freed::Here;
+        }
+        // SAFETY: invariant 2.
+        if unsafe { (*pool).count } == 0 { Freed::LastOfPool } else { Freed::Here }
+    }
+}
