@@ -459,7 +459,7 @@ test('arenas from what the raw allocator gave', (t) => {
   heap.verify()
 })
 
-test('what pymalloc passes on for a script can be read and written to, whoever is around raw', (t) => {
+test('what pymalloc passes on for a script can be read and written to, whatever wraps raw', (t) => {
   using heap = new Heap()
   heap.setAllocator('raw', { ...heap.getAllocator('raw') })
   const own = heap.getAllocator('obj')
@@ -502,7 +502,7 @@ test('hooks over a wrapper, a wrapper over hooks, and the way back', (t) => {
   t.is(heap.allocatedBlocks(), 0)
 })
 
-test('damage of guard bytes is told whoever calls the hook', (t) => {
+test('damage of guard bytes is told to every caller of the hook', (t) => {
   using heap = new Heap({ allocator: 'debug' })
   const hook = heap.getAllocator('obj')
   const block = some(hook.malloc(16))

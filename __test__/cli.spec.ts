@@ -488,7 +488,7 @@ withPython('a program interrupted from a terminal is interrupted once, and one t
   t.is(stopped.status, 0, stopped.stderr)
 })
 
-test('when nobody reads the output any more, the end is quiet', async (t) => {
+test('when the output is not read any more, the end is quiet', async (t) => {
   const child = spawn(process.execPath, [join(root, 'dist', 'cli.js'), 'compare'], { env: { ...process.env, ...NOWHERE } })
   child.stdout.destroy()
   let said = ''

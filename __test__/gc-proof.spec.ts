@@ -59,7 +59,7 @@ for (const path of goldenAnswers()) {
 }
 
 /**
- * Versions in whose collectors something differs from those before, and of which no interpreter was to be had: that their rules are those of
+ * Versions in whose collectors something differs from those before, and for which no interpreter was to be had: that their rules are those of
  * their release here was checked by reading CPython's source only.
  */
 const READ_ONLY = ['3.12.5', '3.14.0', '3.14.1', '3.14.2', '3.14.4']

@@ -468,7 +468,7 @@ test('a function of a type that gives something to wait for has failed', async (
     ...node,
     finalize: (async () => {
       await Promise.resolve()
-      throw new Error('nobody waits for this')
+      throw new Error('this is not awaited')
     }) as () => void,
     dealloc: function* () {} as () => void,
     del: (() => Promise.reject(new Error('nor for this'))) as () => void,

@@ -17,7 +17,7 @@ test('a view is the block itself', (t) => {
   t.is(view.length, heap.obj.usableSize(block))
 })
 
-test('a view stays the same while nobody holds it, and its writes too', async (t) => {
+test('a view stays the same while the program does not hold it, and its writes too', async (t) => {
   using heap = new Heap()
   const block = some(heap.obj.malloc(64))
   heap.obj.view(block).fill(5)

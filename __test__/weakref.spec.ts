@@ -87,7 +87,7 @@ test('in a finalizer weak references are dead; from 3.15 on those without callba
   }
 })
 
-test('a weak reference that is garbage itself calls nobody', (t) => {
+test('a weak reference that is garbage itself calls nothing', (t) => {
   for (const release of releases) {
     using heap = new Heap({ release })
     const holder: ObjectType = heap.defineType({ ...spec, fields: { next: 'object', ref: 'object' } })

@@ -14,7 +14,7 @@ if ! cargo fetch --quiet --locked --manifest-path "$library/Cargo.toml" --target
   exit
 fi
 
-# A broken global allocator gives more reports than anybody waits for.
+# A broken global allocator gives reports without end.
 export RUSTFLAGS=-Zsanitizer=thread CARGO_TARGET_DIR=target/tsan TSAN_OPTIONS=halt_on_error=1
 tests=(cargo test --quiet -Zbuild-std --target "$host" -p obmalloc)
 "${tests[@]}" --test threads --example global

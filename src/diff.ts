@@ -97,7 +97,7 @@ function commonFolder(files: readonly string[]): string {
 
 const texts = new Map<string, { readonly changed: number; readonly lines: readonly string[] } | null>()
 
-/** Most bytes of a file that someone has written by hand. */
+/** Most bytes of a file that was written by hand. */
 const LARGEST = 4_000_000
 
 /** The line that a frame is at, if its file can be read and is no newer than the recording. */

@@ -12,7 +12,7 @@ export const MOST_BYTES = 8_000_000
 /** Longest line of source that is shown. */
 const LONGEST_LINE = 160
 
-/** Files larger than this are no source that someone reads. */
+/** Larger files are not read as source. */
 const LARGEST_SOURCE = 4_000_000
 
 export interface SourceLines {

@@ -228,7 +228,7 @@ export class Types {
     const number = typeOf(object, on(this.#handle))
     const known = mapGet(this.#entries, number)
     if (known) return known.type
-    // The type of weak references is not defined by anybody.
+    // No call defines the type of weak references.
     const shape = describeType(object, on(this.#handle))
     const type = new ObjectType({ key, handle: this.#handle, number, shape, fields: [] })
     mapSet(this.#entries, number, { type, hooks: none, references: [], items: false })

@@ -62,7 +62,7 @@ function thrown(call: () => unknown): string | undefined {
     return codeOf(error)
   }
 }
-/** The heap cannot be used now, or the block cannot, which lies in somebody's memory. */
+/** The heap cannot be used now, or the block cannot: it lies in memory of an allocator that is resizing it. */
 const isLater = (error: unknown): boolean => ['ERR_REENTRANT', 'ERR_GC_IN_PROGRESS'].includes(codeOf(error)!)
 /** What a script's `free` did or gave: then the block is freed all the same. */
 const isScripts = (error: unknown): boolean => ['ERR_CALLBACK_THREW', 'ERR_CALLBACK_RESULT'].includes(codeOf(error)!)
@@ -77,7 +77,7 @@ export class Memory {
   readonly ghosts: Array<{ address: Address; arrays: Uint8Array[]; bytes: Uint8Array }> = []
   /** Addresses that were good once. */
   readonly gone: Array<{ heap: Heap; address: Address }> = []
-  /** What scripts' allocators have, who would not know that somebody freed it. */
+  /** What scripts' allocators have. They would not know that it was freed. */
   readonly #held = new Set<Address>()
   /** The addresses in a heap's slots, as far as they are known. */
   readonly #slots = new Map<Heap, Array<Address | 0 | undefined>>()
@@ -124,7 +124,7 @@ export class Memory {
     if (index >= 0) this.blocks.splice(index, 1)
   }
 
-  /** Its memory is somebody else's from now on. */
+  /** Its memory has another owner from now on. */
   #leave(block: Block): void {
     if (block.view && block.view.length > 0) throw new Broken(`the view of ${block.address} was not detached`)
     block.view = undefined
@@ -150,7 +150,7 @@ export class Memory {
     if (few !== byCall || (byte !== byCall && byte !== 'ERR_OUT_OF_RANGE')) throw new Broken(`two answers about ${address}`)
   }
 
-  /** The block is where it is now, with its bytes up to the smaller size unless somebody may have done anything to them. */
+  /** The block is where it is now, with its bytes up to the smaller size unless others may have written to them. */
   #moved(block: Block, at: Address, size: number, sound: boolean): void {
     if (at === block.address) block.loose = true
     else this.#leave(block)
@@ -223,7 +223,7 @@ export class Memory {
     return view
   }
 
-  /** Somebody detaches the view, and holds its bytes under another name where that is possible. */
+  /** The program detaches the view, and keeps its bytes under another name where that is possible. */
   detach(block: Block): void {
     const view = this.lookAtView(block)
     if (!view) return
@@ -291,7 +291,7 @@ export class Memory {
     if (!this.#isReady(block)) return
     const moods = this.moods
     block.busy = true
-    // While an allocator resizes a grant, it may give its address to somebody else.
+    // While an allocator resizes a grant, it may give its address to another block.
     if (!block.domain) this.#remove(block)
     try {
       const at = source.calls.realloc(block.address, size)
@@ -402,7 +402,7 @@ export class Memory {
     }
   }
 
-  /** Many operations in one call, on slots of which each is used once. */
+  /** Many operations in one call; each slot is used once. */
   batch(heap: Heap): void {
     const random = this.#random
     this.#settle(heap)

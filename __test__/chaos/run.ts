@@ -551,7 +551,7 @@ export async function chaos(
     if (index % 10 === 0) memory.lookAtAll()
     if (broken !== undefined) throw broken
     if (index % 200 > 0) continue
-    // Buffers that nobody holds any more are gone after this.
+    // Buffers without a reference are gone after this.
     gc()
     await turn()
   }

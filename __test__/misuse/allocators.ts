@@ -115,7 +115,7 @@ export const allocators: Row[] = [
         'ERR_CALLBACK_RESULT',
       )
       async function late(): Promise<Address> {
-        return Promise.reject(new Error('nobody waits for this'))
+        return Promise.reject(new Error('this is not awaited'))
       }
       function* lazy(): Generator<Address> {
         yield inside

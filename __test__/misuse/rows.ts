@@ -476,7 +476,7 @@ const blocks: Row[] = [
       const first = some(obj.malloc(64))
       obj.free(first)
       assert.equal(obj.malloc(64), first)
-      // The new owner's block, and nobody can tell.
+      // The new owner's block, and nothing shows it.
       obj.free(first)
       scene.check()
       for (const allocator of ['default', 'debug', 'malloc'] as const) {
@@ -1092,7 +1092,7 @@ const blocks: Row[] = [
   },
   {
     number: 57,
-    what: 'a view that was detached by somebody else',
+    what: 'a view that was detached by other code',
     play: (scene) => {
       const { mem } = scene.heap
       const block = some(mem.malloc(64))
@@ -1129,7 +1129,7 @@ const blocks: Row[] = [
   },
   {
     number: 59,
-    what: 'free while somebody else uses the block',
+    what: 'free while other code uses the block',
     play: (scene) => {
       for (const name of domains) {
         const { heap } = scene

@@ -1,4 +1,4 @@
-# Many rows, of which every thousandth is kept: what holds the memory afterwards?
+# Many rows; every thousandth is kept: what holds the memory afterwards?
 import sys
 
 

@@ -1,4 +1,4 @@
-# As slots.py, with rows of types of which CPython keeps dead ones for new objects. With a second argument the survivors are made anew
+# As slots.py, with rows of types whose dead objects CPython keeps for new ones. With a second argument the survivors are made anew
 # after the burst, between two collections, as the answer says.
 import gc
 import sys

@@ -77,7 +77,7 @@ impl Hooks for Script {
                 twice.copied().try_for_each(|reference| visit(reference).map_err(|_| Failed))
             }
             3 => Err(Failed),
-            // What is no object, and nothing said of it.
+            // Any address, and no failure.
             4 => {
                 let _ = visit(world.any_address());
                 Ok(())

@@ -64,7 +64,7 @@ pub struct World {
     pub types: RefCell<Vec<TypeId>>,
     /// What the domains began with.
     pub own: Cell<Option<[AllocatorId; 3]>>,
-    /// Guests that there are.
+    /// The guests.
     pub guests: RefCell<Vec<AllocatorId>>,
     /// Where a guest may have a grant.
     pub grants: RefCell<BTreeSet<usize>>,
@@ -196,7 +196,7 @@ impl World {
         for (&object, entry) in held.iter() {
             let least = entry.count + inside.get(&object).copied().unwrap_or(0);
             let refcount = heap.refcount(object).expect("looked up above");
-            assert!(refcount >= least, "{object:#x} has {refcount} references, of which {least} are known");
+            assert!(refcount >= least, "{object:#x} has {refcount} references, but {least} are known");
         }
     }
 }

@@ -73,7 +73,7 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     Ok(to.object)
 }
 
-/// Bytes that V8 was told of in this thread, by whomever: for the tests.
+/// Bytes that V8 was told of in this thread, by all code: for the tests.
 fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     env.number(env.adjust_external_memory(0) as f64)
 }

@@ -328,7 +328,7 @@ impl Session {
         }
     }
 
-    /// The names of those that are the program's, in the order given.
+    /// The names of the program's own objects, in the order given.
     fn names(&self, addresses: &[usize]) -> String {
         let known = addresses.iter().filter(|address| self.label(**address).is_some());
         known.map(|address| self.name(*address)).collect::<Vec<_>>().join(" ")

@@ -102,8 +102,8 @@ impl TestCapi {
     }
 }
 
-/// Runs `count` short programs of requests from `seed` on; the first that is answered differently, and how many requests were made, of which
-/// how many failed. Nothing when this CPython has no `_testcapi`.
+/// Runs `count` short programs of requests from `seed` on. Gives how many requests were made, and how many of them failed; nothing when
+/// this CPython has no `_testcapi`. The error is the first request that is answered differently.
 pub fn run(profile: &'static Profile, seed: u64, count: u64) -> Result<Option<(u64, u64)>, String> {
     let Some(capi) = TestCapi::find() else { return Ok(None) };
     let heap = CheckedHeap::new(HeapOptions::new(profile)).map_err(|error| error.to_string())?;

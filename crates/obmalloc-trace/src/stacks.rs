@@ -29,7 +29,7 @@ pub(crate) const MORE: u8 = 4 << 4;
 pub enum Lines {
     /// `co_lnotab` of 3.8 and 3.9: pairs of bytes, how many bytes of code further and how many lines. Instructions are counted in bytes.
     Lnotab = 0,
-    /// `co_linetable` of 3.10: the same for ranges, some of which have no line. Instructions are counted in units of two bytes, as later.
+    /// `co_linetable` of 3.10: the same for ranges; some have no line. Instructions are counted in units of two bytes, as later.
     Ranges = 1,
     /// `co_linetable` of 3.11 and later, with columns.
     Locations = 2,

@@ -93,7 +93,7 @@ fn nodes_with_the_same_lines_are_one_site_and_the_header_cuts_stacks() {
     assert_eq!(of(0), [(0, 400)]);
 }
 
-/// 20 MiB above 512 bytes, of which a fifth stays, and a sample after that.
+/// 20 MiB above 512 bytes; a fifth stays, and a sample follows.
 fn shrunk(heap_free: Option<u64>) -> Vec<u8> {
     sampled(heap_free.map(|heap_free| Memory { anonymous: 30 * MIB, file: MIB, heap: 25 * MIB, heap_free }))
 }

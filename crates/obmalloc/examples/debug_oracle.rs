@@ -80,7 +80,7 @@ impl Python {
 }
 
 unsafe extern "C" fn main(_: c_int, _: *mut *mut c_char, _: *mut *mut c_char) -> c_int {
-    // SAFETY: an interpreter that nobody has started yet; each child is a copy of this process with one thread.
+    // SAFETY: an interpreter that has not been started yet; each child is a copy of this process with one thread.
     unsafe {
         function::<unsafe extern "C" fn(c_int)>(libc::RTLD_DEFAULT, c"Py_InitializeEx")(0);
         let python = Python::new();

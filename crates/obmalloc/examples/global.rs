@@ -20,7 +20,7 @@ fn main() {
 
 /// A heap for `#[global_allocator]`: small requests go to pymalloc under a lock, the others to the C library.
 ///
-/// The lock is nobody's after a fork: where another thread had it, the child waits for ever. A program with threads forks only to
+/// The lock is lost in a fork: where another thread had it, the child waits for ever. A program with threads forks only to
 /// execute another one.
 struct GlobalHeap {
     profile: &'static Profile,

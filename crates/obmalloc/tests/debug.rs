@@ -357,7 +357,7 @@ fn each_damage_has_its_kind_and_the_block_stays_what_it_was() {
                 assert_eq!(bytes(block, size), vec![1; size]);
                 assert_eq!(heap.allocated_blocks(), blocks);
                 heap.verify().expect("holds");
-                // Whoever puts the byte back has a sound block again.
+                // With the byte put back the block is sound again.
                 write(damaged, &before);
                 heap.free(domain, block).expect("sound");
             }
@@ -488,12 +488,12 @@ fn memory_that_is_given_for_something_else_was_not_written_to_after_free() {
             }
             let (kept, freed): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(index, _)| index % 3 == 0);
             freed.into_iter().for_each(|(_, block)| heap.free(Domain::Obj, block).expect("live"));
-            heap.verify_guards().expect("nobody wrote");
+            heap.verify_guards().expect("nothing was written");
             for (_, block) in kept {
                 let moved = at(heap.realloc(Domain::Obj, Some(block), size / 2).expect("live"));
                 heap.free(Domain::Obj, moved).expect("live");
             }
-            heap.verify_guards().expect("nobody wrote");
+            heap.verify_guards().expect("nothing was written");
         }
     }
     assert_eq!(heap.take_fault(), None);
@@ -517,7 +517,7 @@ fn a_link_that_somebody_wrote_over_is_not_followed() {
         // Other classes go on.
         live(&heap, Domain::Obj, 100);
     }
-    // A link to a block that somebody has would give that to somebody else.
+    // A link to a live block would give that block to a second owner.
     let heap = heap(&profile::V3_13);
     let blocks: Vec<_> = (0..4).map(|_| live(&heap, Domain::Obj, 40)).collect();
     heap.free(Domain::Obj, blocks[2]).expect("live");

@@ -70,7 +70,7 @@ fn sizes_above_the_limit_are_refused_without_asking_anybody() {
         assert_eq!(heap.malloc(domain, PY_SSIZE_T_MAX), None);
         assert_eq!(heap.calloc(domain, PY_SSIZE_T_MAX / 2, 2), None);
     }
-    assert_eq!(ASKED.take(), 6, "at the limit, whoever is there is asked");
+    assert_eq!(ASKED.take(), 6, "at the limit, the guests that there are are asked");
     // SAFETY: the allocator that was there before, and a block of it.
     unsafe {
         heap.set_allocator(Domain::Raw, before);

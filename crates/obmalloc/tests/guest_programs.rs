@@ -83,7 +83,7 @@ struct World {
     /// Where a grant may be.
     grants: RefCell<BTreeSet<usize>>,
     arena_grants: RefCell<BTreeSet<(usize, usize)>>,
-    /// Grants of which bump allocators give parts, and which therefore stay.
+    /// Grants that bump allocators give parts of: these stay.
     chunks: RefCell<BTreeSet<usize>>,
     /// Grants of this step, which may be on their way to become blocks.
     fresh: RefCell<BTreeSet<usize>>,

@@ -158,7 +158,7 @@ fn kind(heap: &ObjectHeap) -> GuestFaultKind {
     told(heap).kind
 }
 
-/// One big grant, of which pieces are given one behind the other; their sizes are kept beside it.
+/// One big grant: pieces of it are given one behind the other, and their sizes are kept beside it.
 fn bump(chunk: &Rc<Cell<usize>>, next: Rc<Cell<usize>>) -> Deeds {
     let (sizes, chunk) = (Rc::new(RefCell::new(BTreeMap::new())), chunk.clone());
     let of_sizes = sizes.clone();
@@ -326,7 +326,7 @@ fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
                 if hooked {
                     heap.setup_debug_hooks().expect("memory");
                 }
-                // A freed block first, of which the grant gets the memory where it can.
+                // A freed block first: the grant gets its memory where it can.
                 let block = malloc(&heap, domain, size);
                 free(&heap, domain, block);
                 let given = Rc::new(Cell::new(0));

@@ -213,7 +213,7 @@ fn nothing_can_be_done_with_an_object_whose_memory_is_being_given_back() {
             assert!(heap.gc_del(object).is_err() && heap.incref(object).is_err());
             assert!(heap.track(object).is_err() && heap.new_weakref(object, None).is_err());
         }));
-        s.heap.gc_del(object).expect("nobody else refers to it");
+        s.heap.gc_del(object).expect("nothing else refers to it");
         s.finish();
     }
 }

@@ -60,7 +60,7 @@ impl Hooks for Asked {
     }
 }
 
-/// What there is in the heap, all of which is garbage or lives.
+/// What there is in the heap: all of it is garbage, or all of it lives.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Shape {
     /// Objects that live, each referring to the one before, so that the last is reached first.

@@ -13,7 +13,7 @@ const THREADS: usize = 8;
 
 #[test]
 fn raw_domain_serves_eight_threads_which_free_each_others_blocks() {
-    // The raw domain is the C library's, whoever's heap it is asked through: a block may be freed by any thread.
+    // The raw domain is the C library's, through any heap: a block may be freed by any thread.
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| channel::<usize>()).unzip();
     let threads: Vec<_> = receivers
         .into_iter()
@@ -160,7 +160,7 @@ fn heap_in_thread_local_storage_goes_with_its_thread() {
             let block = NonNull::new(std::ptr::with_exposed_provenance_mut(self.0));
             // SAFETY: a block of this heap's, where there still is a heap.
             let used = HEAP.try_with(|heap| unsafe { heap.free(Domain::Mem, block) });
-            self.1.send(used.is_ok()).expect("somebody listens");
+            self.1.send(used.is_ok()).expect("the test listens");
         }
     }
     thread_local! {

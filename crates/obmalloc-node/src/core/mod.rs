@@ -69,7 +69,7 @@ const _: () = assert!(size_of::<Gate>() == size_of::<u32>());
 ///
 /// Invariants:
 /// 1. `heap` holds a heap until the state is closed, and beyond that while a buffer over its memory is reachable; it is taken out only by
-///    [`close`], [`Core::release_if_closed`] and by dropping, when no call is on its way. `down` has what is left of it then.
+///    [`close`], [`Core::release_if_closed`] and by dropping, when no call is running. `down` has what is left of it then.
 /// 2. JavaScript runs only from [`guests`](crate::hooks::guests), with the state at busy or asking, and from [`Scripts`](crate::hooks), which count
 ///    it: in both cases closing is refused, so that a call that has a reference to the heap at that time keeps it.
 /// 3. Whether the heap is plain changes only in calls that update the attention before they end; where JavaScript runs meanwhile, the state is
@@ -154,7 +154,7 @@ impl Core {
         }
     }
 
-    /// The heap, if no call of a domain is on its way; for other heaps.
+    /// The heap, if no call of a domain is running; for other heaps.
     pub fn heap_between_calls(&self) -> Option<&ObjectHeap> {
         self.heap_in_use().filter(|_| matches!(self.gate.state.get(), State::Open | State::Due))
     }
@@ -336,7 +336,7 @@ impl Core {
         self.slots.replace(Vec::new());
         let mut down = self.down.take();
         if !self.views.are_reachable() {
-            // SAFETY: invariant 1; no call is on its way.
+            // SAFETY: invariant 1; no call is running.
             match unsafe { (*self.heap.get()).take() } {
                 // What broke it is not asked to give anything back.
                 Some(heap) if poisoned && !heap.is_closed() => std::mem::forget(heap),

@@ -179,8 +179,7 @@ impl Core {
             if given.is_err() {
                 env.clear_exception();
                 // Where JavaScript cannot run any more, no script can ask for it or be told.
-                let message =
-                    "expected gc.garbage to be an array that can grow; the object and its reference are in nobody's hands";
+                let message = "expected gc.garbage to be an array that can grow; no script has the object and its reference now";
                 self.tell(Failure::new(code::CALLBACK_RESULT, message).at(object));
             }
             env.close_scope(scope);

@@ -252,7 +252,7 @@ impl Ground {
         }
     }
 
-    /// Forgets the free lists of pools, each of which holds no block.
+    /// Forgets the free lists of empty pools.
     #[cold]
     fn trim(&mut self, pools: &[u64]) -> Fate {
         self.untrimmed = pools.iter().copied().find(|&pool| {
@@ -288,7 +288,7 @@ impl Ground {
         Some(slot)
     }
 
-    /// Whether a request that gave `result` was refused without asking anybody, or by the system itself: whether it would be here says
+    /// Whether a request that gave `result` was refused without asking the system, or by the system itself: whether it would be here says
     /// nothing.
     #[inline]
     fn was_refused(&self, result: u64) -> bool {
@@ -445,7 +445,7 @@ impl Drop for Ground {
     fn drop(&mut self) {
         self.hooks.inside = false;
         for block in self.live.others().filter(|&block| !self.hooks.is_inside(block)) {
-            // SAFETY: a raw block of the C library that nobody uses any more.
+            // SAFETY: a raw block of the C library that is not used any more.
             unsafe { self.hooks.free_raw(block) };
         }
     }

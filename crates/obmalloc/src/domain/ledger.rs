@@ -1,4 +1,4 @@
-//! The ledger: which addresses are live blocks, of which domain, kept beside the blocks so that no misuse can reach it.
+//! The ledger: which addresses are live blocks, and in which domain. It lies beside the blocks, so that no misuse can reach it.
 //!
 //! Blocks in the heap's region have two bits per unit of alignment in a table that runs parallel to it. All other blocks (the C
 //! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size. Another one has the sizes of blocks
@@ -433,7 +433,7 @@ impl Ledger {
         self.domain_of(address).is_some() || self.block_around(pymalloc, address).is_some()
     }
 
-    /// Where blocks are that some allocator gave, and that have not gone back to it, as far as they are outside the region.
+    /// Addresses, outside the region, of blocks that an allocator gave and does not have back.
     pub fn whole_elsewhere(&self) -> impl Iterator<Item = usize> {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_held()).map(|(&address, _)| address)
     }

@@ -53,7 +53,7 @@ impl Domains {
     /// `stop` where that is not 0. False when there is no memory for the wrappers.
     ///
     /// # Safety
-    /// `this` is initialised, and no call of it is on its way.
+    /// `this` is initialised, and no call of it is running.
     pub unsafe fn set_nomemory(this: *mut Self, start: usize, stop: usize) -> bool {
         // SAFETY: the caller's promise.
         unsafe {

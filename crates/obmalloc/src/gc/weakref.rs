@@ -259,7 +259,7 @@ impl ObjectHeap {
         self.call_weakref_callbacks(old)
     }
 
-    /// Whether an object is a weak reference that a collection has yet to call back for, and keeps until then.
+    /// Whether an object is a weak reference whose callback a collection is going to call; the collection holds it until then.
     pub(crate) fn is_to_be_called(&self, object: usize) -> bool {
         // SAFETY: the caller gives an object; weak references have the collector's words.
         let next = unsafe { if header::kind(object).is_weakref() { header::gc_next(object) } else { 0 } };
@@ -268,7 +268,7 @@ impl ObjectHeap {
         next != 0 && list.has(object, super::list::place(next)) && list.first() != Some(object)
     }
 
-    /// Calls the callbacks, and lets their weak references go; those that are left when it is interrupted are only let go.
+    /// Calls the callbacks, and gives up the references to their weak references; after an interrupt it calls no more of them.
     fn call_weakref_callbacks(&self, old: ListId) -> Result<(usize, bool), ObjectError> {
         let (mut freed, mut called, mut going_on) = (0, false, Ok(()));
         while let Some(reference) = self.state().gc.list(ListId::WrcbToCall).first() {

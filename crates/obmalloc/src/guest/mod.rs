@@ -225,7 +225,7 @@ impl GuestHeap {
     /// them too, and where it is one of the heap's own and did not give a block, the one that did is asked.
     ///
     /// # Errors
-    /// When the allocator is none of this heap's or was never in this domain, or that was given up, or there is no memory for it.
+    /// When the allocator is not one of this heap's, or was never in this domain; when there is no memory for it, or it was interrupted.
     pub fn set_allocator(&self, domain: Domain, allocator: AllocatorId) -> Result<(), SetError> {
         let no_memory = SetError::Undone(Undone::NoMemory);
         let guests = self.guests().map_err(|_| no_memory)?;

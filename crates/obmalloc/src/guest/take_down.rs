@@ -24,7 +24,7 @@ pub struct TakeDown {
 type Kept = (Box<dyn Any>, (NonNull<u8>, usize));
 
 impl TakeDown {
-    /// Of a heap, and what else has memory that is to go back in pieces.
+    /// Takes a heap down, and what else has memory that is given back in pieces.
     pub(crate) fn new(heap: GuestHeap, kept: Option<Kept>) -> Self {
         let mut pieces = heap.heap.pieces();
         let kept = kept.map(|(kept, (address, size))| {

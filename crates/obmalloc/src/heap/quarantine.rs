@@ -39,7 +39,7 @@ impl Quarantine {
         self.limit != 0
     }
 
-    /// How many blocks wait of those that are counted.
+    /// How many of the quarantined blocks are counted.
     pub fn counted(&self) -> usize {
         self.counted
     }

@@ -215,7 +215,7 @@ impl ObjectHeap {
     /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
     ///
     /// # Errors
-    /// When there is no memory for them; those that are in then stay.
+    /// When there is no memory for them: the present allocators stay.
     pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
         self.heap.checked().setup_debug_hooks()
     }

@@ -71,7 +71,7 @@ impl ObjectHeap {
     }
 
     /// Destroys an object that has no references left, whose byte is at `at`, and every object whose last reference goes with it, depth
-    /// first. Of an object whose end has begun already, `at` is null.
+    /// first. `at` is null for an object whose end has begun already.
     ///
     /// Never inlined: most references that are given back are not the last, and need none of its registers.
     #[inline(never)]

@@ -102,7 +102,7 @@ impl Pymalloc {
     /// Takes back that it counted a block.
     #[inline(always)]
     unsafe fn has_broken_link(this: *mut Self, class: usize) -> bool {
-        // SAFETY: called with a class that there is; invariant 1.
+        // SAFETY: the caller gives a class that exists; invariant 1.
         unsafe {
             let used = (*(*this).usedpools.add(class)).nextpool;
             if (*used).freeblock.is_null() {

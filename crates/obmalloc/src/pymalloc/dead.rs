@@ -95,7 +95,7 @@ impl DeadWords {
         self.told.insert(block)
     }
 
-    /// Whether it has been said of a block.
+    /// Whether [`tell`](Self::tell) has noted a block.
     pub fn was_told(&self, block: usize) -> bool {
         self.told.contains(&block)
     }
@@ -138,7 +138,7 @@ impl Pymalloc {
         }
     }
 
-    /// Memory is used for something else.
+    /// Forgets what is known of memory that is used for something else now.
     #[cold]
     pub fn forget_dead(&mut self, address: usize, size: usize) {
         if address.wrapping_sub(self.base) < self.len
@@ -148,7 +148,7 @@ impl Pymalloc {
         }
     }
 
-    /// A block that is not handed out to anybody but those who ask next.
+    /// What is known of a free block that is about to be handed out.
     pub fn state_of_dead(&mut self, block: usize, size: usize) -> Dead {
         if block.wrapping_sub(self.base) >= self.len {
             return Dead::Sound;
@@ -160,13 +160,13 @@ impl Pymalloc {
         dead.damaged(block, block + size).map_or(Dead::Sound, Dead::Damaged)
     }
 
-    /// Whether something wrote to free memory in a range that the debug hooks have filled, and that has not been said.
+    /// Whether filled free memory in a range was written to, and that has not been reported yet.
     pub(super) fn is_watched_and_damaged(&self, begin: usize, end: usize) -> bool {
         let dead = self.dead.as_ref().filter(|_| begin.wrapping_sub(self.base) < self.len);
         dead.is_some_and(|dead| dead.damaged(begin, end).is_some())
     }
 
-    /// Of a free block it is being said that it is damaged; false when there is no memory to remember that.
+    /// Notes that a damaged free block is being reported; false when there is no memory to remember that.
     pub fn tell_dead(&mut self, block: usize, size: usize) -> bool {
         self.dead.as_mut().is_some_and(|dead| dead.tell(block, block + size))
     }

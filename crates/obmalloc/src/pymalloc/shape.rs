@@ -60,7 +60,7 @@ impl Shape for AnyPools {
     const CHECKED: bool = true;
 }
 
-/// Of a heap that does not trust its caller.
+/// The pools of a heap that does not trust its caller.
 pub(crate) struct CheckedPools<S>(PhantomData<S>);
 
 /// Any pools, with debug hooks around them.

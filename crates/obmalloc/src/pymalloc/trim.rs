@@ -148,7 +148,7 @@ impl Pymalloc {
         trimmed
     }
 
-    /// Of a carved pool: whether its memory can go back, and whether it has a free list that is to be forgotten first.
+    /// Whether the memory of a carved pool can go back, and whether its free list must be forgotten first.
     fn look_at_pool(&self, pool: usize) -> (bool, bool) {
         // SAFETY: the pool has been carved, so its header is initialised.
         let (count, szidx) = unsafe { ((*self.header_at(pool)).count, (*self.header_at(pool)).szidx) };

@@ -84,7 +84,7 @@ pub fn cases() -> Vec<Case> {
         add(format!("inner overflow, {api} 900, free"), &[Op::Malloc(api, 900), Op::Fill, damage, Op::Free(api)]);
         add(format!("inner overflow, {api} 900, realloc"), &[Op::Malloc(api, 900), Op::Fill, damage, Op::Realloc(api, 950)]);
     }
-    // A wrong domain whose id somebody wrote over the right one.
+    // A wrong domain, and its id was written over the right one.
     for (allocated, used) in [('m', 'o'), ('o', 'm')] {
         let id = Op::Write(-8, 1, used as u8);
         for (what, more) in [("only", id), ("and leading", Op::Write(-3, 1, 0)), ("and trailing", Op::Write(20, 1, 1))] {

@@ -251,7 +251,7 @@ pub const ARMS: &[Arm] = arms! {
         let info = catch_unwind(AssertUnwindSafe(|| call(&heap, kind)));
         match info {
             Ok(info) => w.take(info),
-            // Another heap's type, of which it is said that this panics; a program may let it.
+            // Another heap's type: the documentation says that this panics, and a program may let it.
             Err(_) if w.one_in(2) && !std::thread::panicking() => resume_unwind(Box::new(Planned)),
             Err(_) => {}
         }

@@ -11,7 +11,7 @@ use obmalloc::{
     profile,
 };
 
-/// Hooks that all do the same: it is told which one it is, and of which object.
+/// Hooks that all do the same: a function that is told which hook it is, and for which object.
 struct Doing<F>(F);
 
 impl<F: Fn(&'static str, Option<&ObjectHeap>, usize)> Hooks for Doing<F> {

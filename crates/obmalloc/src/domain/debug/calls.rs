@@ -72,7 +72,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
     let (api, known) = unsafe { hooks(ctx) };
     let address = data.expose_provenance();
     if known.blocks.contains_key(&address) {
-        // Given twice: there is no telling any more which of the two owners has it.
+        // The inner allocator gave a live block once more: it has two owners now.
         known.keep_fault(Fault::new(FaultKind::HeapCorrupted, address, api.domain));
         return ptr::null_mut();
     }

@@ -27,7 +27,7 @@ use crate::pinned::Pinned;
 use crate::profile::DebugText;
 use crate::try_box;
 
-/// Bytes of a size, and of a row of guard bytes with what stands in front of it.
+/// Width of the stored size, and of the id byte plus seven guard bytes (`SST`).
 pub(super) const SST: usize = 8;
 /// Bytes before the data.
 pub(super) const HEAD: usize = 2 * SST;
@@ -54,13 +54,13 @@ struct Block {
 enum State {
     /// Nothing is known against it.
     Sound,
-    /// It has been said that its guard bytes are damaged.
+    /// Its guard bytes are damaged, and that has been reported.
     Told,
     /// The same, and the call that was to free it did not give it back.
     Refused,
     /// It was freed and filled, and is in quarantine.
     Buried,
-    /// The same, and it has been said that something wrote to it since.
+    /// The same; it was written to since, and that has been reported.
     Dug,
 }
 
@@ -106,7 +106,7 @@ impl Domains {
     /// `PyMem_SetupDebugHooks`: puts hooks around the allocators that are in, except around hooks. False when there is no memory for them.
     ///
     /// # Safety
-    /// `this` is initialised, and no call of it is on its way.
+    /// `this` is initialised, and no call of it is running.
     pub unsafe fn setup_debug_hooks(this: *mut Self, text: DebugText) -> bool {
         // SAFETY: the caller's promise.
         let domains = unsafe { &mut *this };
@@ -191,7 +191,7 @@ impl DebugHooks {
         self.parked.contains(&begin) || self.blocks.get(&(begin + HEAD)).is_some_and(|block| block.state == State::Refused)
     }
 
-    /// How many blocks of pymalloc are [withheld](Self::withholds) from everybody.
+    /// How many blocks of pymalloc are never handed out again.
     pub fn parked(&self) -> usize {
         self.parked.len()
     }

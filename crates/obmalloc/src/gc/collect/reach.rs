@@ -13,7 +13,7 @@ impl ObjectHeap {
     /// from an object behind it, goes to the end of `objects`, and knows its place there. Gives how many objects have left their places.
     /// There is room in all of them.
     ///
-    /// The error is that it was interrupted: all of the objects are in `objects` then, and nothing is said of any.
+    /// The error is that it was interrupted: all objects are in `objects` again, and [`LIVE`].
     pub(super) fn move_unreachable(
         &self,
         objects: &mut Vec<usize>,

@@ -16,7 +16,7 @@ impl ObjectHeap {
     /// Counts, of every object, the references that do not come from the others.
     ///
     /// # Errors
-    /// When a hook fails or does not tell the truth, or it is interrupted: nothing is said of any object then.
+    /// When a hook fails or does not tell the truth, or it is interrupted: every object is [`LIVE`] then.
     pub(super) fn count_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
@@ -62,7 +62,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Says of every object that this collection has yet to decide about it. CPython's copies the reference count here; ours is added in
+    /// Marks every object as undecided. CPython's function copies the reference count here; ours is added in
     /// `subtract_refs`.
     fn update_refs<const SHIFT: u32>(&self, places: Places<SHIFT>, objects: &[usize]) {
         for &object in objects {
@@ -180,7 +180,7 @@ impl ObjectHeap {
     }
 }
 
-/// Takes one off an object's `gc_refs`, if a collection has yet to decide about it.
+/// Takes one off an object's `gc_refs`, if it is undecided.
 ///
 /// # Safety
 /// References are being counted.

@@ -19,14 +19,14 @@ impl CheckedHeap {
     /// ones included.
     ///
     /// # Errors
-    /// When there is no memory for them; those that are in then stay.
+    /// When there is no memory for them: the present allocators stay.
     #[doc(alias = "PyMem_SetupDebugHooks")]
     pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
         let (inner, text) = (self.inner(), self.profile().debug_text);
         if !inner.know_roots() {
             return Err(HeapError::NoMemory);
         }
-        // SAFETY: the domains are initialised; a call of theirs that is on its way has its allocator already.
+        // SAFETY: the domains are initialised; a call that is running has read its allocator already.
         let done = unsafe { Domains::setup_debug_hooks(inner.domains(), text) };
         inner.hooked.set(inner.hooks().is_some());
         inner.note_allocators();

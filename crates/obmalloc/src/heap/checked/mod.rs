@@ -433,7 +433,7 @@ impl CheckedHeap {
             // In CPython that is for ever too.
             return self.set_nomemory(start, None);
         }
-        // SAFETY: the domains are initialised; a call of theirs that is on its way has its allocator already.
+        // SAFETY: the domains are initialised; a call that is running has read its allocator already.
         let done = unsafe { Domains::set_nomemory(self.inner().domains(), start, stop.unwrap_or(0)) };
         self.inner().note_allocators();
         if done { Ok(()) } else { Err(HeapError::NoMemory) }
