@@ -1,8 +1,8 @@
 //! Code objects and what they consist of, told to the trace once: by what they are, not by where.
 
 use super::layout::Layout;
-use super::pages::Pages;
-use super::table::{Table, key};
+use crate::pages::Pages;
+use crate::table::{Table, key};
 use super::walk::word;
 use super::{Lost, Out};
 use std::sync::atomic::{AtomicU64, Ordering};

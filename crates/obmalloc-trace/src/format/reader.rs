@@ -7,6 +7,7 @@ use super::pack::Unpacker;
 use super::{Cursor, Event, STACK};
 use crate::clock::{self, Clock};
 use crate::stacks::{self, Stacks};
+use crate::types::{self, Tables, Types};
 
 /// Why a trace cannot be read (any further).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,7 @@ pub struct Reader<'a> {
     node: u64,
     stacks: Stacks,
     clock: Clock,
+    tables: Tables,
     truncated: bool,
 }
 
@@ -140,6 +142,7 @@ impl<'a> Reader<'a> {
             node: 0,
             stacks: Stacks::default(),
             clock: Clock::default(),
+            tables: Tables::default(),
             truncated: false,
         })
     }
@@ -184,6 +187,16 @@ impl<'a> Reader<'a> {
         self.node
     }
 
+    /// The types of the objects that are live at this moment, between the last event and the next. `None` where the recorder did not look.
+    ///
+    /// # Errors
+    /// When the trace cannot be read up to the next event.
+    pub fn types_here(&mut self) -> Result<Option<Types>, FormatError> {
+        self.tables.want();
+        while !self.is_at_event() && self.between()? {}
+        Ok(self.tables.take())
+    }
+
     /// Bytes of the file that have been read, and bytes in all.
     pub fn progress(&self) -> (u64, u64) {
         (self.input.at, self.input.length.max(self.input.at))
@@ -225,6 +238,7 @@ impl<'a> Reader<'a> {
         }
         self.block = Block { at, next: 0, events: head.events, left: head.events };
         (self.last, self.node, self.clock.thread) = (0, 0, 0);
+        self.tables.begin_block();
         Ok(true)
     }
 
@@ -251,6 +265,7 @@ impl<'a> Reader<'a> {
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };
         let read = match tag & 15 {
             // Older versions have no such records.
+            STACK if tag >= types::TYPES && self.version >= 5 => types::read(&mut cursor, &mut self.tables),
             STACK if tag >= clock::TIME && self.version >= 4 => clock::read(&mut cursor, &mut self.clock),
             STACK if tag < clock::TIME && self.version >= 3 => stacks::read(&mut cursor, &mut self.stacks, &mut self.node),
             _ => None,
