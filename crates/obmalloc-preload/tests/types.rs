@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Python, Run, pythons};
+use common::{Run, pythons};
 use obmalloc_trace::format::{Domain, Event, Note, Reader};
 use obmalloc_trace::types::Types;
 use std::collections::HashMap;
