@@ -267,7 +267,7 @@ function bySite(report: Report): HTMLElement {
           el('h4', {}, named(one.stack[0])),
           el('button', { type: 'button', onclick: () => go({ site: -1 }) }, 'Close'),
         ),
-        all[site]!.types !== null && el('p', { class: 'said' }, `Live at the moment: ${all[site]!.types}.`),
+        ...(all[site]!.types === null ? [] : [el('p', { class: 'said' }, `Live at the moment: ${all[site]!.types}.`)]),
         stackList(report, one.stack),
       )
   })
