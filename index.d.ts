@@ -1810,7 +1810,7 @@ export interface Site {
 
 /** Live blocks in pools that hold objects of one type. */
 export interface TypeCount {
-  /** `module.qualname`, without the module for a type of Python's own. */
+  /** `module.qualname`, without the module for a type of Python's own; `(other types)` for the last entry, where there are too many. */
   readonly name: string
   /** How many blocks there are. */
   readonly blocks: number

@@ -115,7 +115,7 @@ unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
     // SAFETY: only `register` makes this function known, after it has set what is needed; `atexit` holds the GIL.
     unsafe {
         let known = AT_EXIT.get();
-        sink::finalization(|| types::look(&known.texts));
+        sink::finalization(|| types::look_anyway(&known.texts));
         known.python.undisturbed(|| {
             if look_for_lost_hooks(&known.python) & (1 << OBJ) == 0 {
                 known.note_allocated_blocks();

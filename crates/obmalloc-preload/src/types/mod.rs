@@ -29,6 +29,7 @@ mod found;
 mod lists;
 mod names;
 
+use crate::clock::time_of;
 use crate::python::{Object, SetOnce, symbol};
 use crate::text::Texts;
 use crate::{interpreters, peek};
@@ -36,7 +37,7 @@ pub use found::Found;
 use lists::Root;
 use names::Names;
 use std::ffi::{CStr, c_int};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Says whether types are wanted: 1.
 pub const VARIABLE: &str = "OBMALLOC_TYPES";
@@ -80,6 +81,21 @@ struct Known {
 static KNOWN: SetOnce<Option<Known>> = SetOnce::new();
 static IS_WANTED: AtomicBool = AtomicBool::new(false);
 
+/// When it began, and how long looks have taken since: microseconds.
+static BEGIN: AtomicU64 = AtomicU64::new(0);
+static SPENT: AtomicU64 = AtomicU64::new(0);
+/// What looks may take in all, whatever part of the time that is.
+const FREE: u64 = 1_000_000;
+
+/// Whether looks that took `spent` of `elapsed` microseconds leave time for another one at a mark: a second, or less than a tenth.
+fn is_affordable(spent: u64, elapsed: u64) -> bool {
+    spent < FREE || spent < elapsed / 10
+}
+
+fn micros() -> u64 {
+    time_of(libc::CLOCK_MONOTONIC)
+}
+
 /// A word of memory that is there.
 ///
 /// # Safety
@@ -94,6 +110,7 @@ unsafe fn word(address: usize) -> usize {
 pub fn set_up(version: &str) {
     let minor = version.strip_prefix("3.").and_then(|rest| rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok());
     let known = minor.and_then(Known::find);
+    BEGIN.store(micros(), Ordering::Relaxed);
     IS_WANTED.store(known.is_some() && peek::is_possible(), Ordering::Relaxed);
     // SAFETY: one thread, and the program has made no mark yet.
     unsafe { KNOWN.set(known) };
@@ -121,16 +138,27 @@ impl Known {
     }
 }
 
+/// As [`look_anyway`], at a mark. `None`, too, where looks would take [too much](is_affordable) of the program's time.
+///
+/// # Safety
+/// As of [`look_anyway`].
+pub unsafe fn look(texts: &Texts) -> Option<Found<'_>> {
+    let elapsed = micros().saturating_sub(BEGIN.load(Ordering::Relaxed));
+    // SAFETY: the caller's promise.
+    if is_affordable(SPENT.load(Ordering::Relaxed), elapsed) { unsafe { look_anyway(texts) } } else { None }
+}
+
 /// Looks at the objects that live now. `None` when types are not wanted, or cannot be told.
 ///
 /// # Safety
 /// This thread has the GIL, the allocator is in no call, and the program could call `gc.collect()` here.
-pub unsafe fn look(texts: &Texts) -> Option<Found<'_>> {
+pub unsafe fn look_anyway(texts: &Texts) -> Option<Found<'_>> {
     if !IS_WANTED.load(Ordering::Relaxed) || interpreters::present() != 0 {
         return None;
     }
+    let begin = micros();
     // SAFETY: set before types are wanted; the rest is the caller's promise.
-    unsafe {
+    let found = unsafe {
         let known = KNOWN.get().as_ref()?;
         let heads = known.root.heads(known.kind)?;
         let mut found = Found::new(known, texts)?;
@@ -138,5 +166,19 @@ pub unsafe fn look(texts: &Texts) -> Option<Found<'_>> {
             lists::each(head, |object| found.follow(object));
         }
         found.is_whole().then_some(found)
+    };
+    SPENT.fetch_add(micros() - begin, Ordering::Relaxed);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_take_a_second_and_no_more_than_a_tenth_of_the_time() {
+        assert!(is_affordable(0, 0) && is_affordable(FREE - 1, FREE));
+        assert!(!is_affordable(FREE, 10 * FREE) && is_affordable(FREE, 10 * FREE + 10));
+        assert!(!is_affordable(60 * FREE, 600 * FREE) && is_affordable(60 * FREE, 601 * FREE));
     }
 }

@@ -17,7 +17,7 @@ use super::rules::{self, Anew, Facts};
 use super::shares::Shares;
 use super::sites::Sites;
 use super::top::{self, By, Row};
-use super::types::Typed;
+use super::types::{self, Typed};
 use super::why::{self, At, Bounded, Pinned, Totals, Verified, Why};
 use super::{Analysis, Census, words};
 use crate::format::{FormatError, Reader};
@@ -367,7 +367,8 @@ impl Course {
             typed: typed.as_ref(),
         };
         let mut findings = rules::find(&facts, &mut sites);
-        let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };
+        let (most_sites, most_types) =
+            if asked.report { (MOST_SITES_OF_PAGE, types::MOST_OF_PAGE) } else { (MOST_SITES, types::MOST) };
         let told = shares.told(most_sites, &mut findings);
         let why = Why {
             schema: "obmalloc.why/1",
@@ -386,7 +387,7 @@ impl Course {
             },
             totals,
             pinned,
-            sites: why::sites(&told, &sites, typed.as_ref()),
+            sites: why::sites(&told, &sites, typed.as_ref(), most_types),
             arenas: why::arenas(census, &shares, MOST_ARENAS, most_sites),
             bounded: Bounded {
                 sites: (told.len(), shares.sites.len().max(told.len())),

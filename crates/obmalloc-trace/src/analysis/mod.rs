@@ -51,7 +51,7 @@ pub use page::Page;
 pub use rules::Finding;
 pub use top::By;
 pub use types::TypeCount;
-pub use why::Why;
+pub use why::{Site, Why};
 
 /// The watcher.
 pub struct Analysis {

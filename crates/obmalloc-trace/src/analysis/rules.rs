@@ -11,7 +11,7 @@ use super::inquiry::Asked;
 use super::pinning::{Burst, Pinning};
 use super::shares::{Share, Shares};
 use super::sites::Sites;
-use super::types::{TypeCount, Typed};
+use super::types::{self, TypeCount, Typed};
 use super::why::Totals;
 use super::words::{self, count, counted, percent, size};
 use super::{Analysis, Sum};
@@ -189,7 +189,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
     finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();
-    finding.types = types;
+    finding.types = types.map(|types| types::bounded(types, types::MOST));
     Some(finding)
 }
 
@@ -238,6 +238,7 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             size(gain / steps),
         );
         text += &words::types(types.as_deref(), blocks);
+        let types = types.map(|types| types::bounded(types, types::MOST));
         Finding { types, ..facts.finding("grows", text, gain, &about, sites) }
     })
 }

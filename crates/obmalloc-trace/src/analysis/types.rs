@@ -13,6 +13,13 @@ use super::sites::Sites;
 use crate::stacks::Stacks;
 use crate::types::Types;
 
+/// Most types that are told of a site or a finding. The others are counted as one.
+pub const MOST: usize = 100;
+/// And on a page.
+pub const MOST_OF_PAGE: usize = 20;
+/// What those others are called.
+const OTHERS: &str = "(other types)";
+
 /// The blocks of one type.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[allow(missing_docs, reason = "the type's name, and blocks and their bytes at their classes' sizes")]
@@ -83,5 +90,31 @@ impl Typed {
             counts.into_iter().map(|(name, sum)| TypeCount { name: name.into(), blocks: sum.blocks, bytes: sum.bytes }).collect();
         counts.sort_unstable_by(|a, b| (Reverse(a.blocks), &a.name).cmp(&(Reverse(b.blocks), &b.name)));
         counts
+    }
+}
+
+/// The first types, and one entry for all others if there are more than `most`.
+pub fn bounded(mut counts: Vec<TypeCount>, most: usize) -> Vec<TypeCount> {
+    if counts.len() > most {
+        let mut others = TypeCount { name: OTHERS.into(), blocks: 0, bytes: 0 };
+        for of in counts.drain(most - 1..) {
+            others.blocks += of.blocks;
+            others.bytes += of.bytes;
+        }
+        counts.push(others);
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_beyond_a_bound_are_one_entry() {
+        let of = |name: &str, blocks| TypeCount { name: name.into(), blocks, bytes: 16 * blocks };
+        let all = vec![of("a", 5), of("b", 4), of("c", 3)];
+        assert_eq!(bounded(all.clone(), 3), all);
+        assert_eq!(bounded(all, 2), [of("a", 5), of(OTHERS, 7)]);
     }
 }

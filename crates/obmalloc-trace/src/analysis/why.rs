@@ -6,7 +6,7 @@ use super::census::Census;
 use super::rules::Finding;
 use super::shares::{Share, Shares};
 use super::sites::{Frame, Sites};
-use super::types::{TypeCount, Typed};
+use super::types::{self, TypeCount, Typed};
 use crate::moments::{Mark, Outline, Sample};
 
 /// Most sites that pin an arena that are told of it.
@@ -187,8 +187,8 @@ impl Pinned {
     }
 }
 
-/// The sites that are told of, and of what types their blocks are.
-pub fn sites(told: &[Share], sites: &Sites, typed: Option<&Typed>) -> Vec<Site> {
+/// The sites that are told of, and of what types their blocks are, at most so many.
+pub fn sites(told: &[Share], sites: &Sites, typed: Option<&Typed>, most_types: usize) -> Vec<Site> {
     let site = |share: &Share| {
         let born = (share.live.blocks > 0).then_some(share.born);
         Site {
@@ -202,7 +202,7 @@ pub fn sites(told: &[Share], sites: &Sites, typed: Option<&Typed>) -> Vec<Site> 
             born_last: born.map(|born| born.1),
             raw: share.raw.bytes,
             large: share.large.bytes,
-            types: typed.map(|typed| typed.of_sites(&[share.site])),
+            types: typed.map(|typed| types::bounded(typed.of_sites(&[share.site]), most_types)),
         }
     };
     told.iter().map(site).collect()

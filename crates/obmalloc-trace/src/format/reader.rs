@@ -381,6 +381,38 @@ mod tests {
     }
 
     #[test]
+    fn tables_of_types_that_are_made_up_do_no_harm() {
+        let mut state = 1u64;
+        let mut random = move |end: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % end
+        };
+        let (mut kept, mut refused) = (0, 0);
+        for _ in 0..20_000 {
+            let mut payload = Vec::new();
+            for _ in 0..1 + random(8) {
+                payload.push(types::TYPES + (random(3) << 4) as u8 | STACK);
+                // Mostly small numbers, which mean something.
+                payload.extend((0..random(5)).map(|_| if random(4) == 0 { random(256) as u8 } else { random(4) as u8 }));
+            }
+            payload.push(3 | 1 << 5);
+            let mut reader = Reader::new(trace(&payload, payload.len(), 1)).expect("a trace");
+            match reader.types_here() {
+                Ok(Some(types)) => {
+                    kept += 1;
+                    let number = types.of(random(1 << 10));
+                    assert!(number.is_none_or(|number| types.name(number).len() < 300));
+                }
+                Ok(None) => {}
+                Err(FormatError::Event(18, 0)) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(reader.count() <= 10);
+        }
+        assert!(kept > 100 && refused > 100, "{kept} {refused}");
+    }
+
+    #[test]
     fn event_that_does_not_decode_is_named() {
         let read = Reader::new(trace(&[3 | 1 << 5, 3 | 1 << 5, 0xff], 3, 3)).expect("a trace");
         let answers: Vec<_> = read.collect();
