@@ -5,7 +5,18 @@ import { bytes } from '../size.js'
 import { columns, grouped, paint, Progress } from '../terminal.js'
 import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
-import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, typeName, where, type Why } from '../why.js'
+import {
+  type Answer,
+  type Arena,
+  type Frame,
+  inquire,
+  isFault,
+  isVerified,
+  type Site,
+  typeName,
+  where,
+  type Why,
+} from '../why.js'
 
 export interface WhyCommandOptions extends Output {
   readonly at?: string
@@ -87,7 +98,9 @@ function table(sites: readonly Site[]): string[] {
     bytes(site.raw + site.large),
   ])
   // Words begin at the left, behind numbers that end at the right.
-  const words = sites.some(({ types }) => types !== undefined) ? ['types', ...sites.map((site) => typesOf(site, TYPES_OF_ROW))] : []
+  const words = sites.some(({ types }) => types !== undefined)
+    ? ['types', ...sites.map((site) => typesOf(site, TYPES_OF_ROW))]
+    : []
   return columns([HEADINGS, ...rows]).map((line, row) => `  ${line}  ${words[row] ?? ''}`.trimEnd())
 }
 

@@ -6,7 +6,7 @@
 //! 3. Slab `n` has [`CHUNK`] places for each of `1 << n` chunks, and `bases` has the address of each chunk that there is.
 
 use super::names::MOST_NAME;
-use super::{FLAGS, GC_HEAD, HAVE_GC, IS_DICT, IS_GC, IS_TUPLE, Known, MEMBERS, TRAVERSE, word};
+use super::{FLAGS, GC_HEAD, HAVE_GC, IS_DICT, IS_GC, IS_TUPLE, Known, MEMBERS, SPENT, TRAVERSE, micros, word};
 use crate::pages::Pages;
 use crate::python::Object;
 use crate::stacks::Out;
@@ -14,6 +14,7 @@ use crate::table::{Table, key};
 use crate::text::Texts;
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
+use std::sync::atomic::Ordering;
 
 /// Binary logarithm of the bytes between two places where an object can be, and of those of a chunk, a piece of the address space.
 const UNIT_BITS: usize = 4;
@@ -94,6 +95,14 @@ pub struct Found<'a> {
     waiting: Waiting,
     /// Whether there was memory for all of it.
     is_whole: bool,
+    /// When the look began.
+    begin: u64,
+}
+
+impl Drop for Found<'_> {
+    fn drop(&mut self) {
+        SPENT.fetch_add(micros().saturating_sub(self.begin), Ordering::Relaxed);
+    }
 }
 
 /// Which slab a chunk is in, and where.
@@ -111,6 +120,7 @@ unsafe extern "C" fn visit(object: Object, found: *mut c_void) -> c_int {
 impl<'a> Found<'a> {
     /// Nothing yet. `None` when there is no memory.
     pub(super) fn new(known: &'a Known, texts: &'a Texts) -> Option<Self> {
+        let begin = micros();
         Some(Self {
             known,
             texts,
@@ -125,6 +135,7 @@ impl<'a> Found<'a> {
             last_kind: Kind { address: 0, flags: 0, number: NAMELESS },
             waiting: Waiting::new()?,
             is_whole: true,
+            begin,
         })
     }
 

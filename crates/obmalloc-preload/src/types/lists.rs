@@ -38,11 +38,15 @@ fn link(word: usize) -> usize {
     word & !3
 }
 
+/// Whether this can be a node's address.
+fn is_node(node: usize) -> bool {
+    node > PIECE && node.is_multiple_of(8)
+}
+
 /// Whether there is a list's head here.
 fn is_head(at: usize) -> bool {
     let links = || {
         let (next, previous) = (link(peek::word(at)?), link(peek::word(at + 8)?));
-        let is_node = |node: usize| node > PIECE && node.is_multiple_of(8);
         if !is_node(next) || !is_node(previous) {
             return None;
         }
@@ -118,10 +122,7 @@ fn search(root: usize) -> Option<usize> {
         let piece: [u8; PIECE] = peek::peek(root + at)?;
         let words = piece.as_chunks::<8>().0;
         // Most words are no addresses, which is seen without the system's help.
-        let may_be = |index: usize| {
-            let [next, previous] = [0, 1].map(|further| words.get(index + further).map_or(1, |word| usize::from_ne_bytes(*word)));
-            link(next) > PIECE && link(previous) > PIECE && next.is_multiple_of(4) && previous.is_multiple_of(4)
-        };
+        let may_be = |index: usize| [0, 1].into_iter().all(|further| is_node(link(usize::from_ne_bytes(words[index + further]))));
         let found = (0..words.len() - 1).find(|&index| may_be(index) && are_heads(root + at + 8 * index));
         if let Some(index) = found {
             return Some(at + 8 * index);
@@ -167,7 +168,7 @@ mod tests {
                 nodes.push(Box::new([base, last, 1, 2]));
                 last = nodes[nodes.len() - 1].as_ptr() as usize;
             }
-            for index in first..nodes.len() - 1 {
+            for index in first..nodes.len().saturating_sub(1) {
                 let next = nodes[index + 1].as_ptr() as usize;
                 nodes[index][0] = next;
             }

