@@ -221,7 +221,7 @@ mod tests {
             },
             |block| {
                 block.type_name(b"int");
-                block.objects(BASE, 0, 2, u64::MAX & !15);
+                block.objects(BASE, 0, 2, !15);
             },
             |block| {
                 block.type_name(b"int");

@@ -8,10 +8,13 @@ use crate::python::symbol;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// `PyInterpreterState_Get`
+type GetInterpreter = unsafe extern "C" fn() -> *mut c_void;
+
 /// Where the search for the lists begins.
 pub enum Root {
     /// What the function gives: the present interpreter's state, from 3.9 on.
-    Interpreter(unsafe extern "C" fn() -> *mut c_void),
+    Interpreter(GetInterpreter),
     /// `_PyRuntime`: 3.8.
     Runtime(usize),
 }
@@ -87,7 +90,8 @@ impl Root {
             return symbol(c"_PyRuntime").map(|at| Self::Runtime(at as usize));
         }
         // SAFETY: the function of that name has this type.
-        symbol(c"PyInterpreterState_Get").map(|at| Self::Interpreter(unsafe { std::mem::transmute::<*mut c_void, _>(at) }))
+        symbol(c"PyInterpreterState_Get")
+            .map(|at| Self::Interpreter(unsafe { std::mem::transmute::<*mut c_void, GetInterpreter>(at) }))
     }
 
     /// The heads of the lists, 0 where there is one less. `None` where no lists are found.
@@ -156,24 +160,21 @@ mod tests {
     type Node = [usize; 4];
 
     /// Three lists of so many nodes each, behind `before` words. Gives the words, of which the heads are some, and the nodes.
-    fn planted(before: usize, counts: [usize; 3]) -> (Vec<usize>, Vec<Box<Node>>) {
+    fn planted(before: usize, counts: [usize; 3]) -> (Vec<usize>, Vec<Node>) {
         let mut words = vec![7usize; before + 9 + 1024];
-        let mut nodes: Vec<Box<Node>> = Vec::new();
+        let mut nodes: Vec<Node> = vec![[0; 4]; counts.iter().sum()];
+        let mut rest = &mut nodes[..];
         for (number, count) in counts.into_iter().enumerate() {
-            let head = before + 3 * number;
-            let base = words.as_ptr() as usize + 8 * head;
-            let mut last = base;
-            let first = nodes.len();
-            for _ in 0..count {
-                nodes.push(Box::new([base, last, 1, 2]));
-                last = nodes[nodes.len() - 1].as_ptr() as usize;
+            let (of_list, others) = rest.split_at_mut(count);
+            rest = others;
+            let at = before + 3 * number;
+            let head = words[at..].as_ptr() as usize;
+            let addresses: Vec<usize> =
+                [head].into_iter().chain(of_list.iter().map(|node| node.as_ptr() as usize)).chain([head]).collect();
+            for (node, around) in of_list.iter_mut().zip(addresses.windows(3)) {
+                *node = [around[2], around[0], 1, 2];
             }
-            for index in first..nodes.len().saturating_sub(1) {
-                let next = nodes[index + 1].as_ptr() as usize;
-                nodes[index][0] = next;
-            }
-            words[head] = if count == 0 { base } else { nodes[first].as_ptr() as usize };
-            words[head + 1] = last;
+            (words[at], words[at + 1]) = (addresses[1], addresses[count]);
         }
         (words, nodes)
     }

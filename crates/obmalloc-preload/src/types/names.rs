@@ -9,13 +9,16 @@ use std::ptr::null_mut;
 /// Most bytes of a name.
 pub const MOST_NAME: usize = 2 * MOST_BYTES + 1;
 
+/// `PyType_GetQualName`
+type GetQualName = unsafe extern "C" fn(Object) -> Object;
+
 /// How a release has the qualified name of a type that Python code made.
 #[derive(Clone, Copy)]
 pub enum Names {
     /// `ht_qualname`, so far into the type object.
     At(usize),
     /// `PyType_GetQualName`, which gives a new reference to that.
-    Asked(unsafe extern "C" fn(Object) -> Object),
+    Asked(GetQualName),
 }
 
 /// A name, in memory of its own.
@@ -45,7 +48,7 @@ impl Names {
             9 => Some(Self::At(856)),
             10 => Some(Self::At(864)),
             // SAFETY: the function of that name.
-            _ => symbol(c"PyType_GetQualName").map(|at| Self::Asked(unsafe { std::mem::transmute::<Object, _>(at) })),
+            _ => symbol(c"PyType_GetQualName").map(|at| Self::Asked(unsafe { std::mem::transmute::<Object, GetQualName>(at) })),
         }
     }
 
