@@ -1,6 +1,6 @@
 """Makes a mark, and says which objects there were that the collector comes to: address of the block, type, a line each.
 
-usage: types.py FILE [CODE]
+usage: known_types.py FILE
 """
 import gc
 import sys
@@ -59,8 +59,6 @@ kept = [
 ]
 for generator in kept[9]:
     next(generator)
-if "code" in sys.argv[2:]:
-    exec(sys.argv[3])
 
 gc.collect()
 gc.freeze()
