@@ -104,13 +104,13 @@ function table(sites: readonly Site[]): string[] {
   return columns([HEADINGS, ...rows]).map((line, row) => `  ${line}  ${words[row] ?? ''}`.trimEnd())
 }
 
-/** How many of a site's blocks are of which types: `1,000 Row, 2 int, 3 unknown`. Empty where it has no block, or the recorder did not look. */
+/** How many of a site's blocks are of which types: `1 000 Row, 2 int, 3 others, 4 unknown`. Empty where it has no block, or the recorder did not look. */
 function typesOf({ types, blocks }: Site, most: number): string {
   if (types === undefined || blocks === 0) return ''
   const rest = types.slice(most).reduce((sum, type) => sum + type.blocks, 0)
   const unknown = types.reduce((left, type) => left - type.blocks, blocks)
   const parts = types.slice(0, most).map((type) => `${grouped(type.blocks)} ${typeName(type)}`)
-  if (rest > 0) parts.push(`${grouped(rest)} others`)
+  if (rest > 0) parts.push(`${grouped(rest)} ${rest === 1 ? 'other' : 'others'}`)
   if (unknown > 0) parts.push(`${grouped(unknown)} unknown`)
   return parts.join(', ')
 }
