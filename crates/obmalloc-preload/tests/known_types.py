@@ -36,6 +36,11 @@ Named = type("Nämed", (list,), {"__module__": "größer"})
 Nowhere = type("Nowhere", (), {"__module__": 7})
 
 
+def before_all():
+    """Nothing holds the objects but the program itself."""
+    sys.audit("obmalloc.mark", "before")
+
+
 def numbers():
     for number in range(10**9):
         yield number + 10**6
@@ -63,6 +68,7 @@ for generator in kept[9]:
 gc.collect()
 gc.freeze()
 later = [Plain(n) for n in range(100)]
+CODE = type(before_all.__code__)
 
 
 def all_objects():
@@ -79,6 +85,11 @@ def all_objects():
         waiting += gc.get_referents(thing)
         if isinstance(thing, dict):
             waiting += list(dict.keys(thing))
+        if isinstance(thing, CODE):
+            waiting += [thing.co_consts, thing.co_names, thing.co_filename, thing.co_name]
+            # Later ones make these anew when they are asked for.
+            if sys.version_info < (3, 11):
+                waiting += [thing.co_code, thing.co_varnames, thing.co_freevars, thing.co_cellvars]
     return found
 
 
@@ -94,6 +105,7 @@ def before(thing):
     return (16 if flags & HAVE_GC else 0) + (16 if flags & PRE_HEADER else 0)
 
 
+before_all()
 objects = all_objects()
 sys.audit("obmalloc.mark", "objects")
 with open(sys.argv[1], "w", encoding="utf-8") as file:
