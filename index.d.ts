@@ -1804,6 +1804,18 @@ export interface Site {
   readonly raw: number
   /** Bytes live at C's `malloc` because they were above 512 bytes on mem and obj, as asked for. */
   readonly large: number
+  /** The types of its live blocks, most blocks first, as far as they are known; absent where the recorder did not look at that moment. */
+  readonly types?: readonly TypeCount[]
+}
+
+/** Live blocks in pools that hold objects of one type. */
+export interface TypeCount {
+  /** `module.qualname`, without the module for a type of Python's own; `(other types)` for the last entry, where there are too many. */
+  readonly name: string
+  /** How many blocks there are. */
+  readonly blocks: number
+  /** Their bytes at the size class's size. */
+  readonly bytes: number
 }
 
 /** An arena that is held at the moment. */
@@ -1840,6 +1852,8 @@ export interface Finding {
   readonly sites: readonly number[]
   /** The sites of the blocks that lay around theirs and died, by index. */
   readonly burst: readonly number[]
+  /** Of a finding about live blocks, their types as far as they are known; absent where the recorder did not look at that moment. */
+  readonly types?: readonly TypeCount[]
 }
 
 /** The memory at the moment, in bytes: `held = live + freeInPools + freePools + rounding`. */
@@ -2233,6 +2247,8 @@ export interface RecordProgramOptions extends ProgramOptions {
   readonly stacks?: number
   /** The least milliseconds between two samples of memory: 100 if left out, 0 for none. */
   readonly every?: number
+  /** Whether the types of live objects are told at marks and at the end: `true` if left out. */
+  readonly types?: boolean
   /** Trims the program while it runs: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
   readonly trim?: string
   /** Variables that are added to the present environment, or replace those in it. */

@@ -228,6 +228,24 @@ inBrowser('the heap map shows each pool in its colour, and each frame', async (t
   t.is(await text(page, '#map .panel h3'), `Arena ${data.why.arenas[1]!.address}`)
 })
 
+inBrowser('a line tells of what types its blocks are, where that is known', async (t, open) => {
+  const page = await ready(open, small)
+  const lines = page.locator('[role=grid][aria-label="Blocks by line"] .line')
+  const order = data.why.sites.map((_, index) => index).toSorted((a, b) => data.why.sites[b]!.held - data.why.sites[a]!.held)
+  const digits = (said: string) => said.replaceAll('\u202f', '')
+  for (const isKnown of [true, false]) {
+    const row = order.findIndex((index) => (index % 2 === 0) === isKnown)
+    const { types, blocks, stack } = data.why.sites[order[row]!]!
+    const said = `${types?.[0]!.blocks} Row, ${blocks - (types?.[0]!.blocks ?? 0)} of a type that is not known`
+    await lines.nth(row).click()
+    const panel = page.locator('#blocks .panel:not([hidden])')
+    t.is(await panel.locator('h4').textContent(), nameOf(stack[0]!))
+    t.deepEqual((await panel.locator('.said').allTextContents()).map(digits), isKnown ? [`Live at the moment: ${said}.`] : [])
+    const title = (await lines.nth(row).locator('[title]').first().getAttribute('title')) ?? ''
+    t.is(digits(title), isKnown ? `${nameOf(stack[0]!)}\n${said}` : nameOf(stack[0]!))
+  }
+})
+
 inBrowser('blocks, what-if, difference and how sure say what the data says', async (t, open) => {
   const page = await ready(open, small)
   for (const { size, blocks, pools, live, free } of data.classes.filter((one) => one.pools > 0))

@@ -106,6 +106,16 @@ withPython('a recording is read, replayed, asked and tried from TypeScript', asy
 
   const why = await trace.why()
   t.is(why.schema, 'obmalloc.why/1')
+  t.true(why.sites.some(({ types }) => types?.some(({ name }) => name === 'str')))
+  const between = await trace.why({ at: `event:${marks[0]! - 1}` })
+  t.true(
+    between.sites.every((site) => !('types' in site)),
+    'the recorder looks at marks only',
+  )
+  const untyped = join(folder, 'untyped.trace')
+  await record(['-c', 'pass'], { trace: untyped, stdout: 'ignore', types: false })
+  const without = await (await Trace.open(untyped)).why()
+  t.true(without.sites.length > 0 && without.sites.every((site) => !('types' in site)))
   t.deepEqual(
     why,
     JSON.parse(

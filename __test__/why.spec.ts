@@ -118,6 +118,15 @@ for (const interpreter of usable) {
         `foretold ${foretold}, but there are ${totals.arenas}, of ${before.totals.arenas} before`,
       )
       t.is(pinned!.saves, (before.totals.arenas - foretold) * (before.totals.held / before.totals.arenas))
+      // Of each row that is kept, itself, its number and its text: the collector comes to all of them.
+      const counts = Object.fromEntries(pinned!.types!.map(({ name, blocks }) => [name, blocks]))
+      const most = Math.max(...Object.values(counts))
+      for (const name of ['__main__.Row', 'int', 'str']) t.true(counts[name]! > 0.98 * most, JSON.stringify(counts))
+      t.regex(pinned!.text, / blocks: ([\d,]+ `(Row|int|str)`(, |\.)){3}/)
+      for (const { types, blocks, live } of before.sites) {
+        t.true(types!.reduce((sum, type) => sum + type.blocks, 0) <= blocks)
+        t.true(types!.reduce((sum, type) => sum + type.bytes, 0) <= live)
+      }
       // Nothing can have lived longer than the recording took.
       const [, percent, number, unit] =
         /; ([\d.]+) % of those (?:died|have died, [\d.]+ %) within ([\d.]+) (m?s)/.exec(pinned!.text) ?? []

@@ -85,6 +85,7 @@ function commandLine(version: string, done: (code: number) => void): Command {
       64,
     )
     .option('--every <ms>', 'milliseconds between two samples of resident memory, at least; 0 for none', count, 100)
+    .option('--no-types', 'do not tell what types live objects have at marks and at the end')
     .option('--trim <words>', 'give back what is not used meanwhile, as trim does: asked, or every=30s,above=16M,idle,log')
     .option('--json', 'print what was written as JSON')
     .argument('<program...>', 'a script and its arguments, or -m and a module, behind --')

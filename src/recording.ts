@@ -27,6 +27,8 @@ export interface RecordOptions {
   readonly stacks?: number
   /** Milliseconds between two samples of the memory that the process has, at least; none unless given. */
   readonly every?: number
+  /** Whether the types of live objects are told at marks and at the end; they are not unless given. */
+  readonly types?: boolean
   /** Replaces a file there that is no trace; a trace, or an empty file, is replaced anyway. */
   readonly force?: boolean
   /** What is not used is given back meanwhile: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
@@ -58,6 +60,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
       OBMALLOC_TRACE_RUN: identity,
       OBMALLOC_STACKS: String(options.stacks ?? 0),
       OBMALLOC_EVERY: String(options.every ?? 0),
+      OBMALLOC_TYPES: options.types ? '1' : '0',
       ...(options.trim === undefined ? {} : { OBMALLOC_TRIM: options.trim }),
       ...unsaid.variables,
     })

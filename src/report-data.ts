@@ -2,7 +2,7 @@
 
 import type { Frame, Totals, Why } from '../index.js'
 
-export type { Frame, Site, Arena, Finding, Totals, Why } from '../index.js'
+export type { Frame, Site, Arena, Finding, Totals, TypeCount, Why } from '../index.js'
 
 /** A column of numbers: base64 of a little-endian array. */
 export type Column = { readonly u8: string } | { readonly u16: string } | { readonly u32: string } | { readonly f64: string }

@@ -69,9 +69,9 @@ function programOf(program: readonly string[]): readonly string[] {
 
 export async function record(
   program: readonly string[],
-  { python, stdout = 'inherit', stacks = 64, every = 100, ...options }: RecordProgramOptions,
+  { python, stdout = 'inherit', stacks = 64, every = 100, types = true, ...options }: RecordProgramOptions,
 ): Promise<Recording> {
-  return recorded(interpreterOf(python), { program: programOf(program), stdout, stacks, every, ...options })
+  return recorded(interpreterOf(python), { program: programOf(program), stdout, stacks, every, types, ...options })
 }
 
 export async function check(

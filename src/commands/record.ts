@@ -13,6 +13,7 @@ export interface RecordCommandOptions {
   readonly output: string
   readonly stacks: number
   readonly every: number
+  readonly types: boolean
   readonly force?: boolean
   readonly trim?: string
   readonly json?: boolean
@@ -35,6 +36,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
       stdout,
       stacks: options.stacks,
       every: options.every,
+      types: options.types,
       ...(options.force ? { force: true } : {}),
       ...(options.trim === undefined ? {} : { trim: options.trim }),
     })

@@ -22,6 +22,9 @@
 //! | `marks` | moments that the program names |
 //! | `sink` | the one block being written, its lock, and where it goes |
 //! | `stacks` | the stack that a request is made under |
+//! | `types` | what types objects have at a mark and at the end |
+//! | `text` | CPython's texts |
+//! | `table`, `pages`, `peek` | tables, and the memory that they are in; memory that may not be there |
 //! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
 //! | `unsaid` | what a process has to say that can write no file |
 //! | `header` | the trace's header: who is recorded |
@@ -54,12 +57,17 @@ mod inside;
 mod interpreters;
 mod lock;
 mod marks;
+mod pages;
+mod peek;
 mod process;
 mod python;
 mod sink;
 mod snapshot;
 mod stacks;
+mod table;
+mod text;
 mod trim;
+mod types;
 mod unsaid;
 
 use header::{Header, Identity};
@@ -89,7 +97,7 @@ extern "C" fn constructor() {
     };
     let recording = variable == VARIABLE;
     let own = [variable, &format!("{variable}_PID"), unsaid::VARIABLE];
-    let more = [RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE, trim::VARIABLE, trim::REPORT];
+    let more = [RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE, types::VARIABLE, trim::VARIABLE, trim::REPORT];
     // The checker has no use for the run's identity, nor for stacks and samples.
     let kept = if recording { [&own[..], &more].concat() } else { own.to_vec() };
     unsaid::set_up();
@@ -102,6 +110,9 @@ extern "C" fn constructor() {
         |variable| std::env::var(variable).ok().filter(|_| recording).and_then(|number| number.parse().ok()).unwrap_or(0);
     let header = Header::of_this_process(&api, run, number(stacks::VARIABLE) as usize, number(clock::VARIABLE));
     let can_be_seen = header.supported() && !header.free_threaded;
+    if number(types::VARIABLE) != 0 {
+        types::set_up(&header.python);
+    }
     let trims = recording && wants_trims(&header.python, header.free_threaded);
     if recording {
         sink::set_up(path, first, header);

@@ -5,7 +5,8 @@
 //! function of C's in a table in memory, and its place in that table is taken here.
 
 use crate::python::{METH_FASTCALL, Object, Objects, PyMethodDef, SetOnce, symbol};
-use crate::{sink, trim};
+use crate::text::{Text, Texts, type_of};
+use crate::{sink, trim, types};
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::{null_mut, read};
@@ -14,10 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// What `sys.audit` is given first.
 const MARK: &str = "obmalloc.mark";
 const TRIM: &str = "obmalloc.trim";
-/// Longest name of a mark, characters; the rest is cut off.
-const MOST: usize = 200;
-/// Where an object has its type, and a function of C's its definition.
-const TYPE: usize = 8;
+/// Where a function of C's has its definition.
 const DEFINITION: usize = 16;
 
 /// `_PyCFunctionFast`, in which a thread may be ended: see `trim::now`.
@@ -25,8 +23,7 @@ type Audit = unsafe extern "C-unwind" fn(Object, *const Object, isize) -> Object
 
 struct Known {
     audit: Audit,
-    python: Objects,
-    text: Object,
+    texts: Texts,
 }
 
 static KNOWN: SetOnce<Known> = SetOnce::new();
@@ -51,11 +48,11 @@ pub unsafe fn watch(python: &Objects, records: bool) -> bool {
 /// # Safety
 /// As of [`watch`].
 unsafe fn take_place(python: &Objects) -> Option<()> {
-    let (function_type, text) = (symbol(c"PyCFunction_Type")?, symbol(c"PyUnicode_Type")?);
+    let (function_type, texts) = (symbol(c"PyCFunction_Type")?, Texts::find(python)?);
     // SAFETY: as of `watch`; what the addresses hold is looked at before it is used as what it should be.
     unsafe {
         let function = (python.sys_get)(c"audit".as_ptr());
-        if function.is_null() || read(function.byte_add(TYPE).cast::<Object>()) != function_type {
+        if function.is_null() || type_of(function) != function_type {
             return None;
         }
         let definition = read(function.byte_add(DEFINITION).cast::<*mut PyMethodDef>());
@@ -65,7 +62,7 @@ unsafe fn take_place(python: &Objects) -> Option<()> {
         // SAFETY: what METH_FASTCALL says; the sizes are those of pointers.
         let audit = std::mem::transmute::<unsafe extern "C" fn(Object, Object) -> Object, Audit>((*definition).method);
         // Set before anybody can come to our function, which reads it.
-        KNOWN.set(Known { audit, python: *python, text });
+        KNOWN.set(Known { audit, texts });
         let ours = audited as Audit as usize;
         write_word((&raw mut (*definition).method).addr(), ours)?;
     }
@@ -88,52 +85,15 @@ unsafe extern "C-unwind" fn audited(module: Object, arguments: *const Object, co
     // SAFETY: this function is put in place after that is set; the GIL is held, and the arguments are as many as is said.
     unsafe {
         let known = KNOWN.get();
-        let event = if count >= 1 { known.text_of(*arguments) } else { None };
+        let event = if count >= 1 { known.texts.of(*arguments) } else { None };
         let is = |what| event.as_ref().is_some_and(|event| event.is(what));
         if is(MARK) && sink::is_recorded() {
-            let name = if count >= 2 { known.text_of(*arguments.add(1)) } else { None };
-            sink::mark(name.as_ref().map_or("", Text::as_str));
+            let name = if count >= 2 { known.texts.of(*arguments.add(1)) } else { None };
+            sink::mark(name.as_ref().map_or("", Text::as_str), || types::look(&known.texts));
         } else if is(TRIM) {
             trim::now();
         }
         (known.audit)(module, arguments, count)
-    }
-}
-
-/// A text of CPython's, without memory of its own.
-struct Text {
-    bytes: [u8; 4 * MOST],
-    length: usize,
-}
-
-impl Text {
-    fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
-    }
-
-    fn is(&self, text: &str) -> bool {
-        self.as_str() == text
-    }
-}
-
-impl Known {
-    /// The text that an object is, as far as it fits; nothing when it is no text. Takes no memory.
-    ///
-    /// # Safety
-    /// The GIL is held, and it is an object.
-    unsafe fn text_of(&self, object: Object) -> Option<Text> {
-        // SAFETY: the caller's promise; every character that is read is there.
-        unsafe {
-            if (self.python.is_subtype)(read(object.byte_add(TYPE).cast::<Object>()), self.text) == 0 {
-                return None;
-            }
-            let mut text = Text { bytes: [0; 4 * MOST], length: 0 };
-            for at in 0..(self.python.text_length)(object).min(MOST as isize) {
-                let char = char::from_u32((self.python.char_at)(object, at)).unwrap_or(char::REPLACEMENT_CHARACTER);
-                text.length += char.encode_utf8(&mut text.bytes[text.length..]).len();
-            }
-            Some(text)
-        }
     }
 }
 

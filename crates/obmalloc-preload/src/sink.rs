@@ -13,6 +13,7 @@ mod state;
 use crate::bias::{BiasedLock, Held};
 use crate::header::{Header, Parent, text_of};
 use crate::lock::Errno;
+use crate::types::Found;
 use crate::{inside, interpreters};
 use obmalloc_trace::format::{BlockWriter, Opened, PatchToken};
 use state::{BLOCK_SIZE, File, Look, PACKING_SIZE, State, TEXT_HEAD, TICK_ROOM};
@@ -138,13 +139,26 @@ pub fn tell_time() {
     }
 }
 
-/// Marks this moment. This thread is not inside C's `malloc`.
-pub fn mark(name: &str) {
+/// Marks this moment, and writes the types that live objects have, if `look` finds them. It is called after memory was sampled, because it
+/// takes some, and without the lock. This thread is not inside C's `malloc`.
+pub fn mark<'a>(name: &str, look: impl FnOnce() -> Option<Found<'a>>) {
+    sample();
+    let found = look();
+    let mut state = lock();
+    if state.is_open() {
+        let errno = Errno::save();
+        state.note(name.len() + TEXT_HEAD, |block| block.mark(name));
+        state.types(found.as_ref());
+        errno.restore();
+    }
+}
+
+/// Takes a sample of memory.
+fn sample() {
     let mut state = lock();
     if state.is_open() {
         let errno = Errno::save();
         state.tick(Look::Sample);
-        state.note(name.len() + TEXT_HEAD, |block| block.mark(name));
         errno.restore();
     }
 }
@@ -174,12 +188,16 @@ pub fn mark_by_signal() {
 const SIGNALLED_NAME: &str = "SIGUSR2";
 const SIGNALLED_ROOM: usize = 64;
 
-/// The interpreter is about to take everything down.
-pub fn finalization() {
+/// The interpreter is about to take everything down. `look` as of [`mark`].
+pub fn finalization<'a>(look: impl FnOnce() -> Option<Found<'a>>) {
+    sample();
+    let found = look();
     let mut state = lock();
     if state.is_open() {
-        state.tick(Look::Sample);
+        let errno = Errno::save();
+        state.types(found.as_ref());
         state.note(0, BlockWriter::finalization);
+        errno.restore();
     }
 }
 

@@ -5,7 +5,8 @@
 //! program left it, and writes it down: a reader can hold its replay against that.
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMethodDef, SetOnce, api, symbol};
-use crate::{hooks, inside, interpreters, marks, python, sink, trim};
+use crate::text::Texts;
+use crate::{hooks, inside, interpreters, marks, python, sink, trim, types};
 use obmalloc::{Allocator, Domain};
 use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
@@ -71,6 +72,7 @@ unsafe extern "C" fn pending_call(_: *mut c_void) -> c_int {
 /// What the `atexit` function needs, found beforehand so that it has to ask for as little memory as possible.
 struct AtExit {
     python: Objects,
+    texts: Texts,
     get_allocated_blocks: Object,
     debug_malloc_stats: Object,
     none: Object,
@@ -95,7 +97,7 @@ unsafe fn register(python: &Objects) -> bool {
         if !marks::watch(python, true) {
             sink::say("marks are not seen: sys.audit of this CPython is not what it is elsewhere");
         }
-        let Some(none) = symbol(c"_Py_NoneStruct") else { return true };
+        let (Some(none), Some(texts)) = (symbol(c"_Py_NoneStruct"), Texts::find(python)) else { return true };
         let get_allocated_blocks = (python.sys_get)(c"getallocatedblocks".as_ptr());
         let debug_malloc_stats = (python.sys_get)(c"_debugmallocstats".as_ptr());
         if get_allocated_blocks.is_null() || debug_malloc_stats.is_null() {
@@ -103,7 +105,7 @@ unsafe fn register(python: &Objects) -> bool {
         }
         (python.inc_ref)(get_allocated_blocks);
         (python.inc_ref)(debug_malloc_stats);
-        AT_EXIT.set(AtExit { python: *python, get_allocated_blocks, debug_malloc_stats, none });
+        AT_EXIT.set(AtExit { python: *python, texts, get_allocated_blocks, debug_malloc_stats, none });
         python.call_at_exit(&DEFINITION)
     }
 }
@@ -113,7 +115,7 @@ unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
     // SAFETY: only `register` makes this function known, after it has set what is needed; `atexit` holds the GIL.
     unsafe {
         let known = AT_EXIT.get();
-        sink::finalization();
+        sink::finalization(|| types::look_anyway(&known.texts));
         known.python.undisturbed(|| {
             if look_for_lost_hooks(&known.python) & (1 << OBJ) == 0 {
                 known.note_allocated_blocks();

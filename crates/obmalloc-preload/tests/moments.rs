@@ -3,10 +3,9 @@
 
 mod common;
 
-use common::{Python, Run, pythons};
+use common::{Run, fixed, pythons};
 use obmalloc_trace::clock::Clock;
 use obmalloc_trace::format::{Domain, Event, Note, Reader};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 /// The events of a trace, each with the clock as it stood.
@@ -219,21 +218,6 @@ bytes(70002)
     }
 }
 
-/// A run at fixed addresses.
-fn fixed(python: &Python, script: &str, every: &str) -> Run {
-    let run = Run::prepared(python, &["-c", script], |command| {
-        command.env("OBMALLOC_EVERY", every).env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
-        // SAFETY: takes no memory.
-        unsafe {
-            command.pre_exec(|| {
-                libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
-                Ok(())
-            })
-        };
-    });
-    run.succeeded()
-}
-
 #[test]
 fn sampling_changes_no_event() {
     let script = "\
@@ -246,7 +230,7 @@ time.sleep(0.01)
 [bytes(n) for n in range(3000)]
 ";
     for python in pythons() {
-        let [without, with] = ["00", "01"].map(|every| fixed(python, script, every).trace());
+        let [without, with] = ["00", "01"].map(|every| fixed(python, script, &[("OBMALLOC_EVERY", every)]).trace());
         let first = without.events.iter().zip(&with.events).position(|(without, with)| without != with);
         assert_eq!(first, None, "3.{}: the first event that differs", python.minor);
         assert_eq!(with.events.len(), without.events.len(), "3.{}", python.minor);

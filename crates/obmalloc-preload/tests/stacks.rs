@@ -3,11 +3,10 @@
 
 mod common;
 
-use common::{Python, Run, pythons, recorder};
+use common::{Python, Run, fixed_with, pythons, recorder};
 use obmalloc_trace::format::{Domain, Event, Note, Reader};
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -175,17 +174,7 @@ fn stacks_are_those_that_tracemalloc_knows() {
 
 /// A run at fixed addresses.
 fn fixed(python: &Python, program: &Path, environment: &[(&str, &str)]) -> Run {
-    let run = Run::prepared(python, &[program.to_str().expect("text")], |command| {
-        command.envs(environment.iter().copied()).env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
-        // SAFETY: takes no memory.
-        unsafe {
-            command.pre_exec(|| {
-                libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
-                Ok(())
-            })
-        };
-    });
-    run.succeeded()
+    fixed_with(python, &[program.to_str().expect("text")], environment)
 }
 
 #[test]

@@ -25,7 +25,7 @@
 //! | note | kind byte, then as [`Note`] says |
 //!
 //! Between the events stand records with all four of those bits set: of Python's stacks ([`crate::stacks`]), of time, threads and memory
-//! ([`crate::clock`]). They are not counted as events: a trace with them has the events, and their numbers, of one without.
+//! ([`crate::clock`]), of objects' types ([`crate::types`]). They are not counted as events: a trace with them has the events, and their numbers, of one without.
 //!
 //! The header names the process and its CPython. `run` is what all traces of one recording have in common, `id` is this trace's own,
 //! `parent` names the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed`

@@ -8,5 +8,6 @@ pub mod moments;
 pub mod program;
 pub mod replay;
 pub mod stacks;
+pub mod types;
 pub mod watch;
 pub mod what_if;

@@ -1,7 +1,7 @@
 //! Inquiries into traces that are made up: what rules say of marks, samples, stacks and C's `malloc`.
 
 use obmalloc::profile;
-use obmalloc_trace::analysis::{Answered, Asked, Inquiry, InquiryError, Why};
+use obmalloc_trace::analysis::{Answered, Asked, Inquiry, InquiryError, Site, TypeCount, Why};
 use obmalloc_trace::clock::Memory;
 use obmalloc_trace::format::{BlockWriter, Domain, Reader, file_head};
 
@@ -187,4 +187,49 @@ fn replay_that_differs_is_said_not_to_be_verified() {
     // An arena's block that nothing asked an arena for.
     let why = why(trace(|block| block.malloc(Domain::Obj, false, 64, 0x1000)));
     assert!(rules(&why).contains(&"unverified"), "{:?}", why.findings);
+}
+
+/// Three blocks of 64 bytes of stack 1 and one of stack 3 in one arena, a mark, what types two of the former are, and one block more.
+fn typed() -> Vec<u8> {
+    const BASE: u64 = 0x7f00_0000_0000;
+    trace(|block| {
+        block.stack(1);
+        block.realloc(Domain::Raw, true, 0, 768, 0x5000);
+        block.arena_alloc(true, 1 << 20, BASE);
+        block.calloc(Domain::Raw, true, 1, 262_144, 0x6000);
+        block.calloc(Domain::Raw, true, 1, 131_072, 0x7000);
+        for number in 0..4 {
+            block.stack(if number < 3 { 1 } else { 3 });
+            block.malloc(Domain::Obj, false, 64, BASE + 48 + 64 * number);
+        }
+        block.mark("here");
+        block.types();
+        block.type_name(b"__main__.Row");
+        block.type_name(b"int");
+        block.objects(BASE + 48, 0, 2, 64);
+        // In the middle of a block, where a block could begin, and beside all arenas.
+        block.objects(BASE + 48 + 2 * 64 + 32, 1, 1, 0);
+        block.objects(BASE + 48 + 9 * 64, 1, 1, 0);
+        block.objects(0x5000, 1, 1, 0);
+        block.malloc(Domain::Obj, false, 64, BASE + 48 + 64 * 4);
+        block.end();
+    })
+}
+
+#[test]
+fn sites_have_types_at_a_moment_where_the_recorder_looked() {
+    let of = |at: &str| {
+        let (why, _) = ask(typed(), Asked { at: at.into(), frames: 64, ..Asked::default() }).expect("an answer");
+        assert_eq!(why.verified.addresses, why.verified.matched);
+        let site = |function: &str| {
+            let of = |site: &&Site| site.stack.first().is_some_and(|frame| frame.function == function);
+            why.sites.iter().find(of).expect("a site").types.clone()
+        };
+        (site("f"), site("main"))
+    };
+    let row = TypeCount { name: "__main__.Row".into(), blocks: 2, bytes: 128 };
+    assert_eq!(of("mark:here"), (Some(vec![row]), Some(vec![])));
+    assert_eq!(of("event:8"), of("mark:here"), "the mark's number");
+    assert_eq!(of("event:7"), (None, None));
+    assert_eq!(of("end"), (None, None));
 }

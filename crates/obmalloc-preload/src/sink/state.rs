@@ -13,6 +13,7 @@ use crate::file::OutFile;
 use crate::header::{Header, Identity, Parent, failure_text};
 use crate::lock::Errno;
 use crate::stacks::{Lost, Out, Stacks};
+use crate::types::Found;
 use crate::{inside, interpreters, unsaid};
 use obmalloc_trace::format::{BlockWriter, MAX_EVENT, Packer, file_head};
 use std::io::Error;
@@ -204,6 +205,14 @@ impl State {
     pub fn change_thread(&mut self, thread: usize) {
         self.thread = thread;
         self.block.thread(thread_number());
+    }
+
+    /// Writes what types objects have, where they were found. This thread has had the GIL since.
+    pub fn types(&mut self, found: Option<&Found<'_>>) {
+        if let Some(found) = found {
+            // SAFETY: what this function asks for. What no longer finds room in a trace that has ended is left out.
+            let _ = unsafe { found.write(self) };
+        }
     }
 
     /// Writes a note of at most `room` bytes more than an event takes. One that is longer than a block is left out.

@@ -1,10 +1,10 @@
 //! Code objects and what they consist of, told to the trace once: by what they are, not by where.
 
 use super::layout::Layout;
-use super::pages::Pages;
-use super::table::{Table, key};
 use super::walk::word;
 use super::{Lost, Out};
+use crate::pages::Pages;
+use crate::table::{Table, key};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most characters of a file's or a function's name.

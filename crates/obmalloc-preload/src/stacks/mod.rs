@@ -8,26 +8,24 @@
 //! | `peek` | whether that holds for this CPython |
 //! | `walk` | a thread's last stack, and how it becomes the present one |
 //! | `code` | code objects, told to the trace once |
-//! | `table`, `pages` | tables, and the memory that they are in |
 //!
 //! All of it runs under the sink's lock. A thread that does not have the GIL has no stack: its frames, and its state itself, may be taken
 //! away by the thread that has it.
 
 mod code;
 mod layout;
-mod pages;
 mod peek;
-mod table;
 mod walk;
 
+use crate::pages::Pages;
+use crate::peek::is_possible;
 use crate::python::symbol;
+use crate::table::{Table, key};
 use code::Codes;
 use layout::{Frames, Layout};
 use obmalloc_trace::format::BlockWriter;
-use pages::Pages;
 use peek::Types;
 use std::ffi::{CStr, c_void};
-use table::{Table, key};
 use walk::{LEVELS, Place, RECENT, Recent, Stack};
 
 pub use code::may_be_known;
@@ -114,7 +112,7 @@ impl Stacks {
             if layout.is_threads_own { None } else { Some(function(c"PyGILState_GetThisThreadState").ok_or(hidden)?) };
         let globals = function(c"PyEval_GetGlobals").ok_or(hidden)?;
         let types = Types::find().ok_or(hidden)?;
-        if !peek::is_possible() {
+        if !is_possible() {
             return Err("no stacks: this system does not let a process look whether its memory is as expected");
         }
         // Nothing is asked of the C library's malloc, which would give the program other addresses than without stacks.

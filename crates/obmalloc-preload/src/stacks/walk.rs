@@ -9,8 +9,8 @@
 //! 4. Nodes that were found lately are of frames at instructions at which every frame of Python's is shown.
 
 use super::layout::{Frames, Layout};
-use super::pages::{Pages, Plain};
-use super::table::{Table, key};
+use crate::pages::{Pages, Plain};
+use crate::table::{Table, key};
 
 /// Most levels of one stack that are kept.
 pub const LEVELS: usize = 4096;

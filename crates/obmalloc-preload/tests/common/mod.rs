@@ -7,6 +7,7 @@ pub mod trim;
 
 use obmalloc_trace::format::{BLOCK_HEADER, Event, Note, Reader};
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -102,8 +103,9 @@ impl Run {
         let mut command = Command::new(&python.executable);
         command.args(arguments).env("LD_PRELOAD", recorder()).env("OBMALLOC_TRACE", directory.join("trace"));
         let others = ["PYTHONMALLOC", "PYTHONDEVMODE", "OBMALLOC_TRIM", "OBMALLOC_TRIM_REPORT"];
-        for variable in
-            ["OBMALLOC_TRACE_PID", "OBMALLOC_TRACE_RUN", "OBMALLOC_STACKS", "OBMALLOC_EVERY"].into_iter().chain(others)
+        for variable in ["OBMALLOC_TRACE_PID", "OBMALLOC_TRACE_RUN", "OBMALLOC_STACKS", "OBMALLOC_EVERY", "OBMALLOC_TYPES"]
+            .into_iter()
+            .chain(others)
         {
             command.env_remove(variable);
         }
@@ -134,6 +136,26 @@ impl Run {
     pub fn trace(&self) -> Trace {
         Trace::read(&self.directory.join("trace"))
     }
+}
+
+/// A run at fixed addresses.
+pub fn fixed(python: &Python, script: &str, environment: &[(&str, &str)]) -> Run {
+    fixed_with(python, &["-c", script], environment)
+}
+
+/// As [`fixed`], with the arguments that are given.
+pub fn fixed_with(python: &Python, arguments: &[&str], environment: &[(&str, &str)]) -> Run {
+    let run = Run::prepared(python, arguments, |command| {
+        command.envs(environment.iter().copied()).env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
+        // SAFETY: takes no memory.
+        unsafe {
+            command.pre_exec(|| {
+                libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+                Ok(())
+            })
+        };
+    });
+    run.succeeded()
 }
 
 pub struct Trace {

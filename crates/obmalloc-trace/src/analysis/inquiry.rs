@@ -17,6 +17,7 @@ use super::rules::{self, Anew, Facts};
 use super::shares::Shares;
 use super::sites::Sites;
 use super::top::{self, By, Row};
+use super::types::{self, Typed};
 use super::why::{self, At, Bounded, Pinned, Totals, Verified, Why};
 use super::{Analysis, Census, words};
 use crate::format::{FormatError, Reader};
@@ -343,12 +344,14 @@ impl Course {
             let arenas = self.replay.make_anew(&survivors.blocks)? as u64;
             Some(Anew { arenas, at_least: if survivors.may_be_dead { survivors.others.min(arenas) } else { arenas } })
         });
+        let types = self.replay.types_here();
 
         let Onlookers { report, analysis, .. } = self.replay.watcher();
         let tree = self.replay.stacks().unwrap_or(&none);
         let (census, peak) = censuses(analysis);
         let sample = sample(&self.outline, census.event);
         let totals = Totals::of(census, sample, analysis.explained);
+        let typed = types.map(|types| Typed::of(types, census, pinning.as_ref(), &analysis.ledger, &mut sites, tree));
         let facts = Facts {
             asked,
             outline: &self.outline,
@@ -361,9 +364,11 @@ impl Course {
             totals,
             pinning: pinning.as_ref(),
             anew,
+            typed: typed.as_ref(),
         };
         let mut findings = rules::find(&facts, &mut sites);
-        let most_sites = if asked.report { MOST_SITES_OF_PAGE } else { MOST_SITES };
+        let (most_sites, most_types) =
+            if asked.report { (MOST_SITES_OF_PAGE, types::MOST_OF_PAGE) } else { (MOST_SITES, types::MOST) };
         let told = shares.told(most_sites, &mut findings);
         let why = Why {
             schema: "obmalloc.why/1",
@@ -382,7 +387,7 @@ impl Course {
             },
             totals,
             pinned,
-            sites: why::sites(&told, &sites),
+            sites: why::sites(&told, &sites, typed.as_ref(), most_types),
             arenas: why::arenas(census, &shares, MOST_ARENAS, most_sites),
             bounded: Bounded {
                 sites: (told.len(), shares.sites.len().max(told.len())),

@@ -5,7 +5,7 @@
 //! | `ledger` | the books: blocks by slot, what each stack has asked for |
 //! | `census` | all that is live at one moment, by arena, pool and stack; the definitions of held, live, needed and the rest |
 //! | `growth`, `lives`, `deaths` | what happens between moments: stacks that only grow, arenas that come and go, how old blocks became |
-//! | `sites`, `shares` | stacks as people see them, and what each holds |
+//! | `sites`, `shares`, `types` | stacks as people see them, what each holds, and of what types that is |
 //! | `why`, `rules`, `pinning`, `words` | the answer: `obmalloc.why/1`, the findings, who pins arenas, how it is said |
 //! | `top` | tables of sites, functions, files and classes |
 //! | `film`, `tree`, `page`, `columns` | what happened when, stacks as a tree, the page's data: `obmalloc.report/1` |
@@ -28,6 +28,7 @@ mod shares;
 mod sites;
 mod top;
 mod tree;
+mod types;
 mod why;
 mod words;
 
@@ -49,7 +50,8 @@ use lives::Lives;
 pub use page::Page;
 pub use rules::Finding;
 pub use top::By;
-pub use why::Why;
+pub use types::TypeCount;
+pub use why::{Site, Why};
 
 /// The watcher.
 pub struct Analysis {

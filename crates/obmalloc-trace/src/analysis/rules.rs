@@ -11,6 +11,7 @@ use super::inquiry::Asked;
 use super::pinning::{Burst, Pinning};
 use super::shares::{Share, Shares};
 use super::sites::Sites;
+use super::types::{self, TypeCount, Typed};
 use super::why::Totals;
 use super::words::{self, count, counted, percent, size};
 use super::{Analysis, Sum};
@@ -47,6 +48,9 @@ pub struct Finding {
     pub sites: Vec<u32>,
     #[allow(missing_docs, reason = "said above")]
     pub burst: Vec<u32>,
+    /// Of what types the live blocks are that it is about. Absent where it is about none, or the recorder did not look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub types: Option<Vec<TypeCount>>,
 }
 
 impl Finding {
@@ -72,6 +76,8 @@ pub struct Facts<'a> {
     /// What pins arenas, and what comes of making it anew.
     pub pinning: Option<&'a Pinning>,
     pub anew: Option<Anew>,
+    /// Of what types blocks are, where the recorder looked.
+    pub typed: Option<&'a Typed>,
 }
 
 /// How many arenas there are after the survivors were made anew, and how many there would be at least if some of them were dead.
@@ -112,7 +118,7 @@ impl Facts<'_> {
             Some(frame) => format!("obmalloc why {} --site {}:{}", self.file(), words::short(&frame.file), frame.line),
             None => format!("obmalloc top {}", self.file()),
         };
-        Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new() }
+        Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new(), types: None }
     }
 
     fn file(&self) -> String {
@@ -152,6 +158,8 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         counted(facts.totals.arenas, "arena"),
         count(needed),
     );
+    let types = facts.typed.map(Typed::of_survivors);
+    text += &words::types(types.as_deref(), pinning.live.blocks);
     if let Some(burst) = &pinning.burst {
         text += &format!(
             " They were made among {} others{}, most from {}; {}.",
@@ -181,6 +189,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
     finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();
+    finding.types = types.map(|types| types::bounded(types, types::MOST));
     Some(finding)
 }
 
@@ -217,7 +226,10 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     let gain: u64 = growers.iter().map(|grower| grower.1).sum();
     let about: Vec<u32> = growers.iter().map(|grower| grower.0).collect();
     (!about.is_empty()).then(|| {
-        let text = format!(
+        let types = facts.typed.map(|typed| typed.of_sites(&about));
+        let blocks = about.iter().filter_map(|site| facts.shares.index.get(site));
+        let blocks = blocks.map(|&index| facts.shares.sites[index as usize].live.blocks).sum();
+        let mut text = format!(
             "What {} makes only grows: {} more from the first to the last of {} \"{}\" ({} a mark).",
             facts.named(&about, sites),
             size(gain),
@@ -225,7 +237,9 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             growth.name,
             size(gain / steps),
         );
-        facts.finding("grows", text, gain, &about, sites)
+        text += &words::types(types.as_deref(), blocks);
+        let types = types.map(|types| types::bounded(types, types::MOST));
+        Finding { types, ..facts.finding("grows", text, gain, &about, sites) }
     })
 }
 

@@ -6,6 +6,7 @@ use super::census::Census;
 use super::rules::Finding;
 use super::shares::{Share, Shares};
 use super::sites::{Frame, Sites};
+use super::types::{self, TypeCount, Typed};
 use crate::moments::{Mark, Outline, Sample};
 
 /// Most sites that pin an arena that are told of it.
@@ -111,6 +112,9 @@ pub struct Site {
     pub born_last: Option<u64>,
     pub raw: u64,
     pub large: u64,
+    /// Absent where the recorder did not look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub types: Option<Vec<TypeCount>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -183,8 +187,8 @@ impl Pinned {
     }
 }
 
-/// The sites that are told of.
-pub fn sites(told: &[Share], sites: &Sites) -> Vec<Site> {
+/// The sites that are told of, and of what types their blocks are, at most so many.
+pub fn sites(told: &[Share], sites: &Sites, typed: Option<&Typed>, most_types: usize) -> Vec<Site> {
     let site = |share: &Share| {
         let born = (share.live.blocks > 0).then_some(share.born);
         Site {
@@ -198,6 +202,7 @@ pub fn sites(told: &[Share], sites: &Sites) -> Vec<Site> {
             born_last: born.map(|born| born.1),
             raw: share.raw.bytes,
             large: share.large.bytes,
+            types: typed.map(|typed| types::bounded(typed.of_sites(&[share.site]), most_types)),
         }
     };
     told.iter().map(site).collect()

@@ -2,6 +2,7 @@
 
 use super::rules::WORTH;
 use super::sites::{Frame, Sites};
+use super::types::TypeCount;
 use super::why::Why;
 
 /// Bytes: `142 MiB`, `1.9 MiB`, `131 KiB`, `96 bytes`.
@@ -104,6 +105,30 @@ fn named(function: &str, file: &str, mut lines: Vec<u32>) -> String {
     format!("{function} ({file}:{})", lines.join(", "))
 }
 
+/// Most types that are named in words.
+const NAMED_TYPES: usize = 4;
+
+/// Of what types so many blocks are, as a sentence with a blank before it: ` 3,000 blocks: 1,000 `Row`, 1,000 `int`, 1,000 `str`.` Empty where no
+/// type is known.
+pub fn types(types: Option<&[TypeCount]>, blocks: u64) -> String {
+    let types = types.unwrap_or_default();
+    if types.is_empty() {
+        return String::new();
+    }
+    let name = |of: &TypeCount| of.name.strip_prefix("__main__.").unwrap_or(&of.name).replace(char::is_control, "?");
+    let (named, others) = types.split_at(types.len().min(NAMED_TYPES));
+    let mut parts: Vec<String> = named.iter().map(|of| format!("{} `{}`", count(of.blocks), name(of))).collect();
+    let sum = |types: &[TypeCount]| types.iter().map(|of| of.blocks).sum::<u64>();
+    if !others.is_empty() {
+        parts.push(format!("{} of {}", count(sum(others)), counted(others.len() as u64, "other type")));
+    }
+    let unknown = blocks.saturating_sub(sum(types));
+    if unknown > 0 {
+        parts.push(format!("{} of a type that is not known", count(unknown)));
+    }
+    format!(" {}: {}.", counted(blocks, "block"), parts.join(", "))
+}
+
 /// The answer, a line each.
 pub fn summary(why: &Why) -> Vec<String> {
     let (totals, verified) = (&why.totals, &why.verified);
@@ -134,6 +159,18 @@ pub fn summary(why: &Why) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_are_counted_and_what_is_not_known_is_said_to_be_so() {
+        let of = |name: &str, blocks| TypeCount { name: name.into(), blocks, bytes: 0 };
+        let some = [of("__main__.Row", 1000), of("int", 1000), of("a.b\nc", 2), of("list", 1), of("set", 1), of("dict", 1)];
+        assert_eq!(types(Some(&some[..2]), 2000), " 2,000 blocks: 1,000 `Row`, 1,000 `int`.");
+        assert_eq!(
+            types(Some(&some), 2010),
+            " 2,010 blocks: 1,000 `Row`, 1,000 `int`, 2 `a.b?c`, 1 `list`, 2 of 2 other types, 5 of a type that is not known."
+        );
+        assert_eq!((types(Some(&[]), 7), types(None, 7)), (String::new(), String::new()));
+    }
 
     #[test]
     fn sizes_counts_and_shares_are_short() {

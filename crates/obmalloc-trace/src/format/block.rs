@@ -3,8 +3,8 @@
 /// First bytes of every trace.
 pub const MAGIC: [u8; 8] = *b"obmtrace";
 /// The version of the format, raised whenever an older reader would misread. Version 1 has no identities in its headers and no notes after
-/// kind 4; version 2 has no stacks and no compressed blocks; version 3 has no time and no notes after kind 6. They are read, too.
-pub const VERSION: u32 = 4;
+/// kind 4; version 2 has no stacks and no compressed blocks; version 3 has no time and no notes after kind 6; version 4 has no types. They are read, too.
+pub const VERSION: u32 = 5;
 /// The oldest version that is read.
 pub(super) const OLDEST_VERSION: u32 = 1;
 /// Bytes before the header's text.

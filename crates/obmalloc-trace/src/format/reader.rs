@@ -7,6 +7,7 @@ use super::pack::Unpacker;
 use super::{Cursor, Event, STACK};
 use crate::clock::{self, Clock};
 use crate::stacks::{self, Stacks};
+use crate::types::{self, Tables, Types};
 
 /// Why a trace cannot be read (any further).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,7 @@ pub struct Reader<'a> {
     node: u64,
     stacks: Stacks,
     clock: Clock,
+    tables: Tables,
     truncated: bool,
 }
 
@@ -140,6 +142,7 @@ impl<'a> Reader<'a> {
             node: 0,
             stacks: Stacks::default(),
             clock: Clock::default(),
+            tables: Tables::default(),
             truncated: false,
         })
     }
@@ -185,6 +188,16 @@ impl<'a> Reader<'a> {
         self.node
     }
 
+    /// The types of the objects that are live at this moment, between the last event and the next. `None` where the recorder did not look.
+    ///
+    /// # Errors
+    /// When the trace cannot be read up to the next event.
+    pub fn types_here(&mut self) -> Result<Option<Types>, FormatError> {
+        self.tables.want();
+        while !self.is_at_event() && self.between()? {}
+        Ok(self.tables.take())
+    }
+
     /// Bytes of the file that have been read, and bytes in all.
     pub fn progress(&self) -> (u64, u64) {
         (self.input.at, self.input.length.max(self.input.at))
@@ -226,6 +239,7 @@ impl<'a> Reader<'a> {
         }
         self.block = Block { at, next: 0, events: head.events, left: head.events };
         (self.last, self.node, self.clock.thread) = (0, 0, 0);
+        self.tables.begin_block();
         Ok(true)
     }
 
@@ -252,6 +266,7 @@ impl<'a> Reader<'a> {
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };
         let read = match tag & 15 {
             // Older versions have no such records.
+            STACK if tag >= types::TYPES && self.version >= 5 => types::read(&mut cursor, &mut self.tables),
             STACK if tag >= clock::TIME && self.version >= 4 => clock::read(&mut cursor, &mut self.clock),
             STACK if tag < clock::TIME && self.version >= 3 => stacks::read(&mut cursor, &mut self.stacks, &mut self.node),
             _ => None,
@@ -364,6 +379,38 @@ mod tests {
             }
         }
         assert!(refused > 0);
+    }
+
+    #[test]
+    fn tables_of_types_that_are_made_up_do_no_harm() {
+        let mut state = 1u64;
+        let mut random = move |end: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % end
+        };
+        let (mut kept, mut refused) = (0, 0);
+        for _ in 0..20_000 {
+            let mut payload = Vec::new();
+            for _ in 0..1 + random(8) {
+                payload.push((types::TYPES + (random(3) << 4) as u8) | STACK);
+                // Mostly small numbers, which mean something.
+                payload.extend((0..random(5)).map(|_| if random(4) == 0 { random(256) as u8 } else { random(4) as u8 }));
+            }
+            payload.push(3 | 1 << 5);
+            let mut reader = Reader::new(trace(&payload, payload.len(), 1)).expect("a trace");
+            match reader.types_here() {
+                Ok(Some(types)) => {
+                    kept += 1;
+                    let number = types.of(random(1 << 10));
+                    assert!(number.is_none_or(|number| types.name(number).len() < 300));
+                }
+                Ok(None) => {}
+                Err(FormatError::Event(18, 0)) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(reader.count() <= 10);
+        }
+        assert!(kept > 100 && refused > 100, "{kept} {refused}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use obmalloc::Domain;
 use super::block::{BLOCK_HEADER, BlockHead};
 use super::{ARENA_ALLOC, ARENA_FREE, MAX_EVENT, NOTE, STACK, TRIM, tag};
 use crate::clock::{self, Memory};
-use crate::stacks;
+use crate::{stacks, types};
 
 /// Writes events into a block of memory that its owner provides; allocates nothing, and can be used inside an allocator.
 ///
@@ -18,6 +18,8 @@ pub struct BlockWriter<'a> {
     pub(super) last: u64,
     /// The stack of the requests that come next.
     pub(super) node: u64,
+    /// The last block whose type was told.
+    object: u64,
     pub(super) count: u32,
 }
 
@@ -29,7 +31,7 @@ impl<'a> BlockWriter<'a> {
     /// If `bytes` cannot hold the header and one event.
     pub fn new(bytes: &'a mut [u8]) -> Self {
         assert!(bytes.len() >= BLOCK_HEADER + MAX_EVENT, "a block of {} bytes holds no event", bytes.len());
-        Self { bytes, at: BLOCK_HEADER, open: 0, last: 0, node: 0, count: 0 }
+        Self { bytes, at: BLOCK_HEADER, open: 0, last: 0, node: 0, object: 0, count: 0 }
     }
 
     /// Whether the block has room for `extra` more bytes than any one event takes.
@@ -63,7 +65,7 @@ impl<'a> BlockWriter<'a> {
         }
         let head = BlockHead::new(end - BLOCK_HEADER, self.count, &self.bytes[BLOCK_HEADER..end]);
         self.bytes[..BLOCK_HEADER].copy_from_slice(&head.bytes());
-        (self.at, self.count, self.last, self.node) = (BLOCK_HEADER, 0, 0, 0);
+        (self.at, self.count, self.last, self.node, self.object) = (BLOCK_HEADER, 0, 0, 0, 0);
         &self.bytes[..end]
     }
 
@@ -312,6 +314,32 @@ impl<'a> BlockWriter<'a> {
         for bytes in [memory.anonymous, memory.file, memory.heap, memory.heap_free] {
             self.varint(bytes / 1024);
         }
+    }
+
+    /// A table of types begins.
+    pub fn types(&mut self) {
+        self.byte(STACK | types::TYPES);
+    }
+
+    /// Names the next type of the table; the block must have [room](Self::has_room) for the name.
+    pub fn type_name(&mut self, name: &[u8]) {
+        self.byte(STACK | types::TYPE);
+        self.long(name);
+    }
+
+    /// `count` blocks hold objects of the type `number`: the one at `first`, and others `apart` bytes from one to the next. Addresses and
+    /// distances are multiples of 16.
+    pub fn objects(&mut self, first: u64, number: u64, count: u64, apart: u64) {
+        self.byte(STACK | types::OBJECTS);
+        self.varint(zigzag((first.wrapping_sub(self.object) as i64) >> types::UNIT));
+        self.object = first;
+        if count == 1 {
+            return self.varint(number << 1);
+        }
+        self.varint(number << 1 | 1);
+        self.varint(count);
+        self.varint(apart >> types::UNIT);
+        self.object = first.wrapping_add(apart.wrapping_mul(count - 1));
     }
 
     /// The calls that follow are of the interpreter with this id.

@@ -4,6 +4,7 @@ use obmalloc::Domain;
 
 use super::{Ground, Replay};
 use crate::stacks::Stacks;
+use crate::types::Types;
 use crate::watch::{Seen, Watcher};
 
 /// An arena that is held.
@@ -71,6 +72,11 @@ impl<W: Watcher> Replay<W> {
     /// What has been read of Python's stacks so far; nothing where they are not kept.
     pub fn stacks(&self) -> Option<&Stacks> {
         self.segments.front().or(self.last.as_ref()).map(|reader| reader.stacks())
+    }
+
+    /// The types of the objects that are live now. `None` where the recorder did not look, or where the trace cannot be read any further.
+    pub fn types_here(&mut self) -> Option<Types> {
+        self.segments.front_mut().and_then(|reader| reader.types_here().ok()?)
     }
 
     /// The arenas that are held, in the order in which they were taken.

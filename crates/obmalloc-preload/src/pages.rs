@@ -1,5 +1,5 @@
-//! The recorder's own memory for stacks, far from where the system puts what a program asks for: so a program is given the same addresses
-//! with stacks and without.
+//! The recorder's own memory for stacks and types, far from where the system puts what a program asks for: so a program is given the same
+//! addresses with them and without.
 
 use std::ffi::c_void;
 use std::ops::{Deref, DerefMut};
@@ -19,6 +19,8 @@ pub unsafe trait Plain: Copy {}
 unsafe impl Plain for u16 {}
 // SAFETY: numbers.
 unsafe impl Plain for u8 {}
+// SAFETY: numbers.
+unsafe impl Plain for u64 {}
 
 /// A slice in pages of its own, zeroed to begin with.
 pub struct Pages<T: Plain> {

@@ -1,7 +1,7 @@
 //! Tables from three numbers to one: the tree of stacks by parent, code object and instruction; code objects by address; what has been
-//! described by its hash.
+//! described by its hash; types by address.
 
-use super::pages::{Pages, Plain};
+use crate::pages::{Pages, Plain};
 
 pub type Key = [u32; 3];
 

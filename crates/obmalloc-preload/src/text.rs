@@ -1,0 +1,69 @@
+//! CPython's texts, read without memory of one's own and without asking CPython for any.
+
+use crate::python::{Object, Objects, symbol};
+use std::ptr::read;
+
+/// Most characters of a text; the rest is cut off.
+const MOST: usize = 200;
+/// Most bytes of a text.
+pub const MOST_BYTES: usize = 4 * MOST;
+/// Where an object has its type.
+const TYPE: usize = 8;
+
+/// The type of an object.
+///
+/// # Safety
+/// It is an object.
+pub unsafe fn type_of(object: Object) -> Object {
+    // SAFETY: every object has its type there.
+    unsafe { read(object.byte_add(TYPE).cast::<Object>()) }
+}
+
+/// The beginning of a text.
+pub struct Text {
+    bytes: [u8; MOST_BYTES],
+    length: usize,
+}
+
+impl Text {
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    }
+
+    pub fn is(&self, text: &str) -> bool {
+        self.as_str() == text
+    }
+}
+
+/// What texts are read with.
+#[derive(Clone, Copy)]
+pub struct Texts {
+    pub python: Objects,
+    text: Object,
+}
+
+impl Texts {
+    /// `None` when this CPython does not show what is needed.
+    pub fn find(python: &Objects) -> Option<Self> {
+        Some(Self { python: *python, text: symbol(c"PyUnicode_Type")? })
+    }
+
+    /// The text that an object is, as far as it fits; nothing when it is no text. Takes no memory.
+    ///
+    /// # Safety
+    /// The GIL is held, and it is an object.
+    pub unsafe fn of(&self, object: Object) -> Option<Text> {
+        // SAFETY: the caller's promise; every character that is read is there.
+        unsafe {
+            if (self.python.is_subtype)(type_of(object), self.text) == 0 {
+                return None;
+            }
+            let mut text = Text { bytes: [0; MOST_BYTES], length: 0 };
+            for at in 0..(self.python.text_length)(object).min(MOST as isize) {
+                let char = char::from_u32((self.python.char_at)(object, at)).unwrap_or(char::REPLACEMENT_CHARACTER);
+                text.length += char.encode_utf8(&mut text.bytes[text.length..]).len();
+            }
+            Some(text)
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What a type is called: `module.qualname`, as the type object has it.
+
+use super::{DICT, DictNext, FLAGS, HEAP_TYPE, NAME, word};
+use crate::python::{Object, symbol};
+use crate::text::{MOST_BYTES, Text, Texts};
+use std::ffi::{CStr, c_char};
+use std::ptr::null_mut;
+
+/// Most bytes of a name.
+pub const MOST_NAME: usize = 2 * MOST_BYTES + 1;
+
+/// `PyType_GetQualName`
+type GetQualName = unsafe extern "C" fn(Object) -> Object;
+
+/// How a release has the qualified name of a type that Python code made.
+#[derive(Clone, Copy)]
+pub enum Names {
+    /// `ht_qualname`, so far into the type object.
+    At(usize),
+    /// `PyType_GetQualName`, which gives a new reference to that.
+    Asked(GetQualName),
+}
+
+/// A name, in memory of its own.
+pub struct Name {
+    bytes: [u8; MOST_NAME],
+    length: usize,
+}
+
+impl Name {
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    fn put(&mut self, more: &[u8]) {
+        let room = &mut self.bytes[self.length..];
+        let count = more.len().min(room.len());
+        room[..count].copy_from_slice(&more[..count]);
+        self.length += count;
+    }
+}
+
+impl Names {
+    /// `None` when this CPython does not show them.
+    pub fn find(minor: u32) -> Option<Self> {
+        match minor {
+            8 => Some(Self::At(864)),
+            9 => Some(Self::At(856)),
+            10 => Some(Self::At(864)),
+            // SAFETY: the function of that name.
+            _ => symbol(c"PyType_GetQualName").map(|at| Self::Asked(unsafe { std::mem::transmute::<Object, GetQualName>(at) })),
+        }
+    }
+
+    /// The name of a type. Empty when it has none that can be read.
+    ///
+    /// # Safety
+    /// It is a type object, and the GIL is held.
+    pub unsafe fn of(self, kind: usize, texts: &Texts, dict_next: DictNext) -> Name {
+        let mut name = Name { bytes: [0; MOST_NAME], length: 0 };
+        // SAFETY: the caller's promise. A type that C code made has its name in memory that stays; its module is part of it.
+        unsafe {
+            if word(kind + FLAGS) & HEAP_TYPE == 0 {
+                let text = CStr::from_ptr(word(kind + NAME) as *const c_char);
+                name.put(text.to_bytes());
+                return name;
+            }
+            let Some(qualified) = self.qualified(kind, texts) else { return name };
+            if let Some(module) = module(kind, texts, dict_next).filter(|module| !module.is("builtins")) {
+                name.put(module.as_str().as_bytes());
+                name.put(b".");
+            }
+            name.put(qualified.as_str().as_bytes());
+        }
+        name
+    }
+
+    /// # Safety
+    /// As of [`of`](Self::of), for a type that has one.
+    unsafe fn qualified(self, kind: usize, texts: &Texts) -> Option<Text> {
+        // SAFETY: the caller's promise. The type keeps its name, so the reference that is given back is not the last one.
+        unsafe {
+            match self {
+                Self::At(offset) => texts.of(word(kind + offset) as Object),
+                Self::Asked(ask) => {
+                    let object = ask(kind as Object);
+                    if object.is_null() {
+                        return None;
+                    }
+                    let text = texts.of(object);
+                    (texts.python.dec_ref)(object);
+                    text
+                }
+            }
+        }
+    }
+}
+
+/// What a type's dict has as its `__module__`.
+///
+/// # Safety
+/// As of [`Names::of`].
+unsafe fn module(kind: usize, texts: &Texts, dict_next: DictNext) -> Option<Text> {
+    // SAFETY: the caller's promise; the dict is not changed meanwhile.
+    unsafe {
+        let dict = word(kind + DICT) as Object;
+        if dict.is_null() {
+            return None;
+        }
+        let (mut at, mut key, mut value) = (0, null_mut(), null_mut());
+        while dict_next(dict, &raw mut at, &raw mut key, &raw mut value) != 0 {
+            if texts.of(key).is_some_and(|key| key.is("__module__")) {
+                return texts.of(value);
+            }
+        }
+        None
+    }
+}
