@@ -92,7 +92,7 @@ impl Watcher for UntilNote {
 }
 
 #[test]
-fn watcher_can_end_a_replay_whoever_else_looks_on() {
+fn watcher_can_end_a_replay_that_others_watch_too() {
     let trace = || {
         let mut memory = vec![0; 4096];
         let mut block = BlockWriter::new(&mut memory);

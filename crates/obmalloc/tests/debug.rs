@@ -501,7 +501,7 @@ fn memory_that_is_given_for_something_else_was_not_written_to_after_free() {
 }
 
 #[test]
-fn a_link_that_somebody_wrote_over_is_not_followed() {
+fn a_link_that_was_written_over_is_not_followed() {
     for link in [0x10usize, usize::MAX, 1 << 46, 0xdddd_dddd_dddd_dddd] {
         let heap = heap(&profile::V3_13);
         let blocks: Vec<_> = (0..4).map(|_| live(&heap, Domain::Obj, 40)).collect();

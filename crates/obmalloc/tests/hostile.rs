@@ -240,7 +240,7 @@ fn nothing_can_be_done_with_an_object_whose_items_go_while_it_shrinks() {
 }
 
 #[test]
-fn block_that_is_to_become_an_object_is_nobodys_until_then() {
+fn block_that_is_to_become_an_object_cannot_be_freed_until_then() {
     for profile in profile::ALL {
         let s = scene(profile, HookSet::default());
         let wrapper = Wrapper::put_in(&s.heap, Domain::Obj, 0);

@@ -323,7 +323,7 @@ fn misuse_is_a_fault() {
 }
 
 #[test]
-fn what_a_type_keeps_for_its_next_object_is_nobody_elses() {
+fn what_a_type_keeps_for_its_next_object_cannot_be_used() {
     for gc in [false, true] {
         let s = scene_with(&profile::V3_13, |spec| (spec.free_list, spec.gc) = (1, gc));
         let object = s.node(1);

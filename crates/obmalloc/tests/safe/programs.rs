@@ -140,7 +140,7 @@ fn type_of_another_heap_or_of_weak_references_makes_no_object() {
 }
 
 #[test]
-fn weak_reference_that_is_going_is_nobodys_when_its_callback_is_dropped() {
+fn weak_reference_that_is_going_cannot_be_used_when_its_callback_is_dropped() {
     thread_local! {
         static HEAP: RefCell<Option<(Rc<ObjectHeap>, usize)>> = const { RefCell::new(None) };
         static TOLD: Cell<u32> = const { Cell::new(0) };
