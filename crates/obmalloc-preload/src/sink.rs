@@ -142,6 +142,10 @@ pub fn tell_time() {
 /// Marks this moment, and writes the types that live objects have, if `look` finds them. It is called after memory was sampled, because it
 /// takes some, and without the lock. This thread is not inside C's `malloc`.
 pub fn mark<'a>(name: &str, look: impl FnOnce() -> Option<Found<'a>>) {
+    // A forked process may have made no event yet.
+    if !lock().make_file() {
+        return;
+    }
     sample();
     let found = look();
     let mut state = lock();

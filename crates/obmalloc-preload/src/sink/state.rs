@@ -308,6 +308,14 @@ impl State {
         false
     }
 
+    /// Makes the trace file where there is none yet. Says `false` when nothing can be recorded.
+    pub fn make_file(&mut self) -> bool {
+        let errno = Errno::save();
+        let is_made = self.is_open() || self.open();
+        errno.restore();
+        is_made
+    }
+
     /// Makes the trace file and writes its head. Says `false` when that cannot be done.
     pub fn open(&mut self) -> bool {
         let File::Unopened { parent } = &mut self.file else { return false };

@@ -19,12 +19,11 @@ pub enum Root {
     Runtime(usize),
 }
 
-/// Bytes from one list's head to the next: two links and two ints.
+/// Bytes of a head's two links, and from one list's head to the next: two ints more.
+const HEAD: usize = 16;
 const STRIDE: usize = 24;
 /// Lists that lie one behind the other.
 const GENERATIONS: usize = 3;
-/// Where the list of frozen objects can be, after the first of the others: behind the address of that one, or at once.
-const PERMANENT: [usize; 2] = [GENERATIONS * STRIDE + 8, GENERATIONS * STRIDE];
 /// Bytes that are searched at most, and read at once.
 const MOST: usize = 1 << 20;
 const PIECE: usize = 4096;
@@ -41,9 +40,13 @@ fn link(word: usize) -> usize {
     word & !3
 }
 
+/// What the address of a head is a multiple of. GCC 16 puts those of 3.13.18 at odd multiples: links have two bits for flags, and no more is
+/// promised.
+const ALIGNMENT: usize = 4;
+
 /// Whether this can be a node's address.
 fn is_node(node: usize) -> bool {
-    node > PIECE && node.is_multiple_of(8)
+    node > PIECE && node.is_multiple_of(ALIGNMENT)
 }
 
 /// Whether there is a list's head here.
@@ -114,7 +117,9 @@ impl Root {
         }
         let first = root + offset;
         let mut heads = [first, first + STRIDE, first + 2 * STRIDE, 0];
-        heads[GENERATIONS] = PERMANENT.iter().map(|beyond| first + beyond).find(|&at| is_head(at)).unwrap_or(0);
+        // That of the frozen objects stands behind an address (`generation0`), or at once.
+        let end = first + GENERATIONS * STRIDE;
+        heads[GENERATIONS] = [end.next_multiple_of(8) + 8, end].into_iter().find(|&at| is_head(at)).unwrap_or(0);
         Some(heads)
     }
 }
@@ -124,15 +129,17 @@ fn search(root: usize) -> Option<usize> {
     let mut at = 0;
     while at < MOST {
         let piece: [u8; PIECE] = peek::peek(root + at)?;
-        let words = piece.as_chunks::<8>().0;
         // Most words are no addresses, which is seen without the system's help.
-        let may_be = |index: usize| [0, 1].into_iter().all(|further| is_node(link(usize::from_ne_bytes(words[index + further]))));
-        let found = (0..words.len() - 1).find(|&index| may_be(index) && are_heads(root + at + 8 * index));
-        if let Some(index) = found {
-            return Some(at + 8 * index);
+        let may_be = |place: &usize| {
+            let words = piece[*place..].as_chunks::<8>().0;
+            [words[0], words[1]].into_iter().all(|bytes| is_node(link(usize::from_ne_bytes(bytes))))
+        };
+        let found = (0..=PIECE - HEAD).step_by(ALIGNMENT).filter(may_be).find(|&place| are_heads(root + at + place));
+        if let Some(place) = found {
+            return Some(at + place);
         }
-        // The last word of a piece can be the first of a head.
-        at += PIECE - 8;
+        // A head can lie in two pieces.
+        at += PIECE - HEAD + ALIGNMENT;
     }
     None
 }
@@ -159,39 +166,41 @@ mod tests {
     /// A node's links: two words, and room for an object's first two.
     type Node = [usize; 4];
 
-    /// Three lists of so many nodes each, behind `before` words. Gives the words, of which the heads are some, and the nodes.
-    fn planted(before: usize, counts: [usize; 3]) -> (Vec<usize>, Vec<Node>) {
-        let mut words = vec![7usize; before + 9 + 1024];
+    /// Three lists of so many nodes each, behind `before` halves of words. Gives the halves, of which the heads are some, and the nodes.
+    fn planted(before: usize, counts: [usize; 3]) -> (Vec<u32>, Vec<Node>) {
+        let mut halves = vec![7u32; before + 18 + 2048];
         let mut nodes: Vec<Node> = vec![[0; 4]; counts.iter().sum()];
         let mut rest = &mut nodes[..];
         for (number, count) in counts.into_iter().enumerate() {
             let (of_list, others) = rest.split_at_mut(count);
             rest = others;
-            let at = before + 3 * number;
-            let head = words[at..].as_ptr() as usize;
+            let at = before + number * STRIDE / 4;
+            let head = halves[at..].as_ptr() as usize;
             let addresses: Vec<usize> =
                 [head].into_iter().chain(of_list.iter().map(|node| node.as_ptr() as usize)).chain([head]).collect();
             for (node, around) in of_list.iter_mut().zip(addresses.windows(3)) {
                 *node = [around[2], around[0], 1, 2];
             }
-            (words[at], words[at + 1]) = (addresses[1], addresses[count]);
+            for (at, link) in [(at, addresses[1]), (at + 2, addresses[count])] {
+                (halves[at], halves[at + 1]) = (link as u32, (link >> 32) as u32);
+            }
         }
-        (words, nodes)
+        (halves, nodes)
     }
 
     #[test]
     fn lists_are_found_by_how_they_look() {
-        for before in [1, 5, 509, 510, 511, 512, 1100] {
+        for before in [2, 10, 11, 1018, 1019, 1020, 1021, 1022, 1023, 1024, 2200] {
             for counts in [[0, 0, 1], [3, 1, 0], [0, 0, 0]] {
                 let mut planted = planted(before, counts);
                 let root = planted.0.as_ptr() as usize;
-                assert_eq!(search(root), Some(8 * before), "{before} {counts:?}");
+                assert_eq!(search(root), Some(4 * before), "{before} {counts:?}");
                 let mut seen = 0;
                 // SAFETY: it was planted as a list.
-                (0..3).for_each(|number| unsafe { each(root + 8 * before + number * STRIDE, |_| seen += 1) });
+                (0..3).for_each(|number| unsafe { each(root + 4 * before + number * STRIDE, |_| seen += 1) });
                 assert_eq!(seen, counts.iter().sum::<usize>());
-                planted.0[before + 4] ^= 16;
-                assert!(!are_heads(root + 8 * before));
+                planted.0[before + 8] ^= 16;
+                assert!(!are_heads(root + 4 * before));
             }
         }
     }

@@ -72,6 +72,7 @@ struct Known {
     dict_next: DictNext,
     /// Addresses of types.
     dict: usize,
+    frozenset: usize,
     code: usize,
     kind: usize,
     /// The flags of a type whose objects have two words more before them.
@@ -96,14 +97,14 @@ fn micros() -> u64 {
     time_of(libc::CLOCK_MONOTONIC)
 }
 
-/// A word of memory that is there.
+/// A word of memory that is there, at any address.
 ///
 /// # Safety
 /// It is.
 #[inline(always)]
 unsafe fn word(address: usize) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { std::ptr::read(address as *const usize) }
+    unsafe { std::ptr::read_unaligned(address as *const usize) }
 }
 
 /// Looks up what is needed in a CPython of this version. Called once, by the constructor, if types are wanted.
@@ -125,6 +126,7 @@ impl Known {
             // SAFETY: the function of that name.
             dict_next: unsafe { std::mem::transmute::<Object, DictNext>(symbol(c"PyDict_Next")?) },
             dict: address(c"PyDict_Type")?,
+            frozenset: address(c"PyFrozenSet_Type")?,
             code: address(c"PyCode_Type")?,
             kind: address(c"PyType_Type")?,
             pre_header: if minor >= 11 { PRE_HEADER } else { 0 },
