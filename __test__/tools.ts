@@ -17,6 +17,9 @@ const built = new URL(`../npm/${platform}/`, import.meta.url)
 /** The file of the platform's own binding. */
 export const addon = fileURLToPath(new URL(`obmalloc.${platform}.node`, built))
 
+/** Whether the tests run with the binding in WebAssembly. */
+export const isWasm = process.env['OBMALLOC_BINDING'] === 'wasm'
+
 /** Whether what is loaded into CPythons has been built for this platform. */
 export const canRecord = existsSync(new URL('libobmalloc_preload.so', built))
 
