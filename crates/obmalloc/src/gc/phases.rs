@@ -60,7 +60,9 @@ impl ObjectHeap {
                 // `%.4f`. Code that writes any float is a part in thirty of the module in WebAssembly, and nothing else here writes one.
                 let ten_thousandths = ((os::seconds() - began) * 1e4 + 0.5) as u64;
                 let (seconds, digits) = (ten_thousandths / 10_000, ten_thousandths % 10_000);
-                self.say(&format!("gc: done, {all} unreachable, {uncollectable} uncollectable, {seconds}.{digits:04}s elapsed\n"));
+                self.say(&format!(
+                    "gc: done, {all} unreachable, {uncollectable} uncollectable, {seconds}.{digits:04}s elapsed\n"
+                ));
             }
         };
         if self.rules.algorithm == Algorithm::Generational {
