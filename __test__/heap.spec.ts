@@ -1,4 +1,3 @@
-import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
 import test from 'ava'
@@ -9,7 +8,7 @@ import { Heap, type Release } from 'obmalloc'
 import { releases, some } from './tools.ts'
 
 /** Bytes of this process that are resident. */
-const residentBytes = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
+const residentBytes = (): number => process.memoryUsage.rss()
 
 test('ES modules and CommonJS have the same classes', (t) => {
   const cjs = createRequire(import.meta.url)('obmalloc') as typeof esm
