@@ -189,14 +189,7 @@ test('calls reach a wrapper as they were made', (t) => {
   heap.mem.free(heap.mem.realloc(block, 50))
   heap.mem.free(heap.mem.calloc(3, 4))
   heap.mem.free(null)
-  t.deepEqual(calls, [
-    'realloc null 5',
-    'realloc block 50',
-    'free',
-    'calloc 3 4',
-    'free',
-    'free null',
-  ])
+  t.deepEqual(calls, ['realloc null 5', 'realloc block 50', 'free', 'calloc 3 4', 'free', 'free null'])
   const own = heap.getAllocator('obj')
   heap.setAllocator('obj', { ...own, free: (address) => t.is(address, null) })
   heap.obj.free(null)
