@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
 import test from 'ava'
@@ -8,7 +9,7 @@ import { Heap, type Release } from 'obmalloc'
 import { releases, some } from './tools.ts'
 
 /** Bytes of this process that are resident. */
-const residentBytes = (): number => process.memoryUsage.rss()
+const residentBytes = (): number => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
 
 test('ES modules and CommonJS have the same classes', (t) => {
   const cjs = createRequire(import.meta.url)('obmalloc') as typeof esm
