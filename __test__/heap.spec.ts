@@ -9,7 +9,7 @@ import { Heap, type Release } from 'obmalloc'
 import { releases, some } from './tools.ts'
 
 /** Bytes of this process that are resident. */
-const residentBytes = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
+const residentBytes = (): number => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
 
 test('ES modules and CommonJS have the same classes', (t) => {
   const cjs = createRequire(import.meta.url)('obmalloc') as typeof esm

@@ -7,7 +7,7 @@ import { Worker } from 'node:worker_threads'
 import test from 'ava'
 import { Heap, type Address, type Allocator, type Domain, type ObjectType } from 'obmalloc'
 
-import { codeOf, collectUntil, releases, some, transfer } from './tools.ts'
+import { addon, codeOf, collectUntil, releases, some, transfer } from './tools.ts'
 
 /** Each kind of number: how wide it is, how the domain reads and writes it, how JavaScript does, and values on the edge and beyond. */
 const kinds = [
@@ -385,9 +385,8 @@ test('an address that is nearly one, or looks like one, is none', (t) => {
 /** The package, over a binding that counts calls that read or write. */
 function counting(): { package_: { Heap: typeof Heap }; calls: () => number } {
   const require = createRequire(import.meta.url)
-  const path = require.resolve('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node')
-  const real = require(path) as { bind(): Record<string, Record<string, (...args: unknown[]) => unknown>> }
-  const loaded = require.cache[path]!
+  const real = require(addon) as { bind(): Record<string, Record<string, (...args: unknown[]) => unknown>> }
+  const loaded = require.cache[addon]!
   const own = Object.keys(require.cache).filter((file) => file.includes('/dist/'))
   for (const file of own) delete require.cache[file]
   let calls = 0
@@ -401,9 +400,9 @@ function counting(): { package_: { Heap: typeof Heap }; calls: () => number } {
     const bound = real.bind()
     return { ...bound, raw: counted(bound['raw']!), mem: counted(bound['mem']!), obj: counted(bound['obj']!) }
   }
-  require.cache[path] = { ...loaded, exports: { bind } } as NodeJS.Module
+  require.cache[addon] = { ...loaded, exports: { bind } } as NodeJS.Module
   const package_ = require('../dist/index.js') as { Heap: typeof Heap }
-  require.cache[path] = loaded
+  require.cache[addon] = loaded
   for (const file of Object.keys(require.cache)) if (file.includes('/dist/')) delete require.cache[file]
   return { package_, calls: () => calls }
 }

@@ -8,7 +8,7 @@ import test from 'ava'
 
 import type * as obmalloc from 'obmalloc'
 
-import { buildInjected, codeOf, collectUntil } from './tools.ts'
+import { addon, buildInjected, codeOf, collectUntil } from './tools.ts'
 
 interface Injected {
   /** Names of entry points, each on a line. */
@@ -63,10 +63,14 @@ function functions(native: Injected, bound: Functions): Array<[name: string, cal
 /** The package, over the binding with panics. */
 function packageOver(native: Injected): typeof obmalloc {
   const require = createRequire(import.meta.url)
-  const path = require.resolve('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node')
-  const loaded = require.cache[path]
+  const loaded = require.cache[addon]
   for (const file of Object.keys(require.cache)) if (file.includes('/dist/')) delete require.cache[file]
-  require.cache[path] = Object.assign(Object.create(loaded ?? null), { id: path, filename: path, loaded: true, exports: native })
+  require.cache[addon] = Object.assign(Object.create(loaded ?? null), {
+    id: addon,
+    filename: addon,
+    loaded: true,
+    exports: native,
+  })
   return require('../dist/index.js') as typeof obmalloc
 }
 

@@ -7,6 +7,8 @@ import { join } from 'node:path'
 
 import test from 'ava'
 
+import { addon } from './tools.ts'
+
 const cwd = new URL('..', import.meta.url)
 const expected = `collected 1000 finalized 1000 left 0
 MemoryFault ERR_WRONG_DOMAIN
@@ -50,13 +52,13 @@ withCompiler('an engine without outside buffers refuses views, and gives all the
   const source = new URL('runtimes/refusing.c', import.meta.url).pathname
   t.is(spawnSync('cc', ['-shared', '-fPIC', '-o', refusing, source], { stdio: 'inherit' }).status, 0)
   // What the executable exports comes before all that is loaded, so the addon has to ask for another name.
-  const addon = readFileSync(new URL('npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node', cwd))
+  const binding = readFileSync(addon)
   const name = 'napi_create_external_arraybuffer\0'
-  t.true(addon.includes(name))
-  for (let at = addon.indexOf(name); at >= 0; at = addon.indexOf(name, at + 1))
-    addon.write(name.replace('external', 'refusing'), at)
+  t.true(binding.includes(name))
+  for (let at = binding.indexOf(name); at >= 0; at = binding.indexOf(name, at + 1))
+    binding.write(name.replace('external', 'refusing'), at)
   const copy = join(folder, 'refused.node')
-  writeFileSync(copy, addon)
+  writeFileSync(copy, binding)
   const { status, stdout, stderr } = spawnSync(process.execPath, ['--expose-gc', '__test__/runtimes/refused.cjs', copy], {
     cwd,
     env: { ...process.env, LD_PRELOAD: refusing },

@@ -1,12 +1,27 @@
 /** What several tests need. */
 
 import { execFile } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { setImmediate as turn } from 'node:timers/promises'
 import { runInNewContext } from 'node:vm'
 
 import type { Address, ArenaAllocator, Heap, Release } from 'obmalloc'
+
+import { platform } from '../dist/platform.js'
+
+const built = new URL(`../npm/${platform}/`, import.meta.url)
+
+/** The file of the platform's own binding. */
+export const addon = fileURLToPath(new URL(`obmalloc.${platform}.node`, built))
+
+/** Whether the tests run with the binding in WebAssembly. */
+export const isWasm = process.env['OBMALLOC_BINDING'] === 'wasm'
+
+/** Whether what is loaded into CPythons has been built for this platform. */
+export const canRecord = existsSync(new URL('libobmalloc_preload.so', built))
 
 export const releases: Release[] = ['3.8', '3.9', '3.10', '3.11', '3.12', '3.13', '3.14.0', '3.14', '3.15']
 
@@ -66,8 +81,10 @@ export function arenasFrom(heap: Heap): ArenaAllocator & { held: Set<Address>; c
   }
 }
 
-/** Builds the binding with the feature `panics`: where it is. */
+/** Builds the binding with the feature `panics`: where it is. `OBMALLOC_INJECTED` names one that is built, for a platform other than the compiler's. */
 export async function buildInjected(): Promise<string> {
+  const built = process.env['OBMALLOC_INJECTED']
+  if (built) return built
   const build = ['build', '--quiet', '-p', 'obmalloc-node', '--features', 'panics', '--message-format=json']
   const { stdout } = await promisify(execFile)('cargo', build, { cwd: new URL('..', import.meta.url), maxBuffer: 1 << 28 })
   const artifacts = stdout

@@ -1,10 +1,14 @@
 /** The binding in WebAssembly: everything but views and traces is as with the native one. */
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
+
+import { libcOf } from '../dist/platform.js'
 
 const cwd = fileURLToPath(new URL('..', import.meta.url))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
@@ -84,6 +88,40 @@ test('another word in OBMALLOC_BINDING is refused', (t) => {
   const { status, stderr } = run('other', '-e', "require('.')")
   t.is(status, 1)
   t.regex(stderr, /RangeError: expected OBMALLOC_BINDING to be native or wasm, got other\n/)
+})
+
+/** An executable, as far as it says what loads it. */
+function executable(interpreter: string): Buffer {
+  const file = Buffer.alloc(64 + 56)
+  // One program header, behind the file's own: PT_INTERP, which names bytes behind both.
+  file.writeBigUInt64LE(64n, 32)
+  file.writeUInt16LE(56, 54)
+  file.writeUInt16LE(1, 56)
+  file.writeUInt32LE(3, 64)
+  file.writeBigUInt64LE(BigInt(file.length), 64 + 8)
+  file.writeBigUInt64LE(BigInt(interpreter.length), 64 + 32)
+  return Buffer.concat([file, Buffer.from(interpreter)])
+}
+
+test('the package is the one for the C library of the executable, whatever else the system has', (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-platform-'))
+  t.teardown(() => rmSync(folder, { recursive: true }))
+  const chosen = (name: string, bytes: string | Buffer) => {
+    writeFileSync(join(folder, name), bytes)
+    return libcOf(join(folder, name))
+  }
+  t.is(chosen('alpine', executable('/lib/ld-musl-x86_64.so.1\0')), '-musl')
+  t.is(chosen('arm', executable('/lib/ld-musl-aarch64.so.1\0')), '-musl')
+  t.is(chosen('debian', executable('/lib64/ld-linux-x86-64.so.2\0')), '-gnu')
+  // musl's loader, started with a program as its argument, is the executable then.
+  const loader = executable('')
+  loader.writeUInt32LE(1, 64)
+  t.is(chosen('ld-musl-x86_64.so.1', loader), '-musl')
+  t.is(chosen('script', '#!/bin/sh\n'), '-gnu')
+  t.is(chosen('empty', ''), '-gnu')
+  t.is(libcOf(join(folder, 'none')), '-gnu')
+  const { header } = process.report.getReport() as { header: { glibcVersionRuntime?: string } }
+  if (process.platform === 'linux') t.is(libcOf(process.execPath), header.glibcVersionRuntime === undefined ? '-musl' : '-gnu')
 })
 
 test('what needs Linux says so elsewhere', (t) => {

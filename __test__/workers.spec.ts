@@ -15,6 +15,8 @@ import test from 'ava'
 import type * as obmalloc from 'obmalloc'
 import { Heap, type Address } from 'obmalloc'
 
+import { addon } from './tools.ts'
+
 /** How many workers are ended; `OBMALLOC_WORKERS=1000` takes a few minutes. */
 const count = Number(process.env['OBMALLOC_WORKERS'] ?? 60)
 
@@ -307,17 +309,16 @@ test.serial('memory that was to be given back when the time of a script was over
 function loadAgain(binding?: string): typeof obmalloc {
   const require = createRequire(import.meta.url)
   for (const file of Object.keys(require.cache)) if (file.includes('/dist/')) delete require.cache[file]
-  const path = require.resolve('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node')
-  const loaded = require.cache[path]
+  const loaded = require.cache[addon]
   if (binding) {
     const module = { exports: {} }
     process.dlopen(module, binding)
-    require.cache[path] = Object.assign(Object.create(loaded ?? null), { id: path, filename: path, loaded: true, ...module })
+    require.cache[addon] = Object.assign(Object.create(loaded ?? null), { id: addon, filename: addon, loaded: true, ...module })
   }
   try {
     return require('../dist/index.js') as typeof obmalloc
   } finally {
-    if (binding && loaded) require.cache[path] = loaded
+    if (binding && loaded) require.cache[addon] = loaded
   }
 }
 
@@ -325,7 +326,7 @@ test.serial('two copies of the addon, and two of the face, know nothing of each 
   const folder = await mkdtemp(join(tmpdir(), 'obmalloc-copies-'))
   t.teardown(() => rm(folder, { recursive: true }))
   const copy = join(folder, 'copy.node')
-  await copyFile(new URL('../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node', import.meta.url), copy)
+  await copyFile(addon, copy)
   const faces = [loadAgain(), loadAgain(), loadAgain(copy)]
   const heaps = faces.map(({ Heap }) => new Heap())
   t.is(new Set(faces.map(({ Heap }) => Heap)).size, 3)

@@ -1,6 +1,7 @@
 /** Which platform this is, and what there is for it. */
 
-import { readFileSync } from 'node:fs'
+import { Buffer } from 'node:buffer'
+import { closeSync, openSync, readSync } from 'node:fs'
 import process from 'node:process'
 
 /** The platforms that there are packages for, by what Rust calls each. */
@@ -15,10 +16,35 @@ export const TARGETS: Readonly<Record<string, string>> = {
 
 export const PLATFORMS: readonly string[] = Object.values(TARGETS)
 
-/** The C library of a Linux, as its `ldd` names it: the one with which almost every Linux comes, unless it is musl. */
-function libc(): string {
+/** The program that loads an executable of 64 bits and its libraries, as the executable names it; null where it names none. */
+function interpreterOf(executable: string): string | null {
+  const file = openSync(executable, 'r')
   try {
-    return readFileSync('/usr/bin/ldd', 'utf8').includes('musl') ? '-musl' : '-gnu'
+    const read = (at: number, size: number) => {
+      const bytes = Buffer.alloc(size)
+      return bytes.subarray(0, readSync(file, bytes, 0, size, at))
+    }
+    // Offsets are those of ELF's Elf64_Ehdr and Elf64_Phdr.
+    const [header, PT_INTERP] = [read(0, 64), 3]
+    const [begin, size, count] = [Number(header.readBigUInt64LE(32)), header.readUInt16LE(54), header.readUInt16LE(56)]
+    for (let index = 0; index < count; index++) {
+      const entry = read(begin + index * size, size)
+      if (entry.readUInt32LE(0) === PT_INTERP)
+        return read(Number(entry.readBigUInt64LE(8)), Number(entry.readBigUInt64LE(32))).toString('latin1')
+    }
+    return null
+  } finally {
+    closeSync(file)
+  }
+}
+
+/**
+ * The C library that a Linux's executable uses, which need not be the system's: `-musl`, or `-gnu` if it cannot be told. What names no interpreter
+ * is itself one, started with a program as its argument.
+ */
+export function libcOf(executable: string): '-gnu' | '-musl' {
+  try {
+    return (interpreterOf(executable) ?? executable).includes('musl') ? '-musl' : '-gnu'
   } catch {
     return '-gnu'
   }
@@ -26,7 +52,7 @@ function libc(): string {
 
 /** What a platform's package is called after, as napi-rs names it. */
 function named(system: string, processor: string): string {
-  const variant = system === 'linux' ? libc() : system === 'win32' ? '-msvc' : ''
+  const variant = system === 'linux' ? libcOf(process.execPath) : system === 'win32' ? '-msvc' : ''
   return `${system}-${processor}${variant}`
 }
 

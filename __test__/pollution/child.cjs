@@ -13,7 +13,8 @@ const [, , addon, ...sources] = process.argv
 const module_ = { exports: {} }
 process.dlopen(module_, addon)
 const binding = module_.exports
-const path = require.resolve('../../npm/linux-x64-gnu/obmalloc.linux-x64-gnu.node')
+const { platform } = require('../../dist/platform.js')
+const path = require.resolve(`../../npm/${platform}/obmalloc.${platform}.node`)
 require.cache[path] = Object.assign(new (require('node:module').Module)(path), { filename: path, loaded: true, exports: binding })
 const { Heap } = require('../../dist/index.js')
 

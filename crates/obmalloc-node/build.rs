@@ -1,7 +1,10 @@
 //! Link arguments of a Node.js addon.
 
 fn main() {
-    napi_build::setup();
+    // With dlltool's libraries, napi-build wants a library of Node.js's, of which this needs nothing.
+    if std::env::var("TARGET").is_ok_and(|target| target != "x86_64-pc-windows-gnu") {
+        napi_build::setup();
+    }
     if std::env::var("CARGO_CFG_TARGET_FAMILY").is_ok_and(|family| family == "wasm") {
         // The functions that JavaScript calls are called through the table.
         println!("cargo:rustc-cdylib-link-arg=--export-table");

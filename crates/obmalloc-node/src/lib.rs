@@ -36,6 +36,13 @@ use shell::{Table, export};
 /// Called by Node.js only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sys::napi_value) -> sys::napi_value {
+    #[cfg(windows)]
+    {
+        // Windows links no functions of an executable that is not known: they are looked up in the one that runs, before any is called.
+        static NODE_API: std::sync::Once = std::sync::Once::new();
+        // SAFETY: one thread writes the functions' addresses, and others wait for it. The executable stays.
+        NODE_API.call_once(|| std::mem::forget(unsafe { sys::setup() }));
+    }
     // SAFETY: Node.js calls this on the environment's own thread.
     let env = unsafe { Env::new(env) };
     // What could not be added is not there, and the face says that the binding is not whole.
@@ -80,7 +87,7 @@ fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
 
 /// Makes the C library give unused memory back to the system (`malloc_trim`), for tests that look at what is left.
 fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
             fn malloc_trim(pad: usize) -> std::ffi::c_int;

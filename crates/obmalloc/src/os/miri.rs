@@ -10,6 +10,7 @@ pub(crate) use libc::{calloc, free, malloc, realloc};
 use super::Thread;
 
 pub(crate) const REGION_SIZE: usize = 16 << 20;
+pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 pub(crate) const BLOCKS_IN_PIECES: bool = true;
 
@@ -20,6 +21,16 @@ fn layout(size: usize) -> Option<Layout> {
 pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     // SAFETY: the layout is not empty.
     layout(size).and_then(|layout| NonNull::new(unsafe { alloc::alloc::alloc_zeroed(layout) }))
+}
+
+pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
+    map(size)
+}
+
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
+    true
 }
 
 /// # Safety

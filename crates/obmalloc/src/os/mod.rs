@@ -2,7 +2,8 @@
 //! each system; all have the same functions.
 //!
 //! `REGION_SIZE` is the address space that a heap reserves for its arenas, bytes, while few heaps are open; 0 where address space is not free,
-//! so arenas are taken one by one. `ADDRESS_SPACE` is what all regions of the process may have together.
+//! so arenas are taken one by one. `APART_REGION_SIZE` is the same of a heap with slack between its arenas: they can be told from other
+//! memory only if they lie in a region. `ADDRESS_SPACE` is what all regions of the process may have together.
 
 use core::ptr::NonNull;
 

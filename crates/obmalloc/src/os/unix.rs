@@ -8,6 +8,7 @@ pub(crate) use libc::{calloc, free, malloc, realloc};
 use super::Thread;
 
 pub(crate) const REGION_SIZE: usize = 16 << 30;
+pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 /// Half of what a process has, so that everything else finds some, however many heaps are open.
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 
@@ -22,6 +23,19 @@ pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     // SAFETY: an anonymous mapping at an address of the system's choice touches nothing that exists.
     let address = unsafe { libc::mmap(ptr::null_mut(), size, READ_WRITE, FLAGS, -1, 0) };
     if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
+}
+
+/// Reserves `size` bytes: as [`map`], but a part is to be [committed](commit) before it is touched.
+pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
+    map(size)
+}
+
+/// Makes a part of what was [reserved](reserve) memory; false when the system has no more.
+///
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
+    true
 }
 
 /// Gives a whole mapping back.

@@ -8,6 +8,7 @@ use core::ptr::{self, NonNull};
 use super::Thread;
 
 pub(crate) const REGION_SIZE: usize = 0;
+pub(crate) const APART_REGION_SIZE: usize = 0;
 pub(crate) const ADDRESS_SPACE: usize = 0;
 pub(crate) const BLOCKS_IN_PIECES: bool = false;
 
@@ -23,6 +24,17 @@ fn mapping(size: usize) -> Option<Layout> {
 pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     // SAFETY: the layout is not empty.
     mapping(size).and_then(|layout| NonNull::new(unsafe { alloc_zeroed(layout) }))
+}
+
+/// Reserves nothing, because no heap asks.
+pub(crate) fn reserve(_: usize) -> Option<NonNull<u8>> {
+    None
+}
+
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
+    false
 }
 
 /// Gives a whole mapping back.

@@ -1,5 +1,5 @@
-//! Windows. Memory that may be touched counts against what the system has, touched or not, so no region is reserved: arenas are taken one by
-//! one, as CPython takes them there.
+//! Windows. Memory that may be touched counts against what the system has, touched or not, and so would the table of a region's pool headers. So
+//! a heap has no region unless it cannot do without: arenas are taken one by one, as CPython takes them there.
 
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
@@ -12,7 +12,9 @@ use windows_sys::Win32::System::Threading::GetCurrentThreadId;
 use super::Thread;
 
 pub(crate) const REGION_SIZE: usize = 0;
-pub(crate) const ADDRESS_SPACE: usize = 0;
+/// Headers of pools of 16 KiB take 12 MiB.
+pub(crate) const APART_REGION_SIZE: usize = 4 << 30;
+pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 pub(crate) const BLOCKS_IN_PIECES: bool = false;
 
 /// Takes `size` bytes of zeroed memory at a multiple of 64 KiB, or none.
@@ -21,17 +23,32 @@ pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     NonNull::new(unsafe { VirtualAlloc(ptr::null(), size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE) }.cast())
 }
 
+/// Reserves `size` bytes, which are no memory before they are [committed](commit).
+pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: as for `map`.
+    NonNull::new(unsafe { VirtualAlloc(ptr::null(), size, MEM_RESERVE, PAGE_READWRITE) }.cast())
+}
+
+/// Makes a part of what was [reserved](reserve) memory; false when the system has no more.
+///
+/// # Safety
+/// The part lies within one [`reserve`].
+pub(crate) unsafe fn commit(address: NonNull<u8>, size: usize) -> bool {
+    // SAFETY: the caller's promise; what is memory stays as it is.
+    !unsafe { VirtualAlloc(address.as_ptr().cast(), size, MEM_COMMIT, PAGE_READWRITE) }.is_null()
+}
+
 /// Gives a whole mapping back.
 ///
 /// # Safety
-/// `address` is that of one [`map`], and nothing points into it any more.
+/// `address` is that of one [`map`] or [`reserve`], and nothing points into it any more.
 pub(crate) unsafe fn unmap(address: NonNull<u8>, _: usize) {
     // SAFETY: the caller's promise; 0 stands for all of it.
     let done = unsafe { VirtualFree(address.as_ptr().cast(), 0, MEM_RELEASE) };
     debug_assert_ne!(done, 0, "VirtualFree of a whole mapping does not fail");
 }
 
-/// Does nothing: only parts of a region would have to be zeroes afterwards, and what else asks gives the whole mapping back soon.
+/// Does nothing: its callers need no zeroes. They give the whole mapping back soon, or use the memory again.
 ///
 /// # Safety
 /// None is needed.

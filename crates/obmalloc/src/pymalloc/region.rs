@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use super::pool::PoolHeader;
 use crate::allocator::ArenaAllocator;
-use crate::os::{self, ADDRESS_SPACE, REGION_SIZE};
+use crate::os::{self, ADDRESS_SPACE, APART_REGION_SIZE, REGION_SIZE};
 
 /// No region is larger than this part of what is left for all: beyond 2,048 heaps each gets less than the one before.
 const PART: usize = 2048;
@@ -60,15 +60,16 @@ impl Region {
             mapping: (None, 0),
             table: (None, 0),
         };
-        if REGION_SIZE == 0 {
+        let most = if slack == 0 { REGION_SIZE } else { APART_REGION_SIZE };
+        if most == 0 {
             return region;
         }
         let left = ADDRESS_SPACE.saturating_sub(RESERVED.load(Relaxed));
-        let len = (left / PART).min(REGION_SIZE).next_multiple_of(arena_size);
+        let len = (left / PART).min(most).next_multiple_of(arena_size);
         // The base is a multiple of the largest arena, so one arena more is mapped than used.
         let mapping_size = len + arena_size;
         let table_size = len / pool_size * size_of::<PoolHeader>();
-        let Some(mapping) = os::map(mapping_size) else { return region };
+        let Some(mapping) = os::reserve(mapping_size) else { return region };
         let Some(table) = os::map(table_size) else {
             // SAFETY: mapped just above, and unused.
             unsafe { os::unmap(mapping, mapping_size) };
@@ -118,6 +119,10 @@ impl Region {
         // Room in both tables now, so that giving the arena back cannot fail.
         self.arena_of_slot.try_reserve(1).ok()?;
         self.free_slots.try_reserve(slot + 1).ok()?;
+        // SAFETY: slots lie within the reservation.
+        if !unsafe { os::commit(self.slot_address(slot), self.stride) } {
+            return None;
+        }
         self.arena_of_slot.push(u32::MAX);
         Some(self.slot_address(slot))
     }

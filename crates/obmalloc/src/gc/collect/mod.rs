@@ -60,9 +60,13 @@ impl ObjectHeap {
         let found = result.unwrap_or_default();
         let done = || {
             if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
-                let (all, elapsed) = (found.collected + found.uncollectable, os::seconds() - began);
-                let uncollectable = found.uncollectable;
-                self.say(&format!("gc: done, {all} unreachable, {uncollectable} uncollectable, {elapsed:.4}s elapsed\n"));
+                let (all, uncollectable) = (found.collected + found.uncollectable, found.uncollectable);
+                // `%.4f`. Code that writes any float is a part in thirty of the module in WebAssembly, and nothing else here writes one.
+                let ten_thousandths = ((os::seconds() - began) * 1e4 + 0.5) as u64;
+                let (seconds, digits) = (ten_thousandths / 10_000, ten_thousandths % 10_000);
+                self.say(&format!(
+                    "gc: done, {all} unreachable, {uncollectable} uncollectable, {seconds}.{digits:04}s elapsed\n"
+                ));
             }
         };
         if self.rules.algorithm == Algorithm::Generational {
