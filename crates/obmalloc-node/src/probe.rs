@@ -61,7 +61,7 @@ mod on {
     }
 
     pub(crate) fn declared(name: &CStr, arguments: &[&'static str], result: &'static str) {
-        let arguments: String = arguments.iter().map(|argument| format!("{argument}: unknown, ")).collect();
+        let arguments: String = arguments.iter().flat_map(|argument| [argument, ": unknown, "]).collect();
         let line = format!("readonly {}: ({arguments}heap: Handle) => {result}\n", name.to_string_lossy());
         DECLARED.with_borrow_mut(|declared| {
             if !declared.lines().any(|known| known == line.trim_end()) {

@@ -73,8 +73,9 @@ pub(crate) struct Tables {
     count: u64,
     /// The last block of the record before.
     last: u64,
-    /// The table that is wanted: the next one, and what there is of it.
-    wanted: Option<Option<Types>>,
+    /// Whether the next table is to be kept, and what has been read of it.
+    is_wanted: bool,
+    kept: Option<Types>,
 }
 
 impl Tables {
@@ -85,12 +86,13 @@ impl Tables {
 
     /// Keeps what is read from here on, until it is [taken](Self::take).
     pub(crate) fn want(&mut self) {
-        self.wanted = Some(None);
+        (self.is_wanted, self.kept) = (true, None);
     }
 
     /// The table that was read since one was wanted; the last one, where there were several. `None` where there was none.
     pub(crate) fn take(&mut self) -> Option<Types> {
-        let mut types = self.wanted.take()??;
+        self.is_wanted = false;
+        let mut types = self.kept.take()?;
         types.runs.sort_unstable_by_key(|run| run.first);
         Some(types)
     }
@@ -101,14 +103,12 @@ pub(crate) fn read(from: &mut Cursor<'_>, tables: &mut Tables) -> Option<()> {
     match from.byte()? & 0xf0 {
         TYPES => {
             tables.count = 0;
-            if let Some(wanted) = &mut tables.wanted {
-                *wanted = Some(Types::default());
-            }
+            tables.kept = tables.is_wanted.then(Types::default);
         }
         TYPE => {
             let name = from.long()?;
             tables.count += 1;
-            if let Some(Some(types)) = &mut tables.wanted {
+            if let Some(types) = &mut tables.kept {
                 types.keep(name.len() + size_of::<String>())?;
                 types.names.push(String::from_utf8_lossy(name).into_owned());
             }
@@ -124,7 +124,7 @@ pub(crate) fn read(from: &mut Cursor<'_>, tables: &mut Tables) -> Option<()> {
                 (count >= 2 && apart > 0).then_some(())?;
             }
             tables.last = apart.checked_mul(count - 1)?.checked_add(first)?;
-            if let Some(Some(types)) = &mut tables.wanted {
+            if let Some(types) = &mut tables.kept {
                 types.keep(size_of::<Run>())?;
                 types.runs.push(Run { first, apart, count, number });
             }

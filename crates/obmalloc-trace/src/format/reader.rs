@@ -391,7 +391,7 @@ mod tests {
         let (mut kept, mut refused) = (0, 0);
         for _ in 0..20_000 {
             let mut payload = Vec::new();
-            for _ in 0..1 + random(8) {
+            for _ in 0..=random(8) {
                 payload.push((types::TYPES + (random(3) << 4) as u8) | STACK);
                 // Mostly small numbers, which mean something.
                 payload.extend((0..random(5)).map(|_| if random(4) == 0 { random(256) as u8 } else { random(4) as u8 }));
