@@ -330,14 +330,15 @@ mod tests {
     #[test]
     fn random_spans_are_found_as_a_list_of_them_says() {
         const MEMORY: usize = 300;
-        for seed in 1..if cfg!(miri) { 5 } else { 200_u64 } {
-            let mut state = seed;
+        let (seeds, steps) = if cfg!(miri) { (4, 30) } else { (200, 400) };
+        for seed in 1..seeds {
+            let mut state: u64 = seed;
             let mut random = move |below: usize| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 33) as usize % below
             };
             let (mut spans, mut model) = (Spans::new(), Model::default());
-            for step in 0..400_u32 {
+            for step in 0..steps {
                 if !model.0.is_empty() && random(3) == 0 {
                     let index = random(model.0.len());
                     let (at, _, kind) = model.0[index];
