@@ -5,7 +5,7 @@ use core::alloc::Layout;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
-pub(crate) use libc::{calloc, free, malloc, realloc};
+pub(crate) use libc::free;
 
 use super::Thread;
 
@@ -13,6 +13,27 @@ pub(crate) const REGION_SIZE: usize = 16 << 20;
 pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 pub(crate) const BLOCKS_IN_PIECES: bool = true;
+
+/// Miri aligns a block of fewer bytes to fewer. glibc aligns every block to 16, and what a guest may answer is held to that.
+const LEAST: usize = 16;
+
+pub(crate) unsafe fn malloc(size: usize) -> *mut c_void {
+    // SAFETY: takes any size.
+    unsafe { libc::malloc(size.max(LEAST)) }
+}
+
+pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
+    let (count, size) = if count.saturating_mul(size) < LEAST { (1, LEAST) } else { (count, size) };
+    // SAFETY: takes any sizes.
+    unsafe { libc::calloc(count, size) }
+}
+
+/// # Safety
+/// `block` is null, or what one of these gave.
+pub(crate) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { libc::realloc(block, size.max(LEAST)) }
+}
 
 fn layout(size: usize) -> Option<Layout> {
     Layout::from_size_align(size, 4096).ok().filter(|_| size != 0)
