@@ -27,13 +27,18 @@ const nameOf = ({ file, line, function: name }: Frame) => {
   const parts = file.split('/')
   return `${name} (${parts.length > 3 ? `…/${parts.slice(-2).join('/')}` : file}:${line})`
 }
+/** Names and commands are set as code there. */
+const set = (line: string): string => line.replaceAll('`', '')
 const text = async (page: Page, selector: string) => (await page.locator(selector).first().textContent()) ?? ''
 
 inBrowser('the answer says what the data says', async (t, open) => {
   const page = await ready(open, small)
   const { totals } = data.why
   t.is(await text(page, '.headline'), data.summary[0]!)
-  t.deepEqual(await page.locator('#answer > .said, #answer > .finding > p:first-child').allTextContents(), data.summary.slice(1))
+  t.deepEqual(
+    await page.locator('#answer > .said, #answer > .finding > p:first-child').allTextContents(),
+    data.summary.slice(1).map(set),
+  )
   const parts: [string, number][] = [
     ['live', totals.live],
     ['in-pools', totals.freeInPools],
@@ -47,8 +52,9 @@ inBrowser('the answer says what the data says', async (t, open) => {
   t.deepEqual(await numbers(page, 'header .facts data'), [totals.held, totals.live, totals.needed, totals.arenas])
   t.deepEqual(
     await page.locator('.finding > p:first-child').allTextContents(),
-    data.why.findings.map((finding) => finding.text),
+    data.why.findings.map((finding) => set(finding.text)),
   )
+  t.deepEqual(await page.locator('.finding > p:first-child code').allTextContents(), ['bytes', 'list'])
   t.deepEqual(await numbers(page, '.finding .saves data'), [data.why.findings[0]!.saves])
   for (const [part, view] of [
     ['live', 'blocks'],

@@ -35,7 +35,7 @@ export function answer({ data }: Report): View {
     ),
     ...lines.map((line) => {
       const finding = all.find(({ text }) => text === line)
-      return finding ? card(finding, why.sites) : el('p', { class: 'said' }, line)
+      return finding ? card(finding, why.sites) : el('p', { class: 'said' }, ...quoted(line))
     }),
     composition(parts(data)),
     glossary(data),
@@ -163,6 +163,9 @@ function glossary({ map, why }: Report['data']): HTMLElement {
   )
 }
 
+/** Names and commands, which stand in backticks. */
+const quoted = (text: string): Child[] => text.split('`').map((part, index) => (index % 2 === 1 ? el('code', {}, part) : part))
+
 /** What stands in brackets is less loud. */
 function said(line: string): Child[] {
   const [, words, aside, end] = /^(.*?)(\([^()]*\))([.]?)$/.exec(line) ?? []
@@ -203,7 +206,7 @@ function card({ rule, text, saves, command, sites: about, burst }: Finding, site
   return el(
     'article',
     { class: 'finding', 'data-rule': rule },
-    el('p', {}, text),
+    el('p', {}, ...quoted(text)),
     el(
       'p',
       { class: 'facts' },
