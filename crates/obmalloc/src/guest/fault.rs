@@ -5,17 +5,17 @@ use core::fmt;
 /// Which function of a guest it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verb {
-    /// [`Guest::malloc`]
+    /// [`Guest::malloc`](super::Guest::malloc)
     Malloc,
-    /// [`Guest::calloc`]
+    /// [`Guest::calloc`](super::Guest::calloc)
     Calloc,
-    /// [`Guest::realloc`]
+    /// [`Guest::realloc`](super::Guest::realloc)
     Realloc,
-    /// [`Guest::free`]
+    /// [`Guest::free`](super::Guest::free)
     Free,
-    /// [`ArenaGuest::alloc`]
+    /// [`ArenaGuest::alloc`](super::ArenaGuest::alloc)
     ArenaAlloc,
-    /// [`ArenaGuest::free`]
+    /// [`ArenaGuest::free`](super::ArenaGuest::free)
     ArenaFree,
 }
 
