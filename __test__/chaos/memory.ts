@@ -114,7 +114,9 @@ export class Memory {
 
   #add(block: Block): Block {
     const other = this.find(block.heap, block.address)
-    if (other && !other.busy && !other.domain === !block.domain) throw new Broken(`${block.address} was given out twice`)
+    // A script may have answered with memory of its own that others have as a grant: that is lent then.
+    if (other && !other.busy && !other.lent && !other.domain === !block.domain)
+      throw new Broken(`${block.address} was given out twice`)
     this.blocks.push(block)
     return block
   }

@@ -283,11 +283,11 @@ impl Core {
             resize()?
         };
         let moved = block.is_some_and(|block| block.addr().get() != old);
-        let resized = |block: NonNull<u8>| blocks.usable_size(domain, block.addr().get()).is_ok_and(|now| now != usable);
-        if let (Some(view), false) = (view, reachable)
-            && (moved || block.is_some_and(resized))
-        {
-            views::detach(self, env, old, &view);
+        if let (Some(view), false, Some(block)) = (view, reachable, block) {
+            let size = blocks.usable_size(domain, block.addr().get());
+            if moved || size.is_ok_and(|size| !views::is_whole(self, env, &view, size)) {
+                views::detach(self, env, old, &view);
+            }
         }
         Ok(block)
     }

@@ -142,7 +142,12 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
     };
     if let Some(view) = &known {
         match array(core, env, view) {
-            Some((array, bytes)) if !env.is_detached(bytes.buffer) => return Ok(array),
+            Some((array, bytes)) if !env.is_detached(bytes.buffer) => {
+                // A block that a script gave has got its size class, where the script's allocator is no longer in.
+                if bytes.length == length || !detach_array(core, env, view) {
+                    return Ok(array);
+                }
+            }
             // A buffer that a script detached may live on, so the block gets another.
             _ => core.views.change(view, |view| view.escaped.set(true)),
         }
@@ -196,6 +201,14 @@ pub(crate) fn has_escaped(core: &Core, env: Env, view: &View) -> bool {
         core.views.change(view, |view| view.escaped.set(true));
     }
     view.is_reachable()
+}
+
+/// Whether the view's array is as long as the block is now.
+pub(crate) fn is_whole(core: &Core, env: Env, view: &View, length: usize) -> bool {
+    let scope = env.open_scope();
+    let is_whole = array(core, env, view).is_some_and(|(_, array)| array.length == length);
+    env.close_scope(scope);
+    is_whole
 }
 
 /// Detaches the view of the block at `address`, before the block is freed, moved or lent. True when a buffer over it may still be
