@@ -182,7 +182,7 @@ withPython('moments of a recording are found, shown and refused in words', (t) =
   const events = lines.map(
     (line) => JSON.parse(line) as { note?: string; seconds: number | null; thread?: number; anonymous?: number },
   )
-  t.true(events.filter(({ note }) => note === 'memory').every(({ anonymous }) => anonymous! > 1 << 20))
+  t.true(events.filter(({ note }) => note === 'memory').every(({ anonymous }) => anonymous! > 1 << 18))
   t.true(events.filter(({ note }) => note === 'memory').length > 2)
   t.is(events.filter(({ note }) => note === 'mark').length, 2)
   t.is(new Set(events.map(({ thread }) => thread).filter((thread) => thread !== undefined)).size, 1)

@@ -84,7 +84,8 @@ class FileNames {
   }
 }
 
-const LIBRARY = /^.*\/lib\/python3\.\d+\/(?:site-packages\/)?/
+// Debian has packages of its own in lib/python3/dist-packages.
+const LIBRARY = /^.*\/lib\/python3(?:\.\d+)?\/(?:(?:site|dist)-packages\/)?/
 
 function commonFolder(files: readonly string[]): string {
   const folders = files.map((file) => file.slice(0, file.lastIndexOf('/') + 1))
