@@ -142,12 +142,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
     };
     if let Some(view) = &known {
         match array(core, env, view) {
-            Some((array, bytes)) if !env.is_detached(bytes.buffer) => {
-                // A block that a script gave has got its size class, where the script's allocator is no longer in.
-                if bytes.length == length || !detach_array(core, env, view) {
-                    return Ok(array);
-                }
-            }
+            Some((array, bytes)) if !env.is_detached(bytes.buffer) => return Ok(array),
             // A buffer that a script detached may live on, so the block gets another.
             _ => core.views.change(view, |view| view.escaped.set(true)),
         }
