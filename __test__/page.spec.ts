@@ -242,7 +242,7 @@ inBrowser('a line tells of what types its blocks are, where that is known', asyn
   for (const isKnown of [true, false]) {
     const row = order.findIndex((index) => (index % 2 === 0) === isKnown)
     const { types, blocks, stack } = data.why.sites[order[row]!]!
-    const said = `${types?.[0]!.blocks} Row, ${blocks - (types?.[0]!.blocks ?? 0)} of a type that is not known`
+    const said = `${types?.[0]!.blocks} Row, ${blocks - (types?.[0]!.blocks ?? 0)} unknown`
     await lines.nth(row).click()
     const panel = page.locator('#blocks .panel:not([hidden])')
     t.is(await panel.locator('h4').textContent(), nameOf(stack[0]!))

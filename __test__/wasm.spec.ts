@@ -1,7 +1,7 @@
 /** The binding in WebAssembly: everything but views and traces is as with the native one. */
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -82,6 +82,11 @@ built('--version says which binding it is', (t) => {
     stderr: '',
   })
   t.is(run(undefined, 'dist/cli.js', '--version').stdout, `${version}\n`)
+})
+
+built('the module is small, also where no wasm-opt made it smaller', (t) => {
+  const { size } = statSync(new URL('../dist/obmalloc.wasm', import.meta.url))
+  t.true(size < 500_000, `${size} bytes`)
 })
 
 test('another word in OBMALLOC_BINDING is refused', (t) => {

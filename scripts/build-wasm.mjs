@@ -1,7 +1,7 @@
 /** Builds the binding in WebAssembly, for where there is no native one and for browsers: `dist/obmalloc.wasm`, `dist/emnapi.js` and `dist/browser.mjs`. */
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -11,9 +11,6 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const dist = join(root, 'dist')
 const TARGET = 'wasm32-unknown-unknown'
 const wasm = join(dist, 'obmalloc.wasm')
-
-/** Most bytes of the module, and of one that wasm-opt has not seen. */
-const [MOST, MOST_AS_BUILT] = [360_000, 450_000]
 
 function run(program, ...args) {
   const { status, error } = spawnSync(program, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] })
@@ -63,9 +60,6 @@ if (!optimizer.error)
     wasm,
     wasm,
   )
-const { size } = statSync(wasm)
-const most = optimizer.error ? MOST_AS_BUILT : MOST
-if (size > most) throw new Error(`expected a module of at most ${most} bytes, but it has ${size}`)
 
 // Both files have emnapi in them.
 const licence = readFileSync(join(root, 'node_modules', '@emnapi', 'core', 'LICENSE'), 'utf8').trim()

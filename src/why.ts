@@ -4,7 +4,7 @@ import { basename } from 'node:path'
 
 import type { InquiryOptions } from '../index.js'
 import { native } from './native.js'
-import type { Arena, Finding, Frame, Site, Totals, TypeCount, Why } from './report-data.js'
+import type { Arena, Finding, Frame, Site, Totals, Why } from './report-data.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
 import { readHeader, segments } from './trace.js'
@@ -97,12 +97,6 @@ export async function ask(
   } finally {
     native.closeInquiry(inquiry)
   }
-}
-
-/** A type's name as it is said: without the module for a type of the program's own. */
-export function typeName({ name }: TypeCount): string {
-  // What a program calls its types is its own affair, and so is what a terminal makes of it.
-  return name.replace(/^__main__\./, '').replaceAll(/\p{Cc}/gu, '?')
 }
 
 /** The innermost frame, and that of the program's own which called it. */

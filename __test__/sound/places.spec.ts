@@ -39,8 +39,8 @@ test('what a hook around pymalloc in raw gives goes once, with a script in raw a
   }
 })
 
-/** Under AddressSanitizer, where a heap takes ten times as long, each fifth one is tried: one as it is, and two scripts around one. */
 const isInstrumented = process.env['OBMALLOC_INSTRUMENTED'] !== undefined
+/** Under AddressSanitizer, where a heap takes ten times as long, each fifth one is tried: one as it is, and two scripts around one. */
 const isTaken = (choice: number): boolean => !isInstrumented || choice % 5 === 1
 
 for (const between of ['nothing', 'hooks', 'nomemory'] as const) {

@@ -5,18 +5,8 @@ import { bytes } from '../size.js'
 import { columns, grouped, paint, Progress } from '../terminal.js'
 import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
-import {
-  type Answer,
-  type Arena,
-  type Frame,
-  inquire,
-  isFault,
-  isVerified,
-  type Site,
-  typeName,
-  where,
-  type Why,
-} from '../why.js'
+import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
+import { typesOf } from '../type-counts.js'
 
 export interface WhyCommandOptions extends Output {
   readonly at?: string
@@ -99,25 +89,14 @@ function table(sites: readonly Site[]): string[] {
   ])
   // Words begin at the left, behind numbers that end at the right.
   const words = sites.some(({ types }) => types !== undefined)
-    ? ['types', ...sites.map((site) => typesOf(site, TYPES_OF_ROW))]
+    ? ['types', ...sites.map((site) => typesOf(site, TYPES_OF_ROW, grouped))]
     : []
   return columns([HEADINGS, ...rows]).map((line, row) => `  ${line}  ${words[row] ?? ''}`.trimEnd())
 }
 
-/** How many of a site's blocks are of which types: `1 000 Row, 2 int, 3 others, 4 unknown`. Empty where it has no block, or the recorder did not look. */
-function typesOf({ types, blocks }: Site, most: number): string {
-  if (types === undefined || blocks === 0) return ''
-  const rest = types.slice(most).reduce((sum, type) => sum + type.blocks, 0)
-  const unknown = types.reduce((left, type) => left - type.blocks, blocks)
-  const parts = types.slice(0, most).map((type) => `${grouped(type.blocks)} ${typeName(type)}`)
-  if (rest > 0) parts.push(`${grouped(rest)} ${rest === 1 ? 'other' : 'others'}`)
-  if (unknown > 0) parts.push(`${grouped(unknown)} unknown`)
-  return parts.join(', ')
-}
-
 function siteInWords(site: Site, index: number, why: Why): string[] {
   const alone = why.arenas.filter(({ pinnedBy }) => pinnedBy.length === 1 && pinnedBy[0]!.site === index)
-  const types = typesOf(site, TYPES_OF_SITE)
+  const types = typesOf(site, TYPES_OF_SITE, grouped)
   return [
     `${grouped(site.blocks)} blocks, ${bytes(site.live)} live, ${bytes(site.held)} held, in ${site.arenasTouched} arenas, alone in ${site.arenasPinnedAlone}`,
     ...(types === '' ? [] : [`  of types: ${types}`]),

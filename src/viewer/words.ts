@@ -1,6 +1,6 @@
 /** Numbers as people read them. */
 
-import type { Frame, Site } from '../report-data.ts'
+import type { Frame } from '../report-data.ts'
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
 
@@ -23,17 +23,6 @@ export const count = (value: number): string =>
   Math.round(value)
     .toString()
     .replaceAll(/\B(?=(\d{3})+$)/g, '\u202f')
-
-/** A site's live blocks by type: `1 000 Row, 2 int, 3 of a type that is not known`. Null where it has none, or the recorder did not look. */
-export function typesOf({ types, blocks }: Pick<Site, 'types' | 'blocks'>, most: number): string | null {
-  if (types === undefined || blocks === 0) return null
-  const rest = types.slice(most).reduce((sum, type) => sum + type.blocks, 0)
-  const unknown = types.reduce((left, type) => left - type.blocks, blocks)
-  const parts = types.slice(0, most).map((type) => `${count(type.blocks)} ${type.name.replace(/^__main__\./, '')}`)
-  if (rest > 0) parts.push(`${count(rest)} of other types`)
-  if (unknown > 0) parts.push(`${count(unknown)} of a type that is not known`)
-  return parts.join(', ')
-}
 
 export const percent = (part: number): string =>
   part > 0 && part < 0.0005 ? '< 0.1 %' : `${(100 * part).toFixed(part !== 0 && Math.abs(part) < 0.1 ? 1 : 0)} %`

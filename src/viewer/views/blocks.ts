@@ -4,7 +4,8 @@ import { el, exact, number, search, size } from '../dom.ts'
 import { madeInRange } from '../made.ts'
 import { follow, go, look } from '../state.ts'
 import { bar, table } from '../table.ts'
-import { bytes, count, named, percent, plural, seconds, typesOf } from '../words.ts'
+import { typesOf } from '../../type-counts.ts'
+import { bytes, count, named, percent, plural, seconds } from '../words.ts'
 import { type Report, section, type View } from './section.ts'
 import { stackList } from './stack.ts'
 
@@ -147,8 +148,8 @@ const TYPES_NAMED = 12
 interface Row {
   readonly index: number
   readonly name: string
-  /** Of what types its live blocks are at the moment, in words; null where that is not known. */
-  readonly types: string | null
+  /** Of what types its live blocks are at the moment, in words; empty where that is not known. */
+  readonly types: string
   readonly blocks: number
   readonly live: number
   readonly held: number
@@ -161,7 +162,7 @@ function bySite(report: Report): HTMLElement {
   const all: Row[] = why.sites.map((site, index) => ({
     index,
     name: named(site.stack[0]),
-    types: typesOf(site, TYPES_NAMED),
+    types: typesOf(site, TYPES_NAMED, count),
     blocks: site.blocks,
     live: site.live,
     held: site.held,
@@ -179,7 +180,7 @@ function bySite(report: Report): HTMLElement {
         title: 'made by',
         about: 'The innermost Python frame',
         width: 'minmax(12rem, 2fr)',
-        cell: (row) => el('span', { title: row.types === null ? row.name : `${row.name}\n${row.types}` }, row.name),
+        cell: (row) => el('span', { title: row.types === '' ? row.name : `${row.name}\n${row.types}` }, row.name),
         by: (row) => row.name,
       },
       {
@@ -267,7 +268,7 @@ function bySite(report: Report): HTMLElement {
           el('h4', {}, named(one.stack[0])),
           el('button', { type: 'button', onclick: () => go({ site: -1 }) }, 'Close'),
         ),
-        ...(all[site]!.types === null ? [] : [el('p', { class: 'said' }, `Live at the moment: ${all[site]!.types}.`)]),
+        ...(all[site]!.types === '' ? [] : [el('p', { class: 'said' }, `Live at the moment: ${all[site]!.types}.`)]),
         stackList(report, one.stack),
       )
   })
