@@ -157,15 +157,20 @@ impl ObjectHeap {
         }
         // SAFETY: a weak reference.
         if unsafe { header::wr_next(first) } == 0 && !self.rules.lone_weakref_kept {
-            return self.clear_lone(first);
+            // SAFETY: as above.
+            return unsafe { self.clear_lone(first) };
         }
         // SAFETY: the list of an object, whose weak references are taken out of it.
         unsafe { *list = 0 };
-        self.clear_several(first);
+        // SAFETY: as above; its weak references are in no other list.
+        unsafe { self.clear_several(first) };
     }
 
     /// Clears the only weak reference to an object that is being destroyed, and calls its callback.
-    fn clear_lone(&self, reference: usize) {
+    ///
+    /// # Safety
+    /// It is a weak reference.
+    unsafe fn clear_lone(&self, reference: usize) {
         let callback = self.take_callback(reference);
         self.clear_ref(reference);
         // SAFETY: the caller gives a weak reference. It may be on its way to its end, too.
@@ -178,7 +183,10 @@ impl ObjectHeap {
     /// Clears the weak references to an object that is being destroyed, from the one at the head on, and calls their callbacks. All are
     /// cleared before the first callback runs, and kept until the last one has. They stay linked to each other, outside any list; the last
     /// one goes first.
-    fn clear_several(&self, head: usize) {
+    ///
+    /// # Safety
+    /// It is a weak reference, or 0, and so are those that follow it.
+    unsafe fn clear_several(&self, head: usize) {
         let (mut reference, mut last) = (head, 0);
         while reference != 0 {
             last = reference;

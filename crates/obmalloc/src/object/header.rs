@@ -244,6 +244,9 @@ pub(crate) unsafe fn each_slot(kind: &Type, object: usize, mut visit: impl FnMut
 }
 
 /// What [`each_slot`] visits after the first run.
+///
+/// # Safety
+/// As the room says; the type is the object's.
 #[inline(never)]
 unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(usize)) {
     // SAFETY: called by `each_slot`.
@@ -263,6 +266,8 @@ unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(u
     }
 }
 
+/// # Safety
+/// As the room says; the run is one of the object's type.
 #[inline(always)]
 unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
     let mut slot = slot(object, run.offset as isize).cast_const();

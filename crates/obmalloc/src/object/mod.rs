@@ -350,6 +350,9 @@ const THREE_QUARTERS: usize = 3 << 30;
 const IMMORTAL_BIT: usize = 1 << 31;
 
 /// Calls the function that [`ObjectHeap::set_interrupt`] was given.
+///
+/// # Safety
+/// `asked` is the address of that function, which is still there.
 unsafe fn is_to_give_up(asked: *const c_void) -> bool {
     // SAFETY: it is where it was.
     unsafe { (*asked.cast::<Box<dyn Fn() -> bool>>())() }

@@ -17,11 +17,15 @@ pub(crate) const BLOCKS_IN_PIECES: bool = true;
 /// Miri aligns a block of fewer bytes to fewer. glibc aligns every block to 16, and what a guest may answer is held to that.
 const LEAST: usize = 16;
 
+/// # Safety
+/// None is needed.
 pub(crate) unsafe fn malloc(size: usize) -> *mut c_void {
     // SAFETY: takes any size.
     unsafe { libc::malloc(size.max(LEAST)) }
 }
 
+/// # Safety
+/// None is needed.
 pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     let (count, size) = if count.saturating_mul(size) < LEAST { (1, LEAST) } else { (count, size) };
     // SAFETY: takes any sizes.

@@ -46,6 +46,9 @@ impl Pymalloc {
     }
 
     /// Carves the pool's next untouched block into its free list, or, when there is none, takes the full pool out of its list.
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which took `block`, of this class, from the pool.
     #[inline]
     unsafe fn pymalloc_pool_extend<S: Shape>(this: *mut Self, pool: *mut PoolHeader, block: *mut u8, class: usize) {
         // SAFETY: called by `alloc_from_used_pool` with the pool that it took `block` from.
@@ -100,6 +103,9 @@ impl Pymalloc {
 
     /// Whether [`alloc_from_used_pool`](Self::alloc_from_used_pool) has found a link in the first pool of a class that it did not follow.
     /// Takes back that it counted a block.
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); there is such a class.
     #[inline(always)]
     unsafe fn has_broken_link(this: *mut Self, class: usize) -> bool {
         // SAFETY: the caller gives a class that exists; invariant 1.
@@ -115,6 +121,9 @@ impl Pymalloc {
     }
 
     /// The first block of a pool that held blocks of the same class before: its free list is still good.
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); the pool is empty, and of its class still.
     #[inline(always)]
     unsafe fn reuse_pool<S: Shape>(this: *mut Self, pool: *mut PoolHeader) -> *mut u8 {
         // SAFETY: called with an empty pool, whose free list leads through its blocks (invariant 1 of pools).
@@ -131,6 +140,9 @@ impl Pymalloc {
     }
 
     /// The first block of a pool that gets a free list for blocks of a class (`init_pool` is a label in CPython).
+    ///
+    /// # Safety
+    /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is the first byte of the pool, which holds no block.
     #[inline(always)]
     unsafe fn init_pool<S: Shape>(this: *mut Self, pool: *mut PoolHeader, address: *mut u8, class: usize) -> *mut u8 {
         // SAFETY: called with the header and the first byte of a pool, which has room for two blocks of each class.

@@ -162,6 +162,9 @@ impl Pymalloc {
     }
 
     /// What taking an arena asks of others: room for its object, the arena itself, the nodes of the map.
+    ///
+    /// # Safety
+    /// As for [`new_arena`](Self::new_arena).
     unsafe fn request_arena(this: *mut Self) -> Option<(u32, usize)> {
         // SAFETY: as in `new_arena`.
         unsafe {
@@ -182,6 +185,9 @@ impl Pymalloc {
     }
 
     /// Doubles the number of arena objects; false when there is no memory for them.
+    ///
+    /// # Safety
+    /// As for [`new_arena`](Self::new_arena).
     unsafe fn grow_arena_table(this: *mut Self) -> bool {
         // SAFETY: as in `new_arena`.
         let (raw, table, arenas) = unsafe { (*(*this).raw, (*this).arena_table, &(*this).arenas) };
@@ -200,6 +206,9 @@ impl Pymalloc {
     }
 
     /// The arena itself, for an object that is in no list, and its entry in the map.
+    ///
+    /// # Safety
+    /// As for [`new_arena`](Self::new_arena); `index` is that of an arena object in no list.
     unsafe fn request_arena_for(this: *mut Self, index: u32) -> Option<usize> {
         // SAFETY: as in `new_arena`.
         let (geometry, arena_allocator) = unsafe { ((*this).geometry, (*this).arena_allocator) };
@@ -243,6 +252,9 @@ impl Pymalloc {
     }
 
     /// Enters an arena into the map (`arena_map_mark_used`); false when there is no memory for it.
+    ///
+    /// # Safety
+    /// As for [`new_arena`](Self::new_arena); the arena allocator gave `base` just now.
     unsafe fn mark_used(this: *mut Self, base: usize, index: u32) -> bool {
         // SAFETY: as in `new_arena`.
         unsafe {

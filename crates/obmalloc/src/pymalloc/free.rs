@@ -57,6 +57,8 @@ impl Pymalloc {
         ptr::with_exposed_provenance_mut(address.expose_provenance())
     }
 
+    /// # Safety
+    /// The block lies in the pool, is live, and is not used any more.
     #[inline(always)]
     unsafe fn free_in_pool(this: *mut Self, pool: *mut PoolHeader, address: *mut u8) -> Freed {
         let address = Self::whole_block(address);

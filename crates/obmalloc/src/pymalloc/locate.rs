@@ -25,6 +25,9 @@ pub(crate) enum Location {
 
 impl Pymalloc {
     /// Header of the pool that `address` lies in, if that pool is ours (`address_in_range`).
+    ///
+    /// # Safety
+    /// `this` is initialised, and nothing else uses it meanwhile. The address may be any.
     #[inline(always)]
     pub(super) unsafe fn pool_of<S: Shape>(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
         // SAFETY: the caller's promise; an offset below `len` has a header.

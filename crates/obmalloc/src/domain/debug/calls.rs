@@ -51,6 +51,9 @@ unsafe fn write_guards(data: *mut u8, size: usize, domain: Domain) {
 }
 
 /// `_PyMem_DebugRawAlloc`
+///
+/// # Safety
+/// `ctx` is the API of a hook that is set up, and no reference to what hooks know is held.
 unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_void {
     if size > PY_SSIZE_T_MAX - EXTRA {
         return ptr::null_mut();

@@ -159,6 +159,9 @@ impl ObjectHeap {
     }
 
     /// Calls `visit` with what an object in this collection refers to.
+    ///
+    /// # Safety
+    /// The object is in this collection, and of the type.
     #[inline(always)]
     pub(super) unsafe fn traverse(&self, kind: &Type, object: usize, mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
         if kind.hooks.traverse {
@@ -198,6 +201,9 @@ unsafe fn visit_decref<const SHIFT: u32>(places: Places<SHIFT>, reference: usize
 }
 
 /// Changes the `gc_refs` of an object that a byte cannot count for.
+///
+/// # Safety
+/// The object is one that the collection has yet to decide about, and `at` is its byte of the table.
 #[cold]
 #[inline(never)]
 unsafe fn count_in_head(at: *mut u8, object: usize, change: isize) {
