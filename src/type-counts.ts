@@ -8,8 +8,8 @@ export function typeName({ name }: TypeCount): string {
 }
 
 /**
- * How many of a site's live blocks are of which types: `1 000 Row, 2 int, 3 others, 4 unknown`. Empty where it has none, or the recorder did not
- * look.
+ * The types of a site's live blocks, with a count each: `1 000 Row, 2 int, 3 others, 4 unknown`. Empty where the site has none, or the
+ * recorder did not look.
  */
 export function typesOf(
   { types, blocks }: Pick<Site, 'types' | 'blocks'>,

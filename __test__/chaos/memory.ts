@@ -182,7 +182,7 @@ export class Memory {
       throw new Broken(`${domain ? 'a block' : 'a grant'} of ${block.size} bytes at ${address} cannot be read`, error)
     }
     if (bytes.length < block.bytes.length || bytes.length < block.size) throw new Broken(`${address} has become shorter`)
-    if (!same(bytes.subarray(0, block.bytes.length), block.bytes)) throw new Broken(`somebody else wrote to ${address}`)
+    if (!same(bytes.subarray(0, block.bytes.length), block.bytes)) throw new Broken(`something else wrote to ${address}`)
     for (const array of view ? [view, ...block.escaped] : block.escaped) {
       // A block that was a script's gets its size class when the allocator whose memory it is comes back.
       if (array.length < block.size || !same(array, bytes.subarray(0, array.length))) {

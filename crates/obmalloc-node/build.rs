@@ -1,7 +1,7 @@
 //! Link arguments of a Node.js addon.
 
 fn main() {
-    // With dlltool's libraries, napi-build wants a library of Node.js's, of which this needs nothing.
+    // With dlltool's libraries, napi-build wants a library of Node.js's, which is not needed here.
     if std::env::var("TARGET").is_ok_and(|target| target != "x86_64-pc-windows-gnu") {
         napi_build::setup();
     }

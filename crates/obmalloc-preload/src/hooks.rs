@@ -211,9 +211,9 @@ unsafe fn put_in_place() {
     }
 }
 
-/// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
-/// name, or is initialised again. Only before it is initialised: later there would be calls that had been missed. Not in 3.12, where
-/// pymalloc begins anew then, of which a trace can say nothing.
+/// Puts the hooks back if CPython has put the earlier allocators in their place, in all three domains: because it was asked for them by
+/// name, or is initialised again. Only before it is initialised: later, calls would have been missed. Not in 3.12: there pymalloc begins
+/// anew, and a trace has no event for that.
 pub fn put_back() {
     let api = python::api();
     if snapshot::is_taken() && api.version().starts_with("3.12.") {

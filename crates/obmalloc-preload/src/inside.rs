@@ -1,6 +1,6 @@
-//! Whether this thread is inside a mem or obj call, and of which block: the raw calls that it makes then are pymalloc's own. Not all that
-//! are made then: what stands between pymalloc and raw, as tracemalloc does, frees its own memory too when a block is freed. pymalloc
-//! itself gives nothing to raw's `free` but the block that it was given.
+//! Whether this thread is inside a mem or obj call, and which block the call was given: the raw calls that the thread makes then are
+//! pymalloc's own. Not all of them: an allocator between pymalloc and raw, as tracemalloc is, frees its own memory too when a block is
+//! freed. pymalloc itself passes nothing to raw's `free` but the block that it was given.
 //!
 //! The mark is read or written at every call, so the way to it matters. A library's thread-local is reached through a function
 //! call; one that is there when the process starts, as a preloaded library's is, can stand at a fixed distance from the thread

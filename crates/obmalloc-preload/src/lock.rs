@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A lock without a guard: whoever forks with it taken gives it back twice, once in each process.
+/// A lock without a guard: a thread that forks with it taken gives it back twice, once in each process.
 pub struct SpinLock(AtomicBool);
 
 impl SpinLock {

@@ -97,7 +97,7 @@ unsafe extern "C-unwind" fn audited(module: Object, arguments: *const Object, co
     }
 }
 
-/// Has SIGUSR2 make a mark where nobody has said what it is to do. CPython has looked at signals by now: it sees nothing of it.
+/// Has SIGUSR2 make a mark where the program has no handler for it. CPython has looked at signals by now: it sees nothing of it.
 fn catch_signal() {
     extern "C" fn handle(_: c_int) {
         sink::mark_by_signal();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Where the first pages are asked for.
 static NEXT: AtomicUsize = AtomicUsize::new(0x2000_0000_0000);
 
-/// Values of which all zeros are one, and that need no dropping.
+/// Types for which all zeros is a value, and that need no dropping.
 ///
 /// # Safety
 /// That is so.

@@ -218,7 +218,7 @@ impl<T> SetOnce<T> {
     /// # Safety
     /// Nothing reads or sets it at the same time or has read it before.
     pub unsafe fn set(&self, value: T) {
-        // SAFETY: the caller promises that nobody else looks.
+        // SAFETY: the caller promises that no other thread looks.
         unsafe { (*self.0.get()).write(value) };
     }
 

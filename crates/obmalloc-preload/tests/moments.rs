@@ -1,4 +1,4 @@
-//! When, by whom and with how much memory: what the recorder tells of moments, in real interpreters.
+//! When, in which process and with how much memory: what the recorder tells of moments, in real interpreters.
 #![cfg(target_os = "linux")]
 
 mod common;

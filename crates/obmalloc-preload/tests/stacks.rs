@@ -71,7 +71,7 @@ impl Alive {
     }
 }
 
-/// A block of which tracemalloc says otherwise.
+/// A block with another stack in tracemalloc.
 struct Difference {
     kind: String,
     size: u64,
@@ -100,7 +100,7 @@ impl Difference {
     }
 }
 
-/// Runs a program under tracemalloc and the recorder. Gives how many blocks both know, and those of which they say different things.
+/// Runs a program under tracemalloc and the recorder. Gives how many blocks both know, and those with different stacks.
 fn judged(python: &Python, program: &Path) -> (usize, Vec<Difference>) {
     let name = program.file_stem().and_then(|name| name.to_str()).expect("text");
     let directory = std::env::temp_dir().join(format!("obmalloc-stacks-{}-{}-{name}", std::process::id(), python.minor));

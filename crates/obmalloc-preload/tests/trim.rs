@@ -8,7 +8,7 @@ use common::{Run, pythons};
 use obmalloc_trace::format::{Event, Note};
 use std::collections::BTreeSet;
 
-/// A million tuples of which every 1000th stays.
+/// A million tuples; every 1000th stays.
 const TUPLES: &str = "kept = [(n, n + 1) for n in range(1_000_000)][::1000]\n";
 
 #[test]

@@ -1,4 +1,4 @@
-//! Random programs of objects against a model that knows nothing of lists and bytes: who refers to whom, and what is held from outside.
+//! Random programs of objects against a model that knows nothing of lists and bytes: which object refers to which, and what is held from outside.
 
 mod common;
 

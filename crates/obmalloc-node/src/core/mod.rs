@@ -177,7 +177,7 @@ impl Core {
             }
             State::Corrupted => Failure::new(
                 code::HEAP_CORRUPTED,
-                "somebody wrote to a free block of this heap, which was found earlier; it can only be closed",
+                "a free block of this heap was written to, as was found earlier; the heap can only be closed",
             ),
             State::Poisoned => {
                 Failure::new(code::INTERNAL, "the heap broke an invariant of its own earlier; it can only be closed")

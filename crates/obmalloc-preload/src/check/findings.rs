@@ -1,8 +1,9 @@
 //! What was found, added up by kind, domains and site, and the report that it is written into.
 //!
-//! The report is lines of JSON: the header of the process, findings, sizes and origins of findings when they are first met, of which
-//! domains not all calls come here and what replaced the allocators there, and at the end a line that says so. How often each was met is in a file beside it,
-//! `<report>.counts` ([`Counters`]); a line names its counter. So a process that is killed leaves a report too, with all that it has found.
+//! The report is lines of JSON: the header of the process; findings, and their sizes and origins, when they are first met; domains whose
+//! calls do not all come here, and what replaced the allocators there; at the end a line that says that it is the end. How often each was
+//! met is in a file beside it, `<report>.counts` ([`Counters`]); a line names its counter. So a process that is killed leaves a report too,
+//! with all that it has found.
 
 use super::blocks::{Block, Owner};
 use super::counters::Counters;

@@ -77,7 +77,7 @@ impl Lost {
 type Getter = unsafe extern "C" fn() -> *mut c_void;
 
 pub struct Stacks {
-    /// Most frames, innermost first, of which a stack consists.
+    /// The most frames of one stack; the innermost are kept.
     limit: usize,
     layout: Layout,
     types: Types,

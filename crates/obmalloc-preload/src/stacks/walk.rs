@@ -258,7 +258,7 @@ impl Stack {
         }
     }
 
-    /// The node of a stack of which only the innermost frame is wanted, if it was found lately.
+    /// The node of a stack when only its innermost frame is wanted, if it was found lately.
     ///
     /// # Safety
     /// As of [`follow`](Self::follow).

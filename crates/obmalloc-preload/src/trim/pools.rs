@@ -11,7 +11,7 @@ pub const POOL_SIZE: usize = 16 << 10;
 const HEADER: u32 = size_of::<Header>() as u32;
 /// `DUMMY_SIZE_IDX`: the pool is carved anew, whatever it is taken for.
 const DUMMY_SIZE_INDEX: u32 = 0xffff;
-/// Size classes, of which one holds blocks of 16 bytes more than the one before.
+/// Size classes. Each holds blocks of 16 bytes more than the one before.
 const CLASSES: u32 = 32;
 const ALIGNMENT: u32 = 16;
 

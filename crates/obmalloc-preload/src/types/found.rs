@@ -40,7 +40,7 @@ type Visit = unsafe extern "C" fn(Object, *mut c_void) -> c_int;
 type Traverse = unsafe extern "C" fn(Object, Visit, *mut c_void) -> c_int;
 type IsGc = unsafe extern "C" fn(Object) -> c_int;
 
-/// Numbers, the last of which came last. They double their memory when it is full.
+/// A stack of numbers. It doubles its memory when that is full.
 struct Waiting {
     words: Pages<u64>,
     count: usize,

@@ -166,7 +166,7 @@ mod tests {
     /// A node's links: two words, and room for an object's first two.
     type Node = [usize; 4];
 
-    /// Three lists of so many nodes each, behind `before` halves of words. Gives the halves, of which the heads are some, and the nodes.
+    /// Three lists of so many nodes each, behind `before` halves of words. Gives the halves, with the heads among them, and the nodes.
     fn planted(before: usize, counts: [usize; 3]) -> (Vec<u32>, Vec<Node>) {
         let mut halves = vec![7u32; before + 18 + 2048];
         let mut nodes: Vec<Node> = vec![[0; 4]; counts.iter().sum()];

@@ -54,7 +54,7 @@ fn examine(candidate: &Path) -> Option<(u32, PathBuf)> {
     }
 }
 
-/// The library, built here: cargo builds one that Rust programs cannot link for nobody but who asks.
+/// The library, built here: cargo builds a library that Rust programs cannot link only when it is asked to.
 pub fn recorder() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {

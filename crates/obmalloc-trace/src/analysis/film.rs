@@ -10,7 +10,7 @@ use super::ledger::{Kind, Ledger};
 use crate::format::Event;
 use crate::watch::{Fate, Seen};
 
-/// The recording is cut into so many stretches, of each of which at most three rows are kept.
+/// The recording is cut into so many stretches; at most three rows of each are kept.
 const STRETCHES: u64 = 1_300;
 /// Most events of arenas.
 const MOST_EVENTS: usize = 20_000;

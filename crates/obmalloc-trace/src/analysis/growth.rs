@@ -11,7 +11,7 @@ use crate::stacks::Stacks;
 
 /// Most marks that are looked at.
 const MOST: usize = 100;
-/// The same where somebody asks for them.
+/// The same where marks are asked for.
 const MOST_WANTED: usize = 10_000;
 /// Fewest marks that say something.
 pub const FEWEST: usize = 5;

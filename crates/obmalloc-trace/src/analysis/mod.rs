@@ -60,7 +60,7 @@ pub struct Analysis {
     pub(crate) ledger: Ledger,
     pub(crate) lives: Lives,
     pub(crate) growth: Growth,
-    /// Moments, in order, of which a census is taken, and those that were.
+    /// Moments, in order, at which a census is taken, and those at which it has been.
     moments: Vec<u64>,
     pub(crate) censuses: Vec<Census>,
     /// The replay is over once the last census is taken.

@@ -25,7 +25,7 @@ pub struct Pinning {
     pub live: Sum,
     /// Arenas that have blocks of these sites, and are not needed: indices of the census.
     pub arenas: FxHashSet<u32>,
-    /// What lay there too when most was held, most of which has died.
+    /// What lay there too when most was held; most of it has died.
     pub burst: Option<Burst>,
 }
 

@@ -65,11 +65,11 @@ impl Shares {
         for (&(arena, node, _), &blocks) in &census.shares {
             of_arena[arena as usize].push((sites.site(tree, node), blocks));
         }
-        let nobody = sites.site(tree, 0);
+        let unknown = sites.site(tree, 0);
         for (sharers, arena) in of_arena.iter_mut().zip(&census.arenas) {
             *sharers = merged(std::mem::take(sharers));
             divide(census.geometry.arena_size as u64, arena.live.blocks, sharers, |site, held| {
-                entry(&mut shares, site.unwrap_or(nobody)).held += held;
+                entry(&mut shares, site.unwrap_or(unknown)).held += held;
             });
             for &(site, _) in &*sharers {
                 let share = entry(&mut shares, site);

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::format::{BlockWriter, Domain};
 
-    /// A block of `count` mallocs, of which one in `every` has an address that nothing foretells.
+    /// A block of `count` mallocs. One in `every` of them has an address that nothing foretells.
     fn block(memory: &mut [u8], count: u64, every: u64) -> Vec<u8> {
         let mut block = BlockWriter::new(memory);
         for number in 0..count {

@@ -182,7 +182,7 @@ impl<'a> Reader<'a> {
         self.clock = before.clock;
     }
 
-    /// The stack that the last event was made under, if it is a request: a node, of which [`stacks`](Self::stacks) tells more. 0 is none.
+    /// The stack that the last event was made under, if it is a request: a node of [`stacks`](Self::stacks). 0 is none.
     #[inline]
     pub fn stack(&self) -> u64 {
         self.node

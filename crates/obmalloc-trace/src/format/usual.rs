@@ -80,8 +80,7 @@ impl Opened<'_, '_> {
     #[inline(always)]
     fn put(&mut self, word: u64, length: u32) {
         debug_assert!(length <= 8 && self.0.at + 8 <= self.0.bytes.len());
-        // SAFETY: a place is for one event, of which a stack may be a part; so this is not beyond the `MOST` bytes after where the block was open,
-        // of which it had `MAX_EVENT`.
+        // SAFETY: the place is for one event with its stack, at most `MOST` bytes; where it was opened, the block had `MAX_EVENT` bytes left.
         unsafe { self.0.bytes.as_mut_ptr().add(self.0.at).cast::<[u8; 8]>().write_unaligned(word.to_le_bytes()) };
         self.0.at += length as usize;
     }

@@ -119,11 +119,11 @@ impl fmt::Display for Fault {
             FaultKind::WrongHeap => write!(f, "expected a block of this heap, but {address:#x} belongs to another heap"),
             FaultKind::BufferOverflow | FaultKind::BufferUnderflow => {
                 let offset = self.offset.unwrap_or_default();
-                write!(f, "expected sound guard bytes, but somebody wrote to the byte at {offset} of the block at {address:#x}")
+                write!(f, "expected sound guard bytes, but the byte at {offset} of the block at {address:#x} was written to")
             }
             FaultKind::WriteAfterFree => {
                 let offset = self.offset.unwrap_or_default();
-                write!(f, "somebody wrote to the byte at {offset} of the block at {address:#x} after it had been freed")
+                write!(f, "the byte at {offset} of the block at {address:#x} was written to after the block had been freed")
             }
             FaultKind::HeapCorrupted => write!(f, "a structure of the heap does not hold at {address:#x}"),
             FaultKind::WrongType => write!(f, "expected something of another type than what is at {address:#x}"),
