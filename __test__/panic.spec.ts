@@ -10,6 +10,9 @@ import type * as obmalloc from 'obmalloc'
 
 import { addon, buildInjected, codeOf, collectUntil } from './tools.ts'
 
+// Three hundred panics: with their backtraces a log would hold little else.
+process.env['RUST_BACKTRACE'] = '0'
+
 interface Injected {
   /** Names of entry points, each on a line. */
   entryPoints(): string
