@@ -173,7 +173,8 @@ fn a_second_free_is_found_while_the_block_waits() {
                 assert_eq!(heap.allocated_blocks(), before);
                 let held = heap.held();
                 assert!(heap.empty_quarantine());
-                assert!(heap.held() < held || size <= 512);
+                // Miri does not know how large a block of C's malloc is.
+                assert!(heap.held() < held || size <= 512 || cfg!(miri));
                 heap.verify().expect("holds");
             }
         }
