@@ -2,7 +2,7 @@
 //! while events are written.
 
 use crate::file::{Kept, open};
-use crate::python::{object_base, symbol};
+use crate::python::{c_allocator, object_base, symbol};
 use obmalloc_trace::clock::Memory;
 use std::ffi::{c_int, c_void};
 
@@ -138,8 +138,8 @@ pub fn time_of(clock: libc::clockid_t) -> u64 {
 
 /// `mallinfo2`, if the C library has it (glibc 2.33) and its `malloc` is the one that is used.
 pub fn mallinfo() -> Option<unsafe extern "C" fn() -> MallInfo> {
-    let (found, malloc) = (symbol(c"mallinfo2")?, symbol(c"malloc")?);
-    if object_base(found) != object_base(malloc) {
+    let found = symbol(c"mallinfo2")?;
+    if object_base(found) != object_base(c_allocator()?) {
         return None;
     }
     // SAFETY: the function of that name has this signature.

@@ -104,6 +104,26 @@ pub fn symbol(name: &CStr) -> Option<*mut c_void> {
     (!address.is_null()).then_some(address)
 }
 
+/// An address in the library or executable whose `malloc` the process calls, if that can be told. An executable that is not
+/// position-independent, and takes `malloc`'s address, has a stub of that name, as Debian's CPythons do: the stub does not say where it leads.
+/// But all that takes `malloc`'s place brings a `malloc_usable_size` of its own.
+pub fn c_allocator() -> Option<*mut c_void> {
+    [c"malloc", c"malloc_usable_size"].into_iter().find_map(|name| symbol(name).filter(|&found| !is_stub(found)))
+}
+
+/// Whether a function that was found by name is an executable's stub for one that is defined elsewhere.
+fn is_stub(function: *const c_void) -> bool {
+    /// `RTLD_DL_SYMENT`
+    const SYMBOL: c_int = 1;
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    let mut symbol: *const libc::Elf64_Sym = std::ptr::null();
+    // SAFETY: dladdr1 takes any address, and fills both where it finds something: a symbol is null, or stays as long as its library.
+    unsafe {
+        let found = libc::dladdr1(function, info.as_mut_ptr(), (&raw mut symbol).cast(), SYMBOL) != 0;
+        found && symbol.as_ref().is_some_and(|symbol| symbol.st_shndx == 0)
+    }
+}
+
 /// The C library's own function of that name.
 ///
 /// # Safety

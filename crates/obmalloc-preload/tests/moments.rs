@@ -162,7 +162,7 @@ sys.audit('obmalloc.mark', 'gone')
         let (held, gone) = (memory("held"), memory("gone"));
         let freed = held.anonymous - gone.anonymous;
         assert!((60 << 20..68 << 20).contains(&freed), "3.{}: {freed}", python.minor);
-        assert!(held.heap == 0 || held.heap - gone.heap >= 64 << 20, "3.{}: C's heap", python.minor);
+        assert!(held.heap >= gone.heap + (64 << 20), "{}: C's heap", python.executable.display());
         assert!(held.file > 1 << 20);
         let run = Run::of(python, script, &[]).succeeded();
         assert_eq!(of(&run).last().expect("events").0.samples, 0, "none unless wanted");

@@ -15,7 +15,7 @@ use super::site::Site;
 use super::wrong::{fault_for_c, wrong_free, wrong_realloc};
 use crate::header::text_of;
 use crate::inside;
-use crate::python::{SetOnce, symbol};
+use crate::python::{SetOnce, c_allocator, symbol};
 use functions::{Functions, Memory, Watch};
 use std::ffi::c_int;
 use std::ptr::null_mut;
@@ -48,9 +48,9 @@ pub fn is_watched() -> bool {
     WATCHED.load(Ordering::Relaxed)
 }
 
-/// The library or executable that calls of `free` go to.
+/// The library or executable that calls of `malloc` and `free` go to.
 pub fn module() -> String {
-    let site = symbol(c"free").map(|free| Site::of(free as usize + 1));
+    let site = c_allocator().map(|function| Site::of(function as usize + 1));
     site.and_then(|site| site.module).map_or_else(String::new, text_of)
 }
 

@@ -1,5 +1,5 @@
 //! CPythons, the recorder in them, and what it leaves. CPythons are every one in `OBMALLOC_PYTHON` (separated by colons), the `python3` on
-//! the path, and pyenv's.
+//! the path, the system's (Debian's is not position-independent), and pyenv's.
 #![allow(dead_code, reason = "not every suite uses all of it")]
 
 pub mod live;
@@ -24,7 +24,7 @@ pub fn pythons() -> &'static [Python] {
     static FOUND: OnceLock<Vec<Python>> = OnceLock::new();
     FOUND.get_or_init(|| {
         let mut candidates: Vec<PathBuf> = std::env::var_os("OBMALLOC_PYTHON").iter().flat_map(std::env::split_paths).collect();
-        candidates.push("python3".into());
+        candidates.extend(["python3", "/usr/bin/python3"].map(PathBuf::from));
         if let Some(home) = std::env::var_os("HOME")
             && let Ok(versions) = std::fs::read_dir(Path::new(&home).join(".pyenv/versions"))
         {
