@@ -24,6 +24,12 @@ export class Handle {
   /** The binding does not keep it, because it refers to the heap. */
   readonly kept: Kept
   readonly made: Made
+  readonly #isHandle = true
+
+  /** Whether something is one: a script can call the constructors of what it is given, with anything. */
+  static is(value: unknown): value is Handle {
+    return typeof value === 'object' && value !== null && #isHandle in value && value.#isHandle
+  }
 
   constructor(number: number, external: External, kept: Kept, made: Made) {
     this.number = number

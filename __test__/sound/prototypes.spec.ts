@@ -195,3 +195,18 @@ test.serial('a domain keeps its heap, whatever Object.prototype has', async (t) 
   for (const domain of domains) for (let count = 0; count < 100; count++) domain.free(domain.malloc(64))
   t.pass()
 })
+
+test('what a heap gives out has constructors that make nothing for a script', (t) => {
+  const heap = new Heap()
+  let asked = 0
+  const number = { get: () => ++asked }
+  for (const value of [heap.raw, heap.mem, heap.obj, heap.gc]) {
+    const Class = value.constructor as new (...args: unknown[]) => unknown
+    for (const handle of [undefined, 5, {}, { number: 1 }, Object.defineProperty({}, 'number', number), heap, value]) {
+      t.throws(() => new Class('obj', handle, { find: () => -1 }), { code: 'ERR_INVALID_ARG_TYPE' })
+      t.throws(() => new Class(handle, [[], []], {}), { code: 'ERR_INVALID_ARG_TYPE' })
+    }
+  }
+  t.is(asked, 0)
+  heap.close()
+})
