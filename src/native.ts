@@ -152,6 +152,8 @@ export interface Binding {
   readonly presentAllocator: (domain: unknown, heap: Handle) => number
   /** Whether it is one for that domain. */
   readonly setNative: (domain: unknown, number: unknown, heap: Handle) => boolean
+  /** The number of another allocator of a script's. */
+  readonly addScript: (heap: Handle) => number
   readonly setScript: (domain: unknown, script: unknown, heap: Handle) => void
   readonly nativeMalloc: (number: unknown, size: unknown, heap: Handle) => Address | null
   readonly nativeCalloc: (number: unknown, count: unknown, size: unknown, heap: Handle) => Address | null
