@@ -7,6 +7,7 @@ import type { ErrorMaker } from './native.js'
 import {
   NewRangeError,
   NewTypeError,
+  asIntN,
   captureStackTrace,
   define,
   defineProperty,
@@ -99,7 +100,7 @@ nameAfter(MemoryError.prototype, 'MemoryError')
 /** Whether something can be called without `new`. Runs no code of its own. */
 export function isFunction(value: unknown): value is (this: unknown, ...args: unknown[]) => unknown {
   if (typeof value !== 'function') return false
-  if (types.isProxy(value)) return slice(inspect(value, { showProxy: true, depth: -1 }), 0, 8) !== '<Revoked'
+  if (types.isProxy(value)) return slice(inspect(value, { showProxy: true, depth: -1, colors: false }), 0, 8) !== '<Revoked'
   return !isClass(textOf(value))
 }
 
@@ -110,13 +111,17 @@ function isClass(source: string): boolean {
   return next === ' ' || next === '{' || next === '/' || next === '\n' || next === '\t' || next === '\r'
 }
 
+/** Bits of a number that is said digit by digit. */
+const LONG = 256
+
 /** What came, in a few words; asks nothing of the value itself. */
 function describe(value: unknown): string {
   switch (typeof value) {
     case 'string':
       return value.length > 40 ? `${stringify(slice(value, 0, 40))}...` : stringify(value)
     case 'bigint':
-      return `${value}n`
+      // The text of one of a billion bits takes minutes.
+      return asIntN(LONG, value) === value ? `${value}n` : `a BigInt of more than ${LONG} bits`
     case 'number':
       return is(value, -0) ? '-0' : text(value)
     case 'function':
