@@ -40,7 +40,7 @@ impl ObjectHeap {
         self.count_steps(HOOK_STEPS);
         self.depth.set(self.depth.get() + 1);
         let closes = Closes(self);
-        let result = hook();
+        let result = self.heap.calling_back(hook);
         core::mem::forget(closes);
         self.depth.set(self.depth.get() - 1);
         result
