@@ -8,6 +8,7 @@ use std::thread;
 
 use napi_sys as sys;
 
+use crate::engine::under_way;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
@@ -59,8 +60,16 @@ unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
     env: sys::napi_env,
     info: sys::napi_callback_info,
 ) -> Value {
+    under_way::begin();
     // SAFETY: Node.js calls this for a function that `method` made.
     let (values, env, realm) = unsafe { arguments::<N>(env, info) };
+    let value = call_chosen::<N, C, F>(env, realm, values);
+    under_way::end();
+    value
+}
+
+#[inline(always)]
+fn call_chosen<const N: usize, C: Chosen, F: Method<N, C>>(env: Env, realm: &Realm, values: [Value; N]) -> Value {
     let Some(core) = realm.chosen() else {
         env.throw_plainly(c"ERR_INTERNAL", c"expected a heap that has been chosen");
         return UNDEFINED;
@@ -121,15 +130,19 @@ fn throw(env: Env, realm: &Realm, failure: Option<Failure>) -> Value {
 }
 
 unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_env, info: sys::napi_callback_info) -> Value {
+    under_way::begin();
     // SAFETY: Node.js calls this for a function that `export` made.
     let (values, env, realm) = unsafe { arguments::<N>(env, info) };
-    match catch_unwind(AssertUnwindSafe(|| {
+    let done = catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
         item::<F>()(realm, env, values)
-    })) {
+    }));
+    let value = match done {
         Ok(Ok(value)) if !realm.is_ended() => value,
         done => throw(env, realm, done.unwrap_or_else(|_| Err(internal())).err()),
-    }
+    };
+    under_way::end();
+    value
 }
 
 /// An invariant does not hold.
