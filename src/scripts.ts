@@ -27,12 +27,12 @@ function isError(error: unknown): error is Error {
 }
 
 /** An exception in words, and its stack. It is the script's, so that looking at it may throw, too. */
-function inWords(error: unknown): { text: string; detail?: string | undefined } {
+function inWords(error: unknown): { text: string; detail: string | undefined } {
   try {
-    if (!isError(error)) return { text: inspect(error, { customInspect: false, depth: 0 }) }
+    if (!isError(error)) return { text: inspect(error, { customInspect: false, depth: 0 }), detail: undefined }
     return { text: `${error.name}: ${error.message}`, detail: error.stack }
   } catch {
-    return { text: 'something that cannot be shown' }
+    return { text: 'something that cannot be shown', detail: undefined }
   }
 }
 
