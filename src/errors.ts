@@ -14,6 +14,7 @@ import {
   freeze,
   is,
   keys,
+  preventExtensions,
   slice,
   stringify,
   text,
@@ -77,6 +78,8 @@ export class MemoryFault extends Error {
   }
 }
 nameAfter(MemoryFault.prototype, 'MemoryFault')
+// What is below it stays, or a script's constructor would run wherever the binding makes an error.
+preventExtensions(MemoryFault)
 
 /** Whether something is an error of that class, whatever scripts make of `instanceof`. */
 export function isFault(error: unknown): error is MemoryFault {
@@ -96,6 +99,7 @@ export class MemoryError extends Error {
   }
 }
 nameAfter(MemoryError.prototype, 'MemoryError')
+preventExtensions(MemoryError)
 
 /** Whether something can be called without `new`. Runs no code of its own. */
 export function isFunction(value: unknown): value is (this: unknown, ...args: unknown[]) => unknown {

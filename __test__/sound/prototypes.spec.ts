@@ -2,9 +2,9 @@
 
 import test from 'ava'
 
-import { Heap, type Address, type ObjectType } from 'obmalloc'
+import { Heap, MemoryError, MemoryFault, type Address, type ObjectType } from 'obmalloc'
 
-import { collectUntil, releases, some } from '../tools.ts'
+import { codeOf, collectUntil, releases, some } from '../tools.ts'
 
 /** Puts something under a name of a prototype for the time of a call. */
 function polluted<Result>(prototype: object, name: PropertyKey, descriptor: PropertyDescriptor, call: () => Result): Result {
@@ -208,5 +208,30 @@ test('what a heap gives out has constructors that make nothing for a script', (t
     }
   }
   t.is(asked, 0)
+  heap.close()
+})
+
+test('no script is what an error is made of', (t) => {
+  const heap = new Heap({ memoryLimit: 1 << 16 })
+  const type = heap.defineType({ name: 'bytes', items: 'byte' })
+  const block = some(heap.raw.malloc(64))
+  let made = 0
+  class Below {
+    constructor() {
+      made++
+      // Node-API gives the same for the end of an execution.
+      throw null // eslint-disable-line no-throw-literal
+    }
+  }
+  for (const Class of [MemoryFault, MemoryError]) t.false(Reflect.setPrototypeOf(Class, Below))
+  t.is(
+    codeOf(() => heap.mem.free(block)),
+    'ERR_WRONG_DOMAIN',
+  )
+  t.is(
+    codeOf(() => type.alloc(1 << 20)),
+    'ERR_NO_MEMORY',
+  )
+  t.is(made, 0)
   heap.close()
 })
