@@ -111,9 +111,8 @@ pub(crate) mod under_way {
         result
     }
 
-    /// JavaScript's calls, for the loader, which knows how many there are.
-    #[unsafe(no_mangle)]
-    pub extern "C" fn callbacks_under_way() -> u32 {
+    /// JavaScript's calls.
+    pub fn callbacks() -> u32 {
         CALLBACKS.get()
     }
 

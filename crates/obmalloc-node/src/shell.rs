@@ -63,15 +63,9 @@ unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
     under_way::begin();
     // SAFETY: Node.js calls this for a function that `method` made.
     let (values, env, realm) = unsafe { arguments::<N>(env, info) };
-    let value = call_chosen::<N, C, F>(env, realm, values);
-    under_way::end();
-    value
-}
-
-#[inline(always)]
-fn call_chosen<const N: usize, C: Chosen, F: Method<N, C>>(env: Env, realm: &Realm, values: [Value; N]) -> Value {
     let Some(core) = realm.chosen() else {
         env.throw_plainly(c"ERR_INTERNAL", c"expected a heap that has been chosen");
+        under_way::end();
         return UNDEFINED;
     };
     // SAFETY: all that is ever chosen is of one type, and this has not been dropped: its handle, which is the last argument, keeps it during
@@ -83,11 +77,16 @@ fn call_chosen<const N: usize, C: Chosen, F: Method<N, C>>(env: Env, realm: &Rea
     }));
     let done = match done {
         Ok(Ok(value)) if realm.is_ended() || core.needs_attention() => Ok(Ok(value)),
-        Ok(Ok(value)) => return value,
+        Ok(Ok(value)) => {
+            under_way::end();
+            return value;
+        }
         Ok(Err(failure)) => Ok(Err(failure)),
         Err(panic) => Err(panic),
     };
-    end(core, env, realm, done)
+    let value = end(core, env, realm, done);
+    under_way::end();
+    value
 }
 
 /// The end of a call of a heap's that did not go well, or where more is to be looked at.

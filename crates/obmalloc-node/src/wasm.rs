@@ -5,7 +5,7 @@ use std::ptr;
 
 use napi_sys as sys;
 
-use crate::engine::under_way::refuse;
+use crate::engine::under_way::{callbacks, refuse};
 
 /// Called by the loader, once per instance.
 ///
@@ -16,6 +16,12 @@ pub unsafe extern "C" fn napi_register_wasm_v1(env: sys::napi_env, exports: sys:
     std::panic::set_hook(Box::new(|panic| refuse(&panic.to_string())));
     // SAFETY: the caller's promise; it catches panics, which cannot be here.
     unsafe { crate::napi_register_module_v1(env, exports) }
+}
+
+/// JavaScript's calls that are under way, for the loader, which knows how many there are.
+#[unsafe(no_mangle)]
+pub extern "C" fn callbacks_under_way() -> u32 {
+    callbacks()
 }
 
 /// Emnapi asks for memory where it would copy an array; none is given, because copying is done by [`bytes`](crate::bytes).
