@@ -855,3 +855,27 @@ test('an object that is resized stays one, whatever bytes a script has moved its
     heap.verify()
   }
 })
+
+test('allocators that are put in while another one is put in are not taken for it', (t) => {
+  const heap = new Heap({ release: '3.13' })
+  const own = heap.getAllocator('obj')
+  const calls: string[] = []
+  const [first, second] = [logging(own, calls, 'first '), logging(own, calls, 'second ')]
+  // A collection that is due runs at the beginning of the call that puts the first one in.
+  const finalize = () => heap.setAllocator('mem', second)
+  const type = heap.defineType({ name: 'node', gc: true, fields: { next: 'object' }, finalize })
+  const object = type.alloc()
+  type.set(object, 'next', object)
+  heap.decref(object)
+  heap.gc.setThreshold(1)
+  type.alloc()
+  heap.setAllocator('obj', first)
+  t.is(heap.getAllocator('obj'), first)
+  t.is(heap.getAllocator('mem'), second)
+  calls.length = 0
+  heap.obj.free(heap.obj.malloc(11))
+  heap.mem.free(heap.mem.malloc(22))
+  t.deepEqual(calls, ['first malloc 11', 'first free', 'second malloc 22', 'second free'])
+  heap.verify()
+  heap.close()
+})

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { inspect } from 'node:util'
 
 import test from 'ava'
 
@@ -69,6 +70,24 @@ test('a refused option is named with what was expected and what came', (t) => {
     name: 'TypeError',
     message: /^allocator: expected one of .*got 7$/,
   })
+})
+
+test('a number of millions of digits is refused in a few words, and at once', (t) => {
+  using heap = new Heap()
+  t.throws(() => heap.obj.malloc(1n << 20_000_000n), {
+    code: 'ERR_OUT_OF_RANGE',
+    message: /^size: expected an integer .*, got a BigInt of more than 256 bits$/,
+  })
+  t.throws(() => heap.obj.malloc(1n << 64n), { message: /got 18446744073709551616n$/ })
+})
+
+test.serial('a revoked proxy is no function, however a program has values shown', (t) => {
+  const { proxy, revoke } = Proxy.revocable(() => {}, {})
+  revoke()
+  const { colors } = inspect.defaultOptions
+  inspect.defaultOptions.colors = true
+  t.teardown(() => (inspect.defaultOptions.colors = colors))
+  t.throws(() => new Heap({ onUnraisable: proxy }), { code: 'ERR_INVALID_ARG_TYPE', message: /got a revoked proxy$/ })
 })
 
 test('with malloc for all domains there is no arena and nothing to tell', (t) => {

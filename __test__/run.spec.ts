@@ -1,8 +1,9 @@
 import test from 'ava'
 
-import { Heap } from 'obmalloc'
+import { Heap, type Address } from 'obmalloc'
 
-import { arenasFrom } from './tools.ts'
+import { poke } from './peer.ts'
+import { arenasFrom, collectUntil, isWasm, some, transfer } from './tools.ts'
 
 const [malloc, calloc, realloc, free] = [0, 1, 2, 3]
 const [raw, mem, obj] = [0, 1, 2]
@@ -145,5 +146,40 @@ test('arrays that a callback takes away are not touched again', (t) => {
   )
   t.is(heap.allocatedBlocks(), 1)
   heap.verify()
+  heap.close()
+})
+
+const native = isWasm ? test.skip : test
+
+native('a batch inside a batch has the same slots', async (t) => {
+  const told: unknown[] = []
+  let inner: number | undefined
+  const heap = new Heap({
+    release: '3.13',
+    allocator: 'debug',
+    onUnraisable(error) {
+      told.push((error as { code?: unknown }).code)
+      const addresses = new Float64Array(6)
+      heap.run(Uint32Array.of(malloc, obj, 5, 40), addresses)
+      inner = addresses[5]
+    },
+  })
+  const block = some(heap.obj.malloc(32))
+  let moved: ArrayBuffer | undefined = transfer(heap.obj.view(block).buffer)
+  heap.obj.free(block)
+  // What is damaged is found when the block goes, once nothing can reach its buffer: by the next call that frees.
+  poke(block + 32, Uint8Array.of(1))
+  t.is(moved.byteLength, 32)
+  moved = undefined
+  const ops = Uint32Array.of(malloc, obj, 0, 10, free, obj, 0, 0)
+  await collectUntil(() => {
+    heap.run(ops)
+    return told.length > 0
+  })
+  t.deepEqual(told, ['ERR_BUFFER_OVERFLOW'])
+  const addresses = new Float64Array(6)
+  heap.run(Uint32Array.of(realloc, obj, 5, 40), addresses)
+  t.is(heap.obj.usableSize(addresses[5] as Address), 40)
+  t.is(addresses[5], inner)
   heap.close()
 })

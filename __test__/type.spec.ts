@@ -517,6 +517,38 @@ test.serial('without onUnraisable, and when that throws, there is a warning of t
   t.is((warnings[0] as Error & { detail?: string }).detail, boom.stack)
 })
 
+test.serial('an exception that cannot be shown is told of all the same', async (t) => {
+  const warnings: string[] = []
+  const listen = ({ name, message }: Error) => void (name === 'UnraisableException' && warnings.push(message))
+  process.on('warning', listen)
+  const { proxy, revoke } = Proxy.revocable({}, {})
+  revoke()
+  const fail = (): never => {
+    throw proxy
+  }
+  const thrown = [
+    proxy,
+    new Proxy({}, { getPrototypeOf: fail }),
+    Object.defineProperty(new Error('no'), 'message', { get: fail }),
+    Object.defineProperty(new Error('no'), 'stack', { get: fail }),
+    Object.defineProperty(new Error('no'), 'name', { value: Symbol('name') }),
+    { [Symbol.toStringTag]: 5, get constructor() { return fail() } }, // prettier-ignore
+  ]
+  for (const error of thrown) {
+    const heap = new Heap()
+    const finalize = () => {
+      throw error
+    }
+    const type = heap.defineType({ ...node, finalize })
+    for (let count = 0; count < 2; count++) heap.decref(type.alloc())
+    heap.close()
+  }
+  await new Promise(setImmediate)
+  process.off('warning', listen)
+  t.is(warnings.length, 2 * thrown.length)
+  for (const message of warnings) t.regex(message, /^Exception ignored in finalize of node at 0x[0-9a-f]+: /)
+})
+
 test('callbacks inside one another end at 50, with an error, not with the stack', (t) => {
   const { heap, told } = listening()
   let depth = 0

@@ -153,3 +153,38 @@ built('where there is no native binding the one in WebAssembly is used', (t) => 
     stderr,
   )
 })
+
+built('where the stack is nearly full calls throw before they do anything', (t) => {
+  const program = `const { Heap, MemoryFault } = require('.')
+    const heap = new Heap(), other = new Heap(), blocks = [], said = new Set()
+    let tries = 0
+    const dive = () => {
+      try { dive() } catch {}
+      if (tries++ < 1500) try { blocks.push(heap.obj.malloc(48)) } catch (error) { said.add(error.code ?? error.name) }
+    }
+    dive()
+    const count = heap.allocatedBlocks()
+    for (const block of blocks) heap.obj.free(block)
+    for (const heap of [other, new Heap()]) heap.obj.free(heap.obj.malloc(5))
+    heap.verify()
+    heap.close()
+    console.log(blocks.length > 100, count - blocks.length < 3, [...said].join())`
+  const { stdout, stderr } = run('wasm', '-e', program)
+  t.regex(stdout, /^true true (RangeError)?\n$/, stderr)
+})
+
+built('after a call that was ended in its middle every call says that the module is to be loaded anew', (t) => {
+  // What the module calls throws: nothing else ends a call at a place that is known.
+  const program = `const { Heap, MemoryFault } = require('.')
+    const heap = new Heap(), other = new Heap(), { now } = performance
+    const said = []
+    const attempt = (call) => { try { call(); said.push('done') } catch (error) { said.push(error.code) } }
+    performance.now = () => { throw Object.assign(new Error('no'), { code: 'cut' }) }
+    attempt(() => heap.gc.collect())
+    performance.now = now
+    for (const call of [() => heap.obj.malloc(5), () => other.obj.malloc(5), () => new Heap(), () => heap.close()]) attempt(call)
+    console.log(said.join())`
+  const all = Array.from({ length: 4 }, () => 'ERR_INTERNAL').join()
+  const { stdout, stderr } = run('wasm', '-e', program)
+  t.is(stdout, `cut,${all}\n`, stderr)
+})

@@ -7,7 +7,7 @@ import type { Kept } from './kept.js'
 import { native, on, type Handle } from './native.js'
 import { NewMap, freeze, mapGet, mapSet } from './primordials.js'
 
-const { nativeMalloc, nativeCalloc, nativeRealloc, nativeFree, presentAllocator, setNative, setScript } = native
+const { nativeMalloc, nativeCalloc, nativeRealloc, nativeFree, presentAllocator, setNative, addScript, setScript } = native
 
 function isAllocator(value: unknown): value is Allocator {
   if (typeof value !== 'object' || value === null) return false
@@ -32,7 +32,6 @@ export class Allocators {
   readonly #nativeNumbers = new NewMap<Allocator, number>()
   readonly #scripts = new NewMap<number, Allocator>()
   readonly #scriptNumbers = new NewMap<Allocator, number>()
-  #scriptCount = 0
 
   constructor(handle: Handle) {
     this.#handle = handle
@@ -56,13 +55,17 @@ export class Allocators {
       const expected = 'an object with the functions malloc, calloc, realloc and free'
       throw badArgument('ERR_INVALID_ARG_TYPE', 'allocator', expected, allocator)
     }
+    setScript(domain, this.#numberOf(allocator), on(this.#handle))
+  }
+
+  /** Known before it is put in: that may call scripts, which may put in others. */
+  #numberOf(allocator: Allocator): number {
     const known = mapGet(this.#scriptNumbers, allocator)
-    const script = known ?? this.#scriptCount
-    setScript(domain, script, on(this.#handle))
-    if (known !== undefined) return
-    this.#scriptCount++
-    mapSet(this.#scripts, script, allocator)
-    mapSet(this.#scriptNumbers, allocator, script)
+    if (known !== undefined) return known
+    const number = addScript(on(this.#handle))
+    mapSet(this.#scripts, number, allocator)
+    mapSet(this.#scriptNumbers, allocator, number)
+    return number
   }
 
   script(number: number): Allocator {

@@ -3,9 +3,10 @@
 import process from 'node:process'
 
 import type { Address, Collector as Contract, CollectorCallback, GenerationStats, Size, TraverseMismatch } from '../index.js'
+import { badArgument } from './errors.js'
 import { checkFunction } from './functions.js'
 import type { Kept } from './kept.js'
-import { native, on, type Handle } from './native.js'
+import { Handle, native, on } from './native.js'
 import { Doubles, NewMap, append, bufferOf, lengthOf, mapGet, mapSet } from './primordials.js'
 import type { Types } from './type.js'
 
@@ -59,6 +60,7 @@ export class Collector implements Contract {
   readonly #types: Types
 
   constructor(handle: Handle, kept: Kept, types: Types) {
+    if (!Handle.is(handle)) throw badArgument('ERR_INVALID_ARG_TYPE', 'Collector', 'the collector of a heap instead', handle)
     this.garbage = kept[0]
     this.callbacks = kept[1]
     this.native = native.external

@@ -1,9 +1,10 @@
 /** A domain's face: made once per heap. */
 
 import type { Address, Domain as Contract, DomainName, DomainSummary, Size } from '../index.js'
+import { badArgument } from './errors.js'
 import { inspected, shown, summaryOf } from './inspect.js'
 import { LIVE, type Memory } from './memory.js'
-import { native, on, type DomainCalls, type Handle } from './native.js'
+import { Handle, native, on, type DomainCalls } from './native.js'
 import {
   Bytes,
   asIntN,
@@ -46,6 +47,7 @@ export class Domain implements Contract {
   readonly #set: DomainCalls['set']
 
   constructor(name: DomainName, handle: Handle, memory: Memory) {
+    if (!Handle.is(handle)) throw badArgument('ERR_INVALID_ARG_TYPE', 'Domain', 'a domain of a heap instead', handle)
     const calls = native[name]
     this.name = name
     this.native = native.external

@@ -7,12 +7,14 @@ import type { ErrorMaker } from './native.js'
 import {
   NewRangeError,
   NewTypeError,
+  asIntN,
   captureStackTrace,
   define,
   defineProperty,
   freeze,
   is,
   keys,
+  preventExtensions,
   slice,
   stringify,
   text,
@@ -76,6 +78,8 @@ export class MemoryFault extends Error {
   }
 }
 nameAfter(MemoryFault.prototype, 'MemoryFault')
+// What is below it stays, or a script's constructor would run wherever the binding makes an error.
+preventExtensions(MemoryFault)
 
 /** Whether something is an error of that class, whatever scripts make of `instanceof`. */
 export function isFault(error: unknown): error is MemoryFault {
@@ -95,11 +99,12 @@ export class MemoryError extends Error {
   }
 }
 nameAfter(MemoryError.prototype, 'MemoryError')
+preventExtensions(MemoryError)
 
 /** Whether something can be called without `new`. Runs no code of its own. */
 export function isFunction(value: unknown): value is (this: unknown, ...args: unknown[]) => unknown {
   if (typeof value !== 'function') return false
-  if (types.isProxy(value)) return slice(inspect(value, { showProxy: true, depth: -1 }), 0, 8) !== '<Revoked'
+  if (types.isProxy(value)) return slice(inspect(value, { showProxy: true, depth: -1, colors: false }), 0, 8) !== '<Revoked'
   return !isClass(textOf(value))
 }
 
@@ -110,13 +115,17 @@ function isClass(source: string): boolean {
   return next === ' ' || next === '{' || next === '/' || next === '\n' || next === '\t' || next === '\r'
 }
 
+/** Bits of a number that is said digit by digit. */
+const LONG = 256
+
 /** What came, in a few words; asks nothing of the value itself. */
 function describe(value: unknown): string {
   switch (typeof value) {
     case 'string':
       return value.length > 40 ? `${stringify(slice(value, 0, 40))}...` : stringify(value)
     case 'bigint':
-      return `${value}n`
+      // The text of one of a billion bits takes minutes.
+      return asIntN(LONG, value) === value ? `${value}n` : `a BigInt of more than ${LONG} bits`
     case 'number':
       return is(value, -0) ? '-0' : text(value)
     case 'function':

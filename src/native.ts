@@ -24,6 +24,12 @@ export class Handle {
   /** The binding does not keep it, because it refers to the heap. */
   readonly kept: Kept
   readonly made: Made
+  readonly #isHandle = true
+
+  /** Whether something is one: a script can call the constructors of what it is given, with anything. */
+  static is(value: unknown): value is Handle {
+    return typeof value === 'object' && value !== null && #isHandle in value && value.#isHandle
+  }
 
   constructor(number: number, external: External, kept: Kept, made: Made) {
     this.number = number
@@ -146,6 +152,8 @@ export interface Binding {
   readonly presentAllocator: (domain: unknown, heap: Handle) => number
   /** Whether it is one for that domain. */
   readonly setNative: (domain: unknown, number: unknown, heap: Handle) => boolean
+  /** The number of another allocator of a script's. */
+  readonly addScript: (heap: Handle) => number
   readonly setScript: (domain: unknown, script: unknown, heap: Handle) => void
   readonly nativeMalloc: (number: unknown, size: unknown, heap: Handle) => Address | null
   readonly nativeCalloc: (number: unknown, count: unknown, size: unknown, heap: Handle) => Address | null

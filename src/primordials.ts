@@ -9,7 +9,7 @@ const uncurried = bind.bind(call) as <This, Args extends unknown[], Result>(
 ) => (self: This, ...args: Args) => Result
 
 export const { apply, defineProperty } = Reflect
-export const { freeze, hasOwn, is, keys } = Object
+export const { freeze, hasOwn, is, keys, preventExtensions } = Object
 export const { isArray } = Array
 export const { captureStackTrace } = Error
 export const NewRangeError = RangeError

@@ -26,9 +26,18 @@ function isError(error: unknown): error is Error {
   return isNativeError(error) || error instanceof Error
 }
 
+/** An exception in words, and its stack. It is the script's, so that looking at it may throw, too. */
+function inWords(error: unknown): { text: string; detail: string | undefined } {
+  try {
+    if (!isError(error)) return { text: inspect(error, { customInspect: false, depth: 0 }), detail: undefined }
+    return { text: `${error.name}: ${error.message}`, detail: error.stack }
+  } catch {
+    return { text: 'something that cannot be shown', detail: undefined }
+  }
+}
+
 function warn(error: unknown, context: UnraisableContext): void {
-  const detail = isError(error) ? error.stack : undefined
-  const text = isError(error) ? `${error.name}: ${error.message}` : inspect(error, { customInspect: false, depth: 0 })
+  const { text, detail } = inWords(error)
   process.emitWarning(`${describe(context)}: ${text}`, { type: 'UnraisableException', detail })
 }
 

@@ -1,7 +1,8 @@
 /** The binding in WebAssembly. It gives the same functions as the native one, but for those that read traces. Nothing here needs Node.js. */
 
+import { MemoryFault } from './errors.js'
 import type { Binding } from './native.js'
-import { bufferOf, Bytes, offsetOf } from './primordials.js'
+import { apply, bufferOf, Bytes, offsetOf } from './primordials.js'
 
 /** Functions by module and name. */
 type Imports = Record<string, Record<string, unknown>>
@@ -21,11 +22,41 @@ export interface Emnapi {
 /** The functions that open something to do with traces. */
 const OF_TRACES = ['openReplay', 'openEvents', 'openOutline', 'openTrials', 'openInquiry', 'checkGolden'] as const
 
+/** Calls inside one another that take about as much stack as most calls of the module. */
+const FRAMES = 64
+
+/** Throws where there is less stack left than that. */
+function checkStack(frames: number): number {
+  return frames === 0 ? 0 : checkStack(frames - 1) + 1
+}
+
+/** The functions of an object, and of the objects in it, with something that is done before each call. */
+function preceded<Functions extends object>(functions: Functions, before: () => void): Functions {
+  const made = { __proto__: null } as unknown as Record<string, unknown>
+  for (const [name, value] of Object.entries(functions)) {
+    const call = (...values: unknown[]): unknown => {
+      before()
+      return apply(value as () => unknown, undefined, values as [])
+    }
+    made[name] = typeof value === 'function' ? call : typeof value === 'object' ? preceded(value as object, before) : value
+  }
+  return Object.freeze(made) as Functions
+}
+
+function unusable(why: string): Error {
+  return new MemoryFault('ERR_INTERNAL', `a broken invariant of obmalloc itself; load it anew (${why})`)
+}
+
+/** `napi_generic_failure` */
+const GENERIC_FAILURE = 9
+
 /** Makes an instance. `refusal` is what the functions throw that it does not have. */
 export function instantiate(bytes: Uint8Array<ArrayBuffer>, emnapi: Emnapi, refusal: () => Error): { bind(): Binding } {
   const context = emnapi.createContext()
   // Heaps are used until the very end of a process, also after its loop has run dry.
   context.suppressDestroy()
+  /** Calls of JavaScript's that the module waits for. */
+  let callbacks = 0
   let memory: { readonly buffer: ArrayBuffer }
   const own = (address: number, count: number) => new Bytes(memory.buffer, address >>> 0, count >>> 0)
   /** Bytes of the array with a handle. */
@@ -39,20 +70,35 @@ export function instantiate(bytes: Uint8Array<ArrayBuffer>, emnapi: Emnapi, refu
     write_array: (handle: number, offset: number, from: number, count: number) =>
       array(handle, offset, count).set(own(from, count)),
     broken(message: number, length: number): never {
-      const why = new TextDecoder().decode(own(message, length))
-      const error = new Error(`a broken invariant of obmalloc itself; load it anew (${why})`)
-      throw Object.assign(error, { code: 'ERR_INTERNAL' })
+      throw unusable(new TextDecoder().decode(own(message, length)))
     },
   }
   const { instance, napiModule } = emnapi.instantiateNapiModuleSync(bytes, {
     context,
-    overwriteImports: (imports) => ({
-      ...imports,
-      env: { ...imports['env'], ...imports['napi'], ...imports['emnapi'] },
-      obmalloc,
-    }),
+    overwriteImports: (imports) => {
+      const env = { ...imports['env'], ...imports['napi'], ...imports['emnapi'] }
+      const callFunction = env['napi_call_function'] as (...values: number[]) => number
+      // Where the stack is too full for emnapi to say that a function threw, that goes no further: nothing unwinds in the module.
+      env['napi_call_function'] = (...values: number[]) => {
+        callbacks++
+        try {
+          return apply(callFunction, undefined, values)
+        } catch {
+          return GENERIC_FAILURE
+        } finally {
+          callbacks--
+        }
+      }
+      return { ...imports, env, obmalloc }
+    },
   })
   memory = instance.exports['memory'] as typeof memory
+  const callbacksUnderWay = instance.exports['callbacks_under_way'] as () => number
+  /** A call that the end of the stack ends in its middle leaves everything as it is, and from then on there are only errors. */
+  const before = () => {
+    checkStack(FRAMES)
+    if (callbacksUnderWay() !== callbacks) throw unusable('an earlier call was ended in its middle')
+  }
   const module = napiModule.exports as { bind(): Binding }
   const refuse = () => {
     throw refusal()
@@ -61,6 +107,10 @@ export function instantiate(bytes: Uint8Array<ArrayBuffer>, emnapi: Emnapi, refu
   const external = () => {}
   return {
     bind: () =>
-      Object.freeze({ ...Object.fromEntries(OF_TRACES.map((name) => [name, refuse])), ...module.bind(), external }) as Binding,
+      Object.freeze({
+        ...Object.fromEntries(OF_TRACES.map((name) => [name, refuse])),
+        ...preceded(module.bind(), before),
+        external,
+      }) as Binding,
   }
 }

@@ -4,7 +4,8 @@ import test from 'ava'
 
 import { Heap, MemoryFault, type Address, type Allocator, type DomainName } from 'obmalloc'
 
-import { some } from '../tools.ts'
+import { poke } from '../peer.ts'
+import { isWasm, some } from '../tools.ts'
 
 const domains: DomainName[] = ['raw', 'mem', 'obj']
 const boom = new Error('no')
@@ -102,3 +103,77 @@ for (const when of ['never', 'before', 'after'] as const) {
     })
   }
 }
+
+test('what failed before a callback is no failure of the calls that it makes', (t) => {
+  for (const release of ['3.8', '3.11', '3.13', '3.15'] as const) {
+    for (const debug of [false, true]) {
+      const heap = new Heap({ release, allocator: debug ? 'debug' : 'default' })
+      const own = heap.getAllocator('obj')
+      let isToFail = false
+      heap.setAllocator('obj', {
+        ...throwing(own, true),
+        free(address) {
+          own.free(address)
+          if (!isToFail) return
+          isToFail = false
+          throw boom
+        },
+      })
+      const plain = heap.defineType({ name: 'plain' })
+      let [made, finalized] = [0, 0]
+      const type = heap.defineType({
+        name: 'finalized',
+        finalize() {
+          finalized++
+          const before = heap.allocatedBlocks()
+          heap.decref(plain.alloc())
+          const block = some(heap.obj.malloc(40))
+          made += heap.allocatedBlocks() - before
+          heap.obj.free(block)
+          heap.setAllocator('mem', heap.getAllocator('mem'))
+          t.throws(() => heap.obj.free(block), { code: 'ERR_DOUBLE_FREE' })
+        },
+      })
+      const pair = heap.defineType({ name: 'pair', fields: { first: 'object', second: 'object' } })
+      const [first, second, both] = [plain.alloc(), type.alloc(), pair.alloc()]
+      pair.set(both, 'first', first)
+      pair.set(both, 'second', second)
+      heap.decref(first)
+      heap.decref(second)
+      isToFail = true
+      // The first one's memory goes back before the second one is finalized.
+      t.throws(() => heap.decref(both), { code: 'ERR_CALLBACK_THREW', instanceOf: MemoryFault })
+      t.deepEqual([made, finalized, heap.allocatedBlocks()], [1, 1, 0])
+      heap.verify()
+      heap.close()
+    }
+  }
+})
+
+const native = isWasm ? test.skip : test
+
+native('damage that was found before a callback is no fault of the calls that it makes', (t) => {
+  for (const release of ['3.8', '3.13'] as const) {
+    const heap = new Heap({ release, allocator: 'debug' })
+    const plain = heap.defineType({ name: 'plain' })
+    let finalized = 0
+    const type = heap.defineType({
+      name: 'finalized',
+      finalize() {
+        finalized++
+        heap.decref(plain.alloc())
+        t.is(heap.obj.malloc(2 ** 50), null)
+      },
+    })
+    const pair = heap.defineType({ name: 'pair', fields: { first: 'object', second: 'object' } })
+    const [first, second, both] = [plain.alloc(), type.alloc(), pair.alloc()]
+    pair.set(both, 'first', first)
+    pair.set(both, 'second', second)
+    heap.decref(first)
+    heap.decref(second)
+    poke(first + plain.basicsize, Uint8Array.of(1))
+    t.throws(() => heap.decref(both), { code: 'ERR_BUFFER_OVERFLOW' })
+    t.is(finalized, 1)
+    heap.close()
+  }
+})

@@ -2,9 +2,9 @@
 
 import test from 'ava'
 
-import { Heap, type Address, type ObjectType } from 'obmalloc'
+import { Heap, MemoryError, MemoryFault, type Address, type ObjectType } from 'obmalloc'
 
-import { collectUntil, releases, some } from '../tools.ts'
+import { codeOf, collectUntil, releases, some } from '../tools.ts'
 
 /** Puts something under a name of a prototype for the time of a call. */
 function polluted<Result>(prototype: object, name: PropertyKey, descriptor: PropertyDescriptor, call: () => Result): Result {
@@ -194,4 +194,44 @@ test.serial('a domain keeps its heap, whatever Object.prototype has', async (t) 
   await collectUntil(() => false, 5)
   for (const domain of domains) for (let count = 0; count < 100; count++) domain.free(domain.malloc(64))
   t.pass()
+})
+
+test('what a heap gives out has constructors that make nothing for a script', (t) => {
+  const heap = new Heap()
+  let asked = 0
+  const number = { get: () => ++asked }
+  for (const value of [heap.raw, heap.mem, heap.obj, heap.gc]) {
+    const Class = value.constructor as new (...args: unknown[]) => unknown
+    for (const handle of [undefined, 5, {}, { number: 1 }, Object.defineProperty({}, 'number', number), heap, value]) {
+      t.throws(() => new Class('obj', handle, { find: () => -1 }), { code: 'ERR_INVALID_ARG_TYPE' })
+      t.throws(() => new Class(handle, [[], []], {}), { code: 'ERR_INVALID_ARG_TYPE' })
+    }
+  }
+  t.is(asked, 0)
+  heap.close()
+})
+
+test('no script is what an error is made of', (t) => {
+  const heap = new Heap({ memoryLimit: 1 << 16 })
+  const type = heap.defineType({ name: 'bytes', items: 'byte' })
+  const block = some(heap.raw.malloc(64))
+  let made = 0
+  class Below {
+    constructor() {
+      made++
+      // Node-API gives the same for the end of an execution.
+      throw null // eslint-disable-line no-throw-literal
+    }
+  }
+  for (const Class of [MemoryFault, MemoryError]) t.false(Reflect.setPrototypeOf(Class, Below))
+  t.is(
+    codeOf(() => heap.mem.free(block)),
+    'ERR_WRONG_DOMAIN',
+  )
+  t.is(
+    codeOf(() => type.alloc(1 << 20)),
+    'ERR_NO_MEMORY',
+  )
+  t.is(made, 0)
+  heap.close()
 })

@@ -66,3 +66,74 @@ pub(crate) fn terminate() -> bool {
 pub(crate) fn terminate() -> bool {
     false
 }
+
+/// Calls of ours that are under way, and JavaScript's from inside them.
+///
+/// Nothing unwinds in WebAssembly. Where a call ends in its middle (the stack is full, the time of a script is over, an invariant is broken), everything
+/// stays as it was at that moment, and nothing of the module can be used any more. More calls are under way then than there can be.
+#[cfg(target_family = "wasm")]
+pub(crate) mod under_way {
+    use std::cell::Cell;
+
+    thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+        static CALLBACKS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    #[link(wasm_import_module = "obmalloc")]
+    unsafe extern "C" {
+        /// Throws.
+        fn broken(message: *const u8, length: usize) -> !;
+    }
+
+    /// Throws what says that the module is to be loaded anew, and why.
+    pub fn refuse(message: &str) -> ! {
+        // SAFETY: the text is there until the loader throws.
+        unsafe { broken(message.as_ptr(), message.len()) }
+    }
+
+    /// A call begins, which is no other's end.
+    pub fn begin() {
+        check();
+        CALLS.set(CALLS.get() + 1);
+    }
+
+    pub fn end() {
+        CALLS.set(CALLS.get() - 1);
+    }
+
+    /// Runs something that calls JavaScript.
+    pub fn outside<T>(run: impl FnOnce() -> T) -> T {
+        CALLBACKS.set(CALLBACKS.get() + 1);
+        let result = run();
+        check();
+        CALLBACKS.set(CALLBACKS.get() - 1);
+        result
+    }
+
+    /// JavaScript's calls.
+    pub fn callbacks() -> u32 {
+        CALLBACKS.get()
+    }
+
+    fn check() {
+        if CALLS.get() != CALLBACKS.get() {
+            refuse("an earlier call was ended in its middle");
+        }
+    }
+}
+
+/// Natively each call ends.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) mod under_way {
+    #[inline(always)]
+    pub fn begin() {}
+
+    #[inline(always)]
+    pub fn end() {}
+
+    #[inline(always)]
+    pub fn outside<T>(run: impl FnOnce() -> T) -> T {
+        run()
+    }
+}

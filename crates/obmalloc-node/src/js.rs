@@ -5,6 +5,7 @@ use std::ptr;
 
 use napi_sys as sys;
 
+use crate::engine::under_way;
 use crate::failure::Failure;
 pub(crate) use crate::failure::{Outcome, UNDEFINED, Value};
 use crate::probe::touched;
@@ -232,7 +233,9 @@ impl Env {
     pub fn call(self, function: Value, arguments: &[Value]) -> Result<Value, Option<Value>> {
         let (mut this, mut result) = (ptr::null_mut(), ptr::null_mut());
         napi!(self, napi_get_undefined, &mut this);
-        let status = napi!(self, napi_call_function, this, function, arguments.len(), arguments.as_ptr(), &mut result);
+        let status = under_way::outside(|| {
+            napi!(self, napi_call_function, this, function, arguments.len(), arguments.as_ptr(), &mut result)
+        });
         if status == sys::Status::napi_ok {
             return Ok(result);
         }

@@ -8,6 +8,7 @@ use std::thread;
 
 use napi_sys as sys;
 
+use crate::engine::under_way;
 use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
@@ -59,10 +60,12 @@ unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
     env: sys::napi_env,
     info: sys::napi_callback_info,
 ) -> Value {
+    under_way::begin();
     // SAFETY: Node.js calls this for a function that `method` made.
     let (values, env, realm) = unsafe { arguments::<N>(env, info) };
     let Some(core) = realm.chosen() else {
         env.throw_plainly(c"ERR_INTERNAL", c"expected a heap that has been chosen");
+        under_way::end();
         return UNDEFINED;
     };
     // SAFETY: all that is ever chosen is of one type, and this has not been dropped: its handle, which is the last argument, keeps it during
@@ -74,11 +77,16 @@ unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
     }));
     let done = match done {
         Ok(Ok(value)) if realm.is_ended() || core.needs_attention() => Ok(Ok(value)),
-        Ok(Ok(value)) => return value,
+        Ok(Ok(value)) => {
+            under_way::end();
+            return value;
+        }
         Ok(Err(failure)) => Ok(Err(failure)),
         Err(panic) => Err(panic),
     };
-    end(core, env, realm, done)
+    let value = end(core, env, realm, done);
+    under_way::end();
+    value
 }
 
 /// The end of a call of a heap's that did not go well, or where more is to be looked at.
@@ -121,15 +129,19 @@ fn throw(env: Env, realm: &Realm, failure: Option<Failure>) -> Value {
 }
 
 unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_env, info: sys::napi_callback_info) -> Value {
+    under_way::begin();
     // SAFETY: Node.js calls this for a function that `export` made.
     let (values, env, realm) = unsafe { arguments::<N>(env, info) };
-    match catch_unwind(AssertUnwindSafe(|| {
+    let done = catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
         item::<F>()(realm, env, values)
-    })) {
+    }));
+    let value = match done {
         Ok(Ok(value)) if !realm.is_ended() => value,
         done => throw(env, realm, done.unwrap_or_else(|_| Err(internal())).err()),
-    }
+    };
+    under_way::end();
+    value
 }
 
 /// An invariant does not hold.

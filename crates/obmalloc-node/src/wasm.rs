@@ -5,11 +5,7 @@ use std::ptr;
 
 use napi_sys as sys;
 
-#[link(wasm_import_module = "obmalloc")]
-unsafe extern "C" {
-    /// Throws: an invariant does not hold. Nothing unwinds here, so what was under way stays as it is.
-    fn broken(message: *const u8, length: usize) -> !;
-}
+use crate::engine::under_way::{callbacks, refuse};
 
 /// Called by the loader, once per instance.
 ///
@@ -17,13 +13,15 @@ unsafe extern "C" {
 /// Called by the loader only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn napi_register_wasm_v1(env: sys::napi_env, exports: sys::napi_value) -> sys::napi_value {
-    std::panic::set_hook(Box::new(|panic| {
-        let message = panic.to_string();
-        // SAFETY: the text is there until the loader throws.
-        unsafe { broken(message.as_ptr(), message.len()) }
-    }));
+    std::panic::set_hook(Box::new(|panic| refuse(&panic.to_string())));
     // SAFETY: the caller's promise; it catches panics, which cannot be here.
     unsafe { crate::napi_register_module_v1(env, exports) }
+}
+
+/// JavaScript's calls that are under way, for the loader, which knows how many there are.
+#[unsafe(no_mangle)]
+pub extern "C" fn callbacks_under_way() -> u32 {
+    callbacks()
 }
 
 /// Emnapi asks for memory where it would copy an array; none is given, because copying is done by [`bytes`](crate::bytes).

@@ -52,6 +52,7 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     methods! { to,
         c"presentAllocator"(domain: domain) -> "number" = present;
         c"setNative"(domain: domain, number: own_allocator) -> "boolean" = set_own;
+        c"addScript"() -> "number" = add_script;
         c"setScript"(domain: domain, script: size) -> "void" = set_script;
         c"nativeMalloc"(number: own_allocator, size: size) -> "Address | null" = malloc;
         c"nativeCalloc"(number: own_allocator, count: size, size: size) -> "Address | null" = calloc;
@@ -95,15 +96,20 @@ fn set_own(core: &Core, env: Env, domain: Domain, id: AllocatorId) -> Outcome {
     env.boolean(done)
 }
 
-/// Puts a script's allocator in, to be called by its number: the next one, or one that it had before.
+/// Makes a script's allocator known: the number that it is called by.
+fn add_script(core: &Core, env: Env) -> Outcome {
+    // First, because JavaScript may run here, and make others known.
+    let heap = core.heap()?;
+    let number = core.guests.known.get();
+    heap.add_guest(Rc::new(Script { core: core.this.clone(), number })).map_err(no_room)?;
+    core.guests.known.set(number + 1);
+    env.integer(number as usize)
+}
+
+/// Puts a script's allocator in, by its number.
 fn set_script(core: &Core, _: Env, domain: Domain, number: usize) -> Outcome {
     let heap = core.heap()?;
-    let number = u32::try_from(number).unwrap_or(u32::MAX);
-    let mut id = AllocatorId::Guest(number);
-    if number >= core.guests.known.get() {
-        id = heap.add_guest(Rc::new(Script { core: core.this.clone(), number })).map_err(no_room)?;
-        core.guests.known.set(number + 1);
-    }
+    let id = AllocatorId::Guest(u32::try_from(number).unwrap_or(u32::MAX));
     if set(core, heap, domain, id)? { Ok(UNDEFINED) } else { Err(core.unusable()) }
 }
 

@@ -77,11 +77,8 @@ pub(crate) fn run(core: &Core, env: Env, ops: Value, addresses: Value) -> Outcom
         let expected = "four numbers for every operation";
         return Err(Failure::argument(code::OUT_OF_RANGE, "ops.length", expected, env.integer(operations.length)?));
     }
-    // Taken out for the time of the call; a call from inside a callback of an arena allocator is refused anyway.
-    let mut slots = core.slots.take();
     let index = Cell::new(0);
-    let result = run_all(core, env, heap, operations, results, &mut slots, &index);
-    core.slots.replace(slots);
+    let result = run_all(core, env, heap, operations, results, &index);
     core.report(env, heap);
     result.map_err(|failure| failure.in_operation(index.get()))?;
     Ok(UNDEFINED)
@@ -93,14 +90,13 @@ fn run_all(
     heap: &ObjectHeap,
     mut operations: Numbers<u32>,
     mut results: Option<Numbers<f64>>,
-    slots: &mut Vec<usize>,
     index: &Cell<usize>,
 ) -> Result<(), Failure> {
     let count = operations.length / OPERATION;
     let (mut number, mut pause) = (0, STRIDE);
     loop {
         if !core.needs_attention() {
-            number = run_plainly(heap, &operations, results.as_ref(), slots, number, pause);
+            number = run_plainly(heap, &operations, results.as_ref(), &mut core.slots.borrow_mut(), number, pause);
         }
         if number >= count {
             return Ok(());
@@ -124,8 +120,8 @@ fn run_all(
         let Some(domain) = domain_of(domain) else {
             return Err(out_of_range(env, "domain", "0 (raw), 1 (mem) or 2 (obj)", domain));
         };
-        if slot >= slots.len() {
-            make_room(env, slots, slot)?;
+        if slot >= core.slots.borrow().len() {
+            make_room(env, &mut core.slots.borrow_mut(), slot)?;
         }
         if let Some(results) = &results
             && slot >= results.length
@@ -134,14 +130,15 @@ fn run_all(
         }
         // JavaScript runs and buffers are detached during an operation only if this was so before it.
         let attentive = core.needs_attention();
+        let held = core.slots.borrow()[slot];
         let disturbances = core.disturbances.get();
         let block = match verb {
             0 => heap.blocks().malloc(domain, size),
             1 => heap.blocks().calloc(domain, 1, size),
-            2 => core.realloc(env, heap, domain, Some(slots[slot]).filter(|&address| address != 0), size)?,
+            2 => core.realloc(env, heap, domain, Some(held).filter(|&address| address != 0), size)?,
             3 => {
-                if slots[slot] != 0 {
-                    core.free(env, heap, domain, slots[slot])?;
+                if held != 0 {
+                    core.free(env, heap, domain, held)?;
                 }
                 None
             }
@@ -160,7 +157,7 @@ fn run_all(
         let address = block.map_or(0, |block| block.addr().get());
         // A realloc that failed has left the old block where it was.
         if address != 0 || verb != 2 {
-            slots[slot] = address;
+            core.slots.borrow_mut()[slot] = address;
         }
         if let Some(results) = &results {
             results.set(slot, address as i64 as f64);

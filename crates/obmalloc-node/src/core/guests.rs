@@ -76,7 +76,8 @@ impl Core {
     #[cold]
     pub fn take_guest_failure(&self, heap: &ObjectHeap) -> Option<Failure> {
         let failure = heap.take_guest_fault().map(|fault| self.guest_failure(fault));
-        if self.state() != State::Asking && self.state() != State::Busy {
+        // Inside a callback, the call outside may have some of its own.
+        if self.state() != State::Asking && self.state() != State::Busy && !self.scripts.are_running() {
             self.guests.forget_failures();
         }
         failure

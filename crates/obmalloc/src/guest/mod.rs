@@ -301,6 +301,30 @@ impl GuestHeap {
         self.guests.get()?.told.take()
     }
 
+    /// Runs code that calls the heap from inside one of its calls. What went wrong in that call before is not what those from inside find.
+    #[inline]
+    pub(crate) fn calling_back<T>(&self, run: impl FnOnce() -> T) -> T {
+        let told = self.guests.get().and_then(|guests| guests.told.take());
+        let fault = self.heap.take_fault_of_hooks();
+        let result = run();
+        if told.is_some() || fault.is_some() {
+            self.restore_faults(told, fault);
+        }
+        result
+    }
+
+    /// What went wrong first is told.
+    #[cold]
+    fn restore_faults(&self, told: Option<GuestFault>, fault: Option<Fault>) {
+        if let (Some(guests), Some(_)) = (self.guests.get(), told) {
+            guests.told.set(told);
+        }
+        if let Some(fault) = fault {
+            self.heap.take_fault_of_hooks();
+            self.heap.keep_fault(fault);
+        }
+    }
+
     /// At the end of a call that may have run a guest: whether one failed.
     #[cold]
     #[inline(never)]

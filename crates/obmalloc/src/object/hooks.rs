@@ -40,7 +40,7 @@ impl ObjectHeap {
         self.count_steps(HOOK_STEPS);
         self.depth.set(self.depth.get() + 1);
         let closes = Closes(self);
-        let result = hook();
+        let result = self.heap.calling_back(hook);
         core::mem::forget(closes);
         self.depth.set(self.depth.get() - 1);
         result
@@ -72,6 +72,8 @@ impl ObjectHeap {
     #[cold]
     #[inline(never)]
     fn find_held(&self, object: usize) -> bool {
+        // SAFETY: the caller gives an object. Weak references that are held with others have no referent any more.
+        let may_follow = unsafe { header::kind(object).is_weakref() && header::wr_object(object) == 0 };
         let mut next = self.held.get();
         // SAFETY: each lives in a call of `hold` that has not returned, and so do the weak references that it leads to.
         while let Some(held) = unsafe { next.as_ref() } {
@@ -81,7 +83,7 @@ impl ObjectHeap {
                     return true;
                 }
                 // SAFETY: as above.
-                other = if held.and_next { unsafe { header::wr_next(other) } } else { 0 };
+                other = if held.and_next && may_follow { unsafe { header::wr_next(other) } } else { 0 };
             }
             next = held.before;
         }
