@@ -43,6 +43,7 @@ test('usage errors end with 2 and say what was expected', (t) => {
     ['record'],
     ['replay', '--operation', 'x', trace],
     ['replay', '--release', '2.7', trace],
+    ...['compare', 'record', 'trim', 'check'].map((command) => [command, '--', 'python3', 'app.py']),
   ]) {
     const { status, stdout, stderr } = obmalloc(args)
     t.is(status, 2, args.join(' '))

@@ -142,7 +142,7 @@ withPython('sites are the same where only their lines have moved', (t) => {
 
   const words = obmalloc('diff', a, b).stdout
   t.regex(words, /^<(?:listcomp|module)> .*app\.py:7.*\+4\.\d MiB/m)
-  t.regex(words, /\nnext: obmalloc why .*after\.trace --at end\n$/)
+  t.regex(words, /\nnext: obmalloc why .*after\.trace\n$/)
   t.deepEqual(
     (JSON.parse(obmalloc('diff', '--json', a, a).stdout) as Difference).sites.filter(({ grown }) => grown !== 0),
     [],

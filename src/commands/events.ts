@@ -5,7 +5,7 @@ import { createWriteStream } from 'node:fs'
 
 import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from '../events.js'
 import { type Output, writeNew } from '../output.js'
-import { say } from '../terminal.js'
+import { commandOn, next, say } from '../terminal.js'
 
 export interface EventsCommandOptions extends EventsOptions, Output {
   readonly json?: boolean
@@ -26,7 +26,7 @@ export async function eventsCommand(path: string, options: EventsCommandOptions)
     await once(file, 'finish')
     say(`written to ${output}`)
   }
-  if (!json) say(`next: obmalloc why ${path}`)
+  if (!json) say(next(commandOn('why', path)))
   return 0
 }
 

@@ -95,15 +95,18 @@ pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     found.extend(peak(facts, sites));
     found.extend(thrash(facts, sites));
     found.extend(half_empty(facts, sites));
-    found.extend(large(facts, sites));
+    let kept = large(facts, sites);
+    let keeps = kept.is_some();
+    found.extend(kept);
     let is_about_sites = !found.is_empty();
     found.extend(trim(facts));
     if found.is_empty() {
         found.push(live(facts));
     }
-    if !is_about_sites {
+    if !keeps {
         found.extend(elsewhere(facts, sites));
-    } else if facts.asked.frames == 0 {
+    }
+    if is_about_sites && facts.asked.frames == 0 {
         found.push(cannot_tell(facts));
     }
     found.extend(interpreters(facts));
@@ -115,16 +118,22 @@ impl Facts<'_> {
     /// A finding about sites, by their numbers.
     pub fn finding(&self, rule: &'static str, text: String, saves: u64, about: &[u32], sites: &Sites) -> Finding {
         let command = match about.first().and_then(|&site| words::chief(sites, site)) {
-            Some(frame) => format!("obmalloc why {} --site {}:{}", self.file(), words::short(&frame.file), frame.line),
-            None => format!("obmalloc top {}", self.file()),
+            Some(frame) => format!("{} --site {}", self.look("why"), words::place(frame)),
+            None => self.look("top"),
         };
         Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new(), types: None }
     }
 
     fn file(&self) -> String {
-        let is_plain = |c: char| c.is_alphanumeric() || "-_./+@%".contains(c);
-        let path = &self.asked.path;
-        if path.chars().all(is_plain) { path.clone() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+        words::quoted(&self.asked.path)
+    }
+
+    /// A command that looks at the same moment.
+    fn look(&self, command: &str) -> String {
+        match &*self.asked.at {
+            "" | "end" => format!("obmalloc {command} {}", self.file()),
+            at => format!("obmalloc {command} {} --at {}", self.file(), words::quoted(at)),
+        }
     }
 
     /// Sites in words. "Cannot tell" where the trace has no stacks.
@@ -301,8 +310,8 @@ fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         counted(lives.takes, "arena"),
     );
     let command = match who.first().and_then(|&site| words::chief(sites, site)) {
-        Some(frame) => format!("obmalloc events {} --site {}:{}", facts.file(), words::short(&frame.file), frame.line),
-        None => format!("obmalloc map {}", facts.file()),
+        Some(frame) => format!("obmalloc events {} --site {}", facts.file(), words::place(frame)),
+        None => facts.look("map"),
     };
     Some(Finding { command, ..facts.finding("thrash", text, 0, &who, sites) })
 }
