@@ -499,6 +499,14 @@ test('when the output is not read any more, the end is quiet', async (t) => {
   t.notRegex(said, /EPIPE/)
 })
 
+test('when messages are not read any more, the end is that of a broken pipe', async (t) => {
+  const child = spawn(process.execPath, [join(root, 'dist', 'cli.js'), 'compare'], { env: { ...process.env, ...NOWHERE } })
+  child.stderr.destroy()
+  child.stdout.resume()
+  const [code] = (await once(child, 'close')) as [number]
+  t.is(code, 141)
+})
+
 test('nothing is coloured without a terminal', (t) => {
   t.false(obmalloc(['replay', trace]).stdout.includes('\u001b'))
 })

@@ -254,6 +254,15 @@ withPython('each format is what its own reader expects, and its numbers are thos
   t.is(obmalloc('export', trace).status, 2)
 })
 
+test('sizes that differ by little are told so that they do', (t) => {
+  const trace = join(golden(), '3.12.trace')
+  const { verdicts } = JSON.parse(obmalloc('budget', '--json', '--peak', '1G', trace).stdout) as Budget
+  const { measured } = verdicts[0]!
+  const words = (number: number): string => `${number.toString().replaceAll(/\B(?=(\d{3})+$)/g, ' ')} B`
+  const { stdout } = obmalloc('budget', '--peak', `${measured - 1}`, trace)
+  t.true(stdout.startsWith(`broken  peak: ${words(measured)} of at most ${words(measured - 1)}, 1 B over`), stdout)
+})
+
 test('a trace without stacks, time and marks is exported all the same', (t) => {
   const trace = join(golden(), '3.12.trace')
   t.regex(obmalloc('export', '--to', 'collapsed', '--at', 'event:60000', trace).stdout, /^\(no Python frame\) \d+\n$/)

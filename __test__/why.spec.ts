@@ -334,6 +334,11 @@ withPython("what C's malloc has is named, also where small blocks pin arenas, an
   t.regex(site, /\nnext: obmalloc top \S+\n$/)
 })
 
+withPython('lines with few of the half-empty blocks are not named', async (t) => {
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'half'))
+  t.regex(answer.findings[0]!.text, /Most are from [^(]+\(half\.py:[\d, ]+\)\.$/)
+})
+
 test.serial('what cannot be answered is said, and how the command ended', async (t) => {
   const trace = join(golden(), '3.12.trace')
   t.is((await obmalloc('why', trace, '--at', 'ende')).status, 2)

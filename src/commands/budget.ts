@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { budget, type Budget, type Limits, limitsOf, type Verdict } from '../budget.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { bytes, sizeOf } from '../size.js'
-import { commandOn, next, paint, Progress, say, sayUnverified } from '../terminal.js'
+import { commandOn, grouped, next, paint, Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { type Frame, ownFrame, where } from '../why.js'
 
@@ -159,7 +159,10 @@ function titleOf({ limit, mark }: Verdict): string {
 
 function inWords(verdict: Verdict): string {
   const { limit, measured, allowed, broken, stack } = verdict
-  const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : bytes(Math.round(number)))
+  // Two sizes that differ are told so that they do.
+  const isClose = measured !== allowed && bytes(Math.round(measured)) === bytes(Math.round(allowed))
+  const size = (number: number): string => (isClose ? `${grouped(Math.round(number))} B` : bytes(Math.round(number)))
+  const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : size(number))
   const allows =
     allowed === Infinity ? '' : limit === 'growth' ? ` of less than ${said(allowed)}` : ` of at most ${said(allowed)}`
   const over = broken ? `, ${said(measured - allowed)} over` : ''

@@ -125,6 +125,39 @@ fn place_that_is_named_is_in_a_file_of_the_program_where_there_is_one() {
 }
 
 #[test]
+fn recording_that_is_cut_off_or_has_lost_calls_says_so() {
+    let summary = |write: &dyn Fn(&mut BlockWriter<'_>), at: &str| {
+        ask(trace(write), Asked { at: at.into(), ..Asked::default() }).expect("an answer")
+    };
+    let calls = |block: &mut BlockWriter<'_>| {
+        block.malloc(Domain::Raw, false, 100, 0x1000);
+        block.malloc(Domain::Raw, false, 100, 0x2000);
+    };
+    let last = |(_, summary): (Why, Vec<String>)| summary.last().expect("a line").clone();
+    assert!(last(summary(&calls, "")).starts_with("The recording has no end: the process was killed"));
+    assert!(last(summary(&calls, "event:0")).starts_with("Nothing is wrong"), "what came before is known");
+    let whole = |block: &mut BlockWriter<'_>| {
+        calls(block);
+        block.end();
+    };
+    assert!(last(summary(&whole, "")).starts_with("Nothing is wrong"));
+    let lost = |domains: u8| {
+        let (why, _) = summary(
+            &|block| {
+                calls(block);
+                block.text("PYTHONMALLOC=malloc replaced it");
+                block.hooks_lost(domains);
+                block.end();
+            },
+            "",
+        );
+        why.findings.iter().find(|finding| finding.rule == "unverified").map(|finding| finding.text.clone())
+    };
+    assert_eq!(lost(7).as_deref(), Some("Not verified: PYTHONMALLOC=malloc replaced it."));
+    assert_eq!(lost(1), None, "every address of pymalloc is compared");
+}
+
+#[test]
 fn nodes_with_the_same_lines_are_one_site_and_the_header_cuts_stacks() {
     let trace = || {
         trace(|block| {

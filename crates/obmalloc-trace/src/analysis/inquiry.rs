@@ -398,7 +398,9 @@ impl Course {
         };
         let table = asked.by.map(|by| top::table(by, census, &shares, &mut sites, tree));
         let growth = asked.mark.is_some().then(|| analysis.growth.by_site(&mut sites, tree));
-        Solved { summary: words::summary(&why), why, sites, shares, table, growth }
+        let mut summary = words::summary(&why);
+        summary.extend(cut_off(asked, &self.outline, why.at.event));
+        Solved { why, summary, sites, shares, table, growth }
     }
 
     /// What a page tells of the moment.
@@ -437,6 +439,14 @@ fn not_recorded(asked: &Asked, report: &Report, analysis: &Analysis, outline: &O
     ];
     found.extend(notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_string()));
     found
+}
+
+/// That a recording ends at the moment because no more of it is there, in words.
+fn cut_off(asked: &Asked, outline: &Outline, event: u64) -> Option<String> {
+    let is_last = event + 1 >= outline.events && !outline.ended;
+    let why = asked.failed.as_ref().map(|why| format!("the recorder could not write more ({why})"));
+    let why = why.unwrap_or_else(|| "the process was killed, or left in a way that cannot be seen, or still runs".into());
+    is_last.then(|| format!("The recording has no end: {why}. The last calls may be missing."))
 }
 
 /// The census of the moment, and that of the peak if it was before.

@@ -132,7 +132,7 @@ pub struct Survivors {
 }
 
 /// Those with nine of ten of all blocks, most blocks first.
-fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
+pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     let mut blocks: Vec<(u32, u64)> = blocks.into_iter().collect();
     blocks.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));
     let all: u64 = blocks.iter().map(|&(_, its)| its).sum();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::census::Census;
 use super::growth;
 use super::inquiry::Asked;
-use super::pinning::{Burst, Pinning};
+use super::pinning::{self, Burst, Pinning};
 use super::shares::{Share, Shares};
 use super::sites::Sites;
 use super::types::{self, TypeCount, Typed};
@@ -309,10 +309,8 @@ fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         count(lives.short),
         counted(lives.takes, "arena"),
     );
-    let command = match who.first().and_then(|&site| words::chief(sites, site)) {
-        Some(frame) => format!("obmalloc events {} --site {}", facts.file(), words::place(frame)),
-        None => facts.look("map"),
-    };
+    // How often arenas of these sizes are mapped and unmapped.
+    let command = format!("{} --arena 1M,4M,16M", facts.look("what-if"));
     Some(Finding { command, ..facts.finding("thrash", text, 0, &who, sites) })
 }
 
@@ -334,9 +332,7 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             *makers.entry(sites.site(facts.tree, node)).or_default() += u64::from(blocks);
         }
     }
-    let mut makers: Vec<(u32, u64)> = makers.into_iter().collect();
-    makers.sort_unstable_by_key(|&(site, blocks)| (Reverse(blocks), site));
-    let about: Vec<u32> = makers.iter().map(|maker| maker.0).take(NAMED).collect();
+    let about: Vec<u32> = pinning::most(makers).into_iter().take(NAMED).collect();
     let text = format!(
         "The pools of blocks of {} bytes are {} empty: {} hold {} and could hold {} more ({}). Most are from {}.",
         census.geometry.block_size(class),
@@ -453,13 +449,19 @@ fn interpreters(facts: &Facts<'_>) -> Option<Finding> {
     })
 }
 
-/// The replay did not come to the moment, or not as recorded.
+/// The replay did not come to the moment, or not as recorded; or calls are missing.
 fn unverified(facts: &Facts<'_>) -> Option<Finding> {
-    let mismatch = facts.report.mismatch.as_ref()?;
-    let text = format!(
-        "Not verified: the replay differs from the recording at event {}, and what is said is of that moment.",
-        count(mismatch.operation)
-    );
+    let Report { mismatch, hooks_lost, remarks, .. } = facts.report;
+    let text = match mismatch {
+        Some(mismatch) => format!(
+            "Not verified: the replay differs from the recording at event {}, and what is said is of that moment.",
+            count(mismatch.operation)
+        ),
+        // Without raw every address is compared all the same.
+        None if *hooks_lost & 0b110 == 0 => return None,
+        None if remarks.is_empty() => "Not verified: the recorder's allocators were replaced, and calls are missing.".into(),
+        None => format!("Not verified: {}.", remarks.join("; ")),
+    };
     let command = format!("obmalloc replay {}", facts.file());
     Some(Finding { command, ..facts.finding("unverified", text, 0, &[], &Sites::default()) })
 }
