@@ -84,6 +84,7 @@ export async function ask(
     at: at ?? 'end',
     frames: header.stacks ?? 0,
     failed: header.failed ?? null,
+    command: header.argv,
     ...wanted,
   }
   const inquiry = reading(() => native.openInquiry(JSON.stringify(options)))

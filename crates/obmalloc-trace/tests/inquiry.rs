@@ -97,6 +97,21 @@ fn next_command_is_one_for_a_shell_and_of_the_same_moment() {
     assert_eq!(found.findings[0].command, "obmalloc top 'a b' --at event:0");
 }
 
+#[test]
+fn next_command_runs_the_same_program_where_it_is_to_run_again() {
+    let command = |words: &[&str]| {
+        let asked =
+            Asked { path: "-a.trace".into(), command: words.iter().map(|&word| word.into()).collect(), ..Asked::default() };
+        let found = ask(growing(20, 64, 1, 100), asked).expect("an answer").0.findings;
+        found.into_iter().find(|finding| finding.rule == "cannot-tell").expect("no stacks").command
+    };
+    assert_eq!(
+        command(&["/opt/my python/bin/python3", "-m", "app", "a b", ""]),
+        "obmalloc record --stacks 64 -o ./-a.trace --python '/opt/my python/bin/python3' -- -m app 'a b' ''"
+    );
+    assert_eq!(command(&[]), "obmalloc record --stacks 64 -o ./-a.trace -- …");
+}
+
 /// The place that an answer names for what was made under frames of these files, innermost first. A frame's line is its number among them, from 1.
 fn place(files: &[&str]) -> String {
     let mut memory = vec![0; 1 << 20];

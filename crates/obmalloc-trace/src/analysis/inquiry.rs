@@ -45,9 +45,9 @@ pub struct Asked {
     pub frames: usize,
     /// Why the recorder had to stop, if it had to.
     pub failed: Option<String>,
-    /// What the program was called with, and the version of this package: for the page.
+    /// What the program was called with.
     pub command: Vec<String>,
-    #[allow(missing_docs, reason = "said above")]
+    /// The version of this package: for the page.
     pub version: String,
     /// Wants a table too, of sites, functions, files or size classes.
     pub by: Option<By>,

@@ -124,8 +124,21 @@ impl Facts<'_> {
         Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new(), types: None }
     }
 
+    /// The trace. What begins with `-` would be taken for an option.
     fn file(&self) -> String {
-        words::quoted(&self.asked.path)
+        let path = &self.asked.path;
+        if path.starts_with('-') { words::quoted(&format!("./{path}")) } else { words::quoted(path) }
+    }
+
+    /// A command that runs the recorded program again.
+    fn run(&self, command: &str) -> String {
+        match &*self.asked.command {
+            [python, program @ ..] if !program.is_empty() => {
+                let program: Vec<String> = program.iter().map(|word| words::quoted(word)).collect();
+                format!("obmalloc {command} --python {} -- {}", words::quoted(python), program.join(" "))
+            }
+            _ => format!("obmalloc {command} -- …"),
+        }
     }
 
     /// A command that looks at the same moment.
@@ -379,7 +392,7 @@ fn trim(facts: &Facts<'_>) -> Option<Finding> {
     let Totals { trimmable, held, .. } = facts.totals;
     (trimmable >= WORTH && trimmable * 10 >= held).then(|| {
         let text = format!("`obmalloc trim` would give {} back: pages of empty pools, with nothing in them.", size(trimmable));
-        Finding { command: "obmalloc trim -- …".into(), ..facts.finding("trim", text, trimmable, &[], &Sites::default()) }
+        Finding { command: facts.run("trim"), ..facts.finding("trim", text, trimmable, &[], &Sites::default()) }
     })
 }
 
@@ -435,7 +448,7 @@ fn live(facts: &Facts<'_>) -> Finding {
 
 fn cannot_tell(facts: &Facts<'_>) -> Finding {
     let text = "Cannot tell which lines: the program was recorded without stacks.".into();
-    let command = format!("obmalloc record --stacks 64 -o {} -- …", facts.file());
+    let command = facts.run(&format!("record --stacks 64 -o {}", facts.file()));
     Finding { command, ..facts.finding("cannot-tell", text, 0, &[], &Sites::default()) }
 }
 

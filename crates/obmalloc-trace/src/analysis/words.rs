@@ -68,11 +68,10 @@ pub fn short(file: &str) -> &str {
     file.rsplit('/').next().unwrap_or(file)
 }
 
-/// A word of a command as a shell takes it, in quotes where it has to be; and as a command takes it, which would take `-` for an option.
+/// A word of a command as a shell takes it, in quotes where it has to be.
 pub fn quoted(word: &str) -> String {
-    let word = if word.starts_with('-') { format!("./{word}") } else { word.into() };
     let is_plain = |c: char| c.is_alphanumeric() || "-_./+@%:,=".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(is_plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// A frame's file and line as `--site` takes them, for a shell.
