@@ -339,6 +339,24 @@ withPython('lines with few of the half-empty blocks are not named', async (t) =>
   t.regex(answer.findings[0]!.text, /Most are from [^(]+\(half\.py:[\d, ]+\)\.$/)
 })
 
+withPython('names stay in their line, whatever they are', async (t) => {
+  const program = join(folder, 'odd.py')
+  const code = "exec(compile('def f(): return [bytes(300) for _ in range(9000)]', 'new\\nli\\x1bne.py', 'exec')); kept = f()"
+  writeFileSync(program, code)
+  const trace = join(folder, 'odd.trace')
+  await obmalloc('record', '--python', usable.at(-1)!.path, '-o', trace, '--', program)
+  for (const command of [
+    ['why'],
+    ['top'],
+    ['diff', `${trace}@event:1`],
+    ['events', '--size', '333'],
+    ['map', '--color', 'site'],
+  ]) {
+    const { stdout } = await obmalloc(...command, trace)
+    t.regex(stdout, /new\?li\?ne\.py:1/, command[0])
+  }
+})
+
 test.serial('what cannot be answered is said, and how the command ended', async (t) => {
   const trace = join(golden(), '3.12.trace')
   t.is((await obmalloc('why', trace, '--at', 'ende')).status, 2)

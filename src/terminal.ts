@@ -43,6 +43,11 @@ export class Progress {
   }
 }
 
+/** A text that stays in its line, and does nothing to a terminal: a file can be called anything. */
+export function printable(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, '?')
+}
+
 /** Lines in columns, the first `left` of them left-aligned, the others right-aligned. */
 export function columns(rows: readonly (readonly string[])[], left = 1): string[] {
   const widths = rows.reduce<number[]>((most, row) => row.map((cell, index) => Math.max(cell.length, most[index] ?? 0)), [])

@@ -7,6 +7,7 @@ import { native } from './native.js'
 import type { Arena, Finding, Frame, Site, Totals, Why } from './report-data.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
+import { printable } from './terminal.js'
 import { readHeader, segments } from './trace.js'
 
 export type { InquiryOptions } from '../index.js'
@@ -116,5 +117,5 @@ export function where(stack: readonly Frame[]): string {
   if (!first) return '(no Python frame)'
   const own = ownFrame(stack)
   const said = ({ file, line, function: name }: Frame): string => `${name} (${basename(file)}:${line})`
-  return own && own !== first ? `${said(first)} < ${said(own)}` : said(first)
+  return printable(own && own !== first ? `${said(first)} < ${said(own)}` : said(first))
 }

@@ -2,7 +2,7 @@
 
 import { bytes } from '../size.js'
 import { emit, type Output } from '../output.js'
-import { columns, commandOn, grouped, next, Progress } from '../terminal.js'
+import { columns, commandOn, grouped, next, printable, Progress } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { isVerified, topOf, type TopBy, type TopRow } from '../why.js'
 
@@ -43,7 +43,7 @@ function inCsv(rows: readonly TopRow[]): string {
 
 function inWords(rows: readonly TopRow[], top: number, command: string): string {
   const line = (row: TopRow): string[] => [
-    row.name,
+    printable(row.name),
     ...FIGURES.map((figure) => (figure === 'blocks' ? grouped(row.blocks) : bytes(row[figure]))),
   ]
   const heading = ['', ...FIGURES.map((figure) => (figure === 'outside' ? "C's malloc" : figure))]

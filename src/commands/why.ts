@@ -2,7 +2,7 @@
 
 import { emit, type Output } from '../output.js'
 import { bytes } from '../size.js'
-import { columns, commandOn, counted, grouped, next, paint, Progress, quoted } from '../terminal.js'
+import { columns, commandOn, counted, grouped, next, paint, printable, Progress, quoted } from '../terminal.js'
 import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
@@ -108,7 +108,7 @@ function siteInWords(site: Site, index: number, why: Why): string[] {
   return [
     `${counted(site.blocks, 'block')}, ${bytes(site.live)} live, ${bytes(site.held)} held, in ${counted(site.arenasTouched, 'arena')}, alone in ${grouped(site.arenasPinnedAlone)}; ${bytes(site.raw + site.large)} at C's malloc`,
     ...(types === '' ? [] : [`  of types: ${types}`]),
-    ...site.stack.map(({ file, line, function: name }) => `    ${name} (${file}:${line})`),
+    ...site.stack.map(({ file, line, function: name }) => printable(`    ${name} (${file}:${line})`)),
     ...(alone.length === 0
       ? []
       : [

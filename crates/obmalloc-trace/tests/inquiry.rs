@@ -112,6 +112,20 @@ fn next_command_runs_the_same_program_where_it_is_to_run_again() {
     assert_eq!(command(&[]), "obmalloc record --stacks 64 -o ./-a.trace -- …");
 }
 
+#[test]
+fn names_stay_in_their_line_whatever_they_are() {
+    let grown = named("/app/a\n\u{1b}[31m.py", |block| {
+        for number in 0..5 {
+            block.stack(1);
+            block.malloc(Domain::Raw, false, 640, 0x10_0000 + number * 0x1000);
+            block.mark("a\nb");
+        }
+        block.end();
+    });
+    let text = &why(grown).findings[0].text;
+    assert!(text.starts_with("What f (a??[31m.py:7) makes only grows:") && text.contains(r#"5 marks "a?b""#), "{text}");
+}
+
 /// The place that an answer names for what was made under frames of these files, innermost first. A frame's line is its number among them, from 1.
 fn place(files: &[&str]) -> String {
     let mut memory = vec![0; 1 << 20];

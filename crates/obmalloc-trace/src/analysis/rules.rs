@@ -256,7 +256,7 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             facts.named(&about, sites),
             size(gain),
             counted(growth.marks() as u64, "mark"),
-            growth.name,
+            words::printable(&growth.name),
             size(gain / steps),
         );
         text += &words::types(types.as_deref(), blocks);

@@ -121,7 +121,12 @@ fn named(function: &str, file: &str, mut lines: Vec<u32>) -> String {
     lines.sort_unstable();
     lines.dedup();
     let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
-    format!("{function} ({file}:{})", lines.join(", "))
+    printable(&format!("{function} ({file}:{})", lines.join(", ")))
+}
+
+/// A name in a line of words: a file can be called anything.
+pub fn printable(name: &str) -> String {
+    name.replace(char::is_control, "?")
 }
 
 /// Most types that are named in words.
@@ -134,7 +139,7 @@ pub fn types(types: Option<&[TypeCount]>, blocks: u64) -> String {
     if types.is_empty() {
         return String::new();
     }
-    let name = |of: &TypeCount| of.name.strip_prefix("__main__.").unwrap_or(&of.name).replace(char::is_control, "?");
+    let name = |of: &TypeCount| printable(of.name.strip_prefix("__main__.").unwrap_or(&of.name));
     let (named, others) = types.split_at(types.len().min(NAMED_TYPES));
     let mut parts: Vec<String> = named.iter().map(|of| format!("{} `{}`", count(of.blocks), name(of))).collect();
     let sum = |types: &[TypeCount]| types.iter().map(|of| of.blocks).sum::<u64>();
