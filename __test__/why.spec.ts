@@ -362,6 +362,8 @@ test.serial('what cannot be answered is said, and how the command ended', async 
   t.is((await obmalloc('why', trace, '--at', 'ende')).status, 2)
   t.is((await obmalloc('why', trace, '--at', 'mark:no')).status, 2)
   t.is((await obmalloc('why', trace, '--site', 'nowhere')).status, 2)
+  const stackless = await obmalloc('why', trace, '--site', 'app.py:3')
+  t.like(stackless, { status: 2, stderr: `obmalloc: expected a trace with stacks for a site, but ${trace} has none\n` })
   t.is((await obmalloc('top', trace, '--by', 'weight')).status, 2)
   t.is((await obmalloc('map', trace, '--color', 'red')).status, 2)
   writeFileSync(join(folder, 'no.trace'), 'no trace')

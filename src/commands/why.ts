@@ -3,6 +3,7 @@
 import { emit, type Output } from '../output.js'
 import { bytes } from '../size.js'
 import { columns, commandOn, counted, grouped, next, paint, printable, Progress, quoted } from '../terminal.js'
+import { readHeader } from '../trace.js'
 import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
@@ -19,6 +20,7 @@ export interface WhyCommandOptions extends Output {
 export async function whyCommand(path: string, options: WhyCommandOptions): Promise<number> {
   const wantsSite = options.site === undefined ? undefined : siteFilter(options.site)
   const wantsArena = options.arena === undefined ? undefined : arenaFilter(options.arena)
+  if (wantsSite && !readHeader(path).stacks) throw new UsageError(`expected a trace with stacks for a site, but ${path} has none`)
   const progress = new Progress()
   const told = (what: string, done: number, total: number): void =>
     progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)

@@ -307,7 +307,8 @@ fn find(outline: &Outline, asked: &Asked) -> Result<Found, InquiryError> {
         let mut names: Vec<&str> = outline.marks.iter().map(|mark| mark.name.as_str()).collect();
         names.dedup();
         names.truncate(10);
-        let marks = if names.is_empty() { "no marks".into() } else { format!("the marks {}", names.join(", ")) };
+        let marks =
+            if names.is_empty() { "no marks".into() } else { words::printable(&format!("the marks {}", names.join(", "))) };
         InquiryError::NotThere(format!(
             "expected a moment of the trace, but it has no {}: it has {} events and {marks}",
             asked.at, outline.events

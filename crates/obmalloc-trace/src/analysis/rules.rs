@@ -425,6 +425,9 @@ fn makers(facts: &Facts<'_>) -> Vec<u32> {
 
 fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {
     let (large, raw) = (facts.census.large, facts.census.raw);
+    if large.blocks + raw.blocks == 0 {
+        return "It has no block".into();
+    }
     format!(
         "It has {} ({}) above 512 bytes and {} ({}) of the raw domain, most from {}",
         counted(large.blocks, "block"),
