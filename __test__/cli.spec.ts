@@ -43,6 +43,7 @@ test('usage errors end with 2 and say what was expected', (t) => {
     ['record'],
     ['replay', '--operation', 'x', trace],
     ['replay', '--release', '2.7', trace],
+    ...['compare', 'record', 'trim', 'check'].map((command) => [command, '--', 'python3', 'app.py']),
   ]) {
     const { status, stdout, stderr } = obmalloc(args)
     t.is(status, 2, args.join(' '))
@@ -496,6 +497,14 @@ test('when the output is not read any more, the end is quiet', async (t) => {
   const [code] = (await once(child, 'close')) as [number]
   t.is(code, 141)
   t.notRegex(said, /EPIPE/)
+})
+
+test('when messages are not read any more, the end is that of a broken pipe', async (t) => {
+  const child = spawn(process.execPath, [join(root, 'dist', 'cli.js'), 'compare'], { env: { ...process.env, ...NOWHERE } })
+  child.stderr.destroy()
+  child.stdout.resume()
+  const [code] = (await once(child, 'close')) as [number]
+  t.is(code, 141)
 })
 
 test('nothing is coloured without a terminal', (t) => {

@@ -1,7 +1,7 @@
 /** What the commands have in common: nothing is overwritten, what is not verified ends with 4, and the next command is named. */
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -67,6 +67,38 @@ for (const [name, ...args] of COMMANDS)
     t.notRegex(json.stderr, /next:/)
   })
 
+/** Runs a line as a shell does that finds `obmalloc`. */
+function pasted(line: string) {
+  const env = { ...process.env, NODE: process.execPath, CLI: cli }
+  return spawnSync('sh', ['-c', `obmalloc() { "$NODE" "$CLI" "$@"; }; ${line}`], { encoding: 'utf8', cwd: folder, env })
+}
+
+for (const [name, ...args] of COMMANDS.filter(([name]) => name !== 'report'))
+  test(`the command that ${name} names can be pasted, whatever the trace is called, and is of the same moment`, (t) => {
+    const odd = `-it's ${name}'s $trace.trace`
+    copyFileSync(trace, join(folder, odd))
+    const hasMoment = !['events', 'diff'].includes(name!)
+    const moment = hasMoment ? ['--at', 'event:9000'] : []
+    const { stdout, stderr } = obmalloc(name!, ...args, ...moment, name === 'diff' ? `./${odd}@event:9000` : `./${odd}`)
+    const next = /^next: (.*)$/m.exec(stdout + stderr)![1]!
+    t.is(next.includes('--at event:9000'), name !== 'events', next)
+    const { status, stdout: answer, stderr: error } = pasted(`${next} --json`)
+    t.is(status, 0, next + error)
+    const { trace: of, at } = JSON.parse(answer) as Why
+    t.is(of.path, `./${odd}`)
+    if (name !== 'events') t.is(at.event, 9000)
+  })
+
+test('what npx started names what npx can start', (t) => {
+  const next = (script: string): string => {
+    const env = { ...process.env, npm_command: 'exec', npm_lifecycle_script: script }
+    return /^next: .*$/m.exec(spawnSync(process.execPath, [cli, 'top', trace], { encoding: 'utf8', env }).stdout)![0]
+  }
+  t.is(next("'obmalloc'"), `next: npx obmalloc why ${trace}`)
+  t.is(next('obmalloc'), `next: npx obmalloc why ${trace}`)
+  t.is(next('ava'), `next: obmalloc why ${trace}`)
+})
+
 test('export has no JSON of its own beside its data', (t) => {
   t.is(obmalloc('export', '--to', 'csv', '--json', trace).status, 2)
 })
@@ -109,6 +141,9 @@ withPython('record replaces a trace, and nothing else without --force', (t) => {
   t.is(readFileSync(file, 'utf8'), 'import this')
   t.is(record('--force').status, 0)
   t.is(obmalloc('replay', file).status, 0)
+  t.regex(record('--trim', 'idle,often').stderr, /^obmalloc: expected every=30s, .* but got idle,often\n$/)
+  t.is(record('--trim', 'idle,often').status, 2)
+  t.is(record('--trim', 'asked,every=500ms,above=8M').status, 0)
   const started = join(folder, 'started')
   writeFileSync(file, 'import this')
   obmalloc('record', '-o', file, '--', '-c', `open(${JSON.stringify(started)}, "w")`)

@@ -130,6 +130,8 @@ test('what cannot be carried out says what was expected', (t) => {
     ['--site', 'rows.py'],
     ['--size', '-1'],
     ['--from', 'x'],
+    ['--from', '9', '--to', '8'],
+    ['--site', 'rows.py:3'],
   ]) {
     const { status, stderr } = obmalloc('events', ...wrong, trace)
     t.is(status, 2)

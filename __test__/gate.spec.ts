@@ -142,7 +142,7 @@ withPython('sites are the same where only their lines have moved', (t) => {
 
   const words = obmalloc('diff', a, b).stdout
   t.regex(words, /^<(?:listcomp|module)> .*app\.py:7.*\+4\.\d MiB/m)
-  t.regex(words, /\nnext: obmalloc why .*after\.trace --at end\n$/)
+  t.regex(words, /\nnext: obmalloc why .*after\.trace\n$/)
   t.deepEqual(
     (JSON.parse(obmalloc('diff', '--json', a, a).stdout) as Difference).sites.filter(({ grown }) => grown !== 0),
     [],
@@ -252,6 +252,15 @@ withPython('each format is what its own reader expects, and its numbers are thos
   })
   t.is(obmalloc('export', '--to', 'svg', trace).status, 2)
   t.is(obmalloc('export', trace).status, 2)
+})
+
+test('sizes that differ by little are told so that they do', (t) => {
+  const trace = join(golden(), '3.12.trace')
+  const { verdicts } = JSON.parse(obmalloc('budget', '--json', '--peak', '1G', trace).stdout) as Budget
+  const { measured } = verdicts[0]!
+  const words = (number: number): string => `${number.toString().replaceAll(/\B(?=(\d{3})+$)/g, ' ')} B`
+  const { stdout } = obmalloc('budget', '--peak', `${measured - 1}`, trace)
+  t.true(stdout.startsWith(`broken  peak: ${words(measured)} of at most ${words(measured - 1)}, 1 B over`), stdout)
 })
 
 test('a trace without stacks, time and marks is exported all the same', (t) => {

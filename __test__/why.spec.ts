@@ -136,6 +136,16 @@ for (const interpreter of usable) {
     },
   )
 
+  test.serial(`${version}: lines with few of the survivors are named too, if they would keep the arenas`, async (t) => {
+    const before = (await why(t, await record(interpreter, 'pairs'))).why
+    const [pinned] = before.findings
+    t.is(pinned!.rule, 'pinned')
+    t.deepEqual(lines(before, pinned!.sites, 'pairs.py'), [9, 10])
+    const foretold = Number(/What helps: .* gives (\d+) arenas? \(tried on this recording\)/.exec(pinned!.text)?.[1])
+    const { totals } = (await why(t, await record(interpreter, 'pairs', [], ['anew']))).why
+    t.true(Math.abs(totals.arenas - foretold) <= 1, `foretold ${foretold}, but there are ${totals.arenas}`)
+  })
+
   test.serial(
     `${version}: making anew what CPython keeps dead ones of gives what was foretold, between collections`,
     async (t) => {
@@ -292,11 +302,68 @@ test.serial('older traces have no time and no samples, and are answered', async 
   t.is(answer.totals.resident, null)
 })
 
+withPython('no more have died than there were, where arenas are taken again', async (t) => {
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'requests'))
+  const [pinned] = answer.findings
+  t.is(pinned!.rule, 'pinned')
+  const shares = [...pinned!.text.matchAll(/([\d.]+) %/g)].map(([, share]) => Number(share))
+  t.true(shares.length > 0 && shares.every((share) => share <= 100), pinned!.text)
+})
+
+withPython("what C's malloc has is named, also where small blocks pin arenas, and what is looked at next shows it", async (t) => {
+  const program = join(folder, 'emptied.py')
+  writeFileSync(
+    program,
+    [
+      'table = {}',
+      'for n in range(400_000):',
+      '    table[n] = n',
+      'for n in list(table):',
+      '    if n % 1000: del table[n]',
+      '',
+    ].join('\n'),
+  )
+  const trace = join(folder, 'emptied.trace')
+  await obmalloc('record', '--python', usable.at(-1)!.path, '-o', trace, '--', program)
+  const { stdout } = await obmalloc('why', trace)
+  t.regex(stdout, /pin \d+ of \d+ arenas;/)
+  t.regex(stdout, /\nC's malloc has more than a third of it all\. .* most from <module> \(emptied\.py:3\)\.\n/)
+  t.regex(stdout, /alone {2}C's malloc {2}types\n {2}<module> \(emptied\.py:3\) .* \d+ MiB\n/)
+  const site = (await obmalloc('why', trace, '--site', 'emptied.py:3')).stdout
+  t.regex(site, /^0 blocks, 0 B live, 0 B held, in 0 arenas, alone in 0; \d+ MiB at C's malloc\n/)
+  t.regex(site, /\nnext: obmalloc top \S+\n$/)
+})
+
+withPython('lines with few of the half-empty blocks are not named', async (t) => {
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'half'))
+  t.regex(answer.findings[0]!.text, /Most are from [^(]+\(half\.py:[\d, ]+\)\.$/)
+})
+
+withPython('names stay in their line, whatever they are', async (t) => {
+  const program = join(folder, 'odd.py')
+  const code = "exec(compile('def f(): return [bytes(300) for _ in range(9000)]', 'new\\nli\\x1bne.py', 'exec')); kept = f()"
+  writeFileSync(program, code)
+  const trace = join(folder, 'odd.trace')
+  await obmalloc('record', '--python', usable.at(-1)!.path, '-o', trace, '--', program)
+  for (const command of [
+    ['why'],
+    ['top'],
+    ['diff', `${trace}@event:1`],
+    ['events', '--size', '333'],
+    ['map', '--color', 'site'],
+  ]) {
+    const { stdout } = await obmalloc(...command, trace)
+    t.regex(stdout, /new\?li\?ne\.py:1/, command[0])
+  }
+})
+
 test.serial('what cannot be answered is said, and how the command ended', async (t) => {
   const trace = join(golden(), '3.12.trace')
   t.is((await obmalloc('why', trace, '--at', 'ende')).status, 2)
   t.is((await obmalloc('why', trace, '--at', 'mark:no')).status, 2)
   t.is((await obmalloc('why', trace, '--site', 'nowhere')).status, 2)
+  const stackless = await obmalloc('why', trace, '--site', 'app.py:3')
+  t.like(stackless, { status: 2, stderr: `obmalloc: expected a trace with stacks for a site, but ${trace} has none\n` })
   t.is((await obmalloc('top', trace, '--by', 'weight')).status, 2)
   t.is((await obmalloc('map', trace, '--color', 'red')).status, 2)
   writeFileSync(join(folder, 'no.trace'), 'no trace')

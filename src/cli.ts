@@ -302,11 +302,12 @@ function fail(error: unknown, code: number): number {
 // Node's own answer to this signal is to open its debugger's port.
 process.on('SIGUSR1', () => {})
 
-// The reader of the output has gone, as `head` does: end as a program does that SIGPIPE ends.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') process.exit(fail(error, 4))
-  process.exit(128 + constants.signals.SIGPIPE)
-})
+// The reader of the output has gone, as `head` does: end as a program does that SIGPIPE ends. Messages can go there too.
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(128 + constants.signals.SIGPIPE)
+    process.exit(stream === process.stderr ? 4 : fail(error, 4))
+  })
 
 void main().then((code) => {
   process.exitCode = code

@@ -84,8 +84,8 @@ class FileNames {
   }
 }
 
-// Debian has packages of its own in lib/python3/dist-packages.
-const LIBRARY = /^.*\/lib\/python3(?:\.\d+)?\/(?:(?:site|dist)-packages\/)?/
+// Debian has packages of its own in lib/python3/dist-packages; some systems have the library in lib64.
+const LIBRARY = /^.*\/lib\d*\/python3(?:\.\d+)?\/(?:(?:site|dist)-packages\/)?/
 
 function commonFolder(files: readonly string[]): string {
   const folders = files.map((file) => file.slice(0, file.lastIndexOf('/') + 1))

@@ -19,7 +19,10 @@ export async function* eventLines(path: string, { from, to, size, address, site 
   const place = site === undefined ? undefined : /^(.+):(\d{1,9})$/.exec(site)
   if (place === null) throw new UsageError(`expected a site as FILE:LINE, but got ${site}`)
   const wanted = { from, to, size, address: digits, site: place && [place[1], Number(place[2])] }
+  if (from !== undefined && to !== undefined && from > to)
+    throw new UsageError(`expected a first event before the last one, but got ${from} and ${to}`)
   const frames = readHeader(path).stacks ?? 0
+  if (place && frames === 0) throw new UsageError(`expected a trace with stacks for a site, but ${path} has none`)
   const listing = reading(() => native.openEvents(JSON.stringify({ segments: segments(path), frames, ...wanted })))
   try {
     for (;;) {

@@ -1,12 +1,13 @@
 /** The CPythons of this machine: where they are looked for, and which can be used. */
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, realpathSync } from 'node:fs'
+import { existsSync, readdirSync, realpathSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
-import { delimiter, join } from 'node:path'
+import { basename, delimiter, join } from 'node:path'
 
 import type { Interpreter, Unusable, Found } from '../index.js'
 import { releaseOf } from './release.js'
+import { UsageError } from './usage.js'
 
 export type { Interpreter, Unusable, Found } from '../index.js'
 
@@ -119,6 +120,29 @@ export function findInterpreters(paths: readonly string[]): Found {
   }
   const byVersion = (a: Interpreter, b: Interpreter) => a.version.localeCompare(b.version, 'en', { numeric: true })
   return { usable: [...usable.values()].sort(byVersion), unusable: [...unusable.values()] }
+}
+
+/** The CPython that is asked for. Throws a {@link UsageError} where there is none. */
+export function interpreterOf(python = 'python3'): Interpreter {
+  const { usable, unusable } = findInterpreters([python])
+  if (usable[0]) return usable[0]
+  throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
+}
+
+/** The same, for a command line. Throws a {@link UsageError} too where there is no program to `verb`. */
+export function interpreterFor(program: readonly string[], verb: string, python?: string): Interpreter {
+  if (program.length === 0) throw new UsageError(`expected a program to ${verb}: obmalloc ${verb} -- script.py, or -- -m module`)
+  expectScript(program)
+  return interpreterOf(python)
+}
+
+/** Throws a {@link UsageError} for `python3 app.py`: a CPython would look for a script of the name `python3`. */
+export function expectScript([script = '']: readonly string[]): void {
+  // A folder can be a program, of any name.
+  if (/^python[\d.]*$/.test(basename(script)) && !statSync(script, { throwIfNoEntry: false })?.isDirectory())
+    throw new UsageError(
+      `expected a script, or -m and a module, but got ${script}: --python PATH says which CPython is to run it`,
+    )
 }
 
 function realPath(path: string): string {

@@ -4,7 +4,6 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import type { Column, ReportData } from './report-data.js'
-import { readHeader } from './trace.js'
 import type { Configuration, Tried } from './what-if.js'
 import { ask, type InquiryOptions } from './why.js'
 
@@ -28,7 +27,7 @@ export async function pageAndTried(
   { tries, ...options }: InquiryOptions & { readonly tries?: Tries },
 ): Promise<{ page: ReportData; tried: Tried | null; triedError: string | null }> {
   const { version } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
-  const wanted = { ...options, report: true, command: readHeader(path).argv, version, ...(tries ? { tries } : {}) }
+  const wanted = { ...options, report: true, version, ...(tries ? { tries } : {}) }
   const { tried, triedError, ...page } = (await ask(path, wanted)) as ReportData & {
     readonly tried: Tried | null
     readonly triedError: string | null

@@ -49,6 +49,7 @@ export class PlaceError extends Error {
  */
 export async function record(interpreter: Pick<Interpreter, 'path'>, options: RecordOptions): Promise<Recording> {
   const path = resolve(options.trace)
+  if (options.trim !== undefined) expectTrimWords(options.trim)
   tryPlace(path, options.force)
   const unsaid = new UnsaidFile()
   try {
@@ -101,6 +102,14 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
   } finally {
     unsaid.remove()
   }
+}
+
+/** The words that the recorder's trimmer takes; the recorder itself would say what is wrong when the program has run. */
+const TRIM_WORD = /^(1|on|idle|asked|log|poison|(every|force)=\d+(ms|s|m)?|above=\d+([KMG]?(i?B)?)|)$/i
+
+function expectTrimWords(text: string): void {
+  if (!text.split(',').every((word) => TRIM_WORD.test(word.trim())))
+    throw new UsageError(`expected every=30s, above=16M, idle, asked or log with commas between, but got ${text}`)
 }
 
 /** Looks whether a trace can be made at `path`. */

@@ -43,6 +43,11 @@ export class Progress {
   }
 }
 
+/** A text that stays in its line, and does nothing to a terminal: a file can be called anything. */
+export function printable(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, '?')
+}
+
 /** Lines in columns, the first `left` of them left-aligned, the others right-aligned. */
 export function columns(rows: readonly (readonly string[])[], left = 1): string[] {
   const widths = rows.reduce<number[]>((most, row) => row.map((cell, index) => Math.max(cell.length, most[index] ?? 0)), [])
@@ -59,9 +64,33 @@ export function grouped(count: number): string {
   return count.toString().replaceAll(/\B(?=(\d{3})+$)/g, ' ')
 }
 
+/** A count with what is counted: `1 arena`, `3 000 blocks`. */
+export function counted(count: number, one: string, plural = 's'): string {
+  return `${grouped(count)} ${one}${count === 1 ? '' : plural}`
+}
+
 /** That what was said of a trace is of a replay that went otherwise than recorded. */
 export function sayUnverified(path: string): void {
-  say(`${path} was not verified: its addresses differ from those of a replay (obmalloc replay ${path})`)
+  say(`${path} was not verified: its addresses differ from those of a replay (${commandOn('replay', path)})`)
+}
+
+/** A word of a command as a shell takes it, in quotes where it has to be; and as a command takes it, which would take `-` for an option. */
+export function quoted(word: string): string {
+  const safe = word.startsWith('-') ? `./${word}` : word
+  return /^[\p{L}\p{N}_./+@%:,=-]+$/u.test(safe) ? safe : `'${safe.replaceAll("'", String.raw`'\''`)}'`
+}
+
+/** A command of ours that looks at a trace, at the moment that was looked at before. */
+export function commandOn(command: string, path: string, at?: string): string {
+  return `obmalloc ${command} ${quoted(path)}${at === undefined || at === 'end' ? '' : ` --at ${quoted(at)}`}`
+}
+
+/** The last line of an answer: what to do next, with a command of ours called as this one was. */
+export function next(command: string): string {
+  // A shell does not find the name that `npx` finds.
+  const { npm_command: by, npm_lifecycle_script: script = '' } = process.env
+  const isByNpx = by === 'exec' && /^["']?obmalloc\b/.test(script)
+  return `next: ${isByNpx && command.startsWith('obmalloc ') ? 'npx ' : ''}${command}`
 }
 
 /** A message on stderr. */

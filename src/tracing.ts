@@ -8,7 +8,7 @@ import type { ReplayTraceOptions, ProgramOptions, RecordProgramOptions, Comparis
 import { check as checked, type Check } from './checking.js'
 import { diff as difference, type Difference, type DiffOptions } from './diff.js'
 import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from './events.js'
-import { findInterpreters as found, type Found, type Interpreter } from './interpreters.js'
+import { findInterpreters as found, type Found, interpreterOf } from './interpreters.js'
 import { findMoment } from './moments.js'
 import { record as recorded, type Recording } from './recording.js'
 import { releaseOf } from './release.js'
@@ -52,13 +52,6 @@ export class Trace {
   async whatIf(configurations: readonly Configuration[], options: Omit<WhatIfOptions, 'configurations'> = {}): Promise<WhatIf> {
     return whatIf(this.path, { ...options, configurations })
   }
-}
-
-/** The interpreter that is asked for. */
-function interpreterOf(python = 'python3'): Interpreter {
-  const { usable, unusable } = found([python])
-  if (usable[0]) return usable[0]
-  throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
 }
 
 function programOf(program: readonly string[]): readonly string[] {

@@ -7,6 +7,7 @@ import { native } from './native.js'
 import type { Arena, Finding, Frame, Site, Totals, Why } from './report-data.js'
 import { releaseOf } from './release.js'
 import { reading } from './replaying.js'
+import { printable } from './terminal.js'
 import { readHeader, segments } from './trace.js'
 
 export type { InquiryOptions } from '../index.js'
@@ -84,6 +85,7 @@ export async function ask(
     at: at ?? 'end',
     frames: header.stacks ?? 0,
     failed: header.failed ?? null,
+    command: header.argv,
     ...wanted,
   }
   const inquiry = reading(() => native.openInquiry(JSON.stringify(options)))
@@ -99,11 +101,21 @@ export async function ask(
   }
 }
 
+/**
+ * The innermost frame in a file of the program's own, else the innermost one of its own. Code that was made at run time is of no file, as the
+ * constructor of a dataclass.
+ */
+export function ownFrame(stack: readonly Frame[]): Frame | undefined {
+  // Some systems have the library in lib64.
+  const own = stack.filter(({ file }) => !/^<frozen|\/lib\d*\/python\d|\/site-packages\//.test(file))
+  return own.find(({ file }) => !file.startsWith('<')) ?? own[0]
+}
+
 /** The innermost frame, and that of the program's own which called it. */
 export function where(stack: readonly Frame[]): string {
   const [first] = stack
   if (!first) return '(no Python frame)'
-  const own = stack.find(({ file }) => !/^<frozen|\/lib\/python|\/site-packages\//.test(file))
+  const own = ownFrame(stack)
   const said = ({ file, line, function: name }: Frame): string => `${name} (${basename(file)}:${line})`
-  return own && own !== first ? `${said(first)} < ${said(own)}` : said(first)
+  return printable(own && own !== first ? `${said(first)} < ${said(own)}` : said(first))
 }

@@ -5,9 +5,9 @@ import { readFileSync } from 'node:fs'
 import { budget, type Budget, type Limits, limitsOf, type Verdict } from '../budget.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { bytes, sizeOf } from '../size.js'
-import { paint, Progress, say, sayUnverified } from '../terminal.js'
+import { commandOn, grouped, next, paint, Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
-import { type Frame, where } from '../why.js'
+import { type Frame, ownFrame, where } from '../why.js'
 
 export interface BudgetCommandOptions extends Output {
   readonly at?: string
@@ -150,7 +150,7 @@ function written(answer: Budget, format: string): string {
     const state = verdict.broken ? paint('red', 'broken', process.stdout) : paint('green', 'kept', process.stdout)
     return `${state}  ${inWords(verdict)}`
   })
-  return `${[...lines, '', `next: obmalloc why ${answer.path}`].join('\n')}\n`
+  return `${[...lines, '', next(commandOn('why', answer.path, answer.at.moment))].join('\n')}\n`
 }
 
 function titleOf({ limit, mark }: Verdict): string {
@@ -159,7 +159,10 @@ function titleOf({ limit, mark }: Verdict): string {
 
 function inWords(verdict: Verdict): string {
   const { limit, measured, allowed, broken, stack } = verdict
-  const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : bytes(Math.round(number)))
+  // Two sizes that differ are told so that they do.
+  const isClose = measured !== allowed && bytes(Math.round(measured)) === bytes(Math.round(allowed))
+  const size = (number: number): string => (isClose ? `${grouped(Math.round(number))} B` : bytes(Math.round(number)))
+  const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : size(number))
   const allows =
     allowed === Infinity ? '' : limit === 'growth' ? ` of less than ${said(allowed)}` : ` of at most ${said(allowed)}`
   const over = broken ? `, ${said(measured - allowed)} over` : ''
@@ -167,17 +170,17 @@ function inWords(verdict: Verdict): string {
   return `${titleOf(verdict)}: ${said(measured)}${allows}${over}${broken ? who : ''}`
 }
 
-/** The frame to show: the program's own, else one that is in a file at all. */
-function ownFrame(stack: readonly Frame[]): Frame | undefined {
+/** The frame to annotate: the program's own, else one that is in a file at all. */
+function annotated(stack: readonly Frame[]): Frame | undefined {
   const inFiles = stack.filter(({ file }) => file !== '' && !file.startsWith('<'))
-  return inFiles.find(({ file }) => !/\/lib\/python|\/site-packages\//.test(file)) ?? inFiles[0]
+  return ownFrame(inFiles) ?? inFiles[0]
 }
 
 function inGithub(verdict: Verdict): string {
   const escaped = (text: string): string => text.replaceAll('%', '%25').replaceAll('\r', '%0D').replaceAll('\n', '%0A')
   const property = (text: string): string => escaped(text).replaceAll(':', '%3A').replaceAll(',', '%2C')
   if (!verdict.broken) return `::notice title=obmalloc budget::${escaped(inWords(verdict))}\n`
-  const frame = ownFrame(verdict.stack)
+  const frame = annotated(verdict.stack)
   // Annotations are of files in the repository, which are named from its root.
   const root = `${process.cwd()}/`
   const file = frame && (frame.file.startsWith(root) ? frame.file.slice(root.length) : frame.file)

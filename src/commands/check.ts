@@ -3,9 +3,8 @@
 import { basename } from 'node:path'
 
 import { check, type Finding, type Owner, type Place, type Process } from '../checking.js'
-import { findInterpreters } from '../interpreters.js'
-import { columns, grouped, paint, say } from '../terminal.js'
-import { UsageError } from '../usage.js'
+import { interpreterFor } from '../interpreters.js'
+import { columns, counted, grouped, paint, say } from '../terminal.js'
 
 export interface CheckCommandOptions {
   readonly python?: string
@@ -13,10 +12,7 @@ export interface CheckCommandOptions {
 }
 
 export async function checkCommand(program: string[], options: CheckCommandOptions): Promise<number> {
-  if (program.length === 0) throw new UsageError('expected a program to check: obmalloc check -- script.py, or -- -m module')
-  const { usable, unusable } = findInterpreters([options.python ?? 'python3'])
-  const [interpreter] = usable
-  if (!interpreter) throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
+  const interpreter = interpreterFor(program, 'check', options.python)
   const result = await check(interpreter, program, 'stderr')
   const { findings, processes, ended } = result
   if (options.json) {
@@ -107,8 +103,4 @@ function placed({ function: name, module, offset }: Place): string {
 function sizesOf({ sizes }: Finding): string {
   if (sizes.length > 4) return `${sizes[0]![0]} to ${sizes.at(-1)![0]}`
   return sizes.map(([size]) => size).join(', ') || '-'
-}
-
-function counted(count: number, one: string, plural = 's'): string {
-  return `${grouped(count)} ${one}${count === 1 ? '' : plural}`
 }

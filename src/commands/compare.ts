@@ -9,13 +9,13 @@ import { basename, join } from 'node:path'
 
 import type { Release } from '../../index.js'
 import { drive, type Timing } from '../driving.js'
-import { findInterpreters, type Interpreter, type Unusable } from '../interpreters.js'
+import { expectScript, findInterpreters, type Interpreter, type Unusable } from '../interpreters.js'
 import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
 import { releaseOf } from '../release.js'
 import { replay, type Report } from '../replaying.js'
 import { exitCode } from '../signals.js'
-import { grouped, paint, Progress, say } from '../terminal.js'
+import { commandOn, grouped, paint, Progress, say } from '../terminal.js'
 import { golden, workload } from '../tools.js'
 import { readHeader, segments } from '../trace.js'
 import { UsageError } from '../usage.js'
@@ -77,7 +77,7 @@ export async function compareCommand(program: string[], options: CompareOptions)
     }
     const failed = rows.filter((row) => !row.report.exact || row.missing.length > 0)
     for (const row of failed.filter((row) => row.report.mismatch)) {
-      if (options.keep) say(`to see it again: obmalloc replay --operation ${row.report.mismatch!.operation} ${row.trace}`)
+      if (options.keep) say(`to see it again: ${commandOn(`replay --operation ${row.report.mismatch!.operation}`, row.trace)}`)
       else say('to see it again, run with --keep FOLDER, then: obmalloc replay --operation NUMBER TRACE')
     }
     const diverged = collector.filter((row) => row.divergence !== null)
@@ -95,6 +95,7 @@ async function compare(
   options: CompareOptions,
   folder: string,
 ): Promise<{ rows: Row[]; collector: CollectorRow[]; unusable: Unusable[]; told: string | null }> {
+  expectScript(program)
   const { usable, unusable } = findInterpreters(options.python)
   if (options.python.length > 0 && unusable.length > 0) {
     throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))

@@ -7,7 +7,7 @@ import { emit, type Output, writeNew } from '../output.js'
 import { pageOf } from '../page.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
-import { columns, grouped, Progress, say } from '../terminal.js'
+import { columns, commandOn, grouped, next, printable, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import type { TopBy } from '../why.js'
 
@@ -60,13 +60,20 @@ function inWords({ a, b, sites }: Difference, top: number): string {
     lines.push(...columns([HEADINGS, ...shown.toSorted((x, y) => y.grown - x.grown).map(cells)]))
     if (changed.length > top) lines.push(`and ${grouped(changed.length - top)} more: --top ${changed.length}`)
   }
-  return `${[...lines, '', `next: obmalloc why ${b.path} --at ${b.moment}`].join('\n')}\n`
+  return `${[...lines, '', next(commandOn('why', b.path, b.moment))].join('\n')}\n`
 }
 
 function cells({ name, a, b, grown }: DifferentRow): string[] {
   const both = (figure: keyof Figures, said: (number: number) => string): string =>
     `${said(a?.[figure] ?? 0)} to ${said(b?.[figure] ?? 0)}`
-  return [name, signed(grown), both('live', bytes), both('held', bytes), both('blocks', grouped), both('outside', bytes)]
+  return [
+    printable(name),
+    signed(grown),
+    both('live', bytes),
+    both('held', bytes),
+    both('blocks', grouped),
+    both('outside', bytes),
+  ]
 }
 
 function signed(size: number): string {

@@ -5,7 +5,7 @@ import { createWriteStream } from 'node:fs'
 
 import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from '../events.js'
 import { type Output, writeNew } from '../output.js'
-import { say } from '../terminal.js'
+import { commandOn, next, printable, say } from '../terminal.js'
 
 export interface EventsCommandOptions extends EventsOptions, Output {
   readonly json?: boolean
@@ -26,7 +26,7 @@ export async function eventsCommand(path: string, options: EventsCommandOptions)
     await once(file, 'finish')
     say(`written to ${output}`)
   }
-  if (!json) say(`next: obmalloc why ${path}`)
+  if (!json) say(next(commandOn('why', path)))
   return 0
 }
 
@@ -55,7 +55,7 @@ function lineOf(event: CallEvent | NoteEvent): string {
   }
   const { thread, call, domain, count, size, from, address, stack } = event
   const bytes = size === undefined ? '-' : count === undefined ? `${size}` : `${count}x${size}`
-  const where = stack.map(({ file, line, function: name }) => `${name} (${file}:${line})`).join(' < ')
+  const where = printable(stack.map(({ file, line, function: name }) => `${name} (${file}:${line})`).join(' < '))
   const moved = from === undefined || from === '0x0' ? address : `${from} -> ${address}`
   return [event.event, when, thread ?? '-', call, domain, bytes, moved, where].join('  ').trimEnd()
 }

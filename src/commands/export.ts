@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 
 import { exportTrace, type Figure, FIGURES, type Format, FORMATS } from '../export.js'
 import { type Output, writeNew } from '../output.js'
-import { Progress, say, sayUnverified } from '../terminal.js'
+import { commandOn, next, Progress, quoted, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 
 export interface ExportCommandOptions extends Output {
@@ -15,12 +15,12 @@ export interface ExportCommandOptions extends Output {
 }
 
 /** How each is looked at. */
-const NEXT: Record<Format, string> = {
-  pprof: 'go tool pprof -http=: FILE',
-  speedscope: 'open https://www.speedscope.app and drop FILE there',
-  collapsed: 'flamegraph.pl FILE > flame.svg',
-  'trace-events': 'open https://ui.perfetto.dev and drop FILE there',
-  csv: 'obmalloc why TRACE',
+const NEXT: Record<Format, (file: string, why: string) => string> = {
+  pprof: (file) => `go tool pprof -http=: ${file}`,
+  speedscope: (file) => `open https://www.speedscope.app and drop ${file} there`,
+  collapsed: (file) => `flamegraph.pl ${file} > flame.svg`,
+  'trace-events': (file) => `open https://ui.perfetto.dev and drop ${file} there`,
+  csv: (_, why) => why,
 }
 
 export async function exportCommand(path: string, options: ExportCommandOptions): Promise<number> {
@@ -47,6 +47,6 @@ export async function exportCommand(path: string, options: ExportCommandOptions)
   if (json)
     process.stdout.write(`${JSON.stringify({ trace: path, to, what, output, bytes: Buffer.byteLength(data), verified })}\n`)
   if (!verified) sayUnverified(path)
-  if (!json) say(`next: ${NEXT[format].replace('FILE', output ?? 'FILE').replace('TRACE', path)}`)
+  if (!json) say(next(NEXT[format](output === undefined ? 'FILE' : quoted(output), commandOn('why', path, at))))
   return verified ? 0 : 4
 }

@@ -5,7 +5,7 @@ import type { ReportData } from '../report-data.js'
 import { bytes } from '../size.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { png } from '../png.js'
-import { grouped, Progress, say } from '../terminal.js'
+import { commandOn, grouped, next, Progress, say } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { isVerified, where } from '../why.js'
 
@@ -91,7 +91,7 @@ function inWords(pools: Pools, { map, why }: ReportData, color: Color): string {
       .join(', ')}, …`,
   }
   const head = `${grouped(why.totals.arenas)} arenas, a character a pool of ${bytes(map.poolSize)}: . free, ${legend[color]}`
-  return `${[head, ...lines, '', `next: obmalloc why ${why.trace.path}`].join('\n')}\n`
+  return `${[head, ...lines, '', next(commandOn('why', why.trace.path, why.at.moment))].join('\n')}\n`
 }
 
 function character({ class: classes, fill, site, born }: Pools, at: number, color: Color): string {

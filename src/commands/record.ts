@@ -2,11 +2,10 @@
 
 import { resolve } from 'node:path'
 
-import { findInterpreters } from '../interpreters.js'
+import { interpreterFor } from '../interpreters.js'
 import { PlaceError, record } from '../recording.js'
 import { exitCode } from '../signals.js'
-import { say } from '../terminal.js'
-import { UsageError } from '../usage.js'
+import { commandOn, next, say } from '../terminal.js'
 
 export interface RecordCommandOptions {
   readonly python?: string
@@ -20,10 +19,7 @@ export interface RecordCommandOptions {
 }
 
 export async function recordCommand(program: string[], options: RecordCommandOptions): Promise<number> {
-  if (program.length === 0) throw new UsageError('expected a program to record: obmalloc record -- script.py, or -- -m module')
-  const { usable, unusable } = findInterpreters([options.python ?? 'python3'])
-  const [interpreter] = usable
-  if (!interpreter) throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
+  const interpreter = interpreterFor(program, 'record', options.python)
   const print = (result: object) => {
     if (options.json) process.stdout.write(`${JSON.stringify({ ...result, version: interpreter.version })}\n`)
   }
@@ -45,7 +41,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
     for (const remark of remarks) say(remark)
     if (events > 0) say(`recorded CPython ${interpreter.version} into ${trace}`)
     for (const child of children) say(`  and a process that it started into ${child}`)
-    if (events > 0 && !options.json) say(`next: obmalloc why ${options.output}`)
+    if (events > 0 && !options.json) say(next(commandOn('why', options.output)))
     print(recording)
     return complete || typeof ended === 'string' ? exitCode(ended) : 4
   } catch (error) {

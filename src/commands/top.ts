@@ -2,7 +2,7 @@
 
 import { bytes } from '../size.js'
 import { emit, type Output } from '../output.js'
-import { columns, grouped, Progress } from '../terminal.js'
+import { columns, commandOn, grouped, next, printable, Progress } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { isVerified, topOf, type TopBy, type TopRow } from '../why.js'
 
@@ -31,7 +31,7 @@ export async function topCommand(path: string, options: TopCommandOptions): Prom
   const rows = answer.table.toSorted((a, b) => b[figure] - a[figure])
   if (json) emit(`${JSON.stringify({ trace: answer.why.trace, at: answer.why.at, by, rows })}\n`, options)
   else if (csv) emit(inCsv(rows), options)
-  else emit(inWords(rows, top, `obmalloc why ${path}`), options)
+  else emit(inWords(rows, top, commandOn('why', path, options.at)), options)
   return isVerified(answer.why) ? 0 : 4
 }
 
@@ -41,13 +41,13 @@ function inCsv(rows: readonly TopRow[]): string {
   return [['name', ...FIGURES].join(','), ...lines, ''].join('\n')
 }
 
-function inWords(rows: readonly TopRow[], top: number, next: string): string {
+function inWords(rows: readonly TopRow[], top: number, command: string): string {
   const line = (row: TopRow): string[] => [
-    row.name,
+    printable(row.name),
     ...FIGURES.map((figure) => (figure === 'blocks' ? grouped(row.blocks) : bytes(row[figure]))),
   ]
   const heading = ['', ...FIGURES.map((figure) => (figure === 'outside' ? "C's malloc" : figure))]
   const rest = rows.length - top
   const more = rest > 0 ? [`and ${grouped(rest)} more: --top ${rows.length}`] : []
-  return `${[...columns([heading, ...rows.slice(0, top).map(line)]), ...more, '', `next: ${next}`].join('\n')}\n`
+  return `${[...columns([heading, ...rows.slice(0, top).map(line)]), ...more, '', next(command)].join('\n')}\n`
 }

@@ -1,13 +1,12 @@
 /** `obmalloc trim`: runs a program in a CPython and gives back to the system what it holds and does not use. */
 
-import { findInterpreters } from '../interpreters.js'
+import { interpreterFor } from '../interpreters.js'
 import { writeNew } from '../output.js'
 import { exitCode } from '../signals.js'
 import { bytes } from '../size.js'
 import { grouped, say } from '../terminal.js'
 import { recorder } from '../tools.js'
 import { runTrimmed, type TrimmedProcess, type TrimWords } from '../trimming.js'
-import { UsageError } from '../usage.js'
 
 export interface TrimCommandOptions extends TrimWords {
   readonly python?: string
@@ -22,10 +21,7 @@ export async function trimCommand(program: string[], options: TrimCommandOptions
     process.stdout.write(`${recorder()}\n`)
     return 0
   }
-  if (program.length === 0) throw new UsageError('expected a program to trim: obmalloc trim -- script.py, or -- -m module')
-  const { usable, unusable } = findInterpreters([options.python ?? 'python3'])
-  const [interpreter] = usable
-  if (!interpreter) throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
+  const interpreter = interpreterFor(program, 'trim', options.python)
   // A file that is in the way is said before the program runs.
   if (options.output !== undefined) writeNew(options.output, '', options.force)
   // What is on stdout is the JSON alone, if that is wanted there.

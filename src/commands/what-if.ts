@@ -1,7 +1,7 @@
 /** `obmalloc what-if`: what other settings, other allocators or one line's blocks apart would have brought, tried on the recording. */
 
 import { ALL_RELEASES } from '../release.js'
-import { columns, Progress, say, sayUnverified } from '../terminal.js'
+import { columns, commandOn, next, Progress, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 import { allocatorNamed, ALLOCATORS, type AllocatorName, type Configuration, whatIf, type WhatIfRow } from '../what-if.js'
 import { emit, type Output } from '../output.js'
@@ -36,7 +36,7 @@ export async function whatIfCommand(path: string, options: WhatIfCommandOptions)
     ...(apart === undefined ? {} : { apart: siteOf(apart) }),
     onProgress: (what, done, total) => progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
   }).finally(() => progress.done())
-  emit(options.json ? `${JSON.stringify(answer)}\n` : inWords(path, answer.rows), options)
+  emit(options.json ? `${JSON.stringify(answer)}\n` : inWords(answer.rows, commandOn('why', path, at)), options)
   for (const remark of answer.remarks) say(remark)
   if (answer.verified) return 0
   sayUnverified(path)
@@ -63,7 +63,7 @@ export function siteOf(text: string): { file: string; line: number } {
 
 const HEADINGS = ['', 'kind', 'setting', 'peak held', 'held', 'difference', 'lost inside', 'maps', 'unmaps', 'ns a call']
 
-function inWords(path: string, rows: readonly WhatIfRow[]): string {
+function inWords(rows: readonly WhatIfRow[], command: string): string {
   const cells = rows.map((row) => [
     row.name,
     row.kind,
@@ -82,5 +82,5 @@ function inWords(path: string, rows: readonly WhatIfRow[]): string {
         'Measured rows are resident memory of a real process, small and large blocks together; the others are arenas. They cannot be ranked together.',
       ]
     : []
-  return `${[...columns([HEADINGS, ...cells], 3), ...notes, '', `next: obmalloc why ${path}`].join('\n')}\n`
+  return `${[...columns([HEADINGS, ...cells], 3), ...notes, '', next(command)].join('\n')}\n`
 }

@@ -2,7 +2,8 @@
 
 import { emit, type Output } from '../output.js'
 import { bytes } from '../size.js'
-import { columns, grouped, paint, Progress } from '../terminal.js'
+import { columns, commandOn, counted, grouped, next, paint, printable, Progress, quoted } from '../terminal.js'
+import { readHeader } from '../trace.js'
 import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
@@ -19,6 +20,7 @@ export interface WhyCommandOptions extends Output {
 export async function whyCommand(path: string, options: WhyCommandOptions): Promise<number> {
   const wantsSite = options.site === undefined ? undefined : siteFilter(options.site)
   const wantsArena = options.arena === undefined ? undefined : arenaFilter(options.arena)
+  if (wantsSite && !readHeader(path).stacks) throw new UsageError(`expected a trace with stacks for a site, but ${path} has none`)
   const progress = new Progress()
   const told = (what: string, done: number, total: number): void =>
     progress.update(`${what}: ${Math.round((100 * done) / Math.max(total, 1))} %`)
@@ -28,7 +30,7 @@ export async function whyCommand(path: string, options: WhyCommandOptions): Prom
     return { ...found, summary: [...found.summary, ...triedInWords(found.why, await tryOthers(path, found.why, told))] }
   })().finally(() => progress.done())
   const { why } = answer
-  emit(options.json ? `${JSON.stringify(why)}\n` : inWords(answer, options.top, wantsSite, wantsArena), options)
+  emit(options.json ? `${JSON.stringify(why)}\n` : inWords(answer, options, wantsSite, wantsArena), options)
   if (!isVerified(why)) return 4
   return why.findings.some(isFault) ? 1 : 0
 }
@@ -48,7 +50,7 @@ function arenaFilter(text: string): (arena: Arena) => boolean {
 
 function inWords(
   { why, summary }: Answer,
-  top: number,
+  { top, site }: WhyCommandOptions,
   wantsSite: ((site: Site) => boolean) | undefined,
   wantsArena: ((arena: Arena) => boolean) | undefined,
 ): string {
@@ -64,10 +66,18 @@ function inWords(
   } else {
     const [first = '', ...rest] = summary
     lines.push(paint('bold', first, process.stdout), ...rest, '')
-    lines.push(`The sites that hold most, of ${grouped(why.bounded.sites[1])}:`, ...table(why.sites.slice(0, top)))
+    const all = (site: Site): number => site.held + site.raw + site.large
+    const sites = why.sites.toSorted((a, b) => all(b) - all(a)).slice(0, top)
+    lines.push(`The sites that hold most, of ${grouped(why.bounded.sites[1])}:`, ...table(sites))
   }
-  const next = why.findings.find(isFault)?.command ?? `obmalloc top ${why.trace.path}`
-  return `${[...lines, '', `next: ${next}`].join('\n')}\n`
+  const [path, moment] = [why.trace.path, why.at.moment]
+  // What C's malloc has is no fault, but there is a line to look at.
+  const finding = why.findings.find(isFault) ?? why.findings.find(({ rule }) => rule === 'large')
+  const isHere = wantsSite && why.sites.some((found) => found.blocks > 0 && wantsSite(found))
+  const command = isHere
+    ? `${commandOn('what-if', path, moment)} --apart ${quoted(site!)}`
+    : ((wantsSite ? undefined : finding?.command) ?? commandOn('top', path, moment))
+  return `${[...lines, '', next(command)].join('\n')}\n`
 }
 
 const HEADINGS = ['site', 'held', 'live', 'blocks', 'arenas', 'alone', "C's malloc"]
@@ -98,9 +108,9 @@ function siteInWords(site: Site, index: number, why: Why): string[] {
   const alone = why.arenas.filter(({ pinnedBy }) => pinnedBy.length === 1 && pinnedBy[0]!.site === index)
   const types = typesOf(site, TYPES_OF_SITE, grouped)
   return [
-    `${grouped(site.blocks)} blocks, ${bytes(site.live)} live, ${bytes(site.held)} held, in ${site.arenasTouched} arenas, alone in ${site.arenasPinnedAlone}`,
+    `${counted(site.blocks, 'block')}, ${bytes(site.live)} live, ${bytes(site.held)} held, in ${counted(site.arenasTouched, 'arena')}, alone in ${grouped(site.arenasPinnedAlone)}; ${bytes(site.raw + site.large)} at C's malloc`,
     ...(types === '' ? [] : [`  of types: ${types}`]),
-    ...site.stack.map(({ file, line, function: name }) => `    ${name} (${file}:${line})`),
+    ...site.stack.map(({ file, line, function: name }) => printable(`    ${name} (${file}:${line})`)),
     ...(alone.length === 0
       ? []
       : [

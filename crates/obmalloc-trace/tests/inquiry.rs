@@ -9,9 +9,14 @@ const MIB: u64 = 1 << 20;
 
 /// A trace of one block. Its stacks 1 and 2 are two instructions of `f (a.py:7)`, 3 is `main (a.py:9)`, and 4 is `f` called from there.
 fn trace(write: impl FnOnce(&mut BlockWriter<'_>)) -> Vec<u8> {
+    named("/app/a.py", write)
+}
+
+/// The same in a file of another name.
+fn named(file: &str, write: impl FnOnce(&mut BlockWriter<'_>)) -> Vec<u8> {
     let mut memory = vec![0; 1 << 20];
     let mut block = BlockWriter::new(&mut memory);
-    for text in ["/app/a.py", "f", "main"] {
+    for text in [file, "f", "main"] {
         block.stack_text(text.as_bytes());
     }
     block.code(0, 1, 7, 0, b"");
@@ -44,19 +49,21 @@ fn rules(why: &Why) -> Vec<&str> {
 
 /// One raw block a mark, each of `size` bytes, of the stack `node`; every `every`th is freed again.
 fn growing(marks: u64, size: u64, node: u64, every: u64) -> Vec<u8> {
-    trace(|block| {
-        for number in 0..marks {
-            let address = 0x10_0000 + number * 0x1000;
-            block.stack(node);
-            block.malloc(Domain::Raw, false, size, address);
-            if number % every == every - 1 {
-                block.free(Domain::Raw, false, address);
-                block.free(Domain::Raw, false, address - 0x1000);
-            }
-            block.mark("job");
+    trace(|block| grow(block, marks, size, node, every))
+}
+
+fn grow(block: &mut BlockWriter<'_>, marks: u64, size: u64, node: u64, every: u64) {
+    for number in 0..marks {
+        let address = 0x10_0000 + number * 0x1000;
+        block.stack(node);
+        block.malloc(Domain::Raw, false, size, address);
+        if number % every == every - 1 {
+            block.free(Domain::Raw, false, address);
+            block.free(Domain::Raw, false, address - 0x1000);
         }
-        block.end();
-    })
+        block.mark("job");
+    }
+    block.end();
 }
 
 #[test]
@@ -70,6 +77,113 @@ fn site_that_only_grows_from_mark_to_mark_is_found_at_64_bytes_a_mark_and_five_m
     assert_eq!(rules(&why(growing(20, 63, 1, 100))), ["live"], "below the threshold");
     assert_eq!(rules(&why(growing(4, 640, 1, 100))), ["live"], "too few marks");
     assert_eq!(rules(&why(growing(20, 640, 1, 5))), ["live"], "it shrinks too");
+}
+
+#[test]
+fn next_command_is_one_for_a_shell_and_of_the_same_moment() {
+    let asked = |path: &str, at: &str| Asked { path: path.into(), at: at.into(), frames: 64, ..Asked::default() };
+    let command = |file: &str, asked| {
+        let grown = named(file, |block| grow(block, 20, 64, 1, 100));
+        ask(grown, asked).expect("an answer").0.findings[0].command.clone()
+    };
+    assert_eq!(command("<string>", asked("it's a.trace", "")), r"obmalloc why 'it'\''s a.trace' --site '<string>:7'");
+    assert_eq!(
+        command("/app/my app.py", asked("-a.trace", "mark:job")),
+        "obmalloc why ./-a.trace --at mark:job --site 'my app.py:7'"
+    );
+    assert_eq!(command("/app/ä.py", asked("a.trace", "mark:job#19")), "obmalloc why a.trace --at 'mark:job#19' --site ä.py:7");
+    let nothing = trace(|block| block.end());
+    let found = ask(nothing, asked("a b", "event:0")).expect("an answer").0;
+    assert_eq!(found.findings[0].command, "obmalloc top 'a b' --at event:0");
+}
+
+#[test]
+fn next_command_runs_the_same_program_where_it_is_to_run_again() {
+    let command = |words: &[&str]| {
+        let asked =
+            Asked { path: "-a.trace".into(), command: words.iter().map(|&word| word.into()).collect(), ..Asked::default() };
+        let found = ask(growing(20, 64, 1, 100), asked).expect("an answer").0.findings;
+        found.into_iter().find(|finding| finding.rule == "cannot-tell").expect("no stacks").command
+    };
+    assert_eq!(
+        command(&["/opt/my python/bin/python3", "-m", "app", "a b", ""]),
+        "obmalloc record --stacks 64 -o ./-a.trace --python '/opt/my python/bin/python3' -- -m app 'a b' ''"
+    );
+    assert_eq!(command(&[]), "obmalloc record --stacks 64 -o ./-a.trace -- …");
+}
+
+#[test]
+fn names_stay_in_their_line_whatever_they_are() {
+    let grown = named("/app/a\n\u{1b}[31m.py", |block| {
+        for number in 0..5 {
+            block.stack(1);
+            block.malloc(Domain::Raw, false, 640, 0x10_0000 + number * 0x1000);
+            block.mark("a\nb");
+        }
+        block.end();
+    });
+    let text = &why(grown).findings[0].text;
+    assert!(text.starts_with("What f (a??[31m.py:7) makes only grows:") && text.contains(r#"5 marks "a?b""#), "{text}");
+}
+
+/// The place that an answer names for what was made under frames of these files, innermost first. A frame's line is its number among them, from 1.
+fn place(files: &[&str]) -> String {
+    let mut memory = vec![0; 1 << 20];
+    let mut block = BlockWriter::new(&mut memory);
+    block.stack_text(b"f");
+    for file in files {
+        block.stack_text(file.as_bytes());
+    }
+    for line in (1..=files.len() as u64).rev() {
+        block.code(line, 0, line, 0, b"");
+        block.node(1, files.len() as u64 - line, 0);
+    }
+    grow(&mut block, 20, 64, files.len() as u64, 100);
+    let why = why([&file_head("{}")[..], block.finish()].concat());
+    why.findings[0].command.split("--site ").nth(1).expect("a site").into()
+}
+
+#[test]
+fn place_that_is_named_is_in_a_file_of_the_program_where_there_is_one() {
+    assert_eq!(place(&["/usr/lib/python3.13/json/decoder.py", "/app/a.py"]), "a.py:2");
+    assert_eq!(place(&["/usr/lib64/python3.13/json/decoder.py", "/app/a.py"]), "a.py:2", "of other systems");
+    assert_eq!(place(&["/opt/lib/python/a.py", "/app/b.py"]), "a.py:1", "not Python's");
+    assert_eq!(place(&["<string>", "/usr/lib/python3.13/dataclasses.py", "/app/a.py"]), "a.py:3", "of no file");
+    assert_eq!(place(&["<frozen runpy>", "/usr/lib/python3.13/json/decoder.py", "<string>"]), "'<string>:3'");
+    assert_eq!(place(&["<frozen runpy>", "/usr/lib/python3.13/runpy.py"]), "'<frozen runpy>:1'");
+}
+
+#[test]
+fn recording_that_is_cut_off_or_has_lost_calls_says_so() {
+    let summary = |write: &dyn Fn(&mut BlockWriter<'_>), at: &str| {
+        ask(trace(write), Asked { at: at.into(), ..Asked::default() }).expect("an answer")
+    };
+    let calls = |block: &mut BlockWriter<'_>| {
+        block.malloc(Domain::Raw, false, 100, 0x1000);
+        block.malloc(Domain::Raw, false, 100, 0x2000);
+    };
+    let last = |(_, summary): (Why, Vec<String>)| summary.last().expect("a line").clone();
+    assert!(last(summary(&calls, "")).starts_with("The recording has no end: the process was killed"));
+    assert!(last(summary(&calls, "event:0")).starts_with("Nothing is wrong"), "what came before is known");
+    let whole = |block: &mut BlockWriter<'_>| {
+        calls(block);
+        block.end();
+    };
+    assert!(last(summary(&whole, "")).starts_with("Nothing is wrong"));
+    let lost = |domains: u8| {
+        let (why, _) = summary(
+            &|block| {
+                calls(block);
+                block.text("PYTHONMALLOC=malloc replaced it");
+                block.hooks_lost(domains);
+                block.end();
+            },
+            "",
+        );
+        why.findings.iter().find(|finding| finding.rule == "unverified").map(|finding| finding.text.clone())
+    };
+    assert_eq!(lost(7).as_deref(), Some("Not verified: PYTHONMALLOC=malloc replaced it."));
+    assert_eq!(lost(1), None, "every address of pymalloc is compared");
 }
 
 #[test]

@@ -45,9 +45,9 @@ pub struct Asked {
     pub frames: usize,
     /// Why the recorder had to stop, if it had to.
     pub failed: Option<String>,
-    /// What the program was called with, and the version of this package: for the page.
+    /// What the program was called with.
     pub command: Vec<String>,
-    #[allow(missing_docs, reason = "said above")]
+    /// The version of this package: for the page.
     pub version: String,
     /// Wants a table too, of sites, functions, files or size classes.
     pub by: Option<By>,
@@ -307,7 +307,8 @@ fn find(outline: &Outline, asked: &Asked) -> Result<Found, InquiryError> {
         let mut names: Vec<&str> = outline.marks.iter().map(|mark| mark.name.as_str()).collect();
         names.dedup();
         names.truncate(10);
-        let marks = if names.is_empty() { "no marks".into() } else { format!("the marks {}", names.join(", ")) };
+        let marks =
+            if names.is_empty() { "no marks".into() } else { words::printable(&format!("the marks {}", names.join(", "))) };
         InquiryError::NotThere(format!(
             "expected a moment of the trace, but it has no {}: it has {} events and {marks}",
             asked.at, outline.events
@@ -398,7 +399,9 @@ impl Course {
         };
         let table = asked.by.map(|by| top::table(by, census, &shares, &mut sites, tree));
         let growth = asked.mark.is_some().then(|| analysis.growth.by_site(&mut sites, tree));
-        Solved { summary: words::summary(&why), why, sites, shares, table, growth }
+        let mut summary = words::summary(&why);
+        summary.extend(cut_off(asked, &self.outline, why.at.event));
+        Solved { why, summary, sites, shares, table, growth }
     }
 
     /// What a page tells of the moment.
@@ -437,6 +440,14 @@ fn not_recorded(asked: &Asked, report: &Report, analysis: &Analysis, outline: &O
     ];
     found.extend(notes.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_string()));
     found
+}
+
+/// That a recording ends at the moment because no more of it is there, in words.
+fn cut_off(asked: &Asked, outline: &Outline, event: u64) -> Option<String> {
+    let is_last = event + 1 >= outline.events && !outline.ended;
+    let why = asked.failed.as_ref().map(|why| format!("the recorder could not write more ({why})"));
+    let why = why.unwrap_or_else(|| "the process was killed, or left in a way that cannot be seen, or still runs".into());
+    is_last.then(|| format!("The recording has no end: {why}. The last calls may be missing."))
 }
 
 /// The census of the moment, and that of the peak if it was before.

@@ -15,11 +15,14 @@ use crate::stacks::Stacks;
 
 /// CPython keeps no more dead objects of a kind than so many, which is its bound for tuples of one length.
 const MOST_DEAD: usize = 2_000;
+/// A site is widespread in so many arenas.
+const FEWEST: usize = 3;
 
 /// Few blocks that keep arenas which would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
-    /// The sites with nine of ten of the blocks in those arenas, by their numbers, most blocks first.
+    /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. By their
+    /// numbers, most blocks first.
     pub sites: Vec<u32>,
     /// What these sites have live there.
     pub live: Sum,
@@ -61,11 +64,13 @@ impl Pinning {
         if pinned.bytes <= WORTH || pinned.bytes * 4 < census.held() || live * 4 > pinned.bytes {
             return None;
         }
-        let mut blocks: FxHashMap<u32, u64> = FxHashMap::default();
+        let (mut blocks, mut touched) = (FxHashMap::default(), FxHashMap::default());
         for &(site, its) in arenas.iter().flat_map(|&arena| &shares.of_arena[arena as usize]) {
             *blocks.entry(site).or_default() += u64::from(its);
+            *touched.entry(site).or_default() += 1;
         }
-        let chosen = most(blocks);
+        let mut chosen = most(blocks);
+        chosen.extend(widespread(touched, arenas.len(), &chosen));
         let is_chosen: FxHashSet<u32> = chosen.iter().copied().collect();
         let arenas: FxHashSet<u32> = arenas
             .iter()
@@ -127,7 +132,7 @@ pub struct Survivors {
 }
 
 /// Those with nine of ten of all blocks, most blocks first.
-fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
+pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     let mut blocks: Vec<(u32, u64)> = blocks.into_iter().collect();
     blocks.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));
     let all: u64 = blocks.iter().map(|&(_, its)| its).sum();
@@ -140,6 +145,14 @@ fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     blocks.into_iter().take_while(is_enough).map(|(site, _)| site).collect()
 }
 
+/// Those that are in a tenth of so many arenas, and in no fewer than [`FEWEST`], those in most first; without the `known` ones.
+fn widespread(touched: FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> Vec<u32> {
+    let is_one = |&(site, its): &(u32, usize)| its >= FEWEST && its * 10 >= arenas && !known.contains(&site);
+    let mut found: Vec<(u32, usize)> = touched.into_iter().filter(is_one).collect();
+    found.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));
+    found.into_iter().map(|(site, _)| site).collect()
+}
+
 /// What lay in `arenas` when most was held. `None` where the arenas were others then, or nothing has died.
 fn burst(
     now: &Census,
@@ -150,8 +163,14 @@ fn burst(
     sites: &mut Sites,
     tree: &Stacks,
 ) -> Option<Burst> {
-    let same: FxHashSet<(u64, u64)> =
-        arenas.iter().map(|&arena| &now.arenas[arena as usize]).map(|arena| (arena.address, arena.taken)).collect();
+    // An arena that was given back can be taken again at its address.
+    let then: FxHashSet<(u64, u64)> = peak.arenas.iter().map(|arena| (arena.address, arena.taken)).collect();
+    let same: FxHashSet<(u64, u64)> = arenas
+        .iter()
+        .map(|&arena| &now.arenas[arena as usize])
+        .map(|arena| (arena.address, arena.taken))
+        .filter(|arena| then.contains(arena))
+        .collect();
     let mut of = |census: &Census, is_of_same_classes: bool| {
         let mut blocks: FxHashMap<u32, u64> = FxHashMap::default();
         for (&(arena, node, class), &its) in &census.shares {

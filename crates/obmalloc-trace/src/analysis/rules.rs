@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::census::Census;
 use super::growth;
 use super::inquiry::Asked;
-use super::pinning::{Burst, Pinning};
+use super::pinning::{self, Burst, Pinning};
 use super::shares::{Share, Shares};
 use super::sites::Sites;
 use super::types::{self, TypeCount, Typed};
@@ -95,15 +95,18 @@ pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     found.extend(peak(facts, sites));
     found.extend(thrash(facts, sites));
     found.extend(half_empty(facts, sites));
-    found.extend(large(facts, sites));
+    let kept = large(facts, sites);
+    let keeps = kept.is_some();
+    found.extend(kept);
     let is_about_sites = !found.is_empty();
     found.extend(trim(facts));
     if found.is_empty() {
         found.push(live(facts));
     }
-    if !is_about_sites {
+    if !keeps {
         found.extend(elsewhere(facts, sites));
-    } else if facts.asked.frames == 0 {
+    }
+    if is_about_sites && facts.asked.frames == 0 {
         found.push(cannot_tell(facts));
     }
     found.extend(interpreters(facts));
@@ -115,16 +118,35 @@ impl Facts<'_> {
     /// A finding about sites, by their numbers.
     pub fn finding(&self, rule: &'static str, text: String, saves: u64, about: &[u32], sites: &Sites) -> Finding {
         let command = match about.first().and_then(|&site| words::chief(sites, site)) {
-            Some(frame) => format!("obmalloc why {} --site {}:{}", self.file(), words::short(&frame.file), frame.line),
-            None => format!("obmalloc top {}", self.file()),
+            Some(frame) => format!("{} --site {}", self.look("why"), words::place(frame)),
+            None => self.look("top"),
         };
         Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new(), types: None }
     }
 
+    /// The trace. What begins with `-` would be taken for an option.
     fn file(&self) -> String {
-        let is_plain = |c: char| c.is_alphanumeric() || "-_./+@%".contains(c);
         let path = &self.asked.path;
-        if path.chars().all(is_plain) { path.clone() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+        if path.starts_with('-') { words::quoted(&format!("./{path}")) } else { words::quoted(path) }
+    }
+
+    /// A command that runs the recorded program again.
+    fn run(&self, command: &str) -> String {
+        match &*self.asked.command {
+            [python, program @ ..] if !program.is_empty() => {
+                let program: Vec<String> = program.iter().map(|word| words::quoted(word)).collect();
+                format!("obmalloc {command} --python {} -- {}", words::quoted(python), program.join(" "))
+            }
+            _ => format!("obmalloc {command} -- …"),
+        }
+    }
+
+    /// A command that looks at the same moment.
+    fn look(&self, command: &str) -> String {
+        match &*self.asked.at {
+            "" | "end" => format!("obmalloc {command} {}", self.file()),
+            at => format!("obmalloc {command} {} --at {}", self.file(), words::quoted(at)),
+        }
     }
 
     /// Sites in words. "Cannot tell" where the trace has no stacks.
@@ -234,7 +256,7 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             facts.named(&about, sites),
             size(gain),
             counted(growth.marks() as u64, "mark"),
-            growth.name,
+            words::printable(&growth.name),
             size(gain / steps),
         );
         text += &words::types(types.as_deref(), blocks);
@@ -300,10 +322,8 @@ fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         count(lives.short),
         counted(lives.takes, "arena"),
     );
-    let command = match who.first().and_then(|&site| words::chief(sites, site)) {
-        Some(frame) => format!("obmalloc events {} --site {}:{}", facts.file(), words::short(&frame.file), frame.line),
-        None => format!("obmalloc map {}", facts.file()),
-    };
+    // How often arenas of these sizes are mapped and unmapped.
+    let command = format!("{} --arena 1M,4M,16M", facts.look("what-if"));
     Some(Finding { command, ..facts.finding("thrash", text, 0, &who, sites) })
 }
 
@@ -325,9 +345,7 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             *makers.entry(sites.site(facts.tree, node)).or_default() += u64::from(blocks);
         }
     }
-    let mut makers: Vec<(u32, u64)> = makers.into_iter().collect();
-    makers.sort_unstable_by_key(|&(site, blocks)| (Reverse(blocks), site));
-    let about: Vec<u32> = makers.iter().map(|maker| maker.0).take(NAMED).collect();
+    let about: Vec<u32> = pinning::most(makers).into_iter().take(NAMED).collect();
     let text = format!(
         "The pools of blocks of {} bytes are {} empty: {} hold {} and could hold {} more ({}). Most are from {}.",
         census.geometry.block_size(class),
@@ -374,7 +392,7 @@ fn trim(facts: &Facts<'_>) -> Option<Finding> {
     let Totals { trimmable, held, .. } = facts.totals;
     (trimmable >= WORTH && trimmable * 10 >= held).then(|| {
         let text = format!("`obmalloc trim` would give {} back: pages of empty pools, with nothing in them.", size(trimmable));
-        Finding { command: "obmalloc trim -- …".into(), ..facts.finding("trim", text, trimmable, &[], &Sites::default()) }
+        Finding { command: facts.run("trim"), ..facts.finding("trim", text, trimmable, &[], &Sites::default()) }
     })
 }
 
@@ -407,6 +425,9 @@ fn makers(facts: &Facts<'_>) -> Vec<u32> {
 
 fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {
     let (large, raw) = (facts.census.large, facts.census.raw);
+    if large.blocks + raw.blocks == 0 {
+        return "It has no block".into();
+    }
     format!(
         "It has {} ({}) above 512 bytes and {} ({}) of the raw domain, most from {}",
         counted(large.blocks, "block"),
@@ -430,7 +451,7 @@ fn live(facts: &Facts<'_>) -> Finding {
 
 fn cannot_tell(facts: &Facts<'_>) -> Finding {
     let text = "Cannot tell which lines: the program was recorded without stacks.".into();
-    let command = format!("obmalloc record --stacks 64 -o {} -- …", facts.file());
+    let command = facts.run(&format!("record --stacks 64 -o {}", facts.file()));
     Finding { command, ..facts.finding("cannot-tell", text, 0, &[], &Sites::default()) }
 }
 
@@ -444,13 +465,19 @@ fn interpreters(facts: &Facts<'_>) -> Option<Finding> {
     })
 }
 
-/// The replay did not come to the moment, or not as recorded.
+/// The replay did not come to the moment, or not as recorded; or calls are missing.
 fn unverified(facts: &Facts<'_>) -> Option<Finding> {
-    let mismatch = facts.report.mismatch.as_ref()?;
-    let text = format!(
-        "Not verified: the replay differs from the recording at event {}, and what is said is of that moment.",
-        count(mismatch.operation)
-    );
+    let Report { mismatch, hooks_lost, remarks, .. } = facts.report;
+    let text = match mismatch {
+        Some(mismatch) => format!(
+            "Not verified: the replay differs from the recording at event {}, and what is said is of that moment.",
+            count(mismatch.operation)
+        ),
+        // Without raw every address is compared all the same.
+        None if *hooks_lost & 0b110 == 0 => return None,
+        None if remarks.is_empty() => "Not verified: the recorder's allocators were replaced, and calls are missing.".into(),
+        None => format!("Not verified: {}.", remarks.join("; ")),
+    };
     let command = format!("obmalloc replay {}", facts.file());
     Some(Finding { command, ..facts.finding("unverified", text, 0, &[], &Sites::default()) })
 }

@@ -54,7 +54,13 @@ pub fn percent(part: u64, whole: u64) -> String {
 
 /// Whether a file is not the program's own, as far as its path tells: Python's library, an installed package, no file at all.
 fn is_library(file: &str) -> bool {
-    file.starts_with("<frozen") || file.contains("/lib/python") || file.contains("/site-packages/")
+    // Some systems have the library in lib64.
+    let is_of_python = |(at, name): (usize, &str)| {
+        let folder = file[..at].rsplit('/').next().unwrap_or_default();
+        folder.trim_end_matches(|c: char| c.is_ascii_digit()) == "lib"
+            && file[at + name.len()..].starts_with(|c: char| c.is_ascii_digit())
+    };
+    file.starts_with("<frozen") || file.contains("/site-packages/") || file.match_indices("/python").any(is_of_python)
 }
 
 /// A file without its folders.
@@ -62,9 +68,22 @@ pub fn short(file: &str) -> &str {
     file.rsplit('/').next().unwrap_or(file)
 }
 
-/// The frame of a site that people look for: the innermost one in a file of the program's own, else the innermost one.
+/// A word of a command as a shell takes it, in quotes where it has to be.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./+@%:,=".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// A frame's file and line as `--site` takes them, for a shell.
+pub fn place(frame: &Frame) -> String {
+    quoted(&format!("{}:{}", short(&frame.file), frame.line))
+}
+
+/// The frame of a site that people look for: the innermost one in a file of the program's own, else the innermost one of its own, else the
+/// innermost one. Code that was made at run time is of no file, as the constructor of a dataclass.
 pub fn chief(sites: &Sites, site: u32) -> Option<&Frame> {
-    sites.frames_of(site).find(|frame| !is_library(&frame.file)).or_else(|| sites.frames_of(site).next())
+    let own = || sites.frames_of(site).filter(|frame| !is_library(&frame.file));
+    own().find(|frame| !frame.file.starts_with('<')).or_else(|| own().next()).or_else(|| sites.frames_of(site).next())
 }
 
 /// Sites in words, the lines of one function together: `load_rows (frag.py:9) and Row.__init__ (frag.py:5, 6)`. At most `most` functions.
@@ -102,7 +121,12 @@ fn named(function: &str, file: &str, mut lines: Vec<u32>) -> String {
     lines.sort_unstable();
     lines.dedup();
     let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
-    format!("{function} ({file}:{})", lines.join(", "))
+    printable(&format!("{function} ({file}:{})", lines.join(", ")))
+}
+
+/// A name in a line of words: a file can be called anything.
+pub fn printable(name: &str) -> String {
+    name.replace(char::is_control, "?")
 }
 
 /// Most types that are named in words.
@@ -115,7 +139,7 @@ pub fn types(types: Option<&[TypeCount]>, blocks: u64) -> String {
     if types.is_empty() {
         return String::new();
     }
-    let name = |of: &TypeCount| of.name.strip_prefix("__main__.").unwrap_or(&of.name).replace(char::is_control, "?");
+    let name = |of: &TypeCount| printable(of.name.strip_prefix("__main__.").unwrap_or(&of.name));
     let (named, others) = types.split_at(types.len().min(NAMED_TYPES));
     let mut parts: Vec<String> = named.iter().map(|of| format!("{} `{}`", count(of.blocks), name(of))).collect();
     let sum = |types: &[TypeCount]| types.iter().map(|of| of.blocks).sum::<u64>();
@@ -141,6 +165,13 @@ pub fn summary(why: &Why) -> Vec<String> {
     )];
     lines.extend(why.findings.iter().map(|finding| finding.text.clone()));
     if let (Some(resident), Some(unexplained)) = (totals.resident, totals.unexplained) {
+        if unexplained == 0 {
+            let all = size(resident);
+            lines.push(format!(
+                "{all} were resident: arenas, C's blocks and files may be all of it. Anything else cannot be told."
+            ));
+            return lines;
+        }
         let explained = resident.saturating_sub(unexplained);
         let kept = totals.heap_free.unwrap_or(0).min(unexplained);
         let mut parts = format!("{} in arenas, C's blocks and files", size(explained));
