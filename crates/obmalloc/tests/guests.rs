@@ -664,6 +664,7 @@ fn many(heap: &ObjectHeap) -> Vec<usize> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri does not know how large a block of C's malloc is")]
 fn of_an_arena_in_a_grant_only_what_has_been_in_use_is_touched() {
     let heap = heap();
     ArenaDeeds::put_in(&heap, Box::new(|of, size| of.malloc(size)), Box::new(|of, address| of.free(address)));
