@@ -102,8 +102,10 @@ impl Difference {
 
 /// Runs a program under tracemalloc and the recorder. Gives how many blocks both know, and those with different stacks.
 fn judged(python: &Python, program: &Path) -> (usize, Vec<Difference>) {
-    let name = program.file_stem().and_then(|name| name.to_str()).expect("text");
-    let directory = std::env::temp_dir().join(format!("obmalloc-stacks-{}-{}-{name}", std::process::id(), python.minor));
+    // Several interpreters may be of one release.
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("obmalloc-stacks-{}-{run}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a temporary directory");
     let (trace, wanted) = (directory.join("trace"), directory.join("wanted"));
     let judge = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/judge.py");
