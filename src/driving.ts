@@ -1,6 +1,7 @@
 /** Running the driver inside a CPython. */
 
 import { spawn } from 'node:child_process'
+import process from 'node:process'
 
 import type { Interpreter } from './interpreters.js'
 import { passingOn } from './signals.js'

@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, realpathSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { basename, delimiter, join } from 'node:path'
+import process from 'node:process'
 
 import type { Interpreter, Unusable, Found } from '../index.js'
 import { releaseOf } from './release.js'

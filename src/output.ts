@@ -1,6 +1,7 @@
 /** Where a command's text goes: to stdout, or to a file that is not there yet. */
 
 import { writeFileSync } from 'node:fs'
+import process from 'node:process'
 
 import { say } from './terminal.js'
 import { UsageError } from './usage.js'

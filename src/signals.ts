@@ -3,6 +3,7 @@
 import type { ChildProcess } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
+import process from 'node:process'
 import { setTimeout } from 'node:timers/promises'
 
 /** What a user, or the process that started us, ends a program with. */

@@ -1,5 +1,7 @@
 /** What a person sees: progress for what takes a while, tables, a little colour where it is wanted. */
 
+import process from 'node:process'
+
 const colour = process.env['NO_COLOR'] === undefined || process.env['NO_COLOR'] === ''
 
 /** Bold, green or red on a terminal; plain elsewhere. */
