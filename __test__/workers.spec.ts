@@ -20,9 +20,6 @@ import { addon } from './tools.ts'
 /** How many workers are ended; `OBMALLOC_WORKERS=1000` takes a few minutes. */
 const count = Number(process.env['OBMALLOC_WORKERS'] ?? 60)
 
-/** How many times as much memory there may be after them. */
-const GROWTH = 1.05
-
 /** Whether a sanitizer watches. */
 const instrumented = process.env['OBMALLOC_INSTRUMENTED'] !== undefined
 
@@ -33,7 +30,9 @@ test.serial('workers that are ended in the middle of something take nothing with
   // more than twice as large.
   const env = { ...process.env, MALLOC_ARENA_MAX: '1' }
   const many = fileURLToPath(new URL('workers/many.mts', import.meta.url))
-  const child = spawn(process.execPath, ['--import', 'tsx', many, String(count), String(GROWTH)], {
+  // In Node.js 26, V8 keeps up to 64 MB of threads that are gone for the others, if it is not told otherwise.
+  const flags = Number.parseInt(process.versions.v8) >= 14 ? ['--no-memory-pool-share-memory-on-teardown'] : []
+  const child = spawn(process.execPath, [...flags, '--import', 'tsx', many, String(count)], {
     cwd: new URL('..', import.meta.url),
     stdio: ['ignore', 'pipe', 'inherit'],
     env,
@@ -43,7 +42,7 @@ test.serial('workers that are ended in the middle of something take nothing with
   const { warm, after } = JSON.parse(text.join('')) as { warm: number; after: number }
   t.log(`${count} workers: ${(warm / 1e6).toFixed(1)} MB resident before, ${(after / 1e6).toFixed(1)} MB after`)
   // A sanitizer keeps what is freed, to find who uses it still.
-  if (!instrumented) t.true(after <= warm * GROWTH, `${warm} bytes became ${after}`)
+  if (!instrumented) t.true(after <= warm * 1.05, `${warm} bytes became ${after}`)
 })
 
 test.serial('workers that end by themselves, with live heaps, end well', async (t) => {

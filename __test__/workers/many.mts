@@ -79,16 +79,5 @@ async function endMany(count: number): Promise<number> {
   return resident()
 }
 
-/**
- * Ends so many workers, up to `attempts` times, until at most `enough` bytes are resident; gives the least that were. In Node.js 26, V8 keeps up
- * to 64 MB of threads that are gone, after some attempts and not after others. What workers really leave grows with each.
- */
-async function least(count: number, attempts: number, enough: number): Promise<number> {
-  let found = Infinity
-  for (let attempt = 0; attempt < attempts && found > enough; attempt++) found = Math.min(found, await endMany(count))
-  return found
-}
-
-const [count, growth] = [Number(process.argv[2]), Number(process.argv[3])]
-const warm = await least(60, 3, 0)
-process.stdout.write(JSON.stringify({ warm, after: await least(count, 8, warm * growth) }))
+const count = Number(process.argv[2])
+process.stdout.write(JSON.stringify({ warm: await endMany(60), after: await endMany(count) }))
