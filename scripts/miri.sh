@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Miri over the core's tests; many are shorter there: `scripts/miri.sh` (some 25 minutes), or `scripts/miri.sh --test edges`.
+# Miri over the core's tests; many are shorter there: `scripts/miri.sh` (an hour or longer), or `scripts/miri.sh --test edges`.
 # `OBMALLOC_PROGRAMS=40 scripts/miri.sh --test safe` makes more random calls from safe code than the four programs of a whole run.
 # It takes a nightly toolchain with miri and rust-src. The lints of strict provenance hold: no pointer is cast from or to a number.
 # Addresses come back from JavaScript as numbers, so their provenance is exposed, and Miri is to permit that. No isolation, because the
