@@ -30,7 +30,7 @@ test.serial('workers that are ended in the middle of something take nothing with
   // more than twice as large.
   const env = { ...process.env, MALLOC_ARENA_MAX: '1' }
   const many = fileURLToPath(new URL('workers/many.mts', import.meta.url))
-  // In Node.js 26, V8 keeps up to 64 MB of threads that are gone for the others, if it is not told otherwise.
+  // In Node.js 26, V8 keeps up to 64 MB of ended threads for other threads, unless it is told not to.
   const flags = Number.parseInt(process.versions.v8) >= 14 ? ['--no-memory-pool-share-memory-on-teardown'] : []
   const child = spawn(process.execPath, [...flags, '--import', 'tsx', many, String(count)], {
     cwd: new URL('..', import.meta.url),

@@ -58,7 +58,7 @@ export class Allocators {
     setScript(domain, this.#numberOf(allocator), on(this.#handle))
   }
 
-  /** Known before it is put in: that may call scripts, which may put in others. */
+  /** The number of an allocator. It is given before the allocator is put in, which may run scripts that put in others. */
   #numberOf(allocator: Allocator): number {
     const known = mapGet(this.#scriptNumbers, allocator)
     if (known !== undefined) return known

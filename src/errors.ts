@@ -78,7 +78,7 @@ export class MemoryFault extends Error {
   }
 }
 nameAfter(MemoryFault.prototype, 'MemoryFault')
-// What is below it stays, or a script's constructor would run wherever the binding makes an error.
+// The base class stays: a script's constructor in its place would run wherever the binding makes an error.
 preventExtensions(MemoryFault)
 
 /** Whether something is an error of that class, whatever scripts make of `instanceof`. */

@@ -94,7 +94,7 @@ export function instantiate(bytes: Uint8Array<ArrayBuffer>, emnapi: Emnapi, refu
   })
   memory = instance.exports['memory'] as typeof memory
   const callbacksUnderWay = instance.exports['callbacks_under_way'] as () => number
-  /** A call that the end of the stack ends in its middle leaves everything as it is, and from then on there are only errors. */
+  /** Refuses calls after one that a full stack cut off: that one left the module half changed. */
   const before = () => {
     checkStack(FRAMES)
     if (callbacksUnderWay() !== callbacks) throw unusable('an earlier call was ended in its middle')

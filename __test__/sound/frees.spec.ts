@@ -2,7 +2,7 @@
 
 import test from 'ava'
 
-import { Heap, MemoryFault, type Address, type Allocator, type DomainName } from 'obmalloc'
+import { Heap, MemoryFault, type Address, type Allocator, type DomainName, type ObjectType } from 'obmalloc'
 
 import { poke } from '../peer.ts'
 import { isWasm, some } from '../tools.ts'
@@ -104,6 +104,17 @@ for (const when of ['never', 'before', 'after'] as const) {
   }
 }
 
+/** An object that alone holds one of each type. When it goes, the first one's memory goes back before the second one is finalized. */
+function paired(heap: Heap, ...types: [ObjectType, ObjectType]): { first: Address; both: Address } {
+  const pair = heap.defineType({ name: 'pair', fields: { first: 'object', second: 'object' } })
+  const [first, second, both] = [types[0].alloc(), types[1].alloc(), pair.alloc()]
+  pair.set(both, 'first', first)
+  pair.set(both, 'second', second)
+  heap.decref(first)
+  heap.decref(second)
+  return { first, both }
+}
+
 test('what failed before a callback is no failure of the calls that it makes', (t) => {
   for (const release of ['3.8', '3.11', '3.13', '3.15'] as const) {
     for (const debug of [false, true]) {
@@ -134,14 +145,8 @@ test('what failed before a callback is no failure of the calls that it makes', (
           t.throws(() => heap.obj.free(block), { code: 'ERR_DOUBLE_FREE' })
         },
       })
-      const pair = heap.defineType({ name: 'pair', fields: { first: 'object', second: 'object' } })
-      const [first, second, both] = [plain.alloc(), type.alloc(), pair.alloc()]
-      pair.set(both, 'first', first)
-      pair.set(both, 'second', second)
-      heap.decref(first)
-      heap.decref(second)
+      const { both } = paired(heap, plain, type)
       isToFail = true
-      // The first one's memory goes back before the second one is finalized.
       t.throws(() => heap.decref(both), { code: 'ERR_CALLBACK_THREW', instanceOf: MemoryFault })
       t.deepEqual([made, finalized, heap.allocatedBlocks()], [1, 1, 0])
       heap.verify()
@@ -165,12 +170,7 @@ native('damage that was found before a callback is no fault of the calls that it
         t.is(heap.obj.malloc(2 ** 50), null)
       },
     })
-    const pair = heap.defineType({ name: 'pair', fields: { first: 'object', second: 'object' } })
-    const [first, second, both] = [plain.alloc(), type.alloc(), pair.alloc()]
-    pair.set(both, 'first', first)
-    pair.set(both, 'second', second)
-    heap.decref(first)
-    heap.decref(second)
+    const { first, both } = paired(heap, plain, type)
     poke(first + plain.basicsize, Uint8Array.of(1))
     t.throws(() => heap.decref(both), { code: 'ERR_BUFFER_OVERFLOW' })
     t.is(finalized, 1)

@@ -1,4 +1,4 @@
-/** Ends many workers in the middle of something, and posts what memory is left: a process of its own, so that the memory is theirs alone. */
+/** Ends many workers in the middle of something, and posts what memory is left: a process of its own, whose memory is measured. */
 
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'

@@ -67,10 +67,10 @@ pub(crate) fn terminate() -> bool {
     false
 }
 
-/// Calls of ours that are under way, and JavaScript's from inside them.
+/// Counts the module's calls that are under way, and the callbacks inside them.
 ///
 /// Nothing unwinds in WebAssembly. Where a call ends in its middle (the stack is full, the time of a script is over, an invariant is broken), everything
-/// stays as it was at that moment, and nothing of the module can be used any more. More calls are under way then than there can be.
+/// stays as it was at that moment, and nothing of the module can be used any more. The call stays counted, and that shows it.
 #[cfg(target_family = "wasm")]
 pub(crate) mod under_way {
     use std::cell::Cell;
@@ -86,13 +86,13 @@ pub(crate) mod under_way {
         fn broken(message: *const u8, length: usize) -> !;
     }
 
-    /// Throws what says that the module is to be loaded anew, and why.
+    /// Throws an error that says why the module has to be loaded anew.
     pub fn refuse(message: &str) -> ! {
         // SAFETY: the text is there until the loader throws.
         unsafe { broken(message.as_ptr(), message.len()) }
     }
 
-    /// A call begins, which is no other's end.
+    /// Notes that a call begins.
     pub fn begin() {
         check();
         CALLS.set(CALLS.get() + 1);
@@ -111,7 +111,7 @@ pub(crate) mod under_way {
         result
     }
 
-    /// JavaScript's calls.
+    /// Callbacks under way.
     pub fn callbacks() -> u32 {
         CALLBACKS.get()
     }

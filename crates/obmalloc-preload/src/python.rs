@@ -106,7 +106,7 @@ pub fn symbol(name: &CStr) -> Option<*mut c_void> {
 
 /// An address in the library or executable whose `malloc` the process calls, if that can be told. An executable that is not
 /// position-independent, and takes `malloc`'s address, has a stub of that name, as Debian's CPythons do: the stub does not say where it leads.
-/// But all that takes `malloc`'s place brings a `malloc_usable_size` of its own.
+/// But every allocator that takes `malloc`'s place brings a `malloc_usable_size` of its own.
 pub fn c_allocator() -> Option<*mut c_void> {
     [c"malloc", c"malloc_usable_size"].into_iter().find_map(|name| symbol(name).filter(|&found| !is_stub(found)))
 }

@@ -301,7 +301,7 @@ impl GuestHeap {
         self.guests.get()?.told.take()
     }
 
-    /// Runs code that calls the heap from inside one of its calls. What went wrong in that call before is not what those from inside find.
+    /// Runs a callback. Its calls are not told of a failure that came before it: that belongs to the call around the callback.
     #[inline]
     pub(crate) fn calling_back<T>(&self, run: impl FnOnce() -> T) -> T {
         let told = self.guests.get().and_then(|guests| guests.told.take());
@@ -313,7 +313,7 @@ impl GuestHeap {
         result
     }
 
-    /// What went wrong first is told.
+    /// Puts the earlier failure back, also where the callback left one of its own.
     #[cold]
     fn restore_faults(&self, told: Option<GuestFault>, fault: Option<Fault>) {
         if let (Some(guests), Some(_)) = (self.guests.get(), told) {
