@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import process from 'node:process'
+import { isMainThread } from 'node:worker_threads'
 
 import type { Binding } from './native.js'
 import { advice, platform } from './platform.js'
@@ -14,16 +15,21 @@ export interface Loaded {
   readonly fallback: string | null
 }
 
+/** What the addon exports. Outside the main thread, it watches what becomes of views when the thread ends. */
+interface Addon {
+  bind(isMainThread: boolean): Binding
+}
+
 const WORDS = ['native', 'wasm']
 
 /** The platform's own binding, or why there is none that can be loaded. */
-function loadNative(): Loaded['module'] | { error: Error } {
+function loadNative(): Addon | { error: Error } {
   // In a clone the binding lies in the platform package's folder; installed, that is a package of its own.
   const places = [`../npm/${platform}/obmalloc.${platform}.node`, `obmalloc-${platform}`]
   const causes: unknown[] = []
   for (const place of places) {
     try {
-      return require(place) as Loaded['module']
+      return require(place) as Addon
     } catch (cause) {
       causes.push(cause)
     }
@@ -66,7 +72,7 @@ function find(): Loaded {
     return { module, fallback: 'OBMALLOC_BINDING' }
   }
   const found = loadNative()
-  if (!('error' in found)) return { module: found, fallback: null }
+  if (!('error' in found)) return { module: { bind: () => found.bind(isMainThread) }, fallback: null }
   const module = chosen === 'native' ? null : loadWasm()
   if (!module) throw found.error
   return { module, fallback: found.error.message }

@@ -18,6 +18,7 @@ use crate::engine;
 use crate::failure::{Details, Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::probe::reached;
+use crate::watch::Watch;
 
 /// A function of the face, in the order in which it gives them. All but the first three are given what the face keeps of the heap first.
 #[derive(Clone, Copy)]
@@ -52,6 +53,8 @@ pub(crate) struct Realm {
     /// Whether the execution is being terminated.
     ended: Cell<bool>,
     functions: OnceCell<[sys::napi_ref; COUNT]>,
+    /// In a worker.
+    watch: Option<Rc<Watch>>,
     /// The other realms of the environment.
     others: RefCell<Vec<Rc<Self>>>,
 }
@@ -84,7 +87,7 @@ impl Heaps {
 }
 
 impl Realm {
-    fn new() -> Rc<Self> {
+    fn new(is_worker: bool) -> Rc<Self> {
         Rc::new_cyclic(|this| Self {
             this: this.clone(),
             chosen: Cell::default(),
@@ -92,13 +95,14 @@ impl Realm {
             heaps: RefCell::default(),
             ended: Cell::default(),
             functions: OnceCell::default(),
+            watch: is_worker.then(Rc::default),
             others: RefCell::default(),
         })
     }
 
     /// Makes the realm of what the addon exports, which has no face. It lives as long as its environment.
     pub fn of_environment(env: Env) -> Result<Rc<Self>, Failure> {
-        let realm = Self::new();
+        let realm = Self::new(false);
         let data = Rc::into_raw(Rc::clone(&realm)).cast_mut().cast();
         let kept = env.set_instance_data(data, Some(finalize));
         if kept.is_err() {
@@ -109,8 +113,8 @@ impl Realm {
     }
 
     /// Makes another realm, which lives as long as this one.
-    pub fn another(&self) -> Rc<Self> {
-        let realm = Self::new();
+    pub fn another(&self, is_worker: bool) -> Rc<Self> {
+        let realm = Self::new(is_worker);
         self.others.borrow_mut().push(Rc::clone(&realm));
         realm
     }
@@ -151,6 +155,11 @@ impl Realm {
     pub fn forget(&self, number: u32) {
         self.heaps.borrow_mut().forget(number);
         self.found.set((0, None));
+    }
+
+    /// In a worker, what watches the buffers over its heaps' memory.
+    pub fn watch(&self) -> Option<&Rc<Watch>> {
+        self.watch.as_ref()
     }
 
     #[inline(always)]

@@ -273,8 +273,17 @@ impl Env {
 
     /// A reference to an object that does not keep it.
     pub fn reference(self, object: Value) -> Result<sys::napi_ref, Failure> {
+        self.counted_reference(object, 0)
+    }
+
+    /// A reference that keeps the object until it is deleted.
+    pub fn keep(self, object: Value) -> Result<sys::napi_ref, Failure> {
+        self.counted_reference(object, 1)
+    }
+
+    fn counted_reference(self, object: Value, count: u32) -> Result<sys::napi_ref, Failure> {
         let mut reference = ptr::null_mut();
-        Self::done(napi!(self, napi_create_reference, object, 0, &mut reference), reference)
+        Self::done(napi!(self, napi_create_reference, object, count, &mut reference), reference)
     }
 
     /// Lets `data` go with the environment.
@@ -352,29 +361,30 @@ impl Env {
         napi!(self, napi_detach_arraybuffer, buffer) == sys::Status::napi_ok
     }
 
-    /// A `Uint8Array` over memory that is ours; `finalize` is called once nothing in JavaScript can reach the memory. Otherwise the
-    /// status, and whether `finalize` will be called nevertheless.
+    /// An `ArrayBuffer` over memory that is ours; `finalize` is called once nothing in JavaScript can reach the memory, or its thread of
+    /// JavaScript ends. Otherwise the status, and `finalize` is not called.
     ///
     /// # Safety
     /// The memory is readable and writable until then, or until the buffer is detached.
-    pub unsafe fn outside_bytes(
+    pub unsafe fn outside_buffer(
         self,
         data: *mut u8,
         length: usize,
         finalize: sys::napi_finalize,
         hint: *mut c_void,
-    ) -> Result<Value, (sys::napi_status, bool)> {
+    ) -> Result<Value, sys::napi_status> {
         if cfg!(target_family = "wasm") {
-            return Err((sys::Status::napi_no_external_buffers_allowed, false));
+            return Err(sys::Status::napi_no_external_buffers_allowed);
         }
-        let (mut buffer, mut array) = (ptr::null_mut(), ptr::null_mut());
+        let mut buffer = ptr::null_mut();
         let status = napi!(self, napi_create_external_arraybuffer, data.cast(), length, finalize, hint, &mut buffer);
-        if status != sys::Status::napi_ok {
-            return Err((status, false));
-        }
-        let kind = sys::TypedarrayType::uint8_array;
-        let status = napi!(self, napi_create_typedarray, kind, length, buffer, 0, &mut array);
-        if status == sys::Status::napi_ok { Ok(array) } else { Err((status, true)) }
+        if status == sys::Status::napi_ok { Ok(buffer) } else { Err(status) }
+    }
+
+    /// A `Uint8Array` of all bytes of a buffer.
+    pub fn bytes_of(self, buffer: Value, length: usize) -> Outcome {
+        let mut array = ptr::null_mut();
+        Self::done(napi!(self, napi_create_typedarray, sys::TypedarrayType::uint8_array, length, buffer, 0, &mut array), array)
     }
 
     /// A `Uint32Array` of one number that is ours.

@@ -111,10 +111,10 @@ fn a_free_list_that_leads_elsewhere_or_round_in_a_circle_is_an_error() {
         for block in &blocks[..3] {
             heap.blocks().free(Domain::Obj, block.addr().get()).expect("a live block");
         }
-        let link = if round { blocks[2].addr().get() } else { blocks[2].addr().get() + 8 };
+        let link = if round { blocks[2].as_ptr() } else { blocks[2].as_ptr().wrapping_add(8) };
         // SAFETY: it plays a native peer that writes to a free block, which the heap looks at before it follows it.
-        unsafe { blocks[2].cast::<usize>().write(link) };
-        heap.used_blocks(link, &mut [true; 100]).expect_err("a broken list");
+        unsafe { blocks[2].cast::<*mut u8>().write(link) };
+        heap.used_blocks(link.addr(), &mut [true; 100]).expect_err("a broken list");
     }
 }
 

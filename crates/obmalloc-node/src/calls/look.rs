@@ -253,14 +253,13 @@ fn outside_bytes(core: &Core, env: Env, part: NonNull<[u8]>) -> Outcome {
     let hold = Box::into_raw(Box::new(owner));
     // SAFETY: the tables and the region are there until the heap is closed or the core is gone. The face uses them only while the gate says that
     // the heap is open, and the hold keeps the core.
-    let made = unsafe { env.outside_bytes(part.cast().as_ptr(), part.len(), Some(finalize), hold.cast()) };
-    made.map_err(|(status, will_finalize)| {
-        if !will_finalize {
-            // SAFETY: made above, and refused.
-            drop(unsafe { Box::from_raw(hold) });
-        }
+    let made = unsafe { env.outside_buffer(part.cast().as_ptr(), part.len(), Some(finalize), hold.cast()) };
+    let buffer = made.map_err(|status| {
+        // SAFETY: made above, and refused.
+        drop(unsafe { Box::from_raw(hold) });
         Failure::of_status(status)
-    })
+    })?;
+    env.bytes_of(buffer, part.len())
 }
 
 /// What the face looks at before it uses memory without a call.

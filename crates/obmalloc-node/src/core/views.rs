@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use napi_sys as sys;
 use obmalloc::{Domain, ObjectHeap};
@@ -81,17 +82,28 @@ impl Views {
 /// What a buffer over a block keeps until nothing can reach it.
 struct Hold {
     view: Rc<View>,
+    /// Its number with the watch of its worker.
+    number: Option<usize>,
     /// Owns the memory.
     core: Rc<Core>,
 }
 
-unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_void) {
-    // SAFETY: called by Node.js once, with what `of_block` gave it.
-    let hold = unsafe { Box::from_raw(hold.cast::<Hold>()) };
+/// Heaps that stay as long as the process, because another thread may have a buffer over their memory. Nothing uses them any more.
+static STAYING: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+unsafe extern "C" fn finalize(env: sys::napi_env, _: *mut c_void, hold: *mut c_void) {
+    // SAFETY: called by Node.js on its own thread, once, with what `outside` gave it.
+    let (env, hold) = unsafe { (Env::new(env), Box::from_raw(hold.cast::<Hold>())) };
     // Dropping the hold may give a whole heap back; if that breaks an invariant, no caller is left to tell.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("view::finalize");
-        let Hold { view, core } = *hold;
+        let Hold { view, number, core } = *hold;
+        if core.realm.watch().zip(number).is_some_and(|(watch, number)| watch.forget(env, number)) {
+            // Its heap stays, too, with all that it would give back.
+            let mut staying = STAYING.lock().unwrap_or_else(PoisonError::into_inner);
+            staying.push(Rc::into_raw(core).expose_provenance());
+            return;
+        }
         core.views.change(&view, |view| add(&view.buffers, -1));
         core.release_if_closed();
     }));
@@ -167,24 +179,26 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
 
 fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize) -> Outcome {
     let owner = core.this.upgrade().ok_or_else(|| Failure::new(code::INTERNAL, "a heap that is being dropped"))?;
-    let hold = Box::into_raw(Box::new(Hold { view: view.clone(), core: owner }));
+    let number = core.realm.watch().map(|watch| watch.number());
+    let hold = Box::into_raw(Box::new(Hold { view: view.clone(), number, core: owner }));
     // SAFETY: the memory stays as long as the heap, which the hold keeps, and freeing or moving the block detaches the buffer.
     let made = unsafe {
-        env.outside_bytes(std::ptr::with_exposed_provenance_mut(address), length, Some(finalize), hold.cast::<c_void>())
+        env.outside_buffer(std::ptr::with_exposed_provenance_mut(address), length, Some(finalize), hold.cast::<c_void>())
     };
-    core.views.change(view, |view| add(&view.buffers, 1));
-    made.map_err(|(status, will_finalize)| {
-        if !will_finalize {
-            core.views.change(view, |view| add(&view.buffers, -1));
-            // SAFETY: made above, and refused.
-            drop(unsafe { Box::from_raw(hold) });
-        }
+    let buffer = made.map_err(|status| {
+        // SAFETY: made above, and refused.
+        drop(unsafe { Box::from_raw(hold) });
         if status == sys::Status::napi_no_external_buffers_allowed {
             let message = "expected a JavaScript engine that allows buffers over outside memory; use read() and write() instead";
             return Failure::new(code::EXTERNAL_BUFFERS_UNSUPPORTED, message).at(address);
         }
         Failure::of_status(status)
-    })
+    })?;
+    core.views.change(view, |view| add(&view.buffers, 1));
+    if let Some((watch, number)) = core.realm.watch().zip(number) {
+        watch.enter(env, number, buffer)?;
+    }
+    env.bytes_of(buffer, length)
 }
 
 /// Whether a script detached a buffer of the view, which may then be reachable under another name.
