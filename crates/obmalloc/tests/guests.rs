@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use guests::Wrapper;
 use obmalloc::profile::{self, Geometry};
@@ -261,6 +262,29 @@ fn wrappers_in_all_domains_are_around_each_other_and_come_out_in_any_order() {
             heap.verify_guards().expect("holds");
         }
     }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "it compares times")]
+fn a_call_takes_no_longer_after_many_guests_than_after_one() {
+    let heaps = [1, 8000].map(|guests| {
+        let heap = heap();
+        let own = heap.allocator(Domain::Obj).expect("memory");
+        for _ in 0..guests {
+            heap.set_allocator(Domain::Obj, own).expect("it has been in");
+            Wrapper::put_in(&heap, Domain::Obj, 16);
+        }
+        heap
+    });
+    let mut least = [Duration::MAX; 2];
+    for _ in 0..20 {
+        for (heap, least) in heaps.iter().zip(&mut least) {
+            let begin = Instant::now();
+            (0..200).for_each(|_| free(heap, Domain::Obj, malloc(heap, Domain::Obj, 64)));
+            *least = begin.elapsed().min(*least);
+        }
+    }
+    assert!(least[1] < 5 * least[0], "{least:?}");
 }
 
 #[test]

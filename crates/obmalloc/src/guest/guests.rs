@@ -3,7 +3,7 @@
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use super::router::{Layer, Target};
 use super::spans::{SpanId, Spans};
@@ -54,6 +54,7 @@ pub(crate) struct Guests {
     pub(super) heap: NonNull<Checked>,
     pub(super) own: RefCell<Vec<Own>>,
     pub(super) guests: RefCell<Vec<Rc<dyn Guest>>>,
+    /// In the order of their addresses.
     pub(super) layers: RefCell<Vec<Pinned<Layer>>>,
     pub(super) spans: RefCell<Spans<Kind>>,
     /// Pieces of each domain.
@@ -162,22 +163,22 @@ impl Guests {
     /// What an allocator that is in calls, if it is one of the layers.
     pub(super) fn target(&self, allocator: &Allocator) -> Option<Target> {
         let layers = self.layers.borrow();
-        layers.iter().find(|layer| ptr::eq(layer.as_ptr(), allocator.ctx.cast())).map(|layer| layer.target)
+        let place = layers.binary_search_by_key(&allocator.ctx.addr(), |layer| layer.as_ptr().addr()).ok()?;
+        Some(layers[place].target)
     }
 
     /// The layer of a domain for a target, made when it is first needed.
     pub(super) fn layer(&self, domain: Domain, target: Target) -> Option<Allocator> {
         let mut layers = self.layers.borrow_mut();
-        let known = layers.iter().position(|layer| layer.domain == domain && layer.target == target);
-        let number = match known {
-            Some(number) => number,
-            None => {
-                layers.try_reserve(1).ok()?;
-                layers.push(Pinned::try_new(Layer { guests: self, domain, target })?);
-                layers.len() - 1
-            }
-        };
-        Some(Layer::as_allocator(layers[number].as_ptr()))
+        if let Some(known) = layers.iter().find(|layer| layer.domain == domain && layer.target == target) {
+            return Some(Layer::as_allocator(known.as_ptr()));
+        }
+        layers.try_reserve(1).ok()?;
+        let made = Pinned::try_new(Layer { guests: self, domain, target })?;
+        let allocator = Layer::as_allocator(made.as_ptr());
+        let place = layers.partition_point(|layer| layer.as_ptr() < made.as_ptr());
+        layers.insert(place, made);
+        Some(allocator)
     }
 
     /// Puts one of the heap's own allocators back. False when there is no memory for what that takes.
