@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 #[path = "common/guests.rs"]
@@ -481,5 +482,27 @@ fn taking_down_can_be_given_up() {
             // What is left goes when that is gone on with, or when it is dropped.
             assert!(patience % 2 == 0 || leaving.go_on(|| false));
         }
+    }
+}
+
+#[test]
+fn taking_down_that_ends_in_a_panic_leaves_nothing() {
+    let size = if cfg!(miri) { 5000 } else { 100 << 20 };
+    for patience in [0, 1, 2, 50] {
+        let (heap, _) = asked_heap(AllocatorName::Default);
+        for _ in 0..2 {
+            heap.blocks().malloc(Domain::Raw, size).expect("memory");
+        }
+        let (mut leaving, mut asked) = (heap.take_down(), 0);
+        let is_over = || {
+            asked += 1;
+            assert!(asked <= patience, "as the test wants");
+            false
+        };
+        let gone = catch_unwind(AssertUnwindSafe(|| leaving.go_on(is_over)));
+        // Miri is asked about fewer bytes.
+        assert!(gone.is_err() || cfg!(miri));
+        // What is left goes with it: LeakSanitizer looks.
+        drop(leaving);
     }
 }

@@ -141,32 +141,21 @@ impl Account {
     /// A block that [`as_allocator`](Self::as_allocator) gave, and that nothing uses any more.
     pub unsafe fn release(&self, block: usize, is_over: &mut dyn FnMut() -> bool) -> bool {
         let block = ptr::with_exposed_provenance_mut::<c_void>(block);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise. A large block has room for an address.
         unsafe {
-            let bytes = block_bytes(block);
-            self.fields().subtract(bytes);
-            if !decommit(block, 0, bytes, is_over) {
-                self.put_off(block);
-                return false;
+            let (held, bytes) = (self.fields(), block_bytes(block));
+            held.subtract(bytes);
+            if is_large(bytes) {
+                block.cast::<*mut c_void>().write(held.late);
+                held.late = block;
+                return self.catch_up(is_over);
             }
-            let raw = self.fields().raw;
-            (raw.free)(raw.ctx, block);
+            (held.raw.free)(held.raw.ctx, block);
         }
         true
     }
 
-    /// Keeps a block that was freed for when there is more time.
-    ///
-    /// # Safety
-    /// The C library's block, which nothing uses any more.
-    unsafe fn put_off(&self, block: *mut c_void) {
-        let held = self.fields();
-        // SAFETY: a large block has room for an address.
-        unsafe { block.cast::<*mut c_void>().write(held.late) };
-        held.late = block;
-    }
-
-    /// Gives back what was put off; false when it was given up once more.
+    /// Gives back the large blocks that were freed; false when that was given up, also by a panic: what is left is given back another time.
     #[cold]
     pub fn catch_up(&self, is_over: &mut dyn FnMut() -> bool) -> bool {
         loop {
@@ -175,13 +164,12 @@ impl Account {
             if block.is_null() {
                 return true;
             }
-            // SAFETY: invariant 3.
+            // SAFETY: invariant 3. Only the address at its beginning is still needed.
             unsafe {
-                held.late = block.cast::<*mut c_void>().read();
-                if !decommit(block, 0, block_bytes(block), is_over) {
-                    self.put_off(block);
+                if !decommit(block, size_of::<usize>(), block_bytes(block), is_over) {
                     return false;
                 }
+                self.fields().late = block.cast::<*mut c_void>().read();
                 (raw.free)(raw.ctx, block);
             }
         }
@@ -232,12 +220,17 @@ impl Drop for Account {
     }
 }
 
+/// Whether a block of so many bytes goes back in pieces.
+fn is_large(bytes: usize) -> bool {
+    os::BLOCKS_IN_PIECES && bytes >= LARGE
+}
+
 /// Gives the pages of a block of so many bytes back, but for its first ones, if they are many. False when that was given up.
 ///
 /// # Safety
 /// The C library's block, and nothing needs what is in it behind `from`.
 unsafe fn decommit(block: *mut c_void, from: usize, bytes: usize, is_over: &mut dyn FnMut() -> bool) -> bool {
-    if !os::BLOCKS_IN_PIECES || bytes - from < LARGE {
+    if !is_large(bytes - from) {
         return true;
     }
     // SAFETY: the caller's promise. Whole pages, of whatever size the system's are.
