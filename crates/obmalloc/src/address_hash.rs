@@ -1,8 +1,64 @@
 //! Hash tables whose keys are addresses.
 
-use rustc_hash::FxBuildHasher;
+use core::hash::{BuildHasherDefault, Hasher};
 
-pub(crate) type AddressMap<V> = hashbrown::HashMap<usize, V, FxBuildHasher>;
-pub(crate) type AddressSet = hashbrown::HashSet<usize, FxBuildHasher>;
+type Build = BuildHasherDefault<AddressHasher>;
+
+pub(crate) type AddressMap<V> = hashbrown::HashMap<usize, V, Build>;
+pub(crate) type AddressSet = hashbrown::HashSet<usize, Build>;
 /// Of what an address leads to in a tree of 64-bit addresses.
-pub(crate) type KeySet = hashbrown::HashSet<u64, FxBuildHasher>;
+pub(crate) type KeySet = hashbrown::HashSet<u64, Build>;
+
+/// Addresses are alike in their lowest bits, and often lie equally far apart. One multiplication (`FxHasher`) spreads such addresses badly over
+/// a table where a `usize` has 32 bits, as in WebAssembly: most of them went to a few places. So there are two, of 64 bits.
+#[derive(Default)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    #[inline]
+    fn write_u64(&mut self, key: u64) {
+        const FACTOR: u64 = 0xf135_7aea_2e62_a9c5;
+        let upper = (self.0 ^ key).wrapping_mul(FACTOR);
+        self.0 = (upper ^ upper >> 32).wrapping_mul(FACTOR).rotate_left(32);
+    }
+
+    #[inline]
+    fn write_usize(&mut self, key: usize) {
+        self.write_u64(key as u64);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::hash::Hasher;
+
+    use super::AddressHasher;
+
+    #[test]
+    fn addresses_equally_far_apart_spread_over_what_tables_take_of_a_hash() {
+        for apart in (1..64).map(|n| 16 * n).chain([8, 4096, 1 << 18, 1 << 20]) {
+            for bits in [6, 10, 14] {
+                let different = |of: fn(u64) -> u64| {
+                    let hash = |index: usize| {
+                        let mut hasher = AddressHasher::default();
+                        hasher.write_usize(0x2000_0000 + index * apart);
+                        of(hasher.finish()) % (2 << bits)
+                    };
+                    (0..1 << bits).map(hash).collect::<std::collections::HashSet<_>>().len()
+                };
+                // Of chance, 0.79 of so many in twice as many places. A table takes the lowest bits, and the upper seven of a `usize`.
+                assert!(different(|hash| hash) as f64 > 0.6 * f64::from(1 << bits), "{apart} bytes apart, 2^{bits} of them");
+                assert!(different(|hash| hash >> 25 & 127) >= 32 && different(|hash| hash >> 57) >= 32);
+            }
+        }
+    }
+}
