@@ -16,7 +16,7 @@ import type { Column } from '../dist/report-data.js'
 import { bytes } from '../dist/size.js'
 import { golden } from '../dist/tools.js'
 import { whatIf } from '../dist/what-if.js'
-import { inquire, type Why } from '../dist/why.js'
+import { inquire, where, type Why } from '../dist/why.js'
 
 const at = (path: string): string => fileURLToPath(new URL(path, import.meta.url))
 const folder = mkdtempSync(join(tmpdir(), 'obmalloc-why-'))
@@ -194,6 +194,26 @@ for (const interpreter of usable) {
     )
   })
 }
+
+withPython('where all that is left may be dead, a collection is said to do, and does', async (t) => {
+  const of = async (...words: string[]): Promise<Why> => (await why(t, await record(usable.at(-1)!, 'kinds', [], words))).why
+  const said = ({ findings }: Why): string | undefined =>
+    /If all of them are dead, gc\.collect\(\) alone gives (\d+) arenas?\./.exec(findings[0]!.text)?.[1]
+  const dead = await of('tuples', 'dead')
+  t.is(dead.findings[0]!.rule, 'pinned')
+  const { arenas } = (await of('tuples', 'collected')).totals
+  t.true(Math.abs(arenas - Number(said(dead))) <= 1, `${arenas}: ${dead.findings[0]!.text}`)
+  t.is(said(await of('tuples')), undefined, 'some are known to live')
+})
+
+test('a line that imports stands for what the import system asks for', (t) => {
+  const frame = (file: string, line: number) => ({ file, line, function: 'f' })
+  const [inner, outer] = [frame('<frozen importlib._bootstrap_external>', 1), frame('<frozen importlib._bootstrap>', 2)]
+  const [library, own] = [frame('/usr/lib/python3.13/functools.py', 3), frame('/app/a.py', 4)]
+  t.is(where([inner, outer, own]), 'f (a.py:4)')
+  t.is(where([inner, outer, library, outer, own]), 'f (functools.py:3) < f (a.py:4)')
+  t.is(where([inner, outer]), 'f (<frozen importlib._bootstrap_external>:1)')
+})
 
 withPython('arenas that come and go are told', async (t) => {
   // Whether the program crosses an arena's end depends on what the release itself has made before.

@@ -343,7 +343,9 @@ impl Course {
         let survivors = pinning.as_ref().map(|pinning| pinning.survivors(census, &analysis.ledger, &mut sites, tree));
         let anew = survivors.and_then(|survivors| {
             let arenas = self.replay.make_anew(&survivors.blocks)? as u64;
-            Some(Anew { arenas, at_least: if survivors.may_be_dead { survivors.others.min(arenas) } else { arenas } })
+            let may_be = |hundredths| survivors.may_be_dead * 100 >= survivors.blocks.len() * hundredths;
+            let others = survivors.others.min(arenas);
+            Some(Anew { arenas, at_least: if may_be(50) { others } else { arenas }, may_all_be_dead: may_be(99) })
         });
         let types = self.replay.types_here();
 

@@ -113,8 +113,7 @@ impl Pinning {
             }
         }
         found.sort_unstable();
-        let dead: usize = classes.values().map(|&blocks| blocks.min(MOST_DEAD)).sum();
-        let may_be_dead = dead * 2 >= found.len();
+        let may_be_dead = classes.values().map(|&blocks| blocks.min(MOST_DEAD)).sum();
         let blocks = found.into_iter().map(|(_, slot, size)| (slot, size)).collect();
         Survivors { blocks, others: others.len() as u64, may_be_dead }
     }
@@ -127,8 +126,8 @@ pub struct Survivors {
     pub blocks: Vec<(u32, usize)>,
     /// Arenas that hold something else too, and so stay.
     pub others: u64,
-    /// Whether half of them may be objects that are dead, and that CPython keeps for new ones: a recording cannot tell.
-    pub may_be_dead: bool,
+    /// How many of them may be objects that are dead, and that CPython keeps for new ones: a recording cannot tell.
+    pub may_be_dead: usize,
 }
 
 /// Those with nine of ten of all blocks, most blocks first.
