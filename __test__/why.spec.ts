@@ -330,6 +330,16 @@ withPython('no more have died than there were, where arenas are taken again', as
   t.true(shares.length > 0 && shares.every((share) => share <= 100), pinned!.text)
 })
 
+withPython('the burst that is told is the one that the arenas were last full of', async (t) => {
+  // The peak is in the first of eight bursts, and the arenas of that one have been given back.
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'bursts'))
+  const [pinned] = answer.findings
+  t.is(pinned!.rule, 'pinned')
+  t.deepEqual(lines(answer, pinned!.burst, 'bursts.py'), [6])
+  const others = Number(/They were made among ([\d,]+) others/.exec(pinned!.text)?.[1]?.replaceAll(',', ''))
+  t.true(others > 30_000 && others < 150_000, pinned!.text)
+})
+
 withPython("what C's malloc has is named, also where small blocks pin arenas, and what is looked at next shows it", async (t) => {
   const program = join(folder, 'emptied.py')
   writeFileSync(

@@ -28,7 +28,7 @@ pub struct Pinning {
     pub live: Sum,
     /// Arenas that have blocks of these sites, and are not needed: indices of the census.
     pub arenas: FxHashSet<u32>,
-    /// What lay there too when most was held; most of it has died.
+    /// What lay there too when they were full; most of it has died.
     pub burst: Option<Burst>,
 }
 
@@ -51,7 +51,7 @@ impl Pinning {
     /// `None` below a quarter of held, below [`WORTH`], and where more than a quarter of the arenas that are not needed is live.
     pub fn of(
         census: &Census,
-        peak: Option<&Census>,
+        full: Option<&Census>,
         deaths: Option<&Deaths>,
         shares: &Shares,
         pinned: Pinned,
@@ -89,7 +89,7 @@ impl Pinning {
         if chosen.is_empty() {
             return None;
         }
-        let burst = peak.and_then(|peak| burst(census, peak, deaths, &arenas, &classes, sites, tree));
+        let burst = full.and_then(|full| burst(census, full, deaths, &arenas, &classes, sites, tree));
         let chosen = chosen.into_iter().map(|site| shares.sites[site as usize].site).collect();
         Some(Self { sites: chosen, live, arenas, burst })
     }
@@ -152,10 +152,10 @@ fn widespread(touched: FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> V
     found.into_iter().map(|(site, _)| site).collect()
 }
 
-/// What lay in `arenas` when most was held. `None` where the arenas were others then, or nothing has died.
+/// What lay in `arenas` when they were `full`. `None` where the arenas were others then, or nothing has died.
 fn burst(
     now: &Census,
-    peak: &Census,
+    full: &Census,
     deaths: Option<&Deaths>,
     arenas: &FxHashSet<u32>,
     classes: &FxHashSet<u8>,
@@ -163,7 +163,7 @@ fn burst(
     tree: &Stacks,
 ) -> Option<Burst> {
     // An arena that was given back can be taken again at its address.
-    let then: FxHashSet<(u64, u64)> = peak.arenas.iter().map(|arena| (arena.address, arena.taken)).collect();
+    let then: FxHashSet<(u64, u64)> = full.arenas.iter().map(|arena| (arena.address, arena.taken)).collect();
     let same: FxHashSet<(u64, u64)> = arenas
         .iter()
         .map(|&arena| &now.arenas[arena as usize])
@@ -181,7 +181,7 @@ fn burst(
         blocks
     };
     let mut died = |is_of_same_classes| {
-        let (then, left) = (of(peak, is_of_same_classes), of(now, is_of_same_classes));
+        let (then, left) = (of(full, is_of_same_classes), of(now, is_of_same_classes));
         let all: u64 = then.values().sum();
         let gone = |(site, its): (u32, u64)| (site, its.saturating_sub(left.get(&site).copied().unwrap_or(0)));
         let died: FxHashMap<u32, u64> = then.into_iter().map(gone).filter(|&(_, its)| its > 0).collect();
@@ -193,5 +193,5 @@ fn burst(
     burst.within = deaths.and_then(|deaths| deaths.within(&addresses, burst.is_of_same_classes.then_some(classes)));
     // A site's later blocks are in the way of what can be told of a moment and the one before; deaths that were counted are exact.
     burst.died = burst.within.map_or(burst.died, |within| within.all);
-    (burst.died > 0).then_some(burst)
+    (burst.died > 0 && !burst.sites.is_empty()).then_some(burst)
 }
