@@ -340,6 +340,14 @@ withPython('the burst that is told is the one that the arenas were last full of'
   t.true(others > 30_000 && others < 150_000, pinned!.text)
 })
 
+withPython('what an import makes in the middle of a burst is not what pins the arenas', async (t) => {
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'imports'))
+  const [pinned] = answer.findings
+  t.is(pinned!.rule, 'pinned')
+  t.deepEqual(lines(answer, pinned!.sites, 'imports.py'), [6], pinned!.text)
+  t.regex(pinned!.text, /^[\d,]+ blocks \([^)]*\) from [^,]* \(imports\.py:6\) pin /)
+})
+
 withPython("what C's malloc has is named, also where small blocks pin arenas, and what is looked at next shows it", async (t) => {
   const program = join(folder, 'emptied.py')
   writeFileSync(

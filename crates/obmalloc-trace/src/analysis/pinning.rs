@@ -21,8 +21,8 @@ const FEWEST: usize = 3;
 /// Few blocks that keep arenas which would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
-    /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. By their
-    /// numbers, most blocks first.
+    /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. Of these,
+    /// only those in several arenas, if they are in nine of ten of all. By their numbers, most blocks first.
     pub sites: Vec<u32>,
     /// What these sites have live there.
     pub live: Sum,
@@ -70,7 +70,13 @@ impl Pinning {
             *touched.entry(site).or_default() += 1;
         }
         let mut chosen = most(blocks);
-        chosen.extend(widespread(touched, arenas.len(), &chosen));
+        chosen.extend(widespread(&touched, arenas.len(), &chosen));
+        // What lies in an arena or two is not what keeps the others, such as what an import made in the middle of a burst.
+        let spread: Vec<u32> = chosen.iter().copied().filter(|site| touched[site] >= FEWEST).collect();
+        let is_kept = |&&arena: &&u32| shares.of_arena[arena as usize].iter().any(|(site, _)| spread.contains(site));
+        if arenas.iter().filter(is_kept).count() * 10 >= arenas.len() * 9 {
+            chosen = spread;
+        }
         let is_chosen: FxHashSet<u32> = chosen.iter().copied().collect();
         let arenas: FxHashSet<u32> = arenas
             .iter()
@@ -145,9 +151,9 @@ pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
 }
 
 /// Those that are in a tenth of so many arenas, and in no fewer than [`FEWEST`], those in most first; without the `known` ones.
-fn widespread(touched: FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> Vec<u32> {
+fn widespread(touched: &FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> Vec<u32> {
     let is_one = |&(site, its): &(u32, usize)| its >= FEWEST && its * 10 >= arenas && !known.contains(&site);
-    let mut found: Vec<(u32, usize)> = touched.into_iter().filter(is_one).collect();
+    let mut found: Vec<(u32, usize)> = touched.iter().map(|(&site, &its)| (site, its)).filter(is_one).collect();
     found.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));
     found.into_iter().map(|(site, _)| site).collect()
 }
