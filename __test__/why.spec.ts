@@ -340,6 +340,16 @@ withPython('the burst that is told is the one that the arenas were last full of'
   t.true(others > 30_000 && others < 150_000, pinned!.text)
 })
 
+withPython('live memory is said to be needed, unless a collection would free it', async (t) => {
+  const trace = await record(usable.at(-1)!, 'cycles')
+  const { why: before } = await why(t, trace, '--at', 'mark:before')
+  const [live] = before.findings
+  t.is(live!.rule, 'live')
+  t.regex(live!.text, /The program needs it, unless it is garbage in cycles, which gc\.collect\(\) would free\.$/)
+  const { why: after } = await why(t, trace, '--at', 'mark:after')
+  t.true(after.totals.live < 0.5 * before.totals.live, JSON.stringify([before.totals, after.totals]))
+})
+
 withPython('what an import makes in the middle of a burst is not what pins the arenas', async (t) => {
   const { why: answer } = await why(t, await record(usable.at(-1)!, 'imports'))
   const [pinned] = answer.findings

@@ -450,7 +450,13 @@ fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {
 fn live(facts: &Facts<'_>) -> Finding {
     let Totals { held, live, .. } = facts.totals;
     let text = if live * 4 >= held * 3 {
-        format!("Nothing is wrong: what is held is live ({} of {}). The program needs it.", percent(live, held), size(held))
+        // A collection has yet to find which of it is garbage.
+        let unless = if live >= WORTH { ", unless it is garbage in cycles, which gc.collect() would free" } else { "" };
+        format!(
+            "Nothing is wrong: what is held is live ({} of {}). The program needs it{unless}.",
+            percent(live, held),
+            size(held)
+        )
     } else {
         format!("Nothing is wrong: packed, the same blocks would take {}, which saves little.", size(facts.totals.needed))
     };
