@@ -16,7 +16,7 @@ import type { Column } from '../dist/report-data.js'
 import { bytes } from '../dist/size.js'
 import { golden } from '../dist/tools.js'
 import { whatIf } from '../dist/what-if.js'
-import { inquire, type Why } from '../dist/why.js'
+import { inquire, where, type Why } from '../dist/why.js'
 
 const at = (path: string): string => fileURLToPath(new URL(path, import.meta.url))
 const folder = mkdtempSync(join(tmpdir(), 'obmalloc-why-'))
@@ -195,6 +195,26 @@ for (const interpreter of usable) {
   })
 }
 
+withPython('where all that is left may be dead, a collection is said to do, and does', async (t) => {
+  const of = async (...words: string[]): Promise<Why> => (await why(t, await record(usable.at(-1)!, 'kinds', [], words))).why
+  const said = ({ findings }: Why): string | undefined =>
+    /If all of them are dead, gc\.collect\(\) alone gives (\d+) arenas?\./.exec(findings[0]!.text)?.[1]
+  const dead = await of('tuples', 'dead')
+  t.is(dead.findings[0]!.rule, 'pinned')
+  const { arenas } = (await of('tuples', 'collected')).totals
+  t.true(Math.abs(arenas - Number(said(dead))) <= 1, `${arenas}: ${dead.findings[0]!.text}`)
+  t.is(said(await of('tuples')), undefined, 'some are known to live')
+})
+
+test('a line that imports stands for what the import system asks for', (t) => {
+  const frame = (file: string, line: number) => ({ file, line, function: 'f' })
+  const [inner, outer] = [frame('<frozen importlib._bootstrap_external>', 1), frame('<frozen importlib._bootstrap>', 2)]
+  const [library, own] = [frame('/usr/lib/python3.13/functools.py', 3), frame('/app/a.py', 4)]
+  t.is(where([inner, outer, own]), 'f (a.py:4)')
+  t.is(where([inner, outer, library, outer, own]), 'f (functools.py:3) < f (a.py:4)')
+  t.is(where([inner, outer]), 'f (<frozen importlib._bootstrap_external>:1)')
+})
+
 withPython('arenas that come and go are told', async (t) => {
   // Whether the program crosses an arena's end depends on what the release itself has made before.
   const told: Why[] = []
@@ -308,6 +328,34 @@ withPython('no more have died than there were, where arenas are taken again', as
   t.is(pinned!.rule, 'pinned')
   const shares = [...pinned!.text.matchAll(/([\d.]+) %/g)].map(([, share]) => Number(share))
   t.true(shares.length > 0 && shares.every((share) => share <= 100), pinned!.text)
+})
+
+withPython('the burst that is told is the one that the arenas were last full of', async (t) => {
+  // The peak is in the first of eight bursts, and the arenas of that one have been given back.
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'bursts'))
+  const [pinned] = answer.findings
+  t.is(pinned!.rule, 'pinned')
+  t.deepEqual(lines(answer, pinned!.burst, 'bursts.py'), [6])
+  const others = Number(/They were made among ([\d,]+) others/.exec(pinned!.text)?.[1]?.replaceAll(',', ''))
+  t.true(others > 30_000 && others < 150_000, pinned!.text)
+})
+
+withPython('live memory is said to be needed, unless a collection would free it', async (t) => {
+  const trace = await record(usable.at(-1)!, 'cycles')
+  const { why: before } = await why(t, trace, '--at', 'mark:before')
+  const [live] = before.findings
+  t.is(live!.rule, 'live')
+  t.regex(live!.text, /The program needs it, unless it is garbage in cycles, which gc\.collect\(\) would free\.$/)
+  const { why: after } = await why(t, trace, '--at', 'mark:after')
+  t.true(after.totals.live < 0.5 * before.totals.live, JSON.stringify([before.totals, after.totals]))
+})
+
+withPython('what an import makes in the middle of a burst is not what pins the arenas', async (t) => {
+  const { why: answer } = await why(t, await record(usable.at(-1)!, 'imports'))
+  const [pinned] = answer.findings
+  t.is(pinned!.rule, 'pinned')
+  t.deepEqual(lines(answer, pinned!.sites, 'imports.py'), [6], pinned!.text)
+  t.regex(pinned!.text, /^[\d,]+ blocks \([^)]*\) from [^,]* \(imports\.py:6\) pin /)
 })
 
 withPython("what C's malloc has is named, also where small blocks pin arenas, and what is looked at next shows it", async (t) => {

@@ -1,5 +1,6 @@
 /** Budgets: limits on what a recorded program may take, for a gate in CI. */
 
+import { UsageError } from './usage.js'
 import { ask, type Answer, type Frame, inquire, type InquiryOptions, isVerified, type Site } from './why.js'
 
 /** What may be taken at most; sizes in bytes. What is not given is not looked at. */
@@ -31,6 +32,9 @@ export interface Budget {
   readonly schema: 'obmalloc.budget/1'
   readonly path: string
   readonly at: { readonly event: number; readonly seconds: number | null; readonly moment: string }
+  /** How many arenas are held at the moment, and the bytes of one. */
+  readonly arenas: number
+  readonly arenaSize: number
   readonly verdicts: readonly Verdict[]
   readonly broken: boolean
   /** Whether every address that was replayed is as recorded. */
@@ -67,7 +71,9 @@ export async function budget(path: string, limits: Limits, options: InquiryOptio
   }
   const broken = verdicts.some((one) => one.broken)
   const verified = isVerified(why)
-  return { schema: 'obmalloc.budget/1', path, at: why.at, verdicts, broken, verified }
+  const { arenas, held } = why.totals
+  const arenaSize = arenas === 0 ? 0 : held / arenas
+  return { schema: 'obmalloc.budget/1', path, at: why.at, arenas, arenaSize, verdicts, broken, verified }
 }
 
 function verdict(limit: 'peak' | 'held' | 'pinned', measured: number, allowed: number, stack: readonly Frame[]): Verdict {
@@ -87,7 +93,7 @@ function largest(sites: readonly Site[]): readonly Frame[] {
 function growing(name: string, growth: Growth | undefined, allowed: number): Verdict {
   const live = (growth?.live ?? []).map(([, bytes]) => bytes)
   if (live.length < 2)
-    throw new RangeError(`expected two marks or more called ${JSON.stringify(name)}, but the trace has ${live.length}`)
+    throw new UsageError(`expected two marks or more called ${JSON.stringify(name)}, but the trace has ${live.length}`)
   // Marks to a step, which is one unless there are very many.
   const stride = (growth!.marks - 1) / (live.length - 1)
   const steps = live.length > 2 ? live.slice(1) : live
@@ -96,14 +102,24 @@ function growing(name: string, growth: Growth | undefined, allowed: number): Ver
   return { limit: 'growth', mark: name, measured, allowed, broken: measured > 0 && measured >= allowed, stack }
 }
 
-/** What was measured as limits, each with so many percent more. */
-export function limitsOf({ verdicts }: Budget, tolerance: number): Limits {
-  const more = (measured: number): number => Math.ceil(measured * (1 + tolerance / 100))
+/** What was measured as limits, each with so many percent more, and with `room` for that much more at least. */
+export function limitsOf({ verdicts }: Budget, tolerance: number, room: (verdict: Verdict) => number = () => 0): Limits {
   const growth: Record<string, number> = {}
   const limits: Record<string, number> = {}
-  for (const { limit, mark, measured } of verdicts)
+  for (const verdict of verdicts) {
+    const { limit, mark, measured } = verdict
+    const allowed = Math.ceil(Math.max(measured * (1 + tolerance / 100), measured + room(verdict)))
     // A growth of as much as its limit is too much.
-    if (mark !== undefined) growth[mark] = Math.max(more(measured) + 1, 1)
-    else limits[limit] = limit === 'pinned' ? Math.min(more(measured), 100) : more(measured)
+    if (mark !== undefined) growth[mark] = allowed + 1
+    else limits[limit] = limit === 'pinned' ? Math.min(allowed, 100) : allowed
+  }
   return { ...limits, ...(Object.keys(growth).length === 0 ? {} : { growth }) }
+}
+
+/** Bytes a mark by which what is live may differ from run to run. `why` calls less than that no growth. */
+const NOISE_OF_GROWTH = 64
+
+/** By how much two recordings of one program may differ: by an arena. */
+export function noiseOf({ arenas, arenaSize }: Budget): (verdict: Verdict) => number {
+  return ({ limit }) => (limit === 'growth' ? NOISE_OF_GROWTH : limit === 'pinned' ? 100 / Math.max(arenas, 1) : arenaSize)
 }

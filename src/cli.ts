@@ -222,7 +222,7 @@ function commandLine(version: string, done: (code: number) => void): Command {
     .option('--growth <size>', 'fail if live memory grows by this much or more from mark to mark')
     .option('--mark <name>', 'the marks for --growth')
     .option('--config <file>', 'limits as JSON: {"peak": "100M", "held": "20M", "pinned": 50, "growth": {"job": "10K"}}')
-    .option('--update', 'write what was measured, with the tolerance, to the --config file')
+    .option('--update', 'write what was measured, with the tolerance and room for an arena at least, to the --config file')
     .option('--baseline <trace>', 'no more than this recording had, with the tolerance')
     .option('--tolerance <percent>', 'how much more than measured is allowed', '10')
     .option('--format <format>', 'text, github (annotations) or junit', 'text')

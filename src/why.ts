@@ -111,9 +111,9 @@ export function ownFrame(stack: readonly Frame[]): Frame | undefined {
   return own.find(({ file }) => !file.startsWith('<')) ?? own[0]
 }
 
-/** The innermost frame, and that of the program's own which called it. */
+/** The innermost frame outside the import system, and that of the program's own which called it: a line that imports stands for the import. */
 export function where(stack: readonly Frame[]): string {
-  const [first] = stack
+  const first = stack.find(({ file }) => !file.startsWith('<frozen importlib')) ?? stack[0]
   if (!first) return '(no Python frame)'
   const own = ownFrame(stack)
   const said = ({ file, line, function: name }: Frame): string => `${name} (${basename(file)}:${line})`

@@ -1,6 +1,8 @@
 # As slots.py, with rows of types whose dead objects CPython keeps for new ones. With a second argument the survivors are made anew
-# after the burst, between two collections, as the answer says.
+# after the burst, between two collections, as the answer says. With `dead` none survives, and what CPython keeps lies anywhere among them;
+# with `collected` as well, until a collection.
 import gc
+import random
 import sys
 
 
@@ -32,9 +34,15 @@ def again(row):
 
 
 rows = load_rows(60_000)
+if sys.argv[-1] in ('dead', 'collected'):
+    random.Random(1).shuffle(rows)
+    while rows:
+        rows.pop()
 kept = rows[::100]
 del rows
-if len(sys.argv) > 2:
+if sys.argv[-1] == 'collected':
+    gc.collect()
+if sys.argv[-1] == 'anew':
     gc.collect()
     kept = [again(row) for row in kept]
     gc.collect()

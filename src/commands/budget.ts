@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 
-import { budget, type Budget, type Limits, limitsOf, type Verdict } from '../budget.js'
+import { budget, type Budget, type Limits, limitsOf, noiseOf, type Verdict } from '../budget.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { bytes, sizeOf } from '../size.js'
 import { commandOn, grouped, next, paint, Progress, say, sayUnverified } from '../terminal.js'
@@ -45,7 +45,7 @@ export async function budgetCommand(path: string, options: BudgetCommandOptions)
   }
   if (update) {
     const measured = await measure(path, isEmpty(limits) ? EVERYTHING : limits)
-    writeNew(config!, `${JSON.stringify(inWriting(limitsOf(measured, tolerance)), null, 2)}\n`, true)
+    writeNew(config!, `${JSON.stringify(inWriting(limitsOf(measured, tolerance, noiseOf(measured))), null, 2)}\n`, true)
     say(`written to ${config}`)
     return tell(
       { ...measured, broken: false, verdicts: measured.verdicts.map((one) => ({ ...one, broken: false })) },

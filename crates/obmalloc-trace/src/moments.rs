@@ -1,9 +1,11 @@
 //! Moments of a trace that people ask for, and one reading of the trace that finds them.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::clock::{Clock, Memory};
@@ -95,6 +97,8 @@ pub struct Outline {
     pub forks: Vec<u64>,
     /// Most bytes of arenas that were held, and the call with which they were for the first time.
     pub peak: (u64, u64),
+    /// The arenas: the call that each was taken for, and the event that gave it back, if one did.
+    pub arenas: Vec<(u64, Option<u64>)>,
     /// Whether the file ended inside a block.
     pub truncated: bool,
     /// Whether the process ended in an orderly way, or went on as another program, and nothing came after that.
@@ -119,6 +123,8 @@ pub struct Outlining<'a> {
     /// Whose the next calls are, and bytes of arenas that are held.
     interpreter: u64,
     held: u64,
+    /// By address: which of the outline's arenas is there.
+    arenas: FxHashMap<u64, usize>,
     /// Whether the call that the last arena was taken for is still to come: it stands behind what it asks for.
     is_in_call: bool,
 }
@@ -127,7 +133,7 @@ impl<'a> Outlining<'a> {
     /// Reads `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them.
     pub fn new(segments: Vec<Reader<'a>>) -> Self {
         let segments = segments.into_iter().map(Reader::without_stacks).collect();
-        Self { segments, outline: Outline::default(), interpreter: 0, held: 0, is_in_call: false }
+        Self { segments, outline: Outline::default(), interpreter: 0, held: 0, arenas: FxHashMap::default(), is_in_call: false }
     }
 
     /// Reads at most `count` events; false when there is nothing left to read.
@@ -157,16 +163,30 @@ impl<'a> Outlining<'a> {
         let (outline, is_main) = (&mut self.outline, self.interpreter == 0);
         match event {
             Event::ArenaAlloc { nested: true, size, result } if *result != 0 && is_main => {
+                let now = outline.events - 1;
+                self.arenas.insert(*result, outline.arenas.len());
+                outline.arenas.push((now, None));
+                self.is_in_call = true;
                 self.held += size;
                 if self.held > outline.peak.0 {
-                    outline.peak = (self.held, outline.events - 1);
-                    self.is_in_call = true;
+                    outline.peak = (self.held, now);
                 }
             }
-            Event::ArenaFree { nested: true, size, .. } if is_main => self.held = self.held.saturating_sub(*size),
+            Event::ArenaFree { nested: true, size, address } if is_main => {
+                self.held = self.held.saturating_sub(*size);
+                if let Some(arena) = self.arenas.remove(address) {
+                    outline.arenas[arena].1 = Some(outline.events - 1);
+                }
+            }
             Event::Note(Note::Interpreter(id)) => self.interpreter = *id,
             _ if self.is_in_call && event.is_pymallocs() && !event.is_nested() => {
-                outline.peak.1 = outline.events - 1;
+                let now = outline.events - 1;
+                if let Some((taken, _)) = outline.arenas.last_mut() {
+                    if outline.peak.1 == *taken {
+                        outline.peak.1 = now;
+                    }
+                    *taken = now;
+                }
                 self.is_in_call = false;
             }
             _ => {}
@@ -242,6 +262,21 @@ impl Outline {
     pub fn sample(&self, number: u64) -> Option<&Sample> {
         let after = self.samples.partition_point(|sample| sample.event <= number);
         after.checked_sub(1).map(|at| &self.samples[at])
+    }
+
+    /// When most arenas were held up to event `until`, of the time when nine of ten of those that are held then had been taken; for the first
+    /// time, if that was so more than once. A program may have given back what it held at an earlier peak, and taken arenas anew.
+    pub fn burst(&self, until: u64) -> Option<u64> {
+        let arenas = || self.arenas.iter().filter(|(taken, _)| *taken <= until);
+        let is_held = |given: &Option<u64>| given.is_none_or(|given| given > until);
+        // They were taken in order.
+        let held: Vec<u64> = arenas().filter(|(_, given)| is_held(given)).map(|(taken, _)| *taken).collect();
+        let from = *held.get((held.len() * 9).div_ceil(10).checked_sub(1)?)?;
+        let mut given: Vec<u64> = arenas().filter_map(|(_, given)| *given).filter(|&given| given <= until).collect();
+        given.sort_unstable();
+        let count_at = |(index, taken): (usize, u64)| (index + 1 - given.partition_point(|&given| given <= taken), taken);
+        let counts = arenas().map(|(taken, _)| *taken).enumerate().map(count_at).filter(|&(_, taken)| taken >= from);
+        counts.max_by_key(|&(count, taken)| (count, Reverse(taken))).map(|(_, taken)| taken)
     }
 
     /// The moment that is asked for. `None` when the trace has no such moment, as for a mark that was not made.
@@ -335,6 +370,26 @@ mod tests {
         assert_eq!(outline.find(&Moment::End), Some(Found { event: 0, seconds: None }));
         assert_eq!((event(&outline, "peak"), event(&outline, "time:1")), (None, None));
         assert_eq!(outline_of_nothing().find(&Moment::End), None);
+    }
+
+    #[test]
+    fn burst_is_when_most_arenas_were_held_of_the_time_when_nine_of_ten_of_those_left_had_been_taken() {
+        let of = |arenas: &[(u64, u64)], until| {
+            let arenas = arenas.iter().map(|&(taken, given)| (taken, Some(given).filter(|&given| given > 0))).collect();
+            Outline { arenas, ..Outline::default() }.burst(until)
+        };
+        assert_eq!(of(&[(1, 0), (2, 0), (3, 9), (4, 9)], 10), Some(4), "two have gone");
+        assert_eq!(of(&[(1, 0), (2, 9), (3, 9), (4, 9), (12, 0), (13, 19)], 20), Some(13), "given back and taken anew");
+        assert_eq!((of(&[(1, 0), (2, 9), (12, 0)], 5), of(&[(3, 0)], 2), of(&[], 2)), (Some(2), None, None));
+        let mut many: Vec<(u64, u64)> = (1..=20).map(|taken| (taken, if taken % 5 == 0 { 30 } else { 0 })).collect();
+        many.push((40, 0));
+        assert_eq!(of(&many, 50), Some(20), "what is taken after the burst is not of it");
+    }
+
+    #[test]
+    fn arenas_are_of_the_calls_that_they_are_taken_for() {
+        assert_eq!(sample().arenas.len(), 2);
+        assert_eq!(sample().arenas.last(), Some(&(2, None)));
     }
 
     fn outline_of_nothing() -> Outline {

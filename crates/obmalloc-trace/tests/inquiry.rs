@@ -123,7 +123,7 @@ fn names_stay_in_their_line_whatever_they_are() {
         block.end();
     });
     let text = &why(grown).findings[0].text;
-    assert!(text.starts_with("What f (a??[31m.py:7) makes only grows:") && text.contains(r#"5 marks "a?b""#), "{text}");
+    assert!(text.starts_with("What comes from f (a??[31m.py:7) only grows:") && text.contains(r#"5 marks "a?b""#), "{text}");
 }
 
 /// The place that an answer names for what was made under frames of these files, innermost first. A frame's line is its number among them, from 1.
@@ -151,6 +151,8 @@ fn place_that_is_named_is_in_a_file_of_the_program_where_there_is_one() {
     assert_eq!(place(&["<string>", "/usr/lib/python3.13/dataclasses.py", "/app/a.py"]), "a.py:3", "of no file");
     assert_eq!(place(&["<frozen runpy>", "/usr/lib/python3.13/json/decoder.py", "<string>"]), "'<string>:3'");
     assert_eq!(place(&["<frozen runpy>", "/usr/lib/python3.13/runpy.py"]), "'<frozen runpy>:1'");
+    assert_eq!(place(&["<frozen importlib._bootstrap>", "/usr/lib/python3.13/json/__init__.py"]), "__init__.py:2");
+    assert_eq!(place(&["<frozen importlib._bootstrap_external>"]), "'<frozen importlib._bootstrap_external>:1'");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! How old blocks became that were live when most was held, and have died since.
+//! How old blocks became that were live when arenas were full, and have died since.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 

@@ -136,9 +136,19 @@ struct Filming {
 
 struct Course {
     outline: Outline,
+    moments: Moments,
     replay: Replay<Onlookers>,
     /// Why the calls cannot be written that were to be.
     unwritten: Option<TrialsError>,
+}
+
+/// The events after which there is a census: the one asked for, and before it when most was held, and when most of the arenas that are held
+/// at the one asked for were in use.
+#[derive(Clone, Copy)]
+struct Moments {
+    asked: u64,
+    peak: Option<u64>,
+    burst: Option<u64>,
 }
 
 /// What a course has led to.
@@ -245,11 +255,18 @@ impl Inquiry {
 
     fn course(&self, outline: Outline) -> Result<Course, InquiryError> {
         let found = find(&outline, &self.asked)?;
-        let mut moments = vec![found.event];
-        moments.extend(outline.find(&Moment::Peak).map(|peak| peak.event).filter(|&event| event < found.event));
+        let before = |event: &u64| *event < found.event;
+        let moments = Moments {
+            asked: found.event,
+            peak: outline.find(&Moment::Peak).map(|peak| peak.event).filter(before),
+            burst: outline.burst(found.event).filter(before),
+        };
         let sampled = sample(&outline, found.event).and_then(|sample| sample.event.checked_sub(1));
-        let mut analysis = Analysis::new(self.profile.geometry(), moments, sampled, &outline.marks, true);
-        analysis.set_times(Times::of(&outline));
+        let all = [Some(found.event), moments.peak, moments.burst].into_iter().flatten().collect();
+        let mut analysis = Analysis::new(self.profile.geometry(), all, sampled, &outline.marks, true);
+        if let Some(burst) = moments.burst {
+            analysis.count_deaths(burst, Times::of(&outline));
+        }
         if let Some(name) = &self.asked.mark {
             analysis.watch_mark(&outline.marks, name);
         }
@@ -261,7 +278,7 @@ impl Inquiry {
             is_past: false,
         };
         let mut course =
-            Course { outline, replay: Replay::with_stacks((self.open)()?, self.profile, onlookers)?, unwritten: None };
+            Course { outline, moments, replay: Replay::with_stacks((self.open)()?, self.profile, onlookers)?, unwritten: None };
         if let Some(tries) = self.asked.tries.as_ref().filter(|tries| found.event <= tries.most_events) {
             match CallsWriter::create(&tries.calls, None) {
                 Ok(calls) => course.replay.watcher_mut().calls = Some(calls),
@@ -333,23 +350,27 @@ impl Course {
         let last = self.replay.watcher().report.events.saturating_sub(1);
         self.replay.watcher_mut().analysis.end(last, &held);
         let analysis = &self.replay.watcher().analysis;
-        let (census, peak) = censuses(analysis);
+        let moments = self.moments;
+        let (census, _) = moments.censuses(analysis);
+        let burst = moments.burst.and_then(|burst| analysis.census_of(burst));
         let mut sites = Sites::new(asked.frames);
         let none = Stacks::default();
         let tree = self.replay.stacks().unwrap_or(&none);
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
-        let pinning = Pinning::of(census, peak, analysis.ledger.deaths.as_deref(), &shares, pinned, &mut sites, tree);
+        let pinning = Pinning::of(census, burst, analysis.ledger.deaths.as_deref(), &shares, pinned, &mut sites, tree);
         let survivors = pinning.as_ref().map(|pinning| pinning.survivors(census, &analysis.ledger, &mut sites, tree));
         let anew = survivors.and_then(|survivors| {
             let arenas = self.replay.make_anew(&survivors.blocks)? as u64;
-            Some(Anew { arenas, at_least: if survivors.may_be_dead { survivors.others.min(arenas) } else { arenas } })
+            let may_be = |hundredths| survivors.may_be_dead * 100 >= survivors.blocks.len() * hundredths;
+            let others = survivors.others.min(arenas);
+            Some(Anew { arenas, at_least: if may_be(50) { others } else { arenas }, may_all_be_dead: may_be(99) })
         });
         let types = self.replay.types_here();
 
         let Onlookers { report, analysis, .. } = self.replay.watcher();
         let tree = self.replay.stacks().unwrap_or(&none);
-        let (census, peak) = censuses(analysis);
+        let (census, peak) = moments.censuses(analysis);
         let sample = sample(&self.outline, census.event);
         let totals = Totals::of(census, sample, analysis.explained);
         let typed = types.map(|types| Typed::of(types, census, pinning.as_ref(), &analysis.ledger, &mut sites, tree));
@@ -408,7 +429,7 @@ impl Course {
     fn still(&self, solved: Solved, asked: &Asked) -> Still {
         let Solved { why, summary, mut sites, shares, .. } = solved;
         let Onlookers { report, analysis, .. } = self.replay.watcher();
-        let (census, peak) = censuses(analysis);
+        let (census, peak) = self.moments.censuses(analysis);
         let none = Stacks::default();
         let tree = self.replay.stacks().unwrap_or(&none);
         let sure = Sure {
@@ -450,12 +471,11 @@ fn cut_off(asked: &Asked, outline: &Outline, event: u64) -> Option<String> {
     is_last.then(|| format!("The recording has no end: {why}. The last calls may be missing."))
 }
 
-/// The census of the moment, and that of the peak if it was before.
-fn censuses(analysis: &Analysis) -> (&Census, Option<&Census>) {
-    match &analysis.censuses[..] {
-        [peak, census, ..] => (census, Some(peak)),
-        [census] => (census, None),
-        [] => unreachable!("a moment was asked for"),
+impl Moments {
+    /// The census of the moment, and that of the peak if it was before.
+    fn censuses(self, analysis: &Analysis) -> (&Census, Option<&Census>) {
+        let Some(census) = analysis.census_of(self.asked) else { unreachable!("a moment was asked for") };
+        (census, self.peak.and_then(|peak| analysis.census_of(peak)))
     }
 }
 

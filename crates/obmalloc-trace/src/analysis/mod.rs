@@ -70,7 +70,8 @@ pub struct Analysis {
     /// The event after which what C and the arenas have is noted, as memory was sampled there; and how many bytes of it can be resident.
     sampled: u64,
     pub(crate) explained: Option<u64>,
-    /// When events were.
+    /// The moment from which on it is counted how old blocks become, and when events were.
+    burst: Option<u64>,
     times: Times,
     /// Interpreters with allocators of their own, whose calls are left out.
     pub(crate) others: BTreeSet<u64>,
@@ -98,6 +99,7 @@ impl Analysis {
             next: 0,
             sampled: sampled.unwrap_or(u64::MAX),
             explained: None,
+            burst: None,
             times: Times::default(),
             others: BTreeSet::new(),
         };
@@ -112,9 +114,14 @@ impl Analysis {
         self.plan();
     }
 
-    /// Tells when events were, so that it can be told how old blocks became.
-    pub(crate) fn set_times(&mut self, times: Times) {
-        self.times = times;
+    /// From this moment on, one of those of a census, it is counted how old blocks become. `times` tell when events were.
+    pub(crate) fn count_deaths(&mut self, from: u64, times: Times) {
+        (self.burst, self.times) = (Some(from), times);
+    }
+
+    /// The census of a moment that was asked for.
+    pub(crate) fn census_of(&self, moment: u64) -> Option<&Census> {
+        self.censuses.get(self.moments.binary_search(&moment).ok()?)
     }
 
     fn plan(&mut self) {
@@ -143,9 +150,9 @@ impl Analysis {
 
     fn take(&mut self, now: u64, held: &[HeldArena]) {
         let census = Census::take(now, self.geometry, &self.ledger, held, &self.lives.taken);
+        let moment = self.moments[self.censuses.len()];
         self.censuses.push(census);
-        // From the peak to the moment, it is of interest how old blocks become.
-        if self.censuses.len() < self.moments.len() && self.ledger.deaths.is_none() {
+        if self.burst == Some(moment) {
             let deaths = Deaths::new(now, held, self.geometry.arena_size as u64, std::mem::take(&mut self.times));
             self.ledger.deaths = Some(Box::new(deaths));
         }

@@ -21,14 +21,14 @@ const FEWEST: usize = 3;
 /// Few blocks that keep arenas which would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
-    /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. By their
-    /// numbers, most blocks first.
+    /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. Of these,
+    /// only those in several arenas, if they are in nine of ten of all. By their numbers, most blocks first.
     pub sites: Vec<u32>,
     /// What these sites have live there.
     pub live: Sum,
     /// Arenas that have blocks of these sites, and are not needed: indices of the census.
     pub arenas: FxHashSet<u32>,
-    /// What lay there too when most was held; most of it has died.
+    /// What lay there too when they were full; most of it has died.
     pub burst: Option<Burst>,
 }
 
@@ -51,7 +51,7 @@ impl Pinning {
     /// `None` below a quarter of held, below [`WORTH`], and where more than a quarter of the arenas that are not needed is live.
     pub fn of(
         census: &Census,
-        peak: Option<&Census>,
+        full: Option<&Census>,
         deaths: Option<&Deaths>,
         shares: &Shares,
         pinned: Pinned,
@@ -70,7 +70,13 @@ impl Pinning {
             *touched.entry(site).or_default() += 1;
         }
         let mut chosen = most(blocks);
-        chosen.extend(widespread(touched, arenas.len(), &chosen));
+        chosen.extend(widespread(&touched, arenas.len(), &chosen));
+        // What lies in an arena or two is not what keeps the others, such as what an import made in the middle of a burst.
+        let spread: Vec<u32> = chosen.iter().copied().filter(|site| touched[site] >= FEWEST).collect();
+        let is_kept = |&&arena: &&u32| shares.of_arena[arena as usize].iter().any(|(site, _)| spread.contains(site));
+        if arenas.iter().filter(is_kept).count() * 10 >= arenas.len() * 9 {
+            chosen = spread;
+        }
         let is_chosen: FxHashSet<u32> = chosen.iter().copied().collect();
         let arenas: FxHashSet<u32> = arenas
             .iter()
@@ -89,7 +95,7 @@ impl Pinning {
         if chosen.is_empty() {
             return None;
         }
-        let burst = peak.and_then(|peak| burst(census, peak, deaths, &arenas, &classes, sites, tree));
+        let burst = full.and_then(|full| burst(census, full, deaths, &arenas, &classes, sites, tree));
         let chosen = chosen.into_iter().map(|site| shares.sites[site as usize].site).collect();
         Some(Self { sites: chosen, live, arenas, burst })
     }
@@ -113,8 +119,7 @@ impl Pinning {
             }
         }
         found.sort_unstable();
-        let dead: usize = classes.values().map(|&blocks| blocks.min(MOST_DEAD)).sum();
-        let may_be_dead = dead * 2 >= found.len();
+        let may_be_dead = classes.values().map(|&blocks| blocks.min(MOST_DEAD)).sum();
         let blocks = found.into_iter().map(|(_, slot, size)| (slot, size)).collect();
         Survivors { blocks, others: others.len() as u64, may_be_dead }
     }
@@ -127,8 +132,8 @@ pub struct Survivors {
     pub blocks: Vec<(u32, usize)>,
     /// Arenas that hold something else too, and so stay.
     pub others: u64,
-    /// Whether half of them may be objects that are dead, and that CPython keeps for new ones: a recording cannot tell.
-    pub may_be_dead: bool,
+    /// How many of them may be objects that are dead, and that CPython keeps for new ones: a recording cannot tell.
+    pub may_be_dead: usize,
 }
 
 /// Those with nine of ten of all blocks, most blocks first.
@@ -146,17 +151,17 @@ pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
 }
 
 /// Those that are in a tenth of so many arenas, and in no fewer than [`FEWEST`], those in most first; without the `known` ones.
-fn widespread(touched: FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> Vec<u32> {
+fn widespread(touched: &FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> Vec<u32> {
     let is_one = |&(site, its): &(u32, usize)| its >= FEWEST && its * 10 >= arenas && !known.contains(&site);
-    let mut found: Vec<(u32, usize)> = touched.into_iter().filter(is_one).collect();
+    let mut found: Vec<(u32, usize)> = touched.iter().map(|(&site, &its)| (site, its)).filter(is_one).collect();
     found.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));
     found.into_iter().map(|(site, _)| site).collect()
 }
 
-/// What lay in `arenas` when most was held. `None` where the arenas were others then, or nothing has died.
+/// What lay in `arenas` when they were `full`. `None` where the arenas were others then, or nothing has died.
 fn burst(
     now: &Census,
-    peak: &Census,
+    full: &Census,
     deaths: Option<&Deaths>,
     arenas: &FxHashSet<u32>,
     classes: &FxHashSet<u8>,
@@ -164,7 +169,7 @@ fn burst(
     tree: &Stacks,
 ) -> Option<Burst> {
     // An arena that was given back can be taken again at its address.
-    let then: FxHashSet<(u64, u64)> = peak.arenas.iter().map(|arena| (arena.address, arena.taken)).collect();
+    let then: FxHashSet<(u64, u64)> = full.arenas.iter().map(|arena| (arena.address, arena.taken)).collect();
     let same: FxHashSet<(u64, u64)> = arenas
         .iter()
         .map(|&arena| &now.arenas[arena as usize])
@@ -182,7 +187,7 @@ fn burst(
         blocks
     };
     let mut died = |is_of_same_classes| {
-        let (then, left) = (of(peak, is_of_same_classes), of(now, is_of_same_classes));
+        let (then, left) = (of(full, is_of_same_classes), of(now, is_of_same_classes));
         let all: u64 = then.values().sum();
         let gone = |(site, its): (u32, u64)| (site, its.saturating_sub(left.get(&site).copied().unwrap_or(0)));
         let died: FxHashMap<u32, u64> = then.into_iter().map(gone).filter(|&(_, its)| its > 0).collect();
@@ -194,5 +199,5 @@ fn burst(
     burst.within = deaths.and_then(|deaths| deaths.within(&addresses, burst.is_of_same_classes.then_some(classes)));
     // A site's later blocks are in the way of what can be told of a moment and the one before; deaths that were counted are exact.
     burst.died = burst.within.map_or(burst.died, |within| within.all);
-    (burst.died > 0).then_some(burst)
+    (burst.died > 0 && !burst.sites.is_empty()).then_some(burst)
 }

@@ -85,6 +85,8 @@ pub struct Facts<'a> {
 pub struct Anew {
     pub arenas: u64,
     pub at_least: u64,
+    /// Whether all but one of a hundred of them may be dead.
+    pub may_all_be_dead: bool,
 }
 
 /// Lets all rules look.
@@ -192,7 +194,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         );
     }
     let mut saves = 0;
-    if let Some(Anew { arenas, at_least }) = facts.anew {
+    if let Some(Anew { arenas, at_least, may_all_be_dead }) = facts.anew {
         saves = facts.totals.arenas.saturating_sub(arenas) * facts.census.geometry.arena_size as u64;
         let gives =
             format!("making the survivors anew after the burst gives {} (tried on this recording)", counted(arenas, "arena"));
@@ -201,9 +203,15 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         text += &if saves == 0 {
             format!("\nWhat does not help: {gives}.")
         } else if at_least + 1 < arenas {
+            // What has a type is alive.
+            let alone = if may_all_be_dead && types.as_ref().is_some_and(Vec::is_empty) {
+                format!(" If all of them are dead, gc.collect() alone gives {}.", counted(at_least, "arena"))
+            } else {
+                String::new()
+            };
             format!(
                 "\nWhat helps: {gives}, {between}; perhaps fewer, down to {at_least}: CPython keeps some dead objects for new ones, and they look \
-                 like survivors here."
+                 like survivors here.{alone}"
             )
         } else {
             format!("\nWhat helps: {gives}, {between}: until then CPython keeps some dead objects for new ones.")
@@ -252,7 +260,7 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         let blocks = about.iter().filter_map(|site| facts.shares.index.get(site));
         let blocks = blocks.map(|&index| facts.shares.sites[index as usize].live.blocks).sum();
         let mut text = format!(
-            "What {} makes only grows: {} more from the first to the last of {} \"{}\" ({} a mark).",
+            "What comes from {} only grows: {} more from the first to the last of {} \"{}\" ({} a mark).",
             facts.named(&about, sites),
             size(gain),
             counted(growth.marks() as u64, "mark"),
@@ -442,7 +450,13 @@ fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {
 fn live(facts: &Facts<'_>) -> Finding {
     let Totals { held, live, .. } = facts.totals;
     let text = if live * 4 >= held * 3 {
-        format!("Nothing is wrong: what is held is live ({} of {}). The program needs it.", percent(live, held), size(held))
+        // A collection has yet to find which of it is garbage.
+        let unless = if live >= WORTH { ", unless it is garbage in cycles, which gc.collect() would free" } else { "" };
+        format!(
+            "Nothing is wrong: what is held is live ({} of {}). The program needs it{unless}.",
+            percent(live, held),
+            size(held)
+        )
     } else {
         format!("Nothing is wrong: packed, the same blocks would take {}, which saves little.", size(facts.totals.needed))
     };

@@ -80,10 +80,16 @@ pub fn place(frame: &Frame) -> String {
 }
 
 /// The frame of a site that people look for: the innermost one in a file of the program's own, else the innermost one of its own, else the
-/// innermost one. Code that was made at run time is of no file, as the constructor of a dataclass.
+/// innermost one outside the import system, else the innermost one. Code that was made at run time is of no file, as the constructor of a
+/// dataclass.
 pub fn chief(sites: &Sites, site: u32) -> Option<&Frame> {
-    let own = || sites.frames_of(site).filter(|frame| !is_library(&frame.file));
-    own().find(|frame| !frame.file.starts_with('<')).or_else(|| own().next()).or_else(|| sites.frames_of(site).next())
+    let all = || sites.frames_of(site);
+    let own = || all().filter(|frame| !is_library(&frame.file));
+    let of_file = || own().find(|frame| !frame.file.starts_with('<'));
+    of_file()
+        .or_else(|| own().next())
+        .or_else(|| all().find(|frame| !frame.file.starts_with("<frozen importlib")))
+        .or_else(|| all().next())
 }
 
 /// Sites in words, the lines of one function together: `load_rows (frag.py:9) and Row.__init__ (frag.py:5, 6)`. At most `most` functions.
