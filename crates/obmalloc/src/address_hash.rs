@@ -4,5 +4,5 @@ use rustc_hash::FxBuildHasher;
 
 pub(crate) type AddressMap<V> = hashbrown::HashMap<usize, V, FxBuildHasher>;
 pub(crate) type AddressSet = hashbrown::HashSet<usize, FxBuildHasher>;
-/// Of what an address leads to in a tree of 64-bit addresses.
+/// A set of keys that are made of 64-bit addresses, such as those of the arena map's nodes.
 pub(crate) type KeySet = hashbrown::HashSet<u64, FxBuildHasher>;

@@ -1,4 +1,4 @@
-//! The domains of a heap with objects: blocks, but no object's.
+//! The domains of a heap with objects: calls for all blocks except those of objects.
 
 use core::ptr::NonNull;
 
@@ -14,7 +14,7 @@ use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Corruption, PoolInfo, Stats, Trimmed, Window};
 
-/// What an [`ObjectHeap`] lets do with blocks: everything, but with the memory of objects nothing.
+/// The calls of an [`ObjectHeap`] for blocks. They refuse the memory of objects.
 #[derive(Clone, Copy)]
 pub struct Blocks<'heap>(&'heap ObjectHeap);
 
@@ -95,7 +95,7 @@ impl Blocks<'_> {
         self.0.heap.checked().owns(address)
     }
 
-    /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.
+    /// Refuses the memory of an object, or memory that a type keeps, by the address of the block or of the object.
     #[inline]
     fn refuse_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         if self.0.state().types.is_empty() { Ok(()) } else { self.refuse_known_object(domain, address) }
@@ -116,9 +116,9 @@ impl Keeper for ObjectHeap {
     }
 }
 
-/// What a heap with objects is as a heap of blocks.
+/// The calls of a heap with objects that a heap of blocks has too.
 impl ObjectHeap {
-    /// The domains: blocks, but no object's.
+    /// The calls for blocks. They refuse the memory of objects.
     #[inline(always)]
     pub fn blocks(&self) -> Blocks<'_> {
         Blocks(self)
@@ -134,33 +134,32 @@ impl ObjectHeap {
         self.heap.checked().geometry()
     }
 
-    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
+    /// As [`Heap::region`](crate::Heap::region).
     pub fn region(&self) -> (usize, usize) {
         self.heap.checked().region()
     }
 
-    /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, those that came from raw included.
+    /// As [`Heap::allocated_blocks`](crate::Heap::allocated_blocks).
     pub fn allocated_blocks(&self) -> usize {
         self.heap.checked().allocated_blocks()
     }
 
-    /// The arenas now held, in the order in which they were taken.
+    /// As [`Heap::arenas`](crate::Heap::arenas).
     pub fn arenas(&self) -> Vec<ArenaInfo> {
         self.heap.checked().arenas()
     }
 
-    /// Where the arena begins that an address lies in, if it lies in one that is held.
+    /// As [`Heap::arena_base`](crate::Heap::arena_base).
     pub fn arena_base(&self, address: usize) -> Option<usize> {
         self.heap.checked().arena_base(address)
     }
 
-    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
+    /// As [`Heap::pool`](crate::Heap::pool).
     pub fn pool(&self, address: usize) -> Option<PoolInfo> {
         self.heap.checked().pool(address)
     }
 
-    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
-    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
+    /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
     ///
     /// # Errors
     /// When the pool's free list does not hold.
@@ -168,22 +167,22 @@ impl ObjectHeap {
         self.heap.checked().used_blocks(address, used)
     }
 
-    /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
+    /// As [`Heap::stats`](crate::Heap::stats).
     pub fn stats(&self) -> Stats {
         self.heap.checked().stats()
     }
 
-    /// The memory of place number `place` of the [region](Self::region), each as large as an arena, and what is known of its blocks; none where no
-    /// arena is there. It can be read and written as long as the heap lives, also when another arena has come there. A block in it may be used
-    /// through it if it is live, the heap [is plain](Self::is_plain), and no object begins at its address or 16 or 32 bytes behind it; in a heap that
-    /// [has types](Self::has_types), a window from before it had them does not say that.
+    /// The memory of slot `place` of the [region](Self::region), each as large as an arena, and the heap's tables of its blocks; `None` if no
+    /// arena is there. The window can be read and written while the heap lives, also when another arena has come there. A block in it may be
+    /// used through it if the block is live, the heap [is plain](Self::is_plain), and no object begins at the block's address or 16 or 32 bytes
+    /// behind it. Once the heap [has types](Self::has_types), an older window does not show objects.
     pub fn window(&self, place: usize) -> Option<Window> {
         let checked = self.heap.checked();
         let (memory, headers) = checked.inner().pymalloc().window(place)?;
         let (offset, size) = (place * memory.len(), memory.len());
         let live = checked.inner().ledger().part_of_table(offset, size)?;
         let no_objects = NonNull::slice_from_raw_parts(NonNull::dangling(), 0);
-        // Before there are types the table may be replaced.
+        // The table is replaced when the first type is defined.
         let objects = if self.has_types() { self.table().part(offset, size)? } else { no_objects };
         Some(Window { memory, live, objects, headers })
     }
@@ -193,8 +192,8 @@ impl ObjectHeap {
         !self.state().types.is_empty()
     }
 
-    /// Whether a live block in the [region](Self::region) is as large as its pool's blocks, and nothing more is to be known of it: there are
-    /// neither guests nor debug hooks nor a quarantine.
+    /// Whether every live block in the [region](Self::region) is a whole block of its pool, of the pool's block size: there are no guests, no
+    /// debug hooks and no quarantine.
     pub fn is_plain(&self) -> bool {
         self.heap.checked().inner().ledger().is_plain()
     }
@@ -205,8 +204,8 @@ impl ObjectHeap {
         self.heap.checked().held()
     }
 
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet, and trimmed pools. Too few where a
-    /// caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which are not held.
+    /// The part of the bytes [held](Self::held) that has been in use: all but trimmed pools, and the ends of arenas from which no pool has been
+    /// carved. Too few if a caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which do not count as held.
     #[inline]
     pub fn touched(&self) -> usize {
         self.heap.checked().touched()
@@ -228,7 +227,7 @@ impl ObjectHeap {
     /// As [`CheckedHeap::verify_guards`](crate::CheckedHeap::verify_guards).
     ///
     /// # Errors
-    /// The first block that something wrote to where it had no business.
+    /// The first damaged block.
     pub fn verify_guards(&self) -> Result<(), Fault> {
         self.heap.checked().verify_guards()
     }
@@ -274,7 +273,7 @@ impl ObjectHeap {
     /// As [`GuestHeap::remove_nomemory`](crate::GuestHeap::remove_nomemory).
     ///
     /// # Errors
-    /// When that was given up, or there is no memory for it: some domains still have what they had.
+    /// As there.
     pub fn remove_nomemory(&self) -> Result<(), Undone> {
         self.heap.remove_nomemory()
     }
@@ -351,7 +350,7 @@ impl ObjectHeap {
         unsafe { self.heap.checked().set_arena_allocator(allocator) }
     }
 
-    /// What work that takes long asks.
+    /// What long work asks whether to stop.
     pub(crate) fn interrupt(&self) -> crate::interrupt::Interrupt {
         self.heap.checked().interrupt()
     }

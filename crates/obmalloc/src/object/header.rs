@@ -15,7 +15,7 @@ const PREV_FINALIZED: usize = 1;
 /// Below the count of references in the second of the collector's words (`_PyGC_PREV_SHIFT`).
 const PREV_SHIFT: u32 = 2;
 
-/// A word of the CPython that is modelled, which has 64 bits: an address or a count lies in its lower half where ours have 32.
+/// A 64-bit word of the modelled CPython. Where our words have 32 bits, an address or a count lies in its lower half.
 #[repr(C, align(8))]
 pub(crate) struct Slot(pub usize);
 
@@ -26,7 +26,7 @@ fn slot(object: usize, offset: isize) -> *mut Slot {
     ptr::with_exposed_provenance_mut(object.wrapping_add_signed(offset))
 }
 
-/// What is in a slot.
+/// The contents of a slot.
 #[inline(always)]
 fn word(object: usize, offset: isize) -> *mut usize {
     slot(object, offset).cast()
@@ -37,7 +37,7 @@ macro_rules! words {
         $(#[$doc])*
         ///
         /// # Safety
-        /// As the room says.
+        /// As this module requires.
         #[inline(always)]
         pub(crate) unsafe fn $get(object: usize) -> usize {
             // SAFETY: the caller's promise: an object has such a word.
@@ -73,7 +73,7 @@ words! {
 /// `wr_callback`, of a weak reference: its number, 0 when there is none.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn wr_callback(object: usize) -> u64 {
     // SAFETY: the caller's promise: an object has such a word.
@@ -93,7 +93,7 @@ pub(crate) unsafe fn set_wr_callback(object: usize, value: u64) {
 /// `ob_type`
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
     // SAFETY: invariant 1.
@@ -103,17 +103,17 @@ pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
 /// Whether an object is of a type.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn is_of(object: usize, kind: &Type) -> bool {
     // SAFETY: the caller's promise.
     unsafe { *word(object, 8) == ptr::from_ref(kind).addr() }
 }
 
-/// Where the first run of an object's references begins.
+/// The first slot of the first run of an object's references.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline(always)]
 pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const Slot {
     slot(object, kind.refs.offset as isize)
@@ -122,7 +122,7 @@ pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const Slot {
 /// Sets `ob_type`.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
     // SAFETY: the caller's promise.
@@ -132,7 +132,7 @@ pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
 /// `_PyGC_FINALIZED`, of a GC object.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 pub(crate) unsafe fn is_finalized(object: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) & PREV_FINALIZED != 0 }
@@ -141,16 +141,16 @@ pub(crate) unsafe fn is_finalized(object: usize) -> bool {
 /// `_PyGC_SET_FINALIZED`, of a GC object.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 pub(crate) unsafe fn set_finalized(object: usize) {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) |= PREV_FINALIZED };
 }
 
-/// `gc_get_refs`: what the second of the collector's words counts during a collection.
+/// `gc_get_refs`: the count in the second of the collector's words during a collection.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 pub(crate) unsafe fn gc_refs(object: usize) -> isize {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) as isize >> PREV_SHIFT }
@@ -159,7 +159,7 @@ pub(crate) unsafe fn gc_refs(object: usize) -> isize {
 /// `gc_set_refs`
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -171,7 +171,7 @@ pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
 /// Clears the collector's words of a GC object.
 ///
 /// # Safety
-/// As the room says.
+/// As this module requires.
 pub(crate) unsafe fn clear_gc_head(object: usize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -183,7 +183,7 @@ pub(crate) unsafe fn clear_gc_head(object: usize) {
 /// The head of the list of weak references to an object of a type that has one.
 ///
 /// # Safety
-/// As the room says; the offset is the type's.
+/// As this module requires; the offset is the type's.
 pub(crate) unsafe fn weaklist(object: usize, offset: isize) -> *mut usize {
     word(object, offset)
 }
@@ -191,7 +191,7 @@ pub(crate) unsafe fn weaklist(object: usize, offset: isize) -> *mut usize {
 /// How many items an object has.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline(always)]
 pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
     // SAFETY: the caller's promise: an object with items has an `ob_size`.
@@ -201,7 +201,7 @@ pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
 /// Sets every reference in a field to NULL.
 ///
 /// # Safety
-/// As the room says, of the memory of an object of the type.
+/// As this module requires, of the memory of an object of the type.
 pub(crate) unsafe fn clear_fields(kind: &Type, object: usize) {
     let clear = |run: Run| {
         let first = slot(object, run.offset as isize);
@@ -215,7 +215,7 @@ pub(crate) unsafe fn clear_fields(kind: &Type, object: usize) {
 /// Calls `visit` with every reference of an object that is not NULL: fields in order, then items.
 ///
 /// # Safety
-/// As the room says; the type is the object's. `visit` does not change the object.
+/// As this module requires; the type is the object's. `visit` does not change the object.
 #[inline(always)]
 pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
     // SAFETY: the caller's promise.
@@ -228,7 +228,7 @@ pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl 
     }
 }
 
-/// As [`each_reference`], with NULL too.
+/// As [`each_reference`], but visits every slot, also those with NULL.
 ///
 /// # Safety
 /// As for `each_reference`.
@@ -243,10 +243,10 @@ pub(crate) unsafe fn each_slot(kind: &Type, object: usize, mut visit: impl FnMut
     }
 }
 
-/// What [`each_slot`] visits after the first run.
+/// The part of [`each_slot`] after the first run.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline(never)]
 unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(usize)) {
     // SAFETY: called by `each_slot`.
@@ -267,7 +267,7 @@ unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(u
 }
 
 /// # Safety
-/// As the room says; the run is one of the object's type.
+/// As this module requires; the run is one of the object's type.
 #[inline(always)]
 unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
     let mut slot = slot(object, run.offset as isize).cast_const();
@@ -281,10 +281,10 @@ unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
     }
 }
 
-/// Where the `index`-th reference of an object is, counting fields and then items, NULL or not; nothing when there are not so many.
+/// The slot of the reference with this index, counting fields and then items; `None` if the object has fewer. The slot may hold NULL.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline]
 pub(crate) unsafe fn reference_at(kind: &Type, object: usize, index: usize) -> Option<*mut usize> {
     let first = kind.refs.count as usize;

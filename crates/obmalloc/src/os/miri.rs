@@ -1,5 +1,5 @@
-//! Miri knows neither address space that costs nothing nor pages that are given back: mappings are zeroed blocks of Rust's allocator, so Miri
-//! also tells which of them are never unmapped.
+//! Miri. It has no reserved address space, and no pages that can be given back. Mappings are zeroed blocks of Rust's allocator, so Miri also
+//! reports those that are never unmapped.
 
 use core::alloc::Layout;
 use core::ffi::c_void;
@@ -14,7 +14,7 @@ pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 pub(crate) const BLOCKS_IN_PIECES: bool = true;
 
-/// Miri aligns a block of fewer bytes to fewer. glibc aligns every block to 16, and what a guest may answer is held to that.
+/// The smallest block. Miri aligns smaller blocks to less than 16; glibc aligns every block to 16, and a guest's answer must be so aligned.
 const LEAST: usize = 16;
 
 /// # Safety
@@ -72,7 +72,7 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     unsafe { address.write_bytes(0, size) };
 }
 
-/// There is no telling what is resident.
+/// Gives a range back. Miri does not tell how much of it was resident.
 ///
 /// # Safety
 /// The range lies within one [`map`], and nothing in it is needed any more.
@@ -86,7 +86,7 @@ pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usi
     end - begin
 }
 
-/// Miri's C library does not say, so no raw block counts.
+/// 0: Miri's C library does not know the size, so raw blocks do not count as held.
 ///
 /// # Safety
 /// None is needed.

@@ -1,4 +1,4 @@
-//! What can be seen of a checked heap without changing it: sizes, owners, arenas, pools, numbers.
+//! Calls that look at a checked heap and change nothing: sizes, owners, arenas, pools, statistics.
 
 use alloc::vec::Vec;
 
@@ -20,14 +20,14 @@ impl CheckedHeap {
         *self.inner().pymalloc().geometry()
     }
 
-    /// Bytes that may be used at `address`: the block's size class, or for a raw block, and between guard bytes, what was requested.
+    /// Bytes that may be used at `address`: the block size; for a raw block, and for one with guard bytes, the size that was requested.
     ///
     /// # Errors
     /// When `address` is no live block of this heap and domain.
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         let inner = self.inner();
         inner.check(domain, address, Purpose::Use)?;
-        // A part may begin where the hooks have given the memory that it lies in.
+        // A part of a block, or a block between guard bytes: both know their own size.
         let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(domain, address));
         if let Some(size) = known {
             return Ok(size);
@@ -44,7 +44,7 @@ impl CheckedHeap {
         self.inner().ledger().owns(self.inner().pymalloc(), address)
     }
 
-    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
+    /// As [`Heap::region`](crate::Heap::region).
     pub fn region(&self) -> (usize, usize) {
         self.inner().pymalloc().region()
     }
@@ -72,18 +72,17 @@ impl CheckedHeap {
         self.inner().pymalloc().arenas()
     }
 
-    /// Where the arena begins that an address lies in, if it lies in one that is held.
+    /// As [`Heap::arena_base`](crate::Heap::arena_base).
     pub fn arena_base(&self, address: usize) -> Option<usize> {
         self.inner().pymalloc().arena_base(address)
     }
 
-    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
+    /// As [`Heap::pool`](crate::Heap::pool).
     pub fn pool(&self, address: usize) -> Option<PoolInfo> {
         self.inner().pymalloc().pool(address)
     }
 
-    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
-    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
+    /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
     ///
     /// # Errors
     /// When the pool's free list does not hold.
