@@ -3,6 +3,18 @@
 //! A [`Heap`] trusts its caller. A [`CheckedHeap`] has a *ledger* of live blocks beside it and looks every address up first. Its *account*
 //! knows which memory it got from the system.
 
+/// Methods that another value has too: each calls the method of its name of that value.
+macro_rules! delegate {
+    (|$heap:ident| $to:expr; $($(#[$doc:meta])* pub fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => { $(
+        $(#[$doc])*
+        #[allow(clippy::missing_errors_doc, reason = "the method that is called says them")]
+        pub fn $name(&self $(, $argument: $type)*) $(-> $result)? {
+            let $heap = self;
+            $to.$name($($argument),*)
+        }
+    )* };
+}
+
 mod account;
 mod checked;
 mod options;
@@ -16,6 +28,7 @@ use alloc::vec::Vec;
 
 pub use checked::CheckedHeap;
 pub(crate) use checked::{Checked, Mode, Pieces};
+pub(crate) use delegate;
 pub use options::{HeapError, HeapOptions};
 
 use crate::allocator::{Allocator, ArenaAllocator};
@@ -179,45 +192,28 @@ impl Heap {
         unsafe { (*self.domains.as_ptr()).pymalloc.set_arena_allocator(allocator) };
     }
 
-    /// The address space that the heap's own arenas lie in: its first address, and its size in bytes. Both are 0 if none could be reserved.
-    pub fn region(&self) -> (usize, usize) {
-        self.pymalloc().region()
-    }
-
-    /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, including those that came from raw.
-    #[doc(alias = "sys.getallocatedblocks")]
-    pub fn allocated_blocks(&self) -> usize {
-        self.pymalloc().allocated_blocks()
-    }
-
-    /// The arenas now held, in the order in which they were taken.
-    pub fn arenas(&self) -> Vec<ArenaInfo> {
-        self.pymalloc().arenas()
-    }
-
-    /// The address of the arena that an address lies in; `None` outside the arenas that are held.
-    pub fn arena_base(&self, address: usize) -> Option<usize> {
-        self.pymalloc().arena_base(address)
-    }
-
-    /// The pool that an address lies in; `None` outside the whole pools of the arenas that are held.
-    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
-        self.pymalloc().pool(address)
-    }
-
-    /// Writes into `used`, for each block of the pool that an address lies in, whether it is handed out. If `used` is too short, the last blocks
-    /// are left out. Returns how many blocks the pool has: 0 if it has no size class, or there is no pool.
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
-    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
-        self.pymalloc().used_blocks(address, used)
-    }
-
-    /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
-    #[doc(alias = "sys._debugmallocstats")]
-    pub fn stats(&self) -> Stats {
-        self.pymalloc().stats()
+    delegate! { |heap| heap.pymalloc();
+        /// The address space that the heap's own arenas lie in: its first address, and its size in bytes. Both are 0 if none could be
+        /// reserved.
+        pub fn region(&self) -> (usize, usize);
+        /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, including those that came from raw.
+        #[doc(alias = "sys.getallocatedblocks")]
+        pub fn allocated_blocks(&self) -> usize;
+        /// The arenas now held, in the order in which they were taken.
+        pub fn arenas(&self) -> Vec<ArenaInfo>;
+        /// The address of the arena that an address lies in; `None` outside the arenas that are held.
+        pub fn arena_base(&self, address: usize) -> Option<usize>;
+        /// The pool that an address lies in; `None` outside the whole pools of the arenas that are held.
+        pub fn pool(&self, address: usize) -> Option<PoolInfo>;
+        /// Writes into `used`, for each block of the pool that an address lies in, whether it is handed out. If `used` is too short, the
+        /// last blocks are left out. Returns how many blocks the pool has: 0 if it has no size class, or there is no pool.
+        ///
+        /// # Errors
+        /// When the pool's free list does not hold.
+        pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption>;
+        /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
+        #[doc(alias = "sys._debugmallocstats")]
+        pub fn stats(&self) -> Stats;
     }
 
     /// Gives the memory of empty pools back to the system while their arenas stay. Returns how much that was. CPython has nothing like it.

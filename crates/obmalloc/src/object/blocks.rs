@@ -9,7 +9,7 @@ use super::{ObjectHeap, object_fault, table};
 use crate::allocator::ArenaAllocator;
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, Keeper, OwnAllocators, SetError};
-use crate::heap::HeapError;
+use crate::heap::{HeapError, delegate};
 use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Corruption, PoolInfo, Stats, Trimmed, Window};
@@ -118,58 +118,80 @@ impl Keeper for ObjectHeap {
 
 /// The calls of a heap with objects that a heap of blocks has too.
 impl ObjectHeap {
+    delegate! { |heap| heap.heap.checked();
+        /// The release.
+        pub fn profile(&self) -> &Profile;
+        /// The sizes in force.
+        pub fn geometry(&self) -> Geometry;
+        /// As [`Heap::region`](crate::Heap::region).
+        pub fn region(&self) -> (usize, usize);
+        /// As [`Heap::allocated_blocks`](crate::Heap::allocated_blocks).
+        pub fn allocated_blocks(&self) -> usize;
+        /// As [`Heap::arenas`](crate::Heap::arenas).
+        pub fn arenas(&self) -> Vec<ArenaInfo>;
+        /// As [`Heap::arena_base`](crate::Heap::arena_base).
+        pub fn arena_base(&self, address: usize) -> Option<usize>;
+        /// As [`Heap::pool`](crate::Heap::pool).
+        pub fn pool(&self, address: usize) -> Option<PoolInfo>;
+        /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
+        pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption>;
+        /// As [`Heap::stats`](crate::Heap::stats).
+        pub fn stats(&self) -> Stats;
+        /// Bytes held in arenas and raw blocks.
+        #[inline]
+        pub fn held(&self) -> usize;
+        /// The part of the bytes [held](Self::held) that has been in use: all but trimmed pools, and the ends of arenas from which no pool
+        /// has been carved. Too few if a caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which do not count as
+        /// held.
+        #[inline]
+        pub fn touched(&self) -> usize;
+        /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
+        pub fn setup_debug_hooks(&self) -> Result<(), HeapError>;
+        /// Whether debug hooks have been set up.
+        pub fn has_debug_hooks(&self) -> bool;
+        /// As [`CheckedHeap::verify_guards`](crate::CheckedHeap::verify_guards).
+        pub fn verify_guards(&self) -> Result<(), Fault>;
+        /// As [`CheckedHeap::take_fault`](crate::CheckedHeap::take_fault).
+        pub fn take_fault(&self) -> Option<Fault>;
+        /// As [`CheckedHeap::take_late_fault`](crate::CheckedHeap::take_late_fault).
+        pub fn take_late_fault(&self) -> Option<Fault>;
+        /// As [`CheckedHeap::is_corrupted`](crate::CheckedHeap::is_corrupted).
+        pub fn is_corrupted(&self) -> bool;
+        /// Whether a panic of a hook or a guest has closed the heap for good.
+        pub fn is_closed(&self) -> bool;
+        /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
+        pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError>;
+        /// As [`CheckedHeap::set_refusing`](crate::CheckedHeap::set_refusing).
+        pub fn set_refusing(&self, refusing: bool);
+    }
+
+    delegate! { |heap| heap.heap;
+        /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
+        pub fn empty_quarantine(&self) -> bool;
+        /// As [`GuestHeap::trim`](crate::GuestHeap::trim). An object's memory is in use until the object has been destroyed.
+        pub fn trim(&self) -> Trimmed;
+        /// As [`GuestHeap::remove_nomemory`](crate::GuestHeap::remove_nomemory).
+        pub fn remove_nomemory(&self) -> Result<(), Undone>;
+        /// As [`GuestHeap::allocator`](crate::GuestHeap::allocator).
+        pub fn allocator(&self, domain: Domain) -> Result<AllocatorId, HeapError>;
+        /// As [`GuestHeap::add_guest`](crate::GuestHeap::add_guest).
+        pub fn add_guest(&self, guest: Rc<dyn Guest>) -> Result<AllocatorId, HeapError>;
+        /// As [`GuestHeap::set_allocator`](crate::GuestHeap::set_allocator).
+        pub fn set_allocator(&self, domain: Domain, allocator: AllocatorId) -> Result<(), SetError>;
+        /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).
+        pub fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) -> Result<(), HeapError>;
+        /// Whether there may be grants: an allocator has been taken out, or a guest put in.
+        pub fn has_guests(&self) -> bool;
+        /// Whether a call of the domains may run a guest.
+        pub fn calls_guests(&self) -> bool;
+        /// As [`GuestHeap::take_guest_fault`](crate::GuestHeap::take_guest_fault).
+        pub fn take_guest_fault(&self) -> Option<GuestFault>;
+    }
+
     /// The calls for blocks. They refuse the memory of objects.
     #[inline(always)]
     pub fn blocks(&self) -> Blocks<'_> {
         Blocks(self)
-    }
-
-    /// The release.
-    pub fn profile(&self) -> &Profile {
-        self.heap.checked().profile()
-    }
-
-    /// The sizes in force.
-    pub fn geometry(&self) -> Geometry {
-        self.heap.checked().geometry()
-    }
-
-    /// As [`Heap::region`](crate::Heap::region).
-    pub fn region(&self) -> (usize, usize) {
-        self.heap.checked().region()
-    }
-
-    /// As [`Heap::allocated_blocks`](crate::Heap::allocated_blocks).
-    pub fn allocated_blocks(&self) -> usize {
-        self.heap.checked().allocated_blocks()
-    }
-
-    /// As [`Heap::arenas`](crate::Heap::arenas).
-    pub fn arenas(&self) -> Vec<ArenaInfo> {
-        self.heap.checked().arenas()
-    }
-
-    /// As [`Heap::arena_base`](crate::Heap::arena_base).
-    pub fn arena_base(&self, address: usize) -> Option<usize> {
-        self.heap.checked().arena_base(address)
-    }
-
-    /// As [`Heap::pool`](crate::Heap::pool).
-    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
-        self.heap.checked().pool(address)
-    }
-
-    /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
-    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
-        self.heap.checked().used_blocks(address, used)
-    }
-
-    /// As [`Heap::stats`](crate::Heap::stats).
-    pub fn stats(&self) -> Stats {
-        self.heap.checked().stats()
     }
 
     /// The memory of slot `place` of the [region](Self::region), each as large as an arena, and the heap's tables of its blocks; `None` if no
@@ -198,144 +220,12 @@ impl ObjectHeap {
         self.heap.checked().inner().ledger().is_plain()
     }
 
-    /// Bytes held in arenas and raw blocks.
-    #[inline]
-    pub fn held(&self) -> usize {
-        self.heap.checked().held()
-    }
-
-    /// The part of the bytes [held](Self::held) that has been in use: all but trimmed pools, and the ends of arenas from which no pool has been
-    /// carved. Too few if a caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which do not count as held.
-    #[inline]
-    pub fn touched(&self) -> usize {
-        self.heap.checked().touched()
-    }
-
-    /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
-    ///
-    /// # Errors
-    /// When there is no memory for them: the present allocators stay.
-    pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
-        self.heap.checked().setup_debug_hooks()
-    }
-
-    /// Whether debug hooks have been set up.
-    pub fn has_debug_hooks(&self) -> bool {
-        self.heap.checked().has_debug_hooks()
-    }
-
-    /// As [`CheckedHeap::verify_guards`](crate::CheckedHeap::verify_guards).
-    ///
-    /// # Errors
-    /// The first damaged block.
-    pub fn verify_guards(&self) -> Result<(), Fault> {
-        self.heap.checked().verify_guards()
-    }
-
-    /// As [`CheckedHeap::take_fault`](crate::CheckedHeap::take_fault).
-    pub fn take_fault(&self) -> Option<Fault> {
-        self.heap.checked().take_fault()
-    }
-
-    /// As [`CheckedHeap::take_late_fault`](crate::CheckedHeap::take_late_fault).
-    pub fn take_late_fault(&self) -> Option<Fault> {
-        self.heap.checked().take_late_fault()
-    }
-
-    /// As [`CheckedHeap::is_corrupted`](crate::CheckedHeap::is_corrupted).
-    pub fn is_corrupted(&self) -> bool {
-        self.heap.checked().is_corrupted()
-    }
-
-    /// Whether a panic of a hook or a guest has closed the heap for good.
-    pub fn is_closed(&self) -> bool {
-        self.heap.checked().is_closed()
-    }
-
-    /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
-    pub fn empty_quarantine(&self) -> bool {
-        self.heap.empty_quarantine()
-    }
-
-    /// As [`GuestHeap::trim`](crate::GuestHeap::trim). An object's memory is in use until the object has been destroyed.
-    pub fn trim(&self) -> Trimmed {
-        self.heap.trim()
-    }
-
-    /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
-    ///
-    /// # Errors
-    /// When there is no memory for that.
-    pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError> {
-        self.heap.checked().set_nomemory(start, stop)
-    }
-
-    /// As [`GuestHeap::remove_nomemory`](crate::GuestHeap::remove_nomemory).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn remove_nomemory(&self) -> Result<(), Undone> {
-        self.heap.remove_nomemory()
-    }
-
-    /// As [`CheckedHeap::set_refusing`](crate::CheckedHeap::set_refusing).
-    pub fn set_refusing(&self, refusing: bool) {
-        self.heap.checked().set_refusing(refusing);
-    }
-
-    /// As [`GuestHeap::allocator`](crate::GuestHeap::allocator).
-    ///
-    /// # Errors
-    /// When there is no memory to remember it.
-    pub fn allocator(&self, domain: Domain) -> Result<AllocatorId, HeapError> {
-        self.heap.allocator(domain)
-    }
-
-    /// As [`GuestHeap::add_guest`](crate::GuestHeap::add_guest).
-    ///
-    /// # Errors
-    /// When there is no memory to remember it.
-    pub fn add_guest(&self, guest: Rc<dyn Guest>) -> Result<AllocatorId, HeapError> {
-        self.heap.add_guest(guest)
-    }
-
-    /// As [`GuestHeap::set_allocator`](crate::GuestHeap::set_allocator).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn set_allocator(&self, domain: Domain, allocator: AllocatorId) -> Result<(), SetError> {
-        self.heap.set_allocator(domain, allocator)
-    }
-
     /// As [`GuestHeap::own_allocators`](crate::GuestHeap::own_allocators). They do not give the blocks of objects back.
     ///
     /// # Errors
     /// When there is no memory for what that takes.
     pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
         self.heap.own_allocators_beside(self)
-    }
-
-    /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).
-    ///
-    /// # Errors
-    /// When there is no memory for what that takes.
-    pub fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) -> Result<(), HeapError> {
-        self.heap.set_arena_guest(guest)
-    }
-
-    /// Whether there may be grants: an allocator has been taken out, or a guest put in.
-    pub fn has_guests(&self) -> bool {
-        self.heap.has_guests()
-    }
-
-    /// Whether a call of the domains may run a guest.
-    pub fn calls_guests(&self) -> bool {
-        self.heap.calls_guests()
-    }
-
-    /// As [`GuestHeap::take_guest_fault`](crate::GuestHeap::take_guest_fault).
-    pub fn take_guest_fault(&self) -> Option<GuestFault> {
-        self.heap.take_guest_fault()
     }
 
     /// As [`CheckedHeap::set_arena_allocator`](crate::CheckedHeap::set_arena_allocator).

@@ -4,7 +4,6 @@ use alloc::vec::Vec;
 
 use super::CheckedHeap;
 use crate::domain::{Domain, Fault, FaultKind, Purpose};
-
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Corruption, Location, PoolInfo, Stats};
 
@@ -44,9 +43,19 @@ impl CheckedHeap {
         self.inner().ledger().owns(self.inner().pymalloc(), address)
     }
 
-    /// As [`Heap::region`](crate::Heap::region).
-    pub fn region(&self) -> (usize, usize) {
-        self.inner().pymalloc().region()
+    delegate! { |heap| heap.inner().pymalloc();
+        /// As [`Heap::region`](crate::Heap::region).
+        pub fn region(&self) -> (usize, usize);
+        /// As [`Heap::arenas`](crate::Heap::arenas).
+        pub fn arenas(&self) -> Vec<ArenaInfo>;
+        /// As [`Heap::arena_base`](crate::Heap::arena_base).
+        pub fn arena_base(&self, address: usize) -> Option<usize>;
+        /// As [`Heap::pool`](crate::Heap::pool).
+        pub fn pool(&self, address: usize) -> Option<PoolInfo>;
+        /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
+        pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption>;
+        /// As [`Heap::stats`](crate::Heap::stats).
+        pub fn stats(&self) -> Stats;
     }
 
     /// Bytes held in arenas and raw blocks.
@@ -65,33 +74,5 @@ impl CheckedHeap {
         let inner = self.inner();
         let kept = inner.hooks().map_or(0, |hooks| hooks.parked()) + inner.quarantine().counted();
         inner.pymalloc().allocated_blocks().saturating_sub(kept)
-    }
-
-    /// As [`Heap::arenas`](crate::Heap::arenas).
-    pub fn arenas(&self) -> Vec<ArenaInfo> {
-        self.inner().pymalloc().arenas()
-    }
-
-    /// As [`Heap::arena_base`](crate::Heap::arena_base).
-    pub fn arena_base(&self, address: usize) -> Option<usize> {
-        self.inner().pymalloc().arena_base(address)
-    }
-
-    /// As [`Heap::pool`](crate::Heap::pool).
-    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
-        self.inner().pymalloc().pool(address)
-    }
-
-    /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
-    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
-        self.inner().pymalloc().used_blocks(address, used)
-    }
-
-    /// As [`Heap::stats`](crate::Heap::stats).
-    pub fn stats(&self) -> Stats {
-        self.inner().pymalloc().stats()
     }
 }
