@@ -1,7 +1,7 @@
 //! What lies at and before an object's address: `PyObject`, `PyVarObject`, `PyGC_Head`, and the fields.
 //!
-//! Every function takes the address of an object: entered into the table, not buried, its memory initialised by
-//! [`ObjectHeap::create`](super::ObjectHeap). Invariants of such memory, which no code outside this crate can write to:
+//! Every function is unsafe: it takes the address of an object that was entered into the table, is not buried, and whose memory
+//! [`ObjectHeap::create`](super::ObjectHeap) has initialised. Invariants of such memory, which no code outside this crate can write to:
 //! 1. `ob_type` points to a type of the heap, which lives as long as the heap.
 //! 2. The object is as large as its type says for its `ob_size`, with the type's bytes before it.
 //! 3. A field or item that is a reference holds NULL or an address that was an object's when it was put there.
@@ -33,67 +33,40 @@ fn word(object: usize, offset: isize) -> *mut usize {
 }
 
 macro_rules! words {
-    ($($(#[$doc:meta])* $get:ident $set:ident $offset:literal)+) => {$(
+    ($($(#[$doc:meta])* $get:ident $set:ident: $type:ty = $offset:literal)+) => {$(
         $(#[$doc])*
-        ///
-        /// # Safety
-        /// As this module requires.
         #[inline(always)]
-        pub(crate) unsafe fn $get(object: usize) -> usize {
+        pub(crate) unsafe fn $get(object: usize) -> $type {
             // SAFETY: the caller's promise: an object has such a word.
-            unsafe { *word(object, $offset) }
+            unsafe { *word(object, $offset).cast() }
         }
         /// Sets it.
-        ///
-        /// # Safety
-        /// As above.
         #[inline(always)]
-        pub(crate) unsafe fn $set(object: usize, value: usize) {
+        pub(crate) unsafe fn $set(object: usize, value: $type) {
             // SAFETY: the caller's promise: an object has such a word.
-            unsafe { *word(object, $offset) = value };
+            unsafe { *word(object, $offset).cast() = value };
         }
     )+};
 }
 
 words! {
     /// `ob_refcnt`
-    refcnt set_refcnt 0
+    refcnt set_refcnt: usize = 0
     /// `ob_size`, of an object whose type has items.
-    size set_size 16
-    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise one more than its place in its list.
-    gc_next set_gc_next -16
+    size set_size: usize = 16
+    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise one more than its index in its list.
+    gc_next set_gc_next: usize = -16
     /// `wr_object`, of a weak reference: the referent, 0 when there is none any more.
-    wr_object set_wr_object 16
+    wr_object set_wr_object: usize = 16
     /// `wr_prev`, of a weak reference.
-    wr_prev set_wr_prev 40
+    wr_prev set_wr_prev: usize = 40
     /// `wr_next`, of a weak reference.
-    wr_next set_wr_next 48
-}
-
-/// `wr_callback`, of a weak reference: its number, 0 when there is none.
-///
-/// # Safety
-/// As this module requires.
-#[inline(always)]
-pub(crate) unsafe fn wr_callback(object: usize) -> u64 {
-    // SAFETY: the caller's promise: an object has such a word.
-    unsafe { *word(object, 24).cast() }
-}
-
-/// Sets it.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-pub(crate) unsafe fn set_wr_callback(object: usize, value: u64) {
-    // SAFETY: the caller's promise: an object has such a word.
-    unsafe { *word(object, 24).cast() = value };
+    wr_next set_wr_next: usize = 48
+    /// `wr_callback`, of a weak reference: its number, 0 when there is none.
+    wr_callback set_wr_callback: u64 = 24
 }
 
 /// `ob_type`
-///
-/// # Safety
-/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
     // SAFETY: invariant 1.
@@ -101,9 +74,6 @@ pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
 }
 
 /// Whether an object is of a type.
-///
-/// # Safety
-/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn is_of(object: usize, kind: &Type) -> bool {
     // SAFETY: the caller's promise.
@@ -120,9 +90,6 @@ pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const Slot {
 }
 
 /// Sets `ob_type`.
-///
-/// # Safety
-/// As this module requires.
 #[inline(always)]
 pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
     // SAFETY: the caller's promise.
@@ -130,36 +97,24 @@ pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
 }
 
 /// `_PyGC_FINALIZED`, of a GC object.
-///
-/// # Safety
-/// As this module requires.
 pub(crate) unsafe fn is_finalized(object: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) & PREV_FINALIZED != 0 }
 }
 
 /// `_PyGC_SET_FINALIZED`, of a GC object.
-///
-/// # Safety
-/// As this module requires.
 pub(crate) unsafe fn set_finalized(object: usize) {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) |= PREV_FINALIZED };
 }
 
 /// `gc_get_refs`: the count in the second of the collector's words during a collection.
-///
-/// # Safety
-/// As this module requires.
 pub(crate) unsafe fn gc_refs(object: usize) -> isize {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) as isize >> PREV_SHIFT }
 }
 
 /// `gc_set_refs`
-///
-/// # Safety
-/// As this module requires.
 pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -169,9 +124,6 @@ pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
 }
 
 /// Clears the collector's words of a GC object.
-///
-/// # Safety
-/// As this module requires.
 pub(crate) unsafe fn clear_gc_head(object: usize) {
     // SAFETY: the caller's promise.
     unsafe {

@@ -17,15 +17,11 @@ pub(crate) const BLOCKS_IN_PIECES: bool = true;
 /// The smallest block. Miri aligns smaller blocks to less than 16; glibc aligns every block to 16, and a guest's answer must be so aligned.
 const LEAST: usize = 16;
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn malloc(size: usize) -> *mut c_void {
     // SAFETY: takes any size.
     unsafe { libc::malloc(size.max(LEAST)) }
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     let (count, size) = if count.saturating_mul(size) < LEAST { (1, LEAST) } else { (count, size) };
     // SAFETY: takes any sizes.
@@ -52,8 +48,6 @@ pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
     map(size)
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
     true
 }
@@ -87,9 +81,6 @@ pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usi
 }
 
 /// 0: Miri's C library does not know the size, so raw blocks do not count as held.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn block_bytes(_: *mut c_void) -> usize {
     0
 }

@@ -31,9 +31,6 @@ pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
 }
 
 /// Makes a part of what was [reserved](reserve) memory; false when the system has no more.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
     true
 }

@@ -31,8 +31,6 @@ pub(crate) fn reserve(_: usize) -> Option<NonNull<u8>> {
     None
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
     false
 }
@@ -49,15 +47,9 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
 }
 
 /// Does nothing: no pages can be given back, and no caller relies on zeroes outside a region.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn decommit(_: NonNull<u8>, _: usize) {}
 
 /// Gives nothing back.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn give_back(_: usize, _: usize, _: bool) -> usize {
     0
 }
@@ -85,15 +77,11 @@ unsafe fn finish(memory: *mut u8, size: usize) -> *mut c_void {
     }
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn malloc(size: usize) -> *mut c_void {
     // SAFETY: the layout is not empty, and is that of a block.
     block(size).map_or(ptr::null_mut(), |layout| unsafe { finish(alloc(layout), size) })
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     let Some(size) = count.checked_mul(size) else { return ptr::null_mut() };
     // SAFETY: as in `malloc`.

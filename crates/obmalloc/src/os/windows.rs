@@ -49,15 +49,9 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, _: usize) {
 }
 
 /// Does nothing: no caller here relies on zeroes. Callers soon unmap the whole mapping, or use the memory again.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn decommit(_: NonNull<u8>, _: usize) {}
 
 /// Gives nothing back: pages that lose their memory could not be touched again.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn give_back(_: usize, _: usize, _: bool) -> usize {
     0
 }
