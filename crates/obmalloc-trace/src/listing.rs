@@ -113,7 +113,7 @@ pub struct Listing {
 struct Sizes(FxHashMap<u64, u64>);
 
 impl Sizes {
-    /// Looks at an event. Gives the size of the block that it frees.
+    /// Looks at an event. Returns the size of the block that it frees.
     #[inline]
     fn see(&mut self, event: &Event) -> Option<u64> {
         match *event {
@@ -154,7 +154,7 @@ impl Listing {
         }
     }
 
-    /// Looks at no more than `count` events. Gives those of them that are wanted, and whether there are more.
+    /// Looks at no more than `count` events. Returns those of them that are wanted, and whether there are more.
     ///
     /// # Errors
     /// When the trace cannot be read any further.

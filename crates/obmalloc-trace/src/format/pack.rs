@@ -146,7 +146,7 @@ impl Unpacker {
         NonNull::new(unsafe { zstd_sys::ZSTD_createDCtx() }).map(Self)
     }
 
-    /// Fills `payload` with what `stored` holds. Says `false` when that is not of this length, or not zstd's.
+    /// Fills `payload` with what `stored` holds. Returns `false` if that is not of this length, or not zstd's.
     pub fn unpack(&mut self, stored: &[u8], payload: &mut [u8]) -> bool {
         // SAFETY: the pointers and lengths are those of live slices.
         let length = unsafe {

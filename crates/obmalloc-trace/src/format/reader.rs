@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
         (self.input.at, self.input.length.max(self.input.at))
     }
 
-    /// Reads the next block. Says `false` when there is none, or only the beginning of one.
+    /// Reads the next block. Returns `false` if there is none, or only the beginning of one.
     fn next_block(&mut self) -> Result<bool, FormatError> {
         self.block = Block::default();
         let at = self.input.at;
@@ -260,7 +260,7 @@ impl<'a> Reader<'a> {
         self.block.left > 0 && self.payload.get(self.block.next).is_none_or(|tag| tag & 15 != STACK)
     }
 
-    /// Reads what stands between two events: a record, or the head of the next block. Says `false` when there is none.
+    /// Reads what stands between two events: a record, or the head of the next block. Returns `false` if there is none.
     fn between(&mut self) -> Result<bool, FormatError> {
         let Some(&tag) = self.payload.get(self.block.next) else { return self.next_block() };
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };

@@ -275,7 +275,7 @@ impl<'a> BlockWriter<'a> {
         self.note(9);
     }
 
-    /// A trim forgot the free lists of these pools, each of `1 << shift` bytes and at a multiple of that. Gives how many of them stand in the
+    /// A trim forgot the free lists of these pools, each of `1 << shift` bytes and at a multiple of that. Returns how many of them stand in the
     /// note, counted from the first: as many as the block has room for. The rest belongs in a note of the next block. Where there are none, and where the
     /// block has room for none, there is no note.
     pub fn trim(&mut self, shift: u8, pools: &[u64]) -> usize {

@@ -90,7 +90,7 @@ impl<W: Watcher> Replay<W> {
     }
 
     /// Makes blocks of arenas anew, in this order, as a program does that copies what it keeps, and then frees the old ones. Each is
-    /// given by its slot and its size. Gives how many arenas are held then; `None` when there is no memory for it. The replay can only
+    /// given by its slot and its size. Returns how many arenas are held then; `None` when there is no memory for it. The replay can only
     /// [`follow`](Self::follow) the recording after that.
     pub fn make_anew(&mut self, blocks: &[(u32, usize)]) -> Option<usize> {
         self.course.is_over = true;

@@ -180,7 +180,7 @@ impl<W: Watcher> Replay<W> {
         Ok(false)
     }
 
-    /// Replays everything. Gives the watcher, to be asked what it has seen.
+    /// Replays everything. Returns the watcher, to be asked what it has seen.
     ///
     /// # Errors
     /// When the trace cannot be read any further.
