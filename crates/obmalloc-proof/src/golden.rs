@@ -1,4 +1,4 @@
-//! What a real CPython answered, kept, so that this engine can be judged without one. Leans on `judge`, `here` and `sizes`.
+//! Recorded answers of real CPythons, so that this engine can be judged without one. Leans on `judge`, `here` and `sizes`.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Moments of a trace that people ask for, and one reading of the trace that finds them.
+//! Moments of a trace: reading them from a text, and finding them in one reading of the trace.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,7 +25,7 @@ pub enum Moment {
     Time(f64),
 }
 
-/// What is no moment.
+/// A text that is no moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NoMoment(String);
 
@@ -78,7 +78,7 @@ pub struct Sample {
     pub memory: Memory,
 }
 
-/// What happened when in a trace, without a replay.
+/// The outline of a trace, which needs no replay.
 #[derive(Clone, Debug, Default)]
 pub struct Outline {
     /// Number of events.
@@ -116,7 +116,7 @@ pub struct Found {
 pub struct Outlining<'a> {
     segments: VecDeque<Reader<'a>>,
     outline: Outline,
-    /// Whose the next calls are, and bytes of arenas that are held.
+    /// The interpreter of the next calls, and bytes of arenas that are held.
     interpreter: u64,
     held: u64,
     /// Whether the call that the last arena was taken for is still to come: it stands behind what it asks for.

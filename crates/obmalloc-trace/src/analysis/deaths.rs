@@ -1,4 +1,4 @@
-//! How old blocks became that were live when most was held, and have died since.
+//! The ages at death of blocks that were live at the peak and have been freed since.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -12,10 +12,10 @@ const BITS: u32 = 10;
 /// The steps in which ages are counted: these, times powers of ten, from a millisecond on.
 const STEPS: [f64; 10] = [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0];
 
-/// When events were, at most so much too early or too late. Empty where no time is known.
+/// When events were, each with the largest error. Empty if no time is known.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
-    /// By stretches of events: seconds that had passed for certain before its first, and before its last.
+    /// For each stretch of events, the seconds that had certainly passed before its first event, and before its last.
     stretches: Vec<(f64, f64)>,
 }
 

@@ -1,4 +1,4 @@
-//! What happens over the whole recording, in bounded detail: what is held and live, arenas that come and go, and how full they are.
+//! The whole recording over time, in bounded detail: bytes held and live, arenas taken and given back, and how full they are.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,4 +1,4 @@
-//! Which stacks only grow from mark to mark.
+//! Finds the stacks whose live bytes only grow from mark to mark.
 
 use std::collections::BTreeMap;
 

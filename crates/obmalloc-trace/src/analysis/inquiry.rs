@@ -1,5 +1,5 @@
-//! An inquiry: outline, replay, answer, in slices. The recording is read twice: once for its outline, which says when the moment is and takes no heap,
-//! and once for everything else.
+//! An inquiry: finds the answer of `why` in slices. It reads the recording twice: once for its outline, without a heap, which tells when the
+//! moment is; and once for the replay and everything else.
 
 use std::fmt;
 use std::path::PathBuf;

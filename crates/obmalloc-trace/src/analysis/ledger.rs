@@ -1,4 +1,5 @@
-//! The books: what lives in each slot of the replay, and what each stack has asked for. Their size goes by what is live, and by how many stacks there are.
+//! The books: the live block in each slot of the replay, and what each stack has asked for. Their size depends on how many blocks are live
+//! and how many stacks there are.
 
 use obmalloc::profile::Geometry;
 

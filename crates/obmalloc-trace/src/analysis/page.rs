@@ -1,4 +1,4 @@
-//! `obmalloc.report/1`: the page's data. What is bounded says how much there is.
+//! `obmalloc.report/1`: the page's data. A list that is cut says how long it was.
 
 use std::collections::BTreeMap;
 

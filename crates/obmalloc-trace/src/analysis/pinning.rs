@@ -1,4 +1,4 @@
-//! Who pins arenas, and among what.
+//! Finds the sites that pin arenas, and the blocks among which theirs were made.
 
 use std::cmp::Reverse;
 
@@ -13,12 +13,12 @@ use super::sites::Sites;
 use super::why::Pinned;
 use crate::stacks::Stacks;
 
-/// CPython keeps no more dead objects of a kind than so many, which is its bound for tuples of one length.
+/// The most dead objects of a kind that CPython keeps: its bound for tuples of one length.
 const MOST_DEAD: usize = 2_000;
 /// A site is widespread in so many arenas.
 const FEWEST: usize = 3;
 
-/// Few blocks that keep arenas which would not be needed.
+/// Few blocks that keep arenas that would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
     /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. By their

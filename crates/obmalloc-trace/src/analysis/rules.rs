@@ -1,4 +1,4 @@
-//! The rules: each looks at the facts and makes a finding, or is silent below its threshold.
+//! The rules decide what `why` says: each looks at the facts and makes a finding, or none if the facts are below its threshold.
 
 use std::cmp::Reverse;
 
@@ -20,13 +20,13 @@ use crate::replay::Report;
 use crate::stacks::Stacks;
 
 const MIB: u64 = 1 << 20;
-/// Less than that is not worth a change.
+/// Fewer bytes than this are not worth a change.
 pub const WORTH: u64 = 4 * MIB;
-/// A site grows that has gained so many bytes a mark.
+/// A site grows if it has gained this many bytes a mark.
 const GAIN: u64 = 64;
-/// So many arenas that were given back at once are many.
+/// How many arenas must have been given back at once to make a finding.
 const MANY: u64 = 100;
-/// C's `malloc` has much when it has so much.
+/// How many bytes C's `malloc` must have to make a finding.
 const LARGE: u64 = 4 * MIB;
 /// How many functions a sentence names.
 pub const NAMED: usize = 3;

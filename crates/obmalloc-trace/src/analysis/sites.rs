@@ -65,7 +65,7 @@ impl Sites {
         number
     }
 
-    /// How many there are.
+    /// How many sites there are.
     pub fn len(&self) -> usize {
         self.stacks.len()
     }

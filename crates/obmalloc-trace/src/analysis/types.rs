@@ -1,4 +1,4 @@
-//! What types the live blocks of a moment have, by site, where the recorder looked.
+//! The types of the live blocks of a moment, by site, if the recorder looked.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::types::Types;
 pub const MOST: usize = 100;
 /// And on a page.
 pub const MOST_OF_PAGE: usize = 20;
-/// What those others are called.
+/// The name of the entry for all others.
 const OTHERS: &str = "(other types)";
 
 /// The blocks of one type.
