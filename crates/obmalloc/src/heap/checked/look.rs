@@ -26,7 +26,7 @@ impl CheckedHeap {
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         let inner = self.inner();
         inner.check(domain, address, Purpose::Use)?;
-        // A part of a block, or a block between guard bytes: both know their own size.
+        // Parts first: a part may begin where a hook gave the memory that it lies in.
         let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(domain, address));
         if let Some(size) = known {
             return Ok(size);
