@@ -19,16 +19,22 @@ use crate::pymalloc::{ArenaInfo, Corruption, PoolInfo, Stats, Trimmed, Window};
 pub struct Blocks<'heap>(&'heap ObjectHeap);
 
 impl Blocks<'_> {
-    /// As [`GuestHeap::malloc`](crate::GuestHeap::malloc).
-    #[inline]
-    pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        self.0.heap.malloc(domain, size)
+    delegate! { |blocks| blocks.0.heap;
+        /// As [`GuestHeap::malloc`](crate::GuestHeap::malloc).
+        #[inline]
+        pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>>;
+        /// As [`GuestHeap::calloc`](crate::GuestHeap::calloc).
+        #[inline]
+        pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>>;
+        /// As [`GuestHeap::free_null`](crate::GuestHeap::free_null).
+        pub fn free_null(&self, domain: Domain);
+        /// Whether a guest gave the block of a domain at `address`.
+        pub fn is_guests(&self, domain: Domain, address: usize) -> bool;
     }
 
-    /// As [`GuestHeap::calloc`](crate::GuestHeap::calloc).
-    #[inline]
-    pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        self.0.heap.calloc(domain, count, size)
+    delegate! { |blocks| blocks.0.heap.checked();
+        /// Whether `address` is one of the heap's live blocks, or lies inside one. An object's block counts.
+        pub fn owns(&self, address: usize) -> bool;
     }
 
     /// As [`GuestHeap::realloc`](crate::GuestHeap::realloc).
@@ -51,11 +57,6 @@ impl Blocks<'_> {
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.refuse_object(domain, address)?;
         self.0.heap.free(domain, address)
-    }
-
-    /// As [`GuestHeap::free_null`](crate::GuestHeap::free_null).
-    pub fn free_null(&self, domain: Domain) {
-        self.0.heap.free_null(domain);
     }
 
     /// As [`CheckedHeap::usable_size`](crate::CheckedHeap::usable_size).
@@ -83,16 +84,6 @@ impl Blocks<'_> {
     pub fn check_realloc(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.refuse_object(domain, address)?;
         self.0.heap.checked().check_realloc(domain, address).map_err(|fault| self.0.heap.explain(fault))
-    }
-
-    /// Whether a guest gave the block of a domain at `address`.
-    pub fn is_guests(&self, domain: Domain, address: usize) -> bool {
-        self.0.heap.is_guests(domain, address)
-    }
-
-    /// Whether `address` is one of the heap's live blocks, or lies inside one. An object's block counts.
-    pub fn owns(&self, address: usize) -> bool {
-        self.0.heap.checked().owns(address)
     }
 
     /// Refuses the memory of an object, or memory that a type keeps, by the address of the block or of the object.
