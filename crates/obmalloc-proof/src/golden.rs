@@ -26,7 +26,7 @@ pub struct Golden {
     pub first_seed: u64,
     /// Programs that a digest is about.
     pub programs: u64,
-    /// Digests of the logs of so many programs each.
+    /// Digests of logs, each of `programs` programs.
     pub digests: Vec<String>,
     /// Whole logs, of programs of some seeds and of those that have found something.
     pub logs: BTreeMap<String, Vec<String>>,

@@ -15,7 +15,7 @@ pub struct Wanted {
     pub from: u64,
     /// `None` for all up to the end.
     pub to: Option<u64>,
-    /// Requests for so many bytes.
+    /// Requests for this many bytes.
     pub size: Option<u64>,
     /// Calls that were given this address, or gave it.
     pub address: Option<u64>,
@@ -173,7 +173,7 @@ impl Listing {
             let clock = *reader.clock();
             let number = self.event;
             self.event += 1;
-            // Frees are neither requests for so many bytes nor at a site.
+            // A free has no requested size and no site.
             let has_frees = self.wanted.size.is_none() && self.wanted.site.is_none();
             let freed = if has_frees { self.sizes.see(&event) } else { None };
             if let Event::Note(Note::Interpreter(id)) = event {

@@ -21,7 +21,7 @@ pub enum Moment {
     Mark(String, Option<usize>),
     /// The event of this number.
     Event(u64),
-    /// The last event up to so many seconds.
+    /// The last event up to this many seconds.
     Time(f64),
 }
 

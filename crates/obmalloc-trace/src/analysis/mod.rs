@@ -69,7 +69,7 @@ pub struct Analysis {
     ends: bool,
     /// The next event at which there is something to do.
     next: u64,
-    /// The event after which what C and the arenas have is noted, as memory was sampled there; and how many bytes of it can be resident.
+    /// The event at which memory was sampled: there the bytes of C's blocks and arenas that can be resident are noted; and that number.
     sampled: u64,
     pub(crate) explained: Option<u64>,
     /// When events were.
@@ -125,7 +125,7 @@ impl Analysis {
         self.next = moment.min(self.growth.next()).min(sampled);
     }
 
-    /// Something is due. A moment inside a call, where it has asked for an arena but not been answered, is that after the call.
+    /// Does what is due at this event. If the moment is inside a call that has asked for an arena, the census is taken after the call.
     #[cold]
     fn stop(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
         let now = seen.operation;
@@ -146,7 +146,7 @@ impl Analysis {
     fn take(&mut self, now: u64, held: &[HeldArena]) {
         let census = Census::take(now, self.geometry, &self.ledger, held, &self.lives.taken);
         self.censuses.push(census);
-        // From the peak to the moment, it is of interest how old blocks become.
+        // The ages of blocks matter from the peak to the moment.
         if self.censuses.len() < self.moments.len() && self.ledger.deaths.is_none() {
             let deaths = Deaths::new(now, held, self.geometry.arena_size as u64, std::mem::take(&mut self.times));
             self.ledger.deaths = Some(Box::new(deaths));

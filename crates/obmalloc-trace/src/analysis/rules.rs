@@ -48,7 +48,7 @@ pub struct Finding {
     pub sites: Vec<u32>,
     #[allow(missing_docs, reason = "said above")]
     pub burst: Vec<u32>,
-    /// Of what types the live blocks are that it is about. Absent where it is about none, or the recorder did not look.
+    /// The types of the live blocks that it is about. Absent if it is about none, or the recorder did not look.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub types: Option<Vec<TypeCount>>,
 }
@@ -87,7 +87,7 @@ pub struct Anew {
     pub at_least: u64,
 }
 
-/// Lets all rules look.
+/// Runs all rules.
 pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(pinned(facts, sites));
@@ -124,7 +124,7 @@ impl Facts<'_> {
         Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new(), types: None }
     }
 
-    /// The trace. What begins with `-` would be taken for an option.
+    /// The trace's path for a command; a path that begins with `-` gets a `./`.
     fn file(&self) -> String {
         let path = &self.asked.path;
         if path.starts_with('-') { words::quoted(&format!("./{path}")) } else { words::quoted(path) }
