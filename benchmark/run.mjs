@@ -80,7 +80,7 @@ const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1]
 async function inTurn(there, here) {
   const runs = []
   for (let round = 0; round < rounds; round++) {
-    // Who goes first alternates.
+    // The two sides take turns in going first.
     const first = round % 2 === 0 ? await there() : await here()
     const second = round % 2 === 0 ? await here() : await there()
     runs.push(round % 2 === 0 ? [first, second] : [second, first])

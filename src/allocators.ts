@@ -1,4 +1,4 @@
-/** Allocators as values: the heap's own ones, made when they are first taken out, and a script's, called by number. */
+/** Allocators as values: the heap's own, made when they are first taken out, and a script's, which the binding calls by number. */
 
 import type { Address, Allocator, DomainName, Size } from '../index.js'
 import { badArgument, isFunction } from './errors.js'
@@ -25,7 +25,7 @@ function nativeAllocator(handle: Handle, number: number): Allocator {
   })
 }
 
-/** A heap's allocators, each at its number, so that the same one is always the same object. */
+/** A heap's allocators, each at its number, so that an allocator is always the same object. */
 export class Allocators {
   readonly #handle: Handle
   readonly #natives = new NewMap<number, Allocator>()
@@ -58,7 +58,7 @@ export class Allocators {
     setScript(domain, this.#numberOf(allocator), on(this.#handle))
   }
 
-  /** The number of an allocator. It is given before the allocator is put in, which may run scripts that put in others. */
+  /** The number of an allocator. It must be known before the allocator is put in, because that may run scripts that put in others. */
   #numberOf(allocator: Allocator): number {
     const known = mapGet(this.#scriptNumbers, allocator)
     if (known !== undefined) return known
@@ -88,7 +88,7 @@ export function callAllocator(kept: Kept, script: number, verb: number, first: n
   }
 }
 
-/** Asks a script for an arena, or gives it one back; that says whether it gave something to wait for. */
+/** Asks a script for an arena, or gives it one back. Giving back returns whether the script returned a promise. */
 export function callArenas({ arenas }: Kept, size: number, address?: Address): unknown {
   return address === undefined ? settled(arenas!.alloc(size)) : isAwaited(arenas!.free(address, size))
 }

@@ -3,19 +3,19 @@
 import { UsageError } from './usage.js'
 import { ask, type Answer, type Frame, inquire, type InquiryOptions, isVerified, type Site } from './why.js'
 
-/** What may be taken at most; sizes in bytes. What is not given is not looked at. */
+/** The limits; sizes in bytes. A limit that is left out is not checked. */
 export interface Limits {
-  /** Bytes of arenas, at the peak. */
+  /** Most bytes of arenas, at the peak. */
   readonly peak?: number
-  /** Bytes of arenas, at the moment. */
+  /** Most bytes of arenas, at the moment. */
   readonly held?: number
-  /** Percent of what is held at the moment that is pinned: held, and not needed if the same blocks lay packed. */
+  /** Most percent of the bytes held at the moment that may be pinned: held, and not needed if the same blocks lay packed. */
   readonly pinned?: number
-  /** Bytes by which what is live may not grow from mark to mark, by the marks' name: so much is already too much. */
+  /** By the name of marks: growth of live bytes from mark to mark that breaks the limit. Growth of exactly this much breaks it, too. */
   readonly growth?: Readonly<Record<string, number>>
 }
 
-/** A limit, and what was measured. */
+/** A limit, and the measured value. */
 export interface Verdict {
   readonly limit: 'peak' | 'held' | 'pinned' | 'growth'
   /** Of growth: the marks' name. */
@@ -24,7 +24,7 @@ export interface Verdict {
   readonly measured: number
   readonly allowed: number
   readonly broken: boolean
-  /** Who takes most of it: a stack, innermost frame first; empty where that is not known. */
+  /** The stack that takes most of it, innermost frame first; empty if that is not known. */
   readonly stack: readonly Frame[]
 }
 
@@ -37,7 +37,7 @@ export interface Budget {
   readonly arenaSize: number
   readonly verdicts: readonly Verdict[]
   readonly broken: boolean
-  /** Whether every address that was replayed is as recorded. */
+  /** Whether every replayed address is as recorded. */
   readonly verified: boolean
 }
 
@@ -49,7 +49,7 @@ interface Growth {
   readonly growers: readonly { readonly stack: readonly Frame[]; readonly gained: number }[]
 }
 
-/** Holds a recording against limits. */
+/** Checks a recording against limits. */
 export async function budget(path: string, limits: Limits, options: InquiryOptions = {}): Promise<Budget> {
   const [mark, ...otherMarks] = Object.keys(limits.growth ?? {})
   const first = (await ask(path, { ...options, ...(mark === undefined ? {} : { mark }) })) as Answer & { growth?: Growth }
@@ -87,14 +87,14 @@ function largest(sites: readonly Site[]): readonly Frame[] {
 }
 
 /**
- * How much more was live from mark to mark, on the mean. What is set up for the first use is no leak: where there are three marks or more, the
- * first step is left out.
+ * The mean growth of live bytes from mark to mark. If there are three marks or more, the first step is left out, because setup for the first
+ * use is no leak.
  */
 function growing(name: string, growth: Growth | undefined, allowed: number): Verdict {
   const live = (growth?.live ?? []).map(([, bytes]) => bytes)
   if (live.length < 2)
     throw new UsageError(`expected two marks or more called ${JSON.stringify(name)}, but the trace has ${live.length}`)
-  // Marks to a step, which is one unless there are very many.
+  // How many marks a step spans: one, unless there are very many marks.
   const stride = (growth!.marks - 1) / (live.length - 1)
   const steps = live.length > 2 ? live.slice(1) : live
   const measured = Math.max(0, (steps.at(-1)! - steps[0]!) / ((steps.length - 1) * stride))
@@ -102,21 +102,21 @@ function growing(name: string, growth: Growth | undefined, allowed: number): Ver
   return { limit: 'growth', mark: name, measured, allowed, broken: measured > 0 && measured >= allowed, stack }
 }
 
-/** What was measured as limits, each with so many percent more, and with `room` for that much more at least. */
+/** The measured values as limits, each with `tolerance` percent added, and with `room` at least. */
 export function limitsOf({ verdicts }: Budget, tolerance: number, room: (verdict: Verdict) => number = () => 0): Limits {
   const growth: Record<string, number> = {}
   const limits: Record<string, number> = {}
   for (const verdict of verdicts) {
     const { limit, mark, measured } = verdict
     const allowed = Math.ceil(Math.max(measured * (1 + tolerance / 100), measured + room(verdict)))
-    // A growth of as much as its limit is too much.
+    // Growth that equals its limit breaks it.
     if (mark !== undefined) growth[mark] = allowed + 1
     else limits[limit] = limit === 'pinned' ? Math.min(allowed, 100) : allowed
   }
   return { ...limits, ...(Object.keys(growth).length === 0 ? {} : { growth }) }
 }
 
-/** Bytes a mark by which what is live may differ from run to run. `why` calls less than that no growth. */
+/** Live memory may differ by so many bytes a mark from run to run. `why` does not call less than that growth. */
 const NOISE_OF_GROWTH = 64
 
 /** By how much two recordings of one program may differ: by an arena. */

@@ -1,4 +1,4 @@
-/** Running a Python program under the checker, and what its reports say. */
+/** Runs a Python program under the checker, and reads the reports. */
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -26,7 +26,7 @@ export type {
   Check,
 } from '../index.js'
 
-/** Runs a program and looks. */
+/** Runs a program under the checker. */
 export async function check(
   interpreter: Pick<Interpreter, 'path'>,
   program: readonly string[],
@@ -43,7 +43,7 @@ export async function check(
     })
     let reports: ReturnType<typeof readReports> = []
     await settled(() => {
-      // Looked for first: one that ends in between has its report by then.
+      // Processes first, then reports: a process that ends in between has written its report.
       const alive = relatives(`OBMALLOC_CHECK=${report}`)
       reports = readReports(report, pid, alive)
       reports.push(...alive.filter((pid) => !reports.some(({ process }) => process.pid === pid)).map((pid) => silent(pid, null)))
@@ -57,7 +57,7 @@ export async function check(
   }
 }
 
-/** A process that has written no report yet, because it was started a moment ago; or could not. */
+/** A process that has written no report: it was started a moment ago, or could not write one. */
 function silent(pid: number, failed: string | null): { process: Process; findings: Finding[] } {
   const running = failed === null
   const process = { pid, argv: [], version: '', complete: false, running, failed, lost: [], replacedBy: null }
@@ -85,14 +85,14 @@ interface Header {
   failed: string | null
 }
 
-/** A line of a report. How often something was met is in the counter that it names. */
+/** A line of a report. It names the counter of its occurrences. */
 type Line = { finding: number; counter: number } & (
   | Omit<Finding, 'count' | 'sizes' | 'origins'>
   | { size: number }
   | { origin: Place }
 )
 
-/** What a finding is made of. */
+/** A finding while its lines are read. */
 interface Parts extends Omit<Finding, 'count'> {
   count: number
   readonly sizes: (readonly [size: number, count: number])[]
@@ -107,7 +107,7 @@ function readReport(path: string, alive: readonly number[]): { process: Process;
   const header = JSON.parse(head) as Header
   const counters = existsSync(`${path}.counts`) ? readFileSync(`${path}.counts`) : Buffer.alloc(0)
   const findings: Parts[] = []
-  // Of a process that cannot be looked at the header is all.
+  // A process that could not be checked has only a header.
   let complete = header.freeThreaded || Number(header.python.split('.')[1]) < 8
   let lost: Owner[] = ['raw', 'mem', 'obj']
   let replacedBy: string | null = null
@@ -134,7 +134,7 @@ function readReport(path: string, alive: readonly number[]): { process: Process;
   return { process, findings: Object.values(findings) }
 }
 
-/** The processes of the reports. One that went on as another program has several: then it is what it was last. */
+/** The processes of the reports. A process that went on as another program has several reports; the last one describes it. */
 function processesOf(reports: readonly { readonly process: Process }[]): Process[] {
   return grouped(reports, ({ process: { pid } }) => [pid]).map((same) => ({
     ...same.at(-1)!.process,
@@ -146,7 +146,7 @@ function processesOf(reports: readonly { readonly process: Process }[]): Process
   }))
 }
 
-/** Adds up what several processes found in the same place. */
+/** Adds up the findings of several processes at the same site. */
 function merged(findings: readonly Finding[]): Finding[] {
   const sum = (group: readonly { readonly count: number }[]) => group.reduce((all, { count }) => all + count, 0)
   const place = ({ function: name, module, offset }: Place) => [name, module, offset]

@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 /**
  * The command line. Exit codes: 0 all matched, or nothing was found; 1 `check`, `why` or `report` found something, or a limit of `budget` is
- * broken; 2 usage; 3 an unreadable trace; 4 something did not match, or could not be looked at, or not all of it recorded, and anything else. `record` and `trim` pass the program's own on, and give
- * 128 and the signal's number when a signal ended it.
+ * broken; 2 usage; 3 an unreadable trace; 4 something did not match, could not be checked, or was not recorded to its end, and any other error.
+ * `record` and `trim` pass the program's own exit code on, or 128 plus the signal's number when a signal ended it.
  */
 
 import { readFileSync } from 'node:fs'
@@ -42,14 +42,14 @@ function count(value: string): number {
 
 const MOMENTS = 'the moment: end (before finalization), peak, mark:NAME, mark:NAME#2, event:N or time:SECONDS'
 
-/** The version; where the binding is not the platform's own, which one it is and why. */
+/** The version. If the binding is not the platform's own, also which one it is and why. */
 async function versionAndBinding(): Promise<string> {
   const { load } = await import('./loading.js')
   try {
     const { fallback } = load()
     return fallback === null ? number : `${number} (WebAssembly: ${fallback})`
   } catch {
-    // What needs the binding says what is wrong with it.
+    // A command that needs the binding says what is wrong with it.
     return number
   }
 }
@@ -299,10 +299,10 @@ function fail(error: unknown, code: number): number {
   return code
 }
 
-// Node's own answer to this signal is to open its debugger's port.
+// Node would open its debugger's port on this signal.
 process.on('SIGUSR1', () => {})
 
-// The reader of the output has gone, as `head` does: end as a program does that SIGPIPE ends. Messages can go there too.
+// The reader of the output has closed it, as `head` does: end like a program that SIGPIPE ends. Messages may have the same reader.
 for (const stream of [process.stdout, process.stderr])
   stream.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code === 'EPIPE') process.exit(128 + constants.signals.SIGPIPE)

@@ -41,7 +41,7 @@ function addresses(bytes: Uint8Array<ArrayBuffer>): Address[] {
   const all: Address[] = []
   const numbers = new Doubles(bufferOf(bytes))
   const count = lengthOf(numbers)
-  // A loop of the script's own can be ended half-way, as a function of the engine's cannot.
+  // The time limit of a script can end this loop, but not a function of the engine.
   for (let index = 0; index < count; index++) append(all, numbers[index] as Address)
   return all
 }

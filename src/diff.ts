@@ -22,10 +22,10 @@ export async function diff(a: string, b: string, { by = 'site', ...options }: Di
   return { schema: 'obmalloc.diff/1', by, a: before.side, b: after.side, sites: matched(before.rows, after.rows) }
 }
 
-/** A row, and what it is known by. */
+/** A row, and its keys. */
 interface Row {
   readonly row: TopRow
-  /** With the texts of its lines; with the numbers of those that cannot be read. */
+  /** With the text of each line, or its number if the text cannot be read. */
   readonly key: string
   /** Without its lines. */
   readonly outline: string
@@ -61,7 +61,7 @@ function rowName({ name }: TopRow, names: FileNames): string {
   return names.shorten(name)
 }
 
-/** Files by what is left of their paths when the place of the interpreter's library, or of the program, is taken off. */
+/** A file's path without the folder of the interpreter's library, or of the program. */
 class FileNames {
   readonly #common: string
   readonly #names = new Map<string, string>()
@@ -98,10 +98,10 @@ function commonFolder(files: readonly string[]): string {
 
 const texts = new Map<string, { readonly changed: number; readonly lines: readonly string[] } | null>()
 
-/** Most bytes of a file that was written by hand. */
+/** The largest size of a file that is taken to be written by hand. */
 const LARGEST = 4_000_000
 
-/** The line that a frame is at, if its file can be read and is no newer than the recording. */
+/** The text of a frame's line, if its file can be read and is no newer than the recording. */
 function sourceLine({ file, line }: Frame, recorded: number): string | undefined {
   if (!texts.has(file)) texts.set(file, readSource(file))
   const text = texts.get(file)
@@ -118,7 +118,7 @@ function readSource(file: string): { changed: number; lines: string[] } | null {
   }
 }
 
-/** Pairs the rows: those of one key, then, where as many are left on both sides of one outline, those by their order. */
+/** Pairs the rows with equal keys; then, if both sides have equally many rows left of one outline, pairs those in order. */
 function matched(before: readonly Row[], after: readonly Row[]): DifferentRow[] {
   const [old, young] = [grouped(before, 'key'), grouped(after, 'key')]
   const pairs: [Row[], Row[]][] = []

@@ -25,7 +25,7 @@ import {
   tagOf,
 } from './primordials.js'
 
-/** Bytes up to which a loop of ours copies them sooner than a call does. */
+/** Up to this many bytes, a loop in JavaScript copies faster than a call. */
 const FEW = 64
 
 export class Domain implements Contract {
@@ -107,7 +107,7 @@ export class Domain implements Contract {
     const length = tagOf(bytes) === 'Uint8Array' ? lengthOf(bytes) : 0
     const at = length === 0 ? -1 : this.#memory.find(address, this.#live, length, offset)
     if (at < 0) this.#write(address, bytes, offset, on(this.#handle))
-    // Another thread may make shared memory, and with it the array, longer at any time: what is copied has the length that was looked at.
+    // Another thread may make shared memory, and so the array, longer at any time: copy only the length that was checked.
     else copyBytes(this.#memory.place.bytes, new Bytes(bufferOf(bytes as Uint8Array<ArrayBuffer>), offsetOf(bytes), length), at)
   }
 

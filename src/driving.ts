@@ -1,4 +1,4 @@
-/** Running the driver inside a CPython. */
+/** Runs the driver inside a CPython. */
 
 import { spawn } from 'node:child_process'
 import process from 'node:process'

@@ -1,4 +1,4 @@
-/** The errors, and how the binding's findings become one. */
+/** The errors, and how the binding's failures become errors. */
 
 import { inspect, types } from 'node:util'
 
@@ -23,7 +23,7 @@ import {
 
 const none = freeze({ __proto__: null }) as object
 
-/** Gives an error what is known. */
+/** Sets the known details on an error. */
 function add(error: object, name: string, value: unknown): void {
   if (value !== undefined) define(error, name, value)
 }
@@ -42,7 +42,7 @@ function nameAfter(prototype: object, value: string): void {
 function dataOf(name: string, error: Error): object {
   const data = { name, message: error.message }
   const names = keys(error)
-  // One by one, because a spread makes V8 format the stack.
+  // Copied one by one, because a spread makes V8 format the stack.
   for (let index = 0; index < names.length; index++) define(data, names[index]!, error[names[index] as keyof Error])
   return data
 }
@@ -78,10 +78,10 @@ export class MemoryFault extends Error {
   }
 }
 nameAfter(MemoryFault.prototype, 'MemoryFault')
-// The base class stays: a script's constructor in its place would run wherever the binding makes an error.
+// The base class must not change: the binding would run a script's constructor each time it makes an error.
 preventExtensions(MemoryFault)
 
-/** Whether something is an error of that class, whatever scripts make of `instanceof`. */
+/** Whether something is an error of that class, even if scripts have changed `instanceof`. */
 export function isFault(error: unknown): error is MemoryFault {
   return typeof error === 'object' && error !== null && isOwn(error)
 }
@@ -101,7 +101,7 @@ export class MemoryError extends Error {
 nameAfter(MemoryError.prototype, 'MemoryError')
 preventExtensions(MemoryError)
 
-/** Whether something can be called without `new`. Runs no code of its own. */
+/** Whether something can be called without `new`. Runs no code of a script. */
 export function isFunction(value: unknown): value is (this: unknown, ...args: unknown[]) => unknown {
   if (typeof value !== 'function') return false
   if (types.isProxy(value)) return slice(inspect(value, { showProxy: true, depth: -1, colors: false }), 0, 8) !== '<Revoked'
@@ -115,16 +115,16 @@ function isClass(source: string): boolean {
   return next === ' ' || next === '{' || next === '/' || next === '\n' || next === '\t' || next === '\r'
 }
 
-/** Bits of a number that is said digit by digit. */
+/** Bigints up to this many bits are written out in full. */
 const LONG = 256
 
-/** What came, in a few words; asks nothing of the value itself. */
+/** Describes a value in a few words, without running code of the value. */
 function describe(value: unknown): string {
   switch (typeof value) {
     case 'string':
       return value.length > 40 ? `${stringify(slice(value, 0, 40))}...` : stringify(value)
     case 'bigint':
-      // The text of one of a billion bits takes minutes.
+      // Writing out a bigint of a billion bits takes minutes.
       return asIntN(LONG, value) === value ? `${value}n` : `a BigInt of more than ${LONG} bits`
     case 'number':
       return is(value, -0) ? '-0' : text(value)

@@ -1,4 +1,4 @@
-/** The events of a trace, as they are shown: each with its time, its thread and the stack that it was made under. */
+/** Lists the events of a trace, each with its time, its thread and its stack. */
 
 import type { EventsOptions } from '../index.js'
 import { native } from './native.js'
@@ -8,7 +8,7 @@ import { UsageError } from './usage.js'
 
 export type { CallEvent, NoteEvent, EventsOptions } from '../index.js'
 
-/** Events looked at between two looks at the event loop. */
+/** Events listed between two turns of the event loop. */
 const SLICE = 20_000
 
 /** The events of a trace that are wanted, some lines of JSON at a time. */

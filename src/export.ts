@@ -14,8 +14,8 @@ export const FORMATS = ['pprof', 'speedscope', 'collapsed', 'trace-events', 'csv
 export type Format = (typeof FORMATS)[number]
 
 /**
- * What a stack's number is, in bytes: its share of the arenas that are held, what it has live (in pools, at the size class's size, and at C's
- * `malloc`), its share of the arenas at the peak, or what it has asked for up to the moment.
+ * The meaning of a stack's bytes: its share of the arenas held; its live bytes (in pools, at the block size, and at C's `malloc`); its share
+ * of the arenas at the peak; or the bytes that it has asked for up to the moment.
  */
 export const FIGURES = ['held', 'live', 'peak', 'allocated'] as const
 
@@ -166,7 +166,7 @@ function timelineOf({ timeline, why }: ReportData): Timeline {
 
 /** The Trace Event Format, which Perfetto and Chrome read: counters, and an instant for each mark. */
 function traceEvents({ columns, marks }: Timeline): string {
-  // Before the clock was first looked at, no time is known.
+  // No time is known before the clock was first read.
   const at = (seconds: number): number => (Number.isNaN(seconds) ? 0 : Math.round(seconds * 1e6))
   const process = { pid: 1, tid: 1 }
   const counters = columns.seconds.flatMap((seconds, row) => {

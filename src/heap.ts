@@ -64,7 +64,7 @@ function isObject(value: unknown): value is object {
 /** The longest array that the engine can make. */
 const longestArray = constants.MAX_LENGTH
 
-/** What is left out, wherever scripts put something under its names. */
+/** Stands for options that are left out. It has no prototype, so that a script cannot put values under their names. */
 const none = freeze({ __proto__: null }) as HeapOptions & Partial<Geometry>
 
 interface Opened {
@@ -159,7 +159,7 @@ export class Heap {
   }
 
   getArenaAllocator(): ArenaAllocator {
-    // Any call says so when the heap is closed.
+    // Any call throws if the heap is closed.
     geometry(on(this.#handle))
     return this.#arenaAllocator
   }
@@ -230,7 +230,7 @@ export class Heap {
 
   debugMallocStats(): string {
     const text = debugMallocStats(on(this.#handle))
-    // A CPython without pymalloc has nothing to say.
+    // CPython prints nothing without pymalloc.
     return this.#pymalloc ? text : ''
   }
 

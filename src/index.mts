@@ -1,4 +1,4 @@
-/** obmalloc for ES modules: the very objects of the CommonJS one, so that there is one native instance. */
+/** obmalloc for ES modules. It exports the CommonJS module's objects, so that there is one native instance. */
 
 export {
   check,

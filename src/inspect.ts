@@ -1,4 +1,4 @@
-/** What is shown of heaps and of what belongs to them: as data, and to a person. */
+/** How heaps, and the objects that belong to them, show themselves: as data, and to `util.inspect`. */
 
 import type { HeapSummary } from '../index.js'
 import { native, on, type Handle, type Made } from './native.js'
@@ -9,7 +9,7 @@ const { summary } = native
 /** Where `util.inspect` of Node.js looks. */
 export const inspected: unique symbol = Symbol.for('nodejs.util.inspect.custom') as never
 
-/** What is known of a heap, whatever has become of it. Runs nothing of a script's. */
+/** The facts about a heap, also a closed one. Runs no code of a script. */
 export function summaryOf(handle: Handle): HeapSummary {
   const { release, allocator } = handle.made
   return { release, allocator, ...(parse(summary(on(handle))) as Omit<HeapSummary, keyof Made>) }

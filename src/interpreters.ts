@@ -1,4 +1,4 @@
-/** The CPythons of this machine: where they are looked for, and which can be used. */
+/** Finds the CPythons of this machine, and which of them can be used. */
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, realpathSync, statSync } from 'node:fs'
@@ -15,7 +15,7 @@ export type { Interpreter, Unusable, Found } from '../index.js'
 /** Oldest and newest minor version of Python 3 that there is a profile for. */
 const [OLDEST, NEWEST] = [8, 15]
 
-/** Characters of a line that is passed on. */
+/** The most characters of a line that is passed on. */
 const LONGEST = 160
 
 const PROBE = `
@@ -54,7 +54,7 @@ function candidates(): string[] {
   const names = ['python3', ...Array.from({ length: NEWEST - OLDEST + 1 }, (_, index) => `python3.${OLDEST + index}`)]
   const onPath = (process.env['PATH'] ?? '')
     .split(delimiter)
-    // pyenv's shims start what is found in its own place below, or nothing.
+    // pyenv's shims only start interpreters that are found below anyway.
     .filter((folder) => folder && !folder.endsWith('/shims'))
     .flatMap((folder) => names.map((name) => join(folder, name)))
   const pyenv = join(process.env['PYENV_ROOT'] ?? join(homedir(), '.pyenv'), 'versions')
@@ -81,7 +81,7 @@ function probe(path: string): Interpreter | Unusable {
   if (run.status !== 0) {
     const said = run.stderr.trim().split('\n').at(-1) ?? ''
     const ended = `it ends with ${run.signal ?? `exit code ${run.status}`}`
-    // Another program can say all that it was given, in a line that fills the screen.
+    // Another program may print all its arguments, in a line that fills the screen.
     return { path, reason: said && said.length <= LONGEST ? `${ended}: ${said}` : ended }
   }
   let found: Probed
@@ -130,7 +130,7 @@ export function interpreterOf(python = 'python3'): Interpreter {
   throw new UsageError(unusable.map(({ path, reason }) => `${path} cannot be used: ${reason}`).join('\n'))
 }
 
-/** The same, for a command line. Throws a {@link UsageError} too where there is no program to `verb`. */
+/** The same, for a command line. Also throws a {@link UsageError} if there is no program to `verb`. */
 export function interpreterFor(program: readonly string[], verb: string, python?: string): Interpreter {
   if (program.length === 0) throw new UsageError(`expected a program to ${verb}: obmalloc ${verb} -- script.py, or -- -m module`)
   expectScript(program)

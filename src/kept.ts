@@ -1,11 +1,11 @@
-/** What a heap keeps in JavaScript: its types, its callbacks, its allocators, and by number whatever the binding puts there. */
+/** The values that a heap keeps in JavaScript: its types, its callbacks, its allocators, and, by number, those that the binding puts there. */
 
 import type { Address, ArenaAllocator, CollectorCallback, HeapOptions } from '../index.js'
 import type { Allocators } from './allocators.js'
 import type { Face } from './native.js'
 import type { Types } from './type.js'
 
-/** No script ever sees one, nor its prototype, which is the last. So what is not in it is undefined, and setting it runs no setter. */
+/** No script ever sees one. It has no prototype, so a missing value is undefined, and setting one runs no setter. */
 export class Kept {
   /** `gc.garbage` */
   readonly 0: Address[] = []

@@ -11,11 +11,11 @@ import { instantiate } from './wasm.js'
 
 export interface Loaded {
   readonly module: { bind(): Binding }
-  /** Why it is the one in WebAssembly; null when it is the platform's own. */
+  /** Why the binding is the one in WebAssembly; null if it is the platform's own. */
   readonly fallback: string | null
 }
 
-/** What the addon exports. Outside the main thread, it watches what becomes of views when the thread ends. */
+/** The addon's exports. In a worker, the addon also watches which views other threads may have when the worker ends. */
 interface Addon {
   bind(isMainThread: boolean): Binding
 }

@@ -7,7 +7,7 @@ import { hex, lengthOf } from './primordials.js'
 
 const { checkArena, checkPool, pool, poolBlocks } = native
 
-/** Bytes at the head of a pool in which no block is (`POOL_OVERHEAD`). */
+/** Bytes at the head of a pool that hold no block (`POOL_OVERHEAD`). */
 const OVERHEAD = 48
 
 const sizeOfBlocks = (sizeClass: number, { alignment }: Geometry): number => (sizeClass + 1) * alignment

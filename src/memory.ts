@@ -1,13 +1,12 @@
 /**
  * A heap's memory, used without a call: windows over its arenas, through which the domains read and write a block's bytes.
  *
- * No script ever sees a window, because it shows everything: blocks of others, objects, the links of free blocks. What a script names is an
- * address, and before its bytes are touched the same tables are asked that the heap itself asks: whether a block is live there and of that
- * domain, whether it is an object's, how large it is. Where anything is not as it has to be, or more is to be known (debug hooks, a
- * quarantine, a script's allocator, a retired block, a heap that is in use, a collection that is due), the native call is made, which finds
- * out what is wrong.
+ * No script ever sees a window, because it shows everything: other blocks, objects, the links of free blocks. A script gives an address. Before
+ * the bytes there are touched, the heap's own tables are read: whether a live block of that domain is there, whether it is an object's, and how
+ * large it is. If anything is wrong, or the tables do not tell all (debug hooks, a quarantine, a script's allocator, a retired block, a heap
+ * that is in use, a collection that is due), the native call is made, which finds out what is wrong.
  *
- * A window is used only while the gate says that the heap is open: then its memory is there, though another arena may have come to the place.
+ * A window is used only while the gate says that the heap is open: then its memory exists, though another arena may lie in it by now.
  */
 
 import type { Geometry } from '../index.js'
@@ -26,7 +25,7 @@ const OPEN_WITH_TYPES = 0x10000
 const BUSY = 1
 const NEVER = -1
 
-/** What the binding gives of a place: its memory, live blocks, objects, and the headers of pools. */
+/** The binding's arrays of a slot: its memory, and the tables of live blocks, objects and pool headers. */
 type Window = [bytes: Buffered, live: Buffered, objects: Buffered, headers: Buffered]
 type Buffered = Uint8Array<ArrayBuffer>
 
@@ -55,7 +54,7 @@ class Place {
   }
 }
 
-/** What is found where nothing can be used. */
+/** Stands for a slot that cannot be used. */
 const noPlace = new Place(NEVER, 0, [new Bytes(0), new Bytes(0), new Bytes(0), new Bytes(0)])
 const shut = new Words(1)
 shut[0] = BUSY

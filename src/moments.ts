@@ -19,7 +19,7 @@ export async function findMoment(
 ): Promise<Moment> {
   const outline = reading(() => native.openOutline(JSON.stringify(segments)))
   try {
-    // What is no moment is told before anything is read.
+    // Refuse a text that is no moment before anything is read.
     native.findMoment(outline, text)
     while (reading(() => native.stepOutline(outline, SLICE)) !== 0) {
       onProgress?.(...native.progressOutline(outline))

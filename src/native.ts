@@ -5,28 +5,28 @@ import type { Kept } from './kept.js'
 import { load } from './loading.js'
 
 declare const brand: unique symbol
-/** A heap in the binding. It is given back when nothing refers to this any more. */
+/** A heap in the binding. The heap is taken down when nothing refers to this value any more. */
 export interface External {
   readonly [brand]: never
 }
 
-/** What a heap was made with. */
+/** The settings that a heap was made with. */
 export interface Made {
   readonly release: Release
   readonly allocator: AllocatorName
 }
 
-/** A heap as all of its faces hold it. No script ever sees it. */
+/** A heap, as all its faces hold it. No script ever sees it. */
 export class Handle {
-  /** No other heap that can still be reached has it. */
+  /** The heap's number. No other reachable heap has it. */
   readonly number: number
   readonly external: External
-  /** The binding does not keep it, because it refers to the heap. */
+  /** The values that the heap keeps. The binding does not hold this object, because it refers to the heap. */
   readonly kept: Kept
   readonly made: Made
   readonly #isHandle = true
 
-  /** Whether something is one: a script can call the constructors of what it is given, with anything. */
+  /** Whether a value is a core: a script can call the constructors of the objects that it gets, with any argument. */
   static is(value: unknown): value is Handle {
     return typeof value === 'object' && value !== null && #isHandle in value && value.#isHandle
   }
@@ -73,13 +73,13 @@ export type ErrorMaker = (
 ) => Error
 
 /**
- * What the binding calls, in this order. An exception of null is V8's word for the end of an execution, so a function in which a script has
- * thrown null throws what is kept of the heap.
+ * The functions that the binding calls, in this order. To V8, an exception of null means that the execution is being terminated. So if a
+ * script has thrown null, these functions throw the heap's kept values instead.
  */
 export type Face = [
   makeError: ErrorMaker,
   makeBytes: (length: number) => Uint8Array<ArrayBuffer>,
-  /** Does nothing: that it can be called says that the execution is not being terminated. */
+  /** Does nothing. That it can be called shows that the execution is not being terminated. */
   look: () => void,
   /** What went wrong, if anything. */
   traverse: (kept: Kept, type: number, object: Address) => unknown,
@@ -87,14 +87,14 @@ export type Face = [
   weakref: (kept: Kept, callback: (ref: Address) => void, ref: Address) => void,
   collection: (kept: Kept, stopped: number, generation: number, collected: number, uncollectable: number) => void,
   text: (kept: Kept, text: string) => void,
-  /** What no call can throw. */
+  /** Reports an exception that no call can throw. */
   failure: (kept: Kept, error: unknown) => void,
   /** What was thrown where it could not be caught. */
   escaped: (kept: Kept, error: unknown) => void,
-  /** A script's allocator: its number, the number of the function, its arguments. Gives an address, or whether `free` gave something to wait for. */
+  /** Calls a script's allocator: its number, the number of the function, its arguments. Returns an address, or whether `free` returned a promise. */
   allocate: (kept: Kept, script: number, verb: number, first: number | null, second: number) => unknown,
   arenaAlloc: (kept: Kept, size: number) => unknown,
-  /** Whether it gave something to wait for. */
+  /** Returns whether the script returned a promise. */
   arenaFree: (kept: Kept, address: Address, size: number) => boolean,
 ]
 
@@ -132,16 +132,16 @@ export interface Binding {
   /** State and counts, as JSON; never throws. */
   readonly summary: (heap: Handle) => string
   readonly checkArena: (arena: unknown, heap: Handle) => void
-  /** Of the pool that an address lies in: the number of its size class or -1, its used and its free blocks. */
+  /** Of the pool that an address lies in: the index of its size class or -1, its used and its free blocks. */
   readonly pool: (address: unknown, heap: Handle) => number[] | null
   readonly checkPool: (pool: unknown, heap: Handle) => void
   /** A byte for each block: 1 where it is in use. */
   readonly poolBlocks: (pool: unknown, heap: Handle) => Uint8Array
   /** What `Memory` looks at first: a number of four bytes. */
   readonly gate: (heap: Handle) => Uint8Array
-  /** Where the places for arenas begin, and their bytes; zeros where there are none. */
+  /** The address and bytes of the region, which has the slots for arenas; zeros if there is none. */
   readonly region: (heap: Handle) => number[]
-  /** Of a place with an arena: its memory, the bits of live blocks, the bytes of objects, the pools' headers. */
+  /** Of a slot with an arena: its memory, the bits of live blocks, the bytes of objects, the pools' headers. */
   readonly window: (place: unknown, heap: Handle) => Uint8Array[] | null
   readonly trim: (heap: Handle) => Trimmed
   readonly verify: (heap: Handle) => void
@@ -150,7 +150,7 @@ export interface Binding {
   readonly removeNomemory: (heap: Handle) => void
   /** The number of the allocator that is in: of one of the heap's own from 0 up, of a script's from -1 down. */
   readonly presentAllocator: (domain: unknown, heap: Handle) => number
-  /** Whether it is one for that domain. */
+  /** Whether a number is an allocator that this domain may have. */
   readonly setNative: (domain: unknown, number: unknown, heap: Handle) => boolean
   /** The number of another allocator of a script's. */
   readonly addScript: (heap: Handle) => number
@@ -274,7 +274,7 @@ export interface Binding {
 
 export const native = load().module.bind()
 
-/** What has been chosen, where it is quicker to read. */
+/** The number of the heap that is chosen now. Reading it here is quicker than in the binding's memory. */
 class Chosen {
   number = 0
 }
@@ -290,14 +290,14 @@ export function newHandle(external: External, kept: Kept, made: Made): Handle {
 function change(heap: Handle): void {
   if (place) place[0] = heap.number
   else {
-    // Should the execution be terminated during the call, none is chosen.
+    // If the execution is terminated during the call, no heap is chosen.
     chosen.number = 0
     choose(heap.number)
   }
   chosen.number = heap.number
 }
 
-/** Lets the binding's calls be about a heap, as the last argument of each, after which no script can run before the call. */
+/** Chooses the heap of the binding's next call. Used as the last argument of each call, so that no script runs in between. */
 export function on(heap: Handle): Handle {
   if (chosen.number !== heap.number) change(heap)
   return heap

@@ -1,4 +1,4 @@
-/** Where a command's text goes: to stdout, or to a file that is not there yet. */
+/** Writes a command's text to stdout, or to a new file. */
 
 import { writeFileSync } from 'node:fs'
 import process from 'node:process'

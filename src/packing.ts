@@ -7,7 +7,7 @@ import { gzipSync } from 'node:zlib'
 
 const WIDTHS: Readonly<Record<string, number>> = { u8: 1, u16: 2, u32: 4, f64: 8 }
 
-/** A text that holds all of `data`: base64, so that it can stand in HTML. */
+/** All of `data` as base64, so that it can be put into HTML. */
 export function pack(data: object): string {
   const parts: Buffer[] = []
   let offset = 0

@@ -1,4 +1,4 @@
-/** Which platform this is, and what there is for it. */
+/** Which platform this is, and which package there is for it. */
 
 import { Buffer } from 'node:buffer'
 import { closeSync, openSync, readSync } from 'node:fs'
@@ -16,7 +16,7 @@ export const TARGETS: Readonly<Record<string, string>> = {
 
 export const PLATFORMS: readonly string[] = Object.values(TARGETS)
 
-/** The program that loads an executable of 64 bits and its libraries, as the executable names it; null where it names none. */
+/** The program that loads a 64-bit executable and its libraries, as the executable names it; null if it names none. */
 function interpreterOf(executable: string): string | null {
   const file = openSync(executable, 'r')
   try {
@@ -39,8 +39,8 @@ function interpreterOf(executable: string): string | null {
 }
 
 /**
- * The C library that a Linux's executable uses, which need not be the system's: `-musl`, or `-gnu` if it cannot be told. What names no interpreter
- * is itself one, started with a program as its argument.
+ * The C library that an executable on Linux uses, which need not be the system's: `-musl`, or `-gnu` if it cannot be told. An executable that
+ * names no loader is itself a loader, started with a program as its argument.
  */
 export function libcOf(executable: string): '-gnu' | '-musl' {
   try {
@@ -72,8 +72,7 @@ export class PlatformError extends Error {
 }
 
 /**
- * Throws unless real CPythons can be recorded, checked, trimmed and driven here: that takes what is preloaded into them, which is for Linux with
- * glibc.
+ * Throws unless real CPythons can be recorded, checked, trimmed and driven here. That needs the preloaded library, which is for Linux with glibc.
  */
 export function needLinux(): void {
   if (/^linux-.*-gnu$/.test(platform)) return

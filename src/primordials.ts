@@ -1,4 +1,4 @@
-/** What JavaScript has when this is loaded, whatever scripts make of it later; and properties that are defined, which runs no setter. */
+/** JavaScript's own functions as they are when the package is loaded, before scripts can replace them; and defining properties without setters. */
 
 type Method<This, Args extends unknown[], Result> = (this: This, ...args: Args) => Result
 
@@ -52,7 +52,7 @@ export const copyBytes = uncurried<Uint8Array, [source: Uint8Array, at: number],
 
 const { getUint8, getInt32, getUint32, getFloat64, getBigInt64, setUint8, setInt32, setUint32, setFloat64, setBigInt64 } =
   DataView.prototype
-// V8 makes this as quick as a call of the method; what `uncurried` gives takes ten times as long.
+// V8 makes this as quick as a call of the method; the result of `uncurried` takes ten times as long.
 export const getU8 = (view: DataView, at: number): number => apply(getUint8, view, [at])
 export const getI32 = (view: DataView, at: number): number => apply(getInt32, view, [at, true])
 export const getU32 = (view: DataView, at: number): number => apply(getUint32, view, [at, true])

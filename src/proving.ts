@@ -1,4 +1,4 @@
-/** Random programs for the collector, run in a real CPython and here: the logs are equal, line by line, or they are not. */
+/** Runs random programs for the collector in a real CPython and here, and compares the logs line by line. */
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -8,13 +8,13 @@ import type { Interpreter } from './interpreters.js'
 import { native } from './native.js'
 import { golden } from './tools.js'
 
-/** What came of running programs on both sides. */
+/** The result of running programs on both sides. */
 export interface Proof {
   /** Programs whose logs were equal. */
   readonly programs: number
   /** Lines in these logs. */
   readonly events: number
-  /** The first program that went another way, shrunk, with both logs; or what else was not equal. */
+  /** The first program with different logs, shrunk, with both logs; or another difference. */
   readonly divergence: string | null
 }
 

@@ -1,4 +1,4 @@
-/** Running a Python program under the recorder, which is also the checker. */
+/** Runs a Python program under the recorder, which is also the checker. */
 
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -18,7 +18,7 @@ import { UsageError } from './usage.js'
 export type { Recording } from '../index.js'
 
 export interface RecordOptions {
-  /** What Python is to be run with: a script and its arguments, or `-m module`, or `-c code`. */
+  /** Python's arguments: a script and its arguments, or `-m module`, or `-c code`. */
   readonly program: readonly string[]
   /** Where the trace goes. */
   readonly trace: string
@@ -32,7 +32,7 @@ export interface RecordOptions {
   readonly types?: boolean
   /** Replaces a file there that is no trace; a trace, or an empty file, is replaced anyway. */
   readonly force?: boolean
-  /** What is not used is given back meanwhile: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
+  /** Trims the program meanwhile: the words of `OBMALLOC_TRIM`, such as `asked` or `every=30s,above=16M,idle,log`. */
   readonly trim?: string
   /** Ends the program, by SIGTERM. */
   readonly signal?: AbortSignalLike
@@ -69,7 +69,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     let traces: Traced[] = []
     let running: number[] = []
     await settled(() => {
-      // Looked for first: one that ends in between has its trace's end by then.
+      // Processes first, then traces: a process that ends in between has written its trace's end.
       const alive = relatives(`OBMALLOC_TRACE_RUN=${identity}`)
       traces = tracesOf(path, identity)
       const open = traces.filter(({ ended, failed }) => !ended && failed === null).map(({ header }) => header.pid)
@@ -79,7 +79,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     const own = traces.find(({ header }) => header.pid === pid)
     const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
     const gaps = recorded.flatMap((traced) => gapsOf(traced, traced === own, running, ended))
-    // A trace without even a whole head is no recording.
+    // A trace without a whole header is no recording.
     for (const file of children(path).filter((name) => isEmptySince(name, begin)))
       gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
     for (const { pid: number, reason } of unsaid.read())
@@ -113,7 +113,7 @@ function expectTrimWords(text: string): void {
     throw new UsageError(`expected every=30s, above=16M, idle, asked or log with commas between, but got ${text}`)
 }
 
-/** Looks whether a trace can be made at `path`. */
+/** Checks whether a trace can be made at `path`. */
 function tryPlace(path: string, force = false): void {
   try {
     const before = lstatSync(path, { throwIfNoEntry: false })
@@ -123,7 +123,7 @@ function tryPlace(path: string, force = false): void {
   } catch (cause) {
     throw new PlaceError(`cannot write ${path}: ${(cause as Error).message}`, { cause })
   }
-  // A trace is made to be made again; what else is there was not made by this command.
+  // A trace can be recorded again. Any other file was not made by this command, and is kept.
   if (!force && !isTraceOrEmpty(path)) throw new UsageError(`${path} is there already, and is no trace; --force replaces it`)
 }
 
@@ -139,13 +139,13 @@ function tracesOf(path: string, identity: string): Traced[] {
       const found = survey(file)
       return found.header.run === identity ? [{ path: file, ...found }] : []
     } catch {
-      // It is not there, or not a trace: none of this run's.
+      // The file does not exist or is no trace, so it is not one of this run's.
       return []
     }
   })
 }
 
-/** Whether all is known of the process: a trace of it has its end. */
+/** Whether the process was recorded to its end: one of its traces has an end. */
 function isDone(pid: number, traces: readonly Traced[]): boolean {
   const last = traces.findLast(({ header }) => header.pid === pid)
   return last !== undefined && ((last.ended && !last.executed) || last.failed !== null)
@@ -177,7 +177,7 @@ function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ende
   if (failed !== null) gaps.push({ text: `cannot write ${traced.path}: ${failed}; nothing more was recorded`, isLoss: true })
   else if (!traced.ended) {
     if (running.includes(header.pid)) gaps.push({ text: `process ${header.pid} still runs: its trace goes on`, isLoss: true })
-    // Programs end the processes that they started as they like.
+    // A program may end the processes that it started.
     else if (!isOwn)
       gaps.push({ text: `process ${header.pid} did not end in an orderly way: it is recorded until then`, isLoss: false })
     else if (typeof ended === 'number') gaps.push({ text: 'the trace has no end: the last calls are missing', isLoss: true })
@@ -194,11 +194,11 @@ export async function run(
   variables: Record<string, string>,
 ): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
   const env: NodeJS.ProcessEnv = { ...process.env }
-  // What an outer recorder or checker may have left.
+  // Variables that an outer recorder or checker may have set.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
   for (const rest of ['STACKS', 'EVERY', 'UNSAID', 'TRIM', 'TRIM_REPORT']) delete env[`OBMALLOC_${rest}`]
   signal?.throwIfAborted()
-  // The program does not outlive us, however we end.
+  // The program ends when this command ends, also when this command is killed.
   const owner = { OBMALLOC_OWNER: String(process.pid) }
   Object.assign(env, variables, owner, { LD_PRELOAD: [...libraries, process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
   const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
@@ -222,7 +222,7 @@ export async function settled(look: () => boolean): Promise<void> {
   const stop = (): void => told.abort()
   for (const signal of ENDING) process.on(signal, stop)
   try {
-    // What helps a program, and ends with it, ends a moment later.
+    // A program's helper processes end a moment after it.
     const begin = performance.now()
     while (look() && performance.now() - begin <= PATIENCE && !told.signal.aborted) {
       await setTimeout(20, undefined, { signal: told.signal }).catch(stop)
@@ -232,7 +232,7 @@ export async function settled(look: () => boolean): Promise<void> {
   }
 }
 
-/** The CPythons that run with `assignment` in their environment. One that was forked a moment ago has written nothing yet, but is here. */
+/** The CPythons that run with `assignment` in their environment, also one that was forked a moment ago and has written nothing yet. */
 export function relatives(assignment: string): number[] {
   return readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))

@@ -10,7 +10,7 @@ export type { Mismatch, ReplayReport as Report } from '../index.js'
 /** Events replayed between two looks at the clock and the terminal. */
 const SLICE = 200_000
 
-/** A call of the binding's; it fails only for unreadable traces and for a lack of memory. */
+/** Makes a call of the binding. It fails only for an unreadable trace or a lack of memory. */
 export function reading<Result>(call: () => Result): Result {
   try {
     return call()

@@ -96,7 +96,7 @@ export interface ReportData {
     /** Each pool's size class; 255 a free pool, 254 a place that alignment takes. */
     readonly class: Column
     readonly fill: Column
-    /** Who has most blocks there; 65535 none or another. */
+    /** The site with most blocks there; 65535 for none or another. */
     readonly site: Column
     /** Of its youngest block, by events: 0 the recording's beginning, 255 its end. */
     readonly born: Column

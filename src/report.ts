@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { pack } from './packing.js'
 import type { Column, ReportData } from './report-data.js'
 
-/** Most bytes of a page, whatever it is of. */
+/** The most bytes of a page. */
 export const MOST_BYTES = 8_000_000
 
 /** Longest line of source that is shown. */
@@ -42,7 +42,7 @@ export function sourceLines(frames: readonly { readonly file: string; readonly l
       }
       text = readFileSync(file, 'utf8').split('\n')
     } catch {
-      // The recording may be of another machine, or the file gone.
+      // The recording may be from another machine, or the file may be gone.
       continue
     }
     const some = [...lines].flatMap((line) => {

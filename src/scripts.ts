@@ -1,4 +1,4 @@
-/** A heap's callbacks: what the binding calls, and what becomes of what they throw. */
+/** Calls a heap's callbacks for the binding, and handles the exceptions that they throw. */
 
 import process from 'node:process'
 import { inspect } from 'node:util'
@@ -41,7 +41,7 @@ function warn(error: unknown, context: UnraisableContext): void {
   process.emitWarning(`${describe(context)}: ${text}`, { type: 'UnraisableException', detail })
 }
 
-/** What no call can throw. */
+/** Reports an exception that no call can throw. */
 function tell({ onUnraisable }: Kept, error: unknown, context: UnraisableContext): void {
   if (!onUnraisable) {
     warn(error, context)
@@ -55,7 +55,7 @@ function tell({ onUnraisable }: Kept, error: unknown, context: UnraisableContext
   }
 }
 
-/** Makes sure that what escapes is never null, V8's word for the end of an execution. */
+/** Makes sure that no exception that escapes is null: to V8, null means that the execution is being terminated. */
 function guarded<Callback extends (kept: Kept, ...args: never[]) => unknown>(callback: Callback): Callback {
   const guard = (kept: Kept, first: never, second: never, third: never, fourth: never): unknown => {
     try {
@@ -78,7 +78,7 @@ function traverse(kept: Kept, number: number, object: Address): unknown {
     try {
       types.visit(referent)
     } catch (error) {
-      // Also where the script catches it: a collection must not go on with half an answer.
+      // Also if the script catches it: a collection must not go on with half an answer.
       failure ??= isFault(error) ? error : threw(error)
       throw error
     }
@@ -129,7 +129,7 @@ function isResultError(error: unknown): boolean {
   return isFault(error) && error.code === 'ERR_CALLBACK_RESULT'
 }
 
-/** What the binding calls. It does not keep these functions, so each heap does. */
+/** The functions that the binding calls. The binding does not keep them, so each heap does. */
 export const face: Face = [
   makeError,
   (length) => new Bytes(length),

@@ -1,4 +1,4 @@
-/** Signals that are sent to us while a program runs for us: the program gets them, and ends or goes on as it would by itself. */
+/** Passes signals that are sent to this command on to the program that it runs. The program ends or goes on as it would by itself. */
 
 import type { ChildProcess } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -6,10 +6,10 @@ import { constants } from 'node:os'
 import process from 'node:process'
 import { setTimeout } from 'node:timers/promises'
 
-/** What a user, or the process that started us, ends a program with. */
+/** The signals with which a user, or the process that started us, ends a program. */
 export const ENDING: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
 
-/** What is passed on: every signal that can be caught and that tells a program something. */
+/** The signals that are passed on: all that can be caught and mean something to a program. */
 const PASSED_ON: readonly NodeJS.Signals[] = [
   ...ENDING,
   'SIGQUIT',
@@ -23,13 +23,13 @@ const PASSED_ON: readonly NodeJS.Signals[] = [
   'SIGCONT',
 ]
 
-/** What a terminal sends to all processes in its foreground at once. */
+/** The signals that a terminal sends to all processes in its foreground at once. */
 const FROM_TERMINAL: readonly NodeJS.Signals[] = ['SIGINT', 'SIGQUIT', 'SIGTSTP']
 
 /** How long a program may take to stop when it is told to, in looks of 10 milliseconds. */
 const LOOKS = 100
 
-/** Passes signals on to `child` while `work` goes on. Gives what comes of the work, and the last signal that tells us to end. */
+/** Passes signals on to `child` until `work` is done. Returns the result of the work, and the last signal that asks us to end. */
 export async function passingOn<Result>(
   child: ChildProcess,
   work: Promise<Result>,
@@ -56,8 +56,8 @@ export async function passingOn<Result>(
 }
 
 /**
- * Whether npm, that started us, is still there. `npx` starts us with a shell in between, which passes no signal on: all that comes here of
- * one that ends `npx` is that the shell or npm is gone. Others may leave us behind, as a shell does that starts us with `nohup`.
+ * Whether the npm that started us is still there. `npx` starts us through a shell, which passes no signal on: if a signal ends `npx`, we only
+ * see that the shell or npm is gone. Other parents may leave us behind on purpose, such as a shell that starts us with `nohup`.
  */
 function starter(): () => boolean {
   const chain = (): [shell: number | undefined, npm: number | undefined] => {

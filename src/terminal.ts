@@ -1,4 +1,4 @@
-/** What a person sees: progress for what takes a while, tables, a little colour where it is wanted. */
+/** Output for people: progress of long work, tables, a little colour if it is wanted. */
 
 import process from 'node:process'
 
@@ -11,8 +11,8 @@ export function paint(style: 'bold' | 'green' | 'red', text: string, stream: Nod
 }
 
 /**
- * A line on stderr that says what is being done. On a terminal it is rewritten in place, and only after a second; it comes by itself, while
- * whatever is waited for has nothing new to say.
+ * A line on stderr that says what is being done. On a terminal it is rewritten in place, and appears only after a second. A timer shows it,
+ * also while the work reports nothing new.
  */
 export class Progress {
   readonly #stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>
@@ -45,7 +45,7 @@ export class Progress {
   }
 }
 
-/** A text that stays in its line, and does nothing to a terminal: a file can be called anything. */
+/** A text without line breaks and control characters: a file can have any name. */
 export function printable(text: string): string {
   return text.replaceAll(/\p{Cc}/gu, '?')
 }
@@ -71,7 +71,7 @@ export function counted(count: number, one: string, plural = 's'): string {
   return `${grouped(count)} ${one}${count === 1 ? '' : plural}`
 }
 
-/** That what was said of a trace is of a replay that went otherwise than recorded. */
+/** Writes that the figures are from a replay that differed from the recording. */
 export function sayUnverified(path: string): void {
   say(`${path} was not verified: its addresses differ from those of a replay (${commandOn('replay', path)})`)
 }

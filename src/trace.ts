@@ -7,7 +7,7 @@ import type { TraceHeader } from '../index.js'
 
 export type { TraceHeader } from '../index.js'
 
-/** What a trace says of itself, without a replay. */
+/** What a trace tells without a replay. */
 export interface Survey {
   readonly header: TraceHeader
   readonly events: number
@@ -18,7 +18,7 @@ export interface Survey {
   /** Domains that the recorder lost sight of: bit 0 raw, bit 1 mem, bit 2 obj. */
   readonly hooksLost: number
   readonly failed: string | null
-  /** What else the recorder has to say. */
+  /** Further messages from the recorder. */
   readonly remarks: readonly string[]
 }
 
@@ -115,7 +115,7 @@ function read(file: number, at: number, length: number): Buffer {
   return bytes.subarray(0, readSync(file, bytes, 0, length, at))
 }
 
-/** What has to be replayed for a trace: its ancestors up to each fork, then itself. */
+/** The traces that must be replayed for a trace: its ancestors, each up to the fork, then the trace itself. */
 export function segments(path: string): Segment[] {
   const { parent } = readHeader(path)
   if (!parent) return [{ path }]

@@ -19,12 +19,12 @@ const MOST_EVENTS = 20_000_000
 /** Events up to which they are made again for a page: they take a file of eight bytes each. */
 const MOST_EVENTS_OF_PAGE = 250_000_000
 
-/** A setting helps when it leaves at most this part of what was held. */
+/** A setting helps if it needs at most this part of the bytes held. */
 const HELPS = 0.75
 
 type OnProgress = NonNullable<WhatIfOptions['onProgress']>
 
-/** Whether `why` tries others: where the answer says what would help, and in the time that one waits for an answer. */
+/** Whether `why` tries other settings: only if the answer asks for help, and the recording is short enough. */
 export function isWorthTrying({ at, findings }: Why): boolean {
   return at.event <= MOST_EVENTS && findings.some(({ rule }) => rule === 'pinned')
 }
@@ -59,7 +59,7 @@ function present(): AllocatorName[] {
   return (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
 }
 
-/** What came of the trials, for an answer that says that little is alive in what is held; no line otherwise. */
+/** The results of the trials, for an answer that says that few blocks keep much memory; otherwise no line. */
 export function triedInWords(why: Why, rows: readonly WhatIfRow[]): string[] {
   if (!why.findings.some(({ rule }) => rule === 'pinned')) return []
   const recorded = rows[0]!.held

@@ -1,4 +1,4 @@
-/** Running a Python program that gives back what it does not use, and what its processes report of that. */
+/** Runs a Python program with the trimmer, and reads the reports of its processes. */
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -12,13 +12,13 @@ import { UsageError } from './usage.js'
 
 /** When memory is given back. */
 export interface TrimWords {
-  /** At least so long between two trims: `500ms`, `30s`, `2m`. */
+  /** The shortest time between two trims: `500ms`, `30s`, `2m`. */
   readonly every?: string
-  /** Only when there is so much to give back: `16M`. */
+  /** The fewest bytes to give back that are worth a trim: `16M`. */
   readonly above?: string
   /** As soon as the program sleeps. */
   readonly idle?: boolean
-  /** Only where the program asks for it, by `sys.audit("obmalloc.trim")`. */
+  /** Only when the program asks for it, with `sys.audit("obmalloc.trim")`. */
   readonly asked?: boolean
   /** A line on stderr for each trim, and one for the end of each process. */
   readonly log?: boolean
@@ -52,14 +52,14 @@ export interface TrimmedProcess {
   readonly off: string | null
 }
 
-/** The value of `OBMALLOC_TRIM` for these words. Throws a {@link UsageError} for one that is none. */
+/** The value of `OBMALLOC_TRIM` for these words. Throws a {@link UsageError} for a wrong word. */
 export function trimVariable({ every = '30s', above = '16M', idle, asked, log }: TrimWords): string {
   if (!/^\d+(ms|s|m)?$/.test(every)) throw new UsageError(`expected a time like 500ms, 30s or 2m, but got ${every}`)
   const flags = Object.entries({ idle, asked, log }).filter(([, wanted]) => wanted)
   return [`every=${every}`, `above=${sizeOf(above)}`, ...flags.map(([name]) => name)].join(',')
 }
 
-/** Runs a program and has it trimmed. Gives how it ended, and what its processes gave back, the first one's first. */
+/** Runs a program with the trimmer. Returns how it ended, and what each process gave back, the first process first. */
 export async function runTrimmed(
   interpreter: Pick<Interpreter, 'path'>,
   { program, stdout, words, signal }: Pick<RecordOptions, 'program' | 'stdout' | 'signal'> & { readonly words: TrimWords },
@@ -81,7 +81,7 @@ export async function runTrimmed(
   }
 }
 
-/** The last line of each program in each process: every line has all that came before it. */
+/** The last line of each program in each process. A line includes all that came before it. */
 function processesOf(text: string): TrimmedProcess[] {
   const last = new Map<string, TrimmedProcess>()
   // A process that was killed can leave half a line.

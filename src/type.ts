@@ -1,4 +1,4 @@
-/** The faces of types, and what a spec is made of. */
+/** The faces of types, and reading a type's spec. */
 
 import type { Address, FieldKind, ObjectType as Contract, Size, TypeSpec, TypeSummary } from '../index.js'
 import { badArgument } from './errors.js'
@@ -64,7 +64,7 @@ interface Reading {
   readonly freeList: unknown
 }
 
-/** Looks a spec through before the heap is touched; what it says is read once. */
+/** Checks a spec before the heap is touched, and reads each of its properties once. */
 function read(spec: TypeSpec): Reading {
   if (typeof spec !== 'object' || spec === null) throw badArgument('ERR_INVALID_ARG_TYPE', 'spec', 'an object', spec)
   const { name, fields = none, items, freeList = 0 } = spec
@@ -99,7 +99,7 @@ function read(spec: TypeSpec): Reading {
   return { name, fields: names, kinds: letters, items: itemKind, flags: chosen, hooks: functions, freeList }
 }
 
-/** What a type is made of. */
+/** The parts of a type's spec, as the binding takes them. */
 interface Made {
   readonly key: typeof key
   readonly handle: Handle
@@ -195,7 +195,7 @@ interface Entry {
   readonly spec?: TypeSpec
   /** Names of the fields that hold objects. */
   readonly references: readonly string[]
-  /** Whether items do. */
+  /** Whether its items hold objects. */
   readonly items: boolean
 }
 

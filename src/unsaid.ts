@@ -1,4 +1,4 @@
-/** What processes have to say that cannot make the file in which they would: lines in a file that they all can write to. */
+/** Messages of processes that cannot make their own file: lines in one file that all of them can write to. */
 
 import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
@@ -15,16 +15,16 @@ export interface Unsaid {
 /** Makes the file, for one run. */
 export class UnsaidFile {
   readonly #path = join(tmpdir(), `obmalloc-unsaid-${randomBytes(8).toString('hex')}`)
-  /** What the processes need in their environment. */
+  /** The variable that the processes need in their environment. */
   readonly variables = { OBMALLOC_UNSAID: this.#path }
 
   constructor() {
     writeFileSync(this.#path, '', { flag: 'wx' })
-    // A process can have other rights by then than the one that started it.
+    // A process may have other rights by then than the one that started it.
     chmodSync(this.#path, 0o622)
   }
 
-  /** What has been said so far. */
+  /** The messages so far. */
   read(): Unsaid[] {
     const lines = readFileSync(this.#path, 'utf8').split('\n').slice(0, -1)
     return lines.flatMap((line) => {

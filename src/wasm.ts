@@ -1,4 +1,4 @@
-/** The binding in WebAssembly. It gives the same functions as the native one, but for those that read traces. Nothing here needs Node.js. */
+/** The binding in WebAssembly. It has the functions of the native one, except those that read traces. Nothing here needs Node.js. */
 
 import { MemoryFault } from './errors.js'
 import type { Binding } from './native.js'
@@ -7,7 +7,7 @@ import { apply, bufferOf, Bytes, offsetOf } from './primordials.js'
 /** Functions by module and name. */
 type Imports = Record<string, Record<string, unknown>>
 
-/** What is used of emnapi, which is Node-API in JavaScript. */
+/** The parts of emnapi (Node-API in JavaScript) that are used. */
 export interface Emnapi {
   createContext(): {
     readonly handleStore: { get(handle: number): { readonly value: unknown } | undefined }
@@ -22,10 +22,10 @@ export interface Emnapi {
 /** The functions that open something to do with traces. */
 const OF_TRACES = ['openReplay', 'openEvents', 'openOutline', 'openTrials', 'openInquiry', 'checkGolden'] as const
 
-/** Calls inside one another that take about as much stack as most calls of the module. */
+/** How many nested JavaScript calls take about as much stack as most calls of the module. */
 const FRAMES = 64
 
-/** Throws where there is less stack left than that. */
+/** Throws if there is less stack left than that. */
 function checkStack(frames: number): number {
   return frames === 0 ? 0 : checkStack(frames - 1) + 1
 }
@@ -78,7 +78,7 @@ export function instantiate(bytes: Uint8Array<ArrayBuffer>, emnapi: Emnapi, refu
     overwriteImports: (imports) => {
       const env = { ...imports['env'], ...imports['napi'], ...imports['emnapi'] }
       const callFunction = env['napi_call_function'] as (...values: number[]) => number
-      // Where the stack is too full for emnapi to say that a function threw, that goes no further: nothing unwinds in the module.
+      // If the stack is too full for emnapi to report an exception, stop it here: nothing can unwind in the module.
       env['napi_call_function'] = (...values: number[]) => {
         callbacks++
         try {
@@ -94,7 +94,7 @@ export function instantiate(bytes: Uint8Array<ArrayBuffer>, emnapi: Emnapi, refu
   })
   memory = instance.exports['memory'] as typeof memory
   const callbacksUnderWay = instance.exports['callbacks_under_way'] as () => number
-  /** Refuses calls after one that a full stack cut off: that one left the module half changed. */
+  /** Refuses all calls after one that a full stack cut off, which may have left the module half changed. */
   const before = () => {
     checkStack(FRAMES)
     if (callbacksUnderWay() !== callbacks) throw unusable('an earlier call was ended in its middle')

@@ -1,4 +1,4 @@
-/** What if: a recording's calls, made again under other settings and with other allocators. */
+/** What if: makes a recording's calls again with other settings and other allocators. */
 
 import { execFile } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
@@ -25,7 +25,7 @@ import { UsageError } from './usage.js'
 
 export type { Configuration, WhatIfRow, WhatIf, WhatIfOptions, MeasuredAllocator as AllocatorName } from '../index.js'
 
-/** Allocators that can be loaded in place of C's, by the names of their files. `glibc` is C's own. */
+/** Allocators that can replace C's, by the names of their files. `glibc` is C's own. */
 export const ALLOCATORS = {
   glibc: null,
   jemalloc: /^libjemalloc\.so\.\d/,
@@ -42,7 +42,7 @@ interface Made {
   readonly nanoseconds: number
 }
 
-/** What came of trials, as the engine tells it. */
+/** The results of trials, as the engine returns them. */
 export interface Tried {
   /** What the recorded process had at the moment, and bytes that a trim would give back there. */
   readonly recorded: Omit<Made, 'lost' | 'nanoseconds'> & { readonly trimmable: number }
@@ -53,7 +53,7 @@ export interface Tried {
   readonly rows: readonly Made[]
 }
 
-/** What every list of configurations begins with. */
+/** The first configuration of every list. */
 export const AS_RECORDED: Configuration = {}
 
 /** Events looked at, or calls made, between two looks at the clock and the terminal. */
@@ -112,14 +112,14 @@ export async function withCalls<Result>(work: (file: string) => Promise<Result>)
   }
 }
 
-/** What came of trials, as rows and remarks. */
+/** The results of trials, as rows and remarks. */
 export function rowsOf(
   release: string,
   { recorded, rows: [again, ...others] }: Tried,
   [, ...configurations]: readonly Configuration[],
   apart?: WhatIfOptions['apart'],
 ): { rows: WhatIfRow[]; remarks: string[] } {
-  // The replay has placed every arena where it was; whatever the trials assume has to give the same.
+  // The replay has placed every arena where it was. The trial with the recorded sizes must give the same figures.
   const isSame = again!.held === recorded.held && again!.peakHeld === recorded.peakHeld && again!.maps === recorded.maps
   const remarks = isSame
     ? []
@@ -200,7 +200,7 @@ export function allocatorNamed(name: string): AllocatorName {
   return name as AllocatorName
 }
 
-/** Where the system keeps an allocator; nothing where it has none. */
+/** The path of an allocator on this system, if it has one. */
 export function findAllocator(name: AllocatorName): string | undefined {
   const pattern = ALLOCATORS[name]
   if (pattern === null) return ''
@@ -215,7 +215,7 @@ export function findAllocator(name: AllocatorName): string | undefined {
     .sort((a, b) => a.length - b.length)[0]
 }
 
-/** Makes the calls in a process for each allocator, and in one more with pymalloc, which the others are held against. */
+/** Makes the calls in a process for each allocator, and in one more with pymalloc to compare them with. */
 export async function measureAll(
   calls: string,
   release: string,

@@ -1,4 +1,4 @@
-/** What holds a recorded program's memory: the analysis of a trace, in slices so that progress can be shown. */
+/** Finds what holds a recorded program's memory: runs the native analysis of a trace, in slices so that progress can be shown. */
 
 import { basename } from 'node:path'
 
@@ -26,7 +26,7 @@ const SLICE = 200_000
 /** Rules that find nothing wrong: the others make `why` end with 1. */
 const HARMLESS = new Set(['live', 'cannot-tell', 'interpreters', 'unverified'])
 
-/** Whether a finding says that something could be better. What C's `malloc` has is worth knowing; what it keeps free could be had back. */
+/** Whether a finding says that something could be better. Memory that C's `malloc` has is only worth knowing; its free memory could be given back. */
 export function isFault({ rule, saves }: Finding): boolean {
   return !HARMLESS.has(rule) && (rule !== 'large' || saves > 0)
 }
@@ -70,7 +70,7 @@ export async function topOf(
   return (await ask(path, { ...options, by })) as Answer & { readonly table: readonly TopRow[] }
 }
 
-/** Asks, with what else the native analysis is to give. */
+/** Runs an inquiry, with further parts of the native analysis. */
 export async function ask(
   path: string,
   { at, signal, onProgress, ...wanted }: InquiryOptions & { readonly [wanted: string]: unknown },

@@ -268,7 +268,7 @@ export async function chaos(
 
   const block = (): Block | undefined => (memory.blocks.length > 0 ? pick(memory.blocks) : undefined)
   const size = (): number => pick([0, 1, random(64), random(64), random(600), random(600), random(9000), 512, 513])
-  /** Who is to free or resize a block: mostly who gave it. */
+  /** The allocator that must free or resize a block: mostly the one that gave it. */
   const sourceOf = (block: Block): Source => {
     const fit = sources.filter(({ heap, domain }) => heap === block.heap && (random(8) === 0 || domain === block.domain))
     return fit.length > 0 ? pick(fit) : pick(sources)

@@ -546,7 +546,7 @@ export const objects: Row[] = [
         assert.ok(tries >= 18)
         heap.decref(victim)
       })
-      // Who lets the error through has failed.
+      // A traverse that lets the error through has failed.
       refusesLie('ERR_CALLBACK_THREW', (self, visit, type) => {
         honest(type, self, visit)
         type.set(self, 'next', null)

@@ -1,4 +1,4 @@
-/** What the face uses of Node.js, as far as a browser has it. */
+/** Takes the place of the parts of Node.js that the face uses, as far as a browser has them. */
 
 export const constants = { MAX_LENGTH: 2 ** 31 - 1 }
 

@@ -1,4 +1,4 @@
-/** `obmalloc budget`: holds a recording against limits. Ends with 1 when one is broken. */
+/** `obmalloc budget`: checks a recording against limits. Ends with 1 when one is broken. */
 
 import { readFileSync } from 'node:fs'
 
@@ -159,7 +159,7 @@ function titleOf({ limit, mark }: Verdict): string {
 
 function inWords(verdict: Verdict): string {
   const { limit, measured, allowed, broken, stack } = verdict
-  // Two sizes that differ are told so that they do.
+  // Two sizes that differ must also differ as text.
   const isClose = measured !== allowed && bytes(Math.round(measured)) === bytes(Math.round(allowed))
   const size = (number: number): string => (isClose ? `${grouped(Math.round(number))} B` : bytes(Math.round(number)))
   const said = (number: number): string => (limit === 'pinned' ? `${number.toFixed(1)} %` : size(number))
@@ -181,7 +181,7 @@ function inGithub(verdict: Verdict): string {
   const property = (text: string): string => escaped(text).replaceAll(':', '%3A').replaceAll(',', '%2C')
   if (!verdict.broken) return `::notice title=obmalloc budget::${escaped(inWords(verdict))}\n`
   const frame = annotated(verdict.stack)
-  // Annotations are of files in the repository, which are named from its root.
+  // Annotations name files of the repository, from its root.
   const root = `${process.cwd()}/`
   const file = frame && (frame.file.startsWith(root) ? frame.file.slice(root.length) : frame.file)
   const place = file === undefined ? '' : `file=${property(file)},line=${frame!.line},`

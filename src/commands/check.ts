@@ -34,13 +34,13 @@ export async function checkCommand(program: string[], options: CheckCommandOptio
   if (processes.length === 0) gaps.push('the program was not looked at: the checker found no CPython in it')
   for (const gap of gaps) say(gap)
   if (found > 0) return 1
-  // Programs end the processes that they started as they like; their own end they should see.
+  // A program may end the processes that it started. Only its own end is reported.
   const isWhole = ({ running, lost, failed }: Process) => !running && lost.length === 0 && failed === null
   const seen = processes[0]?.complete && processes.every(isWhole)
   return seen ? 0 : 4
 }
 
-/** What is to be said of a process that was not seen from its beginning to its end. How it `ended` is known of the first one only. */
+/** A message about a process that was not checked from its beginning to its end. How it `ended` is known only for the first one. */
 function gapsOf({ pid, complete, running, lost, replacedBy, failed }: Process, ended: number | string | null): string[] {
   const gaps = []
   if (running) gaps.push(`process ${pid} still runs: what it does from now on is not counted`)
@@ -83,7 +83,7 @@ function whatOf({ kind, call, allocated, used, field }: Finding): string {
   }
 }
 
-/** An owner as it stands before a noun. */
+/** An owner's name in front of a noun. */
 function named(owner: Owner | null): string {
   return owner === 'c' ? "C's" : `${owner}`
 }
@@ -99,7 +99,7 @@ function placed({ function: name, module, offset }: Place): string {
   return `${name ?? `0x${offset.toString(16)}`} in ${where}`
 }
 
-/** The sizes, bytes: all of a few, the ends of many. */
+/** The sizes in bytes: all of them if they are few, else the smallest and the largest. */
 function sizesOf({ sizes }: Finding): string {
   if (sizes.length > 4) return `${sizes[0]![0]} to ${sizes.at(-1)![0]}`
   return sizes.map(([size]) => size).join(', ') || '-'

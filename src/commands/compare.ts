@@ -39,10 +39,10 @@ interface Row {
   /** Number of the process that the recorded one started, where this is about such a one. */
   readonly child?: number
   readonly report: Report
-  /** Nanoseconds a call in CPython and here; none where they were not measured. */
+  /** Nanoseconds a call in CPython and here, if they were measured. */
   readonly timing: Timing | null
   readonly ended: number | string
-  /** What the recording lacks, in words, where it was not the end by a signal. */
+  /** What the recording lacks, in words, unless a signal ended it. */
   readonly missing: readonly string[]
 }
 
@@ -122,7 +122,7 @@ async function compare(
   return { rows, collector, unusable: options.all ? unusable : [], ...stop }
 }
 
-/** What the collectors of these CPythons do with random programs, others every time; or without any what some left. */
+/** Compares the collectors of these CPythons on random programs, which are new every time; without a CPython, uses recorded answers. */
 async function* collectorRows(interpreters: Interpreter[]): AsyncGenerator<CollectorRow> {
   if (interpreters.length === 0) {
     for (const path of goldenAnswers()) {
@@ -139,7 +139,7 @@ async function* collectorRows(interpreters: Interpreter[]): AsyncGenerator<Colle
   }
 }
 
-/** Without `--all`: the `python3` of the search path, or else the newest. */
+/** Without `--all`: the `python3` of the search path, or the newest if there is none. */
 function preferred(usable: Interpreter[]): Interpreter[] {
   const { usable: onPath } = findInterpreters(['python3'])
   return (onPath.length > 0 ? onPath : usable.slice(-1)).slice(0, 1)

@@ -16,7 +16,7 @@ export async function eventsCommand(path: string, options: EventsCommandOptions)
   const lines = eventLines(path, wanted)
   if (output === undefined) await write(lines, json, process.stdout)
   else {
-    // What cannot be read leaves no file behind.
+    // A trace that cannot be read leaves no file behind.
     const first = await lines.next()
     writeNew(output, '', force)
     const file = createWriteStream(output, { flags: 'a' })
@@ -32,7 +32,7 @@ export async function eventsCommand(path: string, options: EventsCommandOptions)
 
 async function write(lines: AsyncIterable<string>, json: boolean, to: NodeJS.WritableStream): Promise<void> {
   for await (const some of lines) {
-    // Who reads may be slower.
+    // The reader may be slower.
     if (!to.write(json ? some : inWords(some))) await once(to, 'drain')
   }
 }

@@ -14,7 +14,7 @@ export interface ExportCommandOptions extends Output {
   readonly json?: boolean
 }
 
-/** How each is looked at. */
+/** How to open each format. */
 const NEXT: Record<Format, (file: string, why: string) => string> = {
   pprof: (file) => `go tool pprof -http=: ${file}`,
   speedscope: (file) => `open https://www.speedscope.app and drop ${file} there`,

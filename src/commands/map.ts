@@ -19,7 +19,7 @@ export interface MapCommandOptions extends Output {
 const COLORS = ['fill', 'class', 'age', 'site'] as const
 type Color = (typeof COLORS)[number]
 
-/** What a pool is when it is of no size class. */
+/** The kinds of pools without a size class. */
 const [FREE, ALIGNMENT] = [255, 254]
 const FILLS = '▁▂▃▄▅▆▇█'
 const LETTERS = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'

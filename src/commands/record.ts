@@ -24,7 +24,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
     if (options.json) process.stdout.write(`${JSON.stringify({ ...result, version: interpreter.version })}\n`)
   }
   try {
-    // What is on stdout is the JSON alone, if that is wanted.
+    // With `--json`, stdout has only the JSON.
     const stdout = options.json ? 'stderr' : 'inherit'
     const { told: _, ...recording } = await record(interpreter, {
       program,

@@ -30,7 +30,7 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
     const [moment, report] = await (async () => {
       const moment = options.at === undefined ? null : await findMoment(parts, options.at, onProgress)
       const operation = moment?.event ?? options.operation
-      // To see one operation, everything up to and including it is replayed.
+      // To show one operation, the trace is replayed up to and including it.
       const stopAt = operation === undefined ? {} : { stopAt: operation + 1 }
       return [moment, await replay({ release, segments: parts, ...stopAt, onProgress })] as const
     })().finally(() => progress.done())
@@ -77,7 +77,7 @@ function equality(equal: boolean): string {
   return equal ? 'equal' : paint('red', 'not equal', process.stdout)
 }
 
-/** What a replay left out because it is not the main interpreter's, in words; nothing where there is none. */
+/** The calls that a replay left out because they are not the main interpreter's, in words; empty if there are none. */
 export function leftOut({ otherInterpreters, otherCalls }: Report): string | undefined {
   if (otherInterpreters === 0) return undefined
   const others = otherInterpreters === 1 ? 'another interpreter' : `${grouped(otherInterpreters)} other interpreters`
@@ -91,7 +91,7 @@ export function problems(report: Report): string[] {
   if (mismatch) found.push(mismatch.text)
   if (stats && stats[0] !== stats[1]) found.push(`the statistics differ in ${firstDifference(...stats)}`)
   if (blocks && blocks[0] !== blocks[1]) found.push(`allocated blocks: expected ${blocks[0]}, got ${blocks[1]}`)
-  // What comes after a mismatch was not looked at.
+  // Nothing is replayed after a mismatch.
   if (mismatch || stopped) return found
   if (hooksLost !== 0) {
     const lost = ['raw', 'mem', 'obj'].filter((_, domain) => hooksLost & (1 << domain)).join(', ')

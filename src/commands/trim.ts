@@ -22,9 +22,9 @@ export async function trimCommand(program: string[], options: TrimCommandOptions
     return 0
   }
   const interpreter = interpreterFor(program, 'trim', options.python)
-  // A file that is in the way is said before the program runs.
+  // If a file is in the way, say so before the program runs.
   if (options.output !== undefined) writeNew(options.output, '', options.force)
-  // What is on stdout is the JSON alone, if that is wanted there.
+  // With JSON on stdout, nothing else goes there.
   const toStdout = options.json === true && options.output === undefined
   const { ended, processes } = await runTrimmed(interpreter, { program, stdout: toStdout ? 'stderr' : 'inherit', words: options })
   const result = `${JSON.stringify({ version: interpreter.version, path: interpreter.path, ended, processes })}\n`
@@ -36,7 +36,7 @@ export async function trimCommand(program: string[], options: TrimCommandOptions
   return exitCode(ended)
 }
 
-/** What all of them gave back, in one line. */
+/** What all processes gave back, in one line. */
 function summary(processes: readonly TrimmedProcess[]): string {
   if (processes.length === 0) return 'nothing was given back: no process reported a trim or its end'
   const sum = (count: (process: TrimmedProcess) => number) => processes.reduce((all, process) => all + count(process), 0)

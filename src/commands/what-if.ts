@@ -1,4 +1,4 @@
-/** `obmalloc what-if`: what other settings, other allocators or one line's blocks apart would have brought, tried on the recording. */
+/** `obmalloc what-if`: tries other settings, other allocators, or a heap for one line's blocks on the recording. */
 
 import { ALL_RELEASES } from '../release.js'
 import { columns, commandOn, next, Progress, say, sayUnverified } from '../terminal.js'

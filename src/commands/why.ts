@@ -71,7 +71,7 @@ function inWords(
     lines.push(`The sites that hold most, of ${grouped(why.bounded.sites[1])}:`, ...table(sites))
   }
   const [path, moment] = [why.trace.path, why.at.moment]
-  // What C's malloc has is no fault, but there is a line to look at.
+  // Memory at C's malloc is no fault, but its site is worth a look.
   const finding = why.findings.find(isFault) ?? why.findings.find(({ rule }) => rule === 'large')
   const isHere = wantsSite && why.sites.some((found) => found.blocks > 0 && wantsSite(found))
   const command = isHere
@@ -97,7 +97,7 @@ function table(sites: readonly Site[]): string[] {
     grouped(site.arenasPinnedAlone),
     bytes(site.raw + site.large),
   ])
-  // Words begin at the left, behind numbers that end at the right.
+  // Numbers are aligned right; the words behind them, left.
   const words = sites.some(({ types }) => types !== undefined)
     ? ['types', ...sites.map((site) => typesOf(site, TYPES_OF_ROW, grouped))]
     : []

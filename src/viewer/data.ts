@@ -1,4 +1,4 @@
-/** The page's data: what `packing.ts` has packed, with its columns as typed arrays. */
+/** Unpacks the page's data, which `packing.ts` has packed, with its columns as typed arrays. */
 
 import type { Column, ReportData } from '../report-data.ts'
 
@@ -69,7 +69,7 @@ export class Clock {
   constructor(readonly data: Data) {
     const { seconds } = data.timeline
     this.known = data.why.trace.seconds !== null && seconds.some((second) => !Number.isNaN(second))
-    // Before the first note of time, and between two where none was made, as much has passed as at the last one.
+    // Before the first time, and in stretches without one, take the last known time.
     let before = 0
     for (const [row, second] of seconds.entries()) seconds[row] = before = Number.isNaN(second) ? before : second
   }

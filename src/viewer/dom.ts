@@ -1,4 +1,4 @@
-/** Making elements. Text is set as text: nothing that a recording holds is read as HTML. */
+/** Makes elements. Text is set as text, so that nothing in a recording is read as HTML. */
 
 import { bytes, count } from './words.ts'
 

@@ -1,4 +1,4 @@
-/** The blocks that live at the moment and were made in the chosen range: what a range tells of blocks. */
+/** The blocks that are live at the moment and were made in the chosen range. */
 
 import type { Report } from './views/section.ts'
 import { look } from './state.ts'

@@ -134,7 +134,7 @@ async function start(): Promise<void> {
   settle()
   if (look().view !== 'answer') arrive()
 
-  // Once someone has scrolled, the view is the one at the top of the window.
+  // After scrolling, the view at the top of the window is the chosen one.
   addEventListener(
     'scroll',
     () => {

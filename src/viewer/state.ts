@@ -1,4 +1,4 @@
-/** What is being looked at. It stands in the address's hash, so that a link shows the same. */
+/** The view and the selection. They are in the address's hash, so that a link shows the same. */
 
 const DEFAULTS = {
   /** The section that is looked at. */
@@ -60,7 +60,7 @@ export function hash(changes: Partial<State> = {}): string {
   return `#${said}`
 }
 
-/** Changes what is looked at, and tells those who listen for what has changed. */
+/** Changes the view or the selection, and calls the listeners of what has changed. */
 export function go(changes: Partial<State>): void {
   const before = state
   state = { ...state, ...changes }
@@ -83,7 +83,7 @@ export function follow(keys: readonly Key[], call: Listener): void {
   call(state)
 }
 
-/** Takes over an address that was followed or typed. */
+/** Takes the view and the selection from an address that was followed or typed. */
 export function followAddress(arrived: () => void): void {
   addEventListener('hashchange', () => {
     if (location.hash === hash()) return

@@ -60,8 +60,8 @@ export interface Stacks {
 }
 
 /**
- * The tree of stacks with values of their own. Frames in `hidden` are left out, and what they called stands in their place. Inverted, the
- * innermost frames are the roots, and who called them stands below.
+ * The tree of stacks with values of their own. Frames in `hidden` are left out; the frames that they called take their place. Inverted, the
+ * innermost frames are the roots, with their callers below.
  */
 export function treeOf(
   stacks: Stacks,

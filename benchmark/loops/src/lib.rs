@@ -118,7 +118,7 @@ impl Loop {
         };
         let (mut there_times, mut here_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=rounds {
-            // Who goes first alternates.
+            // The two sides take turns in going first.
             let (theirs, ours) = if round % 2 == 0 {
                 let theirs = nanoseconds(there);
                 (theirs, nanoseconds(here))

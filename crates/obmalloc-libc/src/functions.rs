@@ -1,11 +1,11 @@
-//! C's allocator as a table. This file is the checker's too, which is another library.
+//! C's allocator as a table of functions. The checker, which is another library, includes this file too.
 
 use std::ffi::{c_int, c_void};
 
 /// What a pointer to C's memory is.
 pub type Memory = *mut c_void;
 
-/// C's functions, each with one argument more: the return address of who called. C's own functions do not look at it.
+/// C's functions, each with one argument more: the return address of the call. C's own functions ignore it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Functions {
@@ -27,6 +27,6 @@ pub struct Functions {
     pub posix_memalign: unsafe extern "C" fn(*mut Memory, usize, usize, usize) -> c_int,
 }
 
-/// `obmalloc_libc_watch`: has every call of C's allocator in this process come to `ours` from now on; gives the functions that did the work until then. `None`,
-/// with nothing done, when calls do not come to this library, as in a program that has a `malloc` of its own.
+/// `obmalloc_libc_watch`: from now on, every call of C's allocator in this process goes to `ours`. Returns the functions that did the work until
+/// then. `None`, with nothing changed, if calls do not come to this library, as in a program with a `malloc` of its own.
 pub type Watch = unsafe extern "C" fn(ours: &'static Functions) -> Option<&'static Functions>;

@@ -1,9 +1,8 @@
-//! C's allocator where the checker can see it: this library, preloaded, answers `malloc`, `free` and their like for every other one, and
-//! passes them on to the functions that would have answered.
+//! Makes the calls of C's allocator visible to the checker. This library is preloaded, gets the calls of `malloc`, `free` and their like from
+//! every other library, and passes them on to C's own functions.
 //!
-//! It is a library of its own, because the recorder leaves these calls alone: there this library is not loaded. It is only the way to the
-//! checker, which is in the recorder's library and puts its own functions in (`functions::Watch`). Until then, and in a process that is
-//! not checked, a call costs a jump.
+//! It is a separate library, because the recorder must not intercept these calls: `record` does not load it. The checker is in the recorder's
+//! library, and puts its own functions in here (`functions::Watch`). Until then, and in a process that is not checked, a call costs a jump.
 #![cfg(target_os = "linux")]
 
 mod functions;
@@ -15,16 +14,16 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-/// What calls go to; null before the first one.
+/// The table that calls go to; null before the first call.
 static PRESENT: AtomicPtr<Functions> = AtomicPtr::new(null_mut());
 
 /// The functions that come after this library's in the linker's order.
 static NEXT: OnceLock<Functions> = OnceLock::new();
 
-/// What a call goes to. `None` for a call that the linker makes while it is being asked for the functions.
+/// The table that a call goes to. `None` for a call that the linker makes while it looks the functions up.
 #[inline(always)]
 fn present() -> Option<&'static Functions> {
-    // SAFETY: null, or a table that stays as it is and never goes.
+    // SAFETY: null, or a table that does not change and is never freed.
     unsafe { PRESENT.load(Ordering::Acquire).as_ref() }.or_else(first)
 }
 
@@ -40,7 +39,7 @@ fn first() -> Option<&'static Functions> {
     Some(next)
 }
 
-/// Has calls come to `ours`: see `functions::Watch`.
+/// Sends calls to `ours`: see `functions::Watch`.
 ///
 /// # Safety
 /// The functions do what C's do.
@@ -54,7 +53,7 @@ pub unsafe extern "C" fn obmalloc_libc_watch(ours: &'static Functions) -> Option
     Some(next)
 }
 
-/// Whether a call of `free` comes here, which shows only when it is made: the linker can name a stub of the executable's that leads here.
+/// Whether calls of `free` come here. Only a call can tell: the linker may name a stub in the executable that leads here.
 fn comes_here(next: &'static Functions) -> bool {
     static CAME: AtomicBool = AtomicBool::new(false);
     static TRIED: OnceLock<Functions> = OnceLock::new();
@@ -74,8 +73,7 @@ fn comes_here(next: &'static Functions) -> bool {
 
 const _: functions::Watch = obmalloc_libc_watch;
 
-/// Declares C's functions, with what is given for want of memory. Each passes its arguments on, and behind them the address that it
-/// returns to.
+/// Declares C's functions, with their results when there is no memory. Each passes its arguments on, and behind them its return address.
 macro_rules! answered {
     ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty, $from:ident, $refused:expr, $x86_64:literal, $aarch64:literal;)*) => {
         $(

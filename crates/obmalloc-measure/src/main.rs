@@ -1,5 +1,5 @@
-//! Makes a recording's calls with whatever `malloc` this process has, touches what they give as a program would, and says how much memory
-//! that takes: `LD_PRELOAD=libjemalloc.so.2 obmalloc-measure calls`.
+//! Makes a recording's calls with this process's `malloc`, writes to the blocks as a program would, and prints how much memory that takes:
+//! `LD_PRELOAD=libjemalloc.so.2 obmalloc-measure calls`.
 //!
 //! The file of calls is what `obmalloc_trace::what_if::CallsWriter` writes. It and the table of blocks are mapped, so that nothing but the
 //! calls comes from `malloc`. With `pymalloc RELEASE` behind the file, small requests go to a heap of that release instead.
@@ -56,7 +56,7 @@ fn measure(arguments: &[String]) -> Result<String, String> {
         None => &C,
     };
     let before = resident()?;
-    // The highest so far is forgotten.
+    // Resets the peak.
     let forgets = write("/proc/self/clear_refs", "5").is_ok();
     let start = Instant::now();
     program.run(&mut blocks, allocators, touches)?;
@@ -69,7 +69,7 @@ fn measure(arguments: &[String]) -> Result<String, String> {
     Ok(format!("{{\"peak\":{peak},\"held\":{},\"nanoseconds\":{nanoseconds}}}", held.saturating_sub(before)))
 }
 
-/// What answers the calls.
+/// The allocator that answers the calls.
 trait Allocators {
     /// # Safety
     /// As of C's `realloc`, for `block`; `verb` is 0 for malloc, 1 for calloc, 2 for realloc, 3 for free.
@@ -81,7 +81,7 @@ struct C;
 
 impl Allocators for C {
     unsafe fn call(&self, verb: u64, block: *mut u8, size: usize) -> *mut u8 {
-        // CPython asks C for one byte where it is asked for none.
+        // For a request of 0 bytes, CPython asks C for one.
         let size = size.max(1);
         // SAFETY: the caller's promise.
         unsafe {

@@ -1,4 +1,4 @@
-//! The bytes of typed arrays. Natively we see their memory; WebAssembly sees no memory but its own, so there the loader copies.
+//! The bytes of typed arrays. The native binding reads their memory. WebAssembly can only read its own memory, so there the loader copies.
 
 use crate::js::{TypedArray, Value};
 

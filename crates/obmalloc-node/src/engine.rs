@@ -1,4 +1,4 @@
-//! What Node-API cannot be asked for: to terminate an execution (V8's own functions do it, where they are found), and in WebAssembly the time.
+//! Requests that Node-API does not have: terminating an execution, by V8's own functions if they are found, and in WebAssembly the time.
 
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use std::time::Instant;
@@ -24,8 +24,8 @@ impl Instant {
     }
 }
 
-/// Has V8 terminate the execution of this thread as soon as it is back in JavaScript; false where the engine has no way to say so. To be called
-/// from JavaScript only.
+/// Makes V8 terminate the execution of this thread as soon as it is back in JavaScript. False if the engine cannot do that. Only to be called
+/// from JavaScript.
 #[cfg(unix)]
 pub(crate) fn terminate() -> bool {
     use std::ffi::{c_char, c_void};

@@ -1,5 +1,5 @@
-//! The functions of the face that the binding calls. The face gives them once, and no property is read for one ever again. The binding does not
-//! keep them, because they keep the JavaScript context that they are of: each heap does, with what it keeps in JavaScript.
+//! The functions of the face that the binding calls. The face passes them once, and the binding never reads a property to find one. The binding
+//! does not hold them, because that would keep their JavaScript context alive: each heap holds them, among the values that it keeps in JavaScript.
 //!
 //! An execution that is being terminated (the time of a script is over, a worker is ended) runs no more JavaScript. Node-API tells of that once,
 //! and from Node.js 22 on V8 has forgotten it by then. So the binding remembers it until it returns to JavaScript, calls nothing until then, and

@@ -1,5 +1,5 @@
-//! For the tests: a panic can be made to happen the next time that an entry point is reached, and the names of the properties that the binding
-//! touches are on record. Only there with the feature `panics`, which no package is built with.
+//! For the tests: makes an entry point panic the next time that it is reached, and records the names of the properties that the binding touches.
+//! Only with the feature `panics`, which no package is built with.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Arenas off their natural boundary, for tests: where an arena lies decides how many pools it has and which nodes the arena map needs,
-//! but the system always gives out whole pages.
+//! Arenas off their natural boundary, for tests. An arena's address decides how many pools it has and which nodes the arena map needs, but
+//! the system only gives whole pages.
 //!
 //! With `OBMALLOC_TRACE_ARENA_OFFSET` set, arenas begin that many bytes after a multiple of 64 KiB.
 
@@ -7,9 +7,9 @@ use crate::python::SetOnce;
 use obmalloc::ArenaAllocator;
 use std::ffi::c_void;
 
-/// Smaller requests at the arena allocator are not arenas.
+/// Smaller requests to the arena allocator are not for arenas.
 const SMALLEST_ARENA: usize = 64 << 10;
-/// What the offset counts from; a multiple of every pool size.
+/// The offset counts from a multiple of this; it is a multiple of every pool size.
 const BOUNDARY: usize = 64 << 10;
 /// Room before the arena for the address that the system gave.
 const WORD: usize = size_of::<usize>();

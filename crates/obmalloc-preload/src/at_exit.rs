@@ -1,12 +1,12 @@
-//! Having `atexit` call a function of ours, and what any call of CPython's from a pending call has to heed.
+//! Registers a function with `atexit`, and has the rules for calling CPython from a pending call.
 
 use crate::python::{Object, Objects, PyMethodDef};
 use std::ffi::CStr;
 use std::ptr::null_mut;
 
 impl Objects {
-    /// Has `atexit` call this function. What is registered first is called last. Says `false` when that has to be tried again at another
-    /// moment. If CPython cannot do it at all, the function will not be called; an error may be set then.
+    /// Registers a function with `atexit`. The function registered first is called last. Returns `false` if this must be tried again at another
+    /// moment. If CPython cannot do it at all, the function will not be called, and a Python error may be set.
     ///
     /// # Safety
     /// The GIL is held.
@@ -44,7 +44,7 @@ impl Objects {
         }
     }
 
-    /// `atexit.register`, a new reference. `None` when this is no moment to get it.
+    /// `atexit.register`, a new reference. `None` if it cannot be had at this moment.
     ///
     /// # Safety
     /// The GIL is held.
@@ -68,8 +68,8 @@ impl Objects {
         }
     }
 
-    /// Whether this moment is in the middle of importlib's own code, some of which must not be entered again by the same thread (its
-    /// module locks: 3.11 dies of a KeyError).
+    /// Whether this thread is in the middle of importlib's own code. A thread must not enter some of it twice (its module locks: 3.11 dies of a
+    /// KeyError).
     ///
     /// # Safety
     /// The GIL is held.

@@ -1,12 +1,12 @@
-//! A lock that costs next to nothing for a thread that takes it again and again: the favourite, which only says that it is inside. Another
-//! thread first takes that right away from it, which costs a system call (`membarrier`), and from then on all of them take a [`SpinLock`],
-//! until one has taken that so often in a row that it is the favourite.
+//! A lock that is nearly free for a thread that takes it again and again: the *favourite*, which only writes a word that says that it is
+//! inside. Another thread that wants the lock first ends that favour, which costs a system call (`membarrier`). From then on all threads take
+//! a [`SpinLock`], until one has taken it so often in a row that it becomes the favourite.
 //!
 //! Invariants:
-//! 1. Only the favourite goes in by its own word of `inside`. Who takes the spin lock goes in once no other thread is the favourite and the
-//!    last one's word is false. It has a barrier on all threads between the one and the other, so that the favourite needs none:
-//!    afterwards that one has either seen that it is the favourite no more, or its word can be seen.
-//! 2. Every favourite has a word of its own, because a thread may find out late that it is none any more and take back what it wrote.
+//! 1. Only the favourite goes in by its own word of `inside`. A thread with the spin lock goes in once no other thread is the favourite and
+//!    the last favourite's word is false. Between these two checks it puts a barrier on all threads, so that the favourite needs none: after
+//!    the barrier, the favourite has seen that its favour has ended, or its word is visible.
+//! 2. Every favourite has a word of its own, because a thread may notice late that its favour has ended, and then clears its word.
 
 use crate::inside;
 use crate::lock::SpinLock;
@@ -14,18 +14,18 @@ use std::ffi::{c_int, c_uint};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence};
 use std::time::Duration;
 
-/// How many favourites there can be, one after the other. A thread's number is a multiple of it.
+/// How many favourites there can be, one after the other. A thread's number is a multiple of this.
 const FAVOURITES: usize = 8;
 /// `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and the one that has to be called before.
 const BARRIER: c_int = 1 << 3;
 const PREPARE: c_int = 1 << 4;
 
 pub struct BiasedLock {
-    /// The thread and, in the lowest bits, which word is its; 0 when there is none.
+    /// The favourite thread and, in the lowest bits, the index of its word; 0 when there is none.
     favourite: AtomicUsize,
     inside: [AtomicBool; FAVOURITES],
     shared: SpinLock,
-    /// Guarded by `shared`: the thread that took that last, how often in a row, and how many favourites there have been.
+    /// Guarded by `shared`: the thread that took `shared` last, how often in a row, and how many favourites there have been.
     last: AtomicUsize,
     row: AtomicU32,
     count: AtomicUsize,
@@ -51,12 +51,12 @@ impl BiasedLock {
             shared: SpinLock::new(),
             last: AtomicUsize::new(0),
             row: AtomicU32::new(0),
-            // None at all, until it is known that there can be one.
+            // No thread becomes the favourite before `prepare`.
             count: AtomicUsize::new(FAVOURITES),
         }
     }
 
-    /// Lets threads become favourites, if this system has what that takes. Called once.
+    /// Lets threads become favourites, if the system has `membarrier`. Called once.
     pub fn prepare(&self) {
         if membarrier(PREPARE) {
             self.count.store(0, Ordering::Relaxed);
@@ -68,7 +68,7 @@ impl BiasedLock {
         membarrier(PREPARE);
     }
 
-    /// Takes the lock, however long that takes.
+    /// Takes the lock, and waits as long as necessary.
     #[inline(always)]
     pub fn take(&self) -> Held<'_> {
         let thread = inside::thread();
@@ -78,8 +78,8 @@ impl BiasedLock {
         }
     }
 
-    /// Takes the lock, but gives up after `turns` looks: at once where this thread has it, as it may have where it was interrupted. Keeps
-    /// every other thread out of both ways in, so that a child of this process finds the lock in the hands of the thread that it has.
+    /// Takes the lock, but gives up after `turns` looks, or at once if this thread has it already (a signal handler may find that). Keeps every
+    /// other thread out of both ways in, so that a forked child finds the lock held by its only thread.
     pub fn take_within(&self, turns: u32) -> Option<Held<'_>> {
         let thread = inside::thread();
         let own = self.inside.get(self.favourite.load(Ordering::Relaxed) ^ thread);
@@ -93,7 +93,7 @@ impl BiasedLock {
         Some(self.as_taken_within())
     }
 
-    /// How the lock is held by who has taken it [within](Self::take_within) some turns.
+    /// The lock as [`take_within`](Self::take_within) leaves it, for a thread that holds it.
     pub fn as_taken_within(&self) -> Held<'_> {
         Held(self.shared.word())
     }
@@ -104,7 +104,7 @@ impl BiasedLock {
         let favourite = self.favourite.load(Ordering::Relaxed);
         let inside = self.inside.get(favourite ^ thread)?;
         inside.store(true, Ordering::Relaxed);
-        // (1) The barrier is the other thread's.
+        // Invariant 1: the other thread has the barrier.
         compiler_fence(Ordering::SeqCst);
         if self.favourite.load(Ordering::Relaxed) == favourite {
             return Some(Held(inside));
@@ -121,11 +121,11 @@ impl BiasedLock {
         let row = if self.last.swap(thread, Ordering::Relaxed) == thread { self.row.load(Ordering::Relaxed) + 1 } else { 0 };
         self.row.store(row, Ordering::Relaxed);
         let count = self.count.load(Ordering::Relaxed);
-        // Longer each time, so that threads that come in turn do not become favourites in turn.
+        // The row must be longer each time, so that threads that take turns do not become favourites in turn.
         if count < FAVOURITES && (count == 0 || row >= 1 << (10 + 2 * count)) {
             self.count.store(count + 1, Ordering::Relaxed);
             self.row.store(0, Ordering::Relaxed);
-            // Inside by its own word before it is out of the spin lock.
+            // Set its own word before it gives the spin lock back.
             self.inside[count].store(true, Ordering::Relaxed);
             self.favourite.store(thread | count, Ordering::Relaxed);
             self.shared.release();
@@ -134,21 +134,21 @@ impl BiasedLock {
         self.as_taken_within()
     }
 
-    /// Has no favourite from here on, and waits for it to be outside: for so many `turns`. Says `false` when it still is inside. Only for the
-    /// thread that has the spin lock.
+    /// Ends the favour, and waits up to `turns` looks for the favourite to be outside. Returns `false` if it is still inside. Only for the thread
+    /// that has the spin lock.
     fn end_favour(&self, turns: u32) -> bool {
         let favourite = self.favourite.swap(0, Ordering::Relaxed);
         if favourite != 0 && !membarrier(BARRIER) {
-            // A program that forbids itself system calls that it does not know. What was written is seen long before that.
+            // The program has forbidden itself unknown system calls. The word is visible long before this time has passed.
             std::thread::sleep(Duration::from_millis(1));
         }
-        // One that an earlier call did not wait for may be there, too.
+        // A favourite that an earlier call did not wait for may still be inside, too.
         let latest = self.count.load(Ordering::Relaxed).wrapping_sub(1);
         self.inside.get(latest).is_none_or(|inside| SpinLock::wait_for(inside, turns))
     }
 }
 
-/// Says whether the system does it.
+/// Calls `membarrier`. Returns whether it succeeded.
 fn membarrier(command: c_int) -> bool {
     // SAFETY: takes no memory.
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0 as c_uint, 0) == 0 }

@@ -1,29 +1,29 @@
-//! When something happens, and how much memory the process has then. Nothing here takes memory, and there is no thread: the clock is looked at
-//! while events are written.
+//! The time, and how much memory the process has. Nothing here takes memory, and there is no thread: the clock is read while events are
+//! written.
 
 use crate::file::{Kept, open};
 use crate::python::{c_allocator, object_base, symbol};
 use obmalloc_trace::clock::Memory;
 use std::ffi::{c_int, c_void};
 
-/// The variable that says how many milliseconds lie between two samples of memory at least; 0 for no samples.
+/// The variable with the shortest time between two samples of memory, in milliseconds; 0 for no samples.
 pub const VARIABLE: &str = "OBMALLOC_EVERY";
 
-/// Taking samples may take this part of the time, in which C's heap, where it is in many pieces, takes long to look through. Only what the
-/// thread does itself counts: a busy machine that lets it wait makes no sample dearer, and the next one no later.
+/// Samples may take one in this many parts of the time: the C library takes long to look through a heap in many pieces. Only the thread's own
+/// processor time counts, so that a busy machine does not delay the next sample.
 const PART: u64 = 50;
 
 /// The beginning of `struct mallinfo2`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct MallInfo {
-    /// Bytes that are had from the system by growing the heap.
+    /// Bytes that the heap has got from the system by growing.
     arena: usize,
     others: [usize; 3],
-    /// Bytes that are mapped, for one large block each.
+    /// Bytes of mappings, each for one large block.
     hblkhd: usize,
     more: [usize; 3],
-    /// Bytes of the first that are free.
+    /// Bytes of `arena` that are free.
     pub fordblks: usize,
     keepcost: usize,
 }
@@ -49,7 +49,7 @@ impl Clock {
         Self { began: now(), every: every_ms.saturating_mul(1000), next: 0, statm: None, page, mallinfo: mallinfo() }
     }
 
-    /// Microseconds since the clock began, and one.
+    /// Microseconds since the clock began, plus one.
     pub fn micros(&self) -> u64 {
         now().saturating_sub(self.began) + 1
     }
@@ -64,7 +64,7 @@ impl Clock {
         self.every != 0
     }
 
-    /// How much memory the process has, if the system tells. `is_safe` when this thread is not inside C's `malloc`, which is asked only then.
+    /// How much memory the process has, if the system tells. `is_safe` says that this thread is not inside C's `malloc`: only then is that asked.
     pub fn sample(&mut self, is_safe: bool) -> Option<Memory> {
         let (begin, begun) = (self.micros(), time_of(libc::CLOCK_THREAD_CPUTIME_ID));
         let [resident, shared] = self.pages()?;
@@ -81,7 +81,7 @@ impl Clock {
         Some(Memory { anonymous: resident.saturating_sub(shared) * self.page, file: shared * self.page, heap, heap_free })
     }
 
-    /// Resident pages, and those of them that are of files or shared.
+    /// The number of resident pages, and how many of them are of files or shared.
     fn pages(&mut self) -> Option<[u64; 2]> {
         let descriptor = match self.statm.as_ref().and_then(Kept::descriptor) {
             Some(descriptor) => descriptor,
@@ -97,14 +97,14 @@ impl Clock {
         pages_in(descriptor)
     }
 
-    /// This process is a fork of the one that the clock was made in: what was opened is that one's, and a sample is due.
+    /// Adapts the clock to a forked child: the open file is the parent's, and a sample is due.
     pub fn forked(&mut self) {
         self.statm = None;
         self.next = 0;
     }
 }
 
-/// Resident pages, and those of them that are of files or shared: what an open `/proc/self/statm` says.
+/// The number of resident pages, and how many of them are of files or shared, from an open `/proc/self/statm`.
 fn pages_in(descriptor: c_int) -> Option<[u64; 2]> {
     let mut text = [0u8; 128];
     // SAFETY: writes no more than there is room for.

@@ -1,5 +1,5 @@
-//! The environment: what a program needs in it to be looked at, put back where it is started with one of its own; and a variable that
-//! CPython is not to see.
+//! The environment. Programs that are started with an environment of their own get the variables that the recorder needs; and one variable
+//! is hidden from CPython.
 
 use crate::python::symbol;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -8,11 +8,11 @@ use std::ptr::null;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The most variables, and the most bytes of `LD_PRELOAD`, with which something can be put back.
+/// The most variables, and the most bytes of `LD_PRELOAD`, that an environment can have to be completed.
 const MOST: usize = 2000;
 
 struct Needed {
-    /// The paths of our libraries, with a blank between.
+    /// The paths of our libraries, separated by a blank.
     library: CString,
     /// `LD_PRELOAD=<library>`
     preload: CString,
@@ -22,7 +22,7 @@ struct Needed {
 
 static NEEDED: OnceLock<Needed> = OnceLock::new();
 
-/// Has programs that this process starts get what they need: this library, and these variables. Nothing happens without it.
+/// Makes the programs that this process starts get this library and these variables.
 pub fn keep(variables: &[&str]) {
     let ours = [Some(keep as *const c_void), symbol(c"obmalloc_libc_watch").map(<*mut c_void>::cast_const)];
     let Some(paths) = ours.into_iter().flatten().map(path_of).collect::<Option<Vec<_>>>() else { return };
@@ -40,8 +40,8 @@ fn path_of(address: *const c_void) -> Option<&'static [u8]> {
     unsafe { (libc::dladdr(address, info.as_mut_ptr()) != 0).then(|| CStr::from_ptr(info.assume_init().dli_fname).to_bytes()) }
 }
 
-/// Calls `start` with the environment `given` and what it lacks. One that names another task is left as it is. Takes no memory but the
-/// stack's: who starts a program may be a child of `vfork`.
+/// Calls `start` with the environment `given`, completed. An environment that names another task is left as it is. Takes no memory but the
+/// stack's: the caller may be a child of `vfork`.
 ///
 /// # Safety
 /// `given` is null, or an array of strings that ends with null.
@@ -53,7 +53,7 @@ pub unsafe fn with_needed<T>(given: *const *const c_char, start: impl FnOnce(*co
     if unsafe { complete(needed, given, &mut variables, &mut preload) } { start(variables.as_ptr()) } else { start(given) }
 }
 
-/// Fills `variables` with those of `given` and what it lacks. False when it lacks nothing, is another task's, or is too large.
+/// Fills `variables` with those of `given` and the missing ones. False if none is missing, or `given` is another task's or too large.
 ///
 /// # Safety
 /// As of [`with_needed`].
@@ -73,7 +73,7 @@ unsafe fn complete(
         variables[count] = unsafe { *given.add(count) };
         count += 1;
     }
-    // All that can be lacking, and the null.
+    // Room for all that can be missing, and the null.
     if count + needed.task.len() + 2 > MOST {
         return false;
     }
@@ -125,20 +125,19 @@ unsafe fn complete(
     lacking != 0
 }
 
-/// Puts the hooks back where CPython has put its own allocators in their place.
+/// The function that puts the hooks back after CPython has replaced them with its own allocators.
 static PUT_BACK: OnceLock<fn()> = OnceLock::new();
 
-/// Has `put_back` called when CPython, before it is initialised, has had the opportunity to replace allocators with those that were there
-/// anyway.
+/// Sets the function to call when CPython, before it is initialised, may have put its own allocators in the hooks' place.
 pub fn put_back_with(put_back: fn()) {
     let _ = PUT_BACK.set(put_back);
 }
 
-/// Whether `PYTHONMALLOC` is kept from CPython.
+/// Whether `PYTHONMALLOC` is hidden from CPython.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
 
-/// Keeps `PYTHONMALLOC` from CPython where it asks for what is there anyway: CPython would put its own allocators in our hooks' place.
-/// In development mode it is what keeps CPython from its debug hooks, so there it stays.
+/// Hides `PYTHONMALLOC` from CPython if it names the allocators that are there anyway: CPython would put them in our hooks' place. In
+/// development mode the variable stays, because it keeps CPython from its debug hooks.
 pub fn hide_default_allocator() {
     let is_there_anyway = std::env::var("PYTHONMALLOC").is_ok_and(|value| value == "pymalloc" || value == "default");
     HIDDEN.store(is_there_anyway && !crate::python::is_in_development_mode(), Ordering::Relaxed);
@@ -157,7 +156,7 @@ mod interposed {
         static environ: *const *const c_char;
     }
 
-    /// `getenv`, for which a variable can be hidden. What reads the environment itself, as `os.environ` does, still sees it.
+    /// `getenv`, from which a variable can be hidden. Code that reads the environment itself, such as `os.environ`, still sees it.
     ///
     /// # Safety
     /// As the C library's function.

@@ -1,5 +1,5 @@
-//! The file that a process writes: kept open, found again when the program has closed its descriptor, and written so that a limit on
-//! files does no harm to the program.
+//! The file that a process writes. It is kept open, opened again if the program has closed its descriptor, and written so that a limit on
+//! file sizes does not harm the program.
 
 use std::ffi::{CStr, CString, c_int};
 use std::io::Error;
@@ -7,22 +7,22 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The descriptor is moved up here, out of the way of programs that count on getting low ones.
+/// The descriptor is moved to at least this number, because programs expect to get low ones.
 const LOWEST_DESCRIPTOR: libc::rlim_t = 500;
-/// Descriptors that are had for a moment where the program may have no more.
+/// How many descriptors more a process may have for a moment, if the program has used its own up.
 const MORE_DESCRIPTORS: libc::rlim_t = 1000;
 
 type Identity = (libc::dev_t, libc::ino_t);
 
-/// An open file. Its descriptor is the program's to close, as programs close what is not theirs, so it is looked at before each use.
+/// An open file. Programs close descriptors that are not theirs, so the descriptor is checked before each use.
 pub struct OutFile {
     kept: Kept,
     path: PathBuf,
-    /// The same as C has it: it may be wanted where no memory may be taken.
+    /// The path as a C string, for code that may take no memory.
     c_path: CString,
 }
 
-/// A descriptor, and the file that it stood for when it was opened.
+/// A descriptor, and the identity of its file when it was opened.
 pub struct Kept {
     descriptor: c_int,
     identity: Identity,
@@ -40,7 +40,7 @@ impl Kept {
         (identity_of(self.descriptor) == Some(self.identity)).then_some(self.descriptor)
     }
 
-    /// Takes another in its place. The old number is not closed: it is the program's by now, or that of the new one.
+    /// Replaces the descriptor. The old number is not closed: by now it belongs to the program, or to the new descriptor.
     pub fn replace(&mut self, again: Self) {
         std::mem::forget(std::mem::replace(self, again));
     }
@@ -62,13 +62,13 @@ impl OutFile {
         // SAFETY: takes no memory.
         if unsafe { libc::flock(descriptor, libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let error = Error::last_os_error();
-            // On a file system without locks the file is written all the same.
+            // On a file system without locks, the file is written without one.
             if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
                 close(descriptor);
                 return Err(error);
             }
         }
-        // What cannot be emptied (a device) needs not be. SAFETY: takes no memory.
+        // A file that cannot be emptied (a device) need not be. SAFETY: takes no memory.
         unsafe { libc::ftruncate(descriptor, 0) };
         Self::of(descriptor, path.to_owned(), c_path)
     }
@@ -80,7 +80,7 @@ impl OutFile {
         Self::of(descriptor, path, c_path)
     }
 
-    /// Makes `<base>.<pid>`, or `<base>.<pid>.2` and so on if a process of the same id has been there: one that executed this one.
+    /// Makes `<base>.<pid>`, or `<base>.<pid>.2` and so on if that exists: a process of the same id that executed this one has made it.
     pub fn make_beside(base: &Path, pid: i32) -> Result<Self, Error> {
         let mut attempt = 1;
         loop {
@@ -120,7 +120,7 @@ impl OutFile {
         Ok(())
     }
 
-    /// Cuts the file off after `length` bytes.
+    /// Cuts the file to `length` bytes.
     pub fn cut(&self, length: u64) {
         // SAFETY: takes no memory.
         unsafe { libc::ftruncate(self.kept.descriptor, length as libc::off_t) };
@@ -140,7 +140,7 @@ impl OutFile {
     }
 }
 
-/// Refuses a write that ends beyond the limit on files: the system would not only refuse it, but also send a signal that ends programs.
+/// Refuses a write that ends beyond the limit on file sizes: the system would also send a signal that ends the program.
 pub fn allow(end: u64) -> Result<(), Error> {
     match limit(libc::RLIMIT_FSIZE) {
         Some(limit) if end > limit.rlim_cur => Err(Error::from_raw_os_error(libc::EFBIG)),
@@ -153,7 +153,7 @@ pub fn c_path(path: &Path) -> Result<CString, Error> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// `open`, without taking memory. Where the program has no descriptor left, the limit is raised for as long as it takes.
+/// `open`, without taking memory. If the program has no descriptor left, the limit is raised during the call.
 pub fn open(path: &CStr, flags: c_int) -> Result<c_int, Error> {
     // SAFETY: the path is NUL-terminated.
     let open = || unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, 0o666) };
@@ -186,7 +186,7 @@ fn limit(resource: libc::__rlimit_resource_t) -> Option<libc::rlimit> {
     unsafe { (libc::getrlimit(resource, limit.as_mut_ptr()) == 0).then(|| limit.assume_init()) }
 }
 
-/// Moves a descriptor up, as far as there is room up there.
+/// Moves a descriptor to a high number, if one is free.
 fn out_of_the_way(descriptor: c_int) -> c_int {
     let most = limit(libc::RLIMIT_NOFILE).map_or(LOWEST_DESCRIPTOR, |limit| limit.rlim_cur);
     let lowest = LOWEST_DESCRIPTOR.min(most.saturating_sub(1)) as c_int;
@@ -203,7 +203,7 @@ fn out_of_the_way(descriptor: c_int) -> c_int {
 }
 
 fn close(descriptor: c_int) {
-    // SAFETY: takes no memory; the callers close what is theirs.
+    // SAFETY: takes no memory; callers close only their own descriptors.
     unsafe { libc::close(descriptor) };
 }
 

@@ -1,4 +1,4 @@
-//! The trace's header: which interpreter, which process.
+//! The trace's header: which interpreter and which process are recorded.
 
 use crate::python::Api;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use std::path::Path;
 /// Bytes in which a header can say why its process could not go on writing.
 const FAILURE_ROOM: usize = 160;
 
-/// What no other trace has, and no other run.
+/// A number that identifies a trace, or a run.
 #[derive(Clone, Copy, Default)]
 pub struct Identity(u128);
 
@@ -18,7 +18,7 @@ impl Identity {
         let mut bytes = [0; 16];
         // SAFETY: fills as many bytes as it is given room for.
         if unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } != 16 {
-            // As good as random: no two processes have both in common.
+            // The time and the process's id are as good as random: no two processes have both in common.
             let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos());
             return Self(now << 32 | u128::from(std::process::id()));
         }
@@ -28,7 +28,7 @@ impl Identity {
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // At once, also with zeros in front: a text that is made in steps takes other memory, and that would be seen in the trace.
+        // Written in one go and with leading zeros: text made in steps asks for other memory, which would show in the trace.
         let digit = |half: u8| b"0123456789abcdef"[usize::from(half)];
         let digits = self.0.to_be_bytes().map(|byte| [digit(byte >> 4), digit(byte & 15)]);
         out.write_str(str::from_utf8(digits.as_flattened()).map_err(|_| std::fmt::Error)?)
@@ -48,9 +48,9 @@ pub struct Header {
     shared: bool,
     /// The identity of the run that this process is part of.
     run: String,
-    /// Most frames of a stack, 0 when there are no stacks.
+    /// The most frames of a stack; 0 when there are no stacks.
     pub stacks: usize,
-    /// Milliseconds between two samples of memory at least, 0 when there are none.
+    /// The fewest milliseconds between two samples of memory; 0 when there are none.
     pub every: u64,
 }
 
@@ -65,7 +65,7 @@ pub struct Parent {
 }
 
 impl Header {
-    /// What there is to say about this process.
+    /// The header's facts about this process.
     pub fn of_this_process(api: &Api, run: String, stacks: usize, every: u64) -> Self {
         let version = api.version();
         let arguments = std::fs::read("/proc/self/cmdline").unwrap_or_default();
@@ -102,7 +102,7 @@ impl Header {
                 format!("{{\"path\": {}, {id}\"bytes\": {bytes}}}", quoted(path))
             },
         );
-        // Of one width: what the recorder takes of memory is to be the same with stacks and without.
+        // Always of the same width, so that the recorder takes the same memory with stacks and without.
         let mut json = format!(
             "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"pid\": {pid}, \"freeThreaded\": {}, \
              \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"every\": {:7}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
@@ -123,14 +123,14 @@ impl Header {
     }
 }
 
-/// What a header says when its process could not go on: of one length, so that it takes the place of what is there.
+/// The header's text about a process that could not go on writing. It always has the same length, so that it fits over the text there.
 pub fn failure_text(error: &Error) -> String {
-    // The system's words, as short as they are; cut off where they are not.
+    // The system's words, cut off if they are long.
     let words: String = error.to_string().chars().filter(|char| matches!(char, ' '..='~')).take(FAILURE_ROOM / 2 - 2).collect();
     format!("{:FAILURE_ROOM$}", quoted(&words))
 }
 
-/// A path as text; what is no UTF-8 in it is replaced.
+/// A path as text. Bytes that are not UTF-8 are replaced.
 pub fn text_of(path: impl AsRef<Path>) -> String {
     path.as_ref().to_string_lossy().into_owned()
 }

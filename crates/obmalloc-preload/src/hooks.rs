@@ -1,8 +1,8 @@
-//! The wrapped allocators: what runs on every call. Each calls the allocator that was there before and writes one event.
+//! The hooks: wrapped allocators that run on every call. Each calls the allocator that was there before, and writes one event (`sink.rs`).
 //!
-//! Order: a mem or obj call is written after it is done, so that what it needed (raw blocks, arenas) comes before it. A raw free
-//! is written before it is done: another thread, needing no GIL, could be given the address before this one gets to write. A raw
-//! realloc has to be written after, so there that can happen: two threads without the GIL, one of them moving a block.
+//! Order: a mem or obj call is written after it is done, so that the raw blocks and arenas that it needed come before it. A raw free is
+//! written before it is done: another thread, which needs no GIL, could be given the address before this one writes. A raw realloc must be
+//! written after it is done, so there the order can be wrong: with two threads without the GIL, one of them moving a block.
 
 use crate::arena_offset;
 use crate::inside;
@@ -22,7 +22,7 @@ fn inner<const D: u8>() -> &'static Allocator {
     unsafe { &ORIGINAL.get()[D as usize] }
 }
 
-/// Calls `call` as a call of domain `D` that was given `address`: gives its result, and whether it was nested.
+/// Runs `call` as a call of domain `D` that was given `address`. Returns its result, and whether the call was nested.
 #[inline(always)]
 fn within<const D: u8, T>(address: *mut c_void, call: impl FnOnce() -> T) -> (T, bool) {
     if D == RAW {
@@ -36,7 +36,7 @@ fn within<const D: u8, T>(address: *mut c_void, call: impl FnOnce() -> T) -> (T,
     }
 }
 
-/// Takes the opportunity that a mem or obj call is: the GIL is held and nothing is locked.
+/// Does what needs the GIL and no lock: during a mem or obj call, both is so.
 #[inline(always)]
 fn after<const D: u8>(checkpoint: bool) {
     if D != RAW && checkpoint {
@@ -55,7 +55,7 @@ unsafe extern "C-unwind" fn malloc<const D: u8, const STACKS: bool>(_: *mut c_vo
     malloc_otherwise::<D>(nested, size, result)
 }
 
-/// Writes a malloc that could not be [written usually](sink::write_usually). Gives its result.
+/// Writes a malloc that could not be [written usually](sink::write_usually). Returns its result.
 #[cold]
 #[inline(never)]
 fn malloc_otherwise<const D: u8>(nested: bool, size: usize, result: *mut c_void) -> *mut c_void {
@@ -83,7 +83,7 @@ unsafe extern "C-unwind" fn realloc<const D: u8, const STACKS: bool>(
     let inner = inner::<D>();
     // SAFETY: as in `malloc`.
     let (result, nested) = within::<D, _>(address, || unsafe { (inner.realloc)(inner.ctx, address, size) });
-    // The first thing that an interpreter's own allocator asks for is its table of arenas.
+    // An interpreter's own allocator first asks for its table of arenas.
     if D == RAW && nested && address.is_null() && interpreters::present() != 0 {
         sink::tell_apart();
     }
@@ -142,7 +142,7 @@ unsafe extern "C-unwind" fn arena_alloc(_: *mut c_void, size: usize) -> *mut c_v
     let nested = inside::is_inside();
     sink::request(nested, |block| block.arena_alloc(nested, size as u64, result as u64));
     trim::arena_taken(result as usize, size);
-    // With the other hooks replaced this one is the only chance to notice.
+    // If the other hooks have been replaced, only this one can notice.
     snapshot::checkpoint();
     result
 }
@@ -172,7 +172,8 @@ const fn table<const D: u8, const STACKS: bool>() -> Allocator {
     }
 }
 
-/// The recorder's allocators, without stacks and with them. In one place, because a function may have several addresses, and they are compared.
+/// The recorder's allocators, without stacks and with them. Defined once, because they are compared, and a function may have several
+/// addresses.
 static OURS: [[Allocator; 3]; 2] = [tables::<false>(), tables::<true>()];
 
 /// Whether `allocator` is one of the recorder's.
@@ -188,7 +189,7 @@ pub fn original_obj() -> &'static Allocator {
 /// Wraps the three domains and the arena allocator. From here on every call is written.
 pub fn install() {
     let api = python::api();
-    // SAFETY: the process is being loaded: one thread, and no call has been made yet that could come to a hook.
+    // SAFETY: the process is being loaded: it has one thread, and no call has reached a hook yet.
     unsafe {
         ORIGINAL.set(Domain::ALL.map(|domain| api.allocator(domain as c_int)));
         ORIGINAL_ARENA.set(api.arena_allocator());
@@ -211,9 +212,9 @@ unsafe fn put_in_place() {
     }
 }
 
-/// Puts the hooks back if CPython has put the earlier allocators in their place, in all three domains: because it was asked for them by
-/// name, or is initialised again. Only before it is initialised: later, calls would have been missed. Not in 3.12: there pymalloc begins
-/// anew, and a trace has no event for that.
+/// Puts the hooks back if CPython has put the earlier allocators in their place in all three domains. CPython does so if it was asked for
+/// them by name, or is initialised again. Only before it is initialised: later, calls would have been missed. Not in 3.12: there pymalloc
+/// begins anew, and a trace has no event for that.
 pub fn put_back() {
     let api = python::api();
     if snapshot::is_taken() && api.version().starts_with("3.12.") {

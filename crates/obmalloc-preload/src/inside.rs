@@ -1,12 +1,12 @@
-//! Whether this thread is inside a mem or obj call, and which block the call was given: the raw calls that the thread makes then are
-//! pymalloc's own. Not all of them: an allocator between pymalloc and raw, as tracemalloc is, frees its own memory too when a block is
-//! freed. pymalloc itself passes nothing to raw's `free` but the block that it was given.
+//! Whether this thread is inside a mem or obj call, and which block the call was given. Raw calls that the thread makes meanwhile are
+//! pymalloc's own, with one exception: an allocator between pymalloc and raw, such as tracemalloc, also frees its own memory when a block is
+//! freed. pymalloc itself passes only the block that it was given to raw's `free`.
 //!
-//! The mark is read or written at every call, so the way to it matters. A library's thread-local is reached through a function
-//! call; one that is there when the process starts, as a preloaded library's is, can stand at a fixed distance from the thread
-//! pointer (the "initial-exec" model). Stable Rust has no switch for that, so on x86-64 the variable is written in assembly.
+//! The mark is read or written at every call, so access must be fast. A library's thread-local is reached through a function call. But a
+//! library that is loaded at the start, such as a preloaded one, can have it at a fixed distance from the thread pointer (the "initial-exec"
+//! model). Stable Rust has no switch for that, so on x86-64 the variable is defined in assembly.
 
-/// Marks this thread as inside a mem or obj call that was given the block at `address` (0 for none). Gives the mark as it was, to be put
+/// Marks this thread as inside a mem or obj call that was given the block at `address` (0 for none). Returns the mark as it was, to be put
 /// back with [`leave`].
 #[inline(always)]
 pub fn enter(address: usize) -> usize {
@@ -14,7 +14,7 @@ pub fn enter(address: usize) -> usize {
     mark::replace(address | 1)
 }
 
-/// Ends what [`enter`] began.
+/// Puts the mark back that [`enter`] returned.
 #[inline(always)]
 pub fn leave(before: usize) {
     mark::set(before);
@@ -32,7 +32,7 @@ pub fn is_inside_of(address: usize) -> bool {
     mark::get() == address | 1
 }
 
-/// What no other thread that lives has: where its own data is.
+/// A number that no other live thread has: the address of the thread's own data.
 #[inline(always)]
 pub fn thread() -> usize {
     mark::thread()

@@ -1,5 +1,5 @@
-//! Whose a call is, where interpreters have allocators of their own: from 3.12 on each one that does not share the main one's has arenas
-//! and pools for itself, and a lock, so that calls of mem and obj come from several threads at once.
+//! Tells which interpreter a call belongs to. From 3.12 on, an interpreter that does not share the main one's allocator has its own arenas,
+//! pools and lock, so that calls of mem and obj come from several threads at once.
 
 use crate::python::{SetOnce, symbol};
 use std::ffi::{CStr, c_int, c_ulong, c_void};
@@ -17,7 +17,7 @@ struct Config {
     others: [c_int; 31],
 }
 
-/// How a release says whether an interpreter uses the main one's allocator.
+/// How a release tells whether an interpreter uses the main one's allocator.
 #[derive(Clone, Copy)]
 enum Asking {
     /// `_PyInterpreterState_HasFeature`: 3.12.
@@ -36,7 +36,7 @@ struct Interface {
 
 static INTERFACE: SetOnce<Option<Interface>> = SetOnce::new();
 
-/// Looks up what [`present`] needs. Releases before 3.12 have none of it, and one allocator for all interpreters.
+/// Looks up the functions that [`present`] needs. Releases before 3.12 have none of them, and one allocator for all interpreters.
 pub fn set_up() {
     /// # Safety
     /// `F` is the type of a function of that name.
@@ -64,7 +64,7 @@ pub fn set_up() {
     }
 }
 
-/// Whose allocator a call of mem or obj in this thread goes to: the interpreter's id, which is 0 for the main one.
+/// The id of the interpreter whose allocator a call of mem or obj in this thread goes to; 0 for the main one.
 pub fn present() -> u64 {
     // SAFETY: hooks run only once `set_up` has been called.
     let Some(interface) = (unsafe { INTERFACE.get() }) else { return 0 };

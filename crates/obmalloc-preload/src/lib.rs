@@ -4,44 +4,44 @@
 //! OBMALLOC_TRACE=run.obmtrace LD_PRELOAD=libobmalloc_preload.so python3 program.py
 //! ```
 //!
-//! It leans on `obmalloc-trace`'s format and on libc, and links neither libpython nor Node: what it needs of CPython it looks up
-//! when it is loaded. A process that is no CPython is left alone.
+//! It leans on `obmalloc-trace`'s format and on libc, and links neither libpython nor Node: it looks CPython's functions up when it is loaded.
+//! A process that is no CPython is left alone.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `at_exit` | having `atexit` call a function of ours |
+//! | `at_exit` | registers a function with `atexit` |
 //! | `arena_offset` | arenas off their natural boundary, for tests |
 //! | `bias` | a lock that is cheap for a thread that takes it again and again |
-//! | `check` | the library's second task: look whether blocks come back to who gave them out |
-//! | `trim` | its third task: give back what CPython holds and does not use |
-//! | `clock` | when, and how much memory the process has |
-//! | `hooks` | the wrapped allocators: what runs on every call |
-//! | `interpreters` | whose a call is, where interpreters have allocators of their own |
+//! | `check` | the library's second task: check that blocks go back to the allocator that gave them |
+//! | `trim` | its third task: give back the memory that CPython holds and does not use |
+//! | `clock` | the time, and how much memory the process has |
+//! | `hooks` | the wrapped allocators, which run on every call and have each event written |
+//! | `interpreters` | which interpreter a call belongs to |
 //! | `inside` | whether this thread is inside a mem or obj call |
 //! | `lock` | a spin lock that can be held across a fork |
 //! | `marks` | moments that the program names |
-//! | `sink` | the one block being written, its lock, and where it goes |
-//! | `stacks` | the stack that a request is made under |
+//! | `sink` | writes events: the one block being written, its lock, and the file |
+//! | `stacks` | reads the stack of a request |
 //! | `types` | what types objects have at a mark and at the end |
 //! | `text` | CPython's texts |
 //! | `table`, `pages`, `peek` | tables, and the memory that they are in; memory that may not be there |
 //! | `file` | the file that a process writes, whatever the program does to its descriptors and limits |
-//! | `unsaid` | what a process has to say that can write no file |
-//! | `header` | the trace's header: who is recorded |
+//! | `unsaid` | messages of a process that cannot write its file |
+//! | `header` | the trace's header: which interpreter and which process |
 //! | `python` | CPython's C interface, looked up by name |
 //! | `snapshot` | CPython's own statistics at the end, and whether the hooks are still in place |
 //! | `process` | fork, exec, `_exit` and the other ways to end |
-//! | `environment` | what programs need that are started with an environment of their own |
+//! | `environment` | the environment of programs that this process starts |
 //!
 //! # What goes where
 //! The first process claims the path in `OBMALLOC_TRACE` and leaves its id in `OBMALLOC_TRACE_PID`; every other one (forked or
 //! executed) writes to `<path>.<pid>`, or `<path>.<pid>.2` and so on if that exists. A file is made at the process's first event.
-//! `OBMALLOC_TRACE_RUN` is what they all have in common. Nothing is ever said on stderr, which programs read of each other: what is to be
-//! said stands in the trace.
+//! `OBMALLOC_TRACE_RUN` is the same for all of them. Nothing is written to stderr, which programs read of each other: messages go into the
+//! trace.
 //!
 //! # What can be missing
-//! A process that is killed, or leaves by `abort` or a system call of its own, loses the block that was being written and has no `End` note.
-//! The trace stays readable up to there.
+//! A process that is killed, or ends by `abort` or a system call of its own, loses the block that was being written and has no `End` note.
+//! Its trace can be read up to there.
 #![cfg(target_os = "linux")]
 
 mod arena_offset;
@@ -83,8 +83,8 @@ static CONSTRUCTOR: extern "C" fn() = constructor;
 #[unsafe(link_section = ".fini_array")]
 static DESTRUCTOR: extern "C" fn() = process::leave;
 
-/// Sets up the recorder if a trace is wanted, or the checker if a report is, or the trimmer, alone or beside the recorder; if this
-/// process is a CPython.
+/// If this process is a CPython: sets up the recorder, the checker or the trimmer, as the environment says. The trimmer may run beside the
+/// recorder.
 extern "C" fn constructor() {
     process::end_with_owner();
     let wanted = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
@@ -98,7 +98,7 @@ extern "C" fn constructor() {
     let recording = variable == VARIABLE;
     let own = [variable, &format!("{variable}_PID"), unsaid::VARIABLE];
     let more = [RUN_VARIABLE, stacks::VARIABLE, clock::VARIABLE, types::VARIABLE, trim::VARIABLE, trim::REPORT];
-    // The checker has no use for the run's identity, nor for stacks and samples.
+    // The checker does not use the run's identity, stacks or samples.
     let kept = if recording { [&own[..], &more].concat() } else { own.to_vec() };
     unsaid::set_up();
     let Some(api) = python::Api::find() else { return environment::keep(&kept) };
@@ -120,7 +120,7 @@ extern "C" fn constructor() {
         return;
     }
     if !can_be_seen {
-        // The header says why nothing comes after it.
+        // The header says why no events follow.
         if recording {
             sink::write_header_only();
         }
@@ -158,7 +158,7 @@ fn set_up_trimmer() {
     }
 }
 
-/// Sets up the trimmer, if it is wanted. Says whether this process can be trimmed.
+/// Sets up the trimmer, if it is wanted. Returns whether this process can be trimmed.
 fn wants_trims(release: &str, free_threaded: bool) -> bool {
     let options = std::env::var(trim::VARIABLE).ok().filter(|text| !text.is_empty());
     options.is_some_and(|options| trim::set_up(&options, release, free_threaded))
@@ -167,17 +167,17 @@ fn wants_trims(release: &str, free_threaded: bool) -> bool {
 /// Names the file that the trace goes to.
 const VARIABLE: &str = "OBMALLOC_TRACE";
 
-/// Names what all traces of one recording have in common.
+/// Names the identity that all traces of one recording have in common.
 const RUN_VARIABLE: &str = "OBMALLOC_TRACE_RUN";
 
-/// Whether this process is the first of its family, and so writes to the path itself; and the identity of the run. Tells its children.
+/// Whether this process is the first of its family, and so writes to the path itself; and the identity of the run. Tells both to its children.
 fn claim(variable: &str, path: &std::path::Path) -> (bool, String) {
     let claimed = format!("{variable}_PID");
     let first = std::env::var_os(&claimed).is_none();
     let run = std::env::var(RUN_VARIABLE).unwrap_or_else(|_| Identity::new().to_string());
     set(variable, path.as_os_str().as_bytes());
     if first {
-        // With zeros in front: the program reads its environment, and asks for the same memory whatever the number.
+        // With leading zeros: the program reads its environment, and so asks for the same memory whatever the number.
         set(&claimed, format!("{:010}", std::process::id()).as_bytes());
         if variable == VARIABLE {
             set(RUN_VARIABLE, run.as_bytes());

@@ -1,9 +1,9 @@
-//! A spin lock that can be held across a fork, and the `errno` that is kept while something else is done.
+//! A spin lock that can be held across a fork; and keeping the caller's `errno`.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A lock without a guard: a thread that forks with it taken gives it back twice, once in each process.
+/// A lock without a guard: a thread that forks while it has the lock gives it back twice, once in each process.
 pub struct SpinLock(AtomicBool);
 
 impl SpinLock {
@@ -11,7 +11,7 @@ impl SpinLock {
         Self(AtomicBool::new(false))
     }
 
-    /// Takes the lock, however long that takes.
+    /// Takes the lock, and waits as long as necessary.
     #[inline(always)]
     pub fn take(&self) {
         if self.0.swap(true, Ordering::Acquire) {
@@ -19,12 +19,12 @@ impl SpinLock {
         }
     }
 
-    /// Takes the lock, but gives up and says `false` after `turns` looks.
+    /// Takes the lock, but gives up after `turns` looks and returns `false`.
     pub fn take_within(&self, turns: u32) -> bool {
         !self.0.swap(true, Ordering::Acquire) || self.wait(turns)
     }
 
-    /// Gives the lock back. Only for who has it.
+    /// Gives the lock back. Only for the thread that has it.
     #[inline(always)]
     pub fn release(&self) {
         self.0.store(false, Ordering::Release);
@@ -35,7 +35,7 @@ impl SpinLock {
         &self.0
     }
 
-    /// Waits until `word` is false, but gives up and says `false` after `turns` looks.
+    /// Waits until `word` is false, but gives up after `turns` looks and returns `false`.
     pub fn wait_for(word: &AtomicBool, turns: u32) -> bool {
         !word.load(Ordering::Acquire) || Self::turn(turns, || !word.load(Ordering::Acquire))
     }
@@ -63,7 +63,7 @@ impl SpinLock {
     }
 }
 
-/// The caller's `errno`: programs expect it to survive a `free`.
+/// The caller's `errno`, saved and put back: programs expect it to survive a `free`.
 pub struct Errno(c_int);
 
 impl Errno {

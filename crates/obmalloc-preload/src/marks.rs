@@ -1,8 +1,8 @@
-//! What the program says by `sys.audit`: the marks of moments (`"obmalloc.mark"` and a name), and that it wants to be trimmed now
-//! (`"obmalloc.trim"`). A mark is made by SIGUSR2, too.
+//! Messages from the program through `sys.audit`: marks (`"obmalloc.mark"` and a name), and that it wants a trim now (`"obmalloc.trim"`).
+//! SIGUSR2 makes a mark, too.
 //!
-//! An audit hook would have CPython make a tuple for every event that is audited, and so change what is recorded. `sys.audit` itself is a
-//! function of C's in a table in memory, and its place in that table is taken here.
+//! With an audit hook, CPython would make a tuple for every audited event, which would change the recording. So the entry of `sys.audit` in
+//! its function table is replaced here.
 
 use crate::python::{METH_FASTCALL, Object, Objects, PyMethodDef, SetOnce, symbol};
 use crate::text::{Text, Texts, type_of};
@@ -12,10 +12,10 @@ use std::mem::MaybeUninit;
 use std::ptr::{null_mut, read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What `sys.audit` is given first.
+/// The event that a program audits to make a mark.
 const MARK: &str = "obmalloc.mark";
 const TRIM: &str = "obmalloc.trim";
-/// Where a function of C's has its definition.
+/// Offset of the definition in a built-in function object.
 const DEFINITION: usize = 16;
 
 /// `_PyCFunctionFast`, in which a thread may be ended: see `trim::now`.
@@ -29,8 +29,8 @@ struct Known {
 static KNOWN: SetOnce<Known> = SetOnce::new();
 static IS_SET: AtomicBool = AtomicBool::new(false);
 
-/// Sees what the program says from here on; `records` when marks are written down. Says `false` when the calls of `sys.audit` cannot be
-/// seen. Once is enough.
+/// From here on sees the program's calls of `sys.audit`; `records` says whether marks are written. Returns `false` if the calls cannot be
+/// seen. Called once.
 ///
 /// # Safety
 /// The GIL is held.
@@ -49,7 +49,7 @@ pub unsafe fn watch(python: &Objects, records: bool) -> bool {
 /// As of [`watch`].
 unsafe fn take_place(python: &Objects) -> Option<()> {
     let (function_type, texts) = (symbol(c"PyCFunction_Type")?, Texts::find(python)?);
-    // SAFETY: as of `watch`; what the addresses hold is looked at before it is used as what it should be.
+    // SAFETY: as of `watch`; memory is checked before it is used as what it should be.
     unsafe {
         let function = (python.sys_get)(c"audit".as_ptr());
         if function.is_null() || type_of(function) != function_type {
@@ -59,9 +59,9 @@ unsafe fn take_place(python: &Objects) -> Option<()> {
         if definition.is_null() || (*definition).flags != METH_FASTCALL {
             return None;
         }
-        // SAFETY: what METH_FASTCALL says; the sizes are those of pointers.
+        // SAFETY: METH_FASTCALL says that the function has this type; both are pointers.
         let audit = std::mem::transmute::<unsafe extern "C" fn(Object, Object) -> Object, Audit>((*definition).method);
-        // Set before anybody can come to our function, which reads it.
+        // Set before our function can be called, which reads it.
         KNOWN.set(Known { audit, texts });
         let ours = audited as Audit as usize;
         write_word((&raw mut (*definition).method).addr(), ours)?;
@@ -70,19 +70,19 @@ unsafe fn take_place(python: &Objects) -> Option<()> {
     Some(())
 }
 
-/// Writes a word to memory that may not be there to be written to.
+/// Writes a word to memory that may not be writable.
 fn write_word(address: usize, word: usize) -> Option<()> {
     let size = size_of::<usize>();
     let here = libc::iovec { iov_base: (&raw const word).cast_mut().cast(), iov_len: size };
     let there = libc::iovec { iov_base: address as *mut _, iov_len: size };
-    // SAFETY: the system looks whether it can be written.
+    // SAFETY: the system checks whether it can be written.
     let written = unsafe { libc::process_vm_writev(libc::getpid(), &here, 1, &there, 1, 0) };
     (written == size as isize).then_some(())
 }
 
-/// What stands in `sys.audit`'s place.
+/// The function in `sys.audit`'s place.
 unsafe extern "C-unwind" fn audited(module: Object, arguments: *const Object, count: isize) -> Object {
-    // SAFETY: this function is put in place after that is set; the GIL is held, and the arguments are as many as is said.
+    // SAFETY: `KNOWN` is set before this function is put in place; the GIL is held, and there are `count` arguments.
     unsafe {
         let known = KNOWN.get();
         let event = if count >= 1 { known.texts.of(*arguments) } else { None };
@@ -97,7 +97,7 @@ unsafe extern "C-unwind" fn audited(module: Object, arguments: *const Object, co
     }
 }
 
-/// Has SIGUSR2 make a mark where the program has no handler for it. CPython has looked at signals by now: it sees nothing of it.
+/// Makes SIGUSR2 make a mark, if the program has no handler for it. CPython has read the signal handlers by now, and does not see this one.
 fn catch_signal() {
     extern "C" fn handle(_: c_int) {
         sink::mark_by_signal();

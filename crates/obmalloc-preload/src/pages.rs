@@ -1,18 +1,18 @@
-//! The recorder's own memory for stacks and types, far from where the system puts what a program asks for: so a program is given the same
-//! addresses with them and without.
+//! The recorder's own memory for stacks and types. It lies far from where the system puts a program's memory, so that a program gets the same
+//! addresses with stacks and types and without.
 
 use std::ffi::c_void;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Where the first pages are asked for.
+/// The address that the next pages are asked for.
 static NEXT: AtomicUsize = AtomicUsize::new(0x2000_0000_0000);
 
 /// Types for which all zeros is a value, and that need no dropping.
 ///
 /// # Safety
-/// That is so.
+/// The type is such a type.
 pub unsafe trait Plain: Copy {}
 
 // SAFETY: numbers.

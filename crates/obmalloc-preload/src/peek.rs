@@ -22,7 +22,7 @@ pub fn int(address: usize) -> Option<i32> {
     peek(address).map(i32::from_ne_bytes)
 }
 
-/// Whether memory can be read with care at all.
+/// Whether the system allows such reads.
 pub fn is_possible() -> bool {
     let value = 0x6f62_6d61_6c6c_6f63usize;
     word(&raw const value as usize) == Some(value)

@@ -1,4 +1,4 @@
-//! What happens to the process: fork, exec and the ways to leave that run no destructor.
+//! Follows the process through fork, exec, and the ways to end that run no destructor.
 
 use crate::python::symbol;
 use crate::{check, sink, snapshot, trim};
@@ -7,7 +7,7 @@ use std::ffi::{c_int, c_void};
 /// Names the process that started this one to look at it.
 const OWNER: &str = "OBMALLOC_OWNER";
 
-/// Has the system kill this process when the command that looks at it is killed: nothing would be left to say what was seen.
+/// Makes the system kill this process when the command that runs it is killed: no command would be left to report what was recorded.
 pub fn end_with_owner() {
     let owner = std::env::var(OWNER).ok().and_then(|owner| owner.parse().ok());
     // SAFETY: a process that is being loaded has one thread only.
@@ -19,7 +19,7 @@ pub fn end_with_owner() {
     }
 }
 
-/// Has forked children recorded as processes of their own.
+/// Makes forked children be recorded as processes of their own.
 pub fn watch_forks() {
     extern "C" fn before() {
         sink::before_fork();
@@ -35,7 +35,7 @@ pub fn watch_forks() {
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
 }
 
-/// Has [`leave`] called by `quick_exit`, too, which runs no destructors: what is registered first is called last.
+/// Makes `quick_exit`, which runs no destructors, call [`leave`]. The function registered first is called last.
 pub fn watch_quick_exit() {
     type Register = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void) -> c_int;
     extern "C" fn at_quick_exit(_: *mut c_void) {
@@ -47,7 +47,7 @@ pub fn watch_quick_exit() {
     }
 }
 
-/// The end of the recorded process: everything that is still in memory goes into the file.
+/// Ends the recording of this process: writes everything that is still in memory to the file.
 pub extern "C" fn leave() {
     if sink::is_recorded() {
         snapshot::look_for_lost_hooks_at_the_end();
@@ -57,8 +57,8 @@ pub extern "C" fn leave() {
     trim::leave();
 }
 
-/// The process goes on as another program, and what is in memory goes with it unless it is written now. The call may fail and the
-/// program go on.
+/// Before the process goes on as another program: writes everything that is still in memory to the file. The call may fail, and then this
+/// program goes on.
 #[cfg(not(test))]
 fn before_exec() {
     if sink::is_recorded() {
@@ -70,8 +70,8 @@ fn before_exec() {
 
 /// Functions of the C library that the program calls and the recorder answers. Not in unit tests, which are programs themselves.
 ///
-/// Where it can be, the system call is made here and not by the C library's function, which need not be looked up then: the caller may
-/// be a child of `vfork`, where little is allowed.
+/// If possible the system call is made here, so that the C library's function need not be looked up: the caller may be a child of `vfork`,
+/// where little is allowed.
 #[cfg(not(test))]
 mod interposed {
     use super::{before_exec, leave};
@@ -86,7 +86,7 @@ mod interposed {
         static environ: Strings;
     }
 
-    /// `_exit`, which is what `os._exit` calls: no destructor runs, so the trace is brought to its end here.
+    /// `_exit`, which `os._exit` calls: no destructor runs, so the recording ends here.
     #[unsafe(no_mangle)]
     extern "C" fn _exit(status: c_int) -> ! {
         leave();
@@ -102,10 +102,10 @@ mod interposed {
         _exit(status)
     }
 
-    /// `kill`. After a KeyboardInterrupt CPython, finalized, sends itself the signal, which runs no destructor either.
+    /// `kill`. After a KeyboardInterrupt, a finalized CPython sends itself the signal, and then no destructor runs either.
     #[unsafe(no_mangle)]
     extern "C" fn kill(pid: libc::pid_t, signal: c_int) -> c_int {
-        // SAFETY: these take no memory. What is asked of CPython is only whether it is initialised, once it has been found.
+        // SAFETY: these take no memory. CPython is only asked whether it is initialised, and only once it has been found.
         unsafe {
             let is_seen = || sink::is_recorded() || check::is_checked() || trim::is_trimmed();
             if signal == libc::SIGINT && pid == libc::getpid() && is_seen() && (python::api().is_initialized)() == 0 {

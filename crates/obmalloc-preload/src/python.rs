@@ -52,7 +52,7 @@ macro_rules! interface {
 }
 
 interface! {
-    /// What recording needs.
+    /// The functions that recording needs.
     Api {
         set_allocator = c"PyMem_SetAllocator": fn(c_int, *const Allocator);
         get_allocator = c"PyMem_GetAllocator": fn(c_int, *mut Allocator);
@@ -67,7 +67,7 @@ interface! {
 }
 
 interface! {
-    /// What asking CPython for its statistics needs. All of it wants the GIL.
+    /// The functions for asking CPython for its statistics. All need the GIL.
     Objects {
         mem_malloc = c"PyMem_Malloc": fn(usize) -> *mut c_void;
         mem_free = c"PyMem_Free": fn(*mut c_void);
@@ -97,21 +97,21 @@ interface! {
     }
 }
 
-/// The address of what the process calls `name`, if anything.
+/// The address of the process's symbol `name`, if there is one.
 pub fn symbol(name: &CStr) -> Option<*mut c_void> {
     // SAFETY: the name is NUL-terminated.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     (!address.is_null()).then_some(address)
 }
 
-/// An address in the library or executable whose `malloc` the process calls, if that can be told. An executable that is not
-/// position-independent, and takes `malloc`'s address, has a stub of that name, as Debian's CPythons do: the stub does not say where it leads.
-/// But every allocator that takes `malloc`'s place brings a `malloc_usable_size` of its own.
+/// An address in the library or executable whose `malloc` the process calls, if it can be found. An executable that is not
+/// position-independent and takes `malloc`'s address, such as Debian's CPythons, has a stub of that name, which does not tell where it leads.
+/// But every library that replaces `malloc` has its own `malloc_usable_size`.
 pub fn c_allocator() -> Option<*mut c_void> {
     [c"malloc", c"malloc_usable_size"].into_iter().find_map(|name| symbol(name).filter(|&found| !is_stub(found)))
 }
 
-/// Whether a function that was found by name is an executable's stub for one that is defined elsewhere.
+/// Whether a function found by name is an executable's stub for a function in another library.
 fn is_stub(function: *const c_void) -> bool {
     /// `RTLD_DL_SYMENT`
     const SYMBOL: c_int = 1;
@@ -202,7 +202,7 @@ fn has_dev_option() -> bool {
     arguments.iter().any(|argument| argument == "-Xdev") || arguments.windows(2).any(|pair| pair[0] == "-X" && pair[1] == "dev")
 }
 
-/// Who replaced the allocators, as far as the environment tells.
+/// The likely reason why the allocators were replaced, as far as the environment tells.
 pub fn culprit() -> String {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     if let Some(value) = set("PYTHONMALLOC") {
@@ -216,12 +216,12 @@ pub fn culprit() -> String {
     }
 }
 
-/// Whether two allocators are of the same functions.
+/// Whether two allocators have the same functions.
 pub fn is_same(one: &Allocator, other: &Allocator) -> bool {
     std::ptr::fn_addr_eq(one.malloc, other.malloc) && std::ptr::fn_addr_eq(one.free, other.free)
 }
 
-/// A value that the constructor sets once, before there is anybody to read it, so that reading costs no check.
+/// A value that the constructor sets once, before any code reads it, so that reading needs no check.
 pub struct SetOnce<T>(UnsafeCell<MaybeUninit<T>>);
 
 // SAFETY: see `set`: written before there is a second thread, only read afterwards.
@@ -263,7 +263,7 @@ pub fn set(api: Api) {
 
 /// The interface that the constructor found.
 ///
-/// Only hooks, fork handlers and what they call may ask: they exist once it is set.
+/// Only hooks, fork handlers and the functions that they call may ask: they run only once it is set.
 pub fn api() -> &'static Api {
     // SAFETY: the constructor sets it before it installs anything that comes here.
     unsafe { API.get() }

@@ -1,12 +1,13 @@
-//! Where the events go: one block in memory for the whole process, guarded by a lock, and the trace file behind it.
+//! Writes events: into one block in memory for the whole process, guarded by a lock, and from there into the trace file.
 //!
-//! One block and not one a thread, because the order of the events is the trace. The lock is held for the few instructions
-//! that an event takes, and for a write when the block is full.
+//! Most events go through [`write_usually`], the others through [`record`] or [`request`]. There is one block, and not one for each thread,
+//! because a trace has its events in order. The lock is held for the few instructions that an event takes, and for a write when the block is
+//! full.
 //!
 //! Invariants:
-//! 1. [`State`] is touched only by who holds the lock.
-//! 2. Whatever is unusual (no file yet, stopped, a checkpoint, several interpreters, time to look at the clock, block full) closes the block for
-//!    [`write_usually`], so that it has one comparison to make.
+//! 1. Only the thread that holds the lock touches [`State`].
+//! 2. In any unusual case (no file yet, stopped, a checkpoint, several interpreters, time to read the clock, block full) the block is closed
+//!    for [`write_usually`], so that that function needs one comparison.
 
 mod state;
 
@@ -26,12 +27,12 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 struct Sink {
     lock: BiasedLock,
     state: UnsafeCell<MaybeUninit<State>>,
-    /// The block's, and what compresses it; the state has both once there is a state.
+    /// The block's memory. The state borrows this and `packing`.
     memory: UnsafeCell<[u8; BLOCK_SIZE]>,
     packing: UnsafeCell<[u64; PACKING_SIZE]>,
 }
 
-// SAFETY: (1) the state is touched only under the lock, and the memory only through it.
+// SAFETY: invariant 1; the memory is touched only through the state.
 unsafe impl Sync for Sink {}
 
 static SINK: Sink = Sink {
@@ -52,7 +53,7 @@ impl Deref for Locked {
     type Target = State;
     #[inline(always)]
     fn deref(&self) -> &State {
-        // SAFETY: (1) the lock is held. `set_up` has run: hooks, fork handlers and notes come after it.
+        // SAFETY: invariant 1: the lock is held. `set_up` has run before any hook, fork handler or note.
         unsafe { (*SINK.state.get()).assume_init_ref() }
     }
 }
@@ -77,9 +78,8 @@ fn lock() -> Locked {
     Locked(SINK.lock.take())
 }
 
-/// Writes an event in the usual case: this thread is the lock's favourite and wrote the last event too, and there is nothing else to be done
-/// but, with `STACKS`, to say which stack the event is made under, which `write` is given; `has_gil` as of [`request`]. Gives `false` in any
-/// other case, and nothing is written then.
+/// Writes an event in the usual case: this thread is the lock's favourite and wrote the last event too, and nothing else must be done. With
+/// `STACKS`, `write` gets the number of the event's stack; `has_gil` as of [`request`]. In any other case writes nothing and returns `false`.
 #[inline(always)]
 pub fn write_usually<const STACKS: bool>(has_gil: bool, write: impl FnOnce(Opened<'_, 'static>, Option<u64>)) -> bool {
     let thread = inside::thread();
@@ -99,7 +99,7 @@ pub fn write_usually<const STACKS: bool>(has_gil: bool, write: impl FnOnce(Opene
     true
 }
 
-/// Writes one event. Says whether a checkpoint was passed, to be looked at now that nothing is locked.
+/// Writes one event. Returns whether a checkpoint was passed: the caller looks at it, now that nothing is locked.
 #[inline(always)]
 pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     let mut state = lock();
@@ -112,7 +112,7 @@ pub fn record(write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     checkpoint
 }
 
-/// Writes one event that is a request, and the stack that it is made under. `has_gil` when it is known that this thread has the GIL.
+/// Writes one event that is a request, and its stack. `has_gil` says that this thread certainly has the GIL.
 #[inline(always)]
 pub fn request(has_gil: bool, write: impl FnOnce(&mut BlockWriter<'static>)) -> bool {
     let mut state = lock();
@@ -129,7 +129,7 @@ pub fn request(has_gil: bool, write: impl FnOnce(&mut BlockWriter<'static>)) -> 
     checkpoint
 }
 
-/// Looks at the clock, so that what comes next has its exact time. This thread is not inside C's `malloc`.
+/// Writes the time, so that the next event has its exact time. This thread is not inside C's `malloc`.
 pub fn tell_time() {
     let mut state = lock();
     if state.is_open() {
@@ -139,10 +139,10 @@ pub fn tell_time() {
     }
 }
 
-/// Marks this moment, and writes the types that live objects have, if `look` finds them. It is called after memory was sampled, because it
-/// takes some, and without the lock. This thread is not inside C's `malloc`.
+/// Marks this moment, and writes the types of live objects, if `look` finds them. `look` is called without the lock, and after memory was
+/// sampled, because it takes memory. This thread is not inside C's `malloc`.
 pub fn mark<'a>(name: &str, look: impl FnOnce() -> Option<Found<'a>>) {
-    // A forked process may have made no event yet.
+    // A forked process may have written no event yet.
     if !lock().make_file() {
         return;
     }
@@ -167,11 +167,11 @@ fn sample() {
     }
 }
 
-/// Marks that were made by a signal and are still to be written.
+/// How many marks by signals are still to be written.
 static SIGNALLED: AtomicU32 = AtomicU32::new(0);
 
-/// Marks this moment from a signal's handler, in which this thread may be anywhere: in this file too, and then the mark is written when the
-/// clock is next looked at.
+/// Marks this moment from a signal handler. The thread may be anywhere, also in this file; then the mark is written when the clock is next
+/// read.
 pub fn mark_by_signal() {
     if !is_recorded() {
         return;
@@ -180,7 +180,7 @@ pub fn mark_by_signal() {
     if let Some(held) = SINK.lock.take_within(0) {
         let mut state = Locked(held);
         let errno = Errno::save();
-        // Without writing to the file: what is to be done where that fails takes memory.
+        // Only if the block has room: writing to the file may fail, and handling that takes memory.
         if state.is_open() && state.block.has_room(TICK_ROOM + SIGNALLED_ROOM) {
             state.tick(Look::Anywhere);
         }
@@ -188,11 +188,11 @@ pub fn mark_by_signal() {
     }
 }
 
-/// What a mark by a signal is called, and bytes that it takes at most.
+/// The name of a mark by a signal, and the most bytes that it takes.
 const SIGNALLED_NAME: &str = "SIGUSR2";
 const SIGNALLED_ROOM: usize = 64;
 
-/// The interpreter is about to take everything down. `look` as of [`mark`].
+/// Writes that the interpreter is about to finalize. `look` as of [`mark`].
 pub fn finalization<'a>(look: impl FnOnce() -> Option<Found<'a>>) {
     sample();
     let found = look();
@@ -205,7 +205,7 @@ pub fn finalization<'a>(look: impl FnOnce() -> Option<Found<'a>>) {
     }
 }
 
-/// The block at `address`, which may be a code object, is about to be freed.
+/// Forgets the code object at `address`, if there was one: the block is about to be freed.
 #[cold]
 pub fn forget_code(address: usize) {
     if let Some(stacks) = &mut lock().stacks {
@@ -218,7 +218,7 @@ pub fn takes_stacks() -> bool {
     lock().stacks.is_some()
 }
 
-/// From here on every event is told by whose it is.
+/// From here on the trace says of each event which interpreter it belongs to.
 pub fn tell_apart() {
     let mut state = lock();
     state.apart = true;
@@ -231,7 +231,7 @@ pub fn set_up(base: PathBuf, first: bool, header: Header) {
     let (bytes, packing): (&'static mut [u8], &'static mut [u64]) =
         unsafe { (&mut *SINK.memory.get(), &mut *SINK.packing.get()) };
     let state = State::new(bytes, packing, base, first, header);
-    // SAFETY: the constructor is the only one to run.
+    // SAFETY: only the constructor runs now.
     unsafe { (*SINK.state.get()).write(state) };
     SINK.lock.prepare();
 }
@@ -244,12 +244,12 @@ pub fn write_header_only() {
     }
 }
 
-/// From here on this process is the one that is recorded.
+/// From here on the recorder records this process.
 pub fn adopt_process() {
     RECORDED.store(process_id(), Ordering::Relaxed);
 }
 
-/// Whether the running process is the one that is recorded: no child of `vfork`, and not one that the recorder left alone.
+/// Whether the recorder records this process: not if it is a child of `vfork`, or one that the recorder leaves alone.
 pub fn is_recorded() -> bool {
     let recorded = RECORDED.load(Ordering::Relaxed);
     recorded != 0 && recorded == process_id()
@@ -273,7 +273,7 @@ pub fn end_checkpoints() {
     state.pace();
 }
 
-/// Brings everything that was recorded into the file, and says that the process is about to go on as another program.
+/// Writes everything that was recorded to the file, and that the process is about to go on as another program.
 #[cfg(not(test))]
 pub fn exec() {
     let mut state = lock();
@@ -290,7 +290,7 @@ pub fn note(room: usize, write: impl FnOnce(&mut BlockWriter<'static>)) {
     }
 }
 
-/// Writes that a trim forgot these pools of so many bytes, which are the present interpreter's. Nothing when nothing is recorded.
+/// Writes that a trim forgot these pools, each of `pool_size` bytes, of the present interpreter. Does nothing if nothing is recorded.
 pub fn trim(pool_size: usize, mut pools: &[u64]) {
     if !is_recorded() {
         return;
@@ -305,7 +305,7 @@ pub fn trim(pool_size: usize, mut pools: &[u64]) {
     state.pace();
 }
 
-/// Writes what the recorder has to say, for people.
+/// Writes a message from the recorder, for people.
 pub fn say(text: &str) {
     let mut state = lock();
     if state.is_open() {
@@ -313,7 +313,7 @@ pub fn say(text: &str) {
     }
 }
 
-/// Writes that these domains' calls are no longer seen, and what is to be said of that.
+/// Writes that calls of these domains are no longer recorded, and a message about it.
 pub fn hooks_lost(domains: u8, text: &str) {
     let mut state = lock();
     if state.is_open() {
@@ -328,8 +328,8 @@ pub struct Reservation {
     block: u64,
 }
 
-/// Writes a note of the allocated blocks at this point of the stream, the count to be given later. Begins a block, so that it is
-/// some thousands of events before it is too late.
+/// Writes a note of the allocated blocks at this point, whose count is filled in later. It begins a block, so that there is time for that:
+/// the block takes some thousands of events.
 pub fn reserve_allocated_blocks() -> Option<Reservation> {
     let mut state = lock();
     (state.is_open() && state.flush()).then(|| Reservation { token: state.block.allocated_blocks(0), block: state.blocks })
@@ -343,9 +343,9 @@ pub fn fill_in(reservation: Reservation, count: u64) {
     }
 }
 
-/// Writes the `End` note, empties the block and records nothing more.
+/// Writes the `End` note, writes the block to the file, and stops recording.
 pub fn end() {
-    // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a trace without its end is the lesser evil.
+    // `_exit` can come from anywhere, also from a thread that holds the lock. A trace without its end is better than a hang.
     let Some(held) = SINK.lock.take_within(10_000) else { return };
     let mut state = Locked(held);
     if state.flush() {
@@ -359,7 +359,7 @@ pub fn end() {
     state.stop();
 }
 
-/// Before a fork: brings the file up to date and keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
+/// Before a fork: brings the file up to date, and keeps the lock until [`fork_in_parent`] or [`fork_in_child`].
 pub fn before_fork() {
     let Some(held) = SINK.lock.take_within(u32::MAX) else { return };
     let mut state = Locked(held);
@@ -373,13 +373,13 @@ pub fn before_fork() {
 
 /// After a fork, in the parent: goes on.
 pub fn fork_in_parent() {
-    // The lock is the one that `before_fork` left taken.
+    // `before_fork` took the lock.
     drop(Locked(SINK.lock.as_taken_within()));
 }
 
 /// After a fork, in the child: the next event begins a trace of its own, which continues the parent's.
 pub fn fork_in_child() {
-    // The lock is the one that `before_fork` left taken, by the thread that is the only one of this process.
+    // `before_fork` took the lock, in the thread that is now this process's only one.
     let mut state = Locked(SINK.lock.as_taken_within());
     SINK.lock.forked();
     if let File::Open(file) = &state.file {
@@ -389,7 +389,7 @@ pub fn fork_in_child() {
     }
     (state.written, state.blocks, state.events, state.first) = (0, 0, 0, false);
     state.clock.forked();
-    // The others are gone.
+    // Other interpreters' threads do not exist in the child.
     (state.apart, state.interpreter) = (interpreters::present() != 0, 0);
     adopt_process();
 }

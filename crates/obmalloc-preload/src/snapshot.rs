@@ -1,8 +1,8 @@
-//! What CPython itself says about its memory when the program is over, and whether the hooks are still in place by then.
+//! Records CPython's own statistics when the program ends, and whether the hooks are still in place by then.
 //!
-//! While CPython runs, the hooks look now and then ([`checkpoint`]) whether it is initialised. Once it is, a pending call has the
-//! main thread register a function with `atexit`. What is registered first runs last, so that function sees the memory as the
-//! program left it, and writes it down: a reader can hold its replay against that.
+//! While CPython runs, the hooks check now and then ([`checkpoint`]) whether it is initialised. Once it is, a pending call registers a
+//! function with `atexit`, in the main thread. The function registered first runs last, so it sees the memory as the program left it, and
+//! writes CPython's statistics: a replay is compared with them.
 
 use crate::python::{METH_NOARGS, Object, Objects, PyMethodDef, SetOnce, api, symbol};
 use crate::text::Texts;
@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 const OBJ: c_int = Domain::Obj as c_int;
 
-/// Whether the pending call is still to be asked for.
+/// Whether the pending call must still be asked for.
 static WAITING: AtomicBool = AtomicBool::new(true);
 /// Domains that were reported as lost: bit 0 raw, bit 1 mem, bit 2 obj.
 static LOST: AtomicU8 = AtomicU8::new(0);
 
-/// Whether an interpreter has come to its end, and its statistics have been asked for.
+/// Whether an interpreter has ended, and its statistics have been recorded.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// See [`TAKEN`].
@@ -47,7 +47,7 @@ fn ask_for_pending_call() {
     }
 }
 
-/// Runs in the main thread, with the GIL, between two bytecodes.
+/// The pending call. CPython runs it in the main thread, with the GIL, between two bytecodes.
 unsafe extern "C" fn pending_call(_: *mut c_void) -> c_int {
     let mut done = true;
     if let Some(python) = Objects::find() {
@@ -69,7 +69,7 @@ unsafe extern "C" fn pending_call(_: *mut c_void) -> c_int {
     0
 }
 
-/// What the `atexit` function needs, found beforehand so that it has to ask for as little memory as possible.
+/// The objects that the `atexit` function needs, looked up beforehand so that it asks for as little memory as possible.
 struct AtExit {
     python: Objects,
     texts: Texts,
@@ -80,8 +80,8 @@ struct AtExit {
 
 static AT_EXIT: SetOnce<AtExit> = SetOnce::new();
 
-/// Has `atexit` call [`at_exit`]. Says `false` when that has to be tried again at another moment. If CPython cannot do it at all,
-/// there will be no statistics; an error may be set then.
+/// Registers [`at_exit`] with `atexit`. Returns `false` if this must be tried again at another moment. If CPython cannot do it at all, there
+/// will be no statistics, and a Python error may be set.
 ///
 /// # Safety
 /// The GIL is held.
@@ -110,7 +110,7 @@ unsafe fn register(python: &Objects) -> bool {
     }
 }
 
-/// What `atexit` calls.
+/// The function that `atexit` calls.
 unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
     // SAFETY: only `register` makes this function known, after it has set what is needed; `atexit` holds the GIL.
     unsafe {
@@ -131,9 +131,9 @@ unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
 impl AtExit {
     /// Writes `sys.getallocatedblocks()`.
     ///
-    /// CPython answers 0 when the obj domain's malloc is not its own, so the recorder's has to go for the time of the call. The one
-    /// request of that time, for the int that is the answer, is written by hand: the ints that CPython keeps for reuse are used
-    /// up before, so that it is known that there is one, and its size.
+    /// CPython answers 0 if the obj domain's malloc is not its own, so the recorder's hook is taken out during the call. The call makes one
+    /// request, for the int that is the answer, which is written here by hand. The ints that CPython keeps for reuse are used up before, so
+    /// that there certainly is such a request, and its size is known.
     ///
     /// # Safety
     /// The GIL is held.
@@ -159,8 +159,8 @@ impl AtExit {
         }
     }
 
-    /// Writes the pymalloc part of what `sys._debugmallocstats()` prints. It asks for no memory before it has printed, and what other
-    /// threads do meanwhile are raw calls, about which it says nothing; so the note may as well come after the call.
+    /// Writes the pymalloc part of what `sys._debugmallocstats()` prints. The call asks for no memory before it has printed, and other threads
+    /// can only make raw calls meanwhile, which the statistics do not count. So the note may come after the call.
     ///
     /// # Safety
     /// The GIL is held.
@@ -180,7 +180,7 @@ impl AtExit {
     }
 }
 
-/// Ints up to this one exist from the start (256 before 3.15); a process with so few blocks does not use pymalloc.
+/// Ints up to this one exist from the start (256 before 3.15). A process with no more blocks than that does not use pymalloc.
 const LARGEST_SMALL_INT: std::ffi::c_long = 1024;
 /// More ints than any CPython keeps for reuse (3.14 keeps 100).
 const FREE_INTS: usize = 128;
@@ -202,7 +202,7 @@ unsafe fn with_original_obj<T>(call: impl FnOnce() -> T) -> T {
 }
 
 impl Objects {
-    /// Makes ints until CPython has to ask for memory for one. Gives them, and the size that was asked for.
+    /// Makes ints until CPython must ask for memory for one. Returns the ints, and the size that CPython asked for.
     ///
     /// # Safety
     /// The GIL is held.
@@ -210,7 +210,7 @@ impl Objects {
         static BELOW: SetOnce<Allocator> = SetOnce::new();
         static SIZE: AtomicUsize = AtomicUsize::new(0);
         unsafe extern "C-unwind" fn watched_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
-            // Interpreters with allocators of their own go on meanwhile.
+            // Interpreters with allocators of their own go on running.
             if interpreters::present() == 0 {
                 SIZE.store(size, Ordering::Relaxed);
             }
@@ -237,7 +237,7 @@ impl Objects {
     }
 }
 
-/// Gives what `call` writes to stderr from C.
+/// Returns what `call` writes to stderr from C.
 fn capture_stderr(call: impl FnOnce()) -> Vec<u8> {
     unsafe extern "C" {
         static stderr: *mut libc::FILE;
@@ -271,8 +271,8 @@ fn capture_stderr(call: impl FnOnce()) -> Vec<u8> {
     text
 }
 
-/// The text up to and with its last "Total" line: what follows is about the types' free lists. Empty when there is no such line, as
-/// when pymalloc is not used.
+/// The text up to and including its last "Total" line: the rest is about the types' free lists. Empty if there is no such line, as when
+/// pymalloc is not used.
 fn pymalloc_part(text: &[u8]) -> &[u8] {
     let mut end = 0;
     let mut at = 0;
@@ -285,9 +285,9 @@ fn pymalloc_part(text: &[u8]) -> &[u8] {
     &text[..end]
 }
 
-/// Looks which of the recorder's allocators are no longer called, and has the trace say so once. Gives the bits of those domains.
+/// Finds the recorder's allocators that are no longer called, and writes that into the trace once. Returns the bits of their domains.
 ///
-/// One that was replaced may still be called, by the one that took its place (tracemalloc does that), so it is tried.
+/// An allocator that was replaced may still be called by its replacement, as tracemalloc does. So each is tried with a call.
 ///
 /// # Safety
 /// The GIL is held.
@@ -304,8 +304,8 @@ unsafe fn look_for_lost_hooks(python: &Objects) -> u8 {
     lost
 }
 
-/// As [`look_for_lost_hooks`] when there may be no interpreter any more: then only the raw domain can be tried. If that one is lost,
-/// so are the others that were replaced: it takes `PYTHONMALLOC` and its like to get there.
+/// As [`look_for_lost_hooks`], when there may be no interpreter any more: then only the raw domain can be tried. If its hook is lost, so are
+/// the others that were replaced: only `PYTHONMALLOC` and the like do that.
 pub fn look_for_lost_hooks_at_the_end() {
     let replaced = (0..3).filter(|&number| !hooks::is_ours(&api().allocator(number))).fold(0, |bits, number| bits | 1 << number);
     // SAFETY: the raw domain wants neither GIL nor interpreter.
@@ -314,12 +314,12 @@ pub fn look_for_lost_hooks_at_the_end() {
     }
 }
 
-/// Whether these functions still come to the recorder. The calls are recorded like others.
+/// Whether calls of these functions still reach the recorder. The calls are recorded like others.
 ///
 /// # Safety
-/// They may be called, and are of one domain.
+/// The functions may be called, and are of one domain.
 unsafe fn reaches_hooks(malloc: unsafe extern "C" fn(usize) -> *mut c_void, free: unsafe extern "C" fn(*mut c_void)) -> bool {
-    /// Other threads' raw calls count too, but hardly this many at this moment.
+    /// Other threads' raw calls count too, but hardly this many in so short a time.
     const TRIES: u64 = 8;
     let before = sink::events();
     let mut calls = 0;
@@ -330,7 +330,7 @@ unsafe fn reaches_hooks(malloc: unsafe extern "C" fn(usize) -> *mut c_void, free
             free(address);
             !address.is_null()
         };
-        // What stands in between may refuse a request, as `_testcapi.set_nomemory` does: then nothing is missed.
+        // An allocator in between may refuse the request, as `_testcapi.set_nomemory` does: then no call is missed.
         calls += 1 + u64::from(given);
     }
     sink::events() - before >= calls
@@ -348,7 +348,7 @@ fn report_lost_hooks(lost: u8) {
     sink::hooks_lost(news, &text);
 }
 
-/// Names as a sentence has them: "raw, mem and obj".
+/// Joins names for a sentence: "raw, mem and obj".
 fn listed(names: &[&str]) -> String {
     match names.split_last() {
         Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),

@@ -1,11 +1,11 @@
-//! Tables from three numbers to one: the tree of stacks by parent, code object and instruction; code objects by address; what has been
-//! described by its hash; types by address.
+//! Hash tables from three numbers to one: the tree of stacks by parent, code object and instruction; code objects by address; descriptions in
+//! the trace by hash; types by address.
 
 use crate::pages::{Pages, Plain};
 
 pub type Key = [u32; 3];
 
-/// What no table has as a value: an empty place.
+/// Marks an empty entry; no table has it as a value.
 const EMPTY: u32 = 0;
 
 #[derive(Clone, Copy)]
@@ -81,7 +81,7 @@ impl Table {
         self.entries[at] = entry;
     }
 
-    /// Takes a key out. Says whether it was there.
+    /// Takes a key out. Returns whether it was there.
     pub fn remove(&mut self, key: Key) -> bool {
         let last = self.entries.len() - 1;
         let mut hole = self.place(key);
@@ -91,7 +91,7 @@ impl Table {
             }
             hole = (hole + 1) & last;
         }
-        // What comes after it, up to the next empty place, moves up where it may.
+        // Move later entries, up to the next empty one, into the hole if their keys allow it.
         let mut at = hole;
         loop {
             at = (at + 1) & last;

@@ -1,19 +1,19 @@
-//! CPython's texts, read without memory of one's own and without asking CPython for any.
+//! Reads CPython's `str` objects without taking memory and without calling CPython.
 
 use crate::python::{Object, Objects, symbol};
 use std::ptr::read;
 
-/// Most characters of a text; the rest is cut off.
+/// The most characters of a text; the rest is cut off.
 const MOST: usize = 200;
-/// Most bytes of a text.
+/// The most bytes of a text.
 pub const MOST_BYTES: usize = 4 * MOST;
-/// Where an object has its type.
+/// Offset of the type in an object.
 const TYPE: usize = 8;
 
 /// The type of an object.
 ///
 /// # Safety
-/// It is an object.
+/// `object` is an object.
 pub unsafe fn type_of(object: Object) -> Object {
     // SAFETY: every object has its type there.
     unsafe { read(object.byte_add(TYPE).cast::<Object>()) }
@@ -35,7 +35,7 @@ impl Text {
     }
 }
 
-/// What texts are read with.
+/// What reading texts needs.
 #[derive(Clone, Copy)]
 pub struct Texts {
     pub python: Objects,
@@ -43,15 +43,15 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// `None` when this CPython does not show what is needed.
+    /// `None` if this CPython does not export what is needed.
     pub fn find(python: &Objects) -> Option<Self> {
         Some(Self { python: *python, text: symbol(c"PyUnicode_Type")? })
     }
 
-    /// The text that an object is, as far as it fits; nothing when it is no text. Takes no memory.
+    /// The text of a `str`, as far as it fits; `None` if the object is no `str`. Takes no memory.
     ///
     /// # Safety
-    /// The GIL is held, and it is an object.
+    /// The GIL is held, and `object` is an object.
     pub unsafe fn of(&self, object: Object) -> Option<Text> {
         // SAFETY: the caller's promise; every character that is read is there.
         unsafe {

@@ -1,4 +1,4 @@
-//! What a process has to say that cannot make the file in which it would: a line in one that is there already, for all of a run.
+//! Messages of processes that cannot make their file. They go, a line each, into one file for the whole run that exists already.
 
 use crate::file;
 use std::fs::File;
@@ -7,19 +7,19 @@ use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// Names that file.
+/// The variable with that file's path.
 pub const VARIABLE: &str = "OBMALLOC_UNSAID";
 
 static PATH: OnceLock<PathBuf> = OnceLock::new();
 
-/// Remembers where that file is, if there is one: the program may change its environment.
+/// Remembers that file's path, because the program may change its environment.
 pub fn set_up() {
     if let Some(path) = std::env::var_os(VARIABLE) {
         let _ = PATH.set(path.into());
     }
 }
 
-/// Says why this process could not make its file: its id, a blank, and the system's words.
+/// Writes why this process could not make its file: its id, a blank, and the system's words.
 #[cold]
 pub fn say(error: &Error) {
     let Some(path) = PATH.get() else { return };
@@ -30,7 +30,7 @@ pub fn say(error: &Error) {
     let line = format!("{} {error}\n", std::process::id());
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     if file::allow(length + line.len() as u64).is_ok() {
-        // At once, so that no other process's line gets in between. What cannot be said here either cannot be said.
+        // In one write, so that no other process's line gets in between. If this fails too, the message is lost.
         let _ = file.write_all(line.as_bytes());
     }
 }

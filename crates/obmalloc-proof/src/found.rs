@@ -1,4 +1,4 @@
-//! Programs that random ones have been shrunk to: on each this engine once went another way than CPython. Leans on `program`.
+//! Programs that random ones were shrunk to: on each of them this engine once differed from CPython. Leans on `program`.
 
 use crate::program::{KINDS, Op, Place, Program, SCRIPTS};
 

@@ -1,4 +1,4 @@
-//! What a real CPython answered, kept, so that this engine can be judged without one. Leans on `judge`, `here` and `sizes`.
+//! Recorded answers of real CPythons, so that this engine can be judged without one. Leans on `judge`, `here` and `sizes`.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub struct Golden {
     pub first_seed: u64,
     /// Programs that a digest is about.
     pub programs: u64,
-    /// Digests of the logs of so many programs each.
+    /// Digests of logs, each of `programs` programs.
     pub digests: Vec<String>,
     /// Whole logs, of programs of some seeds and of those that have found something.
     pub logs: BTreeMap<String, Vec<String>>,

@@ -80,7 +80,7 @@ impl Here {
         self.heap.threshold()
     }
 
-    /// Runs a program on a collector that is as new; gives its log. Afterwards the heap's structures hold.
+    /// Runs a program on a collector in its initial state. Returns the log, after a check that the heap's structures hold.
     ///
     /// # Panics
     /// If anything that a program does is an error here.

@@ -31,8 +31,8 @@ pub struct Divergence {
     pub here: String,
 }
 
-/// Runs programs on both sides: those that have found something, and those of `count` seeds. `afresh` is this side too, with nothing left of
-/// the programs before: there a program is shrunk.
+/// Runs programs on both sides: those that once found a difference, and those of `count` seeds. `afresh` runs a program on this side with
+/// nothing left of earlier programs: there a program is shrunk.
 ///
 /// # Errors
 /// The first divergence; shrunk, unless it takes the programs before.

@@ -93,7 +93,7 @@ pub enum Place {
     OfMe(u8),
 }
 
-/// One step of a program. What it names may not be there: then it does nothing, on every side.
+/// One step of a program. If an object that it names does not exist, the step does nothing, on every side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
     /// Allocates; the root's old reference is dropped. Untracked ones come from `PyObject_GC_New`, the others from `PyType_GenericAlloc`.

@@ -1,4 +1,4 @@
-//! When the events of a trace were made, by which thread, and how much memory the process had then.
+//! The time of a trace's events, their threads, and how much memory the process had.
 //!
 //! | record | upper bits of the tag | fields |
 //! |---|---|---|
@@ -6,8 +6,8 @@
 //! | memory | 6 | resident anonymous memory, resident memory of files, C's heap, the free part of C's heap; all in KiB |
 //! | thread | 7 | the system's number of the thread that makes the events that follow; a block begins with none |
 //!
-//! They stand between the events, as stacks do, and are not counted as events: how often the clock is looked at changes no number. Time
-//! stands at least every few thousand events, and before every arena that is taken or given back.
+//! These records stand between the events, as those of stacks do, and are not counted as events, so they change no event's number. There is
+//! a time at least every few thousand events, and before every arena that is taken or given back.
 
 use serde::Serialize;
 
@@ -25,9 +25,9 @@ pub struct Memory {
     pub anonymous: u64,
     /// Resident, of files and shared memory.
     pub file: u64,
-    /// What C's `malloc` has from the system; 0 where it does not say.
+    /// Bytes that C's `malloc` has from the system; 0 if it does not tell.
     pub heap: u64,
-    /// The part of that which no block is in.
+    /// The part of `heap` that is in no block.
     pub heap_free: u64,
 }
 
@@ -38,7 +38,7 @@ impl Memory {
     }
 }
 
-/// What a trace has told of time so far.
+/// What has been read of time, memory and threads so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Clock {
     /// Microseconds since the trace of the first process began, as last told. Traces before format 4 do not tell: 0.

@@ -13,7 +13,7 @@
 //! length and are never compressed; their checksums are of the payload alone.
 //!
 //! The tag's low two bits are the verb (malloc, calloc, realloc, free), the next two the domain (raw, mem, obj); with
-//! both domain bits set the "verb" says arena taken, arena released, or note. The flags above them are in [`tag`].
+//! both domain bits set the "verb" means arena taken, arena given back, or note. The flags above them are in [`tag`].
 //!
 //! | event | fields |
 //! |---|---|
@@ -21,20 +21,21 @@
 //! | calloc | count, size, address |
 //! | realloc | old address, size, new address |
 //! | free | address |
-//! | arena taken, arena released | size, address |
+//! | arena taken, arena given back | size, address |
 //! | note | kind byte, then as [`Note`] says |
 //!
 //! Between the events stand records with all four of those bits set: of Python's stacks ([`crate::stacks`]), of time, threads and memory
-//! ([`crate::clock`]), of objects' types ([`crate::types`]). They are not counted as events: a trace with them has the events, and their numbers, of one without.
+//! ([`crate::clock`]), of objects' types ([`crate::types`]). They are not counted as events: a trace has the same events, with the same
+//! numbers, with them and without.
 //!
-//! The header names the process and its CPython. `run` is what all traces of one recording have in common, `id` is this trace's own,
-//! `parent` names the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed`
-//! says why the recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set where no file can grow.
+//! The header names the process and its CPython. `run` is the same for all traces of one recording, `id` is this trace's own. `parent` names
+//! the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed` says why the
+//! recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set when the file cannot grow.
 //!
 //! The notes of kinds 2, 3, 5 and 6 stand in blocks of their own, so that they are found without reading any other block's payload. A
 //! block of one event is never compressed.
 //!
-//! A note of kind 10 is in a trace only where the process trimmed its pools. A reader that does not know it stops there.
+//! A note of kind 10 is in a trace only if the process trimmed its pools. A reader that does not know it stops there.
 //!
 //! An address is the zigzag difference from the address before it in the same block, shifted right by 4 (CPython's
 //! addresses are multiples of 16) unless [`tag::UNALIGNED`] is set; NULL is a flag and has no bytes.
@@ -59,13 +60,13 @@ pub use writer::{BlockWriter, PatchToken};
 
 pub(crate) use cursor::Cursor;
 
-/// Room that is enough for one event other than a text note, with the stack that it was made under and its thread.
+/// The most bytes that one event takes, with its stack and its thread; text notes may take more.
 pub const MAX_EVENT: usize = 80;
 
 /// Bits of the tag byte above verb and domain.
 pub mod tag {
-    /// Made from inside a mem or obj call: a raw call, or an arena that pymalloc takes or gives back. Others at the arena allocator are the
-    /// interpreter's data stack, or a whole subinterpreter's arenas.
+    /// Made from inside a mem or obj call: a raw call, or an arena that pymalloc takes or gives back. Other requests to the arena allocator are
+    /// for the interpreter's data stack, or for all arenas of a subinterpreter.
     pub const NESTED: u8 = 1 << 4;
     /// The call's result, or the address freed, is NULL.
     pub const NULL: u8 = 1 << 5;
@@ -102,7 +103,7 @@ impl Event {
         }
     }
 
-    /// Whether it is a matter of one interpreter's pymalloc: a call of mem or obj, what such a call makes itself, or a trim.
+    /// Whether it concerns one interpreter's pymalloc: a call of mem or obj, an event inside such a call, or a trim.
     pub fn is_pymallocs(&self) -> bool {
         let domain = match *self {
             Self::Malloc { domain, .. }
@@ -122,7 +123,7 @@ impl Event {
     }
 }
 
-/// What the recorder has to say besides calls.
+/// What the recorder writes besides calls.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Note {
     /// Kind 0: the text of `sys._debugmallocstats()` at this point (length, bytes).
@@ -138,11 +139,11 @@ pub enum Note {
     /// id (varint), which has an allocator of its own; 0 is the main one, with which every trace begins. Raw calls that are not nested
     /// are the whole process's.
     Interpreter(u64),
-    /// Kind 5: what the recorder has to say, for people (length, bytes).
+    /// Kind 5: a message from the recorder, for people (length, bytes).
     Text(String),
-    /// Kind 6: the process goes on as another program. Nothing comes after it, unless that fails.
+    /// Kind 6: the process goes on as another program. No event follows, unless that fails.
     Exec,
-    /// Kind 7: `Py_FinalizeEx` has called what the program registered with `atexit`, and is about to take everything down.
+    /// Kind 7: `Py_FinalizeEx` has called the program's `atexit` functions, and is about to finalize the interpreter.
     Finalization,
     /// Kind 8: the program marks this moment, with this name (length, bytes).
     Mark(String),

@@ -1,4 +1,4 @@
-//! Traces of real CPython runs: the format, the replay through a heap of the same release, and what a trace tells.
+//! Traces of real CPython runs: the format, the replay through a heap of the same release, and the analysis.
 
 pub mod analysis;
 pub mod clock;

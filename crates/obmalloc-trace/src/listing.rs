@@ -1,4 +1,4 @@
-//! The events of a trace as people and other programs are shown them, each with its stack.
+//! Lists the events of a trace for people and other programs, each with its stack.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -15,7 +15,7 @@ pub struct Wanted {
     pub from: u64,
     /// `None` for all up to the end.
     pub to: Option<u64>,
-    /// Requests for so many bytes.
+    /// Requests for this many bytes.
     pub size: Option<u64>,
     /// Calls that were given this address, or gave it.
     pub address: Option<u64>,
@@ -45,7 +45,7 @@ pub struct Frame {
 pub enum Listed {
     /// A call.
     Call(Call),
-    /// What the recorder has to say.
+    /// A note.
     Note {
         /// Its number; of a sample of memory, which is no event, that of the event that comes next.
         event: u64,
@@ -67,7 +67,7 @@ pub enum Listed {
 pub struct Call {
     /// Its number.
     pub event: u64,
-    /// When it was made, where that is known: as the clock was last looked at before it.
+    /// When it was made, if that is known: the last time that was read before it.
     pub seconds: Option<f64>,
     /// The system's number of the thread that made it, where that is known.
     pub thread: Option<u64>,
@@ -78,16 +78,16 @@ pub struct Call {
     /// Of a calloc.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// Bytes that are asked for, of the arena that is given back, or that the freed block was asked for with. `None` for a free of NULL or of a
-    /// block that no recorded call gave.
+    /// Bytes requested, of the arena given back, or that the freed block was requested with. `None` for a free of NULL or of a block that no
+    /// recorded call gave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
     /// The block that a realloc was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// What was given, or freed; `0x0` for NULL.
+    /// The address that was given or freed; `0x0` for NULL.
     pub address: String,
-    /// Whose call it is; 0 is the main interpreter.
+    /// The interpreter that it belongs to; 0 is the main one.
     pub interpreter: u64,
     /// Where it was made, innermost frame first.
     pub stack: Vec<Frame>,
@@ -113,7 +113,7 @@ pub struct Listing {
 struct Sizes(FxHashMap<u64, u64>);
 
 impl Sizes {
-    /// Looks at an event. Gives the size of the block that it frees.
+    /// Looks at an event. Returns the size of the block that it frees.
     #[inline]
     fn see(&mut self, event: &Event) -> Option<u64> {
         match *event {
@@ -154,7 +154,7 @@ impl Listing {
         }
     }
 
-    /// Looks at no more than `count` events. Gives those of them that are wanted, and whether there are more.
+    /// Looks at no more than `count` events. Returns those of them that are wanted, and whether there are more.
     ///
     /// # Errors
     /// When the trace cannot be read any further.
@@ -173,7 +173,7 @@ impl Listing {
             let clock = *reader.clock();
             let number = self.event;
             self.event += 1;
-            // Frees are neither requests for so many bytes nor at a site.
+            // A free has no requested size and no site.
             let has_frees = self.wanted.size.is_none() && self.wanted.site.is_none();
             let freed = if has_frees { self.sizes.see(&event) } else { None };
             if let Event::Note(Note::Interpreter(id)) = event {

@@ -1,4 +1,4 @@
-//! Moments of a trace that people ask for, and one reading of the trace that finds them.
+//! Moments of a trace: reading them from a text, and finding them in one reading of the trace.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -23,11 +23,11 @@ pub enum Moment {
     Mark(String, Option<usize>),
     /// The event of this number.
     Event(u64),
-    /// The last event up to so many seconds.
+    /// The last event up to this many seconds.
     Time(f64),
 }
 
-/// What is no moment.
+/// A text that is no moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NoMoment(String);
 
@@ -80,7 +80,7 @@ pub struct Sample {
     pub memory: Memory,
 }
 
-/// What happened when in a trace, without a replay.
+/// The outline of a trace, which needs no replay.
 #[derive(Clone, Debug, Default)]
 pub struct Outline {
     /// Number of events.
@@ -120,7 +120,7 @@ pub struct Found {
 pub struct Outlining<'a> {
     segments: VecDeque<Reader<'a>>,
     outline: Outline,
-    /// Whose the next calls are, and bytes of arenas that are held.
+    /// The interpreter of the next calls, and bytes of arenas that are held.
     interpreter: u64,
     held: u64,
     /// By address: which of the outline's arenas is there.

@@ -39,8 +39,8 @@ impl Op {
 }
 
 impl Verb {
-    /// What the main interpreter's heap is asked for by an event: the domain, the call and its size in bytes. `None` for an event that is no call.
-    /// A block that another interpreter resizes leaves the heap, if it was there.
+    /// The call of the main interpreter's heap in an event: the domain, the call and its size in bytes. `None` for an event that is no call. A block
+    /// that another interpreter resizes leaves the main one's heap, if it was there.
     pub(crate) fn of(seen: &Seen<'_>) -> Option<(Domain, Self, u64)> {
         Some(match *seen.event {
             Event::Malloc { domain, size, .. } | Event::Realloc { domain, address: 0, size, .. } => (domain, Self::Malloc, size),

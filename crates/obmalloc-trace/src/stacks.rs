@@ -9,11 +9,11 @@
 //! | more | 4 | length, what follows in the line table of the last code object |
 //!
 //! Nodes, code objects and texts are numbered in the order of the trace, texts and code objects from 0, nodes from 1: node 0 is no Python
-//! frame. A forked process's trace goes on with the numbers of its parent's. What a code object's instruction counts is its line
-//! table's affair; 0 is before the first one, which is where a frame is that has not begun.
+//! frame. A forked process's trace goes on with the numbers of its parent's. The line table decides in which units an instruction's index
+//! counts; 0 is before the first instruction, where a frame is that has not begun.
 //!
-//! A stack may be longer than was asked for. What lies below as many frames as the header's `stacks` says is not what was there: the recorder
-//! does not look that far. So a reader stops there.
+//! A stack may be longer than was asked for. Frames deeper than the header's `stacks` are not right, because the recorder does not look that
+//! far. So a reader stops there.
 
 use crate::format::Cursor;
 
@@ -23,7 +23,7 @@ pub(crate) const TEXT: u8 = 2 << 4;
 pub(crate) const CODE: u8 = 3 << 4;
 pub(crate) const MORE: u8 = 4 << 4;
 
-/// How a code object says which instruction belongs to which line.
+/// The format of a code object's line table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Lines {
@@ -49,7 +49,7 @@ pub struct Frame<'a> {
 /// Bytes of what is kept that a trace may ask for: those of the 32 million nodes that the recorder makes at most, and a third as much for the rest.
 const MOST_KEPT: usize = 1 << 30;
 
-/// What a trace has told of stacks so far.
+/// What has been read of stacks so far.
 #[derive(Clone, Debug, Default)]
 pub struct Stacks {
     /// Whether what is numbered is only counted, and the lists stay empty.
@@ -87,12 +87,12 @@ struct Node {
 }
 
 impl Stacks {
-    /// Counts what there is, and keeps nothing of it.
+    /// A value that only numbers nodes, code objects and texts, and keeps none.
     pub(crate) fn counted() -> Self {
         Self { is_counted: true, ..Self::default() }
     }
 
-    /// Makes sure that so many bytes more may be kept; `None` when the trace asks for too many.
+    /// Makes sure that `bytes` more may be kept; `None` if the trace asks for too many.
     fn keep(&mut self, bytes: usize) -> Option<()> {
         if !self.is_counted {
             self.kept += bytes;
@@ -105,7 +105,7 @@ impl Stacks {
         self.kept > MOST_KEPT
     }
 
-    /// The frames of a stack, innermost first; none for 0, nor where they are not kept.
+    /// The frames of a stack, innermost first; none for 0, and none if they are not kept.
     pub fn frames(&self, node: u64) -> impl Iterator<Item = Frame<'_>> {
         self.nodes_of(node).map(|node| self.frame(node))
     }

@@ -1,4 +1,4 @@
-//! What types the objects have that are live at some moments.
+//! The types of the objects that are live at some moments.
 //!
 //! | record | upper bits of the tag | fields |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //!
 //! A name is `module.qualname` as the type object has it, without `builtins.`.
 //!
-//! They stand between the events, as stacks do, and are not counted as events.
+//! These records stand between the events, as those of stacks do, and are not counted as events.
 
 use crate::format::Cursor;
 
@@ -25,7 +25,7 @@ pub(crate) const UNIT: u32 = 4;
 /// Bytes of a table that are kept at most; a recorder's take less.
 const MOST_KEPT: usize = 1 << 30;
 
-/// Blocks of one type, evenly apart.
+/// Blocks of one type at equal distances.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Run {
     first: u64,
@@ -66,7 +66,7 @@ impl Types {
     }
 }
 
-/// What is read of tables: all of it is checked, and kept where it is wanted.
+/// Reads tables: checks all of them, and keeps one if it is wanted.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     /// Types that the present table has named.

@@ -1,4 +1,4 @@
-//! Watchers: what looks on while a trace is replayed. Comparing is one, collecting a program another.
+//! Watchers: a replay tells them of every event. One compares answers, another collects a program.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use crate::format::{Domain, Event, Note};
 use crate::replay::Ground;
 use crate::stacks::Stacks;
 
-/// What is told of every event of a trace, once it has been replayed.
+/// A watcher is told of every event of a trace, once it has been replayed.
 pub trait Watcher {
     /// Looks at one event. `Break` ends the replay.
     fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()>;
@@ -24,7 +24,7 @@ pub trait Watcher {
     fn stops(&mut self) {}
 }
 
-/// Two that are told the same. Either can end the replay.
+/// Two watchers that are told the same. Either can end the replay.
 impl<A: Watcher, B: Watcher> Watcher for (A, B) {
     #[inline]
     fn see(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
@@ -44,7 +44,7 @@ impl<A: Watcher, B: Watcher> Watcher for (A, B) {
     }
 }
 
-/// An event, and what became of it.
+/// An event and its outcome.
 pub struct Seen<'a> {
     /// As it was recorded.
     pub event: &'a Event,
@@ -52,16 +52,16 @@ pub struct Seen<'a> {
     pub operation: u64,
     /// The Python stack that a request was made under, 0 for none.
     pub stack: u64,
-    /// Whose call it is: 0 is the main interpreter.
+    /// The interpreter that it belongs to; 0 is the main one.
     pub interpreter: u64,
-    /// What has been read of stacks so far; nothing where they are not kept.
+    /// What has been read of stacks so far; empty if they are not kept.
     pub stacks: &'a Stacks,
-    /// What became of it here.
+    /// The outcome here.
     pub fate: Fate,
     pub(crate) ground: &'a Ground,
 }
 
-/// What became of an event.
+/// The outcome of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// A call that was made.
@@ -72,9 +72,9 @@ pub enum Fate {
     Stranger,
     /// A free or realloc of a block of pymalloc through the raw domain. It was not made.
     Misplaced,
-    /// What the mem or obj call that comes next asks raw or the arena allocator for.
+    /// A request that the next mem or obj call makes of raw or the arena allocator.
     Below,
-    /// A request at the arena allocator that is not pymalloc's: the interpreter's data stack.
+    /// A request to the arena allocator that is not pymalloc's: for the interpreter's data stack.
     Beside,
     /// Of an interpreter that has an allocator of its own: left out, but for a block of the C library's that it frees.
     LeftOut,
@@ -82,33 +82,33 @@ pub enum Fate {
     Noted,
 }
 
-/// What a call gave that was made.
+/// The result of a call that was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Answer {
     /// The number of the block that was given, resized or freed: no other block has it as long as that one lives. None where there was none.
     pub slot: Option<u32>,
     /// The address, as the recorded process would have seen it; 0 for NULL.
     pub got: u64,
-    /// Whether that lies in an arena.
+    /// Whether the address lies in an arena.
     pub inside: bool,
-    /// Whether what the recorded process got lies in an arena.
+    /// Whether the recorded address lies in an arena.
     pub was_inside: bool,
 }
 
 impl Seen<'_> {
-    /// What the call gave.
+    /// The result of the call.
     #[inline]
     pub fn answer(&self) -> &Answer {
         &self.ground.answer
     }
 
-    /// Whether what the call asked raw and the arena allocator for differs from what the recorded one asked for.
+    /// Whether the call made other requests of raw and the arena allocator than the recorded one.
     #[inline]
     pub fn differs_below(&self) -> bool {
         self.ground.differs_below()
     }
 
-    /// What differs there, in words.
+    /// The difference in those requests, in words.
     pub fn difference_below(&self) -> Option<String> {
         self.ground.difference_below()
     }

@@ -6,11 +6,11 @@ type Build = BuildHasherDefault<AddressHasher>;
 
 pub(crate) type AddressMap<V> = hashbrown::HashMap<usize, V, Build>;
 pub(crate) type AddressSet = hashbrown::HashSet<usize, Build>;
-/// Of what an address leads to in a tree of 64-bit addresses.
+/// A set of keys that are made of 64-bit addresses, such as those of the arena map's nodes.
 pub(crate) type KeySet = hashbrown::HashSet<u64, Build>;
 
-/// Addresses are alike in their lowest bits, and often lie equally far apart. One multiplication (`FxHasher`) spreads such addresses badly over
-/// a table where a `usize` has 32 bits, as in WebAssembly: most of them went to a few places. So there are two, of 64 bits.
+/// Aligned addresses have the same lowest bits, and often equal distances. `FxHasher` multiplies once, with as many bits as a `usize` has. With
+/// 32, as in WebAssembly, it puts most such addresses into a few places of a table. So this multiplies twice, with 64 bits.
 #[derive(Default)]
 pub(crate) struct AddressHasher(u64);
 
@@ -55,7 +55,7 @@ mod tests {
                     };
                     (0..1 << bits).map(hash).collect::<std::collections::HashSet<_>>().len()
                 };
-                // Of chance, 0.79 of so many in twice as many places. A table takes the lowest bits, and the upper seven of a `usize`.
+                // Chance would fill 0.79 of as many places out of twice as many. A table uses the lowest bits, and the upper seven of a `usize`.
                 assert!(different(|hash| hash) as f64 > 0.6 * f64::from(1 << bits), "{apart} bytes apart, 2^{bits} of them");
                 assert!(different(|hash| hash >> 25 & 127) >= 32 && different(|hash| hash >> 57) >= 32);
             }

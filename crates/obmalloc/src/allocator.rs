@@ -5,20 +5,20 @@ use core::ffi::c_void;
 /// Largest request in bytes that any allocator is asked for (`PY_SSIZE_T_MAX`).
 pub const PY_SSIZE_T_MAX: usize = isize::MAX as usize;
 
-/// What `PYTHONMALLOC` may say (`PyMemAllocatorName`), but for the allocator that none of these heaps has, mimalloc.
+/// The values of `PYTHONMALLOC` (`PyMemAllocatorName`), without mimalloc, which no heap here has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AllocatorName {
     /// pymalloc for mem and obj, as in a release build.
     Default,
-    /// The same, with debug hooks.
+    /// As `Default`, with debug hooks.
     Debug,
     /// The C library's malloc for all domains.
     Malloc,
-    /// The same, with debug hooks.
+    /// As `Malloc`, with debug hooks.
     MallocDebug,
     /// pymalloc for mem and obj.
     Pymalloc,
-    /// The same, with debug hooks.
+    /// As `Pymalloc`, with debug hooks.
     PymallocDebug,
 }
 
@@ -26,7 +26,7 @@ impl AllocatorName {
     /// All of them, in CPython's order.
     pub const ALL: [Self; 6] = [Self::Default, Self::Debug, Self::Malloc, Self::MallocDebug, Self::Pymalloc, Self::PymallocDebug];
 
-    /// As `PYTHONMALLOC` says it.
+    /// The value of `PYTHONMALLOC`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Default => "default",
@@ -38,7 +38,7 @@ impl AllocatorName {
         }
     }
 
-    /// The allocators called `name`, if that is one of these.
+    /// The allocators with this value of `PYTHONMALLOC`; `None` for any other text.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|allocator| allocator.name() == name)
     }
@@ -73,7 +73,7 @@ pub struct Allocator {
     pub free: unsafe extern "C-unwind" fn(ctx: *mut c_void, address: *mut c_void),
 }
 
-// SAFETY: it is plain data. To call its functions is unsafe: the caller knows from which threads they may be called.
+// SAFETY: it is plain data. Calling its functions is unsafe: the caller knows from which threads they may be called.
 unsafe impl Sync for Allocator {}
 
 impl PartialEq for Allocator {

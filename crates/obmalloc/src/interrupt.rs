@@ -1,20 +1,20 @@
-//! Work that takes long, in pieces between which it can be given up.
+//! Interrupting long work: it is done in pieces, and between two of them it asks whether to stop.
 
 use core::cell::Cell;
 use core::ffi::c_void;
 use core::ptr;
 
-/// Whether little work is much: under Miri a step takes microseconds, and a fuzzer's programs are short.
+/// Whether to ask more often: under Miri a step takes microseconds, and a fuzzer's programs are short.
 const SMALL: bool = cfg!(any(fuzzing, miri));
-/// Steps after which a long loop asks. A step is some nanoseconds, or a hundred where it waits for memory.
+/// Steps after which a long loop asks. A step takes some nanoseconds, or about a hundred if it waits for memory.
 pub(crate) const STRIDE: usize = if SMALL { 1 << 4 } else { 1 << 14 };
-/// Bytes that are filled between two questions: some milliseconds at the very worst, where the system has yet to find the memory.
+/// Bytes that are filled between two questions. That takes some milliseconds at worst, if the system must find the memory first.
 const PIECE: usize = if SMALL { 1 << 7 } else { 1 << 20 };
 
-/// Why not all was done.
+/// Why something was not done, or not done to the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Undone {
-    /// It was given up, and may be done later.
+    /// It was interrupted. It may be tried again.
     GivenUp,
     /// There is no memory for it.
     NoMemory,
@@ -36,30 +36,30 @@ impl Interrupt {
         Self { ctx, ask }
     }
 
-    /// Whether to give up.
+    /// Whether to stop now.
     pub fn is_now(&self) -> bool {
         // SAFETY: the promise made to `new`.
         unsafe { (self.ask)(self.ctx) }
     }
 
-    /// For work in steps.
+    /// A counter for work in steps.
     pub const fn patience(self) -> Patience {
         Patience { interrupt: self, steps: Cell::new(0), is_endless: Cell::new(false) }
     }
 
-    /// Fills `size` bytes; false when that was given up before the end.
+    /// Fills `size` bytes; false if it was interrupted.
     ///
     /// # Safety
-    /// They may be written to, also after the embedder was asked.
+    /// The bytes may be written to, also after the embedder was asked.
     pub unsafe fn fill(self, at: *mut u8, byte: u8, size: usize) -> bool {
         // SAFETY: the caller's promise.
         self.in_pieces(size, |done, piece| unsafe { at.add(done).write_bytes(byte, piece) })
     }
 
-    /// Copies `size` bytes; false when that was given up before the end.
+    /// Copies `size` bytes; false if it was interrupted.
     ///
     /// # Safety
-    /// They may be read and written to, also after the embedder was asked, and do not overlap.
+    /// The bytes may be read and written to, also after the embedder was asked, and do not overlap.
     pub unsafe fn copy(self, from: *const u8, to: *mut u8, size: usize) -> bool {
         // SAFETY: the caller's promise.
         self.in_pieces(size, |done, piece| unsafe { to.add(done).copy_from_nonoverlapping(from.add(done), piece) })
@@ -81,23 +81,23 @@ impl Interrupt {
     }
 }
 
-/// Counts the steps of something, and asks now and then.
+/// Counts steps of work, and now and then asks the embedder whether to stop.
 pub(crate) struct Patience {
     interrupt: Interrupt,
-    /// Since the embedder was last asked.
+    /// Steps since the embedder was last asked.
     steps: Cell<usize>,
     /// While this is set, the embedder is not asked.
     pub is_endless: Cell<bool>,
 }
 
 impl Patience {
-    /// Counts so many steps towards the next question.
+    /// Counts `steps` towards the next question.
     #[inline(always)]
     pub fn count(&self, steps: usize) {
         self.steps.set(self.steps.get() + steps);
     }
 
-    /// Counts so many steps; whether to give up what they are part of.
+    /// Counts `steps`. Returns whether to stop.
     #[inline(always)]
     pub fn is_over_after(&self, steps: usize) -> bool {
         self.count(steps);
@@ -107,7 +107,7 @@ impl Patience {
     #[cold]
     fn is_over(&self) -> bool {
         let over = !self.is_endless.get() && self.interrupt.is_now();
-        // Whatever goes on around what is given up is to ask soon.
+        // Work around the work that stops must ask soon, too.
         self.steps.set(if over { STRIDE } else { 0 });
         over
     }

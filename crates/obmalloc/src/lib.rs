@@ -76,11 +76,11 @@ pub use pymalloc::{
     ArenaInfo, ArenaMapCounts, ArenaMapStats, ClassStats, Corruption, PoolInfo, Stats, StatsBytes, Trimmed, Window,
 };
 
-/// A value in memory of its own, or none when there is no memory.
+/// A boxed value; `None` when there is no memory.
 fn try_box<T>(value: T) -> Option<alloc::boxed::Box<T>> {
     const { assert!(size_of::<T>() != 0, "something to keep") };
     let layout = core::alloc::Layout::new::<T>();
-    // SAFETY: the layout is not empty, and is that of a box, which takes the memory over with the value in it.
+    // SAFETY: the layout is not empty and is the box's, which takes over the memory with the value in it.
     unsafe {
         let place = alloc::alloc::alloc(layout).cast::<T>();
         if place.is_null() {

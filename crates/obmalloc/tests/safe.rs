@@ -944,6 +944,8 @@ fn public_functions() -> BTreeMap<String, bool> {
                 (None, true) => ("pub ", "function"),
                 (None, false) => continue,
             };
+            // The macro `delegate` makes methods of lines that are indented once more.
+            let line = line.strip_prefix("    ").filter(|inner| inner.starts_with("    pub fn ")).unwrap_or(line);
             let Some(rest) = line.strip_prefix(prefix) else { continue };
             let head: Vec<&str> = sources::words(rest).take_while(|word| *word != "fn").collect();
             let is_function = head.iter().all(|word| matches!(*word, "const" | "unsafe" | "extern" | "C"));

@@ -22,7 +22,7 @@ export function answer({ data }: Report): View {
   const { totals } = why
   const [headline, ...lines] = summary
   const all = why.findings
-  // What the words above say already is not said twice.
+  // Do not repeat what the words above say.
   const others = all.filter(({ text }) => !summary.includes(text))
   const view = section(
     'answer',
@@ -78,7 +78,7 @@ function parts({ why: { totals } }: Report['data']): Part[] {
     },
   ]
   const unexplained = totals.unexplained ?? 0
-  // What C’s malloc keeps need not be resident, so no more of it is shown than nothing else explains.
+  // Free memory of C’s malloc need not be resident, so show no more of it than is left unexplained.
   const kept = Math.min(totals.heapFree ?? 0, unexplained)
   if (kept > 0)
     all.push({
@@ -166,7 +166,7 @@ function glossary({ map, why }: Report['data']): HTMLElement {
 /** Names and commands, which stand in backticks. */
 const quoted = (text: string): Child[] => text.split('`').map((part, index) => (index % 2 === 1 ? el('code', {}, part) : part))
 
-/** What stands in brackets is less loud. */
+/** Text in brackets is shown less bold. */
 function said(line: string): Child[] {
   const [, words, aside, end] = /^(.*?)(\([^()]*\))([.]?)$/.exec(line) ?? []
   return words === undefined ? [line] : [words, el('span', { class: 'aside' }, `${aside}${end}`)]

@@ -1,4 +1,4 @@
-/** The arenas that cannot be given back, and what keeps each. */
+/** The arenas that cannot be given back, and the sites that keep each. */
 
 import { el, exact, number } from '../dom.ts'
 import { search } from '../dom.ts'

@@ -148,7 +148,7 @@ const TYPES_NAMED = 12
 interface Row {
   readonly index: number
   readonly name: string
-  /** Of what types its live blocks are at the moment, in words; empty where that is not known. */
+  /** The types of its live blocks at the moment, in words; empty if they are not known. */
   readonly types: string
   readonly blocks: number
   readonly live: number

@@ -1,4 +1,4 @@
-/** The flame graph: who asked for the memory, outermost callers on top. */
+/** The flame graph: the stacks that asked for the memory, outermost callers on top. */
 
 import type { Frame } from '../../report-data.ts'
 import { choice, el, exact, search, toggle } from '../dom.ts'
@@ -23,7 +23,7 @@ const METRICS = {
 } as const
 type Metric = keyof typeof METRICS
 
-/** Whose code a file is. */
+/** The families of files, by whose code they are. */
 const FAMILIES = {
   own: 'the program',
   installed: 'installed packages',
@@ -171,7 +171,7 @@ export function flame(report: Report): View {
   }
 
   let known: number[] | undefined
-  /** Of each site, the node of its stack, or of as much of it as was not folded away. */
+  /** For each site, the node of its stack, or of the part of it that was not folded away. */
   function siteNodes(): number[] {
     if (known !== undefined) return known
     const text = ({ file, line: at, function: name }: Frame) => `${file}\0${at}\0${name}`

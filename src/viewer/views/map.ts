@@ -11,7 +11,7 @@ import { type Report, section, type View } from './section.ts'
 
 const MOST_HIGH = 620
 
-/** How tiles lie: so many pixels a pool, so many tiles a row. */
+/** The layout of tiles: pixels a pool, and tiles a row. */
 interface Layout {
   readonly cell: number
   readonly tile: number

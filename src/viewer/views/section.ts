@@ -1,4 +1,4 @@
-/** What every view is given, and its place in the page. */
+/** The arguments of every view, and its section in the page. */
 
 import type { Clock, Data } from '../data.ts'
 import { el, type Child } from '../dom.ts'

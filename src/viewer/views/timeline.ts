@@ -1,4 +1,4 @@
-/** Memory over time: what follows it is told by the range and the cursor. */
+/** Memory over time. Its range and its cursor choose what the other views show. */
 
 import { rowAt } from '../data.ts'
 import { el, size } from '../dom.ts'
@@ -101,7 +101,7 @@ export function timeline(report: Report): View {
         if (filled) {
           context.lineTo(x(places[high]!, width), y(0))
           context.lineTo(x(places[low]!, width), y(0))
-          // What is live covers what is held, instead of mixing with it.
+          // Live memory is painted over held memory, so that the colours do not mix.
           context.fillStyle = colour('paper')
           if (name === 'live') context.fill()
           context.globalAlpha = name === 'live' ? 0.3 : 0.16

@@ -1,4 +1,4 @@
-/** What else was tried on the recording, and what came of it. */
+/** The other settings that were tried on the recording, and their results. */
 
 import type { WhatIfRow } from '../../report-data.ts'
 import { el, exact, size, type Child } from '../dom.ts'

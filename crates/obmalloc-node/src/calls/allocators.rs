@@ -1,4 +1,4 @@
-//! The calls of allocators: which is in, putting one in, and the heap's own as a script calls them.
+//! Calls about allocators: which one is in, putting one in, and calling the heap's own directly.
 
 use std::rc::Rc;
 

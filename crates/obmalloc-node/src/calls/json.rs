@@ -1,4 +1,4 @@
-//! What is given to the face, and taken from it, as JSON.
+//! Arguments from the face, and results to it, as JSON.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! Calls that look inside a heap: its statistics, pools and blocks, what is said of it, and where its memory is.
+//! Calls that look inside a heap: its statistics, pools and blocks, its summary, and the windows over its memory.
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! Room `calls`: what JavaScript can call, a file for each kind of thing. Leans on `core` and `hooks`.
+//! Room `calls`: the functions that JavaScript can call, a file for each noun. Leans on `core` and `hooks`.
 
 pub(crate) mod allocators;
 mod batch;

@@ -1,4 +1,4 @@
-//! The tables of native methods: what each is called, what it is given, what it gives.
+//! The tables of native methods: the name, arguments and result of each.
 
 /// A table of methods, a line each: its name, what its arguments are called and [which kind](crate::args::kinds) each is of, the type of what it
 /// gives in TypeScript, and the function that gets the converted arguments. All are converted, in order, before the function is called.

@@ -1,4 +1,4 @@
-//! What a heap keeps for the scripts that are its guests, and why a call failed because of one.
+//! What a heap keeps for scripts' allocators (its guests), and why one of them made a call fail.
 
 use std::cell::{Cell, RefCell};
 

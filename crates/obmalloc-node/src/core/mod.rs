@@ -1,4 +1,4 @@
-//! Room `core`: a heap as the binding has it, its state, and what it keeps. Leans on the ground, and on nothing that calls it.
+//! Room `core`: a heap as the binding has it, its state, and the values that it keeps. Leans on the ground, and on nothing that calls it.
 
 pub(crate) mod guests;
 pub(crate) mod kept;
@@ -26,10 +26,10 @@ use kept::Kept;
 use telling::Scripts;
 use views::Views;
 
-/// Bytes by which what V8 was told of a heap may be wrong.
+/// The largest error, in bytes, of a heap's size as V8 knows it.
 const REPORT_STEP: i64 = 1 << 20;
 
-/// What may be done with a heap.
+/// Which calls a heap takes now.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {

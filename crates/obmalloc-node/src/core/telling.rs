@@ -1,8 +1,7 @@
-//! What a heap's calls tell the face: exceptions that no call can throw, garbage, and the question whether the execution is being terminated.
+//! Calls of the face by a heap: with exceptions that no call can throw, with garbage, and to find out whether the execution is being terminated.
 //!
-//! The face finds the script's own function, catches what it throws, and tells of it. What gets past the face all the same (there was no
-//! stack left to call it) is kept, and is told as soon as there is room for that. An execution that is being terminated runs no
-//! JavaScript any more.
+//! The face finds the script's function, and catches and reports what it throws. An exception that gets past the face (there was no stack left
+//! to call it) is kept, and reported as soon as there is stack for that. An execution that is being terminated runs no more JavaScript.
 
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;

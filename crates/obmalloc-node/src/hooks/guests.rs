@@ -1,5 +1,5 @@
-//! Scripts as guests of a heap: what its allocators are asked, as calls of functions of the face. The rules are the core's (`obmalloc`'s room
-//! `guest`).
+//! Scripts' allocators as guests of a heap: each request becomes a call of a function of the face. The core judges the answers (`obmalloc`'s
+//! room `guest`).
 
 use std::panic::resume_unwind;
 use std::rc::{Rc, Weak};

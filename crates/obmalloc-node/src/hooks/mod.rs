@@ -1,4 +1,4 @@
-//! What JavaScript does for types and the collector: the engine's [`Hooks`], as calls of functions of the face.
+//! The engine's [`Hooks`] for types and the collector, as calls of functions of the face.
 //!
 //! In an execution that is being terminated hooks do nothing, and a traversal fails.
 
@@ -68,7 +68,7 @@ impl Host {
         self.0.get().and_then(Weak::upgrade)
     }
 
-    /// Whether the engine is to give up what it is at. It may be in the middle of anything, so a panic does not get out of here.
+    /// Whether the engine must stop its current work. The engine may be in the middle of anything, so no panic leaves this function.
     pub fn is_interrupted(&self) -> bool {
         let asked = catch_unwind(AssertUnwindSafe(|| {
             reached("hooks::interrupted");

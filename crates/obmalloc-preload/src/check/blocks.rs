@@ -1,33 +1,32 @@
-//! Every live block by address: who gave it out, its size, and the call that asked for it. Lies beside the memory that it describes, as
-//! a word for every place where a block can begin.
+//! The table of live blocks by address: each block's owner, its size, and the call that asked for it. It has a word for every address at
+//! which a block can begin.
 //!
-//! A radix tree of three levels, like pymalloc's own arena map: 2 × 32 768 roots, 8 192 mebibytes under each, 65 536 words for a
-//! mebibyte. Levels are made when they are needed and never go. There are no locks: a word belongs to who owns the block, and that is
-//! one thread at a time.
+//! It is a radix tree of three levels, like pymalloc's own arena map: 2 × 32 768 roots, 8 192 mebibytes under each, 65 536 words for a
+//! mebibyte. Levels are made when they are needed, and are never freed. There are no locks: only the thread that owns a block uses its word.
 //!
-//! Blocks begin at multiples of 16, which have one half of the roots. The other half is for the odd multiples of 8: there are
-//! allocators, not CPython's, that give those out for the smallest requests.
+//! Most blocks begin at multiples of 16, which have one half of the roots. The other half is for the odd multiples of 8: some allocators
+//! other than CPython's give those out for the smallest requests.
 //!
 //! The word, from the lowest bit:
 //! | bits | |
 //! |---|---|
-//! | 32 | the lower half of the return address of the call that gave the block out, or else gave it back |
-//! | 3 | the owner and one; 0 when no block begins here |
+//! | 32 | the lower half of the return address of the call that allocated the block, or that freed it |
+//! | 3 | the owner plus one; 0 when no block begins here |
 //! | 1 | whether the block has been freed |
-//! | 28 | the size, bytes; all ones when that is not enough: then the size is in the next word, which can belong to no other block |
+//! | 28 | the size in bytes; all ones if it does not fit: then the size is in the next word, which no other block can use |
 
 use obmalloc::Domain;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-/// What gives blocks out, and takes them back.
+/// An allocator: the owner of its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Owner {
     Raw = Domain::Raw as u8,
     Mem = Domain::Mem as u8,
     Obj = Domain::Obj as u8,
-    /// C's `malloc` and its like, called by anything but the domains.
+    /// C's `malloc` and its like, when other code than the domains calls it.
     C,
 }
 
@@ -50,21 +49,21 @@ const OWNER_SHIFT: u32 = 32;
 const OWNER_MASK: u64 = 7 << OWNER_SHIFT;
 const FREED: u64 = 1 << 35;
 const SIZE_SHIFT: u32 = 36;
-/// The size that says that the size is in the next word.
+/// Stands for a size that is in the next word.
 const ELSEWHERE: usize = (1 << (64 - SIZE_SHIFT)) - 1;
 
-/// Bytes from one word's place to the next one's.
+/// Distance of two words, in bytes.
 const GRANULE: usize = 16;
-/// Bytes from one place where a block can begin to the next one.
+/// Distance of two addresses at which blocks can begin, in bytes.
 const STEP: usize = 8;
 /// Bytes that a leaf describes.
 const LEAF_SPAN: usize = 1 << 20;
 const WORDS: usize = LEAF_SPAN / GRANULE;
 const MIDDLE_BITS: u32 = 13;
 const ROOT_BITS: u32 = 15;
-/// Addresses of programs are below this on all 64-bit systems of today, unless a program asks for more itself.
+/// On today's 64-bit systems, addresses are below this unless the program asks for higher ones.
 const ADDRESS_LIMIT: usize = 1 << (20 + MIDDLE_BITS + ROOT_BITS);
-/// How far below an address [`Blocks::around`] looks for the block that it lies in, bytes.
+/// How many bytes below an address [`Blocks::around`] looks for the block around it.
 const REACH: usize = 1 << 30;
 
 type Leaf = [AtomicU64; WORDS];
@@ -74,9 +73,9 @@ type Middle = [AtomicPtr<Leaf>; 1 << MIDDLE_BITS];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
     pub owner: Owner,
-    /// What was asked for, bytes.
+    /// The requested bytes.
     pub size: usize,
-    /// The lower half of the return address of the call that gave the block out; of the one that freed it, if it is freed.
+    /// The lower half of the return address of the call that allocated the block, or that freed it, if it is freed.
     pub site: u32,
     pub freed: bool,
 }
@@ -84,7 +83,7 @@ pub struct Block {
 /// The table.
 pub struct Blocks {
     roots: [AtomicPtr<Middle>; 2 << ROOT_BITS],
-    /// Whether there was no memory for a level: then blocks are missing here that are there.
+    /// Whether there was no memory for a level, so that live blocks are missing in the table.
     incomplete: AtomicBool,
 }
 
@@ -98,7 +97,7 @@ const fn low(address: usize) -> u64 {
 
 /// The level that `slot` holds; null when it has not been made.
 fn existing<T>(slot: &AtomicPtr<T>) -> *mut T {
-    // Acquire: the zeros of a level are seen before the level is.
+    // Acquire: the level's zeros are visible before the level is.
     slot.load(Ordering::Acquire)
 }
 
@@ -108,7 +107,7 @@ impl Blocks {
         Self { roots: [const { AtomicPtr::new(null_mut()) }; 2 << ROOT_BITS], incomplete: AtomicBool::new(false) }
     }
 
-    /// Notes a block that was given out: `site` is the return address of the call that asked for it.
+    /// Notes a block that was allocated; `site` is the return address of the call that asked for it.
     #[inline(always)]
     pub fn put(&self, address: usize, owner: Owner, size: usize, site: usize) {
         let Some(word) = self.word(address).or_else(|| self.make_word(address)) else { return };
@@ -116,7 +115,7 @@ impl Blocks {
         word.store(low(site) | tag(owner) | (short as u64) << SIZE_SHIFT, Ordering::Relaxed);
     }
 
-    /// Marks the block at `address` as freed by `site`. Says `false`, with nothing done, unless it is live and of this owner.
+    /// Marks the block at `address` as freed by `site`. Returns `false`, with nothing done, unless it is live and of this owner.
     #[inline(always)]
     pub fn free(&self, address: usize, owner: Owner, site: usize) -> bool {
         let Some(word) = self.word(address) else { return false };
@@ -124,19 +123,19 @@ impl Blocks {
         if before & (FREED | OWNER_MASK) != tag(owner) {
             return false;
         }
-        // No exchange: of two threads that free one block at the same moment one can be missed, but nothing else goes wrong.
+        // No exchange: if two threads free one block at the same moment, one of them may be missed, but nothing else goes wrong.
         word.store(before & !low(usize::MAX) | low(site) | FREED, Ordering::Relaxed);
         true
     }
 
-    /// Marks the block as live again, as it was given out by `site`: a realloc that took it could not be done.
+    /// Marks the block, allocated by `site`, as live again, because the realloc that took it has failed.
     pub fn revive(&self, address: usize, site: u32) {
         if let Some(word) = self.word(address) {
             word.store(word.load(Ordering::Relaxed) & !(low(usize::MAX) | FREED) | u64::from(site), Ordering::Relaxed);
         }
     }
 
-    /// The block that begins at `address` or, freed, last did.
+    /// The block that begins at `address`; a freed block if it was the last one there.
     pub fn at(&self, address: usize) -> Option<Block> {
         let word = self.word(address)?.load(Ordering::Relaxed);
         let number = (word & OWNER_MASK) >> OWNER_SHIFT;
@@ -148,7 +147,7 @@ impl Blocks {
         Some(Block { owner, size, site: word as u32, freed: word & FREED != 0 })
     }
 
-    /// The live block that `address` lies in, and where it begins. Not found when it begins more than a gibibyte before.
+    /// The live block that `address` lies in, and where it begins. It is not found if it begins more than a gibibyte before.
     pub fn around(&self, address: usize) -> Option<(usize, Block)> {
         let lowest = address.saturating_sub(REACH);
         let mut start = address & !(STEP - 1);
@@ -158,7 +157,7 @@ impl Blocks {
                 continue;
             }
             if let Some(block) = self.at(start).filter(|block| !block.freed) {
-                // Blocks do not overlap: the first one below is the only one that can reach up here.
+                // Blocks do not overlap: only the first one below can reach up to the address.
                 return (address - start < block.size.max(1)).then_some((start, block));
             }
             start -= STEP;
@@ -166,13 +165,13 @@ impl Blocks {
         None
     }
 
-    /// Whether every block that was put is here, as far as memory goes.
+    /// Whether the table has every block that was noted: it always had memory.
     pub fn is_complete(&self) -> bool {
         !self.incomplete.load(Ordering::Relaxed)
     }
 
     fn root(&self, address: usize) -> Option<&AtomicPtr<Middle>> {
-        // Multiples of 8 only: what is no multiple is where no block begins.
+        // Blocks begin only at multiples of 8.
         if address >= ADDRESS_LIMIT || !address.is_multiple_of(STEP) {
             return None;
         }
@@ -205,7 +204,7 @@ impl Blocks {
         made
     }
 
-    /// Keeps a size that does not fit beside the rest, in the next word; as that of no owner, so that no block begins there.
+    /// Keeps a size that does not fit in the next word. That word has no owner, so that no block begins there.
     #[cold]
     fn put_size(&self, address: usize, size: usize) -> usize {
         let next = address + GRANULE;
@@ -221,7 +220,7 @@ impl Blocks {
     }
 }
 
-/// The level that `slot` holds, made if it was not there. `None` when there is no memory for it.
+/// The level that `slot` holds, made if necessary. `None` when there is no memory for it.
 fn made<T>(slot: &AtomicPtr<T>) -> Option<&T> {
     let mut level = existing(slot);
     if level.is_null() {
@@ -249,7 +248,7 @@ fn made<T>(slot: &AtomicPtr<T>) -> Option<&T> {
             }
         };
     }
-    // SAFETY: a level is an array of atomics, for which zeros are values; it never goes.
+    // SAFETY: a level is an array of atomics, for which zeros are values; it is never freed.
     unsafe { level.as_ref() }
 }
 
@@ -345,7 +344,7 @@ mod tests {
         assert_eq!(blocks.around(start + 8), None);
     }
 
-    /// What a random program does; all of it in a few kibibytes across the edge of two leaves, so that it meets itself.
+    /// A step of a random program. All steps use a few kibibytes across the edge of two leaves, so that they meet.
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Put { slot: usize, size: usize, owner: usize },
@@ -355,7 +354,7 @@ mod tests {
 
     const BASE: usize = (5 << 30) - 2048;
 
-    /// Runs the steps on the table and on a model that is plainly right. Gives the first step after which they differ.
+    /// Runs the steps on the table and on a model that is plainly right. Returns the first step after which they differ.
     fn differs(steps: &[Step]) -> Option<usize> {
         let blocks = table();
         let mut model = BTreeMap::<usize, Block>::new();

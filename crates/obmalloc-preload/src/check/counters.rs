@@ -1,4 +1,4 @@
-//! Counters in a file that is mapped, so that a process which is killed leaves them as they were at that moment.
+//! Counters in a mapped file, so that a process that is killed leaves them as they were.
 
 use crate::file;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Bytes that the file grows by: a multiple of every size of page.
 const CHUNK_SIZE: usize = 64 << 10;
 
-/// How many there are in so many bytes.
+/// How many counters a chunk has.
 const CHUNK_COUNTERS: usize = CHUNK_SIZE / size_of::<AtomicU64>();
 
 type Chunk = [AtomicU64; CHUNK_COUNTERS];

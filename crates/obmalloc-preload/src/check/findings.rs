@@ -1,9 +1,8 @@
-//! What was found, added up by kind, domains and site, and the report that it is written into.
+//! The findings, added up by kind, domains and site, and the report that they are written to.
 //!
-//! The report is lines of JSON: the header of the process; findings, and their sizes and origins, when they are first met; domains whose
-//! calls do not all come here, and what replaced the allocators there; at the end a line that says that it is the end. How often each was
-//! met is in a file beside it, `<report>.counts` ([`Counters`]); a line names its counter. So a process that is killed leaves a report too,
-//! with all that it has found.
+//! The report is lines of JSON: the header of the process; each finding, and each of its sizes and origins, when it first occurs; domains
+//! whose calls do not all come here, and what replaced their allocators; a line that ends the report. The counts are in a file beside it,
+//! `<report>.counts` ([`Counters`]); a line names its counter. So a process that is killed leaves a complete report, too.
 
 use super::blocks::{Block, Owner};
 use super::counters::Counters;
@@ -21,16 +20,16 @@ use std::fmt::Display;
 use std::io::Error;
 use std::path::{Path, PathBuf};
 
-/// What is wrong with an address that was given to `free` or `realloc`.
+/// What is wrong with an address that `free` or `realloc` was given.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Fault {
     /// A live block, but of another owner.
     WrongDomain(Block),
     /// It lies inside a live block.
     Interior(Block),
-    /// A block began there and was freed; the address was not given out since, as far as was seen.
+    /// A block began there and was freed; as far as was seen, no block has been allocated there since.
     FreedBefore(Block),
-    /// It was never given out, as far as was seen.
+    /// As far as was seen, no block was ever allocated there.
     Foreign,
 }
 
@@ -59,14 +58,14 @@ pub enum Call {
     Realloc,
 }
 
-/// What makes two occurrences one finding.
+/// Occurrences with equal keys are one finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     fault: &'static str,
     call: Call,
     allocated: Option<Owner>,
     used: Owner,
-    /// The return address of who called.
+    /// The return address of the call.
     site: usize,
 }
 
@@ -76,14 +75,14 @@ struct Finding {
     counter: usize,
     /// Its size in bytes.
     sizes: BTreeMap<usize, usize>,
-    /// Who gave it out, or freed it before: lower halves of return addresses.
+    /// The calls that allocated the block, or freed it before: lower halves of return addresses.
     origins: BTreeMap<u32, usize>,
 }
 
-/// Where the report goes and what is in it. One for the process.
+/// The process's report: its file, and what is in it.
 pub struct Report {
     base: PathBuf,
-    /// `None` when it could not be made, or not be written any more.
+    /// `None` when the file could not be made, or cannot be written any more.
     file: Option<OutFile>,
     /// Bytes in the file, and where in it the header says why it could not be written any more.
     written: u64,
@@ -91,7 +90,7 @@ pub struct Report {
     header: Header,
     findings: BTreeMap<Key, Finding>,
     counters: Counters,
-    /// What is known of lost calls, as a line; nothing before the first look.
+    /// The line about calls that do not come here; `None` before the first look.
     lost: String,
 }
 
@@ -100,7 +99,7 @@ struct Shared {
     report: UnsafeCell<Option<Report>>,
 }
 
-// SAFETY: the report is touched only by who holds the lock.
+// SAFETY: only the thread that holds the lock touches the report.
 unsafe impl Sync for Shared {}
 
 static SHARED: Shared = Shared { lock: SpinLock::new(), report: UnsafeCell::new(None) };
@@ -113,13 +112,13 @@ fn with<T>(act: impl FnOnce(&mut Report) -> T) -> Option<T> {
     result
 }
 
-/// As [`with`], for who holds the lock.
+/// As [`with`], for a thread that holds the lock.
 fn held<T>(act: impl FnOnce(&mut Report) -> T) -> Option<T> {
     // SAFETY: the caller holds the lock.
     unsafe { &mut *SHARED.report.get() }.as_mut().map(act)
 }
 
-/// Makes the report: `base` if this process is the `first` of its family. Says `false` when that cannot be done.
+/// Makes the report: `base` if this process is the `first` of its family. Returns `false` if that cannot be done.
 pub fn set_up(base: PathBuf, first: bool, header: Header) -> bool {
     let (findings, counters) = (BTreeMap::new(), Counters::new());
     let mut report = Report { base, file: None, written: 0, failure: 0, header, findings, counters, lost: String::new() };
@@ -137,7 +136,7 @@ pub fn note(fault: &Fault, call: Call, used: Owner, site: usize) {
     let key = Key { fault: fault.name(), call, allocated, used, site };
     let origin = fault.block().map(|block| block.site);
     let known = with(|report| report.known(&key, origin)).unwrap_or((false, false));
-    // Resolved without the lock: the linker has locks of its own, and calls code that can come here with those taken.
+    // Resolved without the lock: the linker has its own locks, and calls code that can come here while it holds them.
     let site = (!known.0).then(|| Site::of(key.site));
     let tables = [0, 1, 2].map(|number| python::api().allocator(number));
     let origin = origin.filter(|_| !known.1).and_then(|low| Site::of_low(low, &tables));
@@ -148,7 +147,7 @@ pub fn note(fault: &Fault, call: Call, used: Owner, site: usize) {
     });
 }
 
-/// Writes the domains whose calls do not come here, in case the process has no orderly end. Forked children's reports say so too.
+/// Writes the domains whose calls do not come here, in case the process is killed. Forked children's reports have the line too.
 pub fn note_lost(lost: &[&str]) {
     with(|report| {
         report.lost = format!("{{{}}}\n", told(lost));
@@ -156,9 +155,9 @@ pub fn note_lost(lost: &[&str]) {
     });
 }
 
-/// Writes that this is the end. More can come after it, and another end.
+/// Writes the line that ends the report. More findings and another such line may follow.
 pub fn end(lost: &[&str]) {
-    // `_exit` can come from anywhere, in the worst case from a thread that holds the lock: a report without its end is the lesser evil.
+    // `_exit` can come from anywhere, also from a thread that holds the lock. A report without its end is better than a hang.
     if SHARED.lock.take_within(10_000) {
         held(|report| {
             report.write(&format!("{{\"end\": true, {}}}\n", told(lost)));
@@ -178,7 +177,7 @@ fn told(lost: &[&str]) -> String {
     format!("\"lost\": [{}], \"by\": {by}", lost.join(", "))
 }
 
-/// Before a fork: keeps everybody out until [`fork_in_parent`] or [`fork_in_child`].
+/// Before a fork: keeps the lock until [`fork_in_parent`] or [`fork_in_child`].
 pub fn before_fork() {
     SHARED.lock.take();
 }
@@ -188,7 +187,7 @@ pub fn fork_in_parent() {
     SHARED.lock.release();
 }
 
-/// After a fork, in the child: begins a report of its own, in which nothing has been found yet.
+/// After a fork, in the child: begins a new report without findings.
 pub fn fork_in_child() {
     held(|report| {
         let path = report.file.as_ref().map_or(&*report.base, OutFile::path);
@@ -212,7 +211,7 @@ impl Report {
         self.write(&format!("{header}\n{}", self.lost))
     }
 
-    /// Whether there is such a finding, and whether one has this origin. All is known to who cannot write it down.
+    /// Whether there is such a finding, and whether it has this origin. Both are true if the report cannot be written any more.
     fn known(&self, key: &Key, origin: Option<u32>) -> (bool, bool) {
         if self.file.is_none() {
             return (true, true);
@@ -222,7 +221,7 @@ impl Report {
         (finding.is_some(), finding.is_some_and(has_origin))
     }
 
-    /// Adds one occurrence. What is known of the finding already needs no `site` and no `origin`.
+    /// Adds one occurrence. `site` and `origin` are only needed if they are new to the finding.
     fn add(&mut self, key: Key, block: Option<&Block>, site: Option<Site>, origin: Option<Site>) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
         let mut counts = file.path().to_owned().into_os_string();
@@ -261,7 +260,7 @@ impl Report {
                 }
             });
         }
-        // A process that is killed in between leaves counters at 0, which are read as never met.
+        // A process that is killed in between leaves counters at 0, and readers skip those.
         if lines.is_empty() || self.write(&lines) {
             met.into_iter().for_each(|counter| self.counters.count(counter));
         }
@@ -276,7 +275,7 @@ impl Report {
         written.map_err(|error| self.fail(&error)).is_ok()
     }
 
-    /// Says why in the header: nothing more is reported.
+    /// Stops reporting, and writes the reason into the header.
     #[cold]
     fn fail(&mut self, error: &Error) {
         if let Some(mut file) = self.file.take() {
@@ -299,7 +298,7 @@ impl Display for Key {
     }
 }
 
-/// A site as members of a JSON object; nulls when it is not known.
+/// A site as members of a JSON object; nulls if it is not known.
 struct Place<'a>(Option<&'a Site>);
 
 impl Display for Place<'_> {

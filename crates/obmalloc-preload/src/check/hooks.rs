@@ -1,9 +1,9 @@
-//! The wrapped allocators: what runs on every call.
+//! The checker's hooks: wrapped allocators that run on every call.
 //!
-//! A block is marked as freed before it is: another thread, needing no GIL for raw, could be given the address before this one gets to
-//! write. mem and obj pass requests above 512 bytes on to raw, so one address is noted twice: by raw, and then by the domain that the
-//! program called, which wins. What raw is called for inside another call is noted, because some of it (the arena map) is freed
-//! outside; but it is never wrong there.
+//! A block is marked as freed before it is freed: another thread, which needs no GIL for raw, could be given the address before this one
+//! writes. mem and obj pass requests above 512 bytes on to raw, so one address is noted twice: by raw, and then by the domain that the
+//! program called, which wins. Blocks of raw calls inside another call are noted, because some of them (the arena map's) are freed outside;
+//! but such a call itself is never reported.
 
 use super::blocks::{Blocks, Owner};
 use super::wrong::{fault_of, wrong_free, wrong_realloc};
@@ -14,7 +14,7 @@ use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 
-/// Every block that a domain gave out, or C.
+/// Every block that a domain, or C's allocator, has allocated.
 pub static BLOCKS: Blocks = Blocks::new();
 static ORIGINAL: SetOnce<[Allocator; 3]> = SetOnce::new();
 
@@ -25,7 +25,7 @@ pub fn original(domain: Domain) -> &'static Allocator {
     unsafe { &ORIGINAL.get()[domain as usize] }
 }
 
-/// Calls `call` as a call of a domain: calls of raw and of C that it makes are part of it.
+/// Runs `call` as a call of a domain: the calls of raw and of C that it makes are part of it.
 #[inline(always)]
 pub fn within<T>(call: impl FnOnce() -> T) -> T {
     let before = inside::enter(0);
@@ -40,8 +40,8 @@ fn is_nested<const D: u8>() -> bool {
     D == RAW && inside::is_inside()
 }
 
-/// Declares what CPython calls: it passes the arguments on, and behind them the address that the call returns to. That is the
-/// caller's of `PyMem_Malloc` and its like, because those end in a jump.
+/// Declares the functions that CPython calls. Each passes its arguments on, and behind them the call's return address. That is in the caller
+/// of `PyMem_Malloc` and its like, because those functions end in a jump.
 macro_rules! entry {
     ($(#[$doc:meta])* $name:ident => $target:ident($($argument:ty),*) -> $result:ty, $x86_64:literal, $aarch64:literal) => {
         $(#[$doc])*
@@ -129,7 +129,7 @@ const fn table<const D: u8>() -> Allocator {
     Allocator { ctx: null_mut(), malloc: malloc::<D>, calloc: calloc::<D>, realloc: realloc::<D>, free: free::<D> }
 }
 
-/// The checker's allocators. In one place, because a function may have several addresses, and they are compared.
+/// The checker's allocators. Defined once, because they are compared, and a function may have several addresses.
 static OURS: [Allocator; 3] = [table::<RAW>(), table::<MEM>(), table::<OBJ>()];
 
 /// Whether `allocator` is one of the checker's.
@@ -142,23 +142,23 @@ pub fn is_in_place(number: c_int) -> bool {
     is_ours(&python::api().allocator(number))
 }
 
-/// Whether these functions come to the checker's hooks, though others may stand in between.
+/// Whether calls of these functions reach the checker's hooks, perhaps through other allocators.
 ///
 /// # Safety
-/// They may be called, and are of the domain with this number.
+/// The functions may be called, and are of the domain with this number.
 pub unsafe fn reached_by(
     number: c_int,
     malloc: unsafe extern "C" fn(usize) -> *mut c_void,
     free: unsafe extern "C" fn(*mut c_void),
 ) -> bool {
-    /// Unlikely to be left from another block that was at the same address.
+    /// A size that an earlier block at the same address is unlikely to have had.
     const SIZE: usize = 31;
     // SAFETY: as the caller promises.
     unsafe {
         let address = malloc(SIZE);
         let block = BLOCKS.at(address as usize);
         free(address);
-        // What stands in between may refuse a request: then nothing is missed.
+        // An allocator in between may refuse the request: then no call is missed.
         address.is_null() || block.is_some_and(|block| block.owner as c_int == number && block.size == SIZE && !block.freed)
     }
 }
@@ -166,8 +166,8 @@ pub unsafe fn reached_by(
 /// Wraps the three domains.
 pub fn install() {
     let api = python::api();
-    // SAFETY: the process is being loaded: one thread, and no call has been made yet that could come to a hook. CPython copies the
-    // tables; allocators may be replaced before it is initialised.
+    // SAFETY: the process is being loaded: it has one thread, and no call has reached a hook yet. CPython copies the tables; allocators
+    // may be replaced before it is initialised.
     unsafe {
         ORIGINAL.set(Domain::ALL.map(|domain| api.allocator(domain as c_int)));
         for (number, ours) in OURS.iter().enumerate() {
@@ -176,8 +176,8 @@ pub fn install() {
     }
 }
 
-/// Puts the hooks back if CPython has put in their place, in all three domains, what was there before: because it was asked for that by
-/// name, or is initialised again. Only before it is initialised: later there would be calls that had been missed.
+/// Puts the hooks back if CPython has put the earlier allocators in their place in all three domains. CPython does so if it was asked for
+/// them by name, or is initialised again. Only before it is initialised: later, calls would have been missed.
 pub fn put_back() {
     let api = python::api();
     // SAFETY: hooks have been installed. CPython copies the tables.

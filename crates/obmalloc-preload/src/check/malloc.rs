@@ -1,10 +1,10 @@
-//! C's allocator, as every library calls it: what is noted of its blocks, so that one of a domain is known from one of C's.
+//! Calls of C's allocator by every library: notes its blocks, so that C's blocks are told from those of the domains.
 //!
-//! The calls come from a library of their own, which is preloaded beside this one (`obmalloc-libc`); without it nothing of this happens.
-//! What a domain calls of C is part of the domain's call.
+//! The calls come through another library, which is preloaded beside this one (`obmalloc-libc`). Without it, this file does nothing. Calls
+//! that a domain makes of C are part of the domain's call.
 //!
-//! Not all of C's memory comes by here: some was given out before the checker came, or by a library that finds C's functions in another
-//! way (`RTLD_DEEPBIND`, a handle of its own). So an address that C is given and that was never seen given out is no fault.
+//! The checker does not see all of C's blocks: some were allocated before it came, or by a library that finds C's functions in another way
+//! (`RTLD_DEEPBIND`, a handle of its own). So an unknown address that is given to C's `free` is no fault.
 
 #[path = "../../../obmalloc-libc/src/functions.rs"]
 mod functions;
@@ -24,20 +24,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static NEXT: SetOnce<&Functions> = SetOnce::new();
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
-/// The functions that do the work.
+/// C's own functions, which do the work.
 #[inline(always)]
 pub fn next() -> &'static Functions {
-    // SAFETY: blocks are C's, and functions here are called, only once `watch` has set it.
+    // SAFETY: the functions here are called, and blocks are C's, only once `watch` has set it.
     unsafe { NEXT.get() }
 }
 
-/// Begins to look at C's calls, if they can be seen.
+/// Begins to watch C's calls, if they can be seen.
 pub fn watch() {
     let Some(watch) = symbol(c"obmalloc_libc_watch") else { return };
-    // SAFETY: the library gives a function of this type under this name. The functions do what C's do.
+    // SAFETY: the library has a function of this type under this name. The functions given do what C's do.
     let next = unsafe { std::mem::transmute::<Memory, Watch>(watch)(&OURS) };
     if let Some(next) = next {
-        // SAFETY: the process is being loaded and has one thread, which asks for no memory between these two.
+        // SAFETY: the process is being loaded: its one thread asks for no memory between these two.
         unsafe { NEXT.set(next) };
         WATCHED.store(true, Ordering::Relaxed);
     }
@@ -56,7 +56,7 @@ pub fn module() -> String {
 
 static OURS: Functions = Functions { malloc, calloc, realloc, reallocarray, free, memalign, aligned_alloc, posix_memalign };
 
-/// Notes what C gave out, unless a domain has asked for it.
+/// Notes a block that C allocated, unless a domain asked for it.
 #[inline(always)]
 fn given(address: Memory, size: usize, caller: usize) -> Memory {
     if !address.is_null() && !inside::is_inside() {
@@ -71,7 +71,7 @@ unsafe extern "C" fn malloc(size: usize, caller: usize) -> Memory {
 }
 
 unsafe extern "C" fn calloc(count: usize, size: usize, caller: usize) -> Memory {
-    // SAFETY: as in `malloc`. Nothing is given if the product is too large.
+    // SAFETY: as in `malloc`. It returns NULL if the product is too large.
     given(unsafe { (next().calloc)(count, size, caller) }, count.wrapping_mul(size), caller)
 }
 
@@ -86,7 +86,7 @@ unsafe extern "C" fn aligned_alloc(alignment: usize, size: usize, caller: usize)
 }
 
 unsafe extern "C" fn posix_memalign(into: *mut Memory, alignment: usize, size: usize, caller: usize) -> c_int {
-    // SAFETY: as in `malloc`; what succeeds has filled `into`.
+    // SAFETY: as in `malloc`; a call that succeeds has filled `into`.
     unsafe {
         let error = (next().posix_memalign)(into, alignment, size, caller);
         if error == 0 {
@@ -117,7 +117,7 @@ unsafe extern "C" fn realloc(address: Memory, size: usize, caller: usize) -> Mem
     let taken = BLOCKS.free(address as usize, Owner::C, caller);
     if !taken && let Some(fault) = fault_for_c(address as usize, caller) {
         if size == 0 {
-            // What C does then.
+            // As C does.
             // SAFETY: the caller's call, which was found to be wrong.
             unsafe { wrong_free(Owner::C, address, caller, &fault) };
             return null_mut();

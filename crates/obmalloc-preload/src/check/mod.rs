@@ -1,5 +1,4 @@
-//! The checker: looks whether every block comes back to the domain that gave it out, or to C's `free` if that is where it is from, while
-//! a real program runs.
+//! The checker: checks, while a real program runs, that every block goes back to the domain that allocated it, or to C's `free` if it is C's.
 //!
 //! ```sh
 //! OBMALLOC_CHECK=report LD_PRELOAD='libobmalloc_preload.so libobmalloc_libc.so' python3 program.py
@@ -10,28 +9,29 @@
 //! | `blocks` | every live block by address |
 //! | `hooks` | the domains' wrapped allocators |
 //! | `malloc` | C's allocator |
-//! | `wrong` | what is wrong with a call, and what becomes of it |
-//! | `findings` | what was found, and the report |
-//! | `counters` | how often it was found, where a process that is killed leaves it |
+//! | `wrong` | decides what is wrong with a call, and what the call does then |
+//! | `findings` | the findings, and the report |
+//! | `counters` | how often each finding occurred, in a file that a killed process leaves |
 //! | `site` | the function and module of an address |
 //!
-//! # What becomes of a wrong call
-//! The program lives on, so that all that is wrong with it can be seen:
-//! - A block of another domain, or of C, is given back to its own. A realloc moves it to where it was asked for.
-//! - Nothing else is given back: an address inside a block, one that was freed before, one that was never given out. It may be of
-//!   `malloc`, which CPython would have let pass; then that memory stays taken. A realloc gives a new block with what can be read there.
+//! # What a wrong call does
+//! The program goes on, so that all its faults can be found:
+//! - A block of another domain, or of C, is freed by its own allocator. A realloc moves it to the domain that was called.
+//! - Any other address is not freed: one inside a block, one that was freed before, one that was never allocated. It may be `malloc`'s, which
+//!   CPython would have freed; then that memory stays allocated. A realloc gives a new block with the bytes that can be read there.
 //!
-//! # What is not said
-//! CPython sometimes puts plain `malloc` in raw's place for a moment, and mostly frees in such a moment too what it got there. Where it
-//! does not (see `site::MADE_PAST_THE_HOOKS`), that is no fault of the program's; nor is what it frees then with plain `free`. What C
-//! is given of its own is left to C, also twice. So is what was not seen given out (see `malloc`).
+//! # What is not reported
+//! CPython sometimes puts plain `malloc` in raw's place for a moment, and mostly frees those blocks in such a moment too. If it does not (see
+//! `site::MADE_PAST_THE_HOOKS`), that is not the program's fault, and neither are its calls of plain `free` in such a moment. A block of C's
+//! that is given to C's `free` is left to C, also when it is freed twice. So is an address whose allocation was not seen (see `malloc`).
 //!
 //! # What can be missing
-//! Calls of C's functions by a library that finds them past the linker's order (`RTLD_DEEPBIND`), and all of them in a program with a
-//! `malloc` of its own, which is reported. Calls of a program that replaces the allocators, which is reported; a
-//! process that is killed says only what is known of it when CPython has been initialised. Programs that are started where
-//! `LD_PRELOAD` means nothing (by a set-user-ID program) or is missing from the environment of C's `system`, `popen` or `execl`, or
-//! among some two thousand variables.
+//! - Calls of C's functions by a library that finds them past the linker's order (`RTLD_DEEPBIND`).
+//! - All calls of C's functions in a program with a `malloc` of its own, which is reported.
+//! - Calls of a program that replaces the allocators, which is reported; but if the process is killed, only what was known when CPython had
+//!   been initialised.
+//! - Programs that are started where `LD_PRELOAD` means nothing (by a set-user-ID program), or is missing from the environment: with C's
+//!   `system`, `popen` or `execl`, or with more than some two thousand variables.
 //!
 //! The report of a forked or executed process is `<path>.<pid>`, as with traces.
 
@@ -51,18 +51,18 @@ use blocks::Owner;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// Names the file that the report goes to.
+/// The variable with the report's path.
 pub const VARIABLE: &str = "OBMALLOC_CHECK";
 
 /// The process that is checked, 0 when none is. A child made by `vfork` has the parent's memory and another id.
 static CHECKED: AtomicU32 = AtomicU32::new(0);
 
-/// Makes the report: at `path` if this process is the `first` of its family. Says `false` when that cannot be done.
+/// Makes the report: at `path` if this process is the `first` of its family. Returns `false` if that cannot be done.
 pub fn set_up(path: PathBuf, first: bool, header: Header) -> bool {
     findings::set_up(path, first, header)
 }
 
-/// Begins to look.
+/// Begins to check.
 pub fn install() {
     extern "C" fn in_child() {
         CHECKED.store(std::process::id(), Ordering::Relaxed);
@@ -82,24 +82,24 @@ pub fn install() {
     malloc::watch();
 }
 
-/// The end of the process, or of this program in it: the report says all that was found.
+/// Completes the report, at the end of the process or of this program in it.
 pub fn leave() {
     if CHECKED.load(Ordering::Relaxed) == std::process::id() {
         findings::end(&lost());
     }
 }
 
-/// Whether the running process is the one that is checked.
+/// Whether the checker checks this process.
 #[cfg(not(test))]
 pub fn is_checked() -> bool {
     CHECKED.load(Ordering::Relaxed) == std::process::id()
 }
 
-/// Whether the domains whose calls do not come here have been noted.
+/// Whether the domains whose calls do not come here have been reported.
 static LOOKED: AtomicBool = AtomicBool::new(false);
 
-/// Notes it as soon as CPython is initialised: by then an option has replaced the allocators, or none will. Called by
-/// mem's realloc, which every growing list calls, and others seldom.
+/// Reports them as soon as CPython is initialised: an option has replaced the allocators by then, or none will. Called by mem's realloc,
+/// which every growing list calls, and little else.
 #[inline(always)]
 fn look_once() {
     if !LOOKED.load(Ordering::Relaxed) {
@@ -117,11 +117,11 @@ fn look() {
     }
 }
 
-/// Domains whose calls do not come here, at least now, and C if its do not. Calls that can be tried are.
+/// The domains whose calls do not come here now, and C if its calls do not. Where a call can be made to find out, it is made.
 fn lost() -> Vec<&'static str> {
     let api = python::api();
     let mut lost = Vec::new();
-    // SAFETY: raw may be called at any time; the others with the GIL. What is asked for is given back.
+    // SAFETY: raw may be called at any time; the others with the GIL. The blocks are freed.
     unsafe {
         if !hooks::is_in_place(0) && !hooks::reached_by(0, api.raw_malloc, api.raw_free) {
             lost.push("raw");

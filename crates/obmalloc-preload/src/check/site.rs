@@ -1,5 +1,5 @@
-//! Whose code an address is: the function and the module, from the dynamic linker or else from the module's own symbol table; and who
-//! called an allocator, where others stand in between.
+//! Finds the function and the module of an address, from the dynamic linker or from the module's own symbol table; and finds the caller of
+//! an allocator, past other allocators in between.
 
 use crate::python::{self, symbol};
 use obmalloc::Allocator;
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 /// A place in the code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Site {
-    /// The function, as its source names it. `None` where the module names none.
+    /// The function, as its source names it. `None` if the module names none.
     pub function: Option<String>,
-    /// The executable or library, as a path. `None` for code that is in none, made at run time.
+    /// The path of the executable or library. `None` for code that was made at run time.
     pub module: Option<PathBuf>,
-    /// Bytes from the module's beginning; the address itself where there is no module.
+    /// Bytes from the module's beginning; without a module, the address itself.
     pub offset: usize,
 }
 
-/// What a function that hands a call to the domains' allocators can be named: between a hook and the caller it stands only in builds
-/// that do not turn its last call into a jump.
+/// Names of the functions that call the domains' allocators. They are on the stack between a hook and the caller only in builds that do not
+/// turn their last call into a jump.
 const API: [&str; 12] = [
     "PyMem_RawMalloc",
     "PyMem_RawCalloc",
@@ -36,22 +36,22 @@ const API: [&str; 12] = [
     "PyObject_Free",
 ];
 
-/// CPython's functions that free what it got from plain `malloc` while it had put that in raw's place. 3.8, in a forked child, makes the
-/// main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
+/// CPython's functions that free blocks of plain `malloc`, which it got while it had put that in raw's place. In a forked child, 3.8 makes
+/// the main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
 const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
 
-/// How the names of C++'s functions begin that hand a block to `free`: `operator delete`, for one and for many.
+/// How the names of C++'s functions begin that pass a block to `free`: `operator delete`, for one object and for arrays.
 const DELETE: [&[u8]; 2] = [b"_ZdlPv", b"_ZdaPv"];
 
 impl Site {
-    /// The place that a call returns to. What is named is the call.
+    /// The site of a call, from the address that it returns to.
     pub fn of(return_address: usize) -> Self {
-        // A call can be the last thing in a function; then the return address is behind it.
+        // If a call is the last instruction of a function, its return address is behind the function.
         let address = return_address.wrapping_sub(1);
         let Some(info) = dl_info(address) else { return Self { function: None, module: None, offset: return_address } };
         let base = info.dli_fbase as usize;
         let module = if base == python::executable_base() as usize {
-            // The linker knows it by what the user typed.
+            // The linker knows the executable by the name that the user typed.
             std::fs::read_link("/proc/self/exe").ok()
         } else {
             None
@@ -66,8 +66,8 @@ impl Site {
         Self { function, module: Some(module), offset: return_address - base }
     }
 
-    /// As [`Site::of`], for a call when only the lower half of its return address is left. `None` when that is not enough, or when the
-    /// call is one of an allocator's own functions and so tells nothing: `tables` are those that the domains have at this moment.
+    /// As [`Site::of`], from the lower half of a return address. `None` if that is not enough, or if the call is in one of an allocator's own
+    /// functions and so tells nothing. `tables` are the domains' present allocators.
     pub fn of_low(low: u32, tables: &[Allocator]) -> Option<Self> {
         let address = whole(low)?;
         let tells = !is_api(address) && !tables.iter().any(|table| is_of(table, address));
@@ -78,24 +78,24 @@ impl Site {
 /// A function's name as its source has it, in Rust or C++; C's names stay as they are.
 fn demangled(symbol: &str) -> String {
     if let Ok(rust) = rustc_demangle::try_demangle(symbol) {
-        // Without the hash that ends it.
+        // Without the hash at its end.
         return format!("{rust:#}");
     }
     let cpp = symbol.starts_with("_Z").then(|| cpp_demangle::Symbol::new(symbol).ok()?.demangle().ok()).flatten();
     cpp.unwrap_or_else(|| symbol.to_owned())
 }
 
-/// Whether a call that returns here is in one of CPython's own allocator functions.
+/// Whether a call with this return address is in one of CPython's own allocator functions.
 fn is_api(return_address: usize) -> bool {
     is_in(&API, return_address)
 }
 
-/// Whether a call of raw's `free` that returns here may free what no hook has seen.
+/// Whether a call of raw's `free` with this return address may free a block that no hook has seen.
 pub fn frees_past_the_hooks(return_address: usize) -> bool {
     is_in(&MADE_PAST_THE_HOOKS, return_address)
 }
 
-/// Whether a call that returns here is in one of these exported functions.
+/// Whether a call with this return address is in one of these exported functions.
 fn is_in(functions: &[&str], return_address: usize) -> bool {
     dl_info(return_address.wrapping_sub(1))
         .is_some_and(|info| functions.iter().any(|name| name.as_bytes() == text(info.dli_sname)))
@@ -112,8 +112,8 @@ fn dl_info(address: usize) -> Option<libc::Dl_info> {
     unsafe { (libc::dladdr(address as *const c_void, info.as_mut_ptr()) != 0).then(|| info.assume_init()) }
 }
 
-/// The return address of who called the allocator, given the one that the hook had: the same, unless something stands in between,
-/// such as a wrapper that was put over the hook (tracemalloc is one). `table` is the allocator of the domain at this moment.
+/// The return address of the call of the allocator, given the one that the hook has. They differ if something is in between, such as a
+/// wrapper around the hook (tracemalloc is one). `table` is the domain's present allocator.
 pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize {
     if is_ours && !is_api(return_address) {
         return return_address;
@@ -122,10 +122,10 @@ pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize 
     let frames = frames[..count].iter().skip_while(|&&frame| frame != return_address);
     let mut outside = frames.clone().copied();
     if !is_ours {
-        // The wrapper may have functions of its own between; one of the table's is the outermost.
+        // The wrapper may have further functions on the stack; the outermost is one of the table's.
         let found = outside.any(|frame| is_of(table, frame));
         if !found {
-            // That one is compiled in pieces, and nothing says to which function a piece belongs: then everything of its module counts.
+            // The wrapper is compiled in pieces, and nothing tells which function a piece belongs to: then its whole module counts.
             let module = python::object_base(table.malloc as *const c_void);
             outside = frames.copied();
             let first = outside.find(|&frame| python::object_base(frame as *const c_void) != module);
@@ -138,11 +138,11 @@ pub fn caller(return_address: usize, table: &Allocator, is_ours: bool) -> usize 
 /// Bytes from a type's beginning to its `tp_dealloc`.
 const TP_DEALLOC: usize = 48;
 
-/// The field of a heap type that CPython frees by a call that returns here: who filled it has the domain wrong, for this release. A
-/// type's own deallocator frees directly only `tp_doc`, as obj before 3.13 and as mem from there on.
+/// The field of a heap type that CPython frees by a call with this return address. The code that filled the field used the wrong domain for
+/// this release. A type's own deallocator frees only `tp_doc` directly: as obj before 3.13, as mem from then on.
 pub fn field_freed_at(return_address: usize) -> Option<&'static str> {
     let type_type = symbol(c"PyType_Type")?;
-    // SAFETY: a type, which has its deallocator there in every CPython, and keeps it.
+    // SAFETY: a type; in every CPython it has its deallocator there, which does not change.
     let type_dealloc = unsafe { *type_type.byte_add(TP_DEALLOC).cast::<usize>() };
     (function_start(return_address) == type_dealloc).then_some("tp_doc")
 }
@@ -160,19 +160,19 @@ pub fn caller_of_c(return_address: usize) -> usize {
     outside.find(|&frame| !is_delete(frame)).unwrap_or(return_address)
 }
 
-/// Whether a call that returns here is in one of the allocator's functions.
+/// Whether a call with this return address is in one of the allocator's functions.
 fn is_of(table: &Allocator, return_address: usize) -> bool {
     let functions = [table.malloc as usize, table.calloc as usize, table.realloc as usize, table.free as usize];
     functions.contains(&function_start(return_address))
 }
 
-/// More frames than stand between a hook and its caller, ours included.
+/// More frames than there are between a hook and its caller, including ours.
 const FRAMES: usize = 32;
 
-/// The return addresses on this thread's stack, innermost first, as far as they can be told.
+/// The return addresses on this thread's stack, innermost first, as far as they can be found.
 fn frames() -> ([usize; FRAMES], usize) {
     unsafe extern "C" fn note(context: *mut c_void, into: *mut c_void) -> c_int {
-        // SAFETY: what `frames` passes, not used elsewhere meanwhile.
+        // SAFETY: `frames` passes this, and does not use it meanwhile.
         let (frames, count) = unsafe { &mut *into.cast::<([usize; FRAMES], usize)>() };
         if *count == FRAMES {
             return STOP;
@@ -188,7 +188,7 @@ fn frames() -> ([usize; FRAMES], usize) {
     into
 }
 
-/// Where the function begins that a call in it returns to; 0 when that is not known.
+/// Where the function with a return address begins; 0 if that is not known.
 fn function_start(return_address: usize) -> usize {
     // SAFETY: takes any address.
     unsafe { _Unwind_FindEnclosingFunction((return_address - 1) as *mut c_void) as usize }
@@ -205,7 +205,7 @@ unsafe extern "C" {
     fn _Unwind_FindEnclosingFunction(address: *mut c_void) -> *mut c_void;
 }
 
-/// The address in code whose lower half is `low`: there can be several, then it is `None`.
+/// The address in code whose lower half is `low`; `None` if there are several.
 fn whole(low: u32) -> Option<usize> {
     struct Search {
         low: usize,
@@ -213,7 +213,7 @@ fn whole(low: u32) -> Option<usize> {
         count: usize,
     }
     unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, search: *mut c_void) -> c_int {
-        // SAFETY: the linker's description of a module, and what `whole` passes.
+        // SAFETY: the linker's description of a module, and the search that `whole` passes.
         let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
         for number in 0..usize::from(info.dlpi_phnum) {
             // SAFETY: the module has this many segments.
@@ -248,13 +248,13 @@ pub fn has_gil() -> bool {
     }
 }
 
-/// The function at `address` by the symbol table of a 64-bit ELF file that was loaded at `base`: functions that are not exported are
-/// found only there, and nowhere if the file was stripped.
+/// The function at `address`, from the symbol table of a 64-bit ELF file that was loaded at `base`. Only this table has functions that are
+/// not exported; a stripped file has no such table.
 fn elf_function(file: &[u8], base: usize, address: usize) -> Option<String> {
     const SYMBOL_TABLE: u64 = 2;
     const FUNCTION: u64 = 2;
     const LOAD: u64 = 1;
-    // Little-endian, as all machines are that this library is built for.
+    // Little-endian: all machines that this library is built for are.
     let number = |at: usize, size: usize| -> Option<u64> {
         let bytes = file.get(at..at.checked_add(size)?)?;
         Some(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
@@ -265,7 +265,7 @@ fn elf_function(file: &[u8], base: usize, address: usize) -> Option<String> {
     }
     let (segments, segment_size, segment_count) = (place(32)?, number(54, 2)? as usize, number(56, 2)? as usize);
     let first = (0..segment_count).map(|index| segments + index * segment_size).find(|&at| number(at, 4) == Some(LOAD))?;
-    // The linker says where the first page is; the file says which address that page was meant to have.
+    // The linker knows the address of the first page; the file knows the address that this page was meant to have.
     let wanted = (address - base) as u64 + (number(first + 16, 8)? & !0xfff);
 
     let (sections, section_size, section_count) = (place(40)?, number(58, 2)? as usize, number(60, 2)? as usize);

@@ -1,4 +1,4 @@
-//! What is wrong with a call, and what becomes of it then.
+//! Decides what is wrong with a call, and what the call does then.
 
 use super::blocks::{Block, Owner};
 use super::findings::{self, Call, Fault};
@@ -10,11 +10,11 @@ use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Requests above this are C's memory, whichever allocator gives it out (`SMALL_REQUEST_THRESHOLD`).
+/// Requests above this get C's memory from every allocator (`SMALL_REQUEST_THRESHOLD`).
 const MOST_OF_PYMALLOC: usize = 512;
 
-/// What is wrong with giving `address` to a domain that has no such block. `None` when that cannot be said, because there was no
-/// memory to note all blocks.
+/// What is wrong with giving `address` to a domain that has no such block. `None` if that is unknown, because there was no memory to note
+/// all blocks.
 #[cold]
 pub fn fault_of(address: usize) -> Option<Fault> {
     match BLOCKS.at(address) {
@@ -27,8 +27,7 @@ pub fn fault_of(address: usize) -> Option<Fault> {
     }
 }
 
-/// What is wrong with giving `address` to C, which has not given it out as far as was seen. `None` when it may well have: not all of
-/// C's memory is asked for where it can be seen.
+/// What is wrong with giving `address` to C, when the checker has not seen C allocate it. `None` if C may have allocated it unseen.
 #[cold]
 pub fn fault_for_c(address: usize, caller: usize) -> Option<Fault> {
     let fault = fault_of(address)?;
@@ -36,7 +35,7 @@ pub fn fault_for_c(address: usize, caller: usize) -> Option<Fault> {
         Fault::WrongDomain(block) | Fault::Interior(block) if block.owner == Owner::C => false,
         Fault::WrongDomain(block) if block.owner == Owner::Raw => !is_default_raw(caller),
         Fault::WrongDomain(_) | Fault::Interior(_) => true,
-        // That memory cannot be C's as long as the arena is there.
+        // Memory of a live arena cannot be C's.
         Fault::FreedBefore(block) => {
             matches!(block.owner, Owner::Mem | Owner::Obj) && (1..=MOST_OF_PYMALLOC).contains(&block.size)
         }
@@ -45,7 +44,7 @@ pub fn fault_for_c(address: usize, caller: usize) -> Option<Fault> {
     is_fault.then_some(fault)
 }
 
-/// Whether a call of C's that returns here is CPython's own, in a moment in which it has plain `malloc` and `free` in raw's place.
+/// Whether a call of C's functions with this return address is CPython's own, while it has plain `malloc` and `free` in raw's place.
 fn is_default_raw(caller: usize) -> bool {
     let module = |address: usize| python::object_base(address as *const c_void);
     !is_in_place(Owner::Raw as c_int) && module(caller - 1) == module(python::api().raw_free as usize)
@@ -64,7 +63,7 @@ pub unsafe fn wrong_free(used: Owner, address: *mut c_void, caller: usize, fault
         Fault::Interior(_) => false,
     };
     if used == Owner::Raw && is_made_past_the_hooks && site::frees_past_the_hooks(site) {
-        // SAFETY: the caller's promise; what CPython got from the same allocator, as it was before the checker came.
+        // SAFETY: the caller's promise; CPython got the block from this allocator, unwrapped.
         unsafe { release(used, address, caller) };
     } else {
         findings::note(fault, Call::Free, used, site);
@@ -94,7 +93,7 @@ pub unsafe fn wrong_realloc(used: Owner, address: *mut c_void, size: usize, call
                 give_back(used, address, block, caller);
             }
         } else {
-            // SAFETY: a new block of this size, which may hold anything.
+            // SAFETY: a new block of this size with unspecified contents.
             copy_what_is_readable(address as u64, unsafe { std::slice::from_raw_parts_mut(result.cast(), size) });
         }
     }
@@ -102,7 +101,7 @@ pub unsafe fn wrong_realloc(used: Owner, address: *mut c_void, size: usize, call
     result
 }
 
-/// Gives a block back to its own owner. Not when that wants the GIL and the call that was made does not: then the block stays.
+/// Gives a block back to its owner. If the owner needs the GIL and the call that was made does not, the block stays allocated.
 ///
 /// # Safety
 /// A live block that the caller may free.
@@ -110,7 +109,7 @@ unsafe fn give_back(used: Owner, address: *mut c_void, block: &Block, caller: us
     BLOCKS.free(address as usize, block.owner, caller);
     let wants_gil = |owner: Owner| matches!(owner, Owner::Mem | Owner::Obj);
     if wants_gil(used) || !wants_gil(block.owner) || site::has_gil() {
-        // SAFETY: the block's own owner, called as it wants.
+        // SAFETY: the block's owner, called with the GIL if it needs that.
         unsafe { release(block.owner, address, caller) };
     }
 }
@@ -139,7 +138,7 @@ unsafe fn release(owner: Owner, address: *mut c_void, caller: usize) {
     }
 }
 
-/// Fills `into` with the bytes at `address`, as many as there are before the end of what can be read.
+/// Fills `into` with the bytes at `address`, as many as can be read.
 fn copy_what_is_readable(address: u64, into: &mut [u8]) {
     let Ok(memory) = File::open("/proc/self/mem") else { return };
     let mut done = 0;
@@ -148,7 +147,7 @@ fn copy_what_is_readable(address: u64, into: &mut [u8]) {
     }
 }
 
-/// Whose call came to `used` that returns to `caller`: a domain's allocator may be another one by now, which calls the hook.
+/// The site of a call of `used` with return address `caller`. The domain's present allocator may be a wrapper that calls the hook.
 fn called_from(used: Owner, caller: usize) -> usize {
     match used.domain() {
         Some(domain) => {

@@ -1,11 +1,11 @@
-//! What the sink has under its lock: the block that is being written, and all that has to be done about it but now and then.
+//! The sink's state under its lock: the block that is being written, and the work on it that is needed only now and then.
 //!
 //! Invariants:
-//! 1. `reserve` is out of reach unless the file is open and there are no more checkpoints, so that one comparison sends everything unusual to
-//!    [`State::make_room`]. As long as there are checkpoints every event is one, so that where they are does not depend on what events take
-//!    in the block.
-//! 2. The block is open for usual events only where such a comparison would let them pass, and while there is one interpreter.
-//! 3. `written` is where a block ends in the file, whatever happens to the file afterwards.
+//! 1. `reserve` is out of reach unless the file is open and there are no more checkpoints, so that one comparison sends every unusual case to
+//!    [`State::make_room`]. While there are checkpoints, every event is one, so that their places do not depend on how many bytes events take.
+//! 2. The block is open for [`write_usually`](super::write_usually) only if that comparison would let the event pass, and while there is one
+//!    interpreter.
+//! 3. `written` is the end of a block in the file, whatever happens to the file afterwards.
 
 use super::{SIGNALLED, SIGNALLED_NAME, SIGNALLED_ROOM, process_id};
 use crate::clock::{Clock, thread_number};
@@ -20,28 +20,28 @@ use std::io::Error;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-/// Bytes of the block: small enough to leave the cache to the program and little to lose, large enough that writing it out is rare.
+/// Bytes of the block: small enough to leave the cache to the program and to lose little, large enough to be written rarely.
 pub const BLOCK_SIZE: usize = 64 << 10;
-/// Words of memory in which a block is compressed.
+/// Words of memory for compressing a block.
 pub const PACKING_SIZE: usize = 64 << 10;
 /// A reserve that no block has room for (halved, because it is added to).
 const OUT_OF_REACH: usize = usize::MAX / 2;
-/// Bytes of a text note beside its text, at most.
+/// The most bytes that a text note takes beside its text.
 pub const TEXT_HEAD: usize = 16;
 /// Bytes of the block between two looks at the clock: a thousand events or so.
 const TICK: usize = 4 << 10;
-/// Bytes that a look at the clock writes, at most.
+/// The most bytes that a look at the clock writes.
 pub const TICK_ROOM: usize = 64;
 
 pub struct State {
     pub reserve: usize,
     pub block: BlockWriter<'static>,
-    /// Takes no memory: it may run inside the program's allocator.
+    /// Compresses blocks. It takes no memory, because it may run inside the program's allocator.
     pub packer: Option<Packer<'static>>,
     pub checkpoints: bool,
-    /// Whether calls are told apart by interpreter, because there are several allocators.
+    /// Whether the trace says which interpreter each call belongs to, because there are several allocators.
     pub apart: bool,
-    /// Whose calls are being written; 0 is the main interpreter.
+    /// The interpreter whose calls are being written; 0 is the main one.
     pub interpreter: u64,
     pub file: File,
     /// Length of the file, bytes.
@@ -49,33 +49,33 @@ pub struct State {
     /// Blocks and events in the file.
     pub blocks: u64,
     pub events: u64,
-    /// What `OBMALLOC_TRACE` says, and whether this process may use it as it is.
+    /// The path from `OBMALLOC_TRACE`, and whether this process may write to that path itself.
     pub base: PathBuf,
     pub first: bool,
     pub header: Header,
-    /// This trace's own, and where in the file the header says why recording had to stop.
+    /// This trace's identity, and where in the file the header says why recording had to stop.
     pub identity: Identity,
     pub failure: u64,
     pub stacks: Option<Stacks>,
     pub clock: Clock,
-    /// How much is left of the block when the clock is to be looked at.
+    /// The clock is read when no more than this many bytes of the block are left.
     pub tick_at: usize,
     /// The thread that wrote the last event of this block, as [`inside::thread`] has it; 0 when there is none.
     pub thread: usize,
-    /// What is to be said as soon as there is a file.
+    /// A message to be written as soon as there is a file.
     pub unsaid: Option<&'static str>,
 }
 
-/// Why the clock is looked at.
+/// Why the clock is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Look {
     /// Some events have passed.
     Passing,
-    /// The time is wanted.
+    /// The exact time is wanted.
     Asked,
     /// A sample of memory is wanted, too.
     Sample,
-    /// As far as that goes where this thread may be anywhere, in C's `malloc` too, which is asked nothing then. The block has room.
+    /// In a signal handler: this thread may be anywhere, also in C's `malloc`, which is therefore not asked. The block has room.
     Anywhere,
 }
 
@@ -90,7 +90,7 @@ pub enum File {
 }
 
 impl State {
-    /// What there is before the first event.
+    /// The state before the first event.
     pub fn new(bytes: &'static mut [u8], packing: &'static mut [u64], base: PathBuf, first: bool, mut header: Header) -> Self {
         let clock = Clock::new(header.every);
         let stacks = match header.stacks {
@@ -127,13 +127,13 @@ impl State {
         matches!(self.file, File::Open(_))
     }
 
-    /// Sees to room for an event, as [`make_room`](Self::make_room) does.
+    /// Makes room for an event, as [`make_room`](Self::make_room) does.
     #[inline(always)]
     pub fn room(&mut self) -> Option<bool> {
         if self.block.has_room(self.reserve) { Some(false) } else { self.make_room() }
     }
 
-    /// Gets room for an event: says whether a checkpoint was passed, or nothing when recording has stopped.
+    /// Makes room for an event. Returns whether a checkpoint was passed; `None` when recording has stopped.
     #[cold]
     #[inline(never)]
     pub fn make_room(&mut self) -> Option<bool> {
@@ -152,7 +152,7 @@ impl State {
         room.then_some(self.checkpoints)
     }
 
-    /// Looks at the clock: writes the time, a sample of memory if one is due, and marks that signals made.
+    /// Reads the clock: writes the time, a sample of memory if one is due, and a mark if signals asked for one.
     #[cold]
     pub fn tick(&mut self, look: Look) {
         let is_anywhere = look == Look::Anywhere;
@@ -168,7 +168,7 @@ impl State {
         {
             self.block.memory(&memory);
         }
-        // Several that came together are one: there is no event between them.
+        // Several signals make one mark: there is no event between them.
         if signalled != 0 {
             if is_anywhere {
                 self.block.mark(SIGNALLED_NAME);
@@ -179,7 +179,7 @@ impl State {
         self.pace();
     }
 
-    /// Has the clock looked at again a little further on.
+    /// Sets when the clock is read next.
     pub fn pace(&mut self) {
         self.tick_at = self.block.left().saturating_sub(TICK);
         if self.is_open() && !self.checkpoints {
@@ -192,7 +192,7 @@ impl State {
         }
     }
 
-    /// Says which thread makes the next event, if another than the one before.
+    /// Writes which thread makes the next event, if it is another than before.
     #[inline(always)]
     pub fn tell_thread(&mut self) {
         let thread = inside::thread();
@@ -207,10 +207,10 @@ impl State {
         self.block.thread(thread_number());
     }
 
-    /// Writes what types objects have, where they were found. This thread has had the GIL since.
+    /// Writes the types of live objects, if they were found. This thread has had the GIL since.
     pub fn types(&mut self, found: Option<&Found<'_>>) {
         if let Some(found) = found {
-            // SAFETY: what this function asks for. What no longer finds room in a trace that has ended is left out.
+            // SAFETY: this function's own condition. If the trace ends meanwhile, the rest is left out.
             let _ = unsafe { found.write(self) };
         }
     }
@@ -222,7 +222,7 @@ impl State {
         }
     }
 
-    /// Says which stack the next event is made under, if another than the one before. Says `false` when it cannot be written.
+    /// Writes the stack of the next event, if it is another than before. Returns `false` if it cannot be written.
     #[inline(always)]
     pub fn place(&mut self, has_gil: bool) -> bool {
         let Some(node) = self.stacks.as_mut().and_then(|stacks| stacks.node(has_gil)) else { return self.place_anew() };
@@ -230,7 +230,7 @@ impl State {
         true
     }
 
-    /// As [`place`](Self::place), where there is something to describe.
+    /// As [`place`](Self::place), if the stack has parts that the trace does not describe yet.
     #[cold]
     pub fn place_anew(&mut self) -> bool {
         let errno = Errno::save();
@@ -238,7 +238,7 @@ impl State {
         let node = stacks.as_mut().map_or(Ok(0), |stacks| stacks.describe(self));
         match node {
             Ok(_) => self.stacks = stacks,
-            // Said once, and done without.
+            // The message is written once; from then on there are no stacks.
             Err(lost) if lost != Lost::Trace => self.say_alone(lost.text()),
             Err(_) => {}
         }
@@ -250,12 +250,12 @@ impl State {
         room
     }
 
-    /// Writes what the recorder has to say into a block of its own.
+    /// Writes a message from the recorder into a block of its own.
     pub fn say_alone(&mut self, text: &str) {
         self.alone(text.len() + TEXT_HEAD, |block| block.text(text));
     }
 
-    /// Says whose the next event is, if another's than the one before. Says `false` when it cannot be written.
+    /// Writes which interpreter the next event belongs to, if it is another than before. Returns `false` if it cannot be written.
     #[cold]
     pub fn attribute(&mut self) -> bool {
         let interpreter = interpreters::present();
@@ -280,7 +280,7 @@ impl State {
         }
     }
 
-    /// Nothing is recorded any more.
+    /// Stops recording.
     pub fn stop(&mut self) {
         self.file = File::Stopped;
         self.close();
@@ -292,13 +292,13 @@ impl State {
         self.block.close();
     }
 
-    /// Says why in the trace's header, if there is one, and records nothing more.
+    /// Stops recording, and writes the reason into the trace's header, if there is one.
     #[cold]
     pub fn fail(&mut self, error: &Error) -> bool {
         if let File::Open(file) = &mut self.file
             && self.written != 0
         {
-            // What was written of a block is cut off again, so that the trace ends with a whole one.
+            // Cut off the part of a block that was written, so that the trace ends with a whole block.
             file.cut(self.written);
             let _ = file.write_at(failure_text(error).as_bytes(), self.failure);
         } else {
@@ -308,7 +308,7 @@ impl State {
         false
     }
 
-    /// Makes the trace file where there is none yet. Says `false` when nothing can be recorded.
+    /// Makes the trace file if there is none yet. Returns `false` if nothing can be recorded.
     pub fn make_file(&mut self) -> bool {
         let errno = Errno::save();
         let is_made = self.is_open() || self.open();
@@ -316,14 +316,14 @@ impl State {
         is_made
     }
 
-    /// Makes the trace file and writes its head. Says `false` when that cannot be done.
+    /// Makes the trace file and writes its head. Returns `false` if that cannot be done.
     pub fn open(&mut self) -> bool {
         let File::Unopened { parent } = &mut self.file else { return false };
         let parent = parent.take();
         let pid = process_id();
         let claimed = if self.first { OutFile::claim(&self.base) } else { Err(Error::from_raw_os_error(libc::EEXIST)) };
         let found = claimed.or_else(|error| {
-            // Another process's: EEXIST above, or EWOULDBLOCK when that one is recording into it.
+            // The file is another process's: EEXIST above, or EWOULDBLOCK while that process records into it.
             if [libc::EEXIST, libc::EWOULDBLOCK].contains(&error.raw_os_error().unwrap_or(0)) {
                 OutFile::make_beside(&self.base, pid)
             } else {
@@ -351,7 +351,7 @@ impl State {
         true
     }
 
-    /// Writes the block to the file. Says `false` when nothing can be recorded.
+    /// Writes the block to the file. Returns `false` if nothing can be recorded.
     pub fn flush(&mut self) -> bool {
         let File::Open(file) = &mut self.file else { return false };
         let count = self.block.count();

@@ -1,4 +1,4 @@
-//! Code objects and what they consist of, told to the trace once: by what they are, not by where.
+//! Code objects: each is described in the trace once, with its contents and not its address.
 
 use super::layout::Layout;
 use super::walk::word;
@@ -7,14 +7,14 @@ use crate::pages::Pages;
 use crate::table::{Table, key};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most characters of a file's or a function's name.
+/// The most characters of a file's or a function's name.
 const TEXT_LENGTH: usize = 4096;
-/// Most bytes of a line table that are told at once.
+/// The most bytes of a line table in one record.
 const PIECE: usize = 16 << 10;
-/// Bytes of a record beside its text or table, at most.
+/// The most bytes that a record takes beside its text or table.
 const RECORD_HEAD: usize = 48;
 
-/// Which addresses may be those of code objects that are known: a bit for some of an address's bits.
+/// A filter of the addresses of known code objects: one bit for a group of addresses.
 struct Filter<const WORDS: usize>([AtomicU64; WORDS]);
 
 impl<const WORDS: usize> Filter<WORDS> {
@@ -40,12 +40,13 @@ impl<const WORDS: usize> Filter<WORDS> {
     }
 }
 
-/// By page, which leaves the cache to the program: a page of a pool has blocks of one size, and code objects are not of the usual ones.
+/// The first filter, by page. It is small, so that the cache is left to the program, and selects well: a page of a pool has blocks of one
+/// size, and code objects are not of the usual sizes.
 static PAGES: Filter<256> = Filter::new();
-/// By address.
+/// The second filter, by address.
 static ADDRESSES: Filter<2048> = Filter::new();
 
-/// Whether `address` may be that of a known code object.
+/// Whether `address` may be a known code object's.
 #[inline(always)]
 pub fn may_be_known(address: usize) -> bool {
     PAGES.may_have(address >> 12) && ADDRESSES.may_have(address >> 4)
@@ -53,9 +54,9 @@ pub fn may_be_known(address: usize) -> bool {
 
 /// The code objects that the trace knows.
 pub struct Codes {
-    /// By address: the numbers of those that are alive.
+    /// The numbers of the live ones, by address.
     pub alive: Table,
-    /// By hash: the numbers of what has been described.
+    /// The numbers of described texts and code objects, by hash.
     described: Table,
     texts: Table,
     code_count: u32,
@@ -76,7 +77,7 @@ impl Codes {
         })
     }
 
-    /// Forgets the code object at `address`, which is being freed. Says whether it was known.
+    /// Forgets the code object at `address`, which is being freed. Returns whether it was known.
     pub fn forget(&mut self, address: usize) -> bool {
         self.alive.remove(key(address as u64))
     }
@@ -119,7 +120,7 @@ impl Codes {
         Ok(number)
     }
 
-    /// The number of a str's text.
+    /// The trace's number for the text of a str.
     ///
     /// # Safety
     /// There is a str at `text`.
@@ -138,7 +139,7 @@ impl Codes {
         Ok(number)
     }
 
-    /// Puts a str's text into the scratch memory, as UTF-8; gives its bytes.
+    /// Writes a str's text into the scratch memory, as UTF-8. Returns how many bytes it has.
     ///
     /// # Safety
     /// There is a str at `text`.
@@ -149,7 +150,7 @@ impl Codes {
         let characters = match (is_compact, is_ascii) {
             (true, true) => text + layout.ascii,
             (true, false) => text + layout.characters,
-            // SAFETY: `PyUnicodeObject`: where the characters are.
+            // SAFETY: `PyUnicodeObject`: the address of the characters.
             (false, _) => unsafe { word(text + layout.characters) },
         };
         if ![1, 2, 4].contains(&width) || characters == 0 {
@@ -159,7 +160,7 @@ impl Codes {
         let mut at = 0;
         for number in 0..length.min(TEXT_LENGTH) {
             let address = characters + number * width;
-            // SAFETY: as many characters of this width are there.
+            // SAFETY: the str has this many characters of this width.
             let value = unsafe {
                 match width {
                     1 => u32::from(*(address as *const u8)),

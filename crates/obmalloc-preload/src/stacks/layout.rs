@@ -1,21 +1,21 @@
-//! Where in memory a release keeps what a stack is made of: a release is a row. From 3.13 on CPython says it itself, at the beginning of
-//! `_PyRuntime` (`_Py_DebugOffsets`), a structure that grows, so that a row says where in there its own fields are.
+//! The offsets in memory that reading a stack needs: a release is a row. From 3.13 on CPython publishes them at the beginning of `_PyRuntime`
+//! (`_Py_DebugOffsets`). That structure grows from release to release, so a row says where in it the fields are.
 
 use crate::python::symbol;
 use obmalloc_trace::stacks::Lines;
 use std::ffi::CStr;
 
-/// For tests, so that the layout does not hold: so many bytes beyond its place a frame's code object is looked for, and where in a thread's
-/// state the innermost frame is.
+/// For tests, which plant a wrong layout: how many bytes too far a frame's code object is looked for, and an offset of the innermost frame in
+/// a thread's state.
 const CODE_VARIABLE: &str = "OBMALLOC_STACKS_CODE_OFFSET";
 const FRAME_VARIABLE: &str = "OBMALLOC_STACKS_THREAD_FRAME";
 
 /// How a release keeps its frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frames {
-    /// Objects, each with the number of its instruction: up to 3.10.
+    /// Objects, each with the index of its instruction: up to 3.10.
     Objects,
-    /// Structures, each with the address of its instruction and a byte that says whose it is: from 3.11 on.
+    /// Structures, each with the address of its instruction and a byte for its owner: from 3.11 on.
     Structures,
 }
 
@@ -23,16 +23,16 @@ pub enum Frames {
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     pub frames: Frames,
-    /// In the thread's state: the innermost frame, or what leads to it.
+    /// In the thread's state: the innermost frame, or the structure that points to it.
     pub thread_frame: usize,
-    /// In what leads to it (`_PyCFrame` of 3.11 and 3.12): the innermost frame.
+    /// In the structure that points to it (`_PyCFrame` of 3.11 and 3.12): the innermost frame.
     pub current_frame: Option<usize>,
     /// In a frame.
     pub previous: usize,
     pub code: usize,
     pub instruction: usize,
     pub owner: usize,
-    /// In a code object. Where the instructions begin, and the number of the first one that stands for the function's own lines.
+    /// In a code object: where the instructions begin, and the index of the first one that belongs to the function's own lines.
     pub instructions: usize,
     pub first_traceable: usize,
     pub file: usize,
@@ -43,8 +43,8 @@ pub struct Layout {
     /// In a str: the characters of one that is all ASCII, and of another one.
     pub ascii: usize,
     pub characters: usize,
-    /// The name of the function that gives the present thread's state, and whether it is the present thread's wherever it runs: before 3.12
-    /// it is that of the thread that has the GIL.
+    /// The name of the function that returns a thread's state, and whether that is always the present thread's. Before 3.12 it is the state of
+    /// the thread that has the GIL.
     pub thread_state: &'static CStr,
     pub is_threads_own: bool,
 }
@@ -105,7 +105,7 @@ const V3_12: Layout = Layout {
 };
 
 /// Where in `_Py_DebugOffsets` a release has the offsets of the current frame, of a frame's `previous`, of a code object's file name, and
-/// of a str's state. What else is wanted follows those.
+/// of a str's state. The other offsets follow those.
 struct Published {
     current_frame: usize,
     previous: usize,
@@ -133,7 +133,7 @@ impl Layout {
         }
     }
 
-    /// As it is, or as a test wants it.
+    /// The layout, or a wrong one if a test wants that.
     pub fn or_planted(self) -> Self {
         let planted = |variable| std::env::var(variable).ok().and_then(|bytes| bytes.parse::<usize>().ok());
         Self {
@@ -148,7 +148,7 @@ impl Layout {
         // SAFETY: the structure is larger than this in every release that has a row.
         let words = unsafe { std::slice::from_raw_parts(at.cast::<u64>().cast_const(), 100) };
         let word = |offset: usize| words[offset / 8] as usize;
-        // Its cookie, the release's number, and that this is no free-threaded build.
+        // Check its cookie, the release's number, and that this is no free-threaded build.
         if words[0] != u64::from_ne_bytes(*b"xdebugpy") || words[1] >> 16 != (3 << 8 | minor as u64) || words[2] != 0 {
             return None;
         }
@@ -165,7 +165,7 @@ impl Layout {
             table: word(row.file + 24),
             first_line: word(row.file + 32),
             instructions,
-            // Not published: the int before `co_extra`, after which the instructions come.
+            // This offset is not published. The field is the int before `co_extra`, and the instructions come after that.
             first_traceable: instructions.checked_sub(16)?,
             ascii: word(row.state + 16),
             // Two more fields: the UTF-8 form and its length.

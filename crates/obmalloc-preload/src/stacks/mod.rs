@@ -1,16 +1,16 @@
-//! The stack that a request is made under, read from the interpreter's own frames in memory. Of CPython nothing is called but what gives a
-//! thread's state and, until the layout has shown that it holds, what tells whether there is a frame: neither asks for memory, so a
-//! program asks for the same with stacks and without.
+//! Reads the stack of a request from the interpreter's frames in memory. It calls only two functions of CPython: one that returns a thread's
+//! state and, until the layout is trusted, one that tells whether there is a frame. Neither asks for memory, so a program asks for the same
+//! memory with stacks and without.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `layout` | where a release keeps what a stack is made of |
-//! | `peek` | whether that holds for this CPython |
-//! | `walk` | a thread's last stack, and how it becomes the present one |
-//! | `code` | code objects, told to the trace once |
+//! | `layout` | the offsets in memory for each release |
+//! | `peek` | whether they hold for this CPython |
+//! | `walk` | reads the frames: updates a thread's last stack to the present one |
+//! | `code` | code objects, described in the trace once |
 //!
-//! All of it runs under the sink's lock. A thread that does not have the GIL has no stack: its frames, and its state itself, may be taken
-//! away by the thread that has it.
+//! All of it runs under the sink's lock. A thread without the GIL gets no stack: the thread that has the GIL may free the other's frames and
+//! state.
 
 mod code;
 mod layout;
@@ -33,36 +33,36 @@ pub use code::may_be_known;
 /// Says how many frames of a stack are wanted.
 pub const VARIABLE: &str = "OBMALLOC_STACKS";
 
-/// Most frames of a stack that can be had: two such stacks, with as much again for frames of C, must find room.
+/// The most frames that a stack can be asked to have: two such stacks, and as many frames of C, must fit.
 const MOST_FRAMES: usize = LEVELS / 4;
-/// Stacks that have to look right before the layout is trusted.
+/// How many stacks must look right before the layout is trusted.
 const TRIALS: u32 = 64;
-/// Threads whose last stacks are kept.
+/// How many threads' last stacks are kept.
 const THREADS: usize = 8;
-/// Most nodes: what they take in memory is bounded.
+/// The most nodes, which bounds their memory.
 const MOST_NODES: u32 = 32 << 20;
 
-/// Where descriptions go.
+/// Where descriptions are written.
 pub trait Out {
-    /// A block that has room for so many bytes. `None` when nothing can be written any more.
+    /// A block that has room for `room` bytes. `None` if nothing can be written any more.
     fn room(&mut self, bytes: usize) -> Option<&mut BlockWriter<'static>>;
 }
 
-/// Why there is no stack from here on.
+/// Why there are no stacks from here on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lost {
     /// Nothing can be written.
     Trace,
-    /// The layout does not hold.
+    /// The layout is wrong for this CPython.
     Layout,
     /// No memory for the tables.
     Memory,
-    /// More stacks than can be told apart.
+    /// There are more stacks than can be numbered.
     TooMany,
 }
 
 impl Lost {
-    /// What the trace says of it.
+    /// The trace's message about it.
     pub fn text(self) -> &'static str {
         match self {
             Self::Trace => "",
@@ -73,7 +73,7 @@ impl Lost {
     }
 }
 
-/// A function of CPython's that takes nothing, reads and gives an address.
+/// A function of CPython's without arguments that returns an address and changes nothing.
 type Getter = unsafe extern "C" fn() -> *mut c_void;
 
 pub struct Stacks {
@@ -82,24 +82,27 @@ pub struct Stacks {
     layout: Layout,
     types: Types,
     trials: u32,
-    /// Null where the present thread has no frame: its global variables. They belong to the innermost frame that is Python's.
+    /// Returns the global variables of the innermost Python frame; null if the present thread has no frame.
     globals: Getter,
     thread_state: Getter,
-    /// Where the function above gives the state of the thread that has the GIL: what gives the present thread's.
+    /// Returns the present thread's state. Needed where the function above returns that of the thread that has the GIL.
     own_state: Option<Getter>,
     threads: [Stack; THREADS],
-    /// Which of them is the present one.
+    /// Which of the last stacks is the present thread's.
     present: usize,
     fresh: Pages<Place>,
     codes: Codes,
     nodes: Table,
     node_count: u32,
-    /// Nodes that were found lately. Instructions are known by address, so none of a code object that is gone may be in it.
+    /// Nodes that were found lately, by the instruction's address. So nodes of a code object must leave when the object is freed.
     recent: Pages<Recent>,
 }
 
 impl Stacks {
-    /// What is needed to take stacks of at most `limit` frames from a CPython of this version. Says what is in the way if that cannot be.
+    /// Prepares to take stacks of at most `limit` frames from a CPython of this version.
+    ///
+    /// # Errors
+    /// The message that says why that cannot be done.
     pub fn set_up(limit: usize, version: &str) -> Result<Self, &'static str> {
         let function = |name: &CStr| {
             // SAFETY: functions of these names are such.
@@ -115,7 +118,7 @@ impl Stacks {
         if !is_possible() {
             return Err("no stacks: this system does not let a process look whether its memory is as expected");
         }
-        // Nothing is asked of the C library's malloc, which would give the program other addresses than without stacks.
+        // Nothing here calls the C library's malloc: the program would get other addresses than without stacks.
         let stack = || Stack::new().ok_or("no stacks: the system has no memory for them");
         let threads = [stack()?, stack()?, stack()?, stack()?, stack()?, stack()?, stack()?, stack()?];
         let tables = || Some((Pages::new(LEVELS)?, Codes::new()?, Table::new()?, Pages::new(RECENT)?));
@@ -140,12 +143,12 @@ impl Stacks {
         })
     }
 
-    /// The number of frames that stacks consist of, at most.
+    /// The most frames that a stack has.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// The present thread's state, 0 if it does not have the GIL. `has_gil` when the caller knows that it does.
+    /// The present thread's state; 0 if the thread does not have the GIL. `has_gil` says that it certainly has the GIL.
     #[inline(always)]
     fn thread(&self, has_gil: bool) -> usize {
         // SAFETY: these functions only read.
@@ -158,7 +161,7 @@ impl Stacks {
         }
     }
 
-    /// The present stack's node. `None` when there is something to [describe](Self::describe) first, or something is wrong.
+    /// The present stack's node. `None` if something must be [described](Self::describe) first, or something is wrong.
     #[inline(always)]
     pub fn node(&mut self, has_gil: bool) -> Option<u32> {
         let thread = self.thread(has_gil);
@@ -188,7 +191,7 @@ impl Stacks {
         self.follow(thread)
     }
 
-    /// As [`node`](Self::node), where it is not the usual case.
+    /// As [`node`](Self::node), in the cases that are not usual.
     #[inline(never)]
     fn follow(&mut self, thread: usize) -> Option<u32> {
         let Self { layout, threads, present, fresh, limit, codes, nodes, recent, .. } = self;
@@ -202,7 +205,7 @@ impl Stacks {
             let has_frame = || unsafe { !(self.globals)().is_null() };
             match layout.looks_right(thread, &self.types) {
                 Some(1..) => self.trials -= 1,
-                // Where no frame is found there is none.
+                // No frame was found: CPython must agree that there is none.
                 Some(0) if !has_frame() => {}
                 Some(0) | None => {
                     stack.thread = 0;
@@ -221,7 +224,7 @@ impl Stacks {
         stack.node(layout, &codes.alive, nodes, recent)
     }
 
-    /// The present stack's node, after [`node`](Self::node) could not tell: what the trace does not know of it is written to `out`.
+    /// The present stack's node, after [`node`](Self::node) has failed. Writes to `out` what the trace does not know of the stack.
     #[cold]
     pub fn describe(&mut self, out: &mut impl Out) -> Result<u32, Lost> {
         let Self { layout, threads, present, codes, nodes, node_count, recent, .. } = self;
@@ -236,7 +239,7 @@ impl Stacks {
             }
             let code = match codes.alive.get(key(place.code as u64)) {
                 Some(code) => code,
-                // SAFETY: the code object of a frame that runs.
+                // SAFETY: the code object of a running frame.
                 None => unsafe { codes.describe(place.code, layout, out)? },
             };
             let at = layout.number(&place);
@@ -258,7 +261,7 @@ impl Stacks {
         stack.node(layout, &codes.alive, nodes, recent).ok_or(Lost::Memory)
     }
 
-    /// A block of the obj domain is being freed that [may be](may_be_known) a code object: what comes to its place is another one.
+    /// Forgets a code object: a block of the obj domain is being freed that [may be](may_be_known) one.
     #[cold]
     pub fn forget(&mut self, address: usize) {
         if self.codes.forget(address) {

@@ -1,11 +1,11 @@
-//! Whether frames are laid out as they should be: a stack is read with care, so that nothing happens where they are not.
+//! Checks whether frames are laid out as expected. It reads a stack by system calls, so that a wrong layout does no harm.
 
 use super::layout::{Frames, Layout};
 use super::walk::LEVELS;
 use crate::peek::{int, peek, word};
 use crate::python::symbol;
 
-/// The addresses of the types of what a stack is made of.
+/// The addresses of the types of the objects in a stack.
 #[derive(Clone, Copy)]
 pub struct Types {
     code: usize,
@@ -14,7 +14,7 @@ pub struct Types {
 }
 
 impl Types {
-    /// `None` when this CPython does not show them.
+    /// `None` if this CPython does not export them.
     pub fn find() -> Option<Self> {
         let of = |name| symbol(name).map(|at| at as usize);
         Some(Self { code: of(c"PyCode_Type")?, text: of(c"PyUnicode_Type")?, bytes: of(c"PyBytes_Type")? })
@@ -22,7 +22,7 @@ impl Types {
 }
 
 impl Layout {
-    /// Whether the stack of the thread whose state this is reads as a stack should. Gives the number of its frames that are Python's.
+    /// Checks the stack of the thread with this state. Returns the number of its Python frames; `None` if the stack does not look right.
     pub fn looks_right(&self, thread: usize, types: &Types) -> Option<usize> {
         let mut frame = word(thread + self.thread_frame)?;
         if let Some(current) = self.current_frame
@@ -59,7 +59,7 @@ impl Layout {
         if self.frames == Frames::Objects {
             return is((-1..1 << 24).contains(&int(frame + self.instruction)?));
         }
-        // The number of instructions is the object's size.
+        // The object's size is its number of instructions.
         let (count, first) = (word(code + 16)?, int(code + self.first_traceable)?);
         is(count < 1 << 28 && usize::try_from(first).is_ok_and(|first| first <= count))?;
         let before = word(frame + self.instruction)?.wrapping_add(2).wrapping_sub(code + self.instructions);

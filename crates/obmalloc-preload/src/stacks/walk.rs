@@ -1,23 +1,23 @@
-//! The last stack of a thread, and how it becomes the present one: only what has changed is walked anew, and no further than frames are
-//! wanted.
+//! Reads the frames of a thread: updates its last stack to the present one. Only the part that has changed is walked, and no deeper than
+//! frames are wanted.
 //!
 //! Invariants:
-//! 1. An address is read only when it came from the thread's state or from a frame that came from there, in this walk. What is kept of the
-//!    last walk is compared with, never followed.
+//! 1. An address is followed only if this walk has read it from the thread's state, or from a frame that it has reached so. Addresses of the
+//!    last walk are only compared.
 //! 2. `levels[..len]` is a stack, outermost frame first; the nodes of `levels[..known]` are those of their frames.
-//! 3. `at_depth[n]` is the level of the n-th frame that is shown, from 1, and each level's `depth` the number of those up to it.
-//! 4. Nodes that were found lately are of frames at instructions at which every frame of Python's is shown.
+//! 3. `at_depth[n]` is the level of the n-th shown frame, counted from 1; each level's `depth` is the number of shown frames up to it.
+//! 4. The nodes in `recent` are of frames at instructions at which a Python frame is always shown.
 
 use super::layout::{Frames, Layout};
 use crate::pages::{Pages, Plain};
 use crate::table::{Table, key};
 
-/// Most levels of one stack that are kept.
+/// The most levels of one stack that are kept.
 pub const LEVELS: usize = 4096;
-/// Places of the index of frames.
+/// Entries of the index of frames.
 const INDEX: usize = 1024;
 
-/// Whose a frame is (`_frameowner`): those from this one on stand for C, and have no code object that may be looked at.
+/// The owner of a frame (`_frameowner`): frames with this owner or a higher one stand for C, and have no code object that may be read.
 const OWNED_BY_C: u8 = 3;
 const OWNED_BY_GENERATOR: u8 = 1;
 
@@ -31,21 +31,21 @@ struct Spot {
 // SAFETY: numbers.
 unsafe impl Plain for Spot {}
 
-/// Bits of the number of an instruction in a [`packed`] one. A code object that has more is not looked into.
+/// Bits of an instruction's index in a [`packed`] one. A larger code object is not looked into.
 const NUMBER_BITS: u32 = 21;
 
-/// A code object's address, which is a multiple of 16 and has 47 bits, and one more than the number of an instruction in it.
+/// Packs a code object's address, which is a multiple of 16 and has 47 bits, and an instruction's index plus one.
 #[inline(always)]
 fn packed(code: usize, number: i32) -> usize {
     (code >> 4) << NUMBER_BITS | (number + 1) as usize & ((1 << NUMBER_BITS) - 1)
 }
 
-/// Where a frame is.
+/// The address of a frame.
 #[derive(Clone, Copy)]
 pub struct Place {
     spot: Spot,
     pub code: usize,
-    /// Whether it counts as a frame: it is Python's, and not only just being made.
+    /// Whether it is shown: it is a Python frame, and its function has begun.
     pub shown: bool,
 }
 
@@ -72,7 +72,7 @@ pub struct Recent {
 unsafe impl Plain for Recent {}
 
 impl Recent {
-    /// Where among those that are kept the node of an instruction under the node of its caller would be.
+    /// The index at which the node of an instruction, under its caller's node, is kept.
     #[inline(always)]
     fn place(instruction: usize, caller: u32) -> usize {
         ((instruction ^ caller as usize).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % RECENT
@@ -86,10 +86,10 @@ impl Recent {
     }
 }
 
-/// How many nodes that were found lately are kept.
+/// How many such nodes are kept.
 pub const RECENT: usize = 4096;
 
-// SAFETY: numbers, and what is plain itself.
+// SAFETY: numbers, and plain types.
 unsafe impl Plain for Level {}
 
 /// The stack of a thread, as it was last seen.
@@ -100,17 +100,17 @@ pub struct Stack {
     len: usize,
     known: usize,
     at_depth: Pages<u16>,
-    /// By frame: at which level it may be.
+    /// The level that a frame may be at, by the frame's address.
     index: Pages<u16>,
 }
 
 /// Reads a word.
 ///
 /// # Safety
-/// It is there.
+/// The word can be read.
 #[inline(always)]
 pub unsafe fn word(address: usize) -> usize {
-    // SAFETY: the caller's promise. Nothing here is looked at while another thread writes to it.
+    // SAFETY: the caller's promise. No other thread writes to the word meanwhile.
     unsafe { *(address as *const usize) }
 }
 
@@ -121,7 +121,7 @@ impl Layout {
     /// `thread` is the present thread's state.
     #[inline(always)]
     pub unsafe fn innermost(&self, thread: usize) -> usize {
-        // SAFETY: the state has these fields, and what leads to the frame is null or there.
+        // SAFETY: the state has these fields, and the structure that points to the frame is null or exists.
         unsafe {
             let at = word(thread + self.thread_frame);
             match self.current_frame {
@@ -176,7 +176,7 @@ impl Layout {
         unsafe { word(frame + self.code) & !7 }
     }
 
-    /// Whether a structure's instruction is one of the function's own: a frame at an earlier one is only being made.
+    /// Whether an instruction belongs to the function's own lines: a frame at an earlier one is still being made.
     ///
     /// # Safety
     /// There is a code object of this layout at `code`.
@@ -187,7 +187,7 @@ impl Layout {
         instruction >= code + self.instructions + 2 * first as usize
     }
 
-    /// What the trace calls the instruction of a frame: one more than its number, 0 where there is none yet.
+    /// The trace's number for a frame's instruction: its index plus one; 0 if it has none yet.
     #[inline(always)]
     pub fn number(&self, place: &Place) -> u32 {
         let instruction = place.spot.instruction;
@@ -211,9 +211,9 @@ impl Stack {
         (self.len, self.known) = (0, 0);
     }
 
-    /// The node of the present stack where that is the last one, or what the last one was before some functions were called, and only the
-    /// innermost frame is at another instruction: the usual case. `None` where something else has changed, or the node is not one that
-    /// was found lately; nothing has been done then.
+    /// The node of the present stack in the usual case: the stack is the last one, or the last one without its innermost frames, and only the
+    /// innermost frame is at another instruction. `None`, with nothing changed, if something else has changed, or the node was not found
+    /// lately.
     ///
     /// # Safety
     /// As of [`follow`](Self::follow).
@@ -233,7 +233,7 @@ impl Stack {
         let Level { node, depth, shown, .. } = self.levels[level];
         let depth = usize::from(depth);
         let floor = if depth > limit { usize::from(self.at_depth[depth - limit + 1]) } else { 0 };
-        // SAFETY: (1) `top` is the innermost frame, which is that of `level`; the outermost frame is one of this walk once all are where they were.
+        // SAFETY: (1) `top` is the innermost frame, which is that of `level`. If all frames below are unchanged, this walk has read them all.
         unsafe {
             if !self.is_as_it_was_below::<OBJECTS>(layout, level, floor)
                 || (depth < limit && word(self.spots[0].frame + layout.previous) != 0)
@@ -249,7 +249,7 @@ impl Stack {
                 return Some(node);
             }
             let caller = if level == 0 { 0 } else { self.levels[level - 1].node };
-            // (4) What is found is shown, so nothing more of the frame need be looked at.
+            // (4) A node that is found is of a shown frame, so nothing else of the frame need be checked.
             let node = if shown { Recent::find(recent, instruction, caller)? } else { return None };
             self.spots[level].instruction = instruction;
             (self.levels[level].code, self.levels[level].node) = (layout.code_of(top), node);
@@ -258,16 +258,16 @@ impl Stack {
         }
     }
 
-    /// The node of a stack when only its innermost frame is wanted, if it was found lately.
+    /// The node of a stack if only its innermost frame is wanted and the node was found lately.
     ///
     /// # Safety
     /// As of [`follow`](Self::follow).
     #[inline(always)]
     pub unsafe fn innermost<const OBJECTS: bool>(layout: &Layout, mut frame: usize, recent: &[Recent]) -> Option<u32> {
         while frame != 0 {
-            // SAFETY: (1) `frame` is the innermost one, or the previous one of a frame that was it.
+            // SAFETY: (1) `frame` is the innermost frame, or the previous one of a frame that this walk has read.
             unsafe {
-                // (4) What is found is shown.
+                // (4) A node that is found is of a shown frame.
                 if let Some(node) = Recent::find(recent, layout.instruction_of::<OBJECTS>(frame), 0) {
                     return Some(node);
                 }
@@ -280,15 +280,15 @@ impl Stack {
         Some(0)
     }
 
-    /// Whether the frames from below `level` down to `floor` are where they were, and at the same instructions.
+    /// Whether the frames below `level`, down to `floor`, have not moved and are at the same instructions.
     ///
     /// # Safety
     /// The frame of `level` is one of the present thread's. `floor` is not above it, and it is below `len`.
     #[inline(always)]
     unsafe fn is_as_it_was_below<const OBJECTS: bool>(&self, layout: &Layout, level: usize, floor: usize) -> bool {
         debug_assert!(floor <= level && level < self.len);
-        // SAFETY: (2) levels are in the slice; (1) a frame is read once the one above has it for its caller. That is compared and not followed,
-        // so that no load has to wait for another.
+        // SAFETY: (2) levels are in the slice; (1) a frame is read once the one above is known to link to it. The link is compared and not
+        // followed, so that no load waits for another.
         let is_as_it_was = |at: *const Spot| unsafe {
             let below = *at.sub(1);
             word((*at).frame + layout.previous) == below.frame
@@ -308,7 +308,7 @@ impl Stack {
         }
     }
 
-    /// Makes this the stack whose innermost frame is `top`: right as far as the innermost `limit` frames. `fresh` has [`LEVELS`] places,
+    /// Makes this the stack whose innermost frame is `top`; the innermost `limit` frames are right afterwards. `fresh` has [`LEVELS`] entries,
     /// for frames that are not known, innermost first.
     ///
     /// # Safety
@@ -317,7 +317,7 @@ impl Stack {
     pub unsafe fn follow<const OBJECTS: bool>(&mut self, layout: &Layout, top: usize, limit: usize, fresh: &mut [Place]) {
         let previous = layout.previous;
         let (mut frame, mut bound, mut count, mut shown) = (top, self.len, 0, 0);
-        // SAFETY: (1) `frame` is `top`, or the previous one of a frame that was it.
+        // SAFETY: (1) `frame` is `top`, or the previous one of a frame that this walk has read.
         unsafe {
             'unknown: loop {
                 let met = loop {
@@ -338,10 +338,10 @@ impl Stack {
                     frame = word(frame + previous);
                 };
                 if shown >= limit {
-                    // What lies below is not looked at.
+                    // Frames further out are not looked at.
                     return self.replace(met + 1, met + 1, &fresh[..count]);
                 }
-                // From here on frames are where they were. The links are compared, so that no load has to wait for another.
+                // From here on frames have not moved. Their links are compared and not followed, so that no load waits for another.
                 let depth = usize::from(self.levels[met].depth) + shown;
                 let floor = if depth > limit { usize::from(self.at_depth[depth - limit + 1]) } else { 0 };
                 let mut changed = met + 1;
@@ -355,7 +355,7 @@ impl Stack {
                         self.spots[level] = place.spot;
                         changed = level;
                         if place.shown != self.levels[level].shown {
-                            // Everything above it is one deeper, or one less.
+                            // The frame is shown now and was not, or the other way round: depths above it change by one.
                             link = Some(word(here + previous));
                         }
                         (self.levels[level].code, self.levels[level].shown) = (place.code, place.shown);
@@ -384,7 +384,7 @@ impl Stack {
         }
     }
 
-    /// As [`follow`](Self::follow), as if nothing were known. Goes on beyond the limit, so that it need not be done again as soon as a
+    /// As [`follow`](Self::follow), but without use of the last stack. Goes on beyond the limit, so that this is not needed again as soon as a
     /// function returns.
     #[cold]
     #[inline(never)]
@@ -402,8 +402,8 @@ impl Stack {
         self.replace(0, 0, &fresh[..count]);
     }
 
-    /// The first level, from `level` on down to `floor`, whose frame is at another instruction or has another caller than it had; `floor` if
-    /// there is none.
+    /// The first level, from `level` down to `floor`, whose frame is at another instruction, or has another caller, than before; `floor` if there
+    /// is none.
     ///
     /// # Safety
     /// The frame of `level` is one of the present thread's. `floor` is not above it, and it is below `len`.
@@ -411,7 +411,7 @@ impl Stack {
     unsafe fn first_other<const OBJECTS: bool>(&self, layout: &Layout, level: usize, floor: usize) -> usize {
         debug_assert!(floor <= level && level < self.len);
         let (instruction, code, previous) = (layout.instruction, layout.code, layout.previous);
-        // SAFETY: (1) a frame below is looked at once the one above has it for its caller; (2) levels are in the slice.
+        // SAFETY: (1) a frame is read once the one above is known to link to it; (2) levels are in the slice.
         unsafe {
             let spots = self.spots.as_ptr();
             let (mut at, last) = (spots.add(level), spots.add(floor));
@@ -431,7 +431,7 @@ impl Stack {
         }
     }
 
-    /// Copies `levels[level..=met]` to `fresh`. Gives how many of them are shown; `None` when there is no room.
+    /// Copies `levels[level..=met]` to `fresh`. Returns how many of them are shown; `None` when there is no room.
     fn lift(&self, level: usize, met: usize, fresh: &mut [Place]) -> Option<usize> {
         let mut count = 0;
         for (to, from) in fresh.get_mut(..met + 1 - level)?.iter_mut().zip((level..=met).rev()) {
@@ -446,10 +446,10 @@ impl Stack {
         Place { spot: self.spots[level], code, shown }
     }
 
-    /// Puts `fresh` on top of the first `kept` levels, those from `changed` on being at other instructions than they were.
+    /// Puts `fresh` on top of the first `kept` levels. Of these, the levels from `changed` on are at other instructions than before.
     #[inline(always)]
     fn replace(&mut self, changed: usize, kept: usize, fresh: &[Place]) {
-        // What does not fit is cut off from above: nothing can be said of the stack then.
+        // A stack that does not fit is forgotten: nothing is known of it then.
         let len = kept + fresh.len();
         if len > LEVELS {
             return self.forget();
@@ -472,7 +472,7 @@ impl Stack {
         (frame >> 4 ^ frame >> 13) % INDEX
     }
 
-    /// The node of the whole stack, `None` when a code object or a node is not described yet: see [`missing`](Self::missing).
+    /// The node of the whole stack; `None` if a code object or a node is not described yet (see [`missing`](Self::missing)).
     #[inline(always)]
     pub fn node(&mut self, layout: &Layout, codes: &Table, nodes: &Table, recent: &mut [Recent]) -> Option<u32> {
         let mut caller = if self.known == 0 { 0 } else { self.levels[self.known - 1].node };
@@ -485,7 +485,7 @@ impl Stack {
                         let place = self.place(self.known);
                         let code = codes.get(key(place.code as u64))?;
                         let node = nodes.get([caller, code, layout.number(&place)])?;
-                        // (4) SAFETY: a code object that is known is alive.
+                        // SAFETY: a known code object is alive.
                         if layout.frames == Frames::Objects || unsafe { layout.has_begun(place.code, instruction) } {
                             recent[Recent::place(instruction, caller)] = Recent { instruction, caller, node };
                         }

@@ -1,9 +1,9 @@
-//! The arenas that there are, whose they are, and what is known of their pools.
+//! The table of arenas: which interpreter owns each, and what is known of its pools.
 //!
 //! Invariants:
 //! 1. The table is touched only under the lock, which the hooks take when an arena comes or goes.
-//! 2. An arena is there, and so is its entry, for as long as the lock is held, or the GIL of the interpreter that owns it: only who has
-//!    that GIL can give the arena back.
+//! 2. An arena and its entry stay while the lock is held, or the GIL of the interpreter that owns the arena: only a thread with that GIL can
+//!    give the arena back.
 
 use super::pools::POOL_SIZE;
 use crate::lock::SpinLock;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-/// What the arena allocator is asked for besides, for Python's frames, is smaller, or is found out by its pools' headers.
+/// The smallest arena. The arena allocator is also asked for Python's frames: those requests are smaller, or have no pool headers.
 const SMALLEST_ARENA: usize = 1 << 20;
 /// Pools of the largest arena (2 MiB, where CPython was built for huge pages).
 const MOST_POOLS: usize = 128;
@@ -26,13 +26,13 @@ impl Pools {
         self.0[number / 64].load(Ordering::Relaxed) >> (number % 64) & 1 != 0
     }
 
-    /// Adds the pool. Says whether it was not there.
+    /// Adds the pool. Returns whether it was not there.
     pub fn add(&self, number: usize) -> bool {
         let bit = 1 << (number % 64);
         self.0[number / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
-    /// Takes the pool away. Says whether it was there.
+    /// Takes the pool away. Returns whether it was there.
     pub fn remove(&self, number: usize) -> bool {
         let bit = 1 << (number % 64);
         self.0[number / 64].fetch_and(!bit, Ordering::Relaxed) & bit != 0
@@ -46,16 +46,16 @@ impl Pools {
 /// What is known of an arena. Looks are taken without the GIL, so all that changes is atomic.
 pub struct Arena {
     pub base: usize,
-    /// Where the first pool begins, and how many there can be.
+    /// Where the first pool begins, and how many pools fit.
     pub first: usize,
     pub pools: usize,
-    /// The interpreter that has it, as [`crate::interpreters::present`] counts them.
+    /// The id of the interpreter that owns it, as [`crate::interpreters::present`] returns it.
     owner: u64,
-    /// Pools whose pages were given back, and that have not been taken since.
+    /// Pools whose pages were given back, and that have not been used since.
     pub given: Pools,
     /// Pools that were empty at the last look, and with the same header at the one before.
     pub idle: Pools,
-    /// The headers of empty pools at the last look, in short; 0 for others.
+    /// Short forms of the headers of pools that were empty at the last look; 0 for other pools.
     pub seen: [AtomicU32; MOST_POOLS],
 }
 
@@ -102,7 +102,7 @@ fn locked<T>(call: impl FnOnce(&mut BTreeMap<usize, Box<Arena>>) -> T) -> T {
     result
 }
 
-/// An arena was taken.
+/// Adds an arena that was taken.
 pub fn put(base: usize, size: usize, owner: u64) {
     if base == 0 || size < SMALLEST_ARENA {
         return;
@@ -114,7 +114,7 @@ pub fn put(base: usize, size: usize, owner: u64) {
     TAKEN.fetch_add(1, Ordering::Relaxed);
 }
 
-/// An arena is about to be given back.
+/// Removes an arena that is about to be given back.
 pub fn remove(base: usize, size: usize) {
     if size >= SMALLEST_ARENA && locked(|arenas| arenas.remove(&base)).is_some() {
         HELD.fetch_sub(size, Ordering::Relaxed);
@@ -139,7 +139,7 @@ pub unsafe fn next_of(owner: u64, after: usize) -> Option<&'static Arena> {
     locked(|arenas| {
         let mut higher = arenas.range((Bound::Excluded(after), Bound::Unbounded));
         let (_, arena) = higher.find(|(_, arena)| arena.owner == owner)?;
-        // SAFETY: the box stays where it is until the arena goes, which the caller's GIL prevents (2).
+        // SAFETY: the box does not move until the arena goes, which the caller's GIL prevents (2).
         Some(unsafe { &*std::ptr::from_ref::<Arena>(arena) })
     })
 }

@@ -1,4 +1,4 @@
-//! What has been given back so far, how long that took, and how much came back; and how it is said.
+//! Counts what has been given back, how long that took, and how much was taken again; writes the lines and the report.
 
 use super::arenas;
 use crate::{clock, file};
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-/// Declares counters with the names that they have in reports.
+/// Declares counters, with their names in reports.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident $key:literal,)*) => {
         /// Counters of one process.
@@ -50,7 +50,7 @@ impl Counter {
 }
 
 counters! {
-    /// Trims, of as many slices as each took.
+    /// Trims. A trim has one or more slices.
     trims "trims",
     slices "slices",
     /// Pools that were given back, and bytes of theirs that were resident.
@@ -58,15 +58,15 @@ counters! {
     bytes "poolBytes",
     /// Bytes by which `malloc_trim` made the process smaller.
     malloc_bytes "mallocBytes",
-    /// Pools that were given back and taken again, and bytes that may have come back by that.
+    /// Pools that were given back and then used again, and the bytes that may have come back with them.
     returned "returnedPools",
     returned_bytes "returnedBytes",
-    /// Microseconds with the GIL: all, and those of the longest slice.
+    /// Microseconds with the GIL: in all, and in the longest slice.
     micros "micros",
     longest "longestMicros",
     /// Microseconds in `malloc_trim`, without the GIL.
     malloc_micros "mallocMicros",
-    /// Bytes that the system would not take back, as locked pages.
+    /// Bytes that the system refused to take back, such as locked pages.
     refused "refusedBytes",
 }
 
@@ -75,13 +75,13 @@ pub static COUNTS: Counts = Counts::new();
 /// When this program began in this process, microseconds of the system's clock: a process can go on as another program.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
 
-/// Counts from 0: this is another program or process.
+/// Sets all counters to 0, for another program or process.
 pub fn begin_anew() {
     COUNTS.reset();
     BEGAN.store(clock::now(), Ordering::Relaxed);
 }
 
-/// A line that takes no memory: the end of a process can come from anywhere.
+/// A line of text that takes no memory: a process can end from anywhere.
 pub struct Line {
     bytes: [u8; 768],
     length: usize,
@@ -129,14 +129,14 @@ impl fmt::Display for Millis {
     }
 }
 
-/// Names the file that reports go to: a line of JSON after each trim, and one at the end.
+/// The variable with the path of the report: a line of JSON after each trim, and one at the end.
 pub const REPORT: &str = "OBMALLOC_TRIM_REPORT";
 
 static PATH: OnceLock<CString> = OnceLock::new();
-/// A descriptor of what was stderr when the process began; -1 when nothing is to be said there.
+/// A descriptor of the stderr that the process began with; -1 if no lines are wanted there.
 static STDERR: AtomicI32 = AtomicI32::new(-1);
 
-/// Remembers where reports go, and stderr if lines are wanted there: the program may put something else in its place.
+/// Remembers the report's path, and stderr if lines are wanted there: the program may replace its stderr.
 pub fn set_up(report: Option<&Path>, log: bool) {
     begin_anew();
     if let Some(Ok(path)) = report.map(|path| CString::new(path.as_os_str().as_bytes())) {
@@ -148,7 +148,7 @@ pub fn set_up(report: Option<&Path>, log: bool) {
     }
 }
 
-/// Says on stderr, if that is wanted.
+/// Writes a line to stderr, if lines are wanted.
 pub fn say(arguments: fmt::Arguments<'_>) {
     let descriptor = STDERR.load(Ordering::Relaxed);
     let mut line = Line::new();
@@ -158,11 +158,11 @@ pub fn say(arguments: fmt::Arguments<'_>) {
 }
 
 fn write_to(descriptor: c_int, bytes: &[u8]) {
-    // At once, so that no other process's line gets in between. SAFETY: the pointer and the length are those of a live slice.
+    // In one write, so that no other process's line gets in between. SAFETY: the pointer and the length are those of a live slice.
     unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
 }
 
-/// What one trim gave.
+/// What one trim gave back.
 pub struct Given {
     pub pools: u64,
     pub bytes: u64,
@@ -171,7 +171,7 @@ pub struct Given {
 }
 
 impl Given {
-    /// What has been counted so far: of two such the difference is what came in between.
+    /// The counters at a moment. The difference of two is what happened in between.
     pub fn so_far() -> Self {
         Self {
             pools: COUNTS.pools.get(),
@@ -192,7 +192,7 @@ impl Given {
     }
 }
 
-/// Says what a trim gave.
+/// Writes the line about a trim.
 pub fn say_trim(given: &Given) {
     let held = arenas::held() as u64;
     let Given { pools, bytes, malloc_bytes, micros } = *given;
@@ -201,7 +201,7 @@ pub fn say_trim(given: &Given) {
     report(false, None);
 }
 
-/// Says what all trims gave, and why there were none if there could be none.
+/// Writes the line about all trims, and why there could be none.
 pub fn say_end(off: Option<&str>) {
     if let Some(reason) = off {
         say(format_args!("nothing was given back: {reason}"));
@@ -236,7 +236,7 @@ fn write_report(line: &mut Line, is_end: bool, off: Option<&str>) -> fmt::Result
         None => line.write_str("null")?,
         Some(reason) => {
             line.write_char('"')?;
-            // As much of it as fits, and nothing that would have to be escaped.
+            // As much of the text as fits, without characters that need an escape.
             for char in reason.chars().take(200) {
                 line.write_char(if char.is_control() || char == '"' || char == '\\' { '?' } else { char })?;
             }

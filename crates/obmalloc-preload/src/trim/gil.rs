@@ -1,7 +1,7 @@
-//! The GIL: given back for a moment, and taken by a thread that is none of Python's.
+//! The GIL: releasing it for a moment, and taking it in a thread that Python did not make.
 //!
-//! CPython before 3.14 ends a thread that wants the GIL once the interpreter is being finalized (`pthread_exit`), which unwinds it. So
-//! these functions may unwind, and nothing that calls them may have anything to drop.
+//! Before 3.14, CPython ends a thread that wants the GIL while the interpreter is being finalized (`pthread_exit`), which unwinds the
+//! thread. So these functions may unwind, and their callers must have nothing to drop.
 
 use crate::python::{self, symbol};
 use std::ffi::{CStr, c_int, c_void};
@@ -37,7 +37,7 @@ impl Gil {
         }
     }
 
-    /// Whether the interpreter is there, and is not being taken down, as far as can be told.
+    /// Whether the interpreter is initialised and, as far as can be told, not being finalized.
     pub fn is_there(&self) -> bool {
         // SAFETY: these only read, and may be called at any time.
         unsafe { (python::api().is_initialized)() != 0 && self.is_finalizing.is_some_and(|is_finalizing| is_finalizing() == 0) }
@@ -56,7 +56,7 @@ impl Gil {
         }
     }
 
-    /// Calls `call` with the main interpreter's GIL, however long it takes to get it.
+    /// Calls `call` with the main interpreter's GIL, and waits for the GIL as long as necessary.
     ///
     /// # Safety
     /// This thread has no GIL, and the interpreter is initialised. It may be ended in here, so its callers have nothing to drop.

@@ -1,4 +1,4 @@
-//! Giving back the pages of empty pools, an arena at a time, and the free memory of C's `malloc`.
+//! A slice of a trim ([`slice`]): gives back the pages of empty pools, an arena at a time. Also gives back the free memory of C's `malloc`.
 
 use super::arenas::{self, Arena};
 use super::counts::COUNTS;
@@ -9,7 +9,7 @@ use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Bytes of a page. Where pages are larger nothing can be given back: a pool is one page or less.
+/// Bytes of a page. On systems with larger pages nothing can be given back: a pool is one page or less.
 pub const PAGE_SIZE: usize = 4096;
 /// Pages of a pool that hold no header.
 const PAGES: usize = POOL_SIZE / PAGE_SIZE - 1;
@@ -22,19 +22,19 @@ const POISON: u64 = 0x00dd_5afe_f00d_a5a5;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     All,
-    /// Those that were empty at two looks in a row.
+    /// Pools that were empty at two looks in a row.
     Idle,
 }
 
-/// Whether pages are filled and looked at again, and not given back.
+/// Whether pages are filled and checked later, and not given back.
 static POISONS: AtomicBool = AtomicBool::new(false);
 
 pub fn poison() {
     POISONS.store(true, Ordering::Relaxed);
 }
 
-/// Gives back what `owner` has in the arenas behind `at`, for as long as `most` or to the end. Gives where to go on, and nothing at the
-/// end.
+/// Makes a slice: gives back the empty pools of `owner` in the arenas behind `at`, for at most `most` or to the end. Returns where to go on;
+/// `None` at the end.
 ///
 /// # Safety
 /// This thread has the GIL of the interpreter `owner`, and is in no call of the allocator.
@@ -69,7 +69,7 @@ unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch) {
     let mut count = 0;
     for number in 0..arena.pools {
         let pool = arena.pool(number);
-        // SAFETY: the arena is there.
+        // SAFETY: the arena exists.
         let header = unsafe { Header::read(pool) };
         match header.state(pool) {
             State::Virgin => break,
@@ -100,7 +100,7 @@ unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch) {
     }
 }
 
-/// Notes that a pool which was given back has been taken since.
+/// Notes that a pool that was given back has been used since.
 pub fn note_returned(arena: &Arena, number: usize) {
     if arena.given.remove(number) {
         COUNTS.returned.add(1);
@@ -119,19 +119,19 @@ impl Resident {
     fn of(arena: &Arena) -> Self {
         let mut resident = Self { base: arena.first, pages: [1; 512] };
         let length = arena.pools * POOL_SIZE;
-        // SAFETY: writes a byte a page. Where the system does not tell, all pages count.
+        // SAFETY: writes a byte for each page. If the system does not tell, all pages count as resident.
         unsafe { libc::mincore(arena.first as *mut _, length, resident.pages.as_mut_ptr()) };
         resident
     }
 
-    /// How many pages of a pool, without its first.
+    /// How many pages of a pool are resident, without its first.
     fn pages(&self, pool: usize) -> usize {
         let first = (pool - self.base) / PAGE_SIZE + 1;
         self.pages[first..first + PAGES].iter().filter(|&&page| page & 1 != 0).count()
     }
 }
 
-/// Most ranges of one call: an arena's, so that a slice ends in time.
+/// The most ranges of one call: those of an arena, so that a slice ends in time.
 const MOST_RANGES: usize = 64;
 
 /// Pools whose pages are given back with one call of the system.
@@ -139,7 +139,7 @@ struct Batch {
     ranges: [libc::iovec; MOST_RANGES],
     count: usize,
     pages: usize,
-    /// Every pool that was forgotten, also one with nothing to give back: a recording has to know.
+    /// Every pool whose free list was forgotten, also one with no resident page: a recording needs them all.
     forgotten: [u64; MOST_RANGES],
     forgotten_count: usize,
 }
@@ -158,7 +158,7 @@ impl Batch {
     fn add(&mut self, pool: usize, pages: usize) {
         self.forgotten[self.forgotten_count] = pool as u64;
         self.forgotten_count += 1;
-        // What is filled is resident from then on.
+        // Filled pages are resident from then on.
         let pages = if POISONS.load(Ordering::Relaxed) { PAGES } else { pages };
         if pages > 0 {
             self.ranges[self.count] = libc::iovec { iov_base: (pool + PAGE_SIZE) as *mut _, iov_len: BYTES };
@@ -170,7 +170,7 @@ impl Batch {
         }
     }
 
-    /// Gives back what is in it.
+    /// Gives the collected ranges back.
     fn give(&mut self) {
         if self.forgotten_count == 0 {
             return;
@@ -183,7 +183,7 @@ impl Batch {
         } else {
             give(ranges)
         };
-        // Refused ranges are as resident as the others, as far as is known.
+        // The share of resident pages in refused ranges is taken to be that of all ranges.
         let pages = self.pages * (self.count - refused) / self.count.max(1);
         COUNTS.pools.add(self.forgotten_count as u64);
         COUNTS.bytes.add((pages * PAGE_SIZE) as u64);
@@ -192,12 +192,12 @@ impl Batch {
     }
 }
 
-/// The process itself, where the system takes a descriptor of one (Linux 6.15). One that is opened would be the parent's after a fork.
+/// Stands for the process itself, in place of a descriptor (Linux 6.15). An opened descriptor would be the parent's after a fork.
 const PIDFD_SELF: c_int = -10001;
 /// Whether the system takes many ranges in one call, for the process itself.
 static TAKES_MANY: AtomicBool = AtomicBool::new(true);
 
-/// Has the system take the pages of these ranges. Gives how many it refused.
+/// Lets the system take the pages of these ranges. Returns how many it refused.
 fn give(ranges: &[libc::iovec]) -> usize {
     let mut done = 0;
     if TAKES_MANY.load(Ordering::Relaxed) && ranges.len() > 1 {
@@ -207,7 +207,7 @@ fn give(ranges: &[libc::iovec]) -> usize {
         };
         match usize::try_from(given) {
             Ok(bytes) => done = bytes / BYTES,
-            // The first range may be what it does not like, or the whole call: the calls below tell.
+            // The system may have refused the first range, or the whole call: the calls below tell.
             Err(_) => TAKES_MANY.store(false, Ordering::Relaxed),
         }
     }
@@ -241,7 +241,7 @@ fn check_poison(pool: usize) {
     }
 }
 
-/// Has C's `malloc` give back what is free, if it is glibc's.
+/// Lets C's `malloc` give back its free memory, if it is glibc's.
 pub fn malloc_trim() {
     type Trim = unsafe extern "C" fn(usize) -> c_int;
     let Some(trim) = symbol(c"malloc_trim") else { return };

@@ -1,5 +1,5 @@
-//! What is seen of arenas where nothing is recorded; and, until CPython is initialised, the obj domain's `malloc`, which asks for the
-//! beginning and is then put back as it was. No call of the allocator comes here after that.
+//! The trimmer's hooks if nothing is recorded: on the arena allocator; and, until CPython is initialised, on the obj domain's `malloc`, which
+//! asks for the pending call that begins. That hook is then taken out, and no call of the domain comes here any more.
 
 use super::{arena_taken, arenas, begin_at_once};
 use crate::python::{self, OBJ, SetOnce};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static ORIGINAL: SetOnce<Allocator> = SetOnce::new();
 static ORIGINAL_ARENA: SetOnce<ArenaAllocator> = SetOnce::new();
-/// Whether `malloc` is still to ask.
+/// Whether `malloc` must still ask for the pending call.
 static WAITING: AtomicBool = AtomicBool::new(true);
 
 unsafe extern "C-unwind" fn malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
@@ -70,11 +70,11 @@ unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, s
     unsafe { (ORIGINAL_ARENA.get().free)(ctx, address, size) };
 }
 
-/// Begins to see arenas. The process is being loaded.
+/// Puts the hooks in. The process is being loaded.
 pub fn install() {
     let api = python::api();
-    // SAFETY: one thread, and no call has been made yet that could come to a hook. CPython copies the tables; allocators may be replaced
-    // before it is initialised.
+    // SAFETY: there is one thread, and no call has reached a hook yet. CPython copies the tables; allocators may be replaced before it is
+    // initialised.
     unsafe {
         let (original, arena) = (api.allocator(c_int::from(OBJ)), api.arena_allocator());
         (api.set_allocator)(c_int::from(OBJ), &Allocator { malloc, ..original });
@@ -84,7 +84,7 @@ pub fn install() {
     }
 }
 
-/// Puts the obj domain's hook back where CPython, before it is initialised, has put in its place what was there before.
+/// Puts the obj domain's hook back, if CPython, before it is initialised, has replaced it with the earlier allocator.
 pub fn put_back() {
     let api = python::api();
     // SAFETY: hooks have been installed. CPython is not initialised, so there is one thread that uses the domains.

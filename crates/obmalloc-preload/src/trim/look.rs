@@ -1,4 +1,4 @@
-//! A look at all pools without the GIL: how much is empty, and was at the look before.
+//! A look at all pools without the GIL: how many bytes are in pools that are empty, and were at the look before.
 
 use super::arenas::{self, Arena};
 use super::give_back::{BYTES, note_returned};
@@ -6,19 +6,19 @@ use super::pools::{Header, State};
 use crate::clock;
 use std::sync::atomic::Ordering;
 
-/// Bytes of the main interpreter's pools that are empty now and were at the last look, with the same header: those are most likely to stay so.
+/// Bytes of the main interpreter's pools that are empty now and were at the last look, with the same header: those will probably stay empty.
 pub fn idle_bytes() -> usize {
     let mut idle = 0;
     arenas::each_of(0, |arena| idle += look_at(arena) * BYTES);
     idle
 }
 
-/// Looks at an arena: gives the number of its idle pools.
+/// Looks at an arena. Returns how many idle pools it has.
 fn look_at(arena: &Arena) -> usize {
     let mut idle = 0;
     for number in 0..arena.pools {
         let pool = arena.pool(number);
-        // SAFETY: the table is locked, so the arena is there.
+        // SAFETY: the table is locked, so the arena exists.
         let header = unsafe { Header::read(pool) };
         let state = header.state(pool);
         let print = match state {
@@ -40,10 +40,10 @@ fn look_at(arena: &Arena) -> usize {
     idle
 }
 
-/// How much of C's free memory has become free since it was last given back.
+/// Finds how much of C's free memory has become free since it was last given back.
 pub struct FreeOfC {
     mallinfo: Option<unsafe extern "C" fn() -> clock::MallInfo>,
-    /// The least that was free since then: as much has been given back.
+    /// The least that was free since then: that much has been given back already.
     least: usize,
 }
 
@@ -57,20 +57,20 @@ impl FreeOfC {
         self.mallinfo.map_or(0, |mallinfo| unsafe { mallinfo() }.fordblks)
     }
 
-    /// Bytes that are free and were not given back.
+    /// Bytes that are free and have not been given back.
     pub fn fresh(&mut self) -> usize {
         let free = self.free();
         self.least = self.least.min(free);
         free - self.least
     }
 
-    /// All that is free has been given back.
+    /// Notes that all free memory has been given back.
     pub fn given_back(&mut self) {
         self.least = self.free();
     }
 }
 
-/// Microseconds of processor time that this process has had, without this thread's.
+/// Microseconds of processor time that this process has used, without this thread's.
 pub fn processor_micros() -> u64 {
     clock::time_of(libc::CLOCK_PROCESS_CPUTIME_ID).saturating_sub(clock::time_of(libc::CLOCK_THREAD_CPUTIME_ID))
 }

@@ -1,5 +1,5 @@
-//! The trimmer: gives back to the system, while a program runs, what CPython holds and does not use: the pages of pymalloc's empty pools in
-//! arenas that are held because another pool has a block, and what C's `malloc` keeps free.
+//! The trimmer: while a program runs, gives back to the system the memory that CPython holds and does not use: the pages of pymalloc's empty
+//! pools, in arenas that are held because another pool has a block, and the free memory of C's `malloc`.
 //!
 //! ```sh
 //! OBMALLOC_TRIM=every=30s,above=16M,log LD_PRELOAD=libobmalloc_preload.so python3 program.py
@@ -8,31 +8,32 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `options` | the words of `OBMALLOC_TRIM` |
-//! | `arenas` | the arenas that there are, whose they are, and what is known of their pools |
+//! | `arenas` | the table of arenas: their owners, and what is known of their pools |
 //! | `pools` | a pool's header: its layout, what it says, whether this CPython keeps to it |
-//! | `give_back` | a slice of a trim: forgetting empty pools and giving their pages back; `malloc_trim` |
+//! | `give_back` | makes a slice of a trim: forgets empty pools and gives their pages back; `malloc_trim` |
 //! | `look` | how much could be given back, seen without the GIL |
 //! | `when` | when a trim is due |
-//! | `watcher` | the thread that looks, and who makes a slice: the main thread, or it |
-//! | `gil` | the GIL given back for a moment, or taken by a thread that is none of Python's |
-//! | `hooks` | how arenas are seen where nothing is recorded, and how it begins |
+//! | `watcher` | the thread that looks, and has the main thread or itself make a slice |
+//! | `gil` | releases the GIL for a moment, or takes it in a thread that Python did not make |
+//! | `hooks` | the hooks on arenas if nothing is recorded, and the beginning |
 //! | `counts` | what has been given back so far; the lines and the report |
 //!
-//! # What becomes of an empty pool
-//! CPython looks at nothing of a pool without blocks but its header. If that has the size class which is wanted, it goes on with the pool's
-//! old free list, which runs through the blocks; otherwise it carves the pool anew. So the class in the header is set to CPython's own value
-//! for none (`DUMMY_SIZE_IDX`), and then the pages behind the header's can go: nothing reads them before it writes them. That a pool
-//! is carved anew is all that a program could notice: blocks may come at other addresses inside it.
+//! # What happens to an empty pool
+//! CPython looks only at the header of a pool without blocks. If the header has the wanted size class, CPython goes on with the pool's old
+//! free list, which runs through the blocks; otherwise it carves the pool anew. So the trimmer sets the class in the header to CPython's own
+//! value for none (`DUMMY_SIZE_IDX`). Then the pages behind the header's can go: nothing reads them before it writes them. A program could
+//! notice only that the pool is carved anew: blocks may get other addresses inside it.
 //!
 //! # Where the GIL comes from
-//! A slice runs with the GIL. There is no test of that: it follows from how a slice is started. (1) A pending call of the main thread (`watcher`).
+//! A slice runs with the GIL. No test checks that: it follows from how a slice is started. (1) A pending call of the main thread (`watcher`).
 //! (2) The watcher's own thread, which takes the GIL by `PyGILState_Ensure` while the program sleeps (`gil`). (3) The program's own
-//! `sys.audit("obmalloc.trim")` (`marks`). `malloc_trim` runs without it.
+//! `sys.audit("obmalloc.trim")` (`marks`). `malloc_trim` runs without the GIL.
 //!
-//! # What it does not do
-//! Nothing in CPython before 3.10, where a pool is one page; with pages larger than 4 KiB; without pymalloc (`PYTHONMALLOC`, a free-threaded
-//! build) or with debug hooks; or where a pool's header is not what a few blocks must make of it. Interpreters with allocators of their own are
-//! trimmed only where they ask for it. After the interpreter has been finalized nothing more is given back, also when it is initialised again.
+//! # What is not trimmed
+//! - CPython before 3.10, where a pool is one page; systems with pages larger than 4 KiB; a process without pymalloc (`PYTHONMALLOC`, a
+//!   free-threaded build) or with debug hooks; a process in which a few blocks do not change their pool's header as expected.
+//! - Interpreters with allocators of their own, unless they ask for it.
+//! - After the interpreter has been finalized nothing more is given back, also when it is initialised again.
 
 mod arenas;
 mod counts;
@@ -58,16 +59,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
-/// Names the options. Nothing is trimmed unless it is set.
+/// The variable with the options. Nothing is trimmed unless it is set.
 pub const VARIABLE: &str = "OBMALLOC_TRIM";
 
-/// How long a slice may take: so long others wait for the GIL.
+/// How long a slice may take, because other threads wait for the GIL meanwhile.
 const SLICE: Duration = Duration::from_millis(2);
 
 static OPTIONS: OnceLock<Options> = OnceLock::new();
 static GIL: SetOnce<Gil> = SetOnce::new();
 
-/// What goes on: [`OFF`], [`WAITING`] for CPython to be initialised, [`ON`], or [`OVER`].
+/// The state: [`OFF`], [`WAITING`] for CPython to be initialised, [`ON`], or [`OVER`].
 static MODE: AtomicU8 = AtomicU8::new(OFF);
 const OFF: u8 = 0;
 const WAITING: u8 = 1;
@@ -78,7 +79,7 @@ const OVER: u8 = 3;
 static REASON: OnceLock<String> = OnceLock::new();
 /// The process that is trimmed, 0 when none is. A child made by `vfork` has the parent's memory and another id.
 static TRIMMED: AtomicU32 = AtomicU32::new(0);
-/// Whether the end has been said.
+/// Whether the last line has been written.
 static ENDED: AtomicBool = AtomicBool::new(false);
 
 fn options() -> &'static Options {
@@ -89,13 +90,13 @@ fn is_on() -> bool {
     MODE.load(Ordering::SeqCst) == ON
 }
 
-/// Whether an arena that comes or goes is to be told here.
+/// Whether the trimmer must be told of arenas.
 fn is_wanted() -> bool {
     MODE.load(Ordering::Relaxed) != OFF
 }
 
-/// Reads the options and looks whether this CPython, of release `python`, can be trimmed. Called by the constructor once, if the variable is
-/// set. Says `false` when there is nothing to do.
+/// Reads the options and checks whether this CPython, of release `python`, can be trimmed. The constructor calls it once, if the variable is
+/// set. Returns `false` if there is nothing to do.
 pub fn set_up(text: &str, python: &str, free_threaded: bool) -> bool {
     let parsed = Options::parse(text);
     let options = parsed.unwrap_or(Options::DEFAULT);
@@ -114,7 +115,7 @@ pub fn set_up(text: &str, python: &str, free_threaded: bool) -> bool {
     true
 }
 
-/// Why this process cannot be trimmed, as far as can be seen now.
+/// Why this process cannot be trimmed, as far as is known now.
 fn impossible(word: Option<&str>, python: &str, free_threaded: bool) -> Option<String> {
     // SAFETY: takes no memory.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -133,7 +134,7 @@ fn impossible(word: Option<&str>, python: &str, free_threaded: bool) -> Option<S
     }
 }
 
-/// Sees forks; and arenas, unless something else does that `records` them.
+/// Watches forks, and arenas too, unless the recorder, which `records` says is on, does that.
 pub fn install(records: bool) {
     extern "C" fn before() {
         watcher::before_fork();
@@ -158,7 +159,7 @@ pub fn install(records: bool) {
     }
 }
 
-/// An arena was taken, by the interpreter whose GIL is held, in the middle of a call of the allocator.
+/// Notes an arena that the interpreter whose GIL is held has taken, in the middle of a call of the allocator.
 pub fn arena_taken(address: usize, size: usize) {
     if is_wanted() {
         arenas::put(address, size, interpreters::present());
@@ -166,14 +167,14 @@ pub fn arena_taken(address: usize, size: usize) {
     }
 }
 
-/// An arena is about to be given back.
+/// Notes that an arena is about to be given back.
 pub fn arena_given(address: usize, size: usize) {
     if is_wanted() {
         arenas::remove(address, size);
     }
 }
 
-/// Begins, in a pending call. Says `false` when that has to be tried again at another moment.
+/// Begins, in a pending call. Returns `false` if this must be tried again at another moment.
 ///
 /// # Safety
 /// The GIL is held, and the allocator is in no call.
@@ -185,7 +186,7 @@ unsafe fn begin_at_once() -> bool {
     done
 }
 
-/// Begins, if this process is to be trimmed. Says `false` when that has to be tried again at another moment; an error may be set then.
+/// Begins, if this process is to be trimmed. Returns `false` if this must be tried again at another moment; a Python error may be set.
 ///
 /// # Safety
 /// As of [`begin_at_once`].
@@ -222,15 +223,15 @@ pub unsafe fn begin(python: &Objects) -> bool {
 
 static NONE: SetOnce<(Objects, Object)> = SetOnce::new();
 
-/// What `atexit` calls, after all that the program has left for the end: from here on nothing is given back.
+/// The function that `atexit` calls, after all of the program's own. From here on nothing is given back.
 unsafe extern "C-unwind" fn at_exit_unwinding() {
     MODE.store(OVER, Ordering::SeqCst);
-    // SAFETY: `atexit` holds the GIL; it was set before this function was made known.
+    // SAFETY: `atexit` holds the GIL; the interface was set before this function was registered.
     unsafe { watcher::end(GIL.get()) };
 }
 
 unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
-    // SAFETY: only `begin` makes this function known, and sets what is needed. The main thread is not ended by CPython.
+    // SAFETY: only `begin` registers this function, and sets what it needs. CPython does not end the main thread.
     unsafe {
         at_exit_unwinding();
         let (python, none) = NONE.get();
@@ -239,7 +240,7 @@ unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
     }
 }
 
-/// Makes a trim of the interpreter that asks for it: everything, now.
+/// Trims the interpreter that asks for it: all its empty pools, now.
 ///
 /// # Safety
 /// This thread has that interpreter's GIL, and the allocator is in no call. The thread may be ended in here, so its callers have nothing
@@ -265,7 +266,7 @@ pub unsafe fn now() {
     say_trim(&Given::since(&before));
 }
 
-/// The end of the process, or of this program in it: says what was given back.
+/// Writes the last line, at the end of the process or of this program in it.
 pub fn leave() {
     if TRIMMED.load(Ordering::Relaxed) == std::process::id() && !ENDED.swap(true, Ordering::Relaxed) {
         let reason = REASON.get().map(String::as_str);
@@ -275,7 +276,7 @@ pub fn leave() {
     }
 }
 
-/// The process goes on as another program, unless that fails.
+/// Before the process goes on as another program, which may fail.
 #[cfg(not(test))]
 pub fn before_exec() {
     if TRIMMED.load(Ordering::Relaxed) == std::process::id() {
@@ -283,13 +284,13 @@ pub fn before_exec() {
     }
 }
 
-/// Whether the running process is the one that is trimmed, and CPython has been found in it.
+/// Whether the trimmer trims this process, and CPython has been found in it.
 #[cfg(not(test))]
 pub fn is_trimmed() -> bool {
     is_wanted() && TRIMMED.load(Ordering::Relaxed) == std::process::id()
 }
 
-/// Why it has not begun.
+/// Why trimming has not begun.
 fn not_begun() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| format!("{} replaced CPython's allocators, or it was not initialised", culprit()))

@@ -1,28 +1,28 @@
-//! What is asked for: the words of `OBMALLOC_TRIM`, with commas between.
+//! The options: the words of `OBMALLOC_TRIM`, separated by commas.
 
 use std::time::Duration;
 
-/// When memory is given back, and what is said of it.
+/// When memory is given back, and what is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// `every=30s`: at least so long between two trims. Longer while what was given back comes back at once.
+    /// `every=30s`: the shortest time between two trims. It grows while the program soon takes back what a trim has given.
     pub every: Duration,
-    /// `above=16M`: only when there is so much to give back, bytes.
+    /// `above=16M`: the fewest bytes to give back that are worth a trim.
     pub above: usize,
-    /// `idle`: as soon as the program sleeps, however short a time has passed.
+    /// `idle`: trims as soon as the program sleeps, also before that time has passed.
     pub idle: bool,
-    /// `asked`: only where the program asks for it.
+    /// `asked`: trims only when the program asks for it.
     pub only_asked: bool,
     /// `log`: a line on stderr for each trim, and one at the end.
     pub log: bool,
-    /// `poison`: pages are filled and not given back, and looked at again. For tests.
+    /// `poison`: pages are not given back but filled, and checked later. For tests.
     pub poison: bool,
-    /// `force=2ms`: a trim of everything each time that so long has passed. For tests.
+    /// `force=2ms`: trims everything, each time that this time has passed. For tests.
     pub force: Option<Duration>,
 }
 
 impl Options {
-    /// What is done where nothing else is asked for.
+    /// The options that hold unless others are given.
     pub const DEFAULT: Self = Self {
         every: Duration::from_secs(30),
         above: 16 << 20,
@@ -33,13 +33,13 @@ impl Options {
         force: None,
     };
 
-    /// The options that the text has, or its first word that is none.
+    /// The options of a text, or its first word that is no option.
     pub fn parse(text: &str) -> Result<Self, &str> {
         let mut options = Self::DEFAULT;
         for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
             let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
             match (name, value) {
-                // Any value switches it on, as with other variables.
+                // Any other value switches trimming on with the defaults, as with other variables.
                 ("1" | "on", None) => {}
                 ("idle", None) => options.idle = true,
                 ("asked", None) => options.only_asked = true,

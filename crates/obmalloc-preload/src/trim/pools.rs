@@ -9,7 +9,7 @@ use std::ptr::read_volatile;
 pub const POOL_SIZE: usize = 16 << 10;
 /// Bytes of a header, in the first page of its pool.
 const HEADER: u32 = size_of::<Header>() as u32;
-/// `DUMMY_SIZE_IDX`: the pool is carved anew, whatever it is taken for.
+/// `DUMMY_SIZE_IDX`: the pool is carved anew for any class.
 const DUMMY_SIZE_INDEX: u32 = 0xffff;
 /// Size classes. Each holds blocks of 16 bytes more than the one before.
 const CLASSES: u32 = 32;
@@ -30,14 +30,14 @@ pub struct Header {
     max_next_offset: u32,
 }
 
-/// What a header says of its pool.
+/// The state of a pool, from its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It was never carved, and neither was any behind it.
+    /// The pool was never carved, and neither was any pool behind it.
     Virgin,
     /// It has blocks.
     Used,
-    /// It has no block; what it was carved into is remembered.
+    /// It has no block; its class and free list are remembered.
     Empty,
     /// It has no block, and will be carved anew.
     Forgotten,
@@ -49,7 +49,7 @@ impl Header {
     /// # Safety
     /// The pool's first page can be read.
     pub unsafe fn read(pool: usize) -> Self {
-        // SAFETY: the caller's promise. A thread with the GIL may be writing it: then what is read is a mixture, and only looked at.
+        // SAFETY: the caller's promise. A thread with the GIL may be writing the header. Then the values are mixed, and are only compared.
         unsafe { read_volatile(pool as *const Self) }
     }
 
@@ -67,7 +67,7 @@ impl Header {
         if !is_dummy && self.size_index >= CLASSES {
             return State::Strange;
         }
-        // The size is not known any more where the class was forgotten, but follows from where the last block can begin.
+        // If the class was forgotten, the block size follows from where the last block can begin.
         let size = if is_dummy { (POOL_SIZE as u32).wrapping_sub(self.max_next_offset) } else { self.size() };
         let is_class = size != 0 && size <= CLASSES * ALIGNMENT && size % ALIGNMENT == 0;
         if !is_class || self.max_next_offset != POOL_SIZE as u32 - size {
@@ -95,7 +95,7 @@ impl Header {
         }
     }
 
-    /// The header in short, never 0: a pool that was taken and is empty again has another one, most of the time.
+    /// A short form of the header, never 0. If the pool was used and is empty again, the short form usually differs.
     pub fn print(&self) -> u32 {
         let mixed = (self.free_block ^ self.next.rotate_left(20)) as u64
             ^ u64::from(self.size_index) << 48
@@ -104,7 +104,7 @@ impl Header {
     }
 }
 
-/// Forgets what an empty pool was carved into, so that nothing reads its blocks before they are written.
+/// Forgets the class and the free list of an empty pool, so that nothing reads its blocks before they are written.
 ///
 /// # Safety
 /// It is an empty pool of the interpreter whose GIL is held, and the allocator is in no call.
@@ -113,10 +113,10 @@ pub unsafe fn forget(pool: usize) {
     unsafe { (*(pool as *mut Header)).size_index = DUMMY_SIZE_INDEX };
 }
 
-/// Blocks that are had at most until one of them is alone in its pool.
+/// The most blocks that are allocated until one of them is alone in its pool.
 const MOST_BLOCKS: usize = 64;
 
-/// Compares headers with what a few known blocks must make of them. Says what is not as expected.
+/// Checks that a few blocks change their pools' headers as expected. The error says what is not as expected.
 ///
 /// # Safety
 /// The GIL is held.
@@ -136,7 +136,7 @@ fn pool_of(block: *mut c_void) -> usize {
 /// The header of the pool that a block of `size` bytes must lie in.
 ///
 /// # Safety
-/// It is a block that is allocated.
+/// `block` is an allocated block.
 unsafe fn header_of(block: *mut c_void, size: u32) -> Result<Header, &'static str> {
     if !arenas::has_pool(pool_of(block)) {
         return Err("a small block does not lie in an arena");
@@ -152,12 +152,12 @@ unsafe fn header_of(block: *mut c_void, size: u32) -> Result<Header, &'static st
     Ok(header)
 }
 
-/// Has two blocks, and frees the second: its pool's header must say so.
+/// Allocates two blocks and frees the second: its pool's header must show that.
 ///
 /// # Safety
 /// The GIL is held.
 unsafe fn check_two(python: &Objects, size: u32) -> Result<(), &'static str> {
-    // SAFETY: the GIL is held; what is had is freed once. The first block keeps the pool where it is.
+    // SAFETY: the GIL is held; each block is freed once. The first block keeps the pool.
     unsafe {
         let [first, second] = [0; 2].map(|_| (python.obj_malloc)(size as usize));
         if first.is_null() || second.is_null() {
@@ -177,7 +177,7 @@ unsafe fn check_two(python: &Objects, size: u32) -> Result<(), &'static str> {
     }
 }
 
-/// Has blocks until one is alone in its pool, and frees that one: its pool must be empty.
+/// Allocates blocks until one is alone in its pool, and frees that one: its pool must be empty.
 ///
 /// # Safety
 /// The GIL is held.
@@ -185,7 +185,7 @@ unsafe fn check_emptied(python: &Objects, size: u32) -> Result<(), &'static str>
     let mut blocks = [std::ptr::null_mut(); MOST_BLOCKS];
     let mut count = 0;
     let mut result = Err("no block comes to lie alone in its pool");
-    // SAFETY: the GIL is held; what is had is freed once. A pool is looked at while its arena is there.
+    // SAFETY: the GIL is held; each block is freed once. A pool's header is read only while its arena exists.
     unsafe {
         while count < MOST_BLOCKS {
             let block = (python.obj_malloc)(size as usize);

@@ -1,14 +1,14 @@
-//! A thread of our own that looks now and then, and has a trim made when one is due.
+//! The watcher: a thread of our own that looks at the pools now and then, and starts a trim when one is due.
 //!
-//! It looks without the GIL. A slice of a trim is made by a pending call in Python's main thread; or by this thread itself, with the GIL,
-//! where the main thread does not come to it, because it sleeps in the system. The thread is there only while enough is held to look at.
+//! It looks without the GIL. A pending call in Python's main thread makes a slice of a trim. If the main thread does not run it, because it
+//! sleeps in the system, the watcher makes the slice itself, with the GIL. The thread exists only while enough memory is held.
 //!
-//! - **Finalization.** A thread that wants the GIL then is ended, or hangs. So [`end`], which `atexit` calls, lets it finish first, and
-//!   nothing begins after that. A program can clear what `atexit` is to call: so it also looks whether the interpreter is still there.
-//! - **Fork.** The child does not have the thread; and CPython 3.12 and later warn of threads in a process that forks. So it is ended before a
-//!   fork, and begins anew, in both processes, in a pending call or with the next arena. Only one that wants the GIL at that moment, for a slice,
-//!   cannot be waited for: then CPython may warn. A child that another thread than the main one forked goes without.
-//! - **Signals** are blocked in it: handlers run in the program's own threads.
+//! - **Finalization.** A thread that wants the GIL then is ended, or hangs. So [`end`], which `atexit` calls, ends the watcher first, and no
+//!   watcher begins after that. A program can clear the list of `atexit`, so the watcher also checks that the interpreter is still there.
+//! - **Fork.** The child does not have the thread; and CPython 3.12 and later warn of threads in a process that forks. So the watcher is ended
+//!   before a fork, and begins again in both processes, in a pending call or with the next arena. A watcher that wants the GIL at that moment,
+//!   for a slice, cannot be waited for: then CPython may warn. If another thread than the main one forks, the child has no watcher.
+//! - **Signals** are blocked in the watcher: handlers run in the program's own threads.
 
 use super::arenas;
 use super::counts::{COUNTS, Given, say_trim};
@@ -28,37 +28,37 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-/// How long the main thread has for coming to a pending call before this thread takes the GIL itself.
+/// How long the watcher waits for the main thread to run a pending call before it takes the GIL itself.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// How long the program goes on between two slices.
+/// How long the program runs between two slices.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of the thread's stack.
 const STACK_SIZE: usize = 256 << 10;
 
-/// Whether the thread is there: [`ABSENT`], [`PRESENT`], or [`ENDED`] and still to be joined.
+/// The thread's state: [`ABSENT`], [`PRESENT`], or [`ENDED`] and still to be joined.
 static THREAD: AtomicU32 = AtomicU32::new(ABSENT);
 const ABSENT: u32 = 0;
 const BEGINNING: u32 = 1;
 const PRESENT: u32 = 2;
 const ENDED: u32 = 3;
 
-/// Not 0 when the thread is to end. It sleeps on this word.
+/// Not 0 when the thread must end. It sleeps on this word.
 static STOP: AtomicU32 = AtomicU32::new(0);
-/// Not 0 while the thread has the GIL, waits for it, or is in `malloc_trim`: it cannot be waited for then by who has the GIL.
+/// Not 0 while the thread has the GIL, waits for it, or is in `malloc_trim`: a thread with the GIL cannot wait for it then.
 static BUSY: AtomicU32 = AtomicU32::new(0);
 
-/// Not 0 in a child that another thread than the main one forked, and in its children: when that thread's function returns, the thread ends, and
-/// with it the process if it was the last one. So there must be none of ours.
+/// Not 0 in a child that another thread than the main one forked, and in its children: when that thread's function returns, the thread ends,
+/// and the process ends too if it was the last thread. So there must be no thread of ours.
 static LAST_THREAD_ENDS: AtomicU32 = AtomicU32::new(0);
 /// Whether the thread that is forking is its process's main thread.
 static MAIN_FORKS: AtomicU32 = AtomicU32::new(0);
 
 struct Handle(UnsafeCell<MaybeUninit<libc::pthread_t>>);
-// SAFETY: written by who takes THREAD from ABSENT to BEGINNING, read by who takes it from ENDED to ABSENT.
+// SAFETY: only the thread that takes THREAD from ABSENT to BEGINNING writes it, and only the one that takes it from ENDED to ABSENT reads it.
 unsafe impl Sync for Handle {}
 static HANDLE: Handle = Handle(UnsafeCell::new(MaybeUninit::uninit()));
 
-/// Begins the thread if there is enough to look at, and it is not there. Called with the GIL, also in the middle of a call of the allocator.
+/// Begins the thread if enough memory is held and there is no thread yet. Called with the GIL, also in the middle of a call of the allocator.
 pub fn begin_if_needed() {
     let options = options();
     let enough = arenas::held() >= options.above || options.force.is_some();
@@ -78,8 +78,8 @@ fn begin() {
     STOP.store(0, SeqCst);
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     let (mut all, mut before) = (MaybeUninit::<libc::sigset_t>::uninit(), MaybeUninit::<libc::sigset_t>::uninit());
-    // The thread has the mask of who begins it. A function that may be unwound is as good here: only `pthread_exit` does that.
-    // SAFETY: what is filled is used after that; the mask is put back.
+    // The new thread inherits this thread's signal mask. Its function may unwind, but only through `pthread_exit`.
+    // SAFETY: the structures are filled before they are used; the mask is put back.
     let begun = unsafe {
         libc::pthread_attr_init(attributes.as_mut_ptr());
         libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_SIZE);
@@ -95,7 +95,7 @@ fn begin() {
         begun == 0
     };
     if begun {
-        // It may have ended by now.
+        // The thread may have ended by now.
         let _ = THREAD.compare_exchange(BEGINNING, PRESENT, SeqCst, SeqCst);
     } else {
         THREAD.store(ABSENT, SeqCst);
@@ -105,7 +105,7 @@ fn begin() {
 /// Joins the thread if it has ended.
 fn join() {
     if THREAD.compare_exchange(ENDED, BEGINNING, SeqCst, SeqCst).is_ok() {
-        // SAFETY: it was begun, and this is the one join. It is past its last statement.
+        // SAFETY: the thread was begun, and this is its only join. It is past its last statement.
         unsafe { libc::pthread_join((*HANDLE.0.get()).assume_init(), null_mut()) };
         THREAD.store(ABSENT, SeqCst);
     }
@@ -120,7 +120,7 @@ fn ask_to_end() {
     wake(&STOP);
 }
 
-/// Ends the thread before the interpreter is taken down.
+/// Ends the thread before the interpreter is finalized.
 ///
 /// # Safety
 /// This thread has the GIL. It may be ended in here, so its callers have nothing to drop.
@@ -140,8 +140,8 @@ pub unsafe fn end(gil: &Gil) {
     join();
 }
 
-/// Before a fork: has the thread end, unless it is where it cannot be waited for; and begin again when the main thread comes to it, in both
-/// processes: the child has what is queued, too.
+/// Before a fork: ends the thread, unless it cannot be waited for, and queues the pending call that begins it again. The child has that call
+/// in its queue, too.
 pub fn before_fork() {
     // SAFETY: take nothing and always succeed.
     MAIN_FORKS.store(u32::from(unsafe { libc::gettid() == libc::getpid() }), SeqCst);
@@ -155,7 +155,7 @@ pub fn before_fork() {
         // SAFETY: takes no memory.
         unsafe { libc::usleep(20) };
     }
-    // One that is still there asks itself, when it ends.
+    // A thread that is still there queues the call itself when it ends.
     if !is_there() {
         AGAIN.store(0, SeqCst);
         join();
@@ -165,20 +165,20 @@ pub fn before_fork() {
     }
 }
 
-/// Not 0 when the thread is to be begun again as soon as it has ended.
+/// Not 0 when the thread must be begun again as soon as it has ended.
 static AGAIN: AtomicU32 = AtomicU32::new(0);
 
-/// Has the main thread begin the thread.
+/// Queues a pending call in which the main thread begins the watcher.
 fn ask_to_begin_again() {
     unsafe extern "C" fn again(_: *mut c_void) -> c_int {
         begin_if_needed();
         0
     }
-    // SAFETY: may be called from any thread. Where there is no room for it the next arena does it.
+    // SAFETY: may be called from any thread. If the queue is full, the next arena begins the thread.
     unsafe { (python::api().add_pending_call)(again, null_mut()) };
 }
 
-/// After a fork, in the child: the thread is not there.
+/// After a fork, in the child: notes that the thread does not exist there.
 pub fn fork_in_child() {
     THREAD.store(ABSENT, SeqCst);
     if MAIN_FORKS.load(SeqCst) == 0 {
@@ -189,7 +189,7 @@ pub fn fork_in_child() {
     }
 }
 
-/// What the thread does. Nothing in it has anything to drop while it wants the GIL: see [`Gil`].
+/// The thread's function. It has nothing to drop while it wants the GIL: see [`Gil`].
 unsafe extern "C-unwind" fn run(_: *mut c_void) -> *mut c_void {
     let options = options();
     let gil = Gil::find();
@@ -209,7 +209,7 @@ fn watch(options: &Options, gil: &Gil) {
     let mut free_of_c = FreeOfC::new();
     let mut last = Glance::new(Duration::ZERO);
     let (mut looked, mut idle) = (last, 0);
-    // Looks since the program has last run.
+    // How many looks there were since the program last ran.
     let mut looks = 0;
     loop {
         if is_stopped_within(options.force.unwrap_or_else(|| pace.between_looks())) {
@@ -223,7 +223,7 @@ fn watch(options: &Options, gil: &Gil) {
         let slept = now.has_slept_since(&last);
         last = now;
         looks = if slept { looks + 1 } else { 0 };
-        // Where the program sleeps and has been looked at twice, nothing is new; where it runs, a look now and then will do.
+        // If the program has slept since two looks, nothing is new. If it runs, a look now and then is enough.
         if looks <= 2 && (slept || now.time - looked.time >= pace.between_busy_looks()) {
             idle = idle_bytes() + free_of_c.fresh();
         } else if !slept {
@@ -247,14 +247,14 @@ fn watch(options: &Options, gil: &Gil) {
     }
 }
 
-/// What is known of the program at a moment without looking at its pools.
+/// What can be known of the program without a look at its pools.
 #[derive(Clone, Copy)]
 struct Glance {
-    /// Since the watcher began.
+    /// Time since the watcher began.
     time: Duration,
     /// Arenas that were taken so far.
     taken: usize,
-    /// Microseconds of the processor that it has had.
+    /// Microseconds of processor time that the program has used.
     processor: u64,
 }
 
@@ -263,19 +263,19 @@ impl Glance {
         Self { time, taken: arenas::taken(), processor: processor_micros() }
     }
 
-    /// Whether it has had less than a twentieth of one processor since.
+    /// Whether the program has used less than a twentieth of one processor since.
     fn has_slept_since(&self, last: &Self) -> bool {
         u128::from(self.processor.saturating_sub(last.processor)) * 20 < (self.time - last.time).as_micros()
     }
 }
 
-/// Waits. Says whether the thread is to end.
+/// Waits. Returns whether the thread must end.
 fn is_stopped_within(time: Duration) -> bool {
     wait_while(&STOP, 0, time);
     STOP.load(SeqCst) != 0
 }
 
-/// A slice that the main thread is asked for: [`NONE`], [`ASKED`], [`RUNNING`] or [`DONE`].
+/// The state of a slice that the main thread is asked for: [`NONE`], [`ASKED`], [`RUNNING`] or [`DONE`].
 static REQUEST: AtomicU32 = AtomicU32::new(NONE);
 const NONE: u32 = 0;
 const ASKED: u32 = 1;
@@ -283,7 +283,7 @@ const RUNNING: u32 = 2;
 const DONE: u32 = 3;
 /// Not 0 while a pending call waits to be called.
 static QUEUED: AtomicU32 = AtomicU32::new(0);
-/// Behind which arena to go on, and whether that is the end; which pools are wanted.
+/// The arena behind which the next slice goes on, and whether the end was reached; which pools are wanted.
 static AT: AtomicUsize = AtomicUsize::new(0);
 const END: usize = usize::MAX;
 static WANTS_ALL: AtomicU32 = AtomicU32::new(0);
@@ -302,7 +302,7 @@ fn trim(which: Which, gil: &Gil) {
     }
 }
 
-/// The slice itself.
+/// Makes the slice itself.
 ///
 /// # Safety
 /// This thread has a GIL, and is in no call of the allocator.
@@ -316,7 +316,7 @@ unsafe fn make_slice() {
     }
 }
 
-/// Has the main thread make a slice between two instructions. Says `false` when it does not come to it.
+/// Asks the main thread to make a slice between two instructions. Returns `false` if it does not do so in time.
 fn in_main_thread() -> bool {
     unsafe extern "C" fn pending_call(_: *mut c_void) -> c_int {
         QUEUED.store(0, SeqCst);
@@ -326,13 +326,13 @@ fn in_main_thread() -> bool {
             // SAFETY: pending calls have the GIL, between two instructions.
             unsafe { make_slice() };
             errno.restore();
-            // Another interpreter's code: this thread has to wait for the GIL itself.
+            // The main thread runs another interpreter's code: the watcher must wait for the GIL itself.
             REQUEST.store(if AT.load(SeqCst) == before { NONE } else { DONE }, SeqCst);
             wake(&REQUEST);
         }
         0
     }
-    // One that is queued from an earlier time shows that the main thread does not come to it.
+    // A call that is still queued from an earlier time shows that the main thread does not run them.
     if QUEUED.swap(1, SeqCst) != 0 {
         return false;
     }
@@ -352,13 +352,13 @@ fn in_main_thread() -> bool {
     REQUEST.swap(NONE, SeqCst) == DONE
 }
 
-/// Makes a slice in this thread. Says `false` when it may not.
+/// Makes a slice in this thread. Returns `false` if it may not.
 fn here(gil: &Gil) -> bool {
     BUSY.store(1, SeqCst);
     let before = AT.load(SeqCst);
-    // `end` and `before_fork` have asked before they look at BUSY.
+    // `end` and `before_fork` ask the thread to end before they look at BUSY.
     if STOP.load(SeqCst) == 0 && is_on() && gil.is_there() {
-        // SAFETY: this thread has no GIL, and a thread that takes the interpreter down waits for this one first.
+        // SAFETY: this thread has no GIL, and a thread that finalizes the interpreter first waits for this one.
         unsafe {
             gil.with(|| {
                 if STOP.load(SeqCst) == 0 {
@@ -371,13 +371,13 @@ fn here(gil: &Gil) -> bool {
     AT.load(SeqCst) != before
 }
 
-/// Waits while the word has this value, for some time at most.
+/// Waits while the word has this value, at most for the given time.
 fn wait_while(word: &AtomicU32, value: u32, most: Duration) {
     let begin = Instant::now();
     while word.load(SeqCst) == value {
         let Some(left) = most.checked_sub(begin.elapsed()) else { return };
         let time = libc::timespec { tv_sec: left.as_secs() as libc::time_t, tv_nsec: left.subsec_nanos().into() };
-        // SAFETY: a word that is there for good.
+        // SAFETY: a static word.
         unsafe {
             libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, value, &raw const time)
         };

@@ -1,29 +1,29 @@
-//! When a trim is due. What was given back and comes in again at once costs more than it brings, so the wait grows with it.
+//! Decides when a trim is due. If the program soon takes back what a trim has given, the trim costs more than it brings, so the wait grows.
 
 use super::options::Options;
 use std::time::Duration;
 
-/// How many times as long as asked for the wait becomes at most.
+/// The largest factor by which the wait grows.
 const LONGEST: u32 = 32;
-/// A program that is idle is trimmed no more often than this.
+/// The shortest time between two trims of an idle program.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 
-/// What a look found.
+/// The result of a look.
 #[derive(Clone, Copy, Default)]
 pub struct Look {
     /// Time since the watcher began.
     pub now: Duration,
-    /// Bytes that a trim would give: of idle pools, and of C's `malloc`.
+    /// Bytes that a trim would give back: of idle pools, and of C's `malloc`.
     pub idle: usize,
     /// Whether arenas were taken since the last look.
     pub grew: bool,
     /// Whether the program has slept since the look before.
     pub slept: bool,
-    /// Bytes of pools that were given back and taken again, so far.
+    /// Bytes of pools that have been given back and used again, so far.
     pub returned: u64,
 }
 
-/// When the last trim was, and what became of what it gave.
+/// When the last trim was, and how much of what it gave has been taken again.
 pub struct Pace {
     options: Options,
     factor: u32,
@@ -37,7 +37,7 @@ impl Pace {
         Self { options, factor: 1, last: Duration::ZERO, given: 0, returned: 0 }
     }
 
-    /// How long to wait before it is seen whether the program sleeps, and what there is in its pools then.
+    /// How long to wait before the next look, which also sees whether the program sleeps.
     pub fn between_looks(&self) -> Duration {
         let most = if self.options.idle { Duration::from_millis(250) } else { Duration::from_secs(5) };
         self.between_busy_looks().min(most)
@@ -48,12 +48,12 @@ impl Pace {
         (self.options.every / 4).clamp(Duration::from_millis(20), Duration::from_secs(5))
     }
 
-    /// Whether more than half of what the last trim gave has come back.
+    /// Whether the program has taken more than half of what the last trim gave.
     fn came_back(&self, look: &Look) -> bool {
         self.given > 0 && look.returned.saturating_sub(self.returned) * 2 > self.given
     }
 
-    /// The factor of the wait that follows from what came back.
+    /// The factor of the wait, from how much was taken again.
     fn factor(&self, look: &Look) -> u32 {
         if self.came_back(look) { (self.factor * 2).min(LONGEST) } else { self.factor }
     }
@@ -67,7 +67,7 @@ impl Pace {
         look.now.saturating_sub(self.last) >= every * self.factor(look)
     }
 
-    /// A trim was made after this look, and gave so many bytes of pools.
+    /// Notes a trim that was made after this look and gave this many bytes of pools.
     pub fn trimmed(&mut self, look: &Look, now: Duration, given: u64) {
         self.factor = if self.came_back(look) { self.factor(look) } else { (self.factor / 2).max(1) };
         (self.last, self.given, self.returned) = (now, given, look.returned);

@@ -1,9 +1,9 @@
-//! The objects that were found, and how one leads to others.
+//! The table of objects that were found, and how more objects are found from them.
 //!
 //! Invariants:
-//! 1. A place that is not [`NONE`] is that of an object, which lives as long as this thread keeps the GIL.
-//! 2. What waits to be followed is such an object, once.
-//! 3. Slab `n` has [`CHUNK`] places for each of `1 << n` chunks, and `bases` has the address of each chunk that there is.
+//! 1. An entry that is not [`NONE`] stands for an object, which lives as long as this thread keeps the GIL.
+//! 2. The list of objects to be followed has such objects, each once.
+//! 3. Slab `n` has [`CHUNK`] entries for each of `1 << n` chunks, and `bases` has the address of each chunk.
 
 use super::names::MOST_NAME;
 use super::{FLAGS, GC_HEAD, HAVE_GC, IS_DICT, IS_GC, IS_TUPLE, Known, MEMBERS, SPENT, TRAVERSE, micros, word};
@@ -16,16 +16,16 @@ use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
 
-/// Binary logarithm of the bytes between two places where an object can be, and of those of a chunk, a piece of the address space.
+/// Binary logarithms of the distance of two addresses at which objects can be, and of the bytes of a chunk, a part of the address space.
 const UNIT_BITS: usize = 4;
 const CHUNK_BITS: usize = 20;
-/// Places of a chunk.
+/// Entries of a chunk.
 const CHUNK: usize = 1 << (CHUNK_BITS - UNIT_BITS);
-/// Most chunks: a terabyte.
+/// The most chunks: a terabyte of address space.
 const MOST_CHUNKS: usize = 1 << 20;
 const SLABS: usize = MOST_CHUNKS.ilog2() as usize;
 
-/// What a place holds: no object that is known, or one more than its type's number, or an object that gets no name.
+/// The value of an entry: no known object, or the number of its type plus one, or an object that gets no name.
 const NONE: u16 = 0;
 const NAMELESS: u16 = u16::MAX;
 
@@ -80,14 +80,14 @@ struct Kind {
 pub struct Found<'a> {
     known: &'a Known,
     texts: &'a Texts,
-    /// By the address's upper bits: the number of the chunk.
+    /// The number of a chunk, by the upper bits of its address.
     chunks: Table,
     bases: Pages<u64>,
     chunk_count: usize,
     slabs: [Option<Pages<u16>>; SLABS],
-    /// The last chunk: the upper bits of its address, and its number.
+    /// The chunk that was used last: the upper bits of its address, and its number.
     last: (usize, usize),
-    /// By address: the number of a type.
+    /// The number of a type, by its address.
     kinds: Table,
     kind_addresses: Pages<u64>,
     kind_count: usize,
@@ -105,20 +105,20 @@ impl Drop for Found<'_> {
     }
 }
 
-/// Which slab a chunk is in, and where.
+/// The slab of a chunk, and the chunk's index in it.
 fn place_of(chunk: usize) -> (usize, usize) {
     let slab = (chunk + 1).ilog2() as usize;
     (slab, (chunk + 1 - (1 << slab)) * CHUNK)
 }
 
 unsafe extern "C" fn visit(object: Object, found: *mut c_void) -> c_int {
-    // SAFETY: this function is only given to `tp_traverse`, with a `Found` that nothing else uses meanwhile. What that shows is an object.
+    // SAFETY: only `tp_traverse` gets this function, with a `Found` that nothing else uses meanwhile. It calls it with objects.
     unsafe { (*found.cast::<Found<'_>>()).note(object as usize) };
     0
 }
 
 impl<'a> Found<'a> {
-    /// Nothing yet. `None` when there is no memory.
+    /// An empty table. `None` when there is no memory.
     pub(super) fn new(known: &'a Known, texts: &'a Texts) -> Option<Self> {
         let begin = micros();
         Some(Self {
@@ -144,10 +144,10 @@ impl<'a> Found<'a> {
         self.is_whole
     }
 
-    /// Notes an object that the collector tracks, and all that it leads to.
+    /// Notes an object that the collector tracks, and all objects that it leads to.
     ///
     /// # Safety
-    /// It is such an object, and as of [`look`](super::look).
+    /// `object` is such an object, and as of [`look`](super::look).
     pub unsafe fn follow(&mut self, object: usize) {
         // SAFETY: the caller's promise, and (2).
         unsafe {
@@ -159,8 +159,8 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// Notes an object. One that leads to others waits to be followed, unless the collector's lists lead to it anyway: from them it takes
-    /// tuples, dicts and, from 3.15 on, frozensets.
+    /// Notes an object. If it may lead to others, it waits to be followed, unless it is in the collector's lists anyway. The collector takes
+    /// tuples, dicts and, from 3.15 on, frozensets out of its lists.
     ///
     /// # Safety
     /// As of [`follow`](Self::follow), for any object.
@@ -191,8 +191,8 @@ impl<'a> Found<'a> {
     /// # Safety
     /// As of [`follow`](Self::follow).
     unsafe fn expand(&mut self, object: usize) {
-        // SAFETY: the caller's promise. `tp_traverse` gives its visitor objects and what it was given for it; a type with that flag is a dict,
-        // and nothing changes it meanwhile.
+        // SAFETY: the caller's promise. `tp_traverse` calls its visitor with objects and with the argument for it; an object of a type with
+        // that flag is a dict, and nothing changes it meanwhile.
         unsafe {
             let kind = word(object + 8);
             if kind == self.known.code {
@@ -234,7 +234,7 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// Where what is known of an object stands: slab and index. `None` where there can be none.
+    /// The slab and index of an object's entry. `None` if no object can have this address, or there is no memory.
     fn place(&mut self, object: usize) -> Option<(usize, usize)> {
         if !object.is_multiple_of(1 << UNIT_BITS) {
             return None;
@@ -269,10 +269,10 @@ impl<'a> Found<'a> {
         Some(number)
     }
 
-    /// What is known of the type at this address. `None` when there is no memory.
+    /// The entry of the type at this address. `None` when there is no memory.
     ///
     /// # Safety
-    /// It is a type object.
+    /// `address` is that of a type object.
     #[inline]
     unsafe fn kind(&mut self, address: usize) -> Option<Kind> {
         if self.last_kind.address != address {
@@ -299,7 +299,7 @@ impl<'a> Found<'a> {
         Some(number)
     }
 
-    /// Writes what was found.
+    /// Writes the objects that were found.
     ///
     /// # Safety
     /// This thread has had the GIL since [`look`](super::look).
@@ -342,10 +342,10 @@ impl<'a> Found<'a> {
     }
 }
 
-/// Whether the collector's links stand before an object of this type; objects of some types have none in memory that was not allocated.
+/// Whether an object of this type has the collector's links before it. Objects of some types have none if their memory was not allocated.
 ///
 /// # Safety
-/// It is an object of that type.
+/// `object` is an object of that type.
 unsafe fn has_its_types_head(object: usize, kind: Kind) -> bool {
     if kind.flags & HAVE_GC == 0 {
         return true;
@@ -357,7 +357,7 @@ unsafe fn has_its_types_head(object: usize, kind: Kind) -> bool {
     }
 }
 
-/// Blocks of one type, evenly apart.
+/// Blocks of one type at equal distances.
 #[derive(Default)]
 struct Run {
     first: u64,
@@ -368,7 +368,7 @@ struct Run {
 }
 
 impl Run {
-    /// Takes one block more, which lies behind the others. Says `false` when it is none of these.
+    /// Adds a block behind the others. Returns `false` if it does not fit the row.
     fn take(&mut self, block: u64, number: u16) -> bool {
         let apart = block.wrapping_sub(self.last);
         if self.count == 0 || number != self.number || self.count > 1 && apart != self.apart {

@@ -1,6 +1,6 @@
 //! The lists in which CPython's collector keeps the objects that it tracks: `struct gc_generation generations[3]` and
-//! `permanent_generation`. Their place in the interpreter's state changes from release to release, but how they look does not, so they are
-//! looked for.
+//! `permanent_generation`. Their offset in the interpreter's state changes from release to release, but their form does not, so they are
+//! searched for.
 
 use super::{GC_HEAD, word};
 use crate::peek;
@@ -13,26 +13,26 @@ type GetInterpreter = unsafe extern "C" fn() -> *mut c_void;
 
 /// Where the search for the lists begins.
 pub enum Root {
-    /// What the function gives: the present interpreter's state, from 3.9 on.
+    /// The present interpreter's state, from this function: 3.9 and later.
     Interpreter(GetInterpreter),
     /// `_PyRuntime`: 3.8.
     Runtime(usize),
 }
 
-/// Bytes of a head's two links, and from one list's head to the next: two ints more.
+/// Bytes of a head's two links, and the distance of two lists' heads: two ints more.
 const HEAD: usize = 16;
 const STRIDE: usize = 24;
-/// Lists that lie one behind the other.
+/// How many lists lie one behind the other.
 const GENERATIONS: usize = 3;
-/// Bytes that are searched at most, and read at once.
+/// The most bytes that are searched, and how many are read at once.
 const MOST: usize = 1 << 20;
 const PIECE: usize = 4096;
-/// Objects of each list that are looked at with care when the lists are found.
+/// How many objects of each list are checked when the lists are searched for.
 const TRIALS: usize = 64;
-/// Types of types that are followed until there is `type`.
+/// How many types of types are followed to find `type`.
 const METATYPES: usize = 4;
 
-/// How far behind the root the lists were found; 0 while they are not.
+/// The offset of the lists from the root; 0 before they are found.
 static OFFSET: AtomicUsize = AtomicUsize::new(0);
 
 /// A link without the collector's flags.
@@ -40,8 +40,7 @@ fn link(word: usize) -> usize {
     word & !3
 }
 
-/// What the address of a head is a multiple of. GCC 16 puts those of 3.13.18 at odd multiples: links have two bits for flags, and no more is
-/// promised.
+/// The alignment of a head. GCC 16 puts those of 3.13.18 at odd multiples of 4: CPython needs only two free bits for flags.
 const ALIGNMENT: usize = 4;
 
 /// Whether this can be a node's address.
@@ -87,7 +86,7 @@ fn looks_right(head: usize, kind: usize) -> Option<()> {
 }
 
 impl Root {
-    /// `None` when this CPython does not show it.
+    /// `None` if this CPython does not export it.
     pub fn find(minor: u32) -> Option<Self> {
         if minor == 8 {
             return symbol(c"_PyRuntime").map(|at| Self::Runtime(at as usize));
@@ -97,7 +96,7 @@ impl Root {
             .map(|at| Self::Interpreter(unsafe { std::mem::transmute::<*mut c_void, GetInterpreter>(at) }))
     }
 
-    /// The heads of the lists, 0 where there is one less. `None` where no lists are found.
+    /// The heads of the lists; 0 in place of one that this release does not have. `None` if no lists are found.
     ///
     /// # Safety
     /// The GIL is held. `kind` is the address of `PyType_Type`.
@@ -117,19 +116,19 @@ impl Root {
         }
         let first = root + offset;
         let mut heads = [first, first + STRIDE, first + 2 * STRIDE, 0];
-        // That of the frozen objects stands behind an address (`generation0`), or at once.
+        // The list of frozen objects is behind an address (`generation0`), or follows directly.
         let end = first + GENERATIONS * STRIDE;
         heads[GENERATIONS] = [end.next_multiple_of(8) + 8, end].into_iter().find(|&at| is_head(at)).unwrap_or(0);
         Some(heads)
     }
 }
 
-/// How far behind `root` there are lists' heads.
+/// The offset of the lists' heads from `root`.
 fn search(root: usize) -> Option<usize> {
     let mut at = 0;
     while at < MOST {
         let piece: [u8; PIECE] = peek::peek(root + at)?;
-        // Most words are no addresses, which is seen without the system's help.
+        // Most words are no addresses, which can be seen without a system call.
         let may_be = |place: &usize| {
             let words = piece[*place..].as_chunks::<8>().0;
             [words[0], words[1]].into_iter().all(|bytes| is_node(link(usize::from_ne_bytes(bytes))))
@@ -147,7 +146,7 @@ fn search(root: usize) -> Option<usize> {
 /// Calls `call` with the address of each object of a list.
 ///
 /// # Safety
-/// It is a list's head, the GIL is held, and `call` changes no list.
+/// `head` is a list's head, the GIL is held, and `call` changes no list.
 pub unsafe fn each(head: usize, mut call: impl FnMut(usize)) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -166,7 +165,7 @@ mod tests {
     /// A node's links: two words, and room for an object's first two.
     type Node = [usize; 4];
 
-    /// Three lists of so many nodes each, behind `before` halves of words. Gives the halves, with the heads among them, and the nodes.
+    /// Three lists of so many nodes each, behind `before` halves of words. Returns the halves, with the heads among them, and the nodes.
     fn planted(before: usize, counts: [usize; 3]) -> (Vec<u32>, Vec<Node>) {
         let mut halves = vec![7u32; before + 18 + 2048];
         let mut nodes: Vec<Node> = vec![[0; 4]; counts.iter().sum()];

@@ -1,29 +1,29 @@
-//! What types live objects have, told where the program makes a mark and where finalization begins.
+//! The types of live objects, written at each mark of the program and when finalization begins.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `lists` | the lists in which CPython's collector keeps objects: where they begin |
-//! | `found` | the objects that were found, by address, and how one leads to others |
-//! | `names` | what a type is called |
+//! | `lists` | finds the lists in which CPython's collector keeps objects |
+//! | `found` | the objects that were found, by address, and how more are found from them |
+//! | `names` | the name of a type |
 //!
 //! # What is certain
-//! A block is named only if CPython itself takes it for an object: its collector has it in a list, or an object that does has a reference to
-//! it. References are those that `tp_traverse` shows to the collector; the keys of a dict, which it leaves out where they are all texts
+//! A block gets a type only if CPython itself takes it for an object: it is in one of the collector's lists, or an object that was found so
+//! refers to it. References are those that `tp_traverse` shows to the collector; the keys of a dict, which it leaves out if all are texts
 //! (`PyDict_Next`); and the members of a code object, which the collector does not know.
 //!
-//! Bytes of a block say nothing: what looks like an object may be left over from one that died, or be written there on purpose. A reference
-//! count is no help. A tuple that `_PyTuple_Resize` moves leaves its count, 1, and its type in the block that it leaves; the allocator
-//! writes over the first word only, and the next owner of the block need not write to all of it. So no block is looked at by itself.
+//! The bytes of a block prove nothing: they may be left over from a dead object, or look like an object on purpose. A reference count does
+//! not help. A tuple that `_PyTuple_Resize` moves leaves its count, 1, and its type in its old block; the allocator overwrites only the first
+//! word, and the next owner of the block need not write to all of it. So no block is judged by its own bytes.
 //!
-//! Objects that nothing leads to have no name: those that only C code, a frame that runs, or a dead object's kept memory holds. Nor have the
-//! parts of objects that are no objects: the items of a list, the table of a dict.
+//! Objects that no found object refers to have no type: those that only C code, a running frame, or a dead object's kept memory holds. Neither
+//! have parts of objects: the items of a list, the table of a dict.
 //!
 //! # What it does to the program
-//! The same as a collection that finds nothing: `tp_traverse` is called for every object, with the GIL and outside of the allocator, where
-//! the program could call `gc.collect()`. Nothing is called that asks for memory, and no count changes but those of texts that types have for
-//! names, and back again.
+//! The same as a collection that finds nothing: it calls `tp_traverse` of every object, with the GIL and outside of the allocator, where the
+//! program could call `gc.collect()`. It calls nothing that asks for memory. Only the reference counts of types' names change, and change
+//! back.
 //!
-//! An interpreter with an allocator of its own has no types, nor has a mark that a signal makes: that thread may be anywhere.
+//! An interpreter with its own allocator gets no types. Neither does a mark by a signal, because its thread may be anywhere.
 
 mod found;
 mod lists;
@@ -39,10 +39,10 @@ use names::Names;
 use std::ffi::{CStr, c_int};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Says whether types are wanted: 1.
+/// Returns whether types are wanted: 1.
 pub const VARIABLE: &str = "OBMALLOC_TYPES";
 
-/// Where a type object has what is read of it: the same in every release from 3.8 on.
+/// Offsets in a type object: the same in every release from 3.8 on.
 const NAME: usize = 24;
 const FLAGS: usize = 168;
 const TRAVERSE: usize = 184;
@@ -58,14 +58,14 @@ const IS_DICT: usize = 1 << 29;
 /// `Py_TPFLAGS_PREHEADER` of 3.11 and later.
 const PRE_HEADER: usize = 1 << 3 | 1 << 4;
 
-/// Bytes before an object: the collector's links, and from 3.11 on two words before these.
+/// Bytes before an object: the collector's links, and from 3.11 on two more words before them.
 const GC_HEAD: usize = 16;
 const WORDS_BEFORE: usize = 16;
 
 /// `PyDict_Next`
 type DictNext = unsafe extern "C" fn(Object, *mut isize, *mut Object, *mut Object) -> c_int;
 
-/// What CPython has to show.
+/// What CPython must export.
 struct Known {
     root: Root,
     names: Names,
@@ -75,20 +75,20 @@ struct Known {
     frozenset: usize,
     code: usize,
     kind: usize,
-    /// The flags of a type whose objects have two words more before them.
+    /// The flags of a type whose objects have two more words before them.
     pre_header: usize,
 }
 
 static KNOWN: SetOnce<Option<Known>> = SetOnce::new();
 static IS_WANTED: AtomicBool = AtomicBool::new(false);
 
-/// When it began, and how long looks have taken since, with what was written of them: microseconds.
+/// When the process began, and how long looks and writing their results have taken since: microseconds.
 static BEGIN: AtomicU64 = AtomicU64::new(0);
 static SPENT: AtomicU64 = AtomicU64::new(0);
-/// What looks may take in all, whatever part of the time that is.
+/// The time that looks may always take in all.
 const FREE: u64 = 1_000_000;
 
-/// Whether looks that took `spent` of `elapsed` microseconds leave time for another one at a mark: a second, or less than a tenth.
+/// Whether looks that took `spent` of `elapsed` microseconds allow another one at a mark: less than a second, or less than a tenth.
 fn is_affordable(spent: u64, elapsed: u64) -> bool {
     spent < FREE || spent < elapsed / 10
 }
@@ -97,17 +97,17 @@ fn micros() -> u64 {
     time_of(libc::CLOCK_MONOTONIC)
 }
 
-/// A word of memory that is there, at any address.
+/// A word of memory at any address.
 ///
 /// # Safety
-/// It is.
+/// The word can be read.
 #[inline(always)]
 unsafe fn word(address: usize) -> usize {
     // SAFETY: the caller's promise.
     unsafe { std::ptr::read_unaligned(address as *const usize) }
 }
 
-/// Looks up what is needed in a CPython of this version. Called once, by the constructor, if types are wanted.
+/// Looks up what this needs of a CPython of this version. The constructor calls it once, if types are wanted.
 pub fn set_up(version: &str) {
     let minor = version.strip_prefix("3.").and_then(|rest| rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok());
     let known = minor.and_then(Known::find);
@@ -140,7 +140,7 @@ impl Known {
     }
 }
 
-/// As [`look_anyway`], at a mark. `None`, too, where looks would take [too much](is_affordable) of the program's time.
+/// As [`look_anyway`], at a mark. Also `None` if looks would take [too much](is_affordable) of the program's time.
 ///
 /// # Safety
 /// As of [`look_anyway`].
@@ -150,7 +150,7 @@ pub unsafe fn look(texts: &Texts) -> Option<Found<'_>> {
     if is_affordable(SPENT.load(Ordering::Relaxed), elapsed) { unsafe { look_anyway(texts) } } else { None }
 }
 
-/// Looks at the objects that live now. `None` when types are not wanted, or cannot be told.
+/// Finds the live objects. `None` if types are not wanted, or cannot be found.
 ///
 /// # Safety
 /// This thread has the GIL, the allocator is in no call, and the program could call `gc.collect()` here.

@@ -1,4 +1,4 @@
-//! What a type is called: `module.qualname`, as the type object has it.
+//! The name of a type: `module.qualname`, as the type object has it.
 
 use super::{DICT, DictNext, FLAGS, HEAP_TYPE, NAME, word};
 use crate::python::{Object, symbol};
@@ -6,7 +6,7 @@ use crate::text::{MOST_BYTES, Text, Texts};
 use std::ffi::{CStr, c_char};
 use std::ptr::null_mut;
 
-/// Most bytes of a name.
+/// The most bytes of a name.
 pub const MOST_NAME: usize = 2 * MOST_BYTES + 1;
 
 /// `PyType_GetQualName`
@@ -15,9 +15,9 @@ type GetQualName = unsafe extern "C" fn(Object) -> Object;
 /// How a release has the qualified name of a type that Python code made.
 #[derive(Clone, Copy)]
 pub enum Names {
-    /// `ht_qualname`, so far into the type object.
+    /// At this offset of the type object (`ht_qualname`).
     At(usize),
-    /// `PyType_GetQualName`, which gives a new reference to that.
+    /// From `PyType_GetQualName`, which returns a new reference.
     Asked(GetQualName),
 }
 
@@ -41,7 +41,7 @@ impl Name {
 }
 
 impl Names {
-    /// `None` when this CPython does not show them.
+    /// `None` if this CPython does not export them.
     pub fn find(minor: u32) -> Option<Self> {
         match minor {
             8 => Some(Self::At(864)),
@@ -52,13 +52,13 @@ impl Names {
         }
     }
 
-    /// The name of a type. Empty when it has none that can be read.
+    /// The name of a type. Empty if the type has none that can be read.
     ///
     /// # Safety
-    /// It is a type object, and the GIL is held.
+    /// `kind` is a type object, and the GIL is held.
     pub unsafe fn of(self, kind: usize, texts: &Texts, dict_next: DictNext) -> Name {
         let mut name = Name { bytes: [0; MOST_NAME], length: 0 };
-        // SAFETY: the caller's promise. A type that C code made has its name in memory that stays; its module is part of it.
+        // SAFETY: the caller's promise. The name of a type that C code made is in memory that stays; it includes the module.
         unsafe {
             if word(kind + FLAGS) & HEAP_TYPE == 0 {
                 let text = CStr::from_ptr(word(kind + NAME) as *const c_char);
@@ -78,7 +78,7 @@ impl Names {
     /// # Safety
     /// As of [`of`](Self::of), for a type that has one.
     unsafe fn qualified(self, kind: usize, texts: &Texts) -> Option<Text> {
-        // SAFETY: the caller's promise. The type keeps its name, so the reference that is given back is not the last one.
+        // SAFETY: the caller's promise. The type refers to its name, so the reference given back here is not the last one.
         unsafe {
             match self {
                 Self::At(offset) => texts.of(word(kind + offset) as Object),
@@ -96,7 +96,7 @@ impl Names {
     }
 }
 
-/// What a type's dict has as its `__module__`.
+/// The `__module__` in a type's dict.
 ///
 /// # Safety
 /// As of [`Names::of`].

@@ -40,12 +40,12 @@ pub struct ClassCensus {
     pub free_blocks: u64,
 }
 
-/// What a stack has live.
+/// A stack's live blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NodeCensus {
     /// In pools, at their classes' sizes.
     pub live: Sum,
-    /// At C's `malloc`, as asked for: on the raw domain, and above 512 bytes on mem and obj.
+    /// At C's `malloc`, at the requested sizes: of the raw domain, and above 512 bytes of mem and obj.
     pub raw: Sum,
     #[allow(missing_docs, reason = "said above")]
     pub large: Sum,
@@ -53,7 +53,7 @@ pub struct NodeCensus {
     pub born: (u64, u64),
 }
 
-/// All of it.
+/// The whole census.
 #[derive(Clone, Debug)]
 pub struct Census {
     /// The release's sizes.
@@ -70,7 +70,7 @@ pub struct Census {
     pub nodes: FxHashMap<u32, NodeCensus>,
     /// How many blocks of an arena (its index) and size class a stack made.
     pub shares: FxHashMap<(u32, u32, u8), u32>,
-    /// What each stack has asked for until now.
+    /// What each stack has asked for up to now.
     pub flows: Vec<Flow>,
     /// By size class; then the raw domain, then what is above 512 bytes.
     pub class_flows: Vec<Flow>,
@@ -216,7 +216,7 @@ impl Census {
         self.arenas.iter().map(|arena| arena.trimmable).sum()
     }
 
-    /// The greedy curve: so many blocks must go for so many arenas, fewest first. Also the order: indices of arenas.
+    /// The greedy curve: how many blocks must go to free a number of arenas, those with fewest blocks first. Also that order: indices of arenas.
     pub fn greedy(&self) -> (Vec<(u64, u64)>, Vec<u32>) {
         let mut order: Vec<u32> = (0..self.arenas.len() as u32).collect();
         order.sort_by_key(|&arena| self.arenas[arena as usize].live.blocks);

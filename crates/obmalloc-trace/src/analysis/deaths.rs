@@ -1,4 +1,4 @@
-//! How old blocks became that were live when arenas were full, and have died since.
+//! The ages at death of blocks that were live when the arenas were full and have been freed since.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -12,10 +12,10 @@ const BITS: u32 = 10;
 /// The steps in which ages are counted: these, times powers of ten, from a millisecond on.
 const STEPS: [f64; 10] = [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0];
 
-/// When events were, at most so much too early or too late. Empty where no time is known.
+/// When events were, each with the largest error. Empty if no time is known.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
-    /// By stretches of events: seconds that had passed for certain before its first, and before its last.
+    /// For each stretch of events, the seconds that had certainly passed before its first event, and before its last.
     stretches: Vec<(f64, f64)>,
 }
 
@@ -35,12 +35,12 @@ impl Times {
     }
 }
 
-/// Almost all of some deaths, and the time that they took at most.
+/// Almost all of some deaths, and the longest age among them.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Within {
     /// Most seconds from birth to death.
     pub seconds: f64,
-    /// How many blocks died within them, and how many in all.
+    /// How many blocks died within that time, and how many in all.
     pub blocks: u64,
     #[allow(missing_docs, reason = "said above")]
     pub all: u64,
@@ -86,8 +86,8 @@ impl Deaths {
         holds(self.bases[self.last]).then_some(self.last as u32)
     }
 
-    /// Of those that died in the arenas at `addresses`, and are of `classes` if such are given: how many, and seconds within which at
-    /// least 99 of 100 of them died, and how many these are.
+    /// The deaths of blocks in the arenas at `addresses`, of `classes` if any are given: how many, the seconds within which at least 99 of 100
+    /// died, and how many died within these.
     pub fn within(&self, addresses: &FxHashSet<u64>, classes: Option<&FxHashSet<u8>>) -> Option<Within> {
         let mut steps = [0; 256];
         for (&(arena, class, step), &count) in &self.counts {

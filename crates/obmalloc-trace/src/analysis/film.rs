@@ -1,4 +1,4 @@
-//! What happens over the whole recording, in bounded detail: what is held and live, arenas that come and go, and how full they are.
+//! The whole recording over time, in bounded detail: bytes held and live, arenas taken and given back, and how full they are.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,7 +10,7 @@ use super::ledger::{Kind, Ledger};
 use crate::format::Event;
 use crate::watch::{Fate, Seen};
 
-/// The recording is cut into so many stretches; at most three rows of each are kept.
+/// The recording is cut into this many stretches; at most three rows of each are kept.
 const STRETCHES: u64 = 1_300;
 /// Most events of arenas.
 const MOST_EVENTS: usize = 20_000;
@@ -60,11 +60,11 @@ pub struct Film {
     pub rows: Vec<Row>,
     /// How many there were before they were thinned.
     pub all_rows: u64,
-    /// Of the stretch at hand: its first row, and those with the least and the most that was held.
+    /// Of the present stretch: its first row, and those with the fewest and the most bytes held.
     stretch: Option<[Row; 3]>,
     pub arena_events: Vec<ArenaEvent>,
     pub all_arena_events: u64,
-    /// Of so many events one is kept.
+    /// One in this many arena events is kept.
     stride: u64,
     pub frames: Vec<Frame>,
     /// The next event at which a stretch or a frame begins.
@@ -72,7 +72,7 @@ pub struct Film {
 }
 
 impl Film {
-    /// Of a recording of so many events.
+    /// A film of a recording of `events` events.
     pub fn new(geometry: Geometry, events: u64) -> Self {
         Self {
             arena_size: geometry.arena_size as u64,
@@ -118,7 +118,7 @@ impl Film {
         }
     }
 
-    /// Keeps the rows of the stretch at hand.
+    /// Keeps the rows of the present stretch.
     fn keep_stretch(&mut self) {
         if let Some(mut rows) = self.stretch.take() {
             rows.sort_unstable_by_key(|row| row.event);
@@ -127,7 +127,7 @@ impl Film {
         }
     }
 
-    /// The recording is over.
+    /// Ends the film, because the recording is over.
     pub fn end(&mut self) {
         self.keep_stretch();
     }

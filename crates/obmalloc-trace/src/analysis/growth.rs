@@ -1,4 +1,4 @@
-//! Which stacks only grow from mark to mark.
+//! Finds the stacks whose live bytes only grow from mark to mark.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const MOST_WANTED: usize = 10_000;
 /// Fewest marks that say something.
 pub const FEWEST: usize = 5;
 
-/// Looks at what the stacks have live at some marks of one name, one after the other.
+/// Notes the stacks' live bytes at some marks of one name, one after the other.
 #[derive(Debug, Default)]
 pub struct Growth {
     /// The marks' name.
@@ -27,20 +27,20 @@ pub struct Growth {
     all: usize,
     seen: usize,
     nodes: Vec<Grower>,
-    /// What all stacks together had live at each, bytes as asked for.
+    /// The live bytes of all stacks together at each mark, at the requested sizes.
     live: Vec<u64>,
 }
 
-/// What was live at some marks of one name, for who asked for it.
+/// The live bytes at some marks of one name.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Growing {
     mark: String,
-    /// How many there are up to the moment; of very many, some are looked at, the first and the last among them.
+    /// How many marks there are up to the moment. Of very many, only some are used, among them the first and the last.
     marks: usize,
     /// The marks' events, and the bytes that were live then, as they were asked for.
     live: Vec<(u64, u64)>,
-    /// Sites that never shrank, those that gained most first, and no more than a hundred.
+    /// The sites that never shrank, those that gained most first, at most a hundred.
     growers: Vec<Gained>,
 }
 
@@ -51,7 +51,7 @@ struct Gained {
     gained: u64,
 }
 
-/// What a stack had live, bytes as asked for.
+/// A stack's live bytes, at the requested sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Grower {
     /// At the first mark, and at the last one.
@@ -65,7 +65,7 @@ pub struct Grower {
 }
 
 impl Growth {
-    /// Looks at the marks up to event `until` that are called `wanted`, else at those whose name is the most frequent one.
+    /// Uses the marks up to event `until` with the name `wanted`, or else those with the most frequent name.
     pub fn new(marks: &[Mark], until: u64, wanted: Option<&str>) -> Self {
         let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
         let marks = || marks.iter().filter(|mark| mark.event <= until && is_wanted(&mark.name));

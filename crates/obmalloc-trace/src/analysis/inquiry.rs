@@ -1,5 +1,5 @@
-//! An inquiry: outline, replay, answer, in slices. The recording is read twice: once for its outline, which says when the moment is and takes no heap,
-//! and once for everything else.
+//! An inquiry: finds the answer of `why` in slices. It reads the recording twice: once for its outline, without a heap, which tells when the
+//! moment is; and once for the replay and everything else.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ use crate::replay::{Replay, ReplayError, Report};
 use crate::stacks::Stacks;
 use crate::what_if::{CallsWriter, Configuration, Recorded, Trials, TrialsError, Tried};
 
-/// Most sites that are told, in all and on a page, and most arenas.
+/// The most sites in an answer, in all and on a page, and the most arenas.
 const MOST_SITES: usize = 10_000;
 const MOST_SITES_OF_PAGE: usize = 2_000;
 const MOST_ARENAS: usize = 20_000;
 
-/// What is asked, and what the header says.
+/// The question, and what the header says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Asked {
@@ -45,7 +45,7 @@ pub struct Asked {
     pub frames: usize,
     /// Why the recorder had to stop, if it had to.
     pub failed: Option<String>,
-    /// What the program was called with.
+    /// The program's arguments.
     pub command: Vec<String>,
     /// The version of this package: for the page.
     pub version: String,
@@ -120,14 +120,14 @@ pub struct Inquiry {
 enum State {
     Outlining(Outlining<'static>),
     Replaying(Box<Course>),
-    /// The moment has been looked at; other settings are tried at it.
+    /// The replay has come to the moment; other settings are tried.
     Trying(Box<Filming>, Trials),
     /// The rest of the recording is still to be filmed.
     Filming(Box<Filming>),
     Over(Box<Answered>),
 }
 
-/// What is known of the moment, and the recording from there on.
+/// The facts at the moment, and the rest of the recording.
 struct Filming {
     course: Course,
     still: Still,
@@ -142,16 +142,17 @@ struct Course {
     unwritten: Option<TrialsError>,
 }
 
-/// The events after which there is a census: the one asked for, and before it when most was held, and when most of the arenas that are held
-/// at the one asked for were in use.
+/// The events after which a census is taken.
 #[derive(Clone, Copy)]
 struct Moments {
     asked: u64,
+    /// When most was held, if that was before.
     peak: Option<u64>,
+    /// When the arenas that are held at the moment were full, if that was before.
     burst: Option<u64>,
 }
 
-/// What a course has led to.
+/// The result of a course.
 struct Solved {
     why: Why,
     summary: Vec<String>,
@@ -214,7 +215,7 @@ impl Inquiry {
         Ok(!matches!(self.state, State::Over(_)))
     }
 
-    /// What is done next: the replay, the film if that is wanted, the answer.
+    /// Goes on to the next step: the replay, the film if it is wanted, the answer.
     fn go_on(&mut self) -> Result<(), InquiryError> {
         let state = std::mem::replace(&mut self.state, State::Outlining(Outlining::new(Vec::new())));
         self.state = match state {
@@ -344,7 +345,7 @@ impl Course {
         Some(writer.calls().map(|calls| Trials::new(tries.configurations.clone(), profile, calls, recorded)))
     }
 
-    /// What the replay has led to, which has come to the moment.
+    /// The result of a replay that has come to the moment.
     fn solve(&mut self, asked: &Asked, profile: &'static Profile) -> Solved {
         let held = self.replay.arenas();
         let last = self.replay.watcher().report.events.saturating_sub(1);
@@ -447,7 +448,7 @@ impl Course {
     }
 }
 
-/// What a page cannot tell, in words.
+/// What is missing from a page, in words.
 fn not_recorded(asked: &Asked, report: &Report, analysis: &Analysis, outline: &Outline) -> Vec<String> {
     let mut found = report.remarks.clone();
     found.extend(asked.failed.iter().map(|why| format!("the recorder could not write more: {why}")));
@@ -463,7 +464,7 @@ fn not_recorded(asked: &Asked, report: &Report, analysis: &Analysis, outline: &O
     found
 }
 
-/// That a recording ends at the moment because no more of it is there, in words.
+/// In words, that the recording has no end, if the moment is its last event.
 fn cut_off(asked: &Asked, outline: &Outline, event: u64) -> Option<String> {
     let is_last = event + 1 >= outline.events && !outline.ended;
     let why = asked.failed.as_ref().map(|why| format!("the recorder could not write more ({why})"));

@@ -1,4 +1,5 @@
-//! The books: what lives in each slot of the replay, and what each stack has asked for. Their size goes by what is live, and by how many stacks there are.
+//! The books: the live block in each slot of the replay, and what each stack has asked for. Their size depends on how many blocks are live
+//! and how many stacks there are.
 
 use obmalloc::profile::Geometry;
 
@@ -6,7 +7,7 @@ use super::deaths::Deaths;
 use crate::format::{Domain, Event};
 use crate::watch::{Fate, Seen};
 
-/// A block that dies within so many events after it was made was temporary.
+/// A block that is freed within this many events after it was made was temporary.
 const TEMPORARY: u64 = 10_000;
 
 /// Where a block lies.
@@ -16,7 +17,7 @@ pub enum Kind {
     Gone,
     /// The raw domain's, which C's `malloc` serves.
     Raw,
-    /// Asked for on mem or obj and passed on to C's `malloc`: above 512 bytes.
+    /// At C's `malloc`, to which mem or obj passed the request on: above 512 bytes.
     Large,
     /// In a pool of this size class.
     Pool(u8),
@@ -25,7 +26,7 @@ pub enum Kind {
 /// A live block.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
-    /// The event that made it. A block that a realloc moved was made by that.
+    /// The event that made it; for a block that a realloc moved, the realloc.
     pub born: u64,
     /// Its address in the recorded process, if it lies in a pool.
     pub address: u64,
@@ -66,7 +67,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// One block more.
+    /// Counts one block more.
     pub fn put(&mut self, bytes: u64) {
         self.blocks += 1;
         self.bytes += bytes;

@@ -5,28 +5,28 @@ use rustc_hash::FxHashMap;
 use crate::format::Event;
 use crate::watch::Seen;
 
-/// An arena that is given back within so many events was taken for nothing.
+/// An arena that is given back within this many events was taken for nothing.
 const SHORT: u64 = 20_000;
 
-/// What has become of arenas so far.
+/// Counts of the arenas so far.
 #[derive(Debug, Default)]
 pub struct Lives {
-    /// Those that are held, by their addresses: the event at which each was taken.
+    /// For each arena held, by its address, the event at which it was taken.
     pub taken: FxHashMap<u64, u64>,
-    /// For which stack each of them was taken.
+    /// For each arena held, the stack for which it was taken.
     nodes: FxHashMap<u64, u32>,
     /// Taken so far, and given back within a short time.
     pub takes: u64,
     #[allow(missing_docs, reason = "said above")]
     pub short: u64,
-    /// By stack: those of the latter that were taken for it.
+    /// By stack: how many arenas were taken for it and given back within a short time.
     pub short_of: FxHashMap<u32, u64>,
-    /// Most that were held at one time.
+    /// The most arenas held at one time.
     pub most: u64,
 }
 
 impl Lives {
-    /// Looks at what a call asks the arena allocator for.
+    /// Notes a request to the arena allocator.
     #[inline]
     pub fn see(&mut self, seen: &Seen<'_>) {
         match *seen.event {

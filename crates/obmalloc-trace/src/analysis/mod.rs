@@ -4,13 +4,15 @@
 //! |---|---|
 //! | `ledger` | the books: blocks by slot, what each stack has asked for |
 //! | `census` | all that is live at one moment, by arena, pool and stack; the definitions of held, live, needed and the rest |
-//! | `growth`, `lives`, `deaths` | what happens between moments: stacks that only grow, arenas that come and go, how old blocks became |
-//! | `sites`, `shares`, `types` | stacks as people see them, what each holds, and of what types that is |
-//! | `why`, `rules`, `pinning`, `words` | the answer: `obmalloc.why/1`, the findings, who pins arenas, how it is said |
+//! | `growth`, `lives`, `deaths` | what happens between moments: stacks that only grow, arenas that come and go, the ages of freed blocks |
+//! | `sites`, `shares`, `types` | stacks as people see them, what each holds, and the types of its objects |
+//! | `rules` | decides what `why` says: each rule looks at the facts and makes a finding, or none |
+//! | `why`, `words` | the answer as data (`obmalloc.why/1`), and in words |
+//! | `pinning` | the sites that pin arenas |
 //! | `top` | tables of sites, functions, files and classes |
 //! | `film`, `tree`, `page`, `columns` | what happened when, stacks as a tree, the page's data: `obmalloc.report/1` |
-//! | `onlookers` | who looks on at the one replay |
-//! | `inquiry` | all of it in slices, for who wants to show progress |
+//! | `onlookers` | the watchers of the one replay |
+//! | `inquiry` | all of it in slices, so that progress can be shown |
 
 mod census;
 mod columns;
@@ -67,7 +69,7 @@ pub struct Analysis {
     ends: bool,
     /// The next event at which there is something to do.
     next: u64,
-    /// The event after which what C and the arenas have is noted, as memory was sampled there; and how many bytes of it can be resident.
+    /// The event at which memory was sampled: there the bytes of C's blocks and arenas that can be resident are noted; and that number.
     sampled: u64,
     pub(crate) explained: Option<u64>,
     /// The moment from which on it is counted how old blocks become, and when events were.
@@ -130,7 +132,7 @@ impl Analysis {
         self.next = moment.min(self.growth.next()).min(sampled);
     }
 
-    /// Something is due. A moment inside a call, where it has asked for an arena but not been answered, is that after the call.
+    /// Does what is due at this event. If the moment is inside a call that has asked for an arena, the census is taken after the call.
     #[cold]
     fn stop(&mut self, seen: &Seen<'_>) -> ControlFlow<()> {
         let now = seen.operation;

@@ -1,4 +1,4 @@
-//! Who looks on at the one replay of an inquiry: up to the moment all of them, after it only the film, which goes over the whole recording.
+//! The watchers of an inquiry's replay: all of them up to the moment; after it only the film, which covers the whole recording.
 
 use std::ops::ControlFlow;
 

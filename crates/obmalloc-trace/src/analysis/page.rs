@@ -1,4 +1,4 @@
-//! `obmalloc.report/1`: the page's data. What is bounded says how much there is.
+//! `obmalloc.report/1`: the page's data. A list that is cut says how long it was.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const NO_SITE: u16 = u16::MAX;
 const FREE: u8 = 255;
 const ALIGNMENT: u8 = 254;
 
-/// All of it. Sources, the rows of what was tried, and the diff are added by who makes the page.
+/// The whole page. The code that makes the page adds sources, the rows of trials, and the diff.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Page {
@@ -36,7 +36,7 @@ pub struct Page {
     play: Play,
     slots: u32,
     sources: BTreeMap<String, String>,
-    /// What came of the settings that were to be tried; why nothing did, where it did not.
+    /// The results of the settings that were tried, or why none could be tried.
     tried: Option<Tried>,
     tried_error: Option<String>,
     what_if: [(); 0],
@@ -144,7 +144,7 @@ struct Ages {
     bytes: Vec<u64>,
 }
 
-/// What is known of how sure all this is.
+/// How sure the figures are.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs, reason = "named as in the page's data")]

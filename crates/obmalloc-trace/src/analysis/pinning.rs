@@ -1,4 +1,4 @@
-//! Who pins arenas, and among what.
+//! Finds the sites that pin arenas, and the blocks among which theirs were made.
 
 use std::cmp::Reverse;
 
@@ -13,29 +13,29 @@ use super::sites::Sites;
 use super::why::Pinned;
 use crate::stacks::Stacks;
 
-/// CPython keeps no more dead objects of a kind than so many, which is its bound for tuples of one length.
+/// The most dead objects of a kind that CPython keeps: its bound for tuples of one length.
 const MOST_DEAD: usize = 2_000;
-/// A site is widespread in so many arenas.
+/// A site in at least this many arenas may count as widespread.
 const FEWEST: usize = 3;
 
-/// Few blocks that keep arenas which would not be needed.
+/// Few blocks that keep arenas that would not be needed.
 #[derive(Clone, Debug)]
 pub struct Pinning {
-    /// The sites with nine of ten of the blocks in those arenas, and any other that has one in a tenth of them: it would keep these. Of these,
-    /// only those in several arenas, if they are in nine of ten of all. By their numbers, most blocks first.
+    /// The numbers of the sites with nine of ten of the blocks in those arenas, most blocks first; then any other site with a block in a tenth of
+    /// the arenas, because it would keep those. Sites in one arena or two are left out if the others are in nine of ten of the arenas.
     pub sites: Vec<u32>,
-    /// What these sites have live there.
+    /// The live blocks of these sites there.
     pub live: Sum,
-    /// Arenas that have blocks of these sites, and are not needed: indices of the census.
+    /// The arenas that have blocks of these sites and are not needed: indices of the census.
     pub arenas: FxHashSet<u32>,
-    /// What lay there too when they were full; most of it has died.
+    /// The other blocks that lay there when the arenas were full, if most of them have died.
     pub burst: Option<Burst>,
 }
 
-/// Blocks in the same arenas: those of the same size classes, if most of what has died there was of these.
+/// Blocks in the same arenas: only those of the same size classes, if most of the dead blocks were of these.
 #[derive(Clone, Debug)]
 pub struct Burst {
-    /// The sites with nine of ten of those that have died, by their numbers, most blocks first.
+    /// The numbers of the sites with nine of ten of the dead blocks, most blocks first.
     pub sites: Vec<u32>,
     /// How many there were, and how many of these have died.
     pub blocks: u64,
@@ -43,7 +43,7 @@ pub struct Burst {
     pub died: u64,
     #[allow(missing_docs, reason = "said above")]
     pub is_of_same_classes: bool,
-    /// Within what time almost all of these died that died, where time is known.
+    /// The time within which almost all of the dead blocks died, if time is known.
     pub within: Option<Within>,
 }
 
@@ -100,8 +100,8 @@ impl Pinning {
         Some(Self { sites: chosen, live, arenas, burst })
     }
 
-    /// What there is to make anew: the blocks of these sites in pools that were made since the first of these arenas was taken. What was made
-    /// before is not of the burst, such as what a start of Python makes.
+    /// The blocks to make anew: those of these sites in pools that were made since the first of these arenas was taken. Older blocks are not of the
+    /// burst; Python's start makes some.
     pub fn survivors(&self, census: &Census, ledger: &Ledger, sites: &mut Sites, tree: &Stacks) -> Survivors {
         let is_chosen: FxHashSet<u32> = self.sites.iter().copied().collect();
         let first = self.arenas.iter().map(|&arena| census.arenas[arena as usize].taken).min().unwrap_or(0);
@@ -125,18 +125,18 @@ impl Pinning {
     }
 }
 
-/// What is made anew in the trial.
+/// The blocks that the trial makes anew.
 #[derive(Clone, Debug)]
 pub struct Survivors {
     /// Slots and sizes, the oldest first.
     pub blocks: Vec<(u32, usize)>,
-    /// Arenas that hold something else too, and so stay.
+    /// How many arenas also hold other blocks, and so stay.
     pub others: u64,
-    /// How many of them may be objects that are dead, and that CPython keeps for new ones: a recording cannot tell.
+    /// How many of them may be dead objects that CPython keeps for new ones. A recording cannot tell.
     pub may_be_dead: usize,
 }
 
-/// Those with nine of ten of all blocks, most blocks first.
+/// The sites with nine of ten of all blocks, most blocks first.
 pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     let mut blocks: Vec<(u32, u64)> = blocks.into_iter().collect();
     blocks.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));
@@ -150,7 +150,7 @@ pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     blocks.into_iter().take_while(is_enough).map(|(site, _)| site).collect()
 }
 
-/// Those that are in a tenth of so many arenas, and in no fewer than [`FEWEST`], those in most first; without the `known` ones.
+/// The sites in at least a tenth of the arenas, and in at least [`FEWEST`], those in most arenas first; without the `known` ones.
 fn widespread(touched: &FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> Vec<u32> {
     let is_one = |&(site, its): &(u32, usize)| its >= FEWEST && its * 10 >= arenas && !known.contains(&site);
     let mut found: Vec<(u32, usize)> = touched.iter().map(|(&site, &its)| (site, its)).filter(is_one).collect();
@@ -158,7 +158,7 @@ fn widespread(touched: &FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> 
     found.into_iter().map(|(site, _)| site).collect()
 }
 
-/// What lay in `arenas` when they were `full`. `None` where the arenas were others then, or nothing has died.
+/// The burst that lay in `arenas` when they were `full`. `None` if these arenas were not held then, or no block has died.
 fn burst(
     now: &Census,
     full: &Census,
@@ -197,7 +197,7 @@ fn burst(
     let mut burst = if of_classes.died * 2 >= of_all.died { of_classes } else { of_all };
     let addresses = same.iter().map(|arena| arena.0).collect();
     burst.within = deaths.and_then(|deaths| deaths.within(&addresses, burst.is_of_same_classes.then_some(classes)));
-    // A site's later blocks are in the way of what can be told of a moment and the one before; deaths that were counted are exact.
+    // Comparing two moments is inexact, because a site may have made blocks in between. Counted deaths are exact.
     burst.died = burst.within.map_or(burst.died, |within| within.all);
     (burst.died > 0 && !burst.sites.is_empty()).then_some(burst)
 }

@@ -1,4 +1,4 @@
-//! The rules: each looks at the facts and makes a finding, or is silent below its threshold.
+//! The rules decide what `why` says: each looks at the facts and makes a finding, or none if the facts are below its threshold.
 
 use std::cmp::Reverse;
 
@@ -20,13 +20,13 @@ use crate::replay::Report;
 use crate::stacks::Stacks;
 
 const MIB: u64 = 1 << 20;
-/// Less than that is not worth a change.
+/// Fewer bytes than this are not worth a change.
 pub const WORTH: u64 = 4 * MIB;
-/// A site grows that has gained so many bytes a mark.
+/// A site grows if it has gained this many bytes a mark.
 const GAIN: u64 = 64;
-/// So many arenas that were given back at once are many.
+/// How many arenas must have been given back at once to make a finding.
 const MANY: u64 = 100;
-/// C's `malloc` has much when it has so much.
+/// How many bytes C's `malloc` must have to make a finding.
 const LARGE: u64 = 4 * MIB;
 /// How many functions a sentence names.
 pub const NAMED: usize = 3;
@@ -48,7 +48,7 @@ pub struct Finding {
     pub sites: Vec<u32>,
     #[allow(missing_docs, reason = "said above")]
     pub burst: Vec<u32>,
-    /// Of what types the live blocks are that it is about. Absent where it is about none, or the recorder did not look.
+    /// The types of the live blocks that it is about. Absent if it is about none, or the recorder did not look.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub types: Option<Vec<TypeCount>>,
 }
@@ -89,7 +89,7 @@ pub struct Anew {
     pub may_all_be_dead: bool,
 }
 
-/// Lets all rules look.
+/// Runs all rules.
 pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(pinned(facts, sites));
@@ -126,7 +126,7 @@ impl Facts<'_> {
         Finding { rule, text, site: None, saves, command, sites: about.to_vec(), burst: Vec::new(), types: None }
     }
 
-    /// The trace. What begins with `-` would be taken for an option.
+    /// The trace's path for a command; a path that begins with `-` gets a `./`.
     fn file(&self) -> String {
         let path = &self.asked.path;
         if path.starts_with('-') { words::quoted(&format!("./{path}")) } else { words::quoted(path) }

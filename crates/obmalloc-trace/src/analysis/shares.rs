@@ -15,8 +15,8 @@ pub struct Share {
     pub site: u32,
     /// In pools, at their classes' sizes.
     pub live: Sum,
-    /// share of held: each arena's bytes divided among the sites of its live blocks by their number. What an arena without live blocks
-    /// takes is in the share of the site without frames, so that the shares sum to held.
+    /// share of held: each arena's bytes, divided among the sites of its live blocks by their number. Arenas without live blocks count for the site
+    /// without frames, so that the shares sum to held.
     pub held: u64,
     /// Arenas in which it has a live block, and those of them in which no other site has one.
     pub touched: u32,
@@ -49,7 +49,7 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Divides what a census has counted.
+    /// Divides the bytes of a census among the sites.
     pub fn of(census: &Census, sites: &mut Sites, tree: &Stacks) -> Self {
         let mut shares: FxHashMap<u32, Share> = FxHashMap::default();
         let mut nodes: Vec<_> = census.nodes.iter().collect();

@@ -14,10 +14,10 @@ pub struct Frame {
     pub function: String,
 }
 
-/// The sites that were asked for so far.
+/// The sites that have been looked up so far.
 #[derive(Debug, Default)]
 pub struct Sites {
-    /// Most frames of a stack, as the header says: what lies below is not what was there.
+    /// The most frames of a stack, from the header: deeper frames are not right.
     most: usize,
     frames: Vec<Frame>,
     frame_numbers: FxHashMap<Frame, u32>,
@@ -30,7 +30,7 @@ pub struct Sites {
 }
 
 impl Sites {
-    /// None yet, of stacks of at most so many frames.
+    /// No sites yet, of stacks of at most `limit` frames.
     pub fn new(most: usize) -> Self {
         Self { most, ..Self::default() }
     }
@@ -65,7 +65,7 @@ impl Sites {
         number
     }
 
-    /// How many there are.
+    /// How many sites there are.
     pub fn len(&self) -> usize {
         self.stacks.len()
     }

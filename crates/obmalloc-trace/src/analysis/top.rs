@@ -41,7 +41,7 @@ pub struct Row {
     pub held: u64,
     /// At C's `malloc`.
     pub outside: u64,
-    /// What died within 10,000 events after it was made.
+    /// Bytes of blocks that were freed within 10,000 events.
     pub temporary: u64,
 }
 
@@ -53,7 +53,7 @@ impl Row {
     }
 }
 
-/// The table at a census, those that hold most first.
+/// The table at a census, the rows that hold most first.
 pub fn table(by: By, census: &Census, shares: &Shares, sites: &mut Sites, tree: &Stacks) -> Vec<Row> {
     let mut rows = if by == By::Class { classes(census) } else { stacks(by, census, shares, sites, tree) };
     rows.sort_by_key(|row| std::cmp::Reverse((row.held, row.live + row.outside, row.allocated)));

@@ -1,4 +1,4 @@
-//! What types the live blocks of a moment have, by site, where the recorder looked.
+//! The types of the live blocks of a moment, by site, if the recorder looked.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::types::Types;
 pub const MOST: usize = 100;
 /// And on a page.
 pub const MOST_OF_PAGE: usize = 20;
-/// What those others are called.
+/// The name of the entry for all others.
 const OTHERS: &str = "(other types)";
 
 /// The blocks of one type.
@@ -29,12 +29,12 @@ pub struct TypeCount {
     pub bytes: u64,
 }
 
-/// Blocks in pools, by site and type. One whose type is not known is nowhere among them.
+/// Blocks in pools, by site and type, without blocks whose type is not known.
 #[derive(Debug)]
 pub struct Typed {
     types: Types,
     of_site: BTreeMap<(u32, u32), Sum>,
-    /// Of what pins arenas.
+    /// The types of the blocks that pin arenas.
     survivors: BTreeMap<u32, Sum>,
 }
 
@@ -73,7 +73,7 @@ impl Typed {
         self.counts(sites.iter().flat_map(of))
     }
 
-    /// The types of what pins arenas.
+    /// The types of the blocks that pin arenas.
     pub fn of_survivors(&self) -> Vec<TypeCount> {
         self.counts(self.survivors.iter().map(|(&number, &sum)| (number, sum)))
     }

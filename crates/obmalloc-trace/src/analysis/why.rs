@@ -26,7 +26,7 @@ pub struct Why {
     pub pinned: Pinned,
     pub sites: Vec<Site>,
     pub arenas: Vec<Arena>,
-    /// How many sites and arenas there are, where not all of them are here.
+    /// How many sites and arenas there are, if the answer does not list all.
     pub bounded: Bounded,
     pub greedy: Vec<(u64, u64)>,
     pub findings: Vec<Finding>,
@@ -79,11 +79,11 @@ pub struct Totals {
     pub trimmable: u64,
     /// What was resident at the last sample before the moment.
     pub resident: Option<u64>,
-    /// Of the anonymous memory that was resident at that sample, what lay neither in arenas nor in recorded blocks of C's `malloc`: what no
-    /// allocator of Python's was asked for, what C's heap keeps free, and the process's own stacks and tables. Pools that were never in use
-    /// are not resident, and not counted as explained. 0 where more is explained than is resident.
+    /// The anonymous resident memory at that sample that was neither in arenas nor in recorded blocks of C's `malloc`: memory from other
+    /// allocators than Python's, free memory of C's heap, and the process's own stacks and tables. Pools that were never in use are not resident,
+    /// and do not count as explained. 0 if more is explained than is resident.
     pub unexplained: Option<u64>,
-    /// What C's `malloc` had and no block was in at that sample, resident or not. None where the C library does not say.
+    /// The free memory of C's `malloc` at that sample, resident or not. `None` if the C library does not tell.
     pub heap_free: Option<u64>,
 }
 
@@ -94,7 +94,7 @@ pub struct Pinned {
     pub arenas: u64,
     /// held − needed.
     pub bytes: u64,
-    /// Blocks in so many arenas, those with fewest blocks first.
+    /// For a number of arenas, those with fewest blocks first, how many blocks they have.
     pub blocks: u64,
 }
 
@@ -140,7 +140,7 @@ pub struct PinnedBy {
     pub blocks: u32,
 }
 
-/// What is shown of what there is.
+/// How much of a list is shown.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[allow(missing_docs, reason = "shown, and of how many")]
 pub struct Bounded {
@@ -170,14 +170,14 @@ impl Totals {
             trimmable: census.trimmable(),
             resident: sample.map(|sample| sample.memory.resident()),
             unexplained: sample.zip(explained).map(|(sample, explained)| sample.memory.anonymous.saturating_sub(explained)),
-            // A C library that does not say how large its heap is gives 0.
+            // The heap's size is 0 if the C library does not tell it.
             heap_free: sample.filter(|sample| sample.memory.heap > 0).map(|sample| sample.memory.heap_free),
         }
     }
 }
 
 impl Pinned {
-    /// What a census has pinned.
+    /// The pinned memory of a census.
     pub fn of(census: &Census) -> Self {
         let bytes = census.held() - census.needed();
         let arenas = bytes / census.geometry.arena_size as u64;
@@ -187,7 +187,7 @@ impl Pinned {
     }
 }
 
-/// The sites that are told of, and of what types their blocks are, at most so many.
+/// The first sites, at most `most`, with the types of their blocks.
 pub fn sites(told: &[Share], sites: &Sites, typed: Option<&Typed>, most_types: usize) -> Vec<Site> {
     let site = |share: &Share| {
         let born = (share.live.blocks > 0).then_some(share.born);

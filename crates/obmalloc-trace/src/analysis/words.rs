@@ -40,7 +40,7 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
-/// A share of a whole: `99.9 %`; never 100 % of what is not whole.
+/// A share of a whole: `99.9 %`; 100 % only if the share is the whole.
 pub fn percent(part: u64, whole: u64) -> String {
     let share = 100.0 * part as f64 / whole.max(1) as f64;
     if part == whole {
@@ -68,7 +68,7 @@ pub fn short(file: &str) -> &str {
     file.rsplit('/').next().unwrap_or(file)
 }
 
-/// A word of a command as a shell takes it, in quotes where it has to be.
+/// A word of a command for a shell, in quotes if necessary.
 pub fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-_./+@%:,=".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
@@ -80,8 +80,8 @@ pub fn place(frame: &Frame) -> String {
 }
 
 /// The frame of a site that people look for: the innermost one in a file of the program's own, else the innermost one of its own, else the
-/// innermost one outside the import system, else the innermost one. Code that was made at run time is of no file, as the constructor of a
-/// dataclass.
+/// innermost one outside the import system, else the innermost one. Code that was made at run time has no file; the constructor of a dataclass
+/// is such code.
 pub fn chief(sites: &Sites, site: u32) -> Option<&Frame> {
     let all = || sites.frames_of(site);
     let own = || all().filter(|frame| !is_library(&frame.file));
@@ -130,7 +130,7 @@ fn named(function: &str, file: &str, mut lines: Vec<u32>) -> String {
     printable(&format!("{function} ({file}:{})", lines.join(", ")))
 }
 
-/// A name in a line of words: a file can be called anything.
+/// A name that is safe in a line of text: a file can have any name.
 pub fn printable(name: &str) -> String {
     name.replace(char::is_control, "?")
 }
@@ -138,8 +138,8 @@ pub fn printable(name: &str) -> String {
 /// Most types that are named in words.
 const NAMED_TYPES: usize = 4;
 
-/// Of what types so many blocks are, as a sentence with a blank before it: ` 3,000 blocks: 1,000 `Row`, 1,000 `int`, 1,000 `str`.` Empty where no
-/// type is known.
+/// The types of some blocks, as a sentence with a blank before it: ` 3,000 blocks: 1,000 `Row`, 1,000 `int`, 1,000 `str`.` Empty if no type is
+/// known.
 pub fn types(types: Option<&[TypeCount]>, blocks: u64) -> String {
     let types = types.unwrap_or_default();
     if types.is_empty() {

@@ -1,5 +1,5 @@
-//! Compression of blocks, by zstd. What compresses runs inside an allocator: it works in memory that its owner provides, and takes no
-//! other. What decompresses does not.
+//! Compression of blocks, by zstd. The packer runs inside an allocator: it works in memory that its owner provides, and takes no other. The
+//! unpacker takes memory.
 
 use std::ptr::NonNull;
 
@@ -103,7 +103,7 @@ impl<'a> Packer<'a> {
         &self.out[..end]
     }
 
-    /// Takes care of the next block according to what so many events took.
+    /// Chooses how carefully the next block is compressed, from the bytes that the events of this block took.
     fn learn(&mut self, events: u32, stored: usize) {
         let tenths = 10 * stored as u64 / u64::from(events.max(1));
         let ease = match tenths {
@@ -146,7 +146,7 @@ impl Unpacker {
         NonNull::new(unsafe { zstd_sys::ZSTD_createDCtx() }).map(Self)
     }
 
-    /// Fills `payload` with what `stored` holds. Says `false` when that is not of this length, or not zstd's.
+    /// Fills `payload` with what `stored` holds. Returns `false` if that is not of this length, or not zstd's.
     pub fn unpack(&mut self, stored: &[u8], payload: &mut [u8]) -> bool {
         // SAFETY: the pointers and lengths are those of live slices.
         let length = unsafe {

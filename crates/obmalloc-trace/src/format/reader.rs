@@ -26,7 +26,7 @@ pub enum FormatError {
     Event(u64, u32),
     /// The system cannot read the file, in its words.
     Unreadable(String),
-    /// There are more stacks than a recorder tells of (offset of the block in the file).
+    /// There are more stacks than a recorder writes (offset of the block in the file).
     Stacks(u64),
     /// There is no memory for a block.
     NoMemory,
@@ -55,7 +55,7 @@ pub struct Reader<'a> {
     input: Input<'a>,
     version: u32,
     header: String,
-    /// What stands in the file of the block being read, if it is compressed.
+    /// The stored bytes of the block being read, if it is compressed.
     stored: Vec<u8>,
     payload: Vec<u8>,
     unpacker: Option<Unpacker>,
@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
         self.truncated
     }
 
-    /// Gives stacks as numbers only: [`stacks`](Self::stacks) will not tell more of them. Takes no memory for them.
+    /// From now on stacks are only numbered: [`stacks`](Self::stacks) does not keep their frames, and takes no memory for them.
     #[must_use]
     pub fn without_stacks(mut self) -> Self {
         self.stacks = Stacks::counted();
@@ -182,7 +182,7 @@ impl<'a> Reader<'a> {
         self.clock = before.clock;
     }
 
-    /// The stack that the last event was made under, if it is a request: a node of [`stacks`](Self::stacks). 0 is none.
+    /// The stack of the last event, if it is a request: a node of [`stacks`](Self::stacks). 0 is none.
     #[inline]
     pub fn stack(&self) -> u64 {
         self.node
@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
         (self.input.at, self.input.length.max(self.input.at))
     }
 
-    /// Reads the next block. Says `false` when there is none, or only the beginning of one.
+    /// Reads the next block. Returns `false` if there is none, or only the beginning of one.
     fn next_block(&mut self) -> Result<bool, FormatError> {
         self.block = Block::default();
         let at = self.input.at;
@@ -260,7 +260,7 @@ impl<'a> Reader<'a> {
         self.block.left > 0 && self.payload.get(self.block.next).is_none_or(|tag| tag & 15 != STACK)
     }
 
-    /// Reads what stands between two events: a record, or the head of the next block. Says `false` when there is none.
+    /// Reads what stands between two events: a record, or the head of the next block. Returns `false` if there is none.
     fn between(&mut self) -> Result<bool, FormatError> {
         let Some(&tag) = self.payload.get(self.block.next) else { return self.next_block() };
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };
@@ -282,7 +282,7 @@ impl<'a> Reader<'a> {
         FormatError::Event(self.block.at, self.block.events - self.block.left)
     }
 
-    /// Gives no further event.
+    /// Ends the reading: no further event comes.
     fn stop(&mut self) {
         self.block = Block::default();
         self.payload = Vec::new();

@@ -1,8 +1,8 @@
-//! Writing the usual events: those that most calls are, in the fewest instructions. They are the same bytes as the other functions of the
-//! writer put there, which are called for all that is not usual.
+//! Writes the usual events, which are those of most calls, in the fewest instructions. The bytes are the same as the writer's other functions
+//! write; those are called for all other events.
 //!
-//! Usual are calls whose addresses are multiples of 16 and no NULL, not far from the one before, with sizes of at most two bytes. An event is
-//! put together in a register and written whole, with whatever zeros come after it.
+//! A usual event has addresses that are multiples of 16, not NULL and not far from the one before, and a size of at most two bytes. It is put
+//! together in a register and written whole, together with zeros behind it.
 
 use obmalloc::Domain;
 

@@ -1,4 +1,4 @@
-//! Writing events, in memory of their writer's.
+//! Writes events into a block of memory. The usual calls go through [`usual`](super::usual), every other event through this file.
 
 use obmalloc::Domain;
 
@@ -57,7 +57,7 @@ impl<'a> BlockWriter<'a> {
         self.at == BLOCK_HEADER
     }
 
-    /// Completes the block and gives its bytes; an empty block gives none. The writer then starts the next block in the same memory.
+    /// Completes the block and returns its bytes; none for an empty block. The writer then begins the next block in the same memory.
     pub fn finish(&mut self) -> &[u8] {
         let end = self.at;
         if self.is_empty() {
@@ -96,8 +96,8 @@ impl<'a> BlockWriter<'a> {
         self.varint(delta);
     }
 
-    /// Tag bits and shift for an event whose non-NULL addresses are ORed together in `bits`. The address before it may have
-    /// been odd, so the difference is what decides.
+    /// Tag bits and shift for an event whose non-NULL addresses are ORed together in `bits`. The address before it may have been odd, so the
+    /// difference decides.
     #[inline]
     fn alignment(&self, bits: u64) -> (u8, u32) {
         if (bits | self.last) & 15 == 0 { (0, 4) } else { (tag::UNALIGNED, 0) }
@@ -168,12 +168,12 @@ impl<'a> BlockWriter<'a> {
         self.count += 1;
     }
 
-    /// The statistics text; the block must have [room](Self::has_room) for its length.
+    /// CPython's statistics text; the block must have [room](Self::has_room) for its length.
     pub fn stats(&mut self, text: &[u8]) {
         self.long_note(0, text);
     }
 
-    /// What the recorder has to say; the block must have [room](Self::has_room) for its length.
+    /// A message from the recorder; the block must have [room](Self::has_room) for its length.
     pub fn text(&mut self, text: &str) {
         self.long_note(5, text.as_bytes());
     }
@@ -189,7 +189,7 @@ impl<'a> BlockWriter<'a> {
         self.at += bytes.len();
     }
 
-    /// The requests that follow in this block are made under the stack `node`.
+    /// The requests that follow in this block have the stack `node`.
     pub fn stack(&mut self, node: u64) {
         if node != self.node {
             let delta = node.wrapping_sub(self.node) as i64;
@@ -199,7 +199,7 @@ impl<'a> BlockWriter<'a> {
         }
     }
 
-    /// Describes the next node of the tree of stacks: its parent is so many nodes `before` it.
+    /// Describes the next node of the tree of stacks: its parent is `before` nodes before it.
     pub fn node(&mut self, before: u64, code: u64, at: u64) {
         self.byte(STACK | stacks::NODE);
         self.varint(before);
@@ -260,7 +260,7 @@ impl<'a> BlockWriter<'a> {
         self.note(6);
     }
 
-    /// The interpreter is about to take everything down.
+    /// The interpreter is about to finalize.
     pub fn finalization(&mut self) {
         self.note(7);
     }
@@ -275,9 +275,8 @@ impl<'a> BlockWriter<'a> {
         self.note(9);
     }
 
-    /// A trim forgot the free lists of these pools, each of `1 << shift` bytes and at a multiple of that. Gives how many of them stand in the
-    /// note, counted from the first: as many as the block has room for. The rest belongs in a note of the next block. Where there are none, and where the
-    /// block has room for none, there is no note.
+    /// A trim forgot the free lists of these pools, each of `1 << shift` bytes and at a multiple of that. The note has the first pools, as many as
+    /// the block has room for. Returns how many; the rest belongs in a note of the next block. If that is 0, there is no note.
     pub fn trim(&mut self, shift: u8, pools: &[u64]) -> usize {
         let room = self.left().saturating_sub(MAX_EVENT) / MAX_VARINT;
         let pools = &pools[..pools.len().min(room)];
@@ -296,7 +295,7 @@ impl<'a> BlockWriter<'a> {
         pools.len()
     }
 
-    /// It is so many microseconds since the trace of the first process began.
+    /// The time: `micros` microseconds since the trace of the first process began.
     pub fn time(&mut self, micros: u64) {
         self.byte(STACK | clock::TIME);
         self.varint(micros);
@@ -308,7 +307,7 @@ impl<'a> BlockWriter<'a> {
         self.varint(number);
     }
 
-    /// The process has so much memory.
+    /// A sample of the process's memory.
     pub fn memory(&mut self, memory: &Memory) {
         self.byte(STACK | clock::MEMORY);
         for bytes in [memory.anonymous, memory.file, memory.heap, memory.heap_free] {
@@ -358,7 +357,7 @@ impl<'a> BlockWriter<'a> {
 /// Most bytes that a varint takes.
 const MAX_VARINT: usize = 10;
 
-/// Where in the present block a count can still be set.
+/// The place of a count in the present block that can still be set.
 pub struct PatchToken(usize);
 
 #[inline]

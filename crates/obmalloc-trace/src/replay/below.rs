@@ -1,5 +1,5 @@
-//! What stands below the heap of a replay: the sizes of the arenas and raw blocks that it asks for are compared with
-//! those that were recorded, not their addresses.
+//! The allocators below the heap of a replay. They compare the sizes of the arenas and raw blocks that the heap asks for with the recorded
+//! sizes; addresses are not compared here.
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -24,9 +24,9 @@ pub(super) struct Hooks {
     pub inside: bool,
     /// Arena events and nested raw calls that precede the call being replayed.
     pub expected: VecDeque<Event>,
-    /// Nothing is expected any more: what is done here was not recorded.
+    /// Whether nothing is expected any more, because the calls made now were not recorded.
     pub is_beyond: bool,
-    /// How what the heap asked for differs from that.
+    /// How the heap's requests differ from the expected ones.
     pub difference: Option<String>,
     /// Arenas that are held, at their recorded addresses; by place in the region.
     pub arenas: Arenas,
@@ -34,12 +34,12 @@ pub(super) struct Hooks {
     pub taken: usize,
     /// How far off a pool boundary the last of them was.
     last_offset: usize,
-    /// The arena map that the recorded process had: it goes by addresses.
+    /// The arena map of the recorded process, because the map depends on addresses.
     pub map: ArenaMapCounts,
 }
 
 impl Hooks {
-    /// What stands below `heap`, whose region is not empty. From here on the heap asks it.
+    /// Puts these allocators below `heap`, whose region is not empty.
     pub fn install(heap: &Heap, geometry: Geometry, map: ArenaMapCounts) -> Box<Self> {
         let (base, size) = heap.region();
         let mut hooks = Box::new(Self {
@@ -96,8 +96,8 @@ impl Hooks {
         u32::try_from(address.wrapping_sub(self.base) / self.stride).unwrap_or(u32::MAX)
     }
 
-    /// Compares what the heap asks for with what was recorded next; gives the recorded result. Addresses are not compared: raw ones
-    /// differ, and arenas' are looked at where they are used.
+    /// Compares a request of the heap with the next recorded one. Returns the recorded result. Addresses are not compared: those of raw blocks
+    /// differ, and those of arenas are compared where they are used.
     fn expect(&mut self, asked: Event) -> u64 {
         let recorded = self.expected.pop_front();
         let (same, result) = match (&recorded, &asked) {

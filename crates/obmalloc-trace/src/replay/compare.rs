@@ -1,4 +1,4 @@
-//! Comparing: a watcher that holds every answer of the heap against the recorded one, and counts.
+//! A watcher that compares every answer of the heap with the recorded one, and counts.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use crate::format::{Domain, Event, Note};
 use crate::watch::{Answer, Fate, Place, Seen, Watcher, request};
 
-/// The first call that came out otherwise than in the recorded process.
+/// The first call with another result than in the recorded process.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mismatch {
@@ -45,7 +45,7 @@ fn with_text<S: Serializer>(mismatch: &Option<Mismatch>, to: S) -> Result<S::Ok,
     mismatch.as_ref().map(|mismatch| Told { mismatch, text: mismatch.to_string() }).serialize(to)
 }
 
-/// What has been found so far, and what finds it.
+/// The counts and differences so far.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -67,7 +67,7 @@ pub struct Report {
     pub arenas_released: u64,
     /// Most arenas held at one time.
     pub arenas_highwater: u64,
-    /// Requests at the arena allocator that are not pymalloc's: the interpreter's data stack.
+    /// Requests to the arena allocator that are not pymalloc's: for the interpreter's data stack.
     pub other_arena_requests: u64,
     /// Pools whose free lists trims forgot.
     pub trimmed_pools: u64,
@@ -87,7 +87,7 @@ pub struct Report {
     pub ended: bool,
     /// Whether the replay ended before the trace did, because it was told to.
     pub stopped: bool,
-    /// What the recorder had to say.
+    /// The recorder's messages.
     pub remarks: Vec<String>,
     /// Whether the file ended inside a block.
     pub truncated: bool,
@@ -99,8 +99,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything that was compared is equal, and something was; or there was nothing to compare. Programs that only say their
-    /// version have no call that pymalloc serves.
+    /// Whether at least one answer was compared, and all were equal; or there was nothing to compare, as in a program that only prints its
+    /// version and makes no call that pymalloc serves.
     pub fn is_exact(&self) -> bool {
         let equal = |pair: &Option<(String, String)>| pair.as_ref().is_none_or(|(expected, got)| expected == got);
         self.mismatch.is_none()

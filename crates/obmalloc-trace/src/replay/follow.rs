@@ -1,5 +1,5 @@
-//! Following a recording without making its calls: what is live goes on as it was recorded, and the heap stays as it is. So a replay can go on after
-//! something was tried on its heap that was not recorded.
+//! Follows a recording without making its calls: the set of live blocks changes as recorded, and the heap stays as it is. So a replay can go on
+//! after calls that were not recorded have been tried on its heap.
 
 use std::ptr::NonNull;
 
@@ -8,8 +8,7 @@ use crate::format::{Domain, Event};
 use crate::watch::{Fate, Watcher};
 
 impl<W: Watcher> Replay<W> {
-    /// Goes on after the event at which the watcher has ended the replay, and makes no call any more: watchers are told that each gave what it gave
-    /// in the recorded process.
+    /// Goes on after the event at which the watcher has ended the replay, without making calls: watchers get the results of the recorded process.
     pub fn follow(&mut self) {
         self.course.ground.hooks.expected.clear();
         self.course.is_following = true;
@@ -18,7 +17,7 @@ impl<W: Watcher> Replay<W> {
 }
 
 impl Ground {
-    /// What has become of an event in the recorded process.
+    /// The outcome of an event in the recorded process.
     #[cold]
     #[inline(never)]
     pub(super) fn follow(&mut self, event: &Event) -> Fate {
@@ -72,7 +71,7 @@ impl Ground {
         }
     }
 
-    /// Takes the block at a recorded address out of the live ones. What it is here is nowhere then.
+    /// Takes the block at a recorded address out of the live ones. Its block here is forgotten.
     fn leave(&mut self, address: u64) -> Option<u32> {
         let (slot, block) = self.live.take(&mut self.hooks.arenas, address)?;
         if !self.hooks.is_inside(block) {
@@ -91,7 +90,7 @@ impl Ground {
 }
 
 impl super::Hooks {
-    /// Where blocks are that were not made here: an address inside the arenas, so that nothing is given back for it.
+    /// Stands for the address of a block that was not made here. It lies inside the arenas, so that nothing is freed for it.
     fn nowhere(&self) -> NonNull<u8> {
         let first = std::ptr::with_exposed_provenance_mut(self.base);
         NonNull::new(first).unwrap_or(NonNull::dangling())

@@ -1,7 +1,7 @@
-//! What is live in a replay, by the recorded process's addresses: its arenas and its blocks.
+//! The live arenas and blocks of a replay, by the recorded process's addresses.
 //!
-//! Most calls are for blocks of arenas. So each arena has a table with an entry for each place where a block can begin, and finding a block
-//! is finding its arena. Only the others are in a table by address.
+//! Most calls are for blocks in arenas. So each arena has a table with an entry for each address at which a block can begin, and finding a
+//! block is finding its arena. Only the other blocks are in a hash table by address.
 
 use std::ptr::NonNull;
 

@@ -1,4 +1,4 @@
-//! Looking at the heap of a replay in the recorded process's terms, and trying on it what was not recorded.
+//! Looks at the heap of a replay by the recorded process's addresses, and tries calls on it that were not recorded.
 
 use obmalloc::Domain;
 
@@ -69,7 +69,7 @@ impl Seen<'_> {
 }
 
 impl<W: Watcher> Replay<W> {
-    /// What has been read of Python's stacks so far; nothing where they are not kept.
+    /// What has been read of Python's stacks so far; empty if they are not kept.
     pub fn stacks(&self) -> Option<&Stacks> {
         self.segments.front().or(self.last.as_ref()).map(|reader| reader.stacks())
     }
@@ -84,14 +84,14 @@ impl<W: Watcher> Replay<W> {
         self.course.ground.arenas()
     }
 
-    /// The watcher, to be told something.
+    /// The watcher, to change its settings.
     pub fn watcher_mut(&mut self) -> &mut W {
         &mut self.course.watcher
     }
 
-    /// Makes blocks of arenas anew, in this order, as a program does that copies what it keeps, and then frees the old ones. Each is
-    /// given by its slot and its size. Gives how many arenas are held then; `None` when there is no memory for it. The replay can only
-    /// [`follow`](Self::follow) the recording after that.
+    /// Makes blocks in arenas anew, in this order, and then frees the old ones, as a program does that copies what it keeps. Each is given by its
+    /// slot and its size. Returns how many arenas are held then; `None` when there is no memory for it. After that the replay can only
+    /// [`follow`](Self::follow) the recording.
     pub fn make_anew(&mut self, blocks: &[(u32, usize)]) -> Option<usize> {
         self.course.is_over = true;
         self.course.is_following = true;

@@ -1,7 +1,7 @@
-//! Replay: a recorded process's calls, made again on a heap of the same release. Watchers are told what becomes of each.
+//! The replay: makes a recorded process's calls again on a heap of the same release. Watchers are told the outcome of each.
 //!
-//! Arenas are placed as far off a pool boundary as they were in the recorded process, so that everything inside them must come out
-//! the same; addresses are compared as the recorded process would have seen them.
+//! Arenas are placed as far off a pool boundary as they were in the recorded process, so that every block in them must get the same place.
+//! Addresses are translated to the recorded process's before they are compared.
 
 mod below;
 mod compare;
@@ -31,7 +31,7 @@ pub enum ReplayError {
     Format(FormatError),
     /// No heap can be made.
     Heap(HeapError),
-    /// The heap got no address space of its own, which a replay needs to tell where it is.
+    /// The heap got no region, which a replay needs to translate addresses.
     AddressSpace,
 }
 
@@ -71,7 +71,7 @@ struct Course<W> {
     is_over: bool,
     /// Whether calls are no longer made.
     is_following: bool,
-    /// Whose calls those that come next are; 0 is the main interpreter.
+    /// The interpreter of the next calls; 0 is the main one.
     interpreter: u64,
 }
 
@@ -88,8 +88,8 @@ pub(crate) struct Ground {
 }
 
 impl<W: Watcher> Replay<W> {
-    /// Prepares the replay of `segments`, one after the other (a forked process's trace follows its parent's up to the fork), on a
-    /// heap of `profile`, before the eyes of `watcher`. Stacks are numbers to it: what frames they have is not kept.
+    /// Prepares the replay of `segments`, one after the other (a forked process's trace follows its parent's up to the fork), on a heap of
+    /// `profile`, with a `watcher`. Stacks are only numbered: their frames are not kept.
     ///
     /// # Errors
     /// When no heap can be made.
@@ -97,7 +97,7 @@ impl<W: Watcher> Replay<W> {
         Self::with_stacks(segments.into_iter().map(Reader::without_stacks).collect(), profile, watcher)
     }
 
-    /// As [`new`](Self::new), and keeps what [`stacks`](Self::stacks) tells.
+    /// As [`new`](Self::new), but [`stacks`](Self::stacks) keeps the frames.
     ///
     /// # Errors
     /// When no heap can be made.
@@ -180,7 +180,7 @@ impl<W: Watcher> Replay<W> {
         Ok(false)
     }
 
-    /// Replays everything. Gives the watcher, to be asked what it has seen.
+    /// Replays everything. Returns the watcher, to be asked what it has seen.
     ///
     /// # Errors
     /// When the trace cannot be read any further.
@@ -264,8 +264,8 @@ impl Ground {
         Fate::Noted
     }
 
-    /// A call of an interpreter whose arenas and pools are not the main one's. What the C library gave can be freed by any of them: gives
-    /// the slot of the block if that is done here.
+    /// A call of an interpreter whose arenas and pools are not the main one's. Any interpreter can free a C library's block: then returns the
+    /// block's slot.
     fn leave_out(&mut self, event: &Event) -> Fate {
         self.answer = Answer { slot: self.free_outside(event), ..Answer::default() };
         Fate::LeftOut
@@ -288,7 +288,7 @@ impl Ground {
         Some(slot)
     }
 
-    /// Whether a request that gave `result` was refused without asking the system, or by the system itself: whether it would be here says
+    /// Whether a request that gave `result` was refused, by the allocator or by the system. Whether the same request succeeds here means
     /// nothing.
     #[inline]
     fn was_refused(&self, result: u64) -> bool {
@@ -364,7 +364,7 @@ impl Ground {
         self.live.enter(&mut self.hooks.arenas, address, slot, place);
     }
 
-    /// A request was made here that gave `block`, and `result` in the recorded process: enters the block, and says what became of it.
+    /// Enters the block of a request that gave `block` here and `result` in the recorded process. Returns the outcome.
     #[inline]
     fn made(&mut self, result: u64, slot: Option<u32>, block: Option<NonNull<u8>>) -> Fate {
         self.hooks.inside = false;
@@ -399,7 +399,7 @@ impl Ground {
         Fate::Made
     }
 
-    /// Forgets what was expected below and not asked for, and what differs there.
+    /// Forgets the expected requests below the heap that were not made, and the difference there.
     #[cold]
     fn settle_below(&mut self) {
         self.hooks.expected.clear();

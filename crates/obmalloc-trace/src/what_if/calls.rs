@@ -18,7 +18,7 @@ const WORD: usize = 8;
 pub(super) struct Call(u64);
 
 impl Call {
-    /// So many slots can be told apart.
+    /// How many slots there can be.
     pub const SLOTS: u32 = 1 << 29;
 
     pub fn new(verb: Verb, slot: u32, size: u64, is_apart: bool) -> Self {

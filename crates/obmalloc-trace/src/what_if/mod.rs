@@ -1,10 +1,10 @@
-//! What if: a recording's calls of mem and obj, made on heaps of other sizes and other rules.
+//! What if: makes a recording's calls of mem and obj on heaps with other sizes and other rules.
 //!
 //! The recording is replayed once, which verifies it; a [`CallsWriter`] looks on and writes each call to a file as a word, with a slot in place of an
-//! address. [`Trials`] make them on a heap for each configuration, one after the other, a slice at a time. So the memory that this takes goes by what is
-//! live. Only where blocks lie is asked for, so no block is written to but by the allocator itself.
+//! address. [`Trials`] make them on a heap for each configuration, one after the other, a slice at a time. So this takes memory only for the
+//! blocks that are live. Only addresses matter, so no block is written to except by the allocator itself.
 //!
-//! What is small goes by the trial's threshold; what is not comes from the C library, and counts nowhere here.
+//! The trial's threshold decides which requests are small. Larger blocks come from the C library, and are not counted.
 
 mod calls;
 mod trial;

@@ -1,4 +1,4 @@
-//! One configuration: its heap, or two where a site is set apart, and what comes of making the calls on it.
+//! One configuration: its heap, or two heaps if a site is set apart, and the result of making the calls on it.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -28,7 +28,7 @@ pub struct Configuration {
     pub apart: bool,
 }
 
-/// What came of a configuration. Bytes.
+/// The result of a configuration. Bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
@@ -36,7 +36,7 @@ pub struct Row {
     pub peak_held: u64,
     #[allow(missing_docs, reason = "said above")]
     pub held: u64,
-    /// What of that is in no live block, at the size that was asked for.
+    /// The part of `held` that is in no live block, counted at the requested sizes.
     pub lost: u64,
     /// Arenas that were mapped and unmapped.
     pub maps: u64,
@@ -55,7 +55,7 @@ struct Counts {
     unmaps: Cell<u64>,
 }
 
-/// What stands before a heap's arena allocator: counts, and places each arena as far off a pool's boundary as the recorded ones lay.
+/// An arena allocator around the heap's own: it counts, and places each arena as far off a pool boundary as the recorded one.
 struct Arenas {
     inner: ArenaAllocator,
     /// By number of the arena.
@@ -123,7 +123,7 @@ impl Trial {
         if made { Ok(()) } else { Err(HeapError::NoMemory) }
     }
 
-    /// What came of all the calls.
+    /// The result of all calls.
     pub fn row(&self, calls: &Calls) -> Row {
         let held = self.counts.held.get();
         Row {

@@ -1,4 +1,4 @@
-//! All configurations, one after the other.
+//! Makes the calls on all configurations, one after the other.
 
 use std::{fmt, io};
 
@@ -11,7 +11,7 @@ use super::trial::{Configuration, Row, Trial};
 use crate::replay::Replay;
 use crate::watch::Watcher;
 
-/// So many calls are read at once.
+/// How many calls are read at once.
 const AT_ONCE: usize = 1 << 16;
 
 /// Why there are no trials, or no more.
@@ -62,7 +62,7 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// As a replay has it now.
+    /// The facts of a replay's heap as it is now.
     pub fn of<W: Watcher>(replay: &Replay<W>) -> Self {
         let stats = replay.stats();
         let bytes = |arenas: usize| arenas as u64 * stats.geometry.arena_size as u64;
@@ -76,7 +76,7 @@ impl Recorded {
     }
 }
 
-/// What came of the trials.
+/// The results of the trials.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tried {
     /// What the recorded process had.
@@ -89,7 +89,7 @@ pub struct Tried {
     pub rows: Vec<Row>,
 }
 
-/// Configurations that take their turns, so that there is one heap's memory at a time.
+/// Configurations that run one after the other, so that only one needs memory at a time.
 pub struct Trials {
     profile: &'static Profile,
     wishes: Vec<Configuration>,
@@ -139,7 +139,7 @@ impl Trials {
         (self.rows.len() as u64 * self.calls.count + self.at, all)
     }
 
-    /// What came of them so far.
+    /// The results so far.
     pub fn tried(self) -> Tried {
         Tried { recorded: self.recorded, calls: self.calls.count, apart: self.calls.apart, rows: self.rows }
     }

@@ -17,7 +17,7 @@ use crate::watch::{Fate, Seen, Watcher};
 /// Bytes that are written at once.
 const AT_ONCE: usize = 1 << 18;
 
-/// The line whose blocks are set apart, all their lives.
+/// The line whose blocks are set apart.
 #[derive(Clone, Debug)]
 pub struct Apart {
     /// A file's path, or the end of it, and a line: as in [`passes`](crate::stacks::Stacks::passes).

@@ -1,4 +1,4 @@
-//! The vocabulary of misuse: what was wrong with an address, and how that is said.
+//! Faults: what is wrong with an address, as a code and in words.
 
 use core::fmt;
 
@@ -27,7 +27,7 @@ pub enum FaultKind {
     WriteAfterFree,
     /// A structure of the heap does not hold.
     HeapCorrupted,
-    /// The object is of another type than this needs, or there is no object, but a plain block; or a block is an object's.
+    /// The object has the wrong type, or a block was given in place of an object, or an object in place of a block.
     WrongType,
     /// The object is tracked by the collector.
     GcAlreadyTracked,
@@ -79,10 +79,9 @@ pub struct Fault {
     pub address: usize,
     /// The domain through which it was given.
     pub used: Domain,
-    /// The domain of the block that it is, or lies in, where there is one.
+    /// The domain of the block at the address, or around it, if there is one.
     pub allocated: Option<Domain>,
-    /// The address of the block that it lies in, for [`FaultKind::InteriorPointer`]; for [`FaultKind::GcOverVisit`] the object that
-    /// visited it.
+    /// For [`FaultKind::InteriorPointer`], the block that the address lies in; for [`FaultKind::GcOverVisit`], the object that visited it.
     pub base: Option<usize>,
     /// Offset from `address` of the first byte that was overwritten, for damaged blocks.
     pub offset: Option<isize>,

@@ -1,8 +1,8 @@
 //! The ledger: which addresses are live blocks, and in which domain. It lies beside the blocks, so that no misuse can reach it.
 //!
 //! Blocks in the heap's region have two bits per unit of alignment in a table that runs parallel to it. All other blocks (the C
-//! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size. Another one has the sizes of blocks
-//! that an allocator gave that was put in: they may be parts of pymalloc's blocks.
+//! library's, and those in arenas of a caller's arena allocator) are in a hash table with their size. A second hash table has the sizes of
+//! *parts*: blocks from an allocator that was put in, which may be smaller than the pymalloc block that they lie in.
 
 use core::mem;
 use core::ptr::NonNull;
@@ -14,17 +14,17 @@ use crate::address_hash::AddressMap;
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
 
-/// Freed blocks outside the region that are remembered, so that freeing one again can be told from freeing a stranger.
+/// How many freed blocks outside the region are remembered, so that a double free is not taken for a foreign address.
 const FREED_REMEMBERED: usize = 1 << 16;
 
-/// What the caller wants of an address.
+/// What a caller wants to do with an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Free,
     Use,
 }
 
-/// A block in the region: two bits. A block elsewhere: an entry. Both say one of these.
+/// The state of an address. In the region the table has it as two bits; outside, it follows from the block's entry.
 const NEVER: u8 = 0;
 const FREED: u8 = 1;
 const MEM: u8 = 2;
@@ -38,13 +38,13 @@ struct Entry {
     presence: Presence,
 }
 
-/// Whether there is a block.
+/// The state of a block outside the region.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Presence {
     Live,
-    /// It was struck out, and is not forgotten before it is to be.
+    /// Freed but still in quarantine, or being resized; its entry must not be evicted.
     LaidUp,
-    /// It was struck out.
+    /// Freed; its entry may be evicted.
     Freed,
 }
 
@@ -53,7 +53,7 @@ impl Entry {
         self.presence == Presence::Live
     }
 
-    /// Whether its memory has not gone back to who gave it.
+    /// Whether the heap still holds the block's memory.
     fn is_held(&self) -> bool {
         self.presence != Presence::Freed
     }
@@ -62,7 +62,7 @@ impl Entry {
 pub(crate) struct Ledger {
     base: usize,
     len: usize,
-    /// `len`, or 0 when every block is to take the long way, where more is known of it.
+    /// `len`, or 0 when every block takes the long way, which also looks at `parts`.
     quick_len: usize,
     alignment_mask: usize,
     alignment_shift: u32,
@@ -70,7 +70,7 @@ pub(crate) struct Ledger {
     bits: NonNull<u8>,
     bits_size: usize,
     elsewhere: AddressMap<Entry>,
-    /// Bytes of the live blocks that another allocator than the heap's own gave.
+    /// Sizes of the live blocks that came from another allocator than the heap's own.
     parts: AddressMap<usize>,
     /// Whether blocks take the long way whatever `parts` says.
     long: bool,
@@ -80,7 +80,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger of an unused pymalloc, or nothing when there is no address space for it.
+    /// The ledger of an unused pymalloc; `None` when there is no address space for it.
     pub fn new(pymalloc: &Pymalloc) -> Option<Self> {
         let (base, len) = pymalloc.region();
         let alignment = pymalloc.geometry().alignment;
@@ -126,7 +126,7 @@ impl Ledger {
         self.quick_len != 0
     }
 
-    /// The part of the table for `size` bytes of the region from `offset` on; none where there is no region.
+    /// The part of the table for `size` bytes of the region from `offset` on; `None` without a region.
     pub fn part_of_table(&self, offset: usize, size: usize) -> Option<NonNull<[u8]>> {
         if offset + size > self.len {
             return None;
@@ -142,8 +142,8 @@ impl Ledger {
         self.elsewhere.try_reserve(1).is_ok()
     }
 
-    /// Whether [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way from now on.
-    /// They do anyway while there are blocks about which more is known.
+    /// Sets whether [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way. While there
+    /// are parts, they always do.
     pub fn take_long_way(&mut self, long: bool) {
         self.long = long;
         self.quick_len = if long || !self.parts.is_empty() { 0 } else { self.len };
@@ -154,7 +154,7 @@ impl Ledger {
         self.parts.try_reserve(1).is_ok() && self.reserve()
     }
 
-    /// Enters a block that need not be one of pymalloc's, for which there is room.
+    /// Enters a part. [`reserve_part`](Self::reserve_part) has made room.
     pub fn insert_part(&mut self, address: usize, size: usize, domain: Domain) {
         let entered = self.insert(address, size, domain);
         debug_assert!(entered, "room has been made");
@@ -162,7 +162,7 @@ impl Ledger {
         self.quick_len = 0;
     }
 
-    /// As [`insert`](Self::insert), for a block that one of the heap's own allocators gave, perhaps where a part is laid up.
+    /// As [`insert`](Self::insert), for a block from one of the heap's own allocators, where a part may be in quarantine.
     #[inline]
     pub fn insert_whole(&mut self, address: usize, size: usize, domain: Domain) -> bool {
         let is_entered = self.insert(address, size, domain);
@@ -172,13 +172,13 @@ impl Ledger {
         is_entered
     }
 
-    /// Forgets the sizes of those blocks that are pymalloc's after all.
+    /// Forgets the sizes of parts that turn out to be whole blocks.
     pub fn settle_parts(&mut self, is_block: impl Fn(usize) -> bool) {
         self.parts.retain(|&address, _| !is_block(address));
         self.take_long_way(self.long);
     }
 
-    /// Enters a block in the region; false, with nothing changed, when it is to take the long way.
+    /// Enters a block in the region. If the block must take the long way, changes nothing and returns false.
     #[inline(always)]
     pub fn insert_quickly(&mut self, address: usize, domain: Domain) -> bool {
         let Some((byte, shift)) = self.place_within(self.quick_len, address) else { return false };
@@ -208,8 +208,8 @@ impl Ledger {
         }
     }
 
-    /// Strikes out a live block of `domain` in the region; false, with nothing changed, when there is none at `address`, or it is to take the
-    /// long way.
+    /// Removes a live block of `domain` in the region. If there is none at `address`, or it must take the long way, changes nothing and returns
+    /// false.
     #[inline(always)]
     pub fn strike_out(&mut self, domain: Domain, address: usize) -> bool {
         let state = match domain {
@@ -228,7 +228,7 @@ impl Ledger {
         }
     }
 
-    /// Strikes a live block out.
+    /// Removes a live block.
     #[inline]
     pub fn remove(&mut self, address: usize) {
         if !self.remove_quickly(address) {
@@ -236,7 +236,7 @@ impl Ledger {
         }
     }
 
-    /// Strikes out a live block in the region; false, with nothing changed, when it is to take the long way.
+    /// Removes a live block in the region. If the block must take the long way, changes nothing and returns false.
     #[inline(always)]
     pub fn remove_quickly(&mut self, address: usize) -> bool {
         let Some((byte, shift)) = self.place_within(self.quick_len, address) else { return false };
@@ -264,7 +264,7 @@ impl Ledger {
         }
     }
 
-    /// Strikes out a live block that is quarantined or being resized; its entry must not be evicted until [`remember`](Self::remember).
+    /// Removes a live block that goes into quarantine or is being resized. Its entry is not evicted until [`remember`](Self::remember).
     pub fn lay_up(&mut self, address: usize) {
         if let Some((byte, shift)) = self.place(address) {
             // SAFETY: as in `insert`.
@@ -274,7 +274,7 @@ impl Ledger {
         }
     }
 
-    /// A block that was struck out is gone: it is remembered among others, until there are too many. Not where there is a new one by now.
+    /// Marks a block that was [laid up](Self::lay_up) as freed: its entry may be evicted from now on. Does nothing if a new live block is there.
     pub fn remember(&mut self, address: usize) {
         if self.domain_of(address).is_some() {
             return;
@@ -288,7 +288,7 @@ impl Ledger {
         self.remember_freed(address);
     }
 
-    /// Remembers where one more block has been freed, and forgets the oldest where there are too many.
+    /// Remembers the address of a freed block, and forgets the oldest one if there are too many.
     fn remember_freed(&mut self, address: usize) {
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
             // Without room for more, the oldest is forgotten.
@@ -302,7 +302,7 @@ impl Ledger {
         }
     }
 
-    /// A block that was [laid up](Self::lay_up) is live all the same.
+    /// Makes a block live again that was [laid up](Self::lay_up).
     pub fn revive(&mut self, address: usize, domain: Domain) {
         if self.place(address).is_some() {
             self.insert(address, 0, domain);
@@ -311,7 +311,7 @@ impl Ledger {
         }
     }
 
-    /// Makes a block live again that [`remove`](Self::remove) has struck out; without memory for that, the block is lost.
+    /// Enters a block again that [`remove`](Self::remove) has removed. Without memory for that, the block is lost.
     pub fn reenter(&mut self, address: usize, size: usize, domain: Domain, is_part: bool) {
         if is_part && self.reserve_part() {
             self.insert_part(address, size, domain);
@@ -320,7 +320,7 @@ impl Ledger {
         }
     }
 
-    /// Remembers that there was a block at an address that was not entered, where there is memory for that.
+    /// Remembers an address, at which no block was entered, as that of a freed block. Does nothing without memory for that.
     pub fn note_freed(&mut self, address: usize) {
         if self.domain_of(address).is_some() {
             return;
@@ -334,7 +334,7 @@ impl Ledger {
         self.remove(address);
     }
 
-    /// Forgets that there was a block at an address: its memory is a grant from now on.
+    /// Forgets that a block was freed at an address, because its memory is a grant from now on.
     #[cold]
     pub fn forget_freed(&mut self, address: usize) {
         if self.state(address) == FREED
@@ -414,7 +414,7 @@ impl Ledger {
     fn block_around(&self, pymalloc: &Pymalloc, address: usize) -> Option<(usize, Domain)> {
         match pymalloc.locate(address) {
             Location::Block { begin, .. } => {
-                // Behind the headers of debug hooks, or where another allocator has put it.
+                // The live block may begin behind a debug hook's header, or where another allocator has put it.
                 let mut bases = (begin..=address).rev().filter(|base| base & self.alignment_mask == 0);
                 let found = bases.find_map(|base| self.domain_of(base).map(|domain| (base, domain)));
                 found.filter(|&(base, _)| self.size_of_part(base).is_none_or(|size| address - base < size))
@@ -433,41 +433,41 @@ impl Ledger {
         self.domain_of(address).is_some() || self.block_around(pymalloc, address).is_some()
     }
 
-    /// Addresses, outside the region, of blocks that an allocator gave and does not have back.
+    /// Addresses of the blocks outside the region whose memory the heap still holds.
     pub fn whole_elsewhere(&self) -> impl Iterator<Item = usize> {
         self.elsewhere.iter().filter(|(_, entry)| entry.is_held()).map(|(&address, _)| address)
     }
 
-    /// The part of the table of bits that is in use when blocks have been in the first `used` bytes of the region: where, and how many bytes.
+    /// The address and size of the part of the table that covers the first `used` bytes of the region.
     pub fn used_table(&self, used: usize) -> (NonNull<u8>, usize) {
         (self.bits, (used >> self.alignment_shift).div_ceil(4).min(self.bits_size))
     }
 
-    /// Blocks outside the region that are known, live or not.
+    /// How many blocks outside the region have an entry, live or not.
     pub fn count_elsewhere(&self) -> usize {
         self.elsewhere.len()
     }
 
-    /// Strikes out every block outside the region, without remembering any: as [`whole_elsewhere`](Self::whole_elsewhere).
+    /// Removes every block outside the region and returns those of [`whole_elsewhere`](Self::whole_elsewhere).
     pub fn take_elsewhere(&mut self) -> WholeElsewhere {
         self.freed = VecDeque::new();
         WholeElsewhere(mem::take(&mut self.elsewhere).into_iter())
     }
 
-    /// Nothing is a block of the heap any more: it was closed. What is outside the region stays on record for being given back.
+    /// From now on no address is a block: the heap was closed. Entries of blocks outside the region stay, so that these can be given back.
     pub fn close(&mut self) {
         self.is_closed = true;
         (self.len, self.quick_len) = (0, 0);
     }
 
-    /// Whether a pymalloc block of `size` bytes is a live block, or holds one.
+    /// Whether a pymalloc block of `size` bytes is a live block or holds one.
     pub fn is_live(&self, begin: usize, size: usize) -> bool {
         let holds = || (begin..begin + size).step_by(self.alignment_mask + 1).any(|base| self.domain_of(base).is_some());
         self.domain_of(begin).is_some() || ((self.long || !self.parts.is_empty()) && holds())
     }
 }
 
-/// What was on record outside the region.
+/// The blocks outside the region whose memory the heap held.
 pub(crate) struct WholeElsewhere(<AddressMap<Entry> as IntoIterator>::IntoIter);
 
 impl Iterator for WholeElsewhere {

@@ -1,7 +1,7 @@
 //! Room `domain`: raw, mem and obj, each with an allocator that can be taken out and replaced. Leans on `pymalloc`.
 //!
-//! A call goes through the domain's present allocator. pymalloc's functions serve what is small and pass the rest on to the raw
-//! domain's present allocator, so that an allocator that wraps raw sees those requests too.
+//! A call goes through the domain's present allocator. pymalloc's functions serve small requests and pass the rest on to the raw domain's
+//! present allocator, so that an allocator that wraps raw sees those requests too.
 
 mod debug;
 mod fault;
@@ -65,30 +65,30 @@ impl core::fmt::Display for Domain {
     }
 }
 
-/// What is taken on trust of memory that is handed out or free, to which native code with an address can write.
+/// How far pymalloc trusts the contents of blocks and free memory, to which native code with an address can write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
-    /// That the links of free blocks lead to free blocks, as CPython does.
+    /// As CPython: the links of free blocks lead to free blocks.
     InLinks,
     /// Nothing.
     None,
 }
 
-/// The three domains over one pymalloc. Stays where it is in memory: its own allocators point to it.
+/// The three domains over one pymalloc. It does not move in memory: its own allocators point to it.
 #[repr(C)]
 pub(crate) struct Domains {
     pub pymalloc: Pymalloc,
     pub allocators: [Allocator; 3],
-    /// Once the debug hooks have been set up.
+    /// Set once the debug hooks have been set up.
     pub debug: Option<Box<DebugHooks>>,
-    /// The wrappers that let requests fail; the last ones are in while `is_short`.
+    /// The wrappers that make requests fail; the last ones are in while `is_short`.
     nomemory: Vec<Pinned<NoMemory>>,
     is_short: bool,
-    /// Whether a call was left in the middle: no block is known to be where it was.
+    /// Whether a call was left in the middle: no address is known to be a block any more.
     pub is_closed: bool,
-    /// What mem and obj begin with. Kept, because a generic function may have another address wherever it is named.
+    /// The allocator that mem and obj begin with. Kept, because a generic function may have several addresses.
     own: Allocator,
-    /// Asked by the debug hooks while they fill large blocks.
+    /// The debug hooks ask this, while they fill large blocks, whether to stop.
     pub interrupt: Interrupt,
     /// The release.
     pub profile: Profile,
@@ -118,7 +118,7 @@ impl Domains {
         }
     }
 
-    /// `PYOBJ_ALLOC`: pymalloc, with what is not small passed on to raw.
+    /// `PYOBJ_ALLOC`: pymalloc, which passes requests that are not small on to raw.
     ///
     /// # Safety
     /// `this` points to domains whose pymalloc is initialised.
@@ -134,7 +134,7 @@ impl Domains {
         }
     }
 
-    /// As [`pymalloc_allocator`](Self::pymalloc_allocator), looking at free blocks before it hands them out.
+    /// As [`pymalloc_allocator`](Self::pymalloc_allocator), but it checks free blocks before it hands them out.
     pub fn watched_allocator(this: *mut Self) -> Allocator {
         functions::<WatchedPools>(this)
     }
@@ -209,7 +209,7 @@ fn functions<S: Shape>(this: *mut Domains) -> Allocator {
     }
 }
 
-/// `_PyObject_Malloc`. Nothing in it calls anything but in tail position, so that the hot path needs no stack.
+/// `_PyObject_Malloc`. All its calls are in tail position, so that the hot path needs no stack.
 unsafe extern "C-unwind" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: `ctx` is the domains that made this allocator.
     unsafe {
@@ -224,7 +224,7 @@ unsafe extern "C-unwind" fn object_malloc<S: Shape>(ctx: *mut c_void, size: usiz
     }
 }
 
-/// From a pool that is taken for it, or, when the request is not small or there is no arena, from raw.
+/// A block from a newly taken pool; from raw if the request is not small or there is no arena.
 #[cold]
 #[inline(never)]
 unsafe extern "C-unwind" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size: usize) -> *mut c_void {
@@ -239,7 +239,7 @@ unsafe extern "C-unwind" fn object_malloc_slow<S: Shape>(ctx: *mut c_void, size:
     }
 }
 
-/// What raw gives for a request that pymalloc could not serve; NULL when a broken link was the reason.
+/// A block from raw, for a request that pymalloc could not serve; NULL if a broken link was the reason.
 ///
 /// # Safety
 /// `this` is initialised.
@@ -279,7 +279,7 @@ unsafe extern "C-unwind" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usi
             }
         }
     };
-    // SAFETY: a block holds at least what was asked for; as in `object_malloc`.
+    // SAFETY: a block has at least as many bytes as were requested; as in `object_malloc`.
     unsafe {
         if !block.is_null() {
             block.write_bytes(0, total);
@@ -302,7 +302,7 @@ unsafe extern "C-unwind" fn object_free<S: Shape>(ctx: *mut c_void, address: *mu
     }
 }
 
-/// A block of a foreign arena or of raw, or NULL.
+/// Frees a block of a foreign arena or of raw, or NULL.
 #[cold]
 #[inline(never)]
 unsafe extern "C-unwind" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_void) {
@@ -323,7 +323,7 @@ unsafe extern "C-unwind" fn object_free_elsewhere(ctx: *mut c_void, address: *mu
     }
 }
 
-/// The block was the pool's last one in use.
+/// Ends the free of a pool's last block in use.
 #[cold]
 #[inline(never)]
 unsafe extern "C-unwind" fn object_free_last(ctx: *mut c_void, address: *mut c_void) {

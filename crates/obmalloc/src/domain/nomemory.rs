@@ -1,4 +1,4 @@
-//! Requests that fail on purpose (`_testcapi.set_nomemory`): allocators that wrap whatever is in, and count requests.
+//! Requests that fail on purpose (`_testcapi.set_nomemory`): allocators that wrap the present ones and count requests.
 
 use core::cell::Cell;
 use core::ffi::c_void;
@@ -8,7 +8,7 @@ use super::{Domain, Domains};
 use crate::allocator::Allocator;
 use crate::pinned::Pinned;
 
-/// Which requests fail, and how many there have been (`FmData`).
+/// Which requests fail, and how many have been counted (`FmData`).
 #[derive(Default)]
 struct Counts {
     start: Cell<usize>,
@@ -20,7 +20,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// Counts a request; whether it is to fail (`fm_nomemory`).
+    /// Counts a request, and returns whether it is to fail (`fm_nomemory`).
     fn fails(&self) -> bool {
         if !self.active.get() {
             return false;
@@ -29,7 +29,7 @@ impl Counts {
         self.has_refused()
     }
 
-    /// Whether the last request that was counted was to fail.
+    /// Whether the last counted request was to fail.
     fn has_refused(&self) -> bool {
         let (count, stop) = (self.count.get(), self.stop.get());
         count > self.start.get() && (stop == 0 || count <= stop)
@@ -42,15 +42,15 @@ struct Wrapper {
     counts: *const Counts,
 }
 
-/// Wrappers around the allocators of all domains (`FmHook`). They stay where they are, because they may have been taken out.
+/// Wrappers around the allocators of all domains (`FmHook`). They do not move: allocators that have been taken out may still point to them.
 pub(crate) struct NoMemory {
     counts: Counts,
     wrappers: [Wrapper; 3],
 }
 
 impl Domains {
-    /// `_testcapi.set_nomemory`: of the requests from now on, counted from 0, those from number `start` on fail, up to and excluding number
-    /// `stop` where that is not 0. False when there is no memory for the wrappers.
+    /// `_testcapi.set_nomemory`: counts requests from now on, beginning with 0. Those from number `start` on fail, up to but not including number
+    /// `stop`; if `stop` is 0, all later ones. False when there is no memory for the wrappers.
     ///
     /// # Safety
     /// `this` is initialised, and no call of it is running.
@@ -75,7 +75,7 @@ impl Domains {
         self.is_short && self.nomemory.last().is_some_and(|last| last.counts.has_refused())
     }
 
-    /// Puts wrappers around the allocators that are in: those that were around the same ones before, if there are any.
+    /// Puts wrappers around the allocators that are in. Wrappers that were around the same allocators before are used again.
     ///
     /// # Safety
     /// As for [`set_nomemory`](Self::set_nomemory).
@@ -114,8 +114,8 @@ impl Domains {
         true
     }
 
-    /// `_testcapi.remove_mem_hooks`: puts back what was in when the wrappers came, but for domains where something else has been put in since:
-    /// blocks of that may be there. What CPython puts back in those comes back.
+    /// `_testcapi.remove_mem_hooks`: puts back the allocators that were in when the wrappers came. An allocator that has been put in since stays,
+    /// because it may have live blocks. For those domains, returns the allocator that CPython would put back.
     ///
     /// # Safety
     /// As for [`set_nomemory`](Self::set_nomemory).
@@ -136,7 +136,7 @@ impl Domains {
         })
     }
 
-    /// The allocator that a wrapper is around; any other one as it is.
+    /// The allocator that a wrapper is around; any other allocator as it is.
     pub fn unwrapped(allocator: Allocator) -> Allocator {
         let mut allocator = allocator;
         while ptr::fn_addr_eq(allocator.malloc, failing_malloc as unsafe extern "C-unwind" fn(*mut c_void, usize) -> *mut c_void)
@@ -161,7 +161,7 @@ unsafe fn inner(ctx: *mut c_void) -> Option<Allocator> {
 }
 
 /// `hook_fmalloc`
-#[inline(never)] // It is known by its address, so there must be one of it.
+#[inline(never)] // A wrapper is recognised by this function's address, so there must be only one.
 unsafe extern "C-unwind" fn failing_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: called as the wrapped allocator is.
     unsafe { inner(ctx).map_or(ptr::null_mut(), |inner| (inner.malloc)(inner.ctx, size)) }

@@ -11,7 +11,7 @@ pub(crate) const ALLOCATOR: Allocator =
     Allocator { ctx: ptr::null_mut(), malloc: raw_malloc, calloc: raw_calloc, realloc: raw_realloc, free: raw_free };
 
 unsafe extern "C-unwind" fn raw_malloc(_: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: malloc takes any size. Zero bytes would be allowed to give NULL, which would read as failure.
+    // SAFETY: malloc takes any size. For 0 bytes it may return NULL, which callers would take for a failure.
     unsafe { os::malloc(size.max(1)) }
 }
 

@@ -6,14 +6,14 @@ use super::debug::{FORBIDDEN, SST};
 use crate::os;
 use crate::profile::{DebugText, NoFrame};
 
-/// The hook that found it, as the text names it.
+/// The hook that found the damage, as the text names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Function {
     Free,
     Realloc,
 }
 
-/// What it found, as the text says it.
+/// The damage that the hook found, as the text says it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Problem {
     /// The API id is another than this one.
@@ -26,8 +26,8 @@ pub(crate) enum Problem {
 
 /// The text that CPython prints for a fault that its debug hooks find, with the addresses that it has here.
 ///
-/// [`Display`](fmt::Display) gives it, as it is for the thread that asks and for one in which no Python function is running. CPython writes
-/// bytes; each is the character with its number here.
+/// [`Display`](fmt::Display) writes it, as for the calling thread with no Python function running. CPython writes bytes; here each is the
+/// character with its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Report {
     text: DebugText,
@@ -55,7 +55,7 @@ impl Report {
         let (mut first, mut last) = ([0; 16], [0; 8]);
         if tail >= address {
             let end = requested.min(8) as usize;
-            // SAFETY: the caller's promise: `requested` bytes lie between `address` and `tail`, and so few of them are read.
+            // SAFETY: the caller's promise: `requested` bytes lie between `address` and `tail`, and no more are read.
             unsafe {
                 address.copy_to_nonoverlapping(first.as_mut_ptr(), requested.min(16) as usize);
                 tail.wrapping_sub(end).copy_to_nonoverlapping(last.as_mut_ptr(), end);
@@ -72,7 +72,7 @@ impl Report {
         Self { text, function, problem, address: address.addr(), id, requested, leading, trailing, first, last }
     }
 
-    /// Whether CPython has any reason to print it.
+    /// Whether CPython would find the block damaged, and print this.
     pub(crate) fn says_something(&self) -> bool {
         self.problem != Problem::Trailing || self.trailing != [FORBIDDEN; SST]
     }
@@ -95,7 +95,7 @@ impl Report {
             return Ok(());
         }
         f.write_str("    Data at p:")?;
-        // A size that leads around the end of memory leaves nothing between begin and end.
+        // With a size that wraps around the end of memory, CPython finds no bytes between begin and end.
         let wraps = (self.address as u64).checked_add(self.requested).is_none();
         if !wraps {
             let shown = self.requested.min(16) as usize;
@@ -173,7 +173,7 @@ impl fmt::Display for Report {
 /// `read_size_t`: eight bytes, the most significant one first.
 ///
 /// # Safety
-/// They can be read.
+/// Eight bytes at `at` can be read.
 pub(super) unsafe fn read_size(at: *const u8) -> u64 {
     // SAFETY: the caller's promise.
     u64::from_be_bytes(unsafe { at.cast::<[u8; SST]>().read() })

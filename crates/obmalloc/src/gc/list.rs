@@ -1,8 +1,8 @@
 //! A list of tracked objects.
 //!
-//! CPython's are linked through the objects, so walking one waits for each object before it knows the next. These are arrays: the
-//! processor can be asked for objects long before their turn. An object knows its place (`_gc_next`), which is emptied when the object leaves;
-//! the order of the others stays. Which list it is a place in shows when one looks there, so that a list can become another one whole.
+//! CPython links a list through its objects, so a walk waits for each object before it knows the next. Here a list is an array, so that
+//! objects can be prefetched long before their turn. An object knows its index (`_gc_next`). When an object leaves, its entry becomes 0, and
+//! the order of the others stays. An object does not know its list: a look at its index in each list tells. So whole lists can be swapped.
 
 use alloc::vec::Vec;
 
@@ -23,11 +23,11 @@ pub(crate) enum ListId {
     Permanent,
     /// Unreachable objects with legacy finalizers, and what they reach.
     Finalizers,
-    /// Weak references whose callbacks are to be called.
+    /// Weak references whose callbacks are still to be called.
     WrcbToCall,
-    /// What an increment collects.
+    /// The objects that an increment collects.
     Increment,
-    /// What has survived a collection of young objects or of an increment, until that is over.
+    /// The survivors of a collection of young objects or of an increment, until it ends.
     Survivors,
 }
 
@@ -47,16 +47,16 @@ impl ListId {
     ];
 }
 
-/// The place that a tracked object's `_gc_next` says.
+/// The index that a tracked object's `_gc_next` stands for.
 #[inline]
 pub(crate) fn place(gc_next: usize) -> usize {
     gc_next - 1
 }
 
 /// Invariants:
-/// 1. An entry is 0 or a tracked object whose `_gc_next` says this place; an object is an entry of one list.
-/// 2. `live` entries are not 0; there are none before `first`.
-/// 3. There is capacity for `promised` entries: what was reserved, not what there happens to be.
+/// 1. An entry is 0 or a tracked object whose `_gc_next` stands for the entry's index; an object is an entry of one list.
+/// 2. `live` entries are not 0; all entries before `first` are 0.
+/// 3. There is capacity for `promised` entries, which is what callers have reserved.
 #[derive(Default)]
 pub(crate) struct GcList {
     entries: Vec<usize>,
@@ -92,7 +92,7 @@ impl GcList {
         Some(self.entries[self.first])
     }
 
-    /// Whether so many objects can be appended, which is remembered then.
+    /// Whether there is capacity for `more` objects; if so, promises it.
     #[inline]
     pub fn promise(&mut self, more: usize) -> bool {
         let has_room = self.entries.capacity() - self.entries.len() >= more;
@@ -102,7 +102,10 @@ impl GcList {
         has_room
     }
 
-    /// Makes sure that so many objects can be appended, unless there is no memory or that is interrupted.
+    /// Makes sure that `more` objects can be appended.
+    ///
+    /// # Errors
+    /// When there is no memory, or it is interrupted.
     pub fn reserve(&mut self, more: usize, interrupt: Interrupt) -> Result<(), Undone> {
         if !self.promise(more) {
             self.make_room(more, interrupt)?;
@@ -111,7 +114,7 @@ impl GcList {
         Ok(())
     }
 
-    /// As [`reserve`](Self::reserve), when what was reserved before is not needed any more.
+    /// As [`reserve`](Self::reserve), when earlier promises are not needed any more.
     pub fn reserve_anew(&mut self, more: usize, interrupt: Interrupt) -> Result<(), Undone> {
         self.promised = 0;
         self.reserve(more, interrupt)
@@ -128,11 +131,11 @@ impl GcList {
         if self.entries.len() < STRIDE {
             return self.entries.try_reserve(more).map_err(|_| Undone::NoMemory);
         }
-        // By hand, because a vector might move millions of them at once.
+        // By hand, because a vector would move all entries in one go, which cannot be interrupted.
         let mut larger = Vec::new();
         let room = self.entries.len() + more.max(self.entries.len());
         larger.try_reserve_exact(room).map_err(|_| Undone::NoMemory)?;
-        // What is only copied takes a tenth of what is looked at.
+        // Copying takes a tenth of the time that a step usually takes, hence the larger pieces.
         for piece in self.entries.chunks(8 * STRIDE) {
             larger.extend_from_slice(piece);
             if interrupt.is_now() {
@@ -143,7 +146,7 @@ impl GcList {
         Ok(())
     }
 
-    /// Moves the objects together, in order; false when that was interrupted, and the rest are where they were.
+    /// Moves the objects together, in order. False if it was interrupted: the rest stay where they were.
     fn close_gaps(&mut self, interrupt: Interrupt) -> bool {
         let mut place = 0;
         self.first = 0;
@@ -171,13 +174,13 @@ impl GcList {
         self.live += 1;
     }
 
-    /// Whether an object whose place is this one is in this list.
+    /// Whether an object with this index is in this list.
     #[inline]
     pub fn has(&self, object: usize, place: usize) -> bool {
         self.entries.get(place) == Some(&object)
     }
 
-    /// Takes the object at a place out (`gc_list_remove`).
+    /// Takes out the object with this index (`gc_list_remove`).
     #[inline]
     pub fn remove(&mut self, place: usize) {
         let object = core::mem::take(&mut self.entries[place]);
@@ -190,12 +193,12 @@ impl GcList {
         }
     }
 
-    /// Appends all objects of another list, which is empty then (`gc_list_merge`); there is room for them. False when that was interrupted:
-    /// the others are still in that list.
+    /// Moves all objects of another list to the end of this one, which has room for them (`gc_list_merge`). False if it was interrupted: the
+    /// rest is still in the other list.
     pub fn merge(&mut self, from: &mut Self, interrupt: Interrupt) -> bool {
         let room = self.promised.saturating_sub(from.live);
         if self.live == 0 && from.entries.capacity() - from.entries.len() >= room {
-            // All keep their places, and there is as much room for others as there would be.
+            // Swap the lists: all objects keep their indices, and the other list has enough capacity too.
             self.clear();
             core::mem::swap(self, from);
             self.promised = self.promised.max(self.entries.len() + room);
@@ -232,12 +235,12 @@ impl GcList {
         self.live = 0;
     }
 
-    /// The entries, for a caller that vacates places and appends objects, and calls [`settle`](Self::settle) then.
+    /// The entries, for a caller that takes objects out or appends them, and then calls [`settle`](Self::settle).
     pub fn entries_mut(&mut self) -> &mut Vec<usize> {
         &mut self.entries
     }
 
-    /// Takes stock, after `left` objects have left their places, and objects, which know theirs, have been appended from place `appended` on.
+    /// Updates the counts, after `left` objects have left and objects have been appended from index `appended` on. Those know their indices.
     pub fn settle(&mut self, left: usize, appended: usize) {
         self.live = self.live + self.entries.len() - appended - left;
         if self.live == 0 {
@@ -246,8 +249,8 @@ impl GcList {
     }
 }
 
-/// Tells a tracked object its place in the list that it is in, or is going to be in.
+/// Tells a tracked object its index in the list that it is in or will be in.
 pub(super) fn set_place(object: usize, place: usize) {
-    // SAFETY: what is appended is an object.
+    // SAFETY: only objects are put into lists.
     unsafe { header::set_gc_next(object, place + 1) };
 }

@@ -1,7 +1,7 @@
 //! Room `gc`: tracking, and the cyclic collector (`Python/gc.c`, before 3.13 `Modules/gcmodule.c`). Leans on `object`.
 //!
-//! [`collect`] has the phases of a collection under CPython's names, and the collectors that are made of them; [`weakref`] is about weak
-//! references; [`module`] is what Python's module of this name does.
+//! [`collect`] has the phases of a collection under CPython's names, and the collectors that are made of them. [`weakref`] has weak
+//! references and calls their callbacks. [`module`] is Python's `gc` module.
 
 mod collect;
 pub(crate) mod list;
@@ -33,13 +33,13 @@ pub const DEBUG_SAVEALL: u32 = 32;
 /// Whether a collection starts or has stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// It starts.
+    /// The collection starts.
     Start,
-    /// It has stopped.
+    /// The collection has stopped.
     Stop,
 }
 
-/// What `gc.callbacks` are told of a collection.
+/// What `gc.callbacks` learn about a collection.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Info {
     /// The oldest generation that is collected.
@@ -50,7 +50,7 @@ pub struct Info {
     pub uncollectable: usize,
 }
 
-/// What has become of the collections of a generation (`gc.get_stats()`).
+/// The statistics of the collections of a generation (`gc.get_stats()`).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct GenerationStats {
     /// How many there were.
@@ -64,12 +64,12 @@ pub struct GenerationStats {
 /// The collector's state (`struct _gc_runtime_state`).
 pub(crate) struct Gc {
     pub lists: [GcList; LISTS],
-    /// Of each generation, how much has happened since it was last collected.
+    /// For each generation, what has been counted since it was last collected: objects, or collections of the next younger one.
     pub count: [i32; GENERATIONS],
     pub threshold: [i32; GENERATIONS],
     pub enabled: bool,
     pub collecting: bool,
-    /// A collection is to run at the next opportunity.
+    /// Whether the next operation on objects must run a collection first.
     pub scheduled: bool,
     pub debug: u32,
     /// Objects that survived a full collection.
@@ -77,7 +77,7 @@ pub(crate) struct Gc {
     /// Objects that survived a collection of the middle generation, but have not been in a full one.
     pub long_lived_pending: usize,
     pub stats: [GenerationStats; GENERATIONS],
-    /// What collections have put into `gc.garbage`, until it is taken.
+    /// The objects that collections have put into `gc.garbage`, until the caller takes them.
     pub garbage: Vec<usize>,
     pub incremental: collect::Progress,
     pub scratch: collect::Scratch,
@@ -102,7 +102,7 @@ impl Gc {
         }
     }
 
-    /// Counts one more towards a generation's next collection; around where an `int` ends, as CPython does, which is built to wrap.
+    /// Counts one more towards a generation's next collection. The count wraps like the `int` in CPython.
     #[inline]
     pub fn count_up(&mut self, generation: usize) {
         self.count[generation] = self.count[generation].wrapping_add(1);
@@ -117,7 +117,7 @@ impl Gc {
         self.try_merge(from, to, Interrupt::NEVER);
     }
 
-    /// As [`merge`](Self::merge); false when it was interrupted, and some objects have not changed lists.
+    /// As [`merge`](Self::merge); false if it was interrupted, so that some objects are still in the first list.
     pub fn try_merge(&mut self, from: ListId, to: ListId, interrupt: Interrupt) -> bool {
         let lists = self.lists.get_disjoint_mut([from as usize, to as usize]);
         lists.is_err() || lists.is_ok_and(|[from, to]| to.merge(from, interrupt))
@@ -135,7 +135,7 @@ impl Gc {
         let place = list::place(unsafe { header::gc_next(object) });
         let old = self.list(ListId::Old);
         if old.has(object, place) {
-            // Most are old.
+            // Most objects are old.
             old.remove(place);
         } else if let Some(list) = self.lists.iter_mut().find(|list| list.has(object, place)) {
             list.remove(place);
@@ -149,7 +149,7 @@ impl Gc {
 }
 
 impl ObjectHeap {
-    /// Counts the allocation of a GC object, which may start a collection (`_PyObject_GC_Link`): whether that is to run at once.
+    /// Counts the allocation of a GC object (`_PyObject_GC_Link`). Returns whether a collection must run at once.
     #[inline]
     pub(crate) fn gc_link(&self) -> bool {
         if self.rules.counted != Counted::Allocations {
@@ -168,7 +168,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Whether the count of the youngest generation asks for a collection, which is to run now; otherwise it is scheduled.
+    /// If the count of the youngest generation asks for a collection, schedules it, or returns true if the release runs it at once.
     #[inline]
     fn is_triggered(&self) -> bool {
         let gc = &mut self.state().gc;
@@ -184,8 +184,8 @@ impl ObjectHeap {
         }
     }
 
-    /// Runs the collection that an allocation has scheduled, if there is one and no hook is under way: what the interpreter does between
-    /// two instructions (`_Py_RunGC`). Every operation on objects begins with it.
+    /// Runs the collection that an allocation has scheduled, if there is one and no hook is running. Every operation on objects begins with
+    /// this; the interpreter does it between two instructions (`_Py_RunGC`).
     #[inline]
     pub fn run_scheduled(&self) {
         if self.state().gc.scheduled && self.depth.get() == 0 {
@@ -222,8 +222,8 @@ impl ObjectHeap {
         }
     }
 
-    /// The oldest generation whose count is above its threshold (`gc_select_generation`). The oldest of all only when a quarter as many
-    /// objects as it has seen have joined it since: otherwise a growing program would spend more and more time on it.
+    /// The oldest generation whose count is above its threshold (`gc_select_generation`). Generation 2 only if at least a quarter as many
+    /// objects as survived its last collection have joined it since: otherwise a growing program would spend more and more time on it.
     fn select_generation(&self) -> Option<usize> {
         let gc = &self.state().gc;
         (0..GENERATIONS).rev().find(|&generation| {
@@ -253,7 +253,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// `_PyObject_GC_UNTRACK`, if it is tracked. A collection that has found it unreachable has nothing to do with it any more.
+    /// `_PyObject_GC_UNTRACK`, if the object is tracked. A collection that has found it unreachable leaves it alone from now on.
     pub(crate) fn untrack_object(&self, object: usize) {
         // SAFETY: the caller gives a GC object; the byte is its own.
         unsafe { self.untrack_at(object, self.table().place(object)) };
@@ -281,7 +281,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Counts a tracked object less, where those are what counts.
+    /// Uncounts a tracked object, if the release counts tracked objects.
     #[inline]
     pub(super) fn count_untracked(&self) {
         let gc = &mut self.state().gc;
@@ -319,7 +319,7 @@ impl ObjectHeap {
     /// When `object` is no GC object.
     #[doc(alias = "PyObject_GC_UnTrack")]
     pub fn untrack(&self, object: usize) -> Result<(), Fault> {
-        // In its `tp_dealloc` an object may still be untracked: it is already.
+        // An object may be untracked in its `tp_dealloc`, where it is untracked already.
         if self.look_open(object)?.gc && self.table().state(object) == table::DYING {
             return Ok(());
         }
@@ -328,12 +328,12 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// `PyObject_GC_Del`: gives the memory of an object back as it is, for a caller that has made one and cannot finish it. Its references are
-    /// given back too.
+    /// `PyObject_GC_Del`: frees the memory of an object, without its finalizers, for a caller that has made an object and cannot finish it. Its
+    /// references are given back too.
     ///
     /// # Errors
-    /// When `object` is no GC object, or others refer to it. When it is interrupted: it is there, but untracked, and some of its references are
-    /// gone.
+    /// When `object` is no GC object, or other objects refer to it. When it is interrupted: the object is still there, but untracked, and some
+    /// of its references are gone.
     #[doc(alias = "PyObject_GC_Del")]
     pub fn gc_del(&self, object: usize) -> Result<(), ObjectError> {
         let kind = self.change(object)?;
@@ -348,7 +348,7 @@ impl ObjectHeap {
         if let Some(offset) = kind.weaklist {
             self.clear_weakrefs_silently(object, offset);
         }
-        // From here on hooks can do nothing with it.
+        // From here on hooks cannot use the object.
         self.table().set(object, table::DYING);
         // SAFETY: as above; only this call gives its memory back.
         if !unsafe { self.clear_references(kind, object) } {

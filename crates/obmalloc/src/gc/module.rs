@@ -14,7 +14,7 @@ impl ObjectHeap {
     /// `PyObject_GC_IsTracked`; false for an object that is no GC object.
     ///
     /// # Errors
-    /// When `object` is none.
+    /// When `object` is no object.
     #[doc(alias = "PyObject_GC_IsTracked")]
     pub fn is_tracked(&self, object: usize) -> Result<bool, Fault> {
         // SAFETY: looked up in the same expression.
@@ -24,19 +24,19 @@ impl ObjectHeap {
     /// `PyObject_GC_IsFinalized`; false for an object that is no GC object.
     ///
     /// # Errors
-    /// When `object` is none.
+    /// When `object` is no object.
     #[doc(alias = "PyObject_GC_IsFinalized")]
     pub fn is_finalized(&self, object: usize) -> Result<bool, Fault> {
         // SAFETY: looked up in the same expression.
         Ok(self.look_gc(object)? && unsafe { header::is_finalized(object) })
     }
 
-    /// `gc.collect(generation)`: runs a collection, enabled or not, and gives the number of unreachable objects found. While one is
-    /// running, nothing happens, and 0 comes back.
+    /// `gc.collect(generation)`: runs a collection, also while the collector is disabled, and returns the number of unreachable objects found.
+    /// While a collection is running, does nothing and returns 0.
     ///
     /// # Errors
-    /// When the generation is none of 0, 1 and 2, a `traverse` failed or did not tell the truth, or there is no memory: nothing has
-    /// been destroyed then. When it is [interrupted](crate::ObjectHeap::set_interrupt): what has not been destroyed stays.
+    /// When the generation is none of 0, 1 and 2, a `traverse` failed or did not tell the truth, or there is no memory: then nothing has been
+    /// destroyed. When it is [interrupted](crate::ObjectHeap::set_interrupt): objects that have not been destroyed stay.
     #[doc(alias = "PyGC_Collect")]
     pub fn collect(&self, generation: usize) -> Result<usize, ObjectError> {
         if generation >= GENERATIONS {
@@ -60,7 +60,7 @@ impl ObjectHeap {
         self.state().gc.enabled = true;
     }
 
-    /// `gc.disable()`: no collection runs unless it is asked for.
+    /// `gc.disable()`: only calls of `collect` run a collection.
     #[doc(alias = "PyGC_Disable")]
     pub fn disable_gc(&self) {
         self.state().gc.enabled = false;
@@ -78,12 +78,12 @@ impl ObjectHeap {
         let threshold = self.state().gc.threshold;
         match self.rules.algorithm {
             Algorithm::Generational => threshold,
-            // The third means nothing.
+            // The third threshold has no meaning there.
             Algorithm::Incremental => [threshold[0], threshold[1], 0],
         }
     }
 
-    /// `gc.set_threshold()`: what is left out stays; 0 first means no automatic collections.
+    /// `gc.set_threshold()`: thresholds that are left out stay. A first threshold of 0 means no automatic collections.
     #[doc(alias = "gc.set_threshold")]
     pub fn set_threshold(&self, threshold0: i32, threshold1: Option<i32>, threshold2: Option<i32>) {
         let threshold = &mut self.state().gc.threshold;
@@ -102,13 +102,13 @@ impl ObjectHeap {
         }
     }
 
-    /// `gc.get_stats()`, of each generation.
+    /// `gc.get_stats()`, for each generation.
     #[doc(alias = "gc.get_stats")]
     pub fn gc_stats(&self) -> [GenerationStats; 3] {
         self.state().gc.stats
     }
 
-    /// The generations' lists, from which objects are listed.
+    /// The lists with the objects of a generation, or of all.
     fn generations(&self, generation: Option<usize>) -> &'static [ListId] {
         use ListId::{Middle, Old, Young};
         match (self.rules.algorithm, generation) {
@@ -134,7 +134,7 @@ impl ObjectHeap {
         self.all_of(self.generations(generation))
     }
 
-    /// The objects in lists.
+    /// All objects in these lists.
     fn all_of(&self, lists: &[ListId]) -> Result<Vec<usize>, ObjectError> {
         if self.mode().get() == Mode::Closed {
             self.begin()?;
@@ -155,7 +155,7 @@ impl ObjectHeap {
     /// `gc.get_referrers()`: the tracked objects that refer directly to any of `objects`, in the collector's order.
     ///
     /// # Errors
-    /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
+    /// When one of `objects` is no object, a `traverse` fails, there is no memory, or it is interrupted.
     #[doc(alias = "gc.get_referrers")]
     pub fn referrers(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         let mut wanted = AddressSet::default();
@@ -179,7 +179,7 @@ impl ObjectHeap {
         Ok(referrers)
     }
 
-    /// The tracked objects, generation 0 first. The incremental collector's generations 1 and 2 are what it has visited and what not.
+    /// The tracked objects, generation 0 first. The incremental collector's generations 1 and 2 are its visited and its pending space.
     fn all_by_generation(&self) -> Result<Vec<usize>, ObjectError> {
         let gc = &self.state().gc;
         let order = match self.rules.algorithm {
@@ -189,10 +189,11 @@ impl ObjectHeap {
         self.all_of(&order)
     }
 
-    /// `gc.get_referents()`: the objects that `objects` refer to directly, as they are traversed; what is no GC object is left out.
+    /// `gc.get_referents()`: the objects that `objects` refer to directly, in the order of traversal. Of `objects`, those that are no GC objects
+    /// are skipped.
     ///
     /// # Errors
-    /// When one of `objects` is none, a `traverse` fails, there is no memory, or it is interrupted.
+    /// When one of `objects` is no object, a `traverse` fails, there is no memory, or it is interrupted.
     #[doc(alias = "gc.get_referents")]
     pub fn referents(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
         let mut referents = Vec::new();
@@ -209,10 +210,10 @@ impl ObjectHeap {
         Ok(referents)
     }
 
-    /// `gc.freeze()`: no collection looks at what is tracked now.
+    /// `gc.freeze()`: from now on collections ignore all objects that are tracked now.
     ///
     /// # Errors
-    /// When there is no memory, or it is interrupted: some objects are frozen then.
+    /// When there is no memory, or it is interrupted: then some objects are frozen.
     #[doc(alias = "gc.freeze")]
     pub fn freeze(&self) -> Result<(), ObjectError> {
         self.begin()?;
@@ -228,10 +229,10 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// `gc.unfreeze()`: what was frozen joins the oldest generation.
+    /// `gc.unfreeze()`: frozen objects join the oldest generation.
     ///
     /// # Errors
-    /// When there is no memory, or it is interrupted: some objects are frozen still.
+    /// When there is no memory, or it is interrupted: then some objects are still frozen.
     #[doc(alias = "gc.unfreeze")]
     pub fn unfreeze(&self) -> Result<(), ObjectError> {
         self.begin()?;
@@ -251,7 +252,7 @@ impl ObjectHeap {
         self.state().gc.list(ListId::Permanent).len()
     }
 
-    /// `gc.set_debug()`: what collections tell of themselves ([`Hooks::write`](crate::Hooks::write)), and whether they keep what they
+    /// `gc.set_debug()`: which messages collections write ([`Hooks::write`](crate::Hooks::write)), and whether they keep the garbage that they
     /// find.
     #[doc(alias = "gc.set_debug")]
     pub fn set_debug(&self, flags: u32) {
@@ -264,7 +265,7 @@ impl ObjectHeap {
         self.state().gc.debug
     }
 
-    /// What collections have appended to `gc.garbage` since this was last called. Each entry is a reference that is the caller's now.
+    /// The objects that collections have appended to `gc.garbage` since the last call. Each comes with a reference, which is now the caller's.
     #[doc(alias = "gc.garbage")]
     pub fn take_garbage(&self) -> Vec<usize> {
         core::mem::take(&mut self.state().gc.garbage)

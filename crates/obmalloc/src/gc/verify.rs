@@ -18,16 +18,14 @@ macro_rules! ensure {
 
 impl ObjectHeap {
     /// As [`CheckedHeap::verify`](crate::CheckedHeap::verify), and walks the collector's lists and the objects in them: their headers, and
-    /// what they refer to.
-    ///
-    /// Not to its end when it is [interrupted](crate::ObjectHeap::set_interrupt).
+    /// what they refer to. The walk ends early if it is [interrupted](crate::ObjectHeap::set_interrupt).
     ///
     /// # Errors
     /// The first structure that does not hold.
     pub fn verify(&self) -> Result<(), Corruption> {
         self.heap.verify()?;
         if self.mode().get() == Mode::Traversing {
-            // A collection is in the middle of its lists.
+            // A collection is changing the lists.
             return Ok(());
         }
         let state = &*self.state();

@@ -1,7 +1,10 @@
 //! Weak references (`Objects/weakrefobject.c`), and what a collection does with them.
 //!
-//! A weak reference is a GC object with a word for its referent and words that link it to the others of the same referent; the referent
-//! has a word for the first of them. The first may be the basic one, without a callback, which is shared.
+//! A weak reference is a GC object with a word for its referent, and two words that link it to the other weak references to that referent.
+//! The referent has a word for the first of them. That may be the *basic* one, which has no callback and is shared.
+//!
+//! Callbacks are called in three places: `clear_lone` and `clear_several` when the referent is destroyed, `call_weakref_callbacks` during a
+//! collection.
 
 use core::num::NonZeroU64;
 
@@ -14,7 +17,7 @@ impl ObjectHeap {
     /// `PyWeakref_NewRef`: a new reference to a weak reference to `object`. Without a callback it may be one that exists already.
     ///
     /// # Errors
-    /// When `object` is none, no weak references to its type can be made, or there is no memory.
+    /// When `object` is no object, no weak references to its type can be made, or there is no memory.
     #[doc(alias = "PyWeakref_NewRef")]
     pub fn new_weakref(&self, object: usize, callback: Option<NonZeroU64>) -> Result<usize, ObjectError> {
         let kind = self.change(object)?;
@@ -34,7 +37,7 @@ impl ObjectHeap {
         let reference = self.new_of(self.type_info(TypeId(0)))?;
         // SAFETY: made just above; it has no referent.
         unsafe { self.blank(reference) };
-        // Up to 3.11 that may have run a collection, which is not told of the caller's interest in the referent.
+        // Up to 3.11 that may have run a collection, which may have destroyed the referent: the caller's reference may be borrowed.
         let same = self.is_alive(object) && self.look(object)?.weaklist == Some(offset);
         if !same {
             // SAFETY: the only reference to it.
@@ -45,7 +48,7 @@ impl ObjectHeap {
         if callback.is_none()
             && let Some(basic) = basic
         {
-            // A hook has made one meanwhile.
+            // A hook has made a basic one meanwhile.
             // SAFETY: the only reference to the new one; a weak reference.
             unsafe { (self.decref_object(reference), self.incref_object(basic)) };
             return Ok(basic);
@@ -78,7 +81,7 @@ impl ObjectHeap {
         }
     }
 
-    /// `PyWeakref_GetObject`: the referent, to which no reference is made, or nothing once it is gone.
+    /// `PyWeakref_GetObject`: the referent, without a new reference to it; `None` once it is gone.
     ///
     /// # Errors
     /// When `reference` is no weak reference.
@@ -100,7 +103,7 @@ impl ObjectHeap {
         if object == 0 {
             return;
         }
-        // SAFETY: a referent outlives its place in a weak reference; what comes before and after one with a referent are others of its.
+        // SAFETY: a referent lives as long as a weak reference has its address; the neighbours are weak references to the same referent.
         unsafe {
             if previous != 0 {
                 header::set_wr_next(previous, next);
@@ -140,7 +143,8 @@ impl ObjectHeap {
         }
     }
 
-    /// `PyObject_ClearWeakRefs` (not gc.c's `clear_weakrefs`): an object is being destroyed. Clears the weak references to it, and then calls their callbacks.
+    /// `PyObject_ClearWeakRefs` (not gc.c's `clear_weakrefs`): clears the weak references to an object that is being destroyed, then calls their
+    /// callbacks.
     pub(crate) fn clear_weakrefs(&self, kind: &Type, object: usize) {
         let Some(offset) = kind.weaklist else { return };
         // SAFETY: the caller gives an object of the type, which keeps its memory.
@@ -173,7 +177,7 @@ impl ObjectHeap {
     unsafe fn clear_lone(&self, reference: usize) {
         let callback = self.take_callback(reference);
         self.clear_ref(reference);
-        // SAFETY: the caller gives a weak reference. It may be on its way to its end, too.
+        // SAFETY: the caller gives a weak reference. It may be in the middle of its own destruction.
         if unsafe { header::refcnt(reference) } > 0 {
             self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
         }
@@ -200,7 +204,7 @@ impl ObjectHeap {
         self.holding_weakrefs(head, || {
             let mut reference = head;
             while reference != 0 {
-                // SAFETY: each is kept by the reference that it was given.
+                // SAFETY: the reference added above keeps it.
                 let callback = unsafe { header::wr_callback(reference) };
                 self.in_hook(|| self.hooks.weakref_callback(self, callback, reference));
                 // SAFETY: as above.
@@ -216,7 +220,7 @@ impl ObjectHeap {
                 header::set_wr_next(reference, 0);
             }
             self.drop_callback(callback);
-            // SAFETY: the reference that it was given.
+            // SAFETY: gives the reference added above back.
             unsafe { self.decref_object(reference) };
         }
     }
@@ -230,7 +234,7 @@ impl ObjectHeap {
     }
 
     /// Clears weak references to unreachable objects, and calls the callbacks of those that are reachable themselves (`handle_weakrefs`,
-    /// from 3.15 `handle_weakref_callbacks`). Gives how many of these died of it, and whether any callback was called.
+    /// from 3.15 `handle_weakref_callbacks`). Returns how many of these weak references died, and whether any callback was called.
     ///
     /// # Errors
     /// When it is interrupted between two callbacks.
@@ -267,21 +271,21 @@ impl ObjectHeap {
         self.call_weakref_callbacks(old)
     }
 
-    /// Whether an object is a weak reference whose callback a collection is going to call; the collection holds it until then.
+    /// Whether an object is a weak reference whose callback a collection is going to call. The collection holds a reference to it until then.
     pub(crate) fn is_to_be_called(&self, object: usize) -> bool {
         // SAFETY: the caller gives an object; weak references have the collector's words.
         let next = unsafe { if header::kind(object).is_weakref() { header::gc_next(object) } else { 0 } };
-        // The first one has its turn: it is held as long as its callback runs, and then let go.
+        // The first one's callback is running: `holding` keeps it, and afterwards its reference is given back.
         let list = self.state().gc.list(ListId::WrcbToCall);
         next != 0 && list.has(object, super::list::place(next)) && list.first() != Some(object)
     }
 
-    /// Calls the callbacks, and gives up the references to their weak references; after an interrupt it calls no more of them.
+    /// Calls the callbacks, and gives back the references to their weak references. After an interrupt it calls no further callback.
     fn call_weakref_callbacks(&self, old: ListId) -> Result<(usize, bool), ObjectError> {
         let (mut freed, mut called, mut going_on) = (0, false, Ok(()));
         while let Some(reference) = self.state().gc.list(ListId::WrcbToCall).first() {
             called = true;
-            // SAFETY: a weak reference, kept by the reference that it was given.
+            // SAFETY: a weak reference; the reference that `handle_weakrefs` added keeps it.
             unsafe {
                 if going_on.is_ok() {
                     let callback = header::wr_callback(reference);
@@ -293,7 +297,7 @@ impl ObjectHeap {
             }
             let gc = &mut self.state().gc;
             if gc.list(ListId::WrcbToCall).first() == Some(reference) {
-                // It lives on.
+                // The weak reference lives on.
                 gc.move_to(reference, old);
             } else {
                 freed += 1;
@@ -303,7 +307,7 @@ impl ObjectHeap {
         going_on.map(|()| (freed, called))
     }
 
-    /// Clears all weak references to unreachable objects, and those among them (`clear_weakrefs`).
+    /// Clears all weak references to unreachable objects, and all unreachable weak references (`clear_weakrefs`).
     pub(super) fn clear_weakrefs_of(&self, unreachable: &[usize]) {
         if !self.state().types.iter().any(|kind| kind.weaklist.is_some()) {
             return;
@@ -321,7 +325,7 @@ impl ObjectHeap {
     }
 }
 
-/// Inserts a weak reference into the list of its referent: behind the basic one, which comes first if there is one.
+/// Inserts a weak reference into its referent's list: behind the basic one, if there is one, otherwise in front.
 ///
 /// # Safety
 /// `list` is that of an object, `basic` is in it, and `reference` is a weak reference that is in no list.

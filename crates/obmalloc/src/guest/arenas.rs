@@ -10,13 +10,13 @@ use crate::allocator::ArenaAllocator;
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::heap::Checked;
 
-/// Bytes that an arena's address is a multiple of: blocks in it are aligned to it.
+/// An arena's address is a multiple of this many bytes, so that its blocks can be aligned.
 const ARENA_ALIGNMENT: usize = 16;
 
 /// Where arenas come from and go to.
 #[derive(Clone)]
 enum Source {
-    /// The heap's own arena allocator. Arenas that a guest gave stay the guest's, and it is not told of their end.
+    /// The heap's own arena allocator. Arenas from a guest stay the guest's; the guest is not told when the heap gives them up.
     Own,
     Guest(Rc<dyn ArenaGuest>),
     /// Nowhere: the heap is being taken down.
@@ -36,7 +36,7 @@ impl Arenas {
 
 impl Guests {
     pub(super) fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) {
-        // What a guest is being asked for may become an arena.
+        // A guest that is being asked right now may still give an arena.
         let is_own =
             guest.is_none() && self.nested.get() == 0 && !self.spans.borrow().iter().any(|(_, span)| span.kind == Kind::Arena);
         self.arenas.source.replace(guest.map_or(Source::Own, Source::Guest));
@@ -63,13 +63,13 @@ impl Guests {
         Ok(Some(address))
     }
 
-    /// The heap needs an arena no more.
+    /// Gives an arena that the heap no longer needs to the arena guest, or to the heap's own arena allocator.
     fn take_arena_back(&self, address: usize, size: usize) -> Result<(), GuestFault> {
         let source = self.arenas.source.borrow().clone();
         let is_guests = {
             let mut spans = self.spans.borrow_mut();
             let arena = spans.at(address).filter(|&id| spans.get(id).kind == Kind::Arena);
-            // What scripts have kept of its blocks goes with the heap.
+            // An arena in which scripts still have blocks stays on record until the heap goes.
             if let Some(arena) = arena.filter(|&arena| spans.is_empty(arena)) {
                 spans.remove(arena);
             }
@@ -92,7 +92,7 @@ impl Guests {
         }
     }
 
-    /// An arena of the heap's own becomes a grant: the guest may give it back where it came from.
+    /// Makes a grant of an arena that the heap's own allocator gave, so that the guest may give it back there. False when there is no memory.
     fn grant_arena(&self, address: usize, size: usize) -> bool {
         let mut spans = self.spans.borrow_mut();
         spans.reserve(1) && {
@@ -103,11 +103,11 @@ impl Guests {
 
     fn give_own_arena(&self, address: usize, size: usize) {
         let own = self.arenas.own;
-        // SAFETY: the heap's own arena, which it has let go of.
+        // SAFETY: the heap's own arena; pymalloc does not use it any more.
         unsafe { (own.free)(own.ctx, ptr::with_exposed_provenance_mut(address), size) };
     }
 
-    /// The heap is being taken down: tells the guest of an arena that it is free.
+    /// Tells the guest that an arena is free, because the heap is being taken down.
     pub(super) fn tell_of_arena(&self, address: usize, size: usize) {
         if let Err(fault) = self.take_arena_back(address, size) {
             self.told.set(self.told.take().or(Some(fault)));
@@ -119,12 +119,12 @@ impl Guests {
         matches!(*self.arenas.source.borrow(), Source::Guest(_))
     }
 
-    /// The heap is being taken down, and the guest has been told of all arenas, or is not to be.
+    /// From now on no guest is told of arenas: the heap is being taken down.
     pub(super) fn leave_arenas(&self) {
         self.arenas.source.replace(Source::NoHeap);
     }
 
-    /// The heap is being dropped, and no guest is asked any more. What guests have of the heap's own arena allocator goes back.
+    /// Gives back the arena grants that guests still have. The heap is being dropped: no guest is asked any more.
     pub(super) fn leave(&self) {
         self.leave_arenas();
         let own = self.arenas.own;
@@ -138,7 +138,7 @@ impl Guests {
 }
 
 impl OwnAllocators<'_> {
-    /// `size` bytes from the heap's own arena allocator, a grant; `None` when there is no memory.
+    /// A grant of `size` bytes from the heap's own arena allocator; `None` when there is no memory.
     pub fn arena_alloc(&self, size: usize) -> Option<usize> {
         let guests = self.guests();
         if guests.heap().is_closed() || size == 0 || !guests.spans.borrow_mut().reserve(1) {
@@ -156,7 +156,7 @@ impl OwnAllocators<'_> {
     /// Gives back `size` bytes that the heap's own arena allocator gave to a guest.
     ///
     /// # Errors
-    /// When it gave none of this size there, or an arena or a block lies in them.
+    /// When the address is no arena grant of this size, or an arena or a block lies in the grant.
     pub fn arena_free(&self, address: usize, size: usize) -> Result<(), OwnError> {
         let guests = self.guests();
         let mut spans = guests.spans.borrow_mut();

@@ -22,7 +22,7 @@ pub enum Verb {
 /// What was wrong with a guest's answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestFaultKind {
-    /// It failed, with a number of its own.
+    /// The guest failed, with a number of its own.
     Threw(u64),
     /// The address is not aligned as it has to be, or is 0.
     Unaligned,
@@ -36,7 +36,7 @@ pub enum GuestFaultKind {
     NotZeroed,
     /// The heap's own allocator has resized the block, but the guest gave another answer.
     Resized,
-    /// Too many guests are being asked inside one another.
+    /// Too many calls of guests run inside one another.
     TooDeep,
     /// There is no memory to remember the block.
     NoMemory,
@@ -49,9 +49,9 @@ pub struct GuestFault {
     pub verb: Verb,
     /// What was wrong.
     pub kind: GuestFaultKind,
-    /// What it answered.
+    /// What the guest answered.
     pub answer: Option<usize>,
-    /// Where the block is now, when it has been resized or freed all the same.
+    /// Where the block is, if it was resized or freed although the call failed.
     pub address: Option<usize>,
 }
 

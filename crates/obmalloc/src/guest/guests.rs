@@ -13,7 +13,7 @@ use crate::domain::{Domain, Fault, FaultKind};
 use crate::heap::{Checked, Mode};
 use crate::pinned::Pinned;
 
-/// Calls of guests inside one another.
+/// How many calls of guests may run inside one another.
 pub(super) const NESTED_MAX: u32 = 50;
 
 /// What a span is.
@@ -41,9 +41,9 @@ pub(super) struct Own {
 pub(super) struct Moving {
     pub(super) piece: SpanId,
     pub(super) grant: SpanId,
-    /// Bytes that it is to have.
+    /// Bytes that the block is to have.
     pub(super) wanted: usize,
-    /// Whether one of the heap's own allocators has resized it.
+    /// Whether one of the heap's own allocators has resized the grant around it.
     pub(super) done: bool,
     /// Whether the guest has given the grant back.
     pub(super) given_back: bool,
@@ -54,14 +54,14 @@ pub(crate) struct Guests {
     pub(super) heap: NonNull<Checked>,
     pub(super) own: RefCell<Vec<Own>>,
     pub(super) guests: RefCell<Vec<Rc<dyn Guest>>>,
-    /// In the order of their addresses.
+    /// Ordered by address.
     pub(super) layers: RefCell<Vec<Pinned<Layer>>>,
     pub(super) spans: RefCell<Spans<Kind>>,
     /// Pieces of each domain.
     pub(super) pieces: [Cell<usize>; 3],
-    /// The blocks that guests are resizing, each inside the one before.
+    /// The blocks that guests are resizing; each call runs inside the one before.
     pub(super) moving: RefCell<Vec<Moving>>,
-    /// Guests that are being asked.
+    /// How many guests are being asked.
     pub(super) nested: Cell<u32>,
     /// Why the present call is to fail.
     pub(super) failure: Cell<Option<GuestFault>>,
@@ -79,7 +79,7 @@ impl Guests {
         unsafe { self.heap.as_ref() }
     }
 
-    /// Notes why the present call is to fail, and lets it have no memory from elsewhere.
+    /// Notes why the present call is to fail. Until it ends, the account gives it no more memory.
     pub(super) fn fail(&self, fault: GuestFault) {
         self.heap().account().set_failing(true);
         self.failure.set(self.failure.take().or(Some(fault)));
@@ -91,7 +91,8 @@ impl Guests {
         Some(failure)
     }
 
-    /// At the end of a call of a domain: whether a guest failed on the way. Inside a guest, the call outside fails too.
+    /// Whether a guest failed during a call of a domain, asked at the call's end. A call that a guest makes leaves the failure to the call
+    /// outside, which fails too.
     pub(super) fn has_failed(&self) -> bool {
         if self.nested.get() != 0 {
             let failure = self.failure.take();
@@ -111,13 +112,13 @@ impl Guests {
             return Err(fault(GuestFaultKind::TooDeep));
         }
         if self.heap().is_closed() && !self.leaving.get() {
-            // A call that was on its way; there is no memory for it any more.
+            // A guest or a hook unwound inside this call. It gets no more memory.
             return Err(fault(GuestFaultKind::NoMemory));
         }
         self.nested.set(nested + 1);
         let before = self.heap().mode().replace(Mode::Asking);
         let closes = Closes(self, nested);
-        // While a guest is asked, blocks of domains are out of its reach.
+        // A guest may not free or resize blocks of domains through these allocators.
         let result = call(&OwnAllocators::new(self, None));
         core::mem::forget(closes);
         self.nested.set(nested);
@@ -131,7 +132,7 @@ impl Guests {
         self.guests.borrow().get(number as usize).cloned()
     }
 
-    /// The number of one of the heap's own allocators, which is known from now on; `None` when there is no memory for that.
+    /// The number of one of the heap's own allocators, given to it on first use; `None` when there is no memory to remember it.
     pub(super) fn number_of(&self, allocator: Allocator, domain: Domain) -> Option<u32> {
         let mut own = self.own.borrow_mut();
         let number = match own.iter().position(|own| own.allocator == allocator) {
@@ -150,7 +151,7 @@ impl Guests {
         self.own.borrow().get(number as usize).map(|own| own.allocator)
     }
 
-    /// The allocator that is in, whichever way its blocks go back to those that gave them.
+    /// The allocator that is in, also where a router stands in front of it.
     pub(super) fn present(&self, domain: Domain) -> Option<AllocatorId> {
         let allocator = self.heap().allocator(domain);
         Some(match self.target(&allocator) {
@@ -160,7 +161,7 @@ impl Guests {
         })
     }
 
-    /// What an allocator that is in calls, if it is one of the layers.
+    /// The guest or allocator behind a layer; `None` if the allocator is no layer.
     pub(super) fn target(&self, allocator: &Allocator) -> Option<Target> {
         let layers = self.layers.borrow();
         let place = layers.binary_search_by_key(&allocator.ctx.addr(), |layer| layer.as_ptr().addr()).ok()?;
@@ -181,11 +182,11 @@ impl Guests {
         Some(allocator)
     }
 
-    /// Puts one of the heap's own allocators back. False when there is no memory for what that takes.
+    /// Puts one of the heap's own allocators back, behind a router if blocks of guests still live. False when there is no memory for that.
     pub(super) fn put_back(&self, domain: Domain, number: u32) -> bool {
         let Some(allocator) = self.own_allocator(number) else { return false };
         self.take_back_whole_blocks(domain, number);
-        // What a guest is being asked for may become a piece.
+        // A guest that is being asked right now may still give a piece.
         let is_free_of_pieces = self.nested.get() == 0 && self.pieces[domain as usize].get() == 0;
         let takes_all = is_free_of_pieces && self.heap().takes_back(domain, &allocator);
         let allocator = if takes_all { Some(allocator) } else { self.layer(domain, Target::Router(number)) };
@@ -195,7 +196,7 @@ impl Guests {
         true
     }
 
-    /// Blocks that one of the heap's own allocators gave to a guest, which gave them to the domain as they were, are that allocator's again.
+    /// Hands blocks back to one of the heap's own allocators: those that it gave to a guest, and that the guest gave to the domain unchanged.
     fn take_back_whole_blocks(&self, domain: Domain, number: u32) {
         let mut spans = self.spans.borrow_mut();
         let mut whole = Vec::new();
@@ -228,7 +229,7 @@ impl Guests {
         count.set(count.get().wrapping_add_signed(change));
     }
 
-    /// Where the last piece of a domain has gone to which one of the heap's own allocators was put back, that comes in directly.
+    /// Takes the router out of each domain whose last piece has gone, so that calls reach the heap's own allocator directly.
     pub(super) fn restore_speed(&self) {
         for domain in Domain::ALL {
             if let Some(Target::Router(number)) = self.target(&self.heap().allocator(domain))
@@ -252,7 +253,7 @@ impl Guests {
         }
     }
 
-    /// The grant of an allocator's that begins at an address, whatever lies in it.
+    /// The grant by an allocator that begins at an address, whatever lies in it.
     pub(super) fn grant_at(&self, number: u32, address: usize) -> Option<SpanId> {
         let spans = self.spans.borrow();
         let mut id = spans.at(address)?;
@@ -265,7 +266,7 @@ impl Guests {
         None
     }
 
-    /// What is wrong with an address that the ledger knows nothing of: it may be a grant.
+    /// Makes a fault more exact: an address that the ledger does not know may be a grant.
     pub(super) fn explain(&self, fault: Fault) -> Fault {
         let spans = self.spans.borrow();
         let is_grant = |id| matches!(spans.get(id).kind, Kind::Grant(_) | Kind::ArenaGrant);
@@ -277,7 +278,7 @@ impl Guests {
         }
     }
 
-    /// The block that is being resized, by its place in `moving`, if nothing else lies in a grant.
+    /// The index in `moving` of the block being resized in a grant, if nothing else lies in that grant.
     pub(super) fn moving_in(&self, grant: SpanId) -> Option<usize> {
         let index = self.moving.borrow().iter().rposition(|moving| moving.grant == grant)?;
         let piece = self.moving.borrow()[index].piece;

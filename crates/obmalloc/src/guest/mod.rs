@@ -1,4 +1,4 @@
-//! Room `guest`: whose memory is it. Leans on `heap`.
+//! Room `guest`: allocators that are not trusted, and which of them owns a block. Leans on `heap`.
 //!
 //! A *guest* is an allocator that is not trusted: a script's, a fuzzer's, a Rust program's. It is asked as CPython asks a `PyMemAllocatorEx`,
 //! and gives addresses. The rules:
@@ -6,15 +6,15 @@
 //! 1. A *grant* is memory that one of the heap's own allocators gave directly to a guest. It is on record exactly once, from that call
 //!    until it is given back or the heap goes.
 //! 2. A guest may answer a request with nothing, or with a *piece*: bytes that lie in one grant of the same heap, aligned, and clear of
-//!    every other live piece. Anything else fails the call, and nothing has changed. The same rules serve arenas.
-//! 3. While a piece lies in a grant, the grant is neither given back nor moved, with one exception: inside a guest's `realloc`, the heap's
-//!    own `realloc` of the grant in which nothing lies but the block that is being resized. Its result is then the block, whatever else the
-//!    guest says. A guest that gives that grant back inside its `realloc` is believed when the block has left it.
-//! 4. The guest or allocator that gave a block is known by where the block lies, not by what is in the domain now.
-//! 5. What a guest throws changes none of this.
+//!    every other live piece. Any other answer fails the call and changes nothing. The same rules hold for arenas.
+//! 3. A grant with a piece in it is neither given back nor moved. One exception: inside its `realloc`, a guest may resize the grant with the
+//!    heap's own `realloc` if only the block being resized lies in it. The result is then the block, whatever the guest answers. If the
+//!    guest gives that grant back instead, it goes back once the block has left it.
+//! 4. Where a block lies tells which guest or allocator gave it. Which allocator is in the domain now does not matter.
+//! 5. These rules also hold when a guest throws.
 //!
 //! Grants, pieces and arenas are [spans](spans) of one record; rules 1 to 4 are questions to it. The memory itself is the account's
-//! (`heap`), which gives it back when the heap goes, so what a guest keeps is never lost and never given back twice.
+//! (`heap`), which gives it back when the heap goes. So memory that a guest keeps is not leaked, and is given back once.
 
 mod arenas;
 mod fault;
@@ -52,11 +52,11 @@ pub type Answer = Result<Option<usize>, Threw>;
 
 /// An allocator that is not trusted (`PyMemAllocatorEx`).
 ///
-/// It gets its memory from `own`, the heap's own allocators, and may use the heap it serves, also the block-giving calls of it; only a block
-/// that is being resized is out of its reach. A guest that unwinds closes its heap for good: every later call fails, and the memory goes
-/// back when the heap is dropped.
+/// It gets its memory from `own`, the heap's own allocators. It may call the heap that it serves, for new blocks too; only a block that is
+/// being resized is out of its reach. A guest that unwinds closes its heap for good: every later call fails, and the memory goes back when
+/// the heap is dropped.
 pub trait Guest {
-    /// A block of at least `size` bytes. Zero bytes give a block too, which takes one byte of its grant.
+    /// A block of at least `size` bytes. Zero bytes give a block too; it takes one byte of its grant.
     ///
     /// # Errors
     /// When the guest cannot answer: the call fails.
@@ -107,7 +107,7 @@ pub enum AllocatorId {
 pub enum SetError {
     /// It is none of this heap's, or was never in that domain.
     Unknown,
-    /// It was given up, or there is no memory for it.
+    /// The call was interrupted, or there is no memory for it.
     Undone(Undone),
 }
 
@@ -147,14 +147,14 @@ pub enum SetError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// An address becomes a block only if the heap knows it for a grant:
+/// An address becomes a block only if the heap knows that it is a grant:
 ///
 /// ```compile_fail,E0624
 /// # let heap = obmalloc::GuestHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
 /// heap.adopt(obmalloc::Domain::Raw, 0x1000);
 /// ```
 pub struct GuestHeap {
-    // Before the guests: the heap's own functions may point to them until it is gone.
+    // Dropped before the guests: the heap's functions may point to them.
     heap: CheckedHeap,
     /// Made when they are first needed.
     guests: OnceCell<Pinned<Guests>>,
@@ -169,13 +169,13 @@ impl GuestHeap {
         Ok(Self { heap: CheckedHeap::new(options)?, guests: OnceCell::new() })
     }
 
-    /// The heap, for what has nothing to do with guests.
+    /// The checked heap, for calls that do not concern guests.
     #[inline(always)]
     pub(crate) fn checked(&self) -> &CheckedHeap {
         &self.heap
     }
 
-    /// What is known of guests, from now on.
+    /// The record of guests, made on the first call.
     fn guests(&self) -> Result<&Guests, HeapError> {
         if self.guests.get().is_none() {
             if !self.heap.inner().know_roots() {
@@ -221,8 +221,8 @@ impl GuestHeap {
         Ok(AllocatorId::Guest(guests.len() as u32 - 1))
     }
 
-    /// `PyMem_SetAllocator`: from now on the domain's requests go to an allocator. Blocks that are there stay: it is asked to free and resize
-    /// them too, and where it is one of the heap's own and did not give a block, the one that did is asked.
+    /// `PyMem_SetAllocator`: from now on the domain's requests go to an allocator. It is also asked to free and resize the blocks that live
+    /// already. One of the heap's own allocators is only asked about blocks that it gave; for others, the allocator that gave them is asked.
     ///
     /// # Errors
     /// When the allocator is not one of this heap's, or was never in this domain; when there is no memory for it, or it was interrupted.
@@ -232,7 +232,7 @@ impl GuestHeap {
         if self.heap.is_closed() {
             return Err(SetError::Unknown);
         }
-        // Quarantined blocks are the present one's.
+        // The present allocator must free the blocks in quarantine.
         if !self.empty_quarantine() {
             return Err(SetError::Undone(Undone::GivenUp));
         }
@@ -255,8 +255,8 @@ impl GuestHeap {
         Ok(())
     }
 
-    /// The heap's own allocators, to be called directly. What they give is a grant: no block of a domain, but the caller's until it is given
-    /// back.
+    /// The heap's own allocators, to be called directly. They give grants: memory that is the caller's until it is given back, and no block of a
+    /// domain.
     ///
     /// # Errors
     /// When there is no memory for what that takes.
@@ -295,13 +295,13 @@ impl GuestHeap {
         self.guests.get().is_some() && self.heap.inner().calls_out()
     }
 
-    /// Why the last call failed, if that was because of a guest; given once. Of several, the first. What was freed is freed all the same, and
-    /// what was resized is where `address` says.
+    /// The guest's failure that made the last call fail. Returned once; of several, the first. A block that was to be freed is freed all the
+    /// same, and a block that was resized lies where `address` says.
     pub fn take_guest_fault(&self) -> Option<GuestFault> {
         self.guests.get()?.told.take()
     }
 
-    /// Runs a callback. Its calls are not told of a failure that came before it: that belongs to the call around the callback.
+    /// Runs a callback. An earlier failure is hidden from the callback's calls, because it belongs to the call around the callback.
     #[inline]
     pub(crate) fn calling_back<T>(&self, run: impl FnOnce() -> T) -> T {
         let told = self.guests.get().and_then(|guests| guests.told.take());
@@ -313,7 +313,7 @@ impl GuestHeap {
         result
     }
 
-    /// Puts the earlier failure back, also where the callback left one of its own.
+    /// Puts the earlier failure back, in place of one that the callback left.
     #[cold]
     fn restore_faults(&self, told: Option<GuestFault>, fault: Option<Fault>) {
         if let (Some(guests), Some(_)) = (self.guests.get(), told) {
@@ -325,7 +325,7 @@ impl GuestHeap {
         }
     }
 
-    /// At the end of a call that may have run a guest: whether one failed.
+    /// Whether a guest failed, asked at the end of a call that may have run one.
     #[cold]
     #[inline(never)]
     fn settle(&self) -> bool {
@@ -336,7 +336,7 @@ impl GuestHeap {
         guests.has_failed()
     }
 
-    /// A request that did not go the quick way is done; where a guest failed, the block goes back.
+    /// Ends a request that did not go the quick way. If a guest failed, the block goes back.
     #[cold]
     #[inline(never)]
     fn settle_request(&self, domain: Domain, block: Option<NonNull<u8>>) -> Option<NonNull<u8>> {
@@ -344,7 +344,7 @@ impl GuestHeap {
             return block;
         }
         if let Some(block) = block {
-            // What is wrong with it is of no interest.
+            // A fault of this free does not matter: the request fails anyway.
             let _ = self.heap.free(domain, block.as_ptr().expose_provenance());
             self.settle();
         }
@@ -426,7 +426,7 @@ impl GuestHeap {
         self.guests.get().is_some_and(|guests| guests.piece_at(domain, address).is_some())
     }
 
-    /// What is wrong with an address that is no block, perhaps because it is a grant.
+    /// Makes a fault more exact: an address that is no block may be a grant.
     pub(crate) fn explain(&self, fault: Fault) -> Fault {
         self.guests.get().map_or(fault, |guests| guests.explain(fault))
     }
@@ -454,8 +454,8 @@ impl GuestHeap {
         is_empty
     }
 
-    /// In C a block is the allocator's, whether that was called directly or through the domain: a grant of the allocator that is in becomes a
-    /// block of the domain.
+    /// Makes a block of the domain of a grant by the allocator that is in. C does not tell the two apart: it may free through the domain what it
+    /// got from the allocator directly.
     fn adopt(&self, domain: Domain, address: usize) -> bool {
         let Some(guests) = self.guests.get() else { return false };
         if guests.heap().ledger().domain_of(address).is_some() || guests.nested.get() != 0 {
@@ -472,11 +472,11 @@ impl GuestHeap {
         true
     }
 
-    /// As [`CheckedHeap::remove_nomemory`]. In a domain where something else has been put in since, what CPython puts back comes back, as with
-    /// [`set_allocator`](Self::set_allocator).
+    /// As [`CheckedHeap::remove_nomemory`], but also in domains where another allocator has been put in since: as CPython does, it puts the
+    /// earlier one back there, as [`set_allocator`](Self::set_allocator) would.
     ///
     /// # Errors
-    /// When that was given up, or there is no memory for it: some domains still have what they had.
+    /// When it was interrupted, or there is no memory: some domains keep the allocator that they had.
     pub fn remove_nomemory(&self) -> Result<(), Undone> {
         if self.guests.get().is_none() {
             self.heap.remove_nomemory();
@@ -490,7 +490,7 @@ impl GuestHeap {
             let Some(allocator) = left else { continue };
             let done = match guests.target(&allocator) {
                 Some(_) => {
-                    // SAFETY: a layer, which has been in this domain.
+                    // SAFETY: a layer that has been in this domain.
                     unsafe { guests.heap().set_allocator(domain, allocator) };
                     true
                 }
@@ -518,7 +518,7 @@ impl GuestHeap {
         self.heap.verify_with(|begin, size| spans.begins_within(begin, size))
     }
 
-    /// Takes the heap down: all that can be done with it is to go on, until its memory has gone back.
+    /// Takes the heap down. Its memory goes back through [`TakeDown::go_on`].
     pub fn take_down(self) -> TakeDown {
         TakeDown::new(self, None)
     }

@@ -15,13 +15,13 @@ use crate::heap::CheckedHeap;
 pub enum OwnError {
     /// It is none of this heap's own allocators.
     Unknown,
-    /// The address is no grant of it, or its guard bytes are damaged.
+    /// The address is no grant of this allocator, or the grant's guard bytes are damaged.
     Fault(Fault),
     /// A block or an arena lies in the grant at this address.
     Occupied(usize),
-    /// It is a block of this domain, which another allocator is in, or a guest is being asked.
+    /// The address is a block of this domain, and another allocator is in the domain, or a guest is being asked.
     BlockOf(Domain, usize),
-    /// A guest below it failed; where its `address` is set, the memory is there now.
+    /// A guest that the allocator called failed. If the fault has an `address`, the memory is there now.
     Guest(GuestFault),
 }
 
@@ -48,17 +48,17 @@ pub struct OwnAllocators<'heap> {
     keeper: Option<&'heap dyn Keeper>,
 }
 
-/// The owner of blocks that only it may give back: a heap's objects.
+/// The owner of blocks that no other code may give back: a heap's objects.
 pub(crate) trait Keeper {
     /// Refuses the address of such a block.
     fn refuse(&self, domain: Domain, address: usize) -> Result<(), Fault>;
 }
 
-/// What an address is to one of the heap's own allocators.
+/// What one of the heap's own allocators has at an address.
 enum Held {
-    /// A grant in which nothing lies but what is being resized.
+    /// A grant in which nothing lies, or only the block that is being resized.
     Grant(super::SpanId),
-    /// A block of a domain that the allocator is in, which the domain gives back.
+    /// A block of a domain that the allocator is in. The domain must free it.
     Block(Domain),
 }
 
@@ -71,7 +71,7 @@ impl<'heap> OwnAllocators<'heap> {
         self.guests
     }
 
-    /// One of the heap's own allocators. While the heap is taken down, that is one for raw memory, which needs no arena.
+    /// One of the heap's own allocators. While the heap is taken down, only those for raw memory can be called: they need no arena.
     fn allocator(&self, id: AllocatorId) -> Result<(u32, Allocator), OwnError> {
         let AllocatorId::Own(number) = id else { return Err(OwnError::Unknown) };
         let allocator = self.guests.own_allocator(number).ok_or(OwnError::Unknown)?;
@@ -90,8 +90,7 @@ impl<'heap> OwnAllocators<'heap> {
             .is_some_and(|allocator| allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw)))
     }
 
-    /// The domain that one of the heap's own allocators is in, if the address is a live block of it: that may be freed and resized through the
-    /// one as well as through the other.
+    /// The domain whose live block the address is, if the allocator is in that domain. Such a block may be freed and resized through either.
     pub fn domain_block(&self, id: AllocatorId, address: usize) -> Option<Domain> {
         let (number, own) = self.allocator(id).ok()?;
         match self.held(number, own, address) {
@@ -121,7 +120,7 @@ impl<'heap> OwnAllocators<'heap> {
         self.give(number, own, total, || unsafe { (own.calloc)(own.ctx, count, size) })
     }
 
-    /// Makes a grant of what a request gives.
+    /// Makes a request and records its block as a grant.
     fn give(
         &self,
         number: u32,
@@ -134,7 +133,7 @@ impl<'heap> OwnAllocators<'heap> {
             return Ok(None);
         }
         let (block, error) = guests.calling_own(request);
-        // A guest below may have taken the room.
+        // A guest that the allocator called may have used the room up.
         let room = guests.spans.borrow_mut().reserve(1);
         if !block.is_null() && (error.is_some() || !room) {
             guests.calling_own(|| {
@@ -156,9 +155,9 @@ impl<'heap> OwnAllocators<'heap> {
         Ok(Some(address))
     }
 
-    /// The grant, perhaps moved, with its contents up to the smaller size; on `None` it is as it was. Without an address this is
-    /// [`malloc`](Self::malloc). Inside a guest's `realloc`, of the grant in which nothing lies but the block that is being resized, it gives
-    /// at least what the block is to have.
+    /// Resizes a grant, perhaps moves it, and keeps its contents up to the smaller size. On `None` the grant is as it was. Without an address
+    /// this is [`malloc`](Self::malloc). Inside a guest's `realloc`, the grant with only the block being resized in it gets at least as many
+    /// bytes as that block is to have.
     ///
     /// # Errors
     /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is.
@@ -184,10 +183,10 @@ impl<'heap> OwnAllocators<'heap> {
         if let Some(index) = moving {
             let moving = guests.moving.borrow()[index];
             offset = guests.spans.borrow().get(moving.piece).address - address;
-            // A block of no bytes has a byte, too, behind what the guest has put before it.
+            // A block of 0 bytes takes one byte, behind what the guest keeps in front of it.
             size = size.max(offset.saturating_add(if offset == 0 { moving.wanted } else { moving.wanted.max(1) }));
         }
-        // The memory has no owner while it moves.
+        // While the allocator resizes it, the memory is in no record.
         let piece = moving.map(|index| guests.moving.borrow()[index].piece);
         let (was, piece_was) = {
             let mut spans = guests.spans.borrow_mut();
@@ -197,7 +196,7 @@ impl<'heap> OwnAllocators<'heap> {
             sizes
         };
         let place = ptr::with_exposed_provenance_mut::<c_void>(address);
-        // SAFETY: a block that this allocator gave, in which nothing lies that stays where it is.
+        // SAFETY: a block that this allocator gave; nothing lies in it but the piece that moves with it.
         let (moved, error) = guests.calling_own(|| unsafe { (own.realloc)(own.ctx, place, size) });
         let (at, now) = if moved.is_null() { (address, was) } else { (moved.expose_provenance(), size) };
         if !moved.is_null() {
@@ -220,12 +219,12 @@ impl<'heap> OwnAllocators<'heap> {
         }
     }
 
-    /// Gives a grant back; `None` is fine. A block of a domain that the allocator is in is given back through the domain. Inside a guest's
-    /// `realloc`, the grant in which nothing lies but the block that is being resized goes when the block has left it.
+    /// Gives a grant back; does nothing for `None`. A block of a domain that the allocator is in is freed through the domain. Inside a guest's
+    /// `realloc`, the grant around the block being resized goes back once the block has left it.
     ///
     /// # Errors
-    /// When `id` is no allocator of this heap's own, the address is no grant of it, or something lies in the grant. When a guest below it
-    /// failed, the grant is given back all the same.
+    /// When `id` is none of this heap's own allocators, the address is no grant of it, or something lies in the grant. When a guest that the
+    /// allocator called failed: the grant has been given back all the same.
     pub fn free(&self, id: AllocatorId, address: Option<usize>) -> Result<(), OwnError> {
         let (number, own) = self.allocator(id)?;
         let guests = self.guests;
@@ -244,7 +243,7 @@ impl<'heap> OwnAllocators<'heap> {
         guests.give_back(grant, own).map_or(Ok(()), Err)
     }
 
-    /// Bytes of a grant in which nothing lies, whichever allocator gave it.
+    /// Bytes of the grant at an address, whichever allocator gave it; `None` if something lies in it.
     pub fn grant_size(&self, address: usize) -> Option<usize> {
         let spans = self.guests.spans.borrow();
         let id = spans.at(address)?;
@@ -261,7 +260,7 @@ impl<'heap> OwnAllocators<'heap> {
             } else if !guests.spans.borrow().is_empty(grant) {
                 return Err(OwnError::Occupied(address));
             }
-            // What is damaged stays on record.
+            // A damaged grant stays on record.
             let domain = guests.domain_of(number);
             let hooks = guests.heap().hooks().filter(|hooks| hooks.giver(domain, address) == Some(own));
             let damage = hooks.and_then(|hooks| hooks.examine(Function::Free, domain, address));
@@ -314,7 +313,7 @@ impl Guests {
         Domain::ALL.into_iter().find(|&domain| domains[domain as usize]).unwrap_or(Domain::Raw)
     }
 
-    /// Calls one of the heap's own allocators, and finds what went wrong on the way; there may be a block all the same.
+    /// Calls one of the heap's own allocators. Returns its block and what went wrong; there may be both.
     fn calling_own(&self, call: impl FnOnce() -> *mut c_void) -> (*mut c_void, Option<OwnError>) {
         let before = self.take_failure();
         let block = call();
@@ -326,7 +325,7 @@ impl Guests {
         (block, error)
     }
 
-    /// Gives a grant back to the allocator that gave it: what went wrong on the way.
+    /// Gives a grant back to the allocator that gave it. Returns what went wrong.
     pub(super) fn give_back(&self, grant: super::SpanId, own: Allocator) -> Option<OwnError> {
         let address = self.spans.borrow().get(grant).address;
         self.spans.borrow_mut().remove(grant);

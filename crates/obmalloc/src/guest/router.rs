@@ -8,7 +8,7 @@ use crate::allocator::Allocator;
 use crate::domain::Domain;
 use crate::pymalloc::Location;
 
-/// A guest, or what stands in front of one of the heap's own allocators, in a domain. It stays where it is as long as the heap.
+/// A guest, or the router in front of one of the heap's own allocators, as the allocator of a domain. It does not move while the heap lives.
 pub(super) struct Layer {
     pub guests: *const Guests,
     pub domain: Domain,
@@ -17,9 +17,9 @@ pub(super) struct Layer {
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Target {
-    /// A guest, by number: it is asked whichever allocator gave the block.
+    /// A guest, by number. It is asked about every block, also those that it did not give.
     Guest(u32),
-    /// One of the heap's own allocators, by number, for the blocks that are its own; for others the guest that gave them.
+    /// One of the heap's own allocators, by number. It is asked about its own blocks; a guest's blocks go to that guest.
     Router(u32),
 }
 
@@ -47,8 +47,8 @@ impl Layer {
         }
     }
 
-    /// The guest that is to free or resize a block, with the piece that the block is; none for a block that one of the heap's own allocators
-    /// gave and is to have back.
+    /// The guest that is to free or resize a block, and the block's piece if a guest gave it. `None` if one of the heap's own allocators is to
+    /// do so.
     fn giver(&self, address: usize) -> Option<(u32, Option<SpanId>)> {
         let piece = self.guests().piece_at(self.domain, address);
         match self.target {
@@ -65,17 +65,17 @@ impl Layer {
             Target::Guest(_) => None,
         };
         let expected = expected.unwrap_or(heap.own(self.domain));
-        // What pymalloc has from a guest of the raw domain is no hook's block, though a hook may have given the memory to that guest.
+        // A block that pymalloc got from a guest of the raw domain is no hook's block, though a hook may have given that guest the memory.
         if self.guests().passed_on(address).is_some() { expected } else { heap.giver(self.domain, address, expected) }
     }
 }
 
-/// The way by which a request has come to a guest.
+/// The domain and the guest that a request came to.
 #[derive(Clone, Copy)]
 struct Way {
     domain: Domain,
     guest: u32,
-    /// What was in the domain then.
+    /// The allocator that was in the domain when the request came.
     before: Allocator,
 }
 
@@ -88,7 +88,7 @@ impl Guests {
         self.ask(verb, |own| ask(&*guest, own))
     }
 
-    /// What the engine gets for a request: a failure is told at the end of the call outside, and nothing is given.
+    /// The answer for the engine. A failure gives NULL, and is reported when the domain's call ends.
     fn end(&self, done: Result<Option<usize>, GuestFault>) -> *mut c_void {
         match done {
             Ok(address) => ptr::with_exposed_provenance_mut(address.unwrap_or(0)),
@@ -99,7 +99,7 @@ impl Guests {
         }
     }
 
-    /// Makes sure that what a guest gave can be a block of the domain (rule 2), perhaps instead of another, and enters it.
+    /// Judges a guest's answer by rule 2 and enters it as a piece of the domain, in place of `instead` if the guest resized that.
     fn claim(
         &self,
         Way { domain, guest, before }: Way,
@@ -114,7 +114,7 @@ impl Guests {
         if address == 0 || !address.is_multiple_of(heap.pymalloc().geometry().alignment) {
             return refuse(GuestFaultKind::Unaligned);
         }
-        // Memory of the region is pymalloc's own for its `free`, also where no arena is yet.
+        // pymalloc's `free` takes every address in the region for its own, also where there is no arena yet.
         let (region, len) = heap.pymalloc().region();
         let is_pymallocs = address.wrapping_sub(region) < len || heap.pymalloc().locate(address) != Location::Outside;
         if domain == Domain::Raw && is_pymallocs {
@@ -132,7 +132,7 @@ impl Guests {
             spans.detach(old);
         }
         let found = self.find_room(&spans, address, size).and_then(|grant| {
-            // SAFETY: so many bytes lie in a grant, and nothing else in them.
+            // SAFETY: these bytes lie in a grant, and nothing else lies in them.
             let is_zero = || unsafe { all_zero(address, size) };
             if verb == Verb::Calloc && !is_zero() { Err(GuestFaultKind::NotZeroed) } else { Ok(grant) }
         });
@@ -150,7 +150,7 @@ impl Guests {
         Ok(answer)
     }
 
-    /// The grant that so many bytes lie in, in which nothing else does.
+    /// The grant that `size` bytes at an address lie in, clear of every other piece and arena.
     pub(super) fn find_room(&self, spans: &super::Spans<Kind>, address: usize, size: usize) -> Result<SpanId, GuestFaultKind> {
         let grant = spans.clear_around(address, size).map_err(|taken| match taken {
             super::spans::Taken::Nothing => GuestFaultKind::NotGranted,
@@ -165,7 +165,7 @@ impl Guests {
         }
     }
 
-    /// Bytes of a block that pymalloc has from a guest of the raw domain: as many as that guest was asked for.
+    /// The size that pymalloc asked a guest of the raw domain for, if it got this block from one.
     fn passed_on(&self, address: usize) -> Option<usize> {
         let spans = self.spans.borrow();
         let span = spans.get(spans.at(address)?);
@@ -188,7 +188,7 @@ impl Guests {
                 self.count_piece(layer.domain, -1);
             }
             None if address != 0 && self.grant_block(layer, address).is_none() => {
-                // Without memory to let the guest have it, it goes where it came from.
+                // There is no memory to record a grant, so the block goes to the allocator that gave it.
                 let own = layer.own(address);
                 // SAFETY: a block that this gave.
                 unsafe { (own.free)(own.ctx, ptr::with_exposed_provenance_mut(address)) };
@@ -201,7 +201,7 @@ impl Guests {
         self.ask(Verb::Free, |own| guest.free(own, Some(address).filter(|&address| address != 0)))
     }
 
-    /// A guest's `realloc` (rule 3). Whatever that does, the block is there when it has not succeeded.
+    /// A guest's `realloc` (rule 3). When it fails, the block is still there.
     fn resize(
         &self,
         layer: &Layer,
@@ -228,7 +228,7 @@ impl Guests {
         let way = Way { domain: layer.domain, guest: number, before: self.heap().allocator(layer.domain) };
         let asked = self.ask_guest(number, Verb::Realloc, &|guest, own| guest.realloc(own, Some(address), size));
         let moved = self.moving.borrow()[index];
-        // Behind it are those that guests were resizing when they unwound.
+        // Entries behind this one are left over from guests that unwound.
         self.moving.borrow_mut().truncate(index);
         if moved.done {
             // The block is where the heap's own allocator has put it.
@@ -240,7 +240,7 @@ impl Guests {
             }
             return Ok(Some(at));
         }
-        // As long as it has not moved, its grant is as it was.
+        // `claim` must know whether the guest has given this grant back.
         self.moving.borrow_mut().push(moved);
         let claimed = asked.and_then(|answer| self.claim(way, Verb::Realloc, answer, size, Some(piece)));
         self.moving.borrow_mut().pop();
@@ -259,12 +259,12 @@ impl Guests {
         claimed
     }
 
-    /// Gives back what a guest gave back inside a `realloc`, now that its block is elsewhere.
+    /// Gives back a grant that a guest gave back inside its `realloc`, now that the block has left it.
     fn give_back_late(&self, grant: SpanId, at: usize) {
         let Kind::Grant(number) = self.spans.borrow().get(grant).kind else { return };
         let Some(own) = self.own_allocator(number) else { return };
         match self.give_back(grant, own) {
-            // Should that fail, the block has moved all the same.
+            // The block has moved even if this fails.
             Some(OwnError::Guest(fault)) => self.fail(GuestFault { address: Some(at), ..fault }),
             Some(OwnError::Fault(fault)) => self.as_heap(|heap| heap.keep_fault(fault)),
             _ => {}
@@ -273,12 +273,12 @@ impl Guests {
 }
 
 /// # Safety
-/// So many bytes may be read.
+/// `size` bytes at `address` may be read.
 unsafe fn all_zero(address: usize, size: usize) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     // SAFETY: the caller's promise.
     let bytes = unsafe { core::slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(address), size) };
-    // By `memcmp`: a loop over bytes that ends at the first is not made of vectors.
+    // By `memcmp`: the compiler does not vectorise a loop that ends at the first byte that is not zero.
     bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 

@@ -1,4 +1,4 @@
-//! Spans of memory, by address: what guests were given, and what lies in that.
+//! Spans of memory, by address: the grants that guests got, and the pieces and arenas that lie in them.
 //!
 //! Invariants:
 //! 1. Two spans are disjoint, or one lies in the other. Of two with the same bytes, the newer one lies in the older one.
@@ -7,18 +7,18 @@
 
 use alloc::vec::Vec;
 
-/// A span's place in the record, for as long as it is there.
+/// The index of a span in the record. It is valid until the span is removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct SpanId(u32);
 
 /// No span.
 const NONE: u32 = u32::MAX;
 
-/// Some bytes in memory, at least one, and what they are.
+/// A range of at least one byte, and what it is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span<K> {
     pub address: usize,
-    /// Bytes, as asked for: where that is 0, the span still takes one.
+    /// Bytes that were asked for. A span of 0 bytes still takes one.
     pub size: usize,
     pub kind: K,
     /// The innermost span that it lies in.
@@ -26,7 +26,7 @@ pub(super) struct Span<K> {
 }
 
 impl<K> Span<K> {
-    /// The first address behind it.
+    /// The first address behind the span.
     fn end(&self) -> usize {
         self.address.saturating_add(self.size.max(1))
     }
@@ -39,7 +39,7 @@ impl<K> Span<K> {
 
 struct Node<K> {
     span: Span<K>,
-    /// When it was entered: of spans that begin at the same address, the outer one first.
+    /// Counts up with each span entered, so that of spans at the same address the outer one comes first.
     serial: u64,
     left: u32,
     right: u32,
@@ -48,7 +48,7 @@ struct Node<K> {
 /// All spans of a heap.
 pub(super) struct Spans<K> {
     nodes: Vec<Node<K>>,
-    /// Places in `nodes` without a span.
+    /// Unused indices of `nodes`.
     free: Vec<u32>,
     root: u32,
     serial: u64,
@@ -59,9 +59,9 @@ impl<K: Copy> Spans<K> {
         Self { nodes: Vec::new(), free: Vec::new(), root: NONE, serial: 0 }
     }
 
-    /// Makes room for so many more; false when there is no memory for that.
+    /// Makes room for `more` spans; false when there is no memory for that.
     pub fn reserve(&mut self, more: usize) -> bool {
-        // As many free places as there are nodes fit, so that giving one back never needs memory.
+        // `free` has room for every node, so that removing a span never needs memory.
         let nodes = self.nodes.len() + more;
         nodes < NONE as usize
             && self.nodes.try_reserve(more).is_ok()
@@ -132,7 +132,7 @@ impl<K: Copy> Spans<K> {
 
     /// The innermost span that a byte lies in.
     pub fn innermost(&self, address: usize) -> Option<SpanId> {
-        // A span around the byte begins no later than the last one before it, and so lies around that too (invariant 1).
+        // Every span that holds the byte is `found` or lies around it (invariant 1).
         let mut found = self.last_until(address);
         while let Some(id) = found
             && !self.get(id).holds(address)
@@ -145,11 +145,11 @@ impl<K: Copy> Spans<K> {
     /// Whether nothing lies in a span.
     pub fn is_empty(&self, id: SpanId) -> bool {
         let span = self.get(id);
-        // The next one in order is in it, or behind it.
+        // The next span in order lies in this one or behind it.
         self.at(span.address) == Some(id) && self.first_behind(span.address).is_none_or(|next| next >= span.end())
     }
 
-    /// Whether nothing lies in a span but another, in which nothing lies.
+    /// Whether `inner` is the only span inside `outer`.
     pub fn is_only_one_in(&self, inner: SpanId, outer: SpanId) -> bool {
         let (one, around) = (self.get(inner), self.get(outer));
         let first = if one.address == around.address {
@@ -160,17 +160,17 @@ impl<K: Copy> Spans<K> {
         first && self.is_empty(inner) && self.first_behind(one.address).is_none_or(|next| next >= around.end())
     }
 
-    /// Whether any span begins in so many bytes.
+    /// Whether any span begins within `size` bytes from an address.
     pub fn begins_within(&self, address: usize, size: usize) -> bool {
         self.at(address).is_some() || self.first_behind(address).is_some_and(|next| next < address + size)
     }
 
-    /// The innermost span around so many bytes, if no other lies in any of them.
+    /// The innermost span around `size` bytes at an address, if no other span overlaps them.
     pub fn clear_around(&self, address: usize, size: usize) -> Result<SpanId, Taken> {
         let around = self.innermost(address).ok_or(Taken::Nothing)?;
         let end = address.checked_add(size.max(1)).ok_or(Taken::Nothing)?;
         if end > self.get(around).end() {
-            // Where another one is around them all, this one lies in some of them.
+            // If a span further out holds all the bytes, this one overlaps some of them.
             let mut outer = self.around(around);
             while let Some(id) = outer.filter(|&id| self.get(id).end() < end) {
                 outer = self.around(id);
@@ -180,7 +180,7 @@ impl<K: Copy> Spans<K> {
         if self.first_behind(address).is_some_and(|next| next < end) { Err(Taken::Occupied) } else { Ok(around) }
     }
 
-    /// Enters a span, for which there is room, inside of what lies around it.
+    /// Enters a span, inside the one that lies around it. [`reserve`](Self::reserve) has made room.
     pub fn insert(&mut self, address: usize, size: usize, kind: K) -> SpanId {
         let node = Node { span: Span { address, size, kind, around: NONE }, serial: 0, left: NONE, right: NONE };
         let id = match self.free.pop() {
@@ -197,13 +197,13 @@ impl<K: Copy> Spans<K> {
         SpanId(id)
     }
 
-    /// Strikes a span out, in which nothing lies.
+    /// Removes a span in which nothing lies.
     pub fn remove(&mut self, id: SpanId) {
         self.detach(id);
         self.forget(id);
     }
 
-    /// Takes a span out, in which nothing lies, until it is [attached](Self::attach) again or [forgotten](Self::forget).
+    /// Takes out a span in which nothing lies, until it is [attached](Self::attach) again or [forgotten](Self::forget).
     pub fn detach(&mut self, id: SpanId) {
         debug_assert!(self.is_empty(id), "what lies in a span goes before it");
         let key = (self.get(id).address, self.nodes[id.0 as usize].serial);
@@ -223,7 +223,7 @@ impl<K: Copy> Spans<K> {
         }
     }
 
-    /// Enters a span that was taken out, at an address and with a size that may be others.
+    /// Enters a span that was taken out, perhaps at another address and with another size.
     pub fn attach(&mut self, id: SpanId, address: usize, size: usize) {
         let around = self.innermost(address).map_or(NONE, |id| id.0);
         self.serial += 1;
@@ -246,10 +246,10 @@ impl<K: Copy> Spans<K> {
         priority(one) > priority(other)
     }
 
-    /// Two trees: of what begins at an address or before, and of what begins behind it.
+    /// Splits a tree in two: the spans that begin at an address or before, and those that begin behind it.
     fn split(&mut self, tree: u32, address: usize) -> (u32, u32) {
         let (mut left, mut right) = (NONE, NONE);
-        // Where the next part of each tree is to hang: a node, or none at first.
+        // The node at which each tree grows next; none at first.
         let (mut left_end, mut right_end) = (NONE, NONE);
         let mut next = tree;
         while next != NONE {
@@ -281,7 +281,7 @@ impl<K: Copy> Spans<K> {
         (left, right)
     }
 
-    /// One tree of two; all keys of the first are lower.
+    /// Joins two trees; every key of the first is lower.
     fn merge(&mut self, left: u32, right: u32) -> u32 {
         match (left, right) {
             (NONE, other) | (other, NONE) => other,
@@ -299,12 +299,12 @@ impl<K: Copy> Spans<K> {
     }
 }
 
-/// Why so many bytes are not a part of one span, clear of others.
+/// Why a range of bytes is not inside one span and clear of others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Taken {
-    /// No span is around them all.
+    /// No span holds all the bytes.
     Nothing,
-    /// Another one lies in them.
+    /// Another span overlaps them.
     Occupied,
 }
 

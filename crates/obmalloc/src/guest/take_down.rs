@@ -9,14 +9,13 @@ use super::{GuestFault, GuestHeap};
 use crate::heap::Pieces;
 use crate::pymalloc::ArenaInfo;
 
-/// A heap whose memory is going back to the system: nothing can be done with it but go on. What is left when it is dropped goes then, in one
-/// go, and no guest is told.
+/// A heap whose memory is going back to the system, piece by piece. Dropping it gives the rest back at once and tells no guest.
 pub struct TakeDown {
     heap: GuestHeap,
     pieces: Pieces,
-    /// What has parts of the heap's memory that are among the pieces.
+    /// The owner of memory that is among the pieces.
     _kept: Option<Box<dyn Any>>,
-    /// Arenas that the guest is to be told of; `None` before they are known.
+    /// Arenas that the guest is still to be told of; `None` before they are listed.
     arenas: Option<Vec<ArenaInfo>>,
 }
 
@@ -24,7 +23,7 @@ pub struct TakeDown {
 type Kept = (Box<dyn Any>, (NonNull<u8>, usize));
 
 impl TakeDown {
-    /// Takes a heap down, and what else has memory that is given back in pieces.
+    /// Takes a heap down, together with another value whose memory is given back in pieces.
     pub(crate) fn new(heap: GuestHeap, kept: Option<Kept>) -> Self {
         let mut pieces = heap.heap.pieces();
         let kept = kept.map(|(kept, (address, size))| {
@@ -34,8 +33,8 @@ impl TakeDown {
         Self { heap, pieces, _kept: kept, arenas: None }
     }
 
-    /// Tells the arena guest, if there is one, of its arenas, and gives memory back, until all is gone or `is_over`, which is asked every few
-    /// milliseconds, says to stop: whether all is gone. It may be called again.
+    /// Tells the arena guest, if there is one, that its arenas are free, and gives memory back. Asks `is_over` every few milliseconds whether to
+    /// stop. Returns whether all memory is gone; if not, call it again.
     pub fn go_on(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
         if let Some(guests) = self.heap.guests.get().filter(|guests| guests.has_arena_guest()) {
             guests.leaving.set(true);
@@ -57,7 +56,7 @@ impl TakeDown {
         unsafe { self.pieces.go_on(self.heap.heap.inner(), is_over) }
     }
 
-    /// What the arena guest failed with first when it was told of its arenas; given once.
+    /// The first failure of the arena guest while it was told of its arenas. Returned once.
     pub fn take_guest_fault(&mut self) -> Option<GuestFault> {
         self.heap.take_guest_fault()
     }

@@ -1,4 +1,4 @@
-//! The account: what a checked heap has of the system. Its functions are the lowest allocators of such a heap.
+//! The account of a checked heap: which memory it got from the system. Its functions are the lowest allocators of such a heap.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
@@ -9,16 +9,16 @@ use crate::allocator::{Allocator, ArenaAllocator};
 use crate::interrupt::Interrupt;
 use crate::os::{self, block_bytes};
 
-/// Bytes from which on a block is given back to the system in pieces. The C library has a mapping for each of those (no
-/// `M_MMAP_THRESHOLD` is above it), which it gives back in one, and that takes a second for ten gigabytes.
+/// Blocks of at least this many bytes are given back to the system in pieces. The C library has a mapping for each of them (no
+/// `M_MMAP_THRESHOLD` is larger). It would unmap that at once, which takes a second for ten gigabytes.
 const LARGE: usize = 32 << 20;
-/// Bytes that every system's pages are a part of.
+/// A multiple of every system's page size.
 const PAGE_MAX: usize = 1 << 16;
 
 /// Invariants:
 /// 1. `held` is the bytes of the C library's blocks and of the arenas that these functions gave and have not got back.
-/// 2. `roots`, once there, has the address of each of those blocks, and of no other. Before, every such block is in the ledger at its own
-///    address, or is one of pymalloc's tables.
+/// 2. `roots`, once it is set, holds the address of each of those blocks and no other. Until then, every such block is in the ledger at its
+///    own address, or is one of pymalloc's tables.
 /// 3. `late` leads through blocks of the C library that were freed, and are in no other record.
 pub(crate) struct Account(UnsafeCell<Held>);
 
@@ -27,15 +27,16 @@ struct Held {
     limit: usize,
     /// While set, there is no more memory, as if the system had none.
     refusing: bool,
-    /// The same, because the present call is to fail.
+    /// While set, there is no more memory, because the present call is to fail.
     failing: bool,
     raw: Allocator,
     arena: ArenaAllocator,
-    /// As the heap's.
+    /// The heap's.
     interrupt: Interrupt,
-    /// Blocks of the C library, for when addresses in the ledger do not tell which ones there are.
+    /// Blocks of the C library. Needed once the addresses in the ledger are not those of the C library's blocks any more.
     roots: Option<AddressSet>,
-    /// Large blocks of the C library whose freeing was given up, until the next one is freed; each has the address of the next.
+    /// Large blocks of the C library whose freeing was interrupted. The next free of a large block frees them. Each holds the address of the
+    /// next.
     late: *mut c_void,
 }
 
@@ -46,7 +47,7 @@ impl Account {
         Self(UnsafeCell::new(Held { held: 0, limit, refusing: false, failing: false, raw, arena, interrupt, roots: None, late }))
     }
 
-    /// The raw allocator of a heap with this account, as long as that stays where it is.
+    /// The raw allocator of a heap with this account. It is valid while the account does not move.
     ///
     /// # Safety
     /// `this` points to an account.
@@ -55,7 +56,7 @@ impl Account {
         Allocator { ctx, malloc: account_malloc, calloc: account_calloc, realloc: account_realloc, free: account_free }
     }
 
-    /// The arena allocator of a heap with this account, as long as that stays where it is.
+    /// The arena allocator of a heap with this account. It is valid while the account does not move.
     ///
     /// # Safety
     /// `this` points to an account.
@@ -82,7 +83,7 @@ impl Account {
         self.fields().limit
     }
 
-    /// Whether there is to be no more memory.
+    /// Whether the heap gets no more memory.
     pub fn is_refusing(&self) -> bool {
         self.fields().refusing || self.fields().failing
     }
@@ -97,13 +98,13 @@ impl Account {
         self.fields().failing = failing;
     }
 
-    /// Is asked while large blocks are given back.
+    /// Sets what is asked, while large blocks are given back, whether to stop.
     pub fn set_interrupt(&self, interrupt: Interrupt) {
         self.fields().interrupt = interrupt;
     }
 
-    /// From now on the account knows its blocks itself; until then they are `blocks`, at most `count` of them. False when there is no memory
-    /// for that.
+    /// From now on the account keeps a list of its blocks. It begins with `blocks`, at most `count` of them. False when there is no memory for
+    /// that.
     pub fn know_roots(&self, count: usize, blocks: impl Iterator<Item = usize>) -> bool {
         let held = self.fields();
         if held.roots.is_some() {
@@ -129,13 +130,13 @@ impl Account {
         self.is_root(address).then(|| unsafe { block_bytes(ptr::with_exposed_provenance_mut(address)) })
     }
 
-    /// Takes the raw blocks that it knows out of it; `None` if it keeps none.
+    /// Takes the list of blocks out of the account; `None` if it keeps none.
     pub fn take_roots(&self) -> Option<AddressSet> {
         self.fields().roots.as_mut().map(core::mem::take)
     }
 
-    /// Gives one of its blocks back, for which there is no record any more. Large ones go in pieces, between which `is_over` is asked; false
-    /// when it made it give up, and the block goes with the account.
+    /// Gives back a block of the account that is in no record any more. A large one goes in pieces, and `is_over` is asked between them. False
+    /// if that stopped it: the block then goes with the account.
     ///
     /// # Safety
     /// A block that [`as_allocator`](Self::as_allocator) gave, and that nothing uses any more.
@@ -155,7 +156,7 @@ impl Account {
         true
     }
 
-    /// Gives back the large blocks that were freed; false when that was given up, also by a panic: what is left is given back another time.
+    /// Gives back the large blocks in `late`. False if it was interrupted; the rest, also after a panic, is left for the next time.
     #[cold]
     pub fn catch_up(&self, is_over: &mut dyn FnMut() -> bool) -> bool {
         loop {
@@ -164,7 +165,7 @@ impl Account {
             if block.is_null() {
                 return true;
             }
-            // SAFETY: invariant 3. Only the address at its beginning is still needed.
+            // SAFETY: invariant 3. Of the block, only the address at its beginning is still needed.
             unsafe {
                 if !decommit(block, size_of::<usize>(), block_bytes(block), is_over) {
                     return false;
@@ -175,8 +176,8 @@ impl Account {
         }
     }
 
-    /// Enters a block that the C library has just given. It may have more bytes than were asked for, and goes back when these are too many:
-    /// otherwise, once a block has been freed, there might still be no room for another of its size.
+    /// Counts a block that the C library has just given, or gives it back if it exceeds the limit. Its real size counts, not the size asked for:
+    /// otherwise a block that was freed might leave no room for another of its size.
     ///
     /// # Safety
     /// NULL, or the C library's block, which no other code knows.
@@ -209,7 +210,7 @@ impl Held {
     }
 
     fn subtract(&mut self, bytes: usize) {
-        // Arenas of a caller's own allocator that is taken out again were never added.
+        // Arenas from a caller's own allocator were not added, but may be given back here.
         self.held = self.held.saturating_sub(bytes);
     }
 }
@@ -220,12 +221,12 @@ impl Drop for Account {
     }
 }
 
-/// Whether a block of so many bytes goes back in pieces.
+/// Whether a block of this size goes back in pieces.
 fn is_large(bytes: usize) -> bool {
     os::BLOCKS_IN_PIECES && bytes >= LARGE
 }
 
-/// Gives the pages of a block of so many bytes back, but for its first ones, if they are many. False when that was given up.
+/// Gives back the pages of a large block behind its first `from` bytes. False if it was interrupted.
 ///
 /// # Safety
 /// The C library's block, and nothing needs what is in it behind `from`.
@@ -287,7 +288,7 @@ unsafe extern "C-unwind" fn account_realloc(ctx: *mut c_void, address: *mut c_vo
     if !held.has_room(size.saturating_sub(old)) || held.roots.as_mut().is_some_and(|roots| roots.try_reserve(1).is_err()) {
         return ptr::null_mut();
     }
-    // SAFETY: the caller gives a block of so many bytes.
+    // SAFETY: the caller gives a block of `old` bytes.
     let goes_on = unsafe { decommit(address, size.min(old), old, &mut || interrupt.is_now()) };
     // The C library does not refuse to make a block smaller.
     // SAFETY: the raw allocator gave it.

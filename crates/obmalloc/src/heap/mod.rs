@@ -1,7 +1,19 @@
-//! Room `heap`: what a program holds in its hand. Leans on `domain`, `pymalloc` and `profile`.
+//! Room `heap`: the types that a program holds. Leans on `domain`, `pymalloc` and `profile`.
 //!
-//! A [`Heap`] trusts its caller. A [`CheckedHeap`] has a *ledger* of live blocks beside it and looks every address up first; an
-//! *account* below it knows what it has of the system.
+//! A [`Heap`] trusts its caller. A [`CheckedHeap`] has a *ledger* of live blocks beside it and looks every address up first. Its *account*
+//! knows which memory it got from the system.
+
+/// Methods that another value has too: each calls the method of its name of that value.
+macro_rules! delegate {
+    (|$heap:ident| $to:expr; $($(#[$doc:meta])* pub fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => { $(
+        $(#[$doc])*
+        #[allow(clippy::missing_errors_doc, reason = "the method that is called says them")]
+        pub fn $name(&self $(, $argument: $type)*) $(-> $result)? {
+            let $heap = self;
+            $to.$name($($argument),*)
+        }
+    )* };
+}
 
 mod account;
 mod checked;
@@ -16,6 +28,7 @@ use alloc::vec::Vec;
 
 pub use checked::CheckedHeap;
 pub(crate) use checked::{Checked, Mode, Pieces};
+pub(crate) use delegate;
 pub use options::{HeapError, HeapOptions};
 
 use crate::allocator::{Allocator, ArenaAllocator};
@@ -179,60 +192,43 @@ impl Heap {
         unsafe { (*self.domains.as_ptr()).pymalloc.set_arena_allocator(allocator) };
     }
 
-    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
-    pub fn region(&self) -> (usize, usize) {
-        self.pymalloc().region()
+    delegate! { |heap| heap.pymalloc();
+        /// The address space that the heap's own arenas lie in: its first address, and its size in bytes. Both are 0 if none could be
+        /// reserved.
+        pub fn region(&self) -> (usize, usize);
+        /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, including those that came from raw.
+        #[doc(alias = "sys.getallocatedblocks")]
+        pub fn allocated_blocks(&self) -> usize;
+        /// The arenas now held, in the order in which they were taken.
+        pub fn arenas(&self) -> Vec<ArenaInfo>;
+        /// The address of the arena that an address lies in; `None` outside the arenas that are held.
+        pub fn arena_base(&self, address: usize) -> Option<usize>;
+        /// The pool that an address lies in; `None` outside the whole pools of the arenas that are held.
+        pub fn pool(&self, address: usize) -> Option<PoolInfo>;
+        /// Writes into `used`, for each block of the pool that an address lies in, whether it is handed out. If `used` is too short, the
+        /// last blocks are left out. Returns how many blocks the pool has: 0 if it has no size class, or there is no pool.
+        ///
+        /// # Errors
+        /// When the pool's free list does not hold.
+        pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption>;
+        /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
+        #[doc(alias = "sys._debugmallocstats")]
+        pub fn stats(&self) -> Stats;
     }
 
-    /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, those that came from raw included.
-    #[doc(alias = "sys.getallocatedblocks")]
-    pub fn allocated_blocks(&self) -> usize {
-        self.pymalloc().allocated_blocks()
-    }
-
-    /// The arenas now held, in the order in which they were taken.
-    pub fn arenas(&self) -> Vec<ArenaInfo> {
-        self.pymalloc().arenas()
-    }
-
-    /// Where the arena begins that an address lies in, if it lies in one that is held.
-    pub fn arena_base(&self, address: usize) -> Option<usize> {
-        self.pymalloc().arena_base(address)
-    }
-
-    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
-    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
-        self.pymalloc().pool(address)
-    }
-
-    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
-    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
-    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
-        self.pymalloc().used_blocks(address, used)
-    }
-
-    /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
-    #[doc(alias = "sys._debugmallocstats")]
-    pub fn stats(&self) -> Stats {
-        self.pymalloc().stats()
-    }
-
-    /// Gives the memory of empty pools back to the system, though their arenas stay; says how much that was. CPython has nothing like it.
+    /// Gives the memory of empty pools back to the system while their arenas stay. Returns how much that was. CPython has nothing like it.
     ///
     /// Statistics stay as they are, and each request is served from the pool that it would be served from without a trim. But an emptied
     /// pool forgets in which order its blocks were freed: it hands them out from the first one on, like a pool that was never used, so
-    /// addresses in it can differ from CPython's. Arenas that another arena allocator than the heap's own gave are left alone, and so is C's
-    /// free memory.
+    /// addresses in it can differ from CPython's. Arenas from another arena allocator than the heap's own are left alone, and so is the C
+    /// library's free memory.
     pub fn trim(&self) -> Trimmed {
         // SAFETY: initialised; there is no reference to the field, and nothing is called that could come back in.
         unsafe { (*self.domains.as_ptr()).pymalloc.trim((*self.domains.as_ptr()).interrupt) }
     }
 
-    /// Forgets the free list of the empty pool that begins at `pool`, as a [trim](Self::trim) does, but gives no memory back. `false` when no
-    /// pool that was in use and holds no block now begins there.
+    /// Forgets the free list of the empty pool that begins at `pool`, as a [trim](Self::trim) does, but gives no memory back. `false` if no pool
+    /// begins there that has been in use and is empty now.
     pub fn forget_pool(&self, pool: usize) -> bool {
         // SAFETY: as above.
         unsafe { (*self.domains.as_ptr()).pymalloc.forget_pool(pool) }

@@ -1,11 +1,11 @@
-//! What a heap is made with, and why it cannot be made.
+//! The options of a heap, and why a heap cannot be made.
 
 use core::fmt;
 
 use crate::allocator::AllocatorName;
 use crate::profile::{Geometry, GeometryError, Profile};
 
-/// What a heap is to be like, where it departs from its release.
+/// The options of a heap.
 #[derive(Clone, Copy, Debug)]
 pub struct HeapOptions {
     /// The release.
@@ -15,19 +15,19 @@ pub struct HeapOptions {
     /// Bytes left between arenas, for an arena allocator that wraps the heap's own and places arenas off their natural boundary:
     /// a multiple of the pool size, at most an arena, 0 for none.
     pub arena_slack: usize,
-    /// What the domains begin with (`PYTHONMALLOC`). A [`Heap`](crate::Heap), which trusts its caller, has no debug hooks.
+    /// The allocators that the domains begin with (`PYTHONMALLOC`). A [`Heap`](crate::Heap), which trusts its caller, has no debug hooks.
     pub allocator: AllocatorName,
     /// Bytes that a [`CheckedHeap`](crate::CheckedHeap) may hold in arenas and raw blocks; requests past it fail as if the system had no
     /// more.
     pub memory_limit: Option<usize>,
-    /// Bytes of freed blocks that a [`CheckedHeap`](crate::CheckedHeap) keeps in quarantine before their memory is used again, the oldest
-    /// leaving first. While a block is there, another free or use of it is found, also where its memory would have been handed out again
-    /// by then. Addresses are not CPython's with it, and a realloc moves where it can. Quarantined blocks are released when a request would
-    /// otherwise fail, and there are none while a guest's allocator is in a domain. 0 for none.
+    /// Bytes of freed blocks that a [`CheckedHeap`](crate::CheckedHeap) keeps in quarantine before their memory is used again; 0 for none. The
+    /// oldest leaves first. While a block is in quarantine, a second free and any use of it are found. With a quarantine, addresses are not
+    /// CPython's, and a realloc moves the block if it can. Quarantined blocks are released when a request would otherwise fail. There are none
+    /// while a guest's allocator is in a domain.
     pub quarantine: usize,
-    /// Bytes of empty pools above which the heap [trims](crate::Heap::trim) by itself, when one more becomes empty; `None` for never. The bound
-    /// doubles where more than half of what the last trim gave back has been taken again since, so a program that fills and empties the same pools again and
-    /// again soon keeps them; `trim` puts it back to this.
+    /// Bytes of empty pools above which the heap [trims](crate::Heap::trim) by itself, when one more becomes empty; `None` for never. If the
+    /// program takes back more than half of what the last trim gave back, the bound doubles: a program that fills and empties the same pools
+    /// soon keeps them. A call of `trim` resets the bound.
     pub trim_above: Option<usize>,
 }
 

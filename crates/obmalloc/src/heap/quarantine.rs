@@ -1,30 +1,30 @@
-//! Freed blocks whose memory is not used again yet, so that for a while another free of one can be told from a free of the next block
-//! there. CPython has nothing like it.
+//! The quarantine: freed blocks whose memory is not used again yet. Meanwhile a second free of such a block is found, because no new block
+//! can lie at its address. CPython has nothing like it.
 
 use alloc::collections::VecDeque;
 
 use crate::address_hash::AddressMap;
 use crate::domain::Domain;
 
-/// What each waiting block counts beyond its size, so that empty ones do not wait in any number.
+/// Bytes that each block counts beyond its size, which bounds the number of empty blocks too.
 const OVERHEAD: usize = 32;
 
-/// Invariant: `order` has the addresses of `blocks`, the one that has waited longest first.
+/// Invariant: `order` has the addresses of `blocks`, the oldest first.
 pub(crate) struct Quarantine {
     limit: usize,
     bytes: usize,
     order: VecDeque<usize>,
     blocks: AddressMap<Waiting>,
-    /// Those that are counted.
+    /// How many blocks are counted.
     counted: usize,
 }
 
-/// A block that waits.
+/// A block in quarantine.
 #[derive(Clone, Copy)]
 pub(crate) struct Waiting {
     pub domain: Domain,
     pub size: usize,
-    /// Whether it counts among a heap's allocated blocks as long as it waits.
+    /// Whether [`counted`](Quarantine::counted) includes it: a heap counts it among its allocated blocks.
     pub is_counted: bool,
 }
 
@@ -34,7 +34,7 @@ impl Quarantine {
         Self { limit, bytes: 0, order: VecDeque::new(), blocks: AddressMap::default(), counted: 0 }
     }
 
-    /// Whether any block ever waits.
+    /// Whether there is a quarantine at all.
     pub fn is_kept(&self) -> bool {
         self.limit != 0
     }
@@ -44,12 +44,12 @@ impl Quarantine {
         self.counted
     }
 
-    /// Whether a block at any multiple of `alignment` in `size` bytes from `begin` on waits.
+    /// Whether a block in quarantine begins at a multiple of `alignment` within `size` bytes from `begin`.
     pub fn has_within(&self, begin: usize, size: usize, alignment: usize) -> bool {
         !self.blocks.is_empty() && (begin..begin + size).step_by(alignment).any(|address| self.blocks.contains_key(&address))
     }
 
-    /// Has a block wait; false when there is no memory to remember it.
+    /// Puts a block into quarantine; false when there is no memory to remember it.
     pub fn enter(&mut self, address: usize, block: Waiting) -> bool {
         if self.blocks.try_reserve(1).is_err() || self.order.try_reserve(1).is_err() {
             return false;
@@ -61,12 +61,12 @@ impl Quarantine {
         true
     }
 
-    /// The block that has waited longest, if more wait than should.
+    /// Takes the oldest block out, if the quarantine is above its limit.
     pub fn leave_if_over(&mut self) -> Option<(usize, Waiting)> {
         if self.bytes > self.limit { self.leave() } else { None }
     }
 
-    /// The block that has waited longest.
+    /// Takes the oldest block out.
     pub fn leave(&mut self) -> Option<(usize, Waiting)> {
         let address = self.order.pop_front()?;
         let block = self.blocks.remove(&address)?;

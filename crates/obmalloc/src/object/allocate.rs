@@ -10,12 +10,12 @@ use crate::allocator::PY_SSIZE_T_MAX;
 use crate::domain::{Domain, FaultKind};
 use crate::interrupt::Interrupt;
 
-/// What becomes of an object's memory before its header is written.
+/// How the memory of a new object is initialised.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Contents {
     /// All zeroes.
     Zeroed,
-    /// References are NULL; the rest is whatever it was.
+    /// References are NULL; the rest stays as it was.
     NullReferences,
 }
 
@@ -37,7 +37,7 @@ impl ObjectHeap {
             }
             return Ok(object);
         }
-        // One item more than asked for.
+        // CPython asks for one item more than `nitems`.
         let size = nitems.checked_add(1).and_then(|nitems| kind.var_size(nitems)).ok_or(ObjectError::NoMemory)?;
         let object = self.create(kind, size, nitems, Contents::Zeroed)?;
         if kind.gc {
@@ -77,8 +77,8 @@ impl ObjectHeap {
     /// `PyObject_Init`: makes an object of a block of the obj domain; references become NULL, the other fields stay as they are.
     ///
     /// # Errors
-    /// When `kind` is no type that this heap has defined or is a GC type, whose objects begin inside their blocks, or `memory` is no block of the domain, is an object
-    /// already, or is too small.
+    /// When `kind` is no type that this heap has defined, or is a GC type, whose objects begin inside their blocks. When `memory` is no block of
+    /// the domain, is already an object, or is too small.
     #[doc(alias = "PyObject_Init")]
     pub fn init(&self, kind: TypeId, memory: usize) -> Result<usize, ObjectError> {
         self.init_block(kind, memory, 0)
@@ -93,7 +93,7 @@ impl ObjectHeap {
         self.init_block(kind, memory, nitems)
     }
 
-    /// Whether [`init_var`](Self::init_var) would do it.
+    /// Checks what [`init_var`](Self::init_var) would check, and changes nothing.
     ///
     /// # Errors
     /// As for `init`.
@@ -101,7 +101,7 @@ impl ObjectHeap {
         self.size_to_init(self.kind(kind)?, memory, nitems).map(drop)
     }
 
-    /// Bytes of an object that `memory` is to become.
+    /// Bytes of the object that `memory` will become.
     fn size_to_init(&self, kind: &Type, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
         if kind.presize != 0 {
             return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
@@ -116,7 +116,7 @@ impl ObjectHeap {
         self.begin()?;
         let kind = self.kind(kind)?;
         let size = self.size_to_init(kind, memory, nitems)?;
-        // SAFETY: a live block of that size at least, which is no object's.
+        // SAFETY: a live block of at least that size, which is no object's.
         if unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) } {
             Ok(memory)
         } else {
@@ -162,14 +162,14 @@ impl ObjectHeap {
         Ok(object)
     }
 
-    /// Why there is no block for an object.
+    /// The error when there is no block for an object.
     #[cold]
     fn why_none(&self) -> ObjectError {
         self.heap.checked().take_fault().map_or(ObjectError::NoMemory, ObjectError::Fault)
     }
 
-    /// Runs the collection that an allocation starts, which does not see the object yet: it is in a block whose size is the object's, and
-    /// has no owner until then. False when hooks have used up the room that there was for it.
+    /// Runs the collection that an allocation starts. The collection does not see the new object yet, whose block has no owner until it ends.
+    /// False if hooks have used up the room in the object table.
     #[cold]
     fn collect_before(&self, kind: &Type, object: usize) -> bool {
         // SAFETY: the block is large enough for a header, and the caller's.
@@ -181,7 +181,7 @@ impl ObjectHeap {
         self.table().reserve() && self.reserve_track().is_ok()
     }
 
-    /// Sets every reference of a new object to NULL, weak ones included. False when that was interrupted.
+    /// Sets every reference of a new object to NULL, and its list of weak references too. False if it was interrupted.
     ///
     /// # Safety
     /// As for [`write`](Self::write).
@@ -201,7 +201,7 @@ impl ObjectHeap {
         true
     }
 
-    /// Writes an object's header (`PyObject_InitVar`), and what it contains. False when that was interrupted: the block is no object's then.
+    /// Writes an object's header (`PyObject_InitVar`) and initialises its contents. False if it was interrupted: then the block is no object's.
     ///
     /// # Safety
     /// `size` bytes at `object`, at least those of the type for `nitems` items, and the type's bytes before it, are a live block that is
@@ -227,10 +227,10 @@ impl ObjectHeap {
         true
     }
 
-    /// The object that was destroyed last, of those that the type keeps.
+    /// Makes an object of the memory that the type has kept last.
     fn reuse(&self, kind: &Type) -> Option<usize> {
         let object = kind.free.borrow_mut().pop()?;
-        // SAFETY: a kept object's memory is that of an object of the type, and has no other owner.
+        // SAFETY: kept memory has the size of an object of the type, and no other owner.
         let written = unsafe {
             if kind.gc {
                 header::clear_gc_head(object);
@@ -243,7 +243,7 @@ impl ObjectHeap {
         written.then_some(object)
     }
 
-    /// Gives the objects that types keep back, and with them their memory (`clear_freelists`).
+    /// Frees the memory of destroyed objects that types keep (`clear_freelists`).
     pub(crate) fn clear_free_lists(&self) {
         for index in 0..self.state().types.len() {
             let kind = self.type_info(TypeId(index as u32));
@@ -256,7 +256,7 @@ impl ObjectHeap {
                 self.table().bury(object);
                 self.free_block(object - kind.presize);
                 if self.is_interrupted_after(1) {
-                    // The others are kept until the next time.
+                    // The next call frees the rest.
                     return;
                 }
             }
@@ -266,16 +266,16 @@ impl ObjectHeap {
     /// `PyObject_Free`
     #[inline]
     pub(crate) fn free_block(&self, block: usize) {
-        // SAFETY: what is buried was an object, or was to become one, in a block of the obj domain.
+        // SAFETY: the memory of a buried object, or of one that was not finished, in a block of the obj domain.
         unsafe { self.heap.free_unchecked(Domain::Obj, block) };
     }
 
-    /// `PyObject_GC_Resize`: the object with another number of items, perhaps at another address. New items are NULL or 0; there are none when
-    /// clearing them is interrupted.
+    /// `PyObject_GC_Resize`: changes an object's number of items, and perhaps moves it. New items are NULL or 0. If clearing them is
+    /// interrupted, the object has no items.
     ///
     /// # Errors
     /// When `object` is no GC object with items, is tracked or weakly referenced, has other references than the caller's, or there is no
-    /// memory; the object is as it was then. When it is interrupted, some of the items that were to go are NULL.
+    /// memory: then the object is as it was. When it is interrupted: then some of the items to be dropped are NULL.
     #[doc(alias = "PyObject_GC_Resize")]
     pub fn gc_resize(&self, object: usize, nitems: usize) -> Result<usize, ObjectError> {
         let kind = self.change(object)?;
@@ -291,7 +291,7 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         if nitems < old {
-            // Hooks can do nothing with it meanwhile.
+            // Meanwhile hooks cannot use the object.
             self.table().set(object, table::DYING);
             if !self.drop_items(kind, object, nitems) {
                 self.table().set(object, table::LIVE);
@@ -304,22 +304,22 @@ impl ObjectHeap {
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
         let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
         if self.heap.checked().check_use(Domain::Obj, resized - kind.presize).is_err() {
-            // A guest has left no memory to remember the block, and nothing can be done with it any more.
+            // A guest has left no memory to remember the block, which is lost.
             return Err(ObjectError::NoMemory);
         }
         if let (Some(copy), true) = (copy, moved.is_ok_and(|moved| moved.is_some())) {
             let begin = ptr::with_exposed_provenance_mut::<u8>(resized - kind.presize);
             let (fields, items) = copy.split_at(copy.len().min(kind.presize + kind.basicsize()));
-            // SAFETY: the block has at least so many bytes, and no other code knows it.
+            // SAFETY: the block is large enough, and no other code knows it.
             let all = unsafe {
                 begin.copy_from_nonoverlapping(fields.as_ptr(), fields.len());
-                // References are counted, and so cannot be given up half way.
+                // References must be copied to the end, because they are counted.
                 let interrupt =
                     if kind.items == Some(ItemKind::Object) { Interrupt::NEVER } else { self.heap.checked().interrupt() };
                 interrupt.copy(items.as_ptr(), begin.add(fields.len()), items.len())
             };
             if !all {
-                // SAFETY: as above. There are no items then.
+                // SAFETY: as above. With `ob_size` 0 there are no items.
                 unsafe { header::set_size(resized, 0) };
                 self.table().enter(resized);
                 return Ok(resized);
@@ -330,7 +330,7 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         let itemsize = kind.itemsize();
-        // SAFETY: the block now holds so many items.
+        // SAFETY: the block now holds `nitems` items.
         unsafe {
             let first = resized + kind.items_offset + old * itemsize;
             if nitems <= old || self.heap.checked().clear(first, (nitems - old) * itemsize) {
@@ -340,8 +340,7 @@ impl ObjectHeap {
         Ok(resized)
     }
 
-    /// A copy of bytes of an object whose block is to be resized by allocators that are not the heap's own. Those of a script cannot be
-    /// trusted to keep them, and an object has to be one whatever they do.
+    /// A copy of an object's bytes, if guests may resize its block. A guest cannot be trusted to keep the bytes, and the object must stay valid.
     fn copy_of(&self, begin: usize, size: usize) -> Result<Option<Vec<u8>>, ObjectError> {
         if !self.heap.calls_guests() {
             return Ok(None);
@@ -358,7 +357,7 @@ impl ObjectHeap {
         Ok(Some(copy))
     }
 
-    /// An object can move only while the caller alone knows where it is.
+    /// Refuses an object whose address others than the caller may know: it cannot move.
     fn refuse_to_move(&self, kind: &Type, object: usize) -> Result<(), ObjectError> {
         // SAFETY: the caller has looked the GC object up.
         let (tracked, refcount) = unsafe { (header::gc_next(object) != 0, header::refcnt(object)) };
@@ -373,7 +372,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// Whether an address is an object whose end has not begun.
+    /// Whether an address is an object whose destruction has not begun.
     #[inline]
     pub(crate) fn is_alive(&self, object: usize) -> bool {
         table::is_alive(self.table().state(object))

@@ -1,4 +1,4 @@
-//! The domains of a heap with objects: blocks, but no object's.
+//! The domains of a heap with objects: calls for all blocks except those of objects.
 
 use core::ptr::NonNull;
 
@@ -9,26 +9,32 @@ use super::{ObjectHeap, object_fault, table};
 use crate::allocator::ArenaAllocator;
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::guest::{AllocatorId, ArenaGuest, Guest, GuestFault, Keeper, OwnAllocators, SetError};
-use crate::heap::HeapError;
+use crate::heap::{HeapError, delegate};
 use crate::interrupt::Undone;
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Corruption, PoolInfo, Stats, Trimmed, Window};
 
-/// What an [`ObjectHeap`] lets do with blocks: everything, but with the memory of objects nothing.
+/// The calls of an [`ObjectHeap`] for blocks. They refuse the memory of objects.
 #[derive(Clone, Copy)]
 pub struct Blocks<'heap>(&'heap ObjectHeap);
 
 impl Blocks<'_> {
-    /// As [`GuestHeap::malloc`](crate::GuestHeap::malloc).
-    #[inline]
-    pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        self.0.heap.malloc(domain, size)
+    delegate! { |blocks| blocks.0.heap;
+        /// As [`GuestHeap::malloc`](crate::GuestHeap::malloc).
+        #[inline]
+        pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>>;
+        /// As [`GuestHeap::calloc`](crate::GuestHeap::calloc).
+        #[inline]
+        pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>>;
+        /// As [`GuestHeap::free_null`](crate::GuestHeap::free_null).
+        pub fn free_null(&self, domain: Domain);
+        /// Whether a guest gave the block of a domain at `address`.
+        pub fn is_guests(&self, domain: Domain, address: usize) -> bool;
     }
 
-    /// As [`GuestHeap::calloc`](crate::GuestHeap::calloc).
-    #[inline]
-    pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        self.0.heap.calloc(domain, count, size)
+    delegate! { |blocks| blocks.0.heap.checked();
+        /// Whether `address` is one of the heap's live blocks, or lies inside one. An object's block counts.
+        pub fn owns(&self, address: usize) -> bool;
     }
 
     /// As [`GuestHeap::realloc`](crate::GuestHeap::realloc).
@@ -51,11 +57,6 @@ impl Blocks<'_> {
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         self.refuse_object(domain, address)?;
         self.0.heap.free(domain, address)
-    }
-
-    /// As [`GuestHeap::free_null`](crate::GuestHeap::free_null).
-    pub fn free_null(&self, domain: Domain) {
-        self.0.heap.free_null(domain);
     }
 
     /// As [`CheckedHeap::usable_size`](crate::CheckedHeap::usable_size).
@@ -85,17 +86,7 @@ impl Blocks<'_> {
         self.0.heap.checked().check_realloc(domain, address).map_err(|fault| self.0.heap.explain(fault))
     }
 
-    /// Whether a guest gave the block of a domain at `address`.
-    pub fn is_guests(&self, domain: Domain, address: usize) -> bool {
-        self.0.heap.is_guests(domain, address)
-    }
-
-    /// Whether `address` is one of the heap's live blocks, or lies inside one. An object's block counts.
-    pub fn owns(&self, address: usize) -> bool {
-        self.0.heap.checked().owns(address)
-    }
-
-    /// An object's memory is the object's, or its type's: whether its block or the object itself is given, only the type gives it back.
+    /// Refuses the memory of an object, or memory that a type keeps, by the address of the block or of the object.
     #[inline]
     fn refuse_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         if self.0.state().types.is_empty() { Ok(()) } else { self.refuse_known_object(domain, address) }
@@ -116,74 +107,95 @@ impl Keeper for ObjectHeap {
     }
 }
 
-/// What a heap with objects is as a heap of blocks.
+/// The calls of a heap with objects that a heap of blocks has too.
 impl ObjectHeap {
-    /// The domains: blocks, but no object's.
+    delegate! { |heap| heap.heap.checked();
+        /// The release.
+        pub fn profile(&self) -> &Profile;
+        /// The sizes in force.
+        pub fn geometry(&self) -> Geometry;
+        /// As [`Heap::region`](crate::Heap::region).
+        pub fn region(&self) -> (usize, usize);
+        /// As [`Heap::allocated_blocks`](crate::Heap::allocated_blocks).
+        pub fn allocated_blocks(&self) -> usize;
+        /// As [`Heap::arenas`](crate::Heap::arenas).
+        pub fn arenas(&self) -> Vec<ArenaInfo>;
+        /// As [`Heap::arena_base`](crate::Heap::arena_base).
+        pub fn arena_base(&self, address: usize) -> Option<usize>;
+        /// As [`Heap::pool`](crate::Heap::pool).
+        pub fn pool(&self, address: usize) -> Option<PoolInfo>;
+        /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
+        pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption>;
+        /// As [`Heap::stats`](crate::Heap::stats).
+        pub fn stats(&self) -> Stats;
+        /// Bytes held in arenas and raw blocks.
+        #[inline]
+        pub fn held(&self) -> usize;
+        /// The part of the bytes [held](Self::held) that has been in use: all but trimmed pools, and the ends of arenas from which no pool
+        /// has been carved. Too few if a caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which do not count as
+        /// held.
+        #[inline]
+        pub fn touched(&self) -> usize;
+        /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
+        pub fn setup_debug_hooks(&self) -> Result<(), HeapError>;
+        /// Whether debug hooks have been set up.
+        pub fn has_debug_hooks(&self) -> bool;
+        /// As [`CheckedHeap::verify_guards`](crate::CheckedHeap::verify_guards).
+        pub fn verify_guards(&self) -> Result<(), Fault>;
+        /// As [`CheckedHeap::take_fault`](crate::CheckedHeap::take_fault).
+        pub fn take_fault(&self) -> Option<Fault>;
+        /// As [`CheckedHeap::take_late_fault`](crate::CheckedHeap::take_late_fault).
+        pub fn take_late_fault(&self) -> Option<Fault>;
+        /// As [`CheckedHeap::is_corrupted`](crate::CheckedHeap::is_corrupted).
+        pub fn is_corrupted(&self) -> bool;
+        /// Whether a panic of a hook or a guest has closed the heap for good.
+        pub fn is_closed(&self) -> bool;
+        /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
+        pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError>;
+        /// As [`CheckedHeap::set_refusing`](crate::CheckedHeap::set_refusing).
+        pub fn set_refusing(&self, refusing: bool);
+    }
+
+    delegate! { |heap| heap.heap;
+        /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
+        pub fn empty_quarantine(&self) -> bool;
+        /// As [`GuestHeap::trim`](crate::GuestHeap::trim). An object's memory is in use until the object has been destroyed.
+        pub fn trim(&self) -> Trimmed;
+        /// As [`GuestHeap::remove_nomemory`](crate::GuestHeap::remove_nomemory).
+        pub fn remove_nomemory(&self) -> Result<(), Undone>;
+        /// As [`GuestHeap::allocator`](crate::GuestHeap::allocator).
+        pub fn allocator(&self, domain: Domain) -> Result<AllocatorId, HeapError>;
+        /// As [`GuestHeap::add_guest`](crate::GuestHeap::add_guest).
+        pub fn add_guest(&self, guest: Rc<dyn Guest>) -> Result<AllocatorId, HeapError>;
+        /// As [`GuestHeap::set_allocator`](crate::GuestHeap::set_allocator).
+        pub fn set_allocator(&self, domain: Domain, allocator: AllocatorId) -> Result<(), SetError>;
+        /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).
+        pub fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) -> Result<(), HeapError>;
+        /// Whether there may be grants: an allocator has been taken out, or a guest put in.
+        pub fn has_guests(&self) -> bool;
+        /// Whether a call of the domains may run a guest.
+        pub fn calls_guests(&self) -> bool;
+        /// As [`GuestHeap::take_guest_fault`](crate::GuestHeap::take_guest_fault).
+        pub fn take_guest_fault(&self) -> Option<GuestFault>;
+    }
+
+    /// The calls for blocks. They refuse the memory of objects.
     #[inline(always)]
     pub fn blocks(&self) -> Blocks<'_> {
         Blocks(self)
     }
 
-    /// The release.
-    pub fn profile(&self) -> &Profile {
-        self.heap.checked().profile()
-    }
-
-    /// The sizes in force.
-    pub fn geometry(&self) -> Geometry {
-        self.heap.checked().geometry()
-    }
-
-    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
-    pub fn region(&self) -> (usize, usize) {
-        self.heap.checked().region()
-    }
-
-    /// `sys.getallocatedblocks()`: blocks handed out by mem and obj, those that came from raw included.
-    pub fn allocated_blocks(&self) -> usize {
-        self.heap.checked().allocated_blocks()
-    }
-
-    /// The arenas now held, in the order in which they were taken.
-    pub fn arenas(&self) -> Vec<ArenaInfo> {
-        self.heap.checked().arenas()
-    }
-
-    /// Where the arena begins that an address lies in, if it lies in one that is held.
-    pub fn arena_base(&self, address: usize) -> Option<usize> {
-        self.heap.checked().arena_base(address)
-    }
-
-    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
-    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
-        self.heap.checked().pool(address)
-    }
-
-    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
-    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
-    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
-        self.heap.checked().used_blocks(address, used)
-    }
-
-    /// The numbers behind `sys._debugmallocstats()`; their text is CPython's.
-    pub fn stats(&self) -> Stats {
-        self.heap.checked().stats()
-    }
-
-    /// The memory of place number `place` of the [region](Self::region), each as large as an arena, and what is known of its blocks; none where no
-    /// arena is there. It can be read and written as long as the heap lives, also when another arena has come there. A block in it may be used
-    /// through it if it is live, the heap [is plain](Self::is_plain), and no object begins at its address or 16 or 32 bytes behind it; in a heap that
-    /// [has types](Self::has_types), a window from before it had them does not say that.
+    /// The memory of slot `place` of the [region](Self::region), each as large as an arena, and the heap's tables of its blocks; `None` if no
+    /// arena is there. The window can be read and written while the heap lives, also when another arena has come there. A block in it may be
+    /// used through it if the block is live, the heap [is plain](Self::is_plain), and no object begins at the block's address or 16 or 32 bytes
+    /// behind it. Once the heap [has types](Self::has_types), an older window does not show objects.
     pub fn window(&self, place: usize) -> Option<Window> {
         let checked = self.heap.checked();
         let (memory, headers) = checked.inner().pymalloc().window(place)?;
         let (offset, size) = (place * memory.len(), memory.len());
         let live = checked.inner().ledger().part_of_table(offset, size)?;
         let no_objects = NonNull::slice_from_raw_parts(NonNull::dangling(), 0);
-        // Before there are types the table may be replaced.
+        // The table is replaced when the first type is defined.
         let objects = if self.has_types() { self.table().part(offset, size)? } else { no_objects };
         Some(Window { memory, live, objects, headers })
     }
@@ -193,119 +205,10 @@ impl ObjectHeap {
         !self.state().types.is_empty()
     }
 
-    /// Whether a live block in the [region](Self::region) is as large as its pool's blocks, and nothing more is to be known of it: there are
-    /// neither guests nor debug hooks nor a quarantine.
+    /// Whether every live block in the [region](Self::region) is a whole block of its pool, of the pool's block size: there are no guests, no
+    /// debug hooks and no quarantine.
     pub fn is_plain(&self) -> bool {
         self.heap.checked().inner().ledger().is_plain()
-    }
-
-    /// Bytes held in arenas and raw blocks.
-    #[inline]
-    pub fn held(&self) -> usize {
-        self.heap.checked().held()
-    }
-
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved yet, and trimmed pools. Too few where a
-    /// caller's own [arena allocator](Self::set_arena_allocator) has given arenas, which are not held.
-    #[inline]
-    pub fn touched(&self) -> usize {
-        self.heap.checked().touched()
-    }
-
-    /// As [`CheckedHeap::setup_debug_hooks`](crate::CheckedHeap::setup_debug_hooks).
-    ///
-    /// # Errors
-    /// When there is no memory for them: the present allocators stay.
-    pub fn setup_debug_hooks(&self) -> Result<(), HeapError> {
-        self.heap.checked().setup_debug_hooks()
-    }
-
-    /// Whether debug hooks have been set up.
-    pub fn has_debug_hooks(&self) -> bool {
-        self.heap.checked().has_debug_hooks()
-    }
-
-    /// As [`CheckedHeap::verify_guards`](crate::CheckedHeap::verify_guards).
-    ///
-    /// # Errors
-    /// The first block that something wrote to where it had no business.
-    pub fn verify_guards(&self) -> Result<(), Fault> {
-        self.heap.checked().verify_guards()
-    }
-
-    /// As [`CheckedHeap::take_fault`](crate::CheckedHeap::take_fault).
-    pub fn take_fault(&self) -> Option<Fault> {
-        self.heap.checked().take_fault()
-    }
-
-    /// As [`CheckedHeap::take_late_fault`](crate::CheckedHeap::take_late_fault).
-    pub fn take_late_fault(&self) -> Option<Fault> {
-        self.heap.checked().take_late_fault()
-    }
-
-    /// As [`CheckedHeap::is_corrupted`](crate::CheckedHeap::is_corrupted).
-    pub fn is_corrupted(&self) -> bool {
-        self.heap.checked().is_corrupted()
-    }
-
-    /// Whether a panic of a hook or a guest has closed the heap for good.
-    pub fn is_closed(&self) -> bool {
-        self.heap.checked().is_closed()
-    }
-
-    /// As [`CheckedHeap::empty_quarantine`](crate::CheckedHeap::empty_quarantine).
-    pub fn empty_quarantine(&self) -> bool {
-        self.heap.empty_quarantine()
-    }
-
-    /// As [`GuestHeap::trim`](crate::GuestHeap::trim). An object's memory is in use until the object has been destroyed.
-    pub fn trim(&self) -> Trimmed {
-        self.heap.trim()
-    }
-
-    /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
-    ///
-    /// # Errors
-    /// When there is no memory for that.
-    pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError> {
-        self.heap.checked().set_nomemory(start, stop)
-    }
-
-    /// As [`GuestHeap::remove_nomemory`](crate::GuestHeap::remove_nomemory).
-    ///
-    /// # Errors
-    /// When that was given up, or there is no memory for it: some domains still have what they had.
-    pub fn remove_nomemory(&self) -> Result<(), Undone> {
-        self.heap.remove_nomemory()
-    }
-
-    /// As [`CheckedHeap::set_refusing`](crate::CheckedHeap::set_refusing).
-    pub fn set_refusing(&self, refusing: bool) {
-        self.heap.checked().set_refusing(refusing);
-    }
-
-    /// As [`GuestHeap::allocator`](crate::GuestHeap::allocator).
-    ///
-    /// # Errors
-    /// When there is no memory to remember it.
-    pub fn allocator(&self, domain: Domain) -> Result<AllocatorId, HeapError> {
-        self.heap.allocator(domain)
-    }
-
-    /// As [`GuestHeap::add_guest`](crate::GuestHeap::add_guest).
-    ///
-    /// # Errors
-    /// When there is no memory to remember it.
-    pub fn add_guest(&self, guest: Rc<dyn Guest>) -> Result<AllocatorId, HeapError> {
-        self.heap.add_guest(guest)
-    }
-
-    /// As [`GuestHeap::set_allocator`](crate::GuestHeap::set_allocator).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn set_allocator(&self, domain: Domain, allocator: AllocatorId) -> Result<(), SetError> {
-        self.heap.set_allocator(domain, allocator)
     }
 
     /// As [`GuestHeap::own_allocators`](crate::GuestHeap::own_allocators). They do not give the blocks of objects back.
@@ -314,29 +217,6 @@ impl ObjectHeap {
     /// When there is no memory for what that takes.
     pub fn own_allocators(&self) -> Result<OwnAllocators<'_>, HeapError> {
         self.heap.own_allocators_beside(self)
-    }
-
-    /// As [`GuestHeap::set_arena_guest`](crate::GuestHeap::set_arena_guest).
-    ///
-    /// # Errors
-    /// When there is no memory for what that takes.
-    pub fn set_arena_guest(&self, guest: Option<Rc<dyn ArenaGuest>>) -> Result<(), HeapError> {
-        self.heap.set_arena_guest(guest)
-    }
-
-    /// Whether there may be grants: an allocator has been taken out, or a guest put in.
-    pub fn has_guests(&self) -> bool {
-        self.heap.has_guests()
-    }
-
-    /// Whether a call of the domains may run a guest.
-    pub fn calls_guests(&self) -> bool {
-        self.heap.calls_guests()
-    }
-
-    /// As [`GuestHeap::take_guest_fault`](crate::GuestHeap::take_guest_fault).
-    pub fn take_guest_fault(&self) -> Option<GuestFault> {
-        self.heap.take_guest_fault()
     }
 
     /// As [`CheckedHeap::set_arena_allocator`](crate::CheckedHeap::set_arena_allocator).
@@ -351,7 +231,7 @@ impl ObjectHeap {
         unsafe { self.heap.checked().set_arena_allocator(allocator) }
     }
 
-    /// What work that takes long asks.
+    /// What long work asks whether to stop.
     pub(crate) fn interrupt(&self) -> crate::interrupt::Interrupt {
         self.heap.checked().interrupt()
     }

@@ -7,7 +7,7 @@ impl ObjectHeap {
     /// `Py_REFCNT`
     ///
     /// # Errors
-    /// When `object` is none.
+    /// When `object` is no object.
     #[doc(alias = "Py_REFCNT")]
     pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
         self.look_open(object)?;
@@ -18,7 +18,7 @@ impl ObjectHeap {
     /// `Py_INCREF`
     ///
     /// # Errors
-    /// When `object` is none, or is being destroyed.
+    /// When `object` is no object, or is being destroyed.
     #[doc(alias = "Py_INCREF")]
     pub fn incref(&self, object: usize) -> Result<(), Fault> {
         self.change(object)?;
@@ -30,8 +30,8 @@ impl ObjectHeap {
     /// `Py_DECREF`: the last reference destroys the object.
     ///
     /// # Errors
-    /// When `object` is none, or has no reference left to give back. With debug hooks also when guard bytes of what was destroyed were damaged;
-    /// everything else has been done then.
+    /// When `object` is no object, or has no reference left to give back. With debug hooks also when guard bytes of a destroyed object were
+    /// damaged: then everything else has been done.
     #[doc(alias("tp_free", "Py_DECREF", "PyObject_Del"))]
     pub fn decref(&self, object: usize) -> Result<(), Fault> {
         self.change(object).map_err(|fault| match fault.kind {
@@ -50,11 +50,11 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, whatever becomes of its references. False where the
-    /// release has no such objects.
+    /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, also when its references are given back. False if the release
+    /// has no immortal objects.
     ///
     /// # Errors
-    /// When `object` is none, or is being destroyed.
+    /// When `object` is no object, or is being destroyed.
     #[doc(alias = "PyUnstable_SetImmortal")]
     pub fn set_immortal(&self, object: usize) -> Result<bool, Fault> {
         self.change(object)?;

@@ -1,13 +1,13 @@
-//! An object's end (`tp_dealloc`), as `subtype_dealloc` has it, and the references that go with it.
+//! Destroying an object (`tp_dealloc`, as `subtype_dealloc` does it), and dropping its references.
 //!
-//! CPython destroys what an object refers to inside the destruction of the object, one call in another. Here the order is the same, but
-//! objects whose destruction waits for that of others are in a list, so that a chain of any length has its end.
+//! CPython destroys what an object refers to inside the destruction of the object, by recursion. Here the order is the same, but objects
+//! whose destruction waits for that of others are in a list, so that a chain may have any length.
 
 use super::{ObjectHeap, Type, header, table};
 use crate::interrupt::STRIDE;
 use crate::profile::Counted;
 
-/// In place of an object: none has been found among many, and there are more to look at.
+/// In place of an object: none found yet, and there are more references to look at.
 const NONE_YET: usize = 0;
 
 /// An object whose references are being dropped, and which of them is next.
@@ -17,10 +17,10 @@ pub(crate) struct Dying {
 }
 
 impl ObjectHeap {
-    /// `Py_DECREF`; whether the reference was the last, after which a finalizer may have brought the object back.
+    /// `Py_DECREF`. Returns whether the reference was the last one; a finalizer may have resurrected the object since.
     ///
     /// # Safety
-    /// `object` is one, its end has not begun, and it has a reference to give back.
+    /// `object` is an object whose destruction has not begun, and it has a reference to give back.
     #[inline]
     pub(crate) unsafe fn decref_object(&self, object: usize) -> bool {
         // SAFETY: the caller's promise.
@@ -31,17 +31,17 @@ impl ObjectHeap {
         last
     }
 
-    /// Drops a reference that was in a field, and may be none.
+    /// Drops a reference that was in a field; 0 is NULL.
     ///
     /// # Safety
-    /// It was in a field.
+    /// The reference was in a field.
     #[inline(always)]
     pub(crate) unsafe fn xdecref(&self, reference: usize) {
         if reference == 0 {
             return;
         }
         let at = self.table().place(reference);
-        // SAFETY: looked up; what was an object when it was put there may have been freed against the rules (`gc_del`).
+        // SAFETY: looked up, because the object may have been freed since it was put there, against the rules (`gc_del`).
         unsafe {
             if table::is_alive(*at) && self.drop_reference(reference) {
                 self.destroy(reference, at);
@@ -49,7 +49,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Counts one reference less; whether it was the last.
+    /// Counts one reference less. Returns whether it was the last one.
     ///
     /// # Safety
     /// As for [`decref_object`](Self::decref_object).
@@ -70,10 +70,10 @@ impl ObjectHeap {
         }
     }
 
-    /// Destroys an object that has no references left, whose byte is at `at`, and every object whose last reference goes with it, depth
-    /// first. `at` is null for an object whose end has begun already.
+    /// Destroys an object that has no references left, and every object whose last reference goes with it, depth first. `at` is the object's
+    /// byte of the table, or null if its destruction has begun already.
     ///
-    /// Never inlined: most references that are given back are not the last, and need none of its registers.
+    /// Never inlined: most dropped references are not the last one, and then its registers are not needed.
     #[inline(never)]
     fn destroy(&self, object: usize, at: *mut u8) {
         // SAFETY: the byte is the object's.
@@ -83,7 +83,7 @@ impl ObjectHeap {
         let base = self.state().dying.len();
         let mut current = Dying { object, next: 0 };
         loop {
-            // SAFETY: an object whose end has begun keeps its memory until `finish`.
+            // SAFETY: an object whose destruction has begun keeps its memory until `finish`.
             let kind = unsafe { header::kind(current.object) };
             // SAFETY: as above.
             if let Some(reference) = unsafe { self.drop_references(kind, &mut current) } {
@@ -108,7 +108,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Puts off what is left to do in a destruction that is interrupted: the next destruction or collection takes it up.
+    /// Puts the objects of an interrupted destruction into the trash. The next destruction or collection goes on with them.
     #[cold]
     fn put_off(&self, base: usize, current: Dying) {
         for place in base..self.state().dying.len() {
@@ -118,7 +118,7 @@ impl ObjectHeap {
         self.throw_away(current.object);
     }
 
-    /// Takes up the destruction of objects that had to wait.
+    /// Goes on with the destruction of the objects in the trash.
     #[cold]
     pub(crate) fn take_up_trash(&self) {
         if let Some(waiting) = self.take_from_trash() {
@@ -126,11 +126,11 @@ impl ObjectHeap {
         }
     }
 
-    /// Drops an object's references, up to the first that was the last of another object, whose end has begun then: gives that, or
-    /// [`NONE_YET`].
+    /// Drops an object's references, up to the first that was the last one of another object. Returns that object, whose destruction has begun;
+    /// or [`NONE_YET`] after many references; or `None` when all are dropped.
     ///
     /// # Safety
-    /// The object is one of the type, whose end has begun.
+    /// The object has the type `kind`, and its destruction has begun.
     #[inline]
     unsafe fn drop_references(&self, kind: &Type, current: &mut Dying) -> Option<usize> {
         let count = kind.refs.count as usize;
@@ -167,10 +167,10 @@ impl ObjectHeap {
         None
     }
 
-    /// Drops a reference that was in a field; whether the object has no other, and its end has begun.
+    /// Drops a reference that was in a field. Returns whether it was the last one and the object's destruction has begun.
     ///
     /// # Safety
-    /// It was in a field.
+    /// The reference was in a field.
     #[inline]
     unsafe fn drop_last(&self, reference: usize) -> bool {
         let at = self.table().place(reference);
@@ -178,8 +178,8 @@ impl ObjectHeap {
         unsafe { table::is_alive(*at) && self.drop_reference(reference) && self.begin_end(reference, at) }
     }
 
-    /// Puts an object off until another one has been destroyed, and gives that. Without memory for it, the other one waits, which is what
-    /// CPython does with it when calls are nested too deep.
+    /// Lets an object wait until another one, `first`, has been destroyed, and returns the one to go on with: `first`. Without memory, `first`
+    /// goes into the trash and `waiting` is returned; CPython does so when calls are nested too deep.
     #[inline]
     fn postpone(&self, waiting: Dying, first: Dying) -> Dying {
         let state = self.state();
@@ -191,15 +191,15 @@ impl ObjectHeap {
         waiting
     }
 
-    /// Puts an object whose end has begun into the trash.
+    /// Puts an object whose destruction has begun into the trash.
     fn throw_away(&self, object: usize) {
         let state = self.state();
-        // SAFETY: the references to it are gone, so its count can say what is next in the trash.
+        // SAFETY: an object without references; its count now has the address of the next object in the trash.
         unsafe { header::set_refcnt(object, state.trash) };
         state.trash = object;
     }
 
-    /// An object that had to wait (`_PyTrash_thread_destroy_chain`).
+    /// Takes an object out of the trash (`_PyTrash_thread_destroy_chain`).
     #[inline]
     fn take_from_trash(&self) -> Option<Dying> {
         let state = self.state();
@@ -207,7 +207,7 @@ impl ObjectHeap {
         if object == 0 {
             return None;
         }
-        // SAFETY: `postpone` put it there.
+        // SAFETY: `throw_away` put it there.
         unsafe {
             state.trash = header::refcnt(object);
             header::set_refcnt(object, 0);
@@ -215,7 +215,7 @@ impl ObjectHeap {
         Some(Dying { object, next: 0 })
     }
 
-    /// What happens before an object's references are dropped; false when it has been made reachable again.
+    /// Does what comes before an object's references are dropped. False if the object was resurrected.
     ///
     /// # Safety
     /// `at` is the byte of the object, which has no references left.
@@ -239,7 +239,7 @@ impl ObjectHeap {
     fn run_end(&self, kind: &Type, object: usize) -> bool {
         let id = kind.id();
         if kind.is_weakref() {
-            // First, because a hook is told that the callback is dropped.
+            // First, because a hook runs when the callback is dropped.
             self.table().set(object, table::DYING);
             self.clear_weakref(object);
             return true;
@@ -259,7 +259,7 @@ impl ObjectHeap {
             }
             self.table().set(object, table::DYING);
             if let Some(offset) = kind.weaklist {
-                // Those that `tp_del` has made.
+                // `tp_del` may have made weak references.
                 self.clear_weakrefs_silently(object, offset);
             }
         }
@@ -269,14 +269,13 @@ impl ObjectHeap {
         true
     }
 
-    /// `PyObject_CallFinalizerFromDealloc`; false when the object has been made reachable again.
+    /// `PyObject_CallFinalizerFromDealloc`; false if the object was resurrected.
     fn call_finalizer_from_dealloc(&self, kind: &Type, object: usize) -> bool {
-        // An object that the collector knows nothing of has no place for the mark: its finalizer is called whenever it loses its last
-        // reference.
+        // An object without the collector's words has no bit for the mark: its finalizer is called whenever it loses its last reference.
         // SAFETY: the caller gives an object of the type.
         if kind.gc && unsafe { header::is_finalized(object) } {
             if self.rules.counted == Counted::Tracking {
-                // It is tracked while that is found out, which counts and may be one too many.
+                // CPython tracks the object during this check. That counts, and may trigger a collection.
                 let _ = self.track_object(object);
                 self.untrack_object(object);
             }
@@ -285,22 +284,22 @@ impl ObjectHeap {
         self.resurrected_for(kind, object, || {
             self.hooks.finalize(self, kind.id(), object);
             if kind.gc {
-                // SAFETY: the reference that it was given keeps the object.
+                // SAFETY: the reference that `resurrected_for` added keeps the object.
                 unsafe { header::set_finalized(object) };
             }
         })
     }
 
-    /// Calls something with an object that has one reference for as long as that takes, and is tracked. False when it has others then.
+    /// Runs `call` while the object has one reference and is tracked. False if the object has other references afterwards.
     fn resurrected_for(&self, kind: &Type, object: usize, call: impl FnOnce()) -> bool {
         // SAFETY: the caller gives an object whose references are gone.
         unsafe { header::set_refcnt(object, 1) };
         if kind.gc {
-            // Without memory for it the object is not tracked meanwhile.
+            // Without memory, the object is not tracked meanwhile.
             let _ = self.track_object(object);
         }
         self.holding(object, || self.in_hook(call));
-        // SAFETY: the reference that it was given keeps it.
+        // SAFETY: the reference added above keeps it.
         let count = unsafe { header::refcnt(object) };
         if self.is_immortal(count) {
             return false;
@@ -316,7 +315,7 @@ impl ObjectHeap {
         true
     }
 
-    /// The object's references are gone; so is the object (`tp_free`).
+    /// Frees an object whose references have been dropped (`tp_free`).
     #[inline]
     fn finish(&self, kind: &Type, object: usize) {
         if kind.free_list != 0 && self.keep(kind, object) {
@@ -324,7 +323,7 @@ impl ObjectHeap {
         }
         if kind.gc {
             if kind.has_end {
-                // A hook may have tracked it.
+                // A hook may have tracked the object again.
                 self.untrack_object(object);
             }
             self.gc_unlink();
@@ -333,7 +332,7 @@ impl ObjectHeap {
         self.free_block(object - kind.presize);
     }
 
-    /// Keeps an object's memory for the next one of the type, if that keeps so many.
+    /// Keeps an object's memory for the type's next object, if the type's free list has room.
     #[cold]
     fn keep(&self, kind: &Type, object: usize) -> bool {
         let mut free = kind.free.borrow_mut();
@@ -348,10 +347,10 @@ impl ObjectHeap {
         true
     }
 
-    /// `tp_clear` of types that leave it out: sets every reference to NULL, in order; false when that was interrupted.
+    /// `tp_clear` of types without a hook for it: sets every reference to NULL, in order. False if it was interrupted.
     ///
     /// # Safety
-    /// `object` is one of the type, and has a reference that keeps it.
+    /// `object` has the type `kind`, and a reference that keeps it.
     #[inline(always)]
     pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) -> bool {
         // SAFETY: the caller's promise, also between the references.
@@ -364,7 +363,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Sets the references from number `index` on to NULL; false when that was interrupted.
+    /// Sets the references from index `index` on to NULL; false if it was interrupted.
     ///
     /// # Safety
     /// As for [`clear_references`](Self::clear_references).
@@ -383,7 +382,7 @@ impl ObjectHeap {
         true
     }
 
-    /// Drops the references of the items from `nitems` on; false when that was interrupted.
+    /// Drops the references of the items from index `nitems` on; false if it was interrupted.
     pub(super) fn drop_items(&self, kind: &Type, object: usize, nitems: usize) -> bool {
         if kind.items != Some(super::ItemKind::Object) {
             return true;

@@ -14,26 +14,26 @@ use crate::interrupt::STRIDE;
 pub enum Field<'a> {
     /// The field with this name.
     Name(&'a str),
-    /// The field with this number, from 0, in the order of the type's spec.
+    /// The field with this index, in the order of the type's spec.
     Member(usize),
-    /// The item with this number, from 0.
+    /// The item with this index.
     Item(usize),
 }
 
 /// What a field or item holds.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Value {
-    /// NULL, in place of an object.
+    /// NULL, in a field for an object.
     Null,
     /// An object.
     Object(usize),
-    /// What an 8- or 32-bit integer, a floating-point number or a byte holds.
+    /// The value of an 8- or 32-bit integer, a floating-point number or a byte.
     Number(f64),
-    /// What a 64-bit integer holds.
+    /// The value of a 64-bit integer.
     Integer(i64),
 }
 
-/// Where a value is.
+/// The address and kind of a field or item.
 #[derive(Clone, Copy)]
 enum Place {
     Field(FieldKind, usize),
@@ -68,10 +68,10 @@ impl ObjectHeap {
         }
     }
 
-    /// What a field or item holds; no reference is made to an object.
+    /// The value of a field or item. If it is an object, no new reference is made.
     ///
     /// # Errors
-    /// When `object` is none, or has no such field.
+    /// When `object` is no object, or has no such field.
     pub fn get(&self, object: usize, field: Field<'_>) -> Result<Value, ObjectError> {
         let kind = self.look_open(object)?;
         // SAFETY: fields and items lie within the object, aligned.
@@ -90,15 +90,15 @@ impl ObjectHeap {
         }
     }
 
-    /// Sets a field or item. One that holds an object takes a new reference, and then gives back the one to what it held
-    /// (`Py_XSETREF`).
+    /// Sets a field or item. If it holds objects, it first gets a new reference to the new object, and then gives back the reference to the old
+    /// one (`Py_XSETREF`).
     ///
     /// # Errors
-    /// When `object` or the value is none, or the object has no such field for such a value. An object that is being destroyed takes no
-    /// new reference.
+    /// When `object` or the value is no object, or the object has no such field for such a value. When the object is being destroyed and the
+    /// value is an object.
     #[doc(alias = "Py_CLEAR")]
     pub fn set(&self, object: usize, field: Field<'_>, value: Value) -> Result<(), ObjectError> {
-        // A `tp_dealloc` may give the object's references back itself.
+        // A `tp_dealloc` may give the object's references back.
         let gives_back = !matches!(value, Value::Object(_)) && self.table().state(object) == table::DYING;
         let kind = if gives_back { self.begin().and_then(|()| self.look(object))? } else { self.change(object)? };
         let place = self.place(kind, object, field)?;
@@ -156,10 +156,10 @@ impl ObjectHeap {
         if failed { Err(ObjectError::NoMemory) } else { Ok(references) }
     }
 
-    /// As [`each_reference`](header::each_reference), which can be interrupted where there are many.
+    /// As [`each_reference`](header::each_reference), but can be interrupted.
     ///
     /// # Errors
-    /// When it is.
+    /// When it is interrupted, or `visit` fails.
     ///
     /// # Safety
     /// As for `each_reference`.
@@ -189,7 +189,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// What the type's hook visits, all of it held by the object.
+    /// The objects that the type's hook visits, checked to be objects that this object refers to.
     pub(crate) fn visited(&self, kind: &Type, object: usize) -> Result<Vec<usize>, ObjectError> {
         let mut visited = Vec::new();
         let mut fault: Option<Fault> = None;
@@ -218,9 +218,9 @@ impl ObjectHeap {
         }
     }
 
-    /// A reference that is visited more often than it is held would make something live look unreachable.
+    /// Refuses a reference that is visited more often than the object holds it: it would make a live object look unreachable.
     fn refuse_over_visit(&self, kind: &Type, object: usize, visited: Vec<usize>) -> Result<Vec<usize>, ObjectError> {
-        // How often each is visited, and not held. Nothing is sorted: that could not be given up half-way.
+        // For each object, how often it is visited beyond the references held. Sorting would be simpler, but cannot be interrupted.
         let mut over = AddressMap::<usize>::default();
         over.try_reserve(visited.len()).map_err(|_| ObjectError::NoMemory)?;
         for &reference in &visited {

@@ -1,7 +1,7 @@
 //! What lies at and before an object's address: `PyObject`, `PyVarObject`, `PyGC_Head`, and the fields.
 //!
-//! Every function takes the address of an object: entered into the table, not buried, its memory initialised by
-//! [`ObjectHeap::create`](super::ObjectHeap). Invariants of such memory, which no code outside this crate can write to:
+//! Every function is unsafe: it takes the address of an object that was entered into the table, is not buried, and whose memory
+//! [`ObjectHeap::create`](super::ObjectHeap) has initialised. Invariants of such memory, which no code outside this crate can write to:
 //! 1. `ob_type` points to a type of the heap, which lives as long as the heap.
 //! 2. The object is as large as its type says for its `ob_size`, with the type's bytes before it.
 //! 3. A field or item that is a reference holds NULL or an address that was an object's when it was put there.
@@ -15,7 +15,7 @@ const PREV_FINALIZED: usize = 1;
 /// Below the count of references in the second of the collector's words (`_PyGC_PREV_SHIFT`).
 const PREV_SHIFT: u32 = 2;
 
-/// A word of the CPython that is modelled, which has 64 bits: an address or a count lies in its lower half where ours have 32.
+/// A 64-bit word of the modelled CPython. Where our words have 32 bits, an address or a count lies in its lower half.
 #[repr(C, align(8))]
 pub(crate) struct Slot(pub usize);
 
@@ -26,74 +26,47 @@ fn slot(object: usize, offset: isize) -> *mut Slot {
     ptr::with_exposed_provenance_mut(object.wrapping_add_signed(offset))
 }
 
-/// What is in a slot.
+/// The contents of a slot.
 #[inline(always)]
 fn word(object: usize, offset: isize) -> *mut usize {
     slot(object, offset).cast()
 }
 
 macro_rules! words {
-    ($($(#[$doc:meta])* $get:ident $set:ident $offset:literal)+) => {$(
+    ($($(#[$doc:meta])* $get:ident $set:ident: $type:ty = $offset:literal)+) => {$(
         $(#[$doc])*
-        ///
-        /// # Safety
-        /// As the room says.
         #[inline(always)]
-        pub(crate) unsafe fn $get(object: usize) -> usize {
+        pub(crate) unsafe fn $get(object: usize) -> $type {
             // SAFETY: the caller's promise: an object has such a word.
-            unsafe { *word(object, $offset) }
+            unsafe { *word(object, $offset).cast() }
         }
         /// Sets it.
-        ///
-        /// # Safety
-        /// As above.
         #[inline(always)]
-        pub(crate) unsafe fn $set(object: usize, value: usize) {
+        pub(crate) unsafe fn $set(object: usize, value: $type) {
             // SAFETY: the caller's promise: an object has such a word.
-            unsafe { *word(object, $offset) = value };
+            unsafe { *word(object, $offset).cast() = value };
         }
     )+};
 }
 
 words! {
     /// `ob_refcnt`
-    refcnt set_refcnt 0
+    refcnt set_refcnt: usize = 0
     /// `ob_size`, of an object whose type has items.
-    size set_size 16
-    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise one more than its place in its list.
-    gc_next set_gc_next -16
+    size set_size: usize = 16
+    /// `_gc_next`, of a GC object: 0 when it is not tracked, otherwise one more than its index in its list.
+    gc_next set_gc_next: usize = -16
     /// `wr_object`, of a weak reference: the referent, 0 when there is none any more.
-    wr_object set_wr_object 16
+    wr_object set_wr_object: usize = 16
     /// `wr_prev`, of a weak reference.
-    wr_prev set_wr_prev 40
+    wr_prev set_wr_prev: usize = 40
     /// `wr_next`, of a weak reference.
-    wr_next set_wr_next 48
-}
-
-/// `wr_callback`, of a weak reference: its number, 0 when there is none.
-///
-/// # Safety
-/// As the room says.
-#[inline(always)]
-pub(crate) unsafe fn wr_callback(object: usize) -> u64 {
-    // SAFETY: the caller's promise: an object has such a word.
-    unsafe { *word(object, 24).cast() }
-}
-
-/// Sets it.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-pub(crate) unsafe fn set_wr_callback(object: usize, value: u64) {
-    // SAFETY: the caller's promise: an object has such a word.
-    unsafe { *word(object, 24).cast() = value };
+    wr_next set_wr_next: usize = 48
+    /// `wr_callback`, of a weak reference: its number, 0 when there is none.
+    wr_callback set_wr_callback: u64 = 24
 }
 
 /// `ob_type`
-///
-/// # Safety
-/// As the room says.
 #[inline(always)]
 pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
     // SAFETY: invariant 1.
@@ -101,28 +74,22 @@ pub(crate) unsafe fn kind<'heap>(object: usize) -> &'heap Type {
 }
 
 /// Whether an object is of a type.
-///
-/// # Safety
-/// As the room says.
 #[inline(always)]
 pub(crate) unsafe fn is_of(object: usize, kind: &Type) -> bool {
     // SAFETY: the caller's promise.
     unsafe { *word(object, 8) == ptr::from_ref(kind).addr() }
 }
 
-/// Where the first run of an object's references begins.
+/// The first slot of the first run of an object's references.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline(always)]
 pub(crate) unsafe fn first_slot(kind: &Type, object: usize) -> *const Slot {
     slot(object, kind.refs.offset as isize)
 }
 
 /// Sets `ob_type`.
-///
-/// # Safety
-/// As the room says.
 #[inline(always)]
 pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
     // SAFETY: the caller's promise.
@@ -130,36 +97,24 @@ pub(crate) unsafe fn set_kind(object: usize, kind: &Type) {
 }
 
 /// `_PyGC_FINALIZED`, of a GC object.
-///
-/// # Safety
-/// As the room says.
 pub(crate) unsafe fn is_finalized(object: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) & PREV_FINALIZED != 0 }
 }
 
 /// `_PyGC_SET_FINALIZED`, of a GC object.
-///
-/// # Safety
-/// As the room says.
 pub(crate) unsafe fn set_finalized(object: usize) {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) |= PREV_FINALIZED };
 }
 
-/// `gc_get_refs`: what the second of the collector's words counts during a collection.
-///
-/// # Safety
-/// As the room says.
+/// `gc_get_refs`: the count in the second of the collector's words during a collection.
 pub(crate) unsafe fn gc_refs(object: usize) -> isize {
     // SAFETY: the caller's promise.
     unsafe { *word(object, -8) as isize >> PREV_SHIFT }
 }
 
 /// `gc_set_refs`
-///
-/// # Safety
-/// As the room says.
 pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -169,9 +124,6 @@ pub(crate) unsafe fn set_gc_refs(object: usize, refs: isize) {
 }
 
 /// Clears the collector's words of a GC object.
-///
-/// # Safety
-/// As the room says.
 pub(crate) unsafe fn clear_gc_head(object: usize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -183,7 +135,7 @@ pub(crate) unsafe fn clear_gc_head(object: usize) {
 /// The head of the list of weak references to an object of a type that has one.
 ///
 /// # Safety
-/// As the room says; the offset is the type's.
+/// As this module requires; the offset is the type's.
 pub(crate) unsafe fn weaklist(object: usize, offset: isize) -> *mut usize {
     word(object, offset)
 }
@@ -191,7 +143,7 @@ pub(crate) unsafe fn weaklist(object: usize, offset: isize) -> *mut usize {
 /// How many items an object has.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline(always)]
 pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
     // SAFETY: the caller's promise: an object with items has an `ob_size`.
@@ -201,7 +153,7 @@ pub(crate) unsafe fn nitems(kind: &Type, object: usize) -> usize {
 /// Sets every reference in a field to NULL.
 ///
 /// # Safety
-/// As the room says, of the memory of an object of the type.
+/// As this module requires, of the memory of an object of the type.
 pub(crate) unsafe fn clear_fields(kind: &Type, object: usize) {
     let clear = |run: Run| {
         let first = slot(object, run.offset as isize);
@@ -215,7 +167,7 @@ pub(crate) unsafe fn clear_fields(kind: &Type, object: usize) {
 /// Calls `visit` with every reference of an object that is not NULL: fields in order, then items.
 ///
 /// # Safety
-/// As the room says; the type is the object's. `visit` does not change the object.
+/// As this module requires; the type is the object's. `visit` does not change the object.
 #[inline(always)]
 pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl FnMut(usize)) {
     // SAFETY: the caller's promise.
@@ -228,7 +180,7 @@ pub(crate) unsafe fn each_reference(kind: &Type, object: usize, mut visit: impl 
     }
 }
 
-/// As [`each_reference`], with NULL too.
+/// As [`each_reference`], but visits every slot, also those with NULL.
 ///
 /// # Safety
 /// As for `each_reference`.
@@ -243,10 +195,10 @@ pub(crate) unsafe fn each_slot(kind: &Type, object: usize, mut visit: impl FnMut
     }
 }
 
-/// What [`each_slot`] visits after the first run.
+/// The part of [`each_slot`] after the first run.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline(never)]
 unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(usize)) {
     // SAFETY: called by `each_slot`.
@@ -267,7 +219,7 @@ unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(u
 }
 
 /// # Safety
-/// As the room says; the run is one of the object's type.
+/// As this module requires; the run is one of the object's type.
 #[inline(always)]
 unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
     let mut slot = slot(object, run.offset as isize).cast_const();
@@ -281,10 +233,10 @@ unsafe fn each_in_run(object: usize, run: Run, visit: &mut impl FnMut(usize)) {
     }
 }
 
-/// Where the `index`-th reference of an object is, counting fields and then items, NULL or not; nothing when there are not so many.
+/// The slot of the reference with this index, counting fields and then items; `None` if the object has fewer. The slot may hold NULL.
 ///
 /// # Safety
-/// As the room says; the type is the object's.
+/// As this module requires; the type is the object's.
 #[inline]
 pub(crate) unsafe fn reference_at(kind: &Type, object: usize, index: usize) -> Option<*mut usize> {
     let first = kind.refs.count as usize;

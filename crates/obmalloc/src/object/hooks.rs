@@ -1,19 +1,19 @@
-//! Running hooks, and the objects that the heap holds meanwhile.
+//! Running hooks, and keeping the objects that the heap needs meanwhile.
 
 use core::cell::Cell;
 
 use super::{ObjectHeap, header};
 use crate::domain::Fault;
 
-/// Objects that the heap itself has a reference to while hooks run. However often a hook gives references back, these stay.
+/// An object to which the heap itself has a reference while hooks run. Hooks cannot give that reference back.
 pub(super) struct Held {
     object: usize,
-    /// Whether it is a weak reference, and those behind it are held too.
+    /// Whether the object is a weak reference, and those linked behind it are held too.
     and_next: bool,
     before: *const Held,
 }
 
-/// Lets go of what was held, also where a hook unwinds.
+/// Ends the hold when it is dropped, also when a hook unwinds.
 struct LetGo<'heap>(&'heap Cell<*const Held>, *const Held);
 
 impl Drop for LetGo<'_> {
@@ -31,7 +31,7 @@ impl Drop for Closes<'_> {
     }
 }
 
-/// What a call of a hook counts for.
+/// How many steps a call of a hook counts for.
 const HOOK_STEPS: usize = 1 << 6;
 
 impl ObjectHeap {
@@ -46,12 +46,12 @@ impl ObjectHeap {
         result
     }
 
-    /// Runs something that may call hooks, with an object to which it has a reference.
+    /// Runs something that may call hooks, and keeps an object meanwhile. The caller has a reference to the object.
     pub(crate) fn holding<T>(&self, object: usize, run: impl FnOnce() -> T) -> T {
         self.hold(Held { object, and_next: false, before: self.held.get() }, run)
     }
 
-    /// Runs something that may call hooks, with a weak reference and those behind it; it holds a reference to each.
+    /// Runs something that may call hooks, and keeps a weak reference and those behind it meanwhile. The caller has a reference to each.
     pub(crate) fn holding_weakrefs<T>(&self, first: usize, run: impl FnOnce() -> T) -> T {
         self.hold(Held { object: first, and_next: true, before: self.held.get() }, run)
     }
@@ -72,7 +72,7 @@ impl ObjectHeap {
     #[cold]
     #[inline(never)]
     fn find_held(&self, object: usize) -> bool {
-        // SAFETY: the caller gives an object. Weak references that are held with others have no referent any more.
+        // SAFETY: the caller gives an object. Weak references that are held as a chain have no referent any more.
         let may_follow = unsafe { header::kind(object).is_weakref() && header::wr_object(object) == 0 };
         let mut next = self.held.get();
         // SAFETY: each lives in a call of `hold` that has not returned, and so do the weak references that it leads to.
@@ -90,7 +90,7 @@ impl ObjectHeap {
         self.is_to_be_called(object)
     }
 
-    /// What was destroyed may have had damaged guard bytes.
+    /// The fault, if guard bytes of a destroyed object were damaged.
     #[cold]
     #[inline(never)]
     pub(super) fn result_for_hooks(&self) -> Result<(), Fault> {

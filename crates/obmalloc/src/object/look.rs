@@ -1,4 +1,4 @@
-//! Looking an object up: whether an address is one, and what may be done with it now.
+//! Looking an object up: whether an address is an object, and whether it can be used now.
 
 use super::{ObjectHeap, Type, TypeId, header, object_fault, table};
 use crate::domain::{Domain, Fault, FaultKind};
@@ -8,7 +8,7 @@ impl ObjectHeap {
     /// `Py_TYPE`
     ///
     /// # Errors
-    /// When `object` is none.
+    /// When `object` is no object.
     #[doc(alias = "Py_TYPE")]
     pub fn type_of(&self, object: usize) -> Result<TypeId, Fault> {
         Ok(self.look_open(object)?.id())
@@ -17,7 +17,7 @@ impl ObjectHeap {
     /// `Py_SIZE`: how many items an object has, 0 where its type has none.
     ///
     /// # Errors
-    /// When `object` is none.
+    /// When `object` is no object.
     #[doc(alias = "Py_SIZE")]
     pub fn nitems(&self, object: usize) -> Result<usize, Fault> {
         let kind = self.look_open(object)?;
@@ -25,7 +25,7 @@ impl ObjectHeap {
         Ok(unsafe { header::nitems(kind, object) })
     }
 
-    /// Begins an operation that changes objects, from outside any `traverse`; what is scheduled runs first.
+    /// Begins an operation that changes objects, and first runs a scheduled collection. Fails inside a `traverse`.
     #[inline]
     pub(crate) fn begin(&self) -> Result<(), Fault> {
         if self.mode().get() != Mode::Open {
@@ -35,7 +35,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// Begins an operation on an object that is to change.
+    /// Begins an operation that changes this object.
     #[inline]
     pub(crate) fn change(&self, object: usize) -> Result<&Type, Fault> {
         if self.mode().get() != Mode::Open {
@@ -45,7 +45,7 @@ impl ObjectHeap {
         self.look_alive(object)
     }
 
-    /// As [`look`](Self::look), for an object whose end has not begun.
+    /// As [`look`](Self::look), for an object whose destruction has not begun.
     #[inline]
     pub(crate) fn look_alive(&self, object: usize) -> Result<&Type, Fault> {
         let kind = self.look(object)?;
@@ -55,7 +55,7 @@ impl ObjectHeap {
         Ok(kind)
     }
 
-    /// The type of the object at `object`, which may be anything, and be in the middle of its end.
+    /// The type of the object at any address `object`. The object may be in the middle of its destruction.
     #[inline]
     pub(crate) fn look(&self, object: usize) -> Result<&Type, Fault> {
         match self.table().state(object) {
@@ -65,7 +65,7 @@ impl ObjectHeap {
         }
     }
 
-    /// As [`look`](Self::look), for calls from outside, which may come to a heap that was closed.
+    /// As [`look`](Self::look), for calls from outside: the heap may have been closed.
     #[inline]
     pub(crate) fn look_open(&self, object: usize) -> Result<&Type, Fault> {
         if self.mode().get() == Mode::Closed { Err(self.unusable(object)) } else { self.look(object) }
@@ -78,7 +78,7 @@ impl ObjectHeap {
             return object_fault(FaultKind::UseAfterFree, address);
         }
         match self.heap.checked().check_use(Domain::Obj, address) {
-            // A block, but no object.
+            // A block that is no object.
             Ok(()) => object_fault(FaultKind::WrongType, address),
             Err(fault) if fault.kind == FaultKind::WrongDomain => Fault { kind: FaultKind::WrongType, ..fault },
             Err(fault) if fault.kind == FaultKind::InteriorPointer => fault,
@@ -103,13 +103,13 @@ impl ObjectHeap {
             return None;
         }
         [0, 16, 32].into_iter().map(|presize| block.wrapping_add(presize)).find(|&object| {
-            // SAFETY: `kind` is asked only of what is an object.
+            // SAFETY: the type is read only after the table has said that there is an object.
             !matches!(self.table().state(object), table::NOTHING | table::DEAD)
                 && unsafe { header::kind(object) }.presize == object.wrapping_sub(block)
         })
     }
 
-    /// Why an object cannot be used now.
+    /// The error when an object cannot be used now.
     #[cold]
     fn unusable(&self, object: usize) -> Fault {
         let kind = match self.mode().get() {

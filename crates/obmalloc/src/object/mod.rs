@@ -1,8 +1,8 @@
 //! Room `object`: types, object headers, type allocators, reference counts (`Objects/object.c`, `Objects/typeobject.c`). Leans on `heap`.
 //!
-//! Objects lie in blocks of the obj domain, laid out as the release lays them out. Which addresses are objects is known from a
-//! [table](table) beside them, so every address that comes in is looked up before anything is read through it. The collector's own
-//! part of an [`ObjectHeap`] is in the room `gc`; the only call from here to there is the allocation that starts a collection.
+//! Objects lie in blocks of the obj domain, laid out as the release lays them out. A [table](table) beside them knows which addresses are
+//! objects, so every address is looked up before anything is read through it. The collector's own part of an [`ObjectHeap`] is in the room
+//! `gc`; the only call from here to there is the allocation that starts a collection.
 
 mod allocate;
 mod blocks;
@@ -45,9 +45,9 @@ pub enum ObjectError {
     /// There is no memory for it (`PyErr_NoMemory`).
     #[doc(alias = "PyErr_NoMemory")]
     NoMemory,
-    /// An argument is not what it has to be; the text says what that is.
+    /// An argument is wrong; the text says what was expected.
     Argument(&'static str),
-    /// A hook failed, which knows why, or what is asked ([`ObjectHeap::set_interrupt`]) said to give up.
+    /// A hook failed, or the operation was [interrupted](ObjectHeap::set_interrupt).
     Aborted,
 }
 
@@ -79,24 +79,24 @@ impl fmt::Display for ObjectError {
 
 impl core::error::Error for ObjectError {}
 
-/// A hook did not do what it is for.
+/// A hook failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failed;
 
-/// What a [`traverse`](Hooks::traverse) calls with each reference. The error is to be given back.
+/// The function that a [`traverse`](Hooks::traverse) calls with each reference. The hook must return its error.
 pub type Visit<'visit> = dyn FnMut(usize) -> Result<(), Fault> + 'visit;
 
-/// What the types of a heap and its collector call: the functions of types that have some of their own ([`HookSet`]), callbacks of weak
-/// references, and Python's `gc.callbacks`.
+/// The functions that a heap calls: those of types that have their own ([`HookSet`]), callbacks of weak references, and Python's
+/// `gc.callbacks`.
 ///
-/// Hooks may use the heap, except that [`traverse`](Self::traverse) must only look. One that unwinds closes its heap for good: every later call
-/// fails ([`HeapClosed`](crate::FaultKind::HeapClosed)), and the memory goes back when the heap is dropped.
+/// Hooks may use the heap, except that [`traverse`](Self::traverse) must only look. A hook that unwinds closes its heap for good: every later
+/// call fails ([`HeapClosed`](crate::FaultKind::HeapClosed)), and the memory goes back when the heap is dropped.
 #[expect(unused_variables, reason = "the defaults do nothing")]
 pub trait Hooks {
     /// `tp_traverse`: calls `visit` with the references that the object holds, each at most as often as its fields and items hold it.
     ///
     /// # Errors
-    /// When it cannot be done: the collection is given up.
+    /// When the hook cannot do it: the collection stops.
     #[doc(alias("tp_traverse", "visitproc", "traverseproc", "Py_VISIT"))]
     fn traverse(&self, heap: &ObjectHeap, kind: TypeId, object: usize, visit: &mut Visit<'_>) -> Result<(), Failed> {
         Ok(())
@@ -142,35 +142,35 @@ impl Hooks for NoHooks {}
 /// heap.free(obmalloc::Domain::Obj, object);
 /// ```
 pub struct ObjectHeap {
-    // Field order is drop order: the heap's memory goes before what it may ask.
+    // Field order is drop order: the heap's memory goes before `asked`, which it may call.
     pub(crate) state: UnsafeCell<State>,
-    /// Beside the state, for it is read while that is changed.
+    /// Outside the state, because it is read while the state is changed.
     table: UnsafeCell<ObjectTable>,
     pub(crate) rules: ObjectRules,
-    /// Where counting up ends.
+    /// The reference count at which counting up stops.
     refcount_limit: usize,
-    /// The bit that says in a reference count that the object is immortal.
+    /// The bit of a reference count that marks an immortal object.
     immortal_bit: usize,
-    /// How many hooks are under way.
+    /// How many hooks are running.
     pub(crate) depth: Cell<u32>,
-    /// Asks whether to give up.
+    /// Asks, now and then, whether to stop.
     patience: Patience,
-    /// What the heap itself has references to, the latest first; null when that is nothing.
+    /// The objects that the heap itself keeps, the latest first; null for none.
     held: Cell<*const Held>,
     pub(crate) heap: GuestHeap,
     pub(crate) hooks: Box<dyn Hooks>,
-    /// What is asked whether to give up.
+    /// The function that says whether to stop.
     asked: Option<Pinned<Box<dyn Fn() -> bool>>>,
 }
 
-/// What an [`ObjectHeap`] keeps beside its memory.
+/// The types and objects of an [`ObjectHeap`], and its collector.
 pub(crate) struct State {
     #[allow(clippy::vec_box, reason = "objects point to their types, which must stay where they are")]
     pub types: Vec<Box<Type>>,
-    /// Objects that are being destroyed, each under the reference that was its last (`destroy.rs`).
+    /// Objects whose destruction waits until the one behind them is destroyed (`destroy.rs`).
     pub dying: Vec<destroy::Dying>,
-    /// The first of those whose destruction waits without being in `dying` (there was no memory for that, or it was interrupted), 0 for none;
-    /// their counts lead from one to the next.
+    /// The first object in the trash; 0 for none. The trash has objects whose destruction was interrupted, or for which `dying` had no memory.
+    /// The reference count of each is the address of the next.
     pub trash: usize,
     pub gc: Gc,
 }
@@ -183,7 +183,7 @@ impl ObjectHeap {
     pub fn new(options: HeapOptions, hooks: Box<dyn Hooks>) -> Result<Self, HeapError> {
         let heap = GuestHeap::new(options)?;
         let rules = options.profile.objects;
-        // Until there is a type there are no objects, and no need of a table for them.
+        // Before the first type there are no objects, so the table is empty.
         let table = ObjectTable::new((0, 0), heap.checked().geometry().alignment).ok_or(HeapError::NoMemory)?;
         let (refcount_limit, immortal_bit) = match rules.immortality {
             Immortality::None => (usize::MAX, 0),
@@ -206,11 +206,12 @@ impl ObjectHeap {
         })
     }
 
-    /// From now on whatever goes over many objects or blocks, or fills or frees a large one, asks some milliseconds apart whether to give it up.
+    /// From now on an operation that goes over many objects or blocks, or fills or frees a large block, asks every few milliseconds whether to
+    /// stop.
     ///
-    /// What is looked for is not found then ([`ObjectError::Aborted`]), a collection that has not found its garbage yet does nothing, and
-    /// objects whose end has begun wait for the next destruction or collection, memory that was to be given back for the next free. The heap
-    /// is whole.
+    /// A search that stops fails ([`ObjectError::Aborted`]). A collection that has not found its garbage yet does nothing. Objects whose
+    /// destruction has begun wait for the next destruction or collection; memory still to be given back waits for the next free. The heap stays
+    /// valid.
     ///
     /// # Errors
     /// When there is no memory to remember it.
@@ -227,7 +228,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// What is kept, for the length of one step that calls no hook and nothing else that takes it.
+    /// The state, for the length of one step that calls no hook and no function that takes the state.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "the heap is used by one thread, and no two of these live at once")]
     pub(crate) fn state(&self) -> &mut State {
@@ -235,26 +236,26 @@ impl ObjectHeap {
         unsafe { &mut *self.state.get() }
     }
 
-    /// The table, which is only replaced before there are objects.
+    /// The table of objects. It is only replaced before there are objects.
     #[inline(always)]
     pub(crate) fn table(&self) -> &ObjectTable {
-        // SAFETY: nothing makes a unique reference to it, except where there are no objects yet.
+        // SAFETY: only `define_type` makes a unique reference to it, before there are objects.
         unsafe { &*self.table.get() }
     }
 
-    /// Counts so many steps towards the next question.
+    /// Counts `steps` towards the next question whether to stop.
     #[inline(always)]
     pub(crate) fn count_steps(&self, steps: usize) {
         self.patience.count(steps);
     }
 
-    /// Counts so many steps, and asks now and then whether to give up what they are part of.
+    /// Counts `steps`, and now and then asks whether to stop.
     #[inline(always)]
     pub(crate) fn is_interrupted_after(&self, steps: usize) -> bool {
         self.patience.is_over_after(steps)
     }
 
-    /// As [`is_interrupted_after`](Self::is_interrupted_after), for what has an error to give.
+    /// As [`is_interrupted_after`](Self::is_interrupted_after), as an error.
     #[inline(always)]
     pub(crate) fn go_on_after(&self, steps: usize) -> Result<(), ObjectError> {
         if self.is_interrupted_after(steps) { Err(ObjectError::Aborted) } else { Ok(()) }
@@ -268,7 +269,7 @@ impl ObjectHeap {
         result
     }
 
-    /// What may be done with the heap now.
+    /// Which calls the heap takes now.
     #[inline(always)]
     pub(crate) fn mode(&self) -> &Cell<Mode> {
         self.heap.checked().inner().mode()
@@ -308,17 +309,17 @@ impl ObjectHeap {
         Ok(id)
     }
 
-    /// What is known of a type of this heap.
+    /// A type of this heap.
     ///
     /// # Panics
-    /// When it is another heap's, and this heap has no type with that number.
+    /// When `id` is another heap's, and this heap has no type with that number.
     pub fn type_info(&self, id: TypeId) -> &Type {
         // SAFETY: types are only ever added, and each stays where it is in memory.
         unsafe { &(&(*self.state.get()).types)[id.index()] }
     }
 
-    /// A type that a program may make objects of: another heap's number may be none here, and only
-    /// [`new_weakref`](Self::new_weakref) makes weak references.
+    /// A type that a program may make objects of. Fails for an unknown number, and for the weak reference: only
+    /// [`new_weakref`](Self::new_weakref) makes those.
     fn kind(&self, id: TypeId) -> Result<&Type, ObjectError> {
         // SAFETY: as in `type_info`.
         let types = unsafe { &(*self.state.get()).types };
@@ -329,10 +330,10 @@ impl ObjectHeap {
             .ok_or(ObjectError::Argument("a type that this heap has defined"))
     }
 
-    /// Takes the heap down: all that can be done with it is to go on, until its memory has gone back. No hook is called any more.
+    /// Takes the heap down. Its memory goes back through [`TakeDown::go_on`]. No hook is called any more.
     pub fn take_down(self) -> TakeDown {
         let Self { heap, table, state, .. } = self;
-        // The hooks are gone at the end of this.
+        // The hooks are dropped at the end of this function.
         heap.checked().set_interrupt(Interrupt::NEVER);
         drop(state);
         let table = table.into_inner();
@@ -354,7 +355,7 @@ const IMMORTAL_BIT: usize = 1 << 31;
 /// # Safety
 /// `asked` is the address of that function, which is still there.
 unsafe fn is_to_give_up(asked: *const c_void) -> bool {
-    // SAFETY: it is where it was.
+    // SAFETY: the caller's promise.
     unsafe { (*asked.cast::<Box<dyn Fn() -> bool>>())() }
 }
 

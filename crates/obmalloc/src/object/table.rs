@@ -1,8 +1,8 @@
-//! The table of objects: what stands at an address, kept beside the objects so that no misuse can reach it.
+//! The table of objects: which addresses are objects, and their state. It lies beside the objects, so that no misuse can reach it.
 //!
 //! Objects in the heap's region have a byte per unit of alignment in a table that runs parallel to it; all others are in a hash table.
-//! During a collection the bytes are the collector's `gc_refs`: a pass over references then touches this table, a sixteenth of the
-//! memory that the objects take, instead of the objects.
+//! During a collection the bytes are the collector's `gc_refs`. A pass over references then touches this table, which is a sixteenth of the
+//! objects' memory, instead of the objects.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -12,35 +12,35 @@ use crate::os;
 
 /// There is no object.
 pub(crate) const NOTHING: u8 = 0;
-/// There was one.
+/// There was an object.
 pub(crate) const DEAD: u8 = 1;
-/// There was one, and its memory is kept for the next one of its type.
+/// There was an object, and its memory is kept for the next object of its type.
 pub(crate) const KEPT: u8 = 2;
-/// There is one, but it is being destroyed.
+/// There is an object that is being destroyed.
 pub(crate) const DYING: u8 = 3;
-/// There is one, in the set that a collection takes for unreachable.
+/// There is an object that a collection takes for unreachable.
 pub(crate) const UNREACHABLE: u8 = 4;
-/// Smallest `gc_refs` of an object in a collection that a byte holds.
+/// The smallest byte that stands for a number of `gc_refs`.
 pub(crate) const LEAST_REFS: u8 = 8;
 /// `gc_refs` 0.
 pub(crate) const NO_REFS: u8 = 128;
-/// References that a byte can count.
+/// The most references that a byte can count.
 pub(crate) const MOST_REFS: u8 = 100;
-/// There is one in a collection, and its `gc_refs` are in the words before it.
+/// There is an object in a collection, and its `gc_refs` are in the word before it.
 pub(crate) const MANY_REFS: u8 = 250;
-/// There is one.
+/// There is an object.
 pub(crate) const LIVE: u8 = 255;
 
-// Whatever the order in which references to an object are counted and taken off, its byte stays in its range.
+// In whichever order an object's references are added and taken off, its byte stays in its range.
 const _: () = assert!(NO_REFS - MOST_REFS > LEAST_REFS && NO_REFS + MOST_REFS < MANY_REFS);
 
-/// Whether a collection has yet to decide about an object.
+/// Whether a collection has not decided about an object yet.
 #[inline(always)]
 pub(crate) const fn is_undecided(state: u8) -> bool {
     state >= LEAST_REFS && state <= MANY_REFS
 }
 
-/// Whether there is an object whose end has not begun.
+/// Whether there is an object whose destruction has not begun.
 #[inline(always)]
 pub(crate) const fn is_alive(state: u8) -> bool {
     state > DYING
@@ -52,12 +52,12 @@ pub(crate) struct ObjectTable {
     alignment_shift: u32,
     states: NonNull<u8>,
     elsewhere: UnsafeCell<AddressMap<u8>>,
-    /// What stands where nothing is known: [`NOTHING`]; it is never written to.
+    /// The byte of every address without an entry: [`NOTHING`]. It is never written to.
     nothing: UnsafeCell<u8>,
 }
 
-/// Where the bytes are, of objects that are aligned to `1 << SHIFT`. A loop that writes bytes has it in registers, for a byte may be
-/// anything, as far as the compiler knows, even where the bytes are.
+/// The table's parts, for objects aligned to `1 << SHIFT`. A loop that writes bytes keeps a copy of them in registers: as far as the
+/// compiler knows, a write of a byte could change the table itself.
 #[derive(Clone, Copy)]
 pub(crate) struct Places<const SHIFT: u32> {
     base: usize,
@@ -67,10 +67,10 @@ pub(crate) struct Places<const SHIFT: u32> {
 }
 
 impl<const SHIFT: u32> Places<SHIFT> {
-    /// The byte of an address, which may be anything. Good until an object is entered.
+    /// The byte of any address. The pointer is valid until an object is entered.
     ///
     /// # Safety
-    /// The table that this is of is where it was.
+    /// The table has not moved.
     #[inline(always)]
     pub unsafe fn of(&self, address: usize) -> *mut u8 {
         // SAFETY: the caller's promise.
@@ -85,7 +85,7 @@ impl<const SHIFT: u32> Places<SHIFT> {
         (unit < self.units).then(|| unsafe { self.states.as_ptr().add(unit) })
     }
 
-    /// What is not aligned becomes far too large.
+    /// The unit of an address. An address that is not aligned gives a number that is far too large.
     #[inline(always)]
     fn unit(&self, address: usize) -> usize {
         address.wrapping_sub(self.base).rotate_right(SHIFT)
@@ -93,7 +93,7 @@ impl<const SHIFT: u32> Places<SHIFT> {
 }
 
 impl ObjectTable {
-    /// The table for a region (its first byte and bytes), or nothing when there is no address space for it.
+    /// The table for a region, given its address and size; `None` when there is no address space for the table.
     pub fn new((base, len): (usize, usize), alignment: usize) -> Option<Self> {
         let units = len / alignment;
         let states = if units == 0 { NonNull::dangling() } else { os::map(units)? };
@@ -107,7 +107,7 @@ impl ObjectTable {
         })
     }
 
-    /// Where the bytes are, for as long as the table stays where it is; `SHIFT` is the table's.
+    /// The table's parts. They are valid while the table does not move; `SHIFT` is the table's.
     #[inline(always)]
     pub fn places<const SHIFT: u32>(&self) -> Places<SHIFT> {
         debug_assert_eq!(SHIFT, self.alignment_shift, "the table has a byte for every unit of this alignment");
@@ -124,7 +124,7 @@ impl ObjectTable {
         address.wrapping_sub(self.base).rotate_right(self.alignment_shift)
     }
 
-    /// The byte of an address, which may be anything. Good until an object is entered.
+    /// The byte of any address. The pointer is valid until an object is entered.
     #[inline(always)]
     pub fn place(&self, address: usize) -> *mut u8 {
         let unit = self.unit(address);
@@ -156,7 +156,7 @@ impl ObjectTable {
         unsafe { (*self.elsewhere.get()).try_reserve(1).is_ok() }
     }
 
-    /// Enters an object, for which there is room.
+    /// Enters an object. [`reserve`](Self::reserve) has made room.
     pub fn enter(&self, address: usize) {
         let place = self.place(address);
         if place == self.nothing.get() {
@@ -168,7 +168,7 @@ impl ObjectTable {
         }
     }
 
-    /// Says something else of an object that was entered.
+    /// Sets the state of an object that was entered.
     #[inline(always)]
     pub fn set(&self, address: usize, state: u8) {
         debug_assert!(!core::ptr::eq(self.place(address), self.nothing.get()), "an object has been entered");
@@ -176,7 +176,7 @@ impl ObjectTable {
         unsafe { *self.place(address) = state };
     }
 
-    /// Its memory is gone: for what lies outside the region, forgets that there ever was an object.
+    /// Marks an object as dead, because its memory is freed. Outside the region, forgets the object.
     #[inline]
     pub fn bury(&self, address: usize) {
         if self.unit(address) < self.units {
@@ -194,7 +194,7 @@ impl ObjectTable {
         (begin + units <= self.units).then(|| NonNull::slice_from_raw_parts(unsafe { self.states.add(begin) }, units))
     }
 
-    /// The part of the table that is in use when objects have been in the first `used` bytes of the region: where, and how many bytes.
+    /// The address and size of the part of the table that covers the first `used` bytes of the region.
     pub fn used_table(&self, used: usize) -> (NonNull<u8>, usize) {
         (self.states, self.units.min(used >> self.alignment_shift))
     }

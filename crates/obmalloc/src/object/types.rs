@@ -1,4 +1,4 @@
-//! Types: what an object of each is made of, and where its parts lie.
+//! Types: which parts an object has, and where they lie.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,14 +18,14 @@ const VAR_HEADER: usize = 24;
 pub(crate) const GC_HEAD: usize = 16;
 /// Bytes of the two words for a managed dict and weak references, before the collector's.
 const MANAGED_WORDS: usize = 16;
-/// Where a managed list of weak references is: words before the object, times their size.
+/// Offset of a managed list of weak references from the object, in bytes.
 const MANAGED_WEAKLIST: isize = -32;
-/// Names that a class's instances can share keys for at first (`SHARED_KEYS_MAX_SIZE`).
+/// How many attribute names the instances of a class can share at first (`SHARED_KEYS_MAX_SIZE`).
 const SHARED_KEYS_MAX_SIZE: usize = 30;
 /// Bytes of a reference.
 const REFERENCE: usize = 8;
 
-/// What a field holds.
+/// The kind of a field's value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FieldKind {
     /// A reference to an object, or NULL.
@@ -43,7 +43,7 @@ pub enum FieldKind {
 }
 
 impl FieldKind {
-    /// Bytes, and alignment.
+    /// Size and alignment in bytes.
     pub const fn size(self) -> usize {
         match self {
             Self::U8 => 1,
@@ -53,7 +53,7 @@ impl FieldKind {
     }
 }
 
-/// What the variable part of an object holds.
+/// The kind of an object's items.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ItemKind {
     /// References to objects, 8 bytes each.
@@ -62,7 +62,7 @@ pub enum ItemKind {
     Byte,
 }
 
-/// Which of a type's functions the [`Hooks`](super::Hooks) have; the others are native.
+/// Which of a type's functions are [`Hooks`](super::Hooks); the others are native.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct HookSet {
     /// `tp_traverse`
@@ -73,11 +73,11 @@ pub struct HookSet {
     pub finalize: bool,
     /// `tp_del`, the legacy finalizer.
     pub del: bool,
-    /// Something to be told of at an object's end.
+    /// `tp_dealloc`
     pub dealloc: bool,
 }
 
-/// What a type is to be.
+/// The definition of a type.
 #[derive(Clone, Default, Debug)]
 #[doc(alias("tp_flags", "Py_TPFLAGS_DEFAULT"))]
 pub struct TypeSpec {
@@ -86,7 +86,7 @@ pub struct TypeSpec {
     pub name: String,
     /// The fields, in the order in which they are laid out, each aligned to its own size.
     pub fields: Vec<(String, FieldKind)>,
-    /// What the variable part holds, if there is one.
+    /// The kind of its items, if its objects have items.
     pub items: Option<ItemKind>,
     /// `Py_TPFLAGS_HAVE_GC`
     #[doc(alias = "Py_TPFLAGS_HAVE_GC")]
@@ -95,13 +95,13 @@ pub struct TypeSpec {
     pub weakrefs: bool,
     /// Whether its objects carry a dict as those of a Python class do.
     pub managed_dict: bool,
-    /// How many destroyed objects are kept for the next [`alloc`](super::ObjectHeap::alloc).
+    /// How many destroyed objects are kept, so that the next [`alloc`](super::ObjectHeap::alloc) can use their memory.
     pub free_list: usize,
-    /// What the hooks do for it.
+    /// Which of its functions are hooks.
     pub hooks: HookSet,
 }
 
-/// Which type, among those of a heap.
+/// The number of a type of a heap.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TypeId(pub(crate) u32);
 
@@ -115,9 +115,9 @@ impl TypeId {
 /// A field of a type.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FieldInfo {
-    /// Its name.
+    /// The field's name.
     pub name: String,
-    /// What it holds.
+    /// The kind of its value.
     pub kind: FieldKind,
     /// Bytes from the object's address.
     pub offset: usize,
@@ -134,13 +134,13 @@ pub(crate) struct Run {
 #[derive(Debug)]
 #[doc(alias = "PyTypeObject")]
 pub struct Type {
-    // What a traversal needs comes first.
+    // The fields that a traversal needs come first.
     /// The first run of fields that are references.
     pub(crate) refs: Run,
     /// Whether `refs` is all there is to traverse.
     pub(crate) simple: bool,
     pub(crate) gc: bool,
-    /// Whether anything happens at the end of an object, but that its references are dropped.
+    /// Whether the end of an object does more than drop its references.
     pub(crate) has_end: bool,
     pub(crate) hooks: HookSet,
     pub(crate) items: Option<ItemKind>,
@@ -155,7 +155,7 @@ pub struct Type {
     pub(crate) free_list: usize,
     /// Destroyed objects, the next one to be used last.
     pub(crate) free: RefCell<Vec<usize>>,
-    /// How many names the shared keys still have room for, where objects have inline values (`dk_usable`).
+    /// How many names the shared keys still have room for, if objects have inline values (`dk_usable`).
     inline_keys: Option<Cell<usize>>,
     basicsize: usize,
     name: String,
@@ -192,11 +192,11 @@ impl Type {
             fields.push(FieldInfo { name, kind, offset });
         }
         if u32::try_from(end).is_err() {
-            // Runs have no room for it; nor has memory, in all likelihood.
+            // A run cannot hold such an offset. No memory could hold such an object either.
             return Err(ObjectError::NoMemory);
         }
         end = align(end, REFERENCE);
-        // Words before the collector's are found from the object's address, across the collector's.
+        // Managed words lie before the collector's words, at a fixed offset from the object, so the type must be a GC type.
         let managed = |wanted: bool, storage: Storage| {
             let has_words = match storage {
                 Storage::Slot => false,
@@ -217,7 +217,7 @@ impl Type {
         }
         let items_offset = end;
         if dict_slot && spec.items.is_some() {
-            // It lies behind the items.
+            // The dict's slot lies behind the items.
             end += REFERENCE;
         }
         let has_inline_values = managed_dict
@@ -249,7 +249,7 @@ impl Type {
         })
     }
 
-    /// Which one it is.
+    /// The type's number.
     pub fn id(&self) -> TypeId {
         self.id
     }
@@ -265,7 +265,7 @@ impl Type {
         self.basicsize
     }
 
-    /// Bytes of an item (`tp_itemsize`); 0 where there are none.
+    /// Bytes of an item (`tp_itemsize`); 0 if there are no items.
     #[doc(alias = "tp_itemsize")]
     pub fn itemsize(&self) -> usize {
         match self.items {
@@ -275,7 +275,7 @@ impl Type {
         }
     }
 
-    /// What the variable part holds, if there is one.
+    /// The kind of its items, if its objects have items.
     pub fn items(&self) -> Option<ItemKind> {
         self.items
     }
@@ -285,7 +285,7 @@ impl Type {
         &self.fields
     }
 
-    /// Which of its functions the hooks have.
+    /// Which of its functions are hooks.
     pub fn hooks(&self) -> HookSet {
         self.hooks
     }
@@ -306,7 +306,7 @@ impl Type {
         self.runs.get(1..).unwrap_or_default()
     }
 
-    /// Bytes of an object with `nitems` items (`_PyObject_VAR_SIZE`), or nothing when there is no such number.
+    /// Bytes of an object with `nitems` items (`_PyObject_VAR_SIZE`); `None` if the number is too large.
     pub(crate) fn var_size(&self, nitems: usize) -> Option<usize> {
         let size = self.basicsize.checked_add(nitems.checked_mul(self.itemsize())?)?.checked_next_multiple_of(REFERENCE)?;
         (size <= PY_SSIZE_T_MAX).then_some(size)
@@ -317,7 +317,7 @@ impl Type {
         self.inline_keys.as_ref().map_or(0, |keys| align(keys.get(), REFERENCE) + (keys.get() + 1) * REFERENCE)
     }
 
-    /// An object has been made, whose attributes other objects are not going to have (`_PyObject_InitInlineValues`).
+    /// Counts a new object against the shared keys (`_PyObject_InitInlineValues`).
     pub(crate) fn use_inline_values(&self) {
         if let Some(keys) = &self.inline_keys
             && keys.get() > 1
@@ -328,19 +328,19 @@ impl Type {
 }
 
 impl Type {
-    /// The weak reference (`_PyWeakref_RefType`); a type laid out without fields is its beginning.
+    /// Makes a type without fields the type of weak references (`_PyWeakref_RefType`).
     pub(crate) fn weakref(mut self, rules: &ObjectRules) -> Self {
         self.basicsize = rules.weakref_basicsize;
         self
     }
 
-    /// Whether it is the weak reference.
+    /// Whether this is the type of weak references.
     #[inline]
     pub(crate) fn is_weakref(&self) -> bool {
         self.id == TypeId(0)
     }
 
-    /// Makes room for the objects that the type keeps, or some of them.
+    /// Makes room for the type's free list, or a part of it.
     pub(crate) fn reserve_free_list(&self) -> Result<(), ObjectError> {
         self.free.borrow_mut().try_reserve(self.free_list.min(256)).map_err(|_| ObjectError::NoMemory)
     }

@@ -1,5 +1,5 @@
-//! Miri knows neither address space that costs nothing nor pages that are given back: mappings are zeroed blocks of Rust's allocator, so Miri
-//! also tells which of them are never unmapped.
+//! Miri. It has no reserved address space, and no pages that can be given back. Mappings are zeroed blocks of Rust's allocator, so Miri also
+//! reports those that are never unmapped.
 
 use core::alloc::Layout;
 use core::ffi::c_void;
@@ -14,18 +14,14 @@ pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 pub(crate) const BLOCKS_IN_PIECES: bool = true;
 
-/// Miri aligns a block of fewer bytes to fewer. glibc aligns every block to 16, and what a guest may answer is held to that.
+/// The smallest block. Miri aligns smaller blocks to less than 16; glibc aligns every block to 16, and a guest's answer must be so aligned.
 const LEAST: usize = 16;
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn malloc(size: usize) -> *mut c_void {
     // SAFETY: takes any size.
     unsafe { libc::malloc(size.max(LEAST)) }
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     let (count, size) = if count.saturating_mul(size) < LEAST { (1, LEAST) } else { (count, size) };
     // SAFETY: takes any sizes.
@@ -52,8 +48,6 @@ pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
     map(size)
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
     true
 }
@@ -72,7 +66,7 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     unsafe { address.write_bytes(0, size) };
 }
 
-/// There is no telling what is resident.
+/// Gives a range back. Miri does not tell how much of it was resident.
 ///
 /// # Safety
 /// The range lies within one [`map`], and nothing in it is needed any more.
@@ -86,10 +80,7 @@ pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usi
     end - begin
 }
 
-/// Miri's C library does not say, so no raw block counts.
-///
-/// # Safety
-/// None is needed.
+/// 0: Miri's C library does not know the size, so raw blocks do not count as held.
 pub(crate) unsafe fn block_bytes(_: *mut c_void) -> usize {
     0
 }

@@ -1,9 +1,9 @@
-//! What the engine asks of the system: address space, pages, the C library's malloc, threads and a clock. Leans on nothing. There is one file for
-//! each system; all have the same functions.
+//! The system: address space, pages, the C library's malloc, threads and a clock. Leans on nothing. There is one file for each system, all
+//! with the same functions.
 //!
-//! `REGION_SIZE` is the address space that a heap reserves for its arenas, bytes, while few heaps are open; 0 where address space is not free,
-//! so arenas are taken one by one. `APART_REGION_SIZE` is the same of a heap with slack between its arenas: they can be told from other
-//! memory only if they lie in a region. `ADDRESS_SPACE` is what all regions of the process may have together.
+//! `REGION_SIZE` is the address space, in bytes, that a heap reserves for its arenas while few heaps are open. It is 0 on systems where
+//! address space is not free: there arenas are taken one by one. `APART_REGION_SIZE` is the same for a heap with slack between its arenas,
+//! which needs a region to find them. `ADDRESS_SPACE` is the most that all regions of the process may have together.
 
 use core::ptr::NonNull;
 
@@ -22,10 +22,10 @@ mod system;
 
 pub(crate) use system::*;
 
-/// The thread that asks, as the system numbers it, and its name, which is empty where it has none; zero bytes follow the name.
+/// A thread's number in the system, and its name, filled up with zero bytes; empty if it has none.
 pub(crate) type Thread = (usize, [u8; 16]);
 
-/// As [`decommit`], in pieces; false when `is_over`, which is asked between them, made it give up.
+/// As [`decommit`], in pieces. False if `is_over`, which is asked between them, stopped it.
 ///
 /// # Safety
 /// As for `decommit`, also while `is_over` runs.
@@ -38,7 +38,7 @@ pub(crate) unsafe fn decommit_in_pieces(address: NonNull<u8>, size: usize, mut i
     })
 }
 
-/// Asks the processor to fetch what lies at an address, which may be anything.
+/// Asks the processor to prefetch the cache line at any address.
 #[inline(always)]
 pub(crate) fn prefetch(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

@@ -9,31 +9,28 @@ use super::Thread;
 
 pub(crate) const REGION_SIZE: usize = 16 << 30;
 pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
-/// Half of what a process has, so that everything else finds some, however many heaps are open.
+/// Half of a process's address space, so that some is left for everything else, however many heaps are open.
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 
-/// Whether the pages of a block of the C library's may be given back before the block is. macOS's library does not say that they may.
+/// Whether the pages of a C library block may be given back before the block is freed. macOS's library does not promise that they may.
 pub(crate) const BLOCKS_IN_PIECES: bool = cfg!(target_os = "linux");
 
 const READ_WRITE: c_int = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Takes `size` bytes of zeroed, page-aligned memory, or none. No memory is used before it is touched.
+/// Maps `size` bytes of zeroed, page-aligned memory; `None` when the system has no more. No memory is used before it is touched.
 pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     // SAFETY: an anonymous mapping at an address of the system's choice touches nothing that exists.
     let address = unsafe { libc::mmap(ptr::null_mut(), size, READ_WRITE, FLAGS, -1, 0) };
     if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
 }
 
-/// Reserves `size` bytes: as [`map`], but a part is to be [committed](commit) before it is touched.
+/// Reserves `size` bytes: as [`map`], but a part must be [committed](commit) before it is touched.
 pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
     map(size)
 }
 
 /// Makes a part of what was [reserved](reserve) memory; false when the system has no more.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
     true
 }
@@ -48,37 +45,37 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
     debug_assert_eq!(result, 0, "munmap of a whole mapping does not fail");
 }
 
-/// Gives the whole pages of a part of a mapping back; the next touch finds zeroes.
+/// Gives back the whole pages in a part of a mapping; the next touch finds zeroes.
 ///
 /// # Safety
 /// The part lies within one [`map`], and nothing in it is needed any more.
 pub(crate) unsafe fn decommit(address: NonNull<u8>, size: usize) {
     let (begin, end) = whole_pages(address.as_ptr().addr(), address.as_ptr().addr() + size);
     if begin < end {
-        // SAFETY: the caller's promise. Where this is refused the pages stay, which costs memory but breaks nothing.
+        // SAFETY: the caller's promise. If the system refuses, the pages stay, which costs memory but breaks nothing.
         unsafe { discard(ptr::with_exposed_provenance_mut(begin), end - begin) };
     }
 }
 
-/// Bytes of a page: with some processors that is the system's choice.
+/// Bytes of a page. On some processors the system chooses the size.
 #[inline]
 fn page_size() -> usize {
     if cfg!(target_arch = "x86_64") {
         return 4096;
     }
-    // SAFETY: a number of the system's.
+    // SAFETY: asks for a number.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16)
 }
 
-/// The part of a range that is whole pages; begins behind its end where there are none.
+/// The part of a range that is whole pages. If there are none, it begins behind its end.
 #[inline]
 fn whole_pages(begin: usize, end: usize) -> (usize, usize) {
     let page = page_size();
     (begin.next_multiple_of(page), end & !(page - 1))
 }
 
-/// Gives the whole pages of a range back; the next touch finds zeroes. Returns how many bytes of them were resident, which costs a look
-/// at each: where none is, nothing is given back unless `is_forced`, as is right where pages may be swapped out.
+/// Gives back the whole pages of a range; the next touch finds zeroes. Returns how many of their bytes were resident, which costs a look at
+/// each page. If none was, gives nothing back unless `is_forced`: callers force it if the pages may be swapped out.
 ///
 /// # Safety
 /// The range lies within one [`map`], and nothing in it is needed any more.
@@ -100,12 +97,12 @@ pub(crate) unsafe fn give_back(begin: usize, end: usize, is_forced: bool) -> usi
     if resident == 0 && !is_forced {
         return 0;
     }
-    // SAFETY: the caller's promise. Where this is refused the pages stay.
+    // SAFETY: the caller's promise. If the system refuses, the pages stay.
     let done = unsafe { discard(ptr::with_exposed_provenance_mut(begin), end - begin) };
     if done { resident } else { 0 }
 }
 
-/// Has the next touch of some pages find zeroes; false when the system refuses.
+/// Makes the next touch of some pages find zeroes; false if the system refuses.
 ///
 /// # Safety
 /// As for [`decommit`], and the part is made of whole pages.
@@ -115,7 +112,7 @@ unsafe fn discard(address: *mut c_void, size: usize) -> bool {
     unsafe { libc::madvise(address, size, libc::MADV_DONTNEED) == 0 }
 }
 
-/// As on Linux. Elsewhere `MADV_DONTNEED` is only advice and may leave what was there, so new pages take the place of the old.
+/// As on Linux. Other systems take `MADV_DONTNEED` as advice only and may keep the contents, so new pages are mapped over the old ones.
 ///
 /// # Safety
 /// As for [`decommit`], and the part is made of whole pages.
@@ -125,7 +122,7 @@ unsafe fn discard(address: *mut c_void, size: usize) -> bool {
     unsafe { libc::mmap(address, size, READ_WRITE, FLAGS | libc::MAP_FIXED, -1, 0) == address }
 }
 
-/// Bytes that the C library really set aside for a block.
+/// Bytes that a block really has, which may be more than were requested.
 ///
 /// # Safety
 /// NULL or a live block of [`malloc`].
@@ -138,7 +135,7 @@ pub(crate) unsafe fn block_bytes(block: *mut c_void) -> usize {
     unsafe { usable_size(block) }
 }
 
-/// The thread that asks.
+/// The calling thread.
 pub(crate) fn thread() -> Thread {
     let mut name = [0u8; 16];
     // SAFETY: the thread is this one, and the name is written as far as there is room.
@@ -150,7 +147,7 @@ pub(crate) fn thread() -> Thread {
     }
 }
 
-/// Seconds that have gone by since some moment.
+/// Seconds since some fixed moment.
 pub(crate) fn seconds() -> f64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock exists, and the struct is ours.

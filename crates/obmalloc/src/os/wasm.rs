@@ -1,5 +1,5 @@
-//! WebAssembly: one memory of at most 4 GiB; nothing of it goes back. No region is reserved. Mappings and the blocks of a `malloc` are
-//! blocks of Rust's allocator.
+//! WebAssembly: one memory of at most 4 GiB, of which nothing goes back. No region is reserved. Mappings and the blocks of `malloc` are blocks
+//! of Rust's allocator.
 
 use alloc::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use core::ffi::c_void;
@@ -12,15 +12,15 @@ pub(crate) const APART_REGION_SIZE: usize = 0;
 pub(crate) const ADDRESS_SPACE: usize = 0;
 pub(crate) const BLOCKS_IN_PIECES: bool = false;
 
-/// An arena begins at a multiple of this at most, bytes, as the first ones of a process do elsewhere: so every pool of it can be used.
+/// The largest alignment of a mapping, in bytes. Arenas of up to this size are aligned to their size, so that all their pools can be used.
 const ALIGNMENT: usize = 1 << 20;
 
-/// As [`map`] has it: at a multiple of the size, rounded up to a power of two.
+/// The layout of a mapping: aligned to its size, rounded up to a power of two.
 fn mapping(size: usize) -> Option<Layout> {
     Layout::from_size_align(size, size.checked_next_power_of_two()?.clamp(16, ALIGNMENT)).ok().filter(|_| size != 0)
 }
 
-/// Takes `size` bytes of zeroed memory, or none.
+/// Maps `size` bytes of zeroed memory; `None` when there is no more.
 pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     // SAFETY: the layout is not empty.
     mapping(size).and_then(|layout| NonNull::new(unsafe { alloc_zeroed(layout) }))
@@ -31,8 +31,6 @@ pub(crate) fn reserve(_: usize) -> Option<NonNull<u8>> {
     None
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
     false
 }
@@ -48,21 +46,15 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, size: usize) {
     }
 }
 
-/// Does nothing: a memory has no pages to give back, and only parts of a region would have to be zeroes afterwards.
-///
-/// # Safety
-/// None is needed.
+/// Does nothing: no pages can be given back, and no caller relies on zeroes outside a region.
 pub(crate) unsafe fn decommit(_: NonNull<u8>, _: usize) {}
 
 /// Gives nothing back.
-///
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn give_back(_: usize, _: usize, _: bool) -> usize {
     0
 }
 
-/// Bytes before a block of [`malloc`], which hold its size; a block is aligned to as many.
+/// Bytes before a block of [`malloc`] that hold its size. A block is aligned to this many bytes.
 const HEAD: usize = 16;
 
 /// A block of `size` bytes and its head.
@@ -70,7 +62,7 @@ fn block(size: usize) -> Option<Layout> {
     Layout::from_size_align(size.checked_add(HEAD)?, HEAD).ok()
 }
 
-/// Writes the head, and returns the block behind it; NULL where there is no memory.
+/// Writes the head, and returns the block behind it; NULL for NULL.
 ///
 /// # Safety
 /// NULL, or memory that was given for `block(size)`.
@@ -85,15 +77,11 @@ unsafe fn finish(memory: *mut u8, size: usize) -> *mut c_void {
     }
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn malloc(size: usize) -> *mut c_void {
     // SAFETY: the layout is not empty, and is that of a block.
     block(size).map_or(ptr::null_mut(), |layout| unsafe { finish(alloc(layout), size) })
 }
 
-/// # Safety
-/// None is needed.
 pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     let Some(size) = count.checked_mul(size) else { return ptr::null_mut() };
     // SAFETY: as in `malloc`.
@@ -145,14 +133,14 @@ unsafe extern "C" {
     fn imported_seconds() -> f64;
 }
 
-/// Seconds that have gone by since some moment, as the embedder says (the import `seconds` of the module `obmalloc`).
+/// Seconds since some fixed moment, from the embedder (the import `seconds` of the module `obmalloc`).
 #[cfg(target_os = "unknown")]
 pub(crate) fn seconds() -> f64 {
     // SAFETY: takes nothing, gives a number.
     unsafe { imported_seconds() }
 }
 
-/// Seconds that have gone by since some moment.
+/// Seconds since some fixed moment.
 #[cfg(not(target_os = "unknown"))]
 pub(crate) fn seconds() -> f64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

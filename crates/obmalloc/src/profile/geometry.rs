@@ -1,4 +1,4 @@
-//! The sizes of arenas, pools and blocks, and which of them go together.
+//! The sizes of arenas, pools and blocks, and which combinations are allowed.
 
 use core::fmt;
 
@@ -19,7 +19,7 @@ pub struct Geometry {
 /// Bytes at the head of a pool that hold no blocks (`POOL_OVERHEAD`).
 pub const POOL_OVERHEAD: usize = 48;
 
-/// A quotient that is 0 where there is none: sizes may be asked for before they are [checked](Geometry::check).
+/// A quotient; 0 for a divisor of 0, because these functions may be called before the sizes are [checked](Geometry::check).
 const fn quotient(size: usize, part: usize) -> usize {
     match size.checked_div(part) {
         Some(count) => count,

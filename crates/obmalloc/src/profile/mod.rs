@@ -55,24 +55,24 @@ pub(crate) enum InlineValues {
 /// Whether a reference count can mean that an object is never destroyed, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Immortality {
-    /// It cannot.
+    /// No reference count means that.
     None,
-    /// When the lower 32 bits are negative; all of them set says so, and that is where counting up ends.
+    /// An object is immortal if the lower 32 bits are negative. Its count has all 32 bits set, where counting up stops.
     AllOnes,
-    /// When the lower 32 bits are negative; counting up ends three quarters of the way.
+    /// An object is immortal if the lower 32 bits are negative. Its count is three quarters of 2**32, where counting up stops.
     ThreeQuarters,
 }
 
 /// What a collection does with an immortal object that it meets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ImmortalMet {
-    /// It joins the permanent generation.
+    /// The object joins the permanent generation.
     Frozen,
-    /// It is not tracked any more.
+    /// The object is not tracked any more.
     Untracked,
 }
 
-/// When an allocation that crosses the threshold has its collection.
+/// When the collection runs that an allocation triggers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Automatic {
     /// Before the allocation returns.
@@ -108,7 +108,7 @@ pub enum Algorithm {
 pub(crate) enum Resurrection {
     /// All of them are kept.
     KeepsAll,
-    /// Those that it reaches are kept (bpo-38379).
+    /// The objects that it reaches are kept (bpo-38379).
     KeepsReachable,
 }
 
@@ -123,7 +123,7 @@ pub(crate) enum WeakrefsCleared {
     CallbacksBeforeOthersAfter,
 }
 
-/// How the debug hooks word what they find.
+/// How the debug hooks word their report.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DebugText {
     /// Whether the function that found it is named before the message.
@@ -147,7 +147,7 @@ pub(crate) enum NoFrame {
     Nothing,
 }
 
-/// What a release's type allocators and collector do.
+/// How a release's type allocators and collector work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ObjectRules {
     /// Where a dict is kept.
@@ -176,11 +176,11 @@ pub(crate) struct ObjectRules {
     pub resurrection: Resurrection,
     /// When weak references are cleared.
     pub weakrefs_cleared: WeakrefsCleared,
-    /// Whether the only weak reference with a callback to an object that dies is kept while the callback runs, as several always are.
+    /// Whether an object's only weak reference with a callback is kept while the callback runs. If there are several, all are always kept.
     pub lone_weakref_kept: bool,
 }
 
-/// One CPython release. There are no others than these: a row that a program composes could have sizes and rules that do not go together.
+/// One CPython release. A program cannot make others, because it could combine sizes and rules that do not go together.
 ///
 /// ```
 /// use obmalloc::profile::{Geometry, V3_13};

@@ -7,8 +7,8 @@ use super::{Pymalloc, Shape};
 use crate::profile::POOL_OVERHEAD;
 
 impl Pymalloc {
-    /// A block for a small request from a pool in use (`pymalloc_alloc`); nothing when the request is not small, its class has no such
-    /// pool, or the pool's free list has a broken link.
+    /// A block for a small request from a pool in use (`pymalloc_alloc`). `None` if the request is not small, its class has no such pool, or
+    /// the pool's free list has a broken link.
     ///
     /// # Safety
     /// `this` is valid, and nothing else refers to its fields during the call, except from inside the arena and raw allocators.
@@ -25,19 +25,19 @@ impl Pymalloc {
         // block holds a link.
         unsafe {
             let pool = (*(*this).usedpools.add(class)).nextpool;
-            // In an empty list what was found is its own head, which has no free block.
+            // In an empty list the sentinel is found, which has no free block.
             let block = NonNull::new((*pool).freeblock)?;
             let next = block.cast::<*mut u8>().read();
             (*pool).freeblock = next;
             (*pool).count += 1;
-            // NULL leads out of the pool too, so that looking at the link costs no second branch.
+            // `is_link` refuses NULL too, so that checking the link costs no second branch.
             let leads_on = if S::CHECKED { (*this).is_link::<S>(block.as_ptr(), next) } else { !next.is_null() };
             if leads_on {
                 prefetch(next);
             } else if !S::CHECKED || next.is_null() {
                 Self::pymalloc_pool_extend::<S>(this, pool, block.as_ptr(), class);
             } else {
-                // `alloc_from_new_pool` does the rest, so that this needs no register more.
+                // `alloc_from_new_pool` does the rest, so that this path needs no further register.
                 (*pool).freeblock = block.as_ptr();
                 return None;
             }
@@ -45,7 +45,7 @@ impl Pymalloc {
         }
     }
 
-    /// Carves the pool's next untouched block into its free list, or, when there is none, takes the full pool out of its list.
+    /// Puts the pool's next untouched block into its free list (`pymalloc_pool_extend`). If there is none, the pool is full and leaves its list.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which took `block`, of this class, from the pool.
@@ -69,8 +69,8 @@ impl Pymalloc {
         }
     }
 
-    /// The first block of a pool that becomes its class's only used one (`allocate_from_new_pool`); NULL when the request is not small,
-    /// no arena can be had, or a link is broken.
+    /// Takes a pool, which becomes the only used pool of its class, and returns its first block (`allocate_from_new_pool`). NULL if the request
+    /// is not small, there is no arena, or a link is broken.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool), which has found nothing.
@@ -101,8 +101,8 @@ impl Pymalloc {
         }
     }
 
-    /// Whether [`alloc_from_used_pool`](Self::alloc_from_used_pool) has found a link in the first pool of a class that it did not follow.
-    /// Takes back that it counted a block.
+    /// Whether [`alloc_from_used_pool`](Self::alloc_from_used_pool) has found a broken link in the first pool of a class. If so, uncounts the
+    /// block that it had counted.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); there is such a class.
@@ -120,7 +120,7 @@ impl Pymalloc {
         }
     }
 
-    /// The first block of a pool that held blocks of the same class before: its free list is still good.
+    /// The first block of an empty pool that last held blocks of the same class: its free list is still valid.
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); the pool is empty, and of its class still.
@@ -139,7 +139,7 @@ impl Pymalloc {
         }
     }
 
-    /// The first block of a pool that gets a free list for blocks of a class (`init_pool` is a label in CPython).
+    /// Makes a free list in a pool for blocks of a class, and returns the first block (`init_pool`, a label in CPython).
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is the first byte of the pool, which holds no block.

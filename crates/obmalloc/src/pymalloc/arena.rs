@@ -6,17 +6,17 @@ use super::pool::{self, NO_CLASS, PoolHeader};
 use super::{EmptyArena, Pymalloc};
 use crate::profile::Geometry;
 
-/// No arena, where an index is expected.
+/// An index that stands for no arena.
 pub(super) const NO_ARENA: u32 = u32::MAX;
 /// `INITIAL_ARENA_OBJECTS`
 const INITIAL_ARENA_OBJECTS: usize = 16;
 /// Bytes of a `struct arena_object` in CPython, which is what the raw domain is asked for.
 const ARENA_OBJECT_SIZE: usize = 48;
 
-/// One arena, or a place for one (`struct arena_object`).
+/// One arena, or an unused entry for one (`struct arena_object`).
 #[derive(Clone, Copy)]
 pub(super) struct ArenaObject {
-    /// First byte; 0 when the object stands for no arena.
+    /// First byte; 0 if the entry is unused.
     pub address: usize,
     /// The next pool to carve.
     pub pool_address: usize,
@@ -34,7 +34,7 @@ pub(super) struct ArenaObject {
     pub kept: u32,
     /// Whether the heap's own arena allocator gave it.
     pub is_own: bool,
-    /// When it was taken.
+    /// Numbers the arenas in the order in which they were taken.
     pub serial: u64,
 }
 
@@ -64,9 +64,9 @@ pub struct ArenaInfo {
     pub size: usize,
     /// Pools that hold no block.
     pub free_pools: usize,
-    /// Those of them that were never in use.
+    /// The free pools that were never in use.
     pub uncarved_pools: usize,
-    /// Those that were in use, and that a trim has emptied since: their free lists are forgotten.
+    /// The free pools whose free lists a trim has forgotten.
     pub trimmed_pools: usize,
     /// Pools in all: one less than would fit when the arena's base is not a multiple of the pool size.
     pub total_pools: usize,
@@ -103,8 +103,8 @@ impl Pymalloc {
         let state = unsafe { &mut *this };
         let index = state.usable_arenas;
         let arena = &mut state.arenas[index as usize];
-        // This arena is about to leave the ones with as many free pools; being the first usable one, it is the last such only if
-        // it is the only such.
+        // This arena is about to have one free pool less. It is the first usable arena, so it is the last one with its number of free
+        // pools only if it is the only one.
         let nfreepools = arena.nfreepools as usize;
         if state.nfp2lasta[nfreepools] == index {
             state.nfp2lasta[nfreepools] = NO_ARENA;
@@ -161,7 +161,7 @@ impl Pymalloc {
         }
     }
 
-    /// What taking an arena asks of others: room for its object, the arena itself, the nodes of the map.
+    /// Asks for all that a new arena needs: an arena object, the arena itself, the nodes of the map.
     ///
     /// # Safety
     /// As for [`new_arena`](Self::new_arena).
@@ -171,7 +171,7 @@ impl Pymalloc {
             if (*this).unused_arena_objects == NO_ARENA && !Self::grow_arena_table(this) {
                 return None;
             }
-            // An allocator that is asked now may give an arena back, whose object is unused then.
+            // The allocators called below may give an arena back, which makes another object unused.
             let index = (*this).unused_arena_objects;
             (*this).unused_arena_objects = (&(*this).arenas)[index as usize].nextarena;
             let base = Self::request_arena_for(this, index);
@@ -192,8 +192,8 @@ impl Pymalloc {
         // SAFETY: as in `new_arena`.
         let (raw, table, arenas) = unsafe { (*(*this).raw, (*this).arena_table, &(*this).arenas) };
         let wanted = if arenas.is_empty() { INITIAL_ARENA_OBJECTS } else { arenas.len() * 2 };
-        // CPython's array lives in the raw domain. A guest could write to it there, so ours does not, but what the raw domain is asked
-        // for is the same.
+        // CPython's array lives in the raw domain, where a guest could write to it. Ours does not, but the raw domain gets the same
+        // requests.
         // SAFETY: the raw domain gave the table, if there is one.
         let table = unsafe { (raw.realloc)(raw.ctx, table, wanted * ARENA_OBJECT_SIZE) };
         if table.is_null() {
@@ -205,24 +205,24 @@ impl Pymalloc {
         state.add_arena_objects(wanted)
     }
 
-    /// The arena itself, for an object that is in no list, and its entry in the map.
+    /// Gets the arena for an arena object, and enters it into the map.
     ///
     /// # Safety
     /// As for [`new_arena`](Self::new_arena); `index` is that of an arena object in no list.
     unsafe fn request_arena_for(this: *mut Self, index: u32) -> Option<usize> {
         // SAFETY: as in `new_arena`.
         let (geometry, arena_allocator) = unsafe { ((*this).geometry, (*this).arena_allocator) };
-        // SAFETY: an arena allocator is asked as it wants to be.
+        // SAFETY: an arena allocator takes the heap's arena size.
         let arena = unsafe { (arena_allocator.alloc)(arena_allocator.ctx, geometry.arena_size) };
         if arena.is_null() {
             return None;
         }
-        // The order of the usable arenas is not made for arenas of a single pool.
+        // The list of usable arenas does not work with arenas of a single pool.
         let base = arena.expose_provenance();
         let pools = geometry.pools_per_arena() - usize::from(!base.is_multiple_of(geometry.pool_size));
         // SAFETY: as in `new_arena`.
         if pools < 2 || !unsafe { Self::mark_used(this, base, index) } {
-            // SAFETY: what it gave just now goes back to it.
+            // SAFETY: the arena goes back to the allocator that gave it just now.
             unsafe { (arena_allocator.free)(arena_allocator.ctx, arena, geometry.arena_size) };
             return None;
         }
@@ -289,7 +289,7 @@ impl Pymalloc {
         let excess = address & (geometry.pool_size - 1);
         let pools = geometry.pools_per_arena() - usize::from(excess != 0);
         self.arena_serial += 1;
-        // No arena was usable, but one may have become so while others were asked. None has more free pools than this one.
+        // No arena was usable, but one may have become usable while the allocators ran. None has more free pools than this one.
         let mut last = self.usable_arenas;
         while last != NO_ARENA && self.arenas[last as usize].nextarena != NO_ARENA {
             last = self.arenas[last as usize].nextarena;
@@ -339,7 +339,7 @@ impl Pymalloc {
         }
     }
 
-    /// Does the bookkeeping of [`insert_to_freepool`](Self::insert_to_freepool); gives the arena's address when it is to be given back.
+    /// Does the bookkeeping of [`insert_to_freepool`](Self::insert_to_freepool). Returns the arena's address if it must be given back.
     fn add_free_pool(&mut self, pool: *mut PoolHeader, block: usize) -> Option<usize> {
         let index = match self.region.slot_of(block) {
             Some(slot) => self.region.arena_of_slot[slot],
@@ -355,7 +355,7 @@ impl Pymalloc {
         arena.nfreepools = new as u32;
         let ArenaObject { nextarena, prevarena, ntotalpools, .. } = *arena;
 
-        // If this arena was the last of those with `old` free pools, the one before it now is, if it has as many.
+        // If this arena was the last one with `old` free pools, the arena before it is now, if it has as many.
         let lastnf = self.nfp2lasta[old];
         if lastnf == index {
             let before = prevarena;
@@ -367,7 +367,7 @@ impl Pymalloc {
             return Some(self.remove_arena(index));
         }
         if new == 1 {
-            // It was full, so it was in no list; it now has the fewest free pools of all.
+            // The arena was full, so it was in no list. It now has the fewest free pools of all.
             let first = self.usable_arenas;
             self.arenas[index as usize].nextarena = first;
             self.arenas[index as usize].prevarena = NO_ARENA;
@@ -384,10 +384,10 @@ impl Pymalloc {
             self.nfp2lasta[new] = index;
         }
         if lastnf == index {
-            // It was the last of its kind, so every later one has at least as many free pools as it has now.
+            // It was the last one with `old` free pools, so every later arena has at least as many as this one has now.
             return None;
         }
-        // It goes right behind the last of those with `old` free pools.
+        // It goes right behind the last arena with `old` free pools.
         self.unlink_usable(index);
         let after = self.arenas[lastnf as usize].nextarena;
         self.arenas[index as usize].prevarena = lastnf;

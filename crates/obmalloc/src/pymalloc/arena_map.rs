@@ -1,8 +1,8 @@
-//! The arena map: which arenas there are, by address (`arena_map_root`).
+//! The arena map: finds the arena at an address (`arena_map_root`).
 //!
-//! CPython 3.10 and later find an address's arena through a radix tree of three levels. Here arenas in the heap's own region are
-//! found by arithmetic, so the tree is needed only for arenas that a caller's arena allocator gave; but its nodes are requested
-//! from the raw domain just as CPython requests them, and counted, because both can be seen.
+//! CPython 3.10 and later find an address's arena through a radix tree of three levels. Here arenas in the heap's own region are found by
+//! arithmetic, and a hash table finds the arenas that a caller's arena allocator gave. The tree's nodes are still requested from the raw
+//! domain, and counted, as CPython does, because a program can see both.
 
 use alloc::vec::Vec;
 use core::ffi::c_void;
@@ -33,12 +33,12 @@ enum NodeKey {
     Bot(u64),
 }
 
-/// What one aligned, arena-sized stretch of addresses is covered by (`arena_coverage_t`).
+/// The arenas in one aligned, arena-sized range of addresses (`arena_coverage_t`).
 #[derive(Clone, Copy, Default)]
 struct Coverage {
-    /// The arena that begins in it: offset of its beginning, and its index.
+    /// The arena that begins in the range: offset of its beginning, and its index.
     hi: Option<(usize, u32)>,
-    /// The arena that ends in it: offset of its end, and its index.
+    /// The arena that ends in the range: offset of its end, and its index.
     lo: Option<(usize, u32)>,
 }
 
@@ -49,11 +49,11 @@ pub(crate) struct ArenaMap {
     mid: KeySet,
     bot: KeySet,
     coverage: AddressMap<Coverage>,
-    /// The memory that stands for the nodes, in the raw domain.
+    /// The blocks of the raw domain that were requested for the nodes.
     nodes: Vec<*mut c_void>,
 }
 
-/// How many nodes there are and what they weigh.
+/// How many nodes there are, and their sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ArenaMapStats {
     /// `arena_map_mid_count`
@@ -104,7 +104,7 @@ impl ArenaMap {
         }
     }
 
-    /// The next node that must be made before an arena at `base` can be marked, in the order in which CPython makes them.
+    /// The next node that CPython would make to mark an arena at `base`; `None` if it has all nodes.
     pub fn missing_node(&self, base: u64) -> Option<MissingNode> {
         let levels = self.levels?;
         let ideal = base & ((1 << self.arena_bits) - 1) == 0;
@@ -165,8 +165,7 @@ impl ArenaMap {
         }
     }
 
-    /// The arena that `address` lies in, of those inserted, which lie outside the region. `Pymalloc::pool_of` is the whole
-    /// `address_in_range`.
+    /// The arena outside the region that `address` lies in. (All of `address_in_range` is `Pymalloc::pool_of`.)
     pub fn find(&self, address: usize) -> Option<u32> {
         let (leaf, tail) = self.leaf_of(address);
         let coverage = self.coverage.get(&leaf)?;
@@ -181,7 +180,7 @@ impl ArenaMap {
         (address >> self.arena_bits, address & ((1 << self.arena_bits) - 1))
     }
 
-    /// What the statistics say of the map; nothing where the release has none.
+    /// The map's statistics; `None` if the release has no map.
     pub fn stats(&self) -> Option<ArenaMapStats> {
         let levels = self.levels?;
         let interior_bytes = levels.interior_length * size_of::<u64>();
@@ -194,30 +193,30 @@ impl ArenaMap {
         })
     }
 
-    /// The memory of the raw domain's that stands for the nodes.
+    /// The blocks of the raw domain that were requested for the nodes.
     pub fn nodes(&self) -> &[*mut c_void] {
         &self.nodes
     }
 
-    /// That memory has been given back.
+    /// Forgets those blocks: they have been given back.
     pub fn forget_nodes(&mut self) {
         self.nodes = Vec::new();
     }
 }
 
-/// The nodes that the tree of a release has after arenas at certain addresses, whatever the addresses here: for comparing a replay
-/// with the process that was recorded. By default that of a release without one.
+/// Counts the nodes of a release's tree for arenas at given addresses, which need not exist here: a replay compares them with those of the
+/// recorded process. The default is for a release without a tree.
 #[derive(Default)]
 pub struct ArenaMapCounts(ArenaMap);
 
 impl ArenaMapCounts {
-    /// A release's tree, without nodes.
+    /// The tree of a release, still empty.
     pub fn new(profile: &Profile) -> Self {
         Self(ArenaMap::new(profile.range_check, &profile.geometry))
     }
 
-    /// An arena is taken at `base`: calls `request` with the bytes of each node that this needs, in order. When that gives false the
-    /// node is not made, nor any after it, and neither is the arena marked.
+    /// Marks an arena at `base`. Calls `request` with the size of each new node, in order. If `request` returns false, neither this node nor a
+    /// later one is made, and the arena is not marked.
     pub fn mark_used(&mut self, base: u64, mut request: impl FnMut(usize) -> bool) -> bool {
         while let Some(node) = self.0.missing_node(base) {
             if !request(node.size) || !self.0.add_node(&node, core::ptr::null_mut()) {
@@ -227,7 +226,7 @@ impl ArenaMapCounts {
         true
     }
 
-    /// The counts; nothing where the release has no tree.
+    /// The counts; `None` if the release has no tree.
     pub fn stats(&self) -> Option<ArenaMapStats> {
         self.0.stats()
     }

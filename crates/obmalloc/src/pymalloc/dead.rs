@@ -1,4 +1,4 @@
-//! Which words of free blocks are known to hold the fill of the debug hooks, so that a write to one is found.
+//! Notes which words of free blocks hold the debug hooks' fill, so that a later write to one is found.
 
 use core::ptr::{self, NonNull};
 
@@ -10,11 +10,11 @@ use crate::os;
 /// The fill of memory that has been freed (`PYMEM_DEADBYTE`), as a word.
 const DEAD_WORD: u64 = 0xdddd_dddd_dddd_dddd;
 const WORD: usize = 8;
-/// Bytes of memory for a byte of bits.
+/// Bytes of memory that one byte of the table covers.
 const BYTE_COVERS: usize = WORD * 8;
 
-/// A bit for every word of the region: set where a free block has [`DEAD_WORD`], and only there. The link of a free block is in a word that
-/// has no bit.
+/// A bit for every word of the region, set where a free block holds [`DEAD_WORD`]. The first word of a free block, its link, never has its
+/// bit set.
 pub(crate) struct DeadWords {
     base: usize,
     len: usize,
@@ -24,7 +24,7 @@ pub(crate) struct DeadWords {
 }
 
 impl DeadWords {
-    /// For a region that is not empty; nothing when there is no address space for it.
+    /// The table for a region that is not empty; `None` when there is no address space for it.
     pub fn new(base: usize, len: usize) -> Option<Self> {
         Some(Self { base, len, bits: os::map(len / WORD / 8)?, told: AddressSet::default() })
     }
@@ -44,7 +44,7 @@ impl DeadWords {
         }
     }
 
-    /// A block has been freed: its words that hold the fill now are to keep it.
+    /// Notes the words of a freed block that hold the fill now.
     pub fn note(&mut self, begin: usize, end: usize) {
         self.each(begin, end, |word, byte, bit| {
             // SAFETY: the region is mapped, whichever heap has it.
@@ -55,7 +55,7 @@ impl DeadWords {
         });
     }
 
-    /// Nothing is known of a range any more.
+    /// Forgets all notes of a range.
     pub fn forget(&mut self, begin: usize, end: usize) {
         if (begin | end) & (BYTE_COVERS - 1) == 0 {
             let first = (begin - self.base) / BYTE_COVERS;
@@ -72,7 +72,7 @@ impl DeadWords {
         }
     }
 
-    /// Address of the first byte in a range that was to keep the fill, and has not.
+    /// Address of the first byte in a range that held the fill and was overwritten.
     pub fn damaged(&self, begin: usize, end: usize) -> Option<usize> {
         let mut found = None;
         self.each(begin, end, |word, byte, bit| {
@@ -108,10 +108,10 @@ impl Drop for DeadWords {
     }
 }
 
-/// What the debug hooks know of a free block.
+/// The state of a free block under debug hooks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Dead {
-    /// Nothing against it.
+    /// Not known to be damaged.
     Sound,
     /// It is damaged; the first overwritten byte is at this address.
     Damaged(usize),
@@ -120,8 +120,8 @@ pub(crate) enum Dead {
 }
 
 impl Pymalloc {
-    /// From now on free blocks can be [noted](Self::note_dead), those of arenas of a caller's arena allocator excepted. False when there is
-    /// no address space for what is noted.
+    /// From now on free blocks can be [noted](Self::note_dead), except in arenas of a caller's arena allocator. False when there is no address
+    /// space for the table.
     pub fn watch(&mut self) -> bool {
         if self.dead.is_none() && self.len != 0 {
             self.dead = DeadWords::new(self.base, self.len);
@@ -129,7 +129,7 @@ impl Pymalloc {
         self.dead.is_some() || self.len == 0
     }
 
-    /// The debug hooks have filled the `size` bytes of a block and freed it.
+    /// Notes a freed block of `size` bytes that the debug hooks have filled.
     pub fn note_dead(&mut self, block: usize, size: usize) {
         if block.wrapping_sub(self.base) < self.len
             && let Some(dead) = &mut self.dead
@@ -138,7 +138,7 @@ impl Pymalloc {
         }
     }
 
-    /// Forgets what is known of memory that is used for something else now.
+    /// Forgets the notes of memory that is handed out again.
     #[cold]
     pub fn forget_dead(&mut self, address: usize, size: usize) {
         if address.wrapping_sub(self.base) < self.len
@@ -148,7 +148,7 @@ impl Pymalloc {
         }
     }
 
-    /// What is known of a free block that is about to be handed out.
+    /// The state of a free block that is about to be handed out.
     pub fn state_of_dead(&mut self, block: usize, size: usize) -> Dead {
         if block.wrapping_sub(self.base) >= self.len {
             return Dead::Sound;
@@ -160,7 +160,7 @@ impl Pymalloc {
         dead.damaged(block, block + size).map_or(Dead::Sound, Dead::Damaged)
     }
 
-    /// Whether filled free memory in a range was written to, and that has not been reported yet.
+    /// Whether something wrote to filled free memory in a range, and that has not been reported yet.
     pub(super) fn is_watched_and_damaged(&self, begin: usize, end: usize) -> bool {
         let dead = self.dead.as_ref().filter(|_| begin.wrapping_sub(self.base) < self.len);
         dead.is_some_and(|dead| dead.damaged(begin, end).is_some())
@@ -171,8 +171,8 @@ impl Pymalloc {
         self.dead.as_mut().is_some_and(|dead| dead.tell(block, block + size))
     }
 
-    /// The first damaged free block that has not been reported: its address and size, and the address of the byte.
-    /// Not looked for to the end when that is interrupted.
+    /// The first damaged free block that has not been reported: its address, its size, and the address of the overwritten byte. The search
+    /// stops early if it is interrupted.
     pub fn damaged_block(&self, interrupt: Interrupt) -> Option<(usize, usize, usize)> {
         let dead = self.dead.as_ref()?;
         let patience = interrupt.patience();
@@ -185,7 +185,7 @@ impl Pymalloc {
         found
     }
 
-    /// The block that is handed out next for a request, if it or the one that it leads to is none.
+    /// The next block that a request of this size would get, if it or its link leads to no free block.
     pub fn damaged_link(&self, size: usize, is_live: impl Fn(usize) -> bool) -> Option<usize> {
         let class = size.wrapping_sub(1);
         if class >= self.threshold {

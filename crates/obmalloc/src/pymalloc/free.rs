@@ -7,19 +7,19 @@ use super::{AnyPools, Pymalloc, Shape};
 
 /// What became of a block that was to be freed.
 pub(crate) enum Freed {
-    /// It is free.
+    /// The block is free.
     Here,
-    /// It is free, and its pool holds no other block in use.
+    /// The block is free, and its pool has no block in use any more.
     LastOfPool,
-    /// It is not: it lies outside the region.
+    /// Nothing yet: the block lies outside the region.
     OutsideRegion,
-    /// It is not: it is none of pymalloc's.
+    /// Nothing: the block is not pymalloc's.
     NotOurs,
 }
 
 impl Pymalloc {
-    /// Takes a block back (`pymalloc_free`). After [`Freed::LastOfPool`] the caller has to call
-    /// [`insert_to_freepool`](Self::insert_to_freepool), after [`Freed::OutsideRegion`] to look [elsewhere](Self::free_elsewhere).
+    /// Takes a block back (`pymalloc_free`). After [`Freed::LastOfPool`] the caller must call
+    /// [`insert_to_freepool`](Self::insert_to_freepool), after [`Freed::OutsideRegion`] [`free_elsewhere`](Self::free_elsewhere).
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is a block of this pymalloc that is handed out, or lies
@@ -49,9 +49,9 @@ impl Pymalloc {
         }
     }
 
-    /// A pointer that is good for the whole block. The caller's may be good for a part of it, as a `Box`'s is, and the block is going to
-    /// have another owner. It is exposed as well, because a `Box` that is a function's argument is to be written through alone until
-    /// that function returns, and is freed before.
+    /// A pointer that is valid for the whole block, which is going to have another owner. The caller's pointer may be valid for a part of it
+    /// only, as a `Box`'s is. The pointer is made from an exposed address: a `Box` passed to a function forbids all other access until that
+    /// function returns, and the block is freed before.
     #[inline(always)]
     pub fn whole_block(address: *mut u8) -> *mut u8 {
         ptr::with_exposed_provenance_mut(address.expose_provenance())
@@ -71,7 +71,7 @@ impl Pymalloc {
             lastfree
         };
         if lastfree.is_null() {
-            // It was full, so it was in no list.
+            // The pool was full, so it was in no list.
             // SAFETY: invariant 1; the pool is in no list (invariant 3 of pools).
             unsafe { pool::link_front(pool, (*this).usedpools.add(usize::from((*pool).szidx))) };
             return Freed::Here;

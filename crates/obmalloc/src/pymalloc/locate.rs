@@ -1,4 +1,4 @@
-//! What an address is (`address_in_range`), and what lies where.
+//! Finds the pool of an address (`address_in_range`, here `pool_of`), and the block around it (`locate`).
 
 use core::ptr;
 
@@ -43,8 +43,8 @@ impl Pymalloc {
         }
     }
 
-    /// Header of the pool that an address in the region lies in. A division by the pool size and a multiplication by the header's size,
-    /// as one shift and one mask: every free waits for this.
+    /// Header of the pool that an address in the region lies in. Every free waits for this, so one shift and one mask do the work of a division
+    /// by the pool size and a multiplication by the header's size.
     #[inline(always)]
     pub(super) fn header_in_region(&self, address: usize, pool_shift: u32) -> *mut PoolHeader {
         const SIZE: usize = size_of::<PoolHeader>();
@@ -64,7 +64,7 @@ impl Pymalloc {
         }
     }
 
-    /// Bytes in the block at `address`, or nothing when it is not one of ours.
+    /// Bytes in the block at `address`; `None` if it is not one of ours.
     ///
     /// # Safety
     /// As for [`free`](Self::free).
@@ -89,7 +89,7 @@ impl Pymalloc {
         self.arena_map.find(address).is_some_and(|index| self.arenas[index as usize].is_own)
     }
 
-    /// What is known of an address that may be anything; reads nothing through it.
+    /// Where any address lies. Reads nothing through the address.
     pub fn locate(&self, address: usize) -> Location {
         let mask = self.geometry.pool_size - 1;
         let offset = address.wrapping_sub(self.base);

@@ -1,4 +1,4 @@
-//! One pool and its blocks, for a caller that looks at them one after the other; and where it all lies in memory.
+//! Looks at one pool and its blocks, and finds the memory of an arena and of its pool headers.
 
 use core::ptr::NonNull;
 
@@ -13,7 +13,7 @@ pub struct PoolInfo {
     pub address: usize,
     /// The arena that it is of.
     pub arena: usize,
-    /// Number of its size class, from 0; none where it has never held a block, or a trim has emptied it since.
+    /// Index of its size class; `None` if it has never held a block, or a trim has emptied it since.
     pub size_class: Option<usize>,
     /// Blocks handed out.
     pub used: usize,
@@ -24,16 +24,16 @@ pub struct PoolInfo {
 /// Bytes somewhere.
 type Bytes = NonNull<[u8]>;
 
-/// The memory of a place for an arena, and what the heap knows of the blocks in it. What lies there changes with every call.
+/// The memory of a slot for an arena, and the heap's tables of the blocks in it. Every call of the heap may change their contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Window {
-    /// The place.
+    /// The slot.
     pub memory: NonNull<[u8]>,
     /// Two bits for every multiple of the alignment, the lowest first: 2 for a live block of mem that begins there, 3 for one of obj.
     pub live: NonNull<[u8]>,
-    /// A byte for every multiple of the alignment: above 1 where an object begins, or its memory is kept. Empty while the heap has no types.
+    /// A byte for every multiple of the alignment: above 1 where an object begins, or the memory of one is kept. Empty while the heap has no types.
     pub objects: NonNull<[u8]>,
-    /// 32 bytes for each pool; the last two are the number of its size class.
+    /// 32 bytes for each pool; the last two are the index of its size class.
     pub headers: NonNull<[u8]>,
 }
 
@@ -49,7 +49,7 @@ impl Pymalloc {
         (address.wrapping_sub(arena.address) < self.geometry.arena_size).then_some(arena)
     }
 
-    /// Where the arena begins that an address lies in.
+    /// The address of the arena that an address lies in.
     pub fn arena_base(&self, address: usize) -> Option<usize> {
         self.arena_around(address).map(|arena| arena.address)
     }
@@ -75,11 +75,7 @@ impl Pymalloc {
         Some(PoolInfo { size_class: Some(class), used, free: self.geometry.blocks_per_pool(class) - used, ..empty })
     }
 
-    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
-    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
+    /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
     pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
         let Some(PoolInfo { address, size_class: Some(class), .. }) = self.pool(address) else { return Ok(0) };
         // SAFETY: it has a size class, so it has been carved.
@@ -100,7 +96,7 @@ impl Pymalloc {
         Ok(self.geometry.blocks_per_pool(class))
     }
 
-    /// The memory and the headers of a place in the region that has an arena; none where places do not begin where pools do.
+    /// The memory and the pool headers of a slot of the region, if it has an arena; `None` if slots are not aligned to pools.
     pub fn window(&self, place: usize) -> Option<(Bytes, Bytes)> {
         let has_arena = self.region.arena_of_slot.get(place).is_some_and(|&index| index != NO_ARENA);
         if !has_arena || !self.region.stride.is_multiple_of(self.geometry.pool_size) {
@@ -118,6 +114,6 @@ impl Pymalloc {
     }
 }
 
-// What `Window::headers` says, where there are windows.
+// `Window::headers` promises this. There are windows only on 64 bits.
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<PoolHeader>() == 32 && core::mem::offset_of!(PoolHeader, szidx) == 30);

@@ -1,8 +1,8 @@
 //! Room `pymalloc`: arenas, pools, blocks (`Objects/obmalloc.c`). Leans on `profile`.
 //!
-//! The same requests, given arenas at the same bases, get the same addresses as in CPython of the profile's release. A request
-//! goes: size class → first used pool of the class → head of that pool's free list. What is rare is in the cold functions: carving
-//! the next block, taking a pool, taking an arena, giving them back.
+//! With arenas at the same bases, the same requests get the same addresses as in CPython of the profile's release. A request goes: size
+//! class → first used pool of the class → head of that pool's free list (`alloc.rs`). Rare work is in functions of its own: carving the next
+//! block, taking a pool (`take_pool` in `arena.rs`), taking an arena, giving them back.
 
 mod alloc;
 mod arena;
@@ -50,7 +50,7 @@ pub use verify::Corruption;
 /// Invariants:
 /// 1. `usedpools` points to one sentinel per size class; each heads the circular list of that class's used pools.
 /// 2. A pool's header is at `headers[(address - base) / pool size]` for addresses in the region, and at the pool's own first byte
-///    elsewhere. Blocks begin [`POOL_OVERHEAD`] bytes into the pool in both.
+///    elsewhere. In both cases blocks begin [`POOL_OVERHEAD`] bytes into the pool.
 /// 3. `usable_arenas` heads the list of arenas with free pools, ascending in their number; `nfp2lasta[n]` is the last of those
 ///    with `n` free pools.
 /// 4. Every pointer handed out and not freed lies in a carved pool of an arena that is held.
@@ -60,14 +60,14 @@ pub(crate) struct Pymalloc {
     base: usize,
     len: usize,
     headers: *mut PoolHeader,
-    /// Where the table of headers would begin if the region began at address 0.
+    /// Where the table of headers would begin if the region began at address 0: the header of an address is then one shift away.
     headers_of_zero: *mut PoolHeader,
     threshold: usize,
     alignment_shift: u32,
     pool_shift: u32,
-    /// Bits in which a free block and the next one of its pool do not differ.
+    /// The address bits that all blocks of a pool have in common.
     link_mask: usize,
-    /// A free block whose link leads to where no block of its pool is, found before it was followed.
+    /// A free block whose link leads to no block of its pool. The link was not followed.
     pub broken_link: Option<usize>,
     /// Blocks that the raw domain gave for mem and obj requests (`raw_allocated_blocks`).
     pub raw_allocated_blocks: isize,
@@ -88,12 +88,12 @@ pub(crate) struct Pymalloc {
     narenas_highwater: usize,
     /// Arenas in the order in which they were taken, for listing.
     arena_serial: u64,
-    /// An arena is being taken: a request for another from inside the arena or raw allocator gets none.
+    /// Whether an arena is being taken. The arena and raw allocators, which run meanwhile, get no second one.
     taking_arena: bool,
-    /// What stands in the raw domain for the array of arena objects.
+    /// The raw domain's block that was requested for the array of arena objects.
     arena_table: *mut c_void,
     arena_allocator: ArenaAllocator,
-    /// The heap's own one, whatever is in now.
+    /// The heap's own arena allocator, also while another one is in.
     own_arena_allocator: ArenaAllocator,
     /// Empty pools with and without free lists.
     trims: Trims,
@@ -105,7 +105,7 @@ pub(crate) struct Pymalloc {
 }
 
 impl Pymalloc {
-    /// An empty pymalloc whose arenas come from a region of its own, or nothing when there is no memory for its tables.
+    /// An empty pymalloc whose arenas come from a region of its own; `None` when there is no memory for its tables.
     ///
     /// `slack` bytes are left between arenas, for an arena allocator that places them off their natural boundary.
     ///
@@ -176,18 +176,19 @@ impl Pymalloc {
         self.arena_allocator = allocator;
     }
 
-    /// As [`set_arena_allocator`](Self::set_arena_allocator), for one that passes on to the region: its arenas are the heap's own.
+    /// As [`set_arena_allocator`](Self::set_arena_allocator), for an allocator that passes requests on to the region: its arenas are the heap's
+    /// own.
     pub fn set_own_arena_allocator(&mut self, allocator: ArenaAllocator) {
         self.arena_allocator = allocator;
         self.own_arena_allocator = allocator;
     }
 
-    /// First byte and bytes of the reservation in which own arenas lie; two zeroes where none could be had.
+    /// As [`Heap::region`](crate::Heap::region).
     pub fn region(&self) -> (usize, usize) {
         (self.base, self.len)
     }
 
-    /// Number of blocks handed out, raw ones for mem and obj included (`_Py_GetAllocatedBlocks`).
+    /// Number of blocks handed out, including those that came from raw for mem and obj (`_Py_GetAllocatedBlocks`).
     pub fn allocated_blocks(&self) -> usize {
         let mut count = 0;
         self.each_pool(|_, header| count += header.count as isize);
@@ -213,7 +214,7 @@ impl Pymalloc {
         }
     }
 
-    /// Gives every arena back to the arena allocator, and what stands for the tables to the raw domain.
+    /// Gives every arena back to the arena allocator, and the blocks requested for tables to the raw domain.
     ///
     /// # Safety
     /// As for [`release_arenas`](Self::release_arenas).
@@ -229,24 +230,24 @@ impl Pymalloc {
         }
     }
 
-    /// The arenas have been given back, and no block of them is used any more.
+    /// Forgets the arenas: they have been given back, and no block of them is used any more.
     pub fn forget_arenas(&mut self) {
         (self.arenas, self.uncarved) = (Vec::new(), 0);
         (self.trims.kept, self.trims.forgotten) = (0, 0);
     }
 
-    /// What the raw domain gave for tables, which is only there to be seen.
+    /// The raw domain's blocks that were requested for tables. They hold nothing.
     pub fn tables(&self) -> impl Iterator<Item = usize> {
         let table = Some(self.arena_table.expose_provenance()).filter(|&table| table != 0);
         self.arena_map.nodes().iter().map(|node| node.expose_provenance()).chain(table)
     }
 
-    /// How many of these there are at most.
+    /// The most blocks that `tables` can give.
     pub fn count_tables(&self) -> usize {
         self.arena_map.nodes().len() + 1
     }
 
-    /// They have been given back. No arena is taken or given back any more.
+    /// Forgets these blocks: they have been given back. No arena may be taken or given back after this.
     pub fn forget_tables(&mut self) {
         self.arena_map.forget_nodes();
         self.arena_table = ptr::null_mut();

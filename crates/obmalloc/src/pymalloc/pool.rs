@@ -1,13 +1,13 @@
-//! A pool: blocks of one size class, and the header that says which of them are free.
+//! A pool: blocks of one size class, and the header that knows which of them are free.
 
 use core::ptr;
 
-/// What CPython keeps at the head of a pool (`pool_header`), kept beside the pools instead where the arena lies in the heap's
-/// own region.
+/// The header of a pool (`pool_header`). CPython keeps it at the head of the pool. Here it lies beside the pools if the arena is in the
+/// heap's own region.
 ///
 /// Invariants, of a pool that has been carved from its arena:
-/// 1. `freeblock` heads a NULL-terminated list through the first word of every free block that was ever part of that list;
-///    blocks from `nextoffset` on have never been touched.
+/// 1. `freeblock` heads a NULL-terminated list through the first words of the free blocks. Blocks from `nextoffset` on have never been
+///    touched, and are not in the list.
 /// 2. `count` is the number of blocks handed out and not freed.
 /// 3. The pool is *used* (`freeblock` not NULL, `count` not 0; in the circular list of its class), *full* (`freeblock` NULL; in
 ///    no list) or *empty* (`count` 0; in its arena's singly linked `freepools`).
@@ -20,7 +20,7 @@ pub(crate) struct PoolHeader {
     pub nextpool: *mut PoolHeader,
     /// Previous pool of the class.
     pub prevpool: *mut PoolHeader,
-    /// Blocks handed out (`ref.count`). As wide as the compiler likes to load it: a wider load of a narrow store waits.
+    /// Blocks handed out (`ref.count`). 32 bits, because the compiler loads that many, and the load would wait for a narrower store.
     pub count: u32,
     /// Offset of the first untouched block, in units of the alignment.
     pub nextoffset: u16,
@@ -34,7 +34,7 @@ pub(crate) const NO_CLASS: u16 = u16::MAX;
 // Two headers share a cache line, and one fits the space that CPython's takes.
 const _: () = assert!(size_of::<PoolHeader>() == 8 + 3 * size_of::<usize>());
 const _: () = assert!(size_of::<PoolHeader>() <= crate::profile::POOL_OVERHEAD);
-// `nextoffset` holds what the largest pool needs: 256 KiB in units of 8 bytes.
+// `nextoffset` can count the largest pool: 256 KiB in units of 8 bytes.
 const _: () = assert!((256 << 10) / 8 <= u16::MAX as usize);
 
 impl PoolHeader {

@@ -1,8 +1,8 @@
 //! The address space that a heap's own arenas come from: one reservation, with the pool headers in a table beside it.
 //!
-//! CPython's headers lie 16 KiB apart and so compete for the same few cache lines; side by side they do not. And with one
-//! reservation "is this address ours" is one comparison. Where the reservation cannot be had (a limit on address space), arenas are
-//! mapped one by one as CPython does, and found through the arena map.
+//! CPython's headers lie 16 KiB apart and so compete for the same few cache lines; side by side they do not. And with one reservation, one
+//! comparison tells whether an address is ours. If the address space is limited and nothing can be reserved, arenas are mapped one by one,
+//! as CPython does, and found through the arena map.
 
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
@@ -14,14 +14,14 @@ use super::pool::PoolHeader;
 use crate::allocator::ArenaAllocator;
 use crate::os::{self, ADDRESS_SPACE, APART_REGION_SIZE, REGION_SIZE};
 
-/// No region is larger than this part of what is left for all: beyond 2,048 heaps each gets less than the one before.
+/// A region gets at most this fraction of the address space that is left for all regions, so beyond 2,048 heaps regions shrink.
 const PART: usize = 2048;
 
-/// Bytes that the regions have now.
+/// Bytes that all regions have now.
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
 
-/// Memory of released arenas that is kept for the next arenas, bytes. An arena that comes and goes again and again would otherwise cost
-/// a page fault for every page, every time.
+/// Bytes of released arenas that are kept for the next arenas. An arena that is taken and released again and again would otherwise cost a
+/// page fault for every page, every time.
 const RETAINED: usize = 4 << 20;
 
 /// Owner of the reservation.
@@ -30,13 +30,13 @@ pub(crate) struct Region {
     pub base: usize,
     /// Bytes; 0 without a reservation.
     pub len: usize,
-    /// Header of the pool at `base`, then one for every pool size.
+    /// The table of pool headers, beginning with that of the pool at `base`.
     pub headers: *mut PoolHeader,
-    /// Bytes from one arena's place to the next.
+    /// Bytes from one slot to the next. A slot is the place of one arena.
     pub stride: usize,
-    /// Which arena lies in which place, for every place ever used.
+    /// The arena in each slot, for every slot that was ever used.
     pub arena_of_slot: Vec<u32>,
-    /// Places without an arena, the next one last. The last `retained` of them still have their memory.
+    /// Slots without an arena; the last is used next. The last `retained` of them still have their memory.
     free_slots: Vec<u32>,
     retained: usize,
     arena_size: usize,
@@ -45,8 +45,8 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// Reserves room for arenas of `arena_size` bytes, `slack` bytes apart (so that arenas can be placed off their natural
-    /// boundary), in pools of `pool_size`. Without address space the region is empty and hands out single mappings.
+    /// Reserves address space for arenas of `arena_size` bytes, `slack` bytes apart (so that arenas can be placed off their natural boundary),
+    /// with pools of `pool_size` bytes. Without address space the region is empty and hands out single mappings.
     pub fn new(arena_size: usize, pool_size: usize, slack: usize) -> Self {
         let mut region = Self {
             base: 0,
@@ -84,12 +84,12 @@ impl Region {
         region
     }
 
-    /// Number of places for arenas.
+    /// Number of slots.
     fn slots(&self) -> usize {
         self.len / self.stride
     }
 
-    /// The place that `address` lies in, if it is in the region.
+    /// The slot that `address` lies in, if it is in the region.
     #[inline]
     pub fn slot_of(&self, address: usize) -> Option<usize> {
         let offset = address.wrapping_sub(self.base);
@@ -103,7 +103,7 @@ impl Region {
         unsafe { mapping.add(offset) }
     }
 
-    /// An arena, or `size` bytes of another kind; nothing when the system has no more.
+    /// Memory for an arena, or a mapping of `size` bytes if that is no arena's size; `None` when the system has no more.
     pub fn alloc(&mut self, size: usize) -> Option<NonNull<u8>> {
         if size != self.arena_size {
             return os::map(size);
@@ -116,7 +116,7 @@ impl Region {
         if slot == self.slots() {
             return os::map(size);
         }
-        // Room in both tables now, so that giving the arena back cannot fail.
+        // Make room in both tables now, so that giving the arena back cannot fail.
         self.arena_of_slot.try_reserve(1).ok()?;
         self.free_slots.try_reserve(slot + 1).ok()?;
         // SAFETY: slots lie within the reservation.
@@ -140,7 +140,7 @@ impl Region {
                 if self.retained * self.arena_size > RETAINED {
                     let oldest = self.free_slots[self.free_slots.len() - self.retained];
                     self.retained -= 1;
-                    // SAFETY: a slot without an arena is not used.
+                    // SAFETY: nothing uses a slot without an arena.
                     unsafe { os::decommit(self.slot_address(oldest as usize), self.stride) };
                 }
             }
@@ -149,20 +149,20 @@ impl Region {
         }
     }
 
-    /// Gives the memory back that is kept for the next arenas; how many bytes that was.
+    /// Gives back the memory that is kept for the next arenas. Returns how many bytes that was.
     pub fn give_retained_back(&mut self) -> usize {
         let retained = &self.free_slots[self.free_slots.len() - core::mem::take(&mut self.retained)..];
         let places = retained.iter().map(|&slot| self.base + slot as usize * self.stride);
-        // SAFETY: nothing uses a place without an arena.
+        // SAFETY: nothing uses a slot without an arena.
         places.map(|place| unsafe { os::give_back(place, place + self.stride, false) }).sum()
     }
 
-    /// Bytes of the places that have ever been used, which come one after the other.
+    /// Bytes of the slots that have ever been used. They are the first ones.
     pub fn used(&self) -> usize {
         self.arena_of_slot.len() * self.stride
     }
 
-    /// Gives the memory of all places back to the system, in pieces; false when `is_over`, which is asked between them, made it give up.
+    /// Gives the memory of all slots back to the system, in pieces. False if `is_over`, which is asked between them, stopped it.
     ///
     /// # Safety
     /// Nothing in any arena is needed any more.
@@ -172,7 +172,7 @@ impl Region {
         used == 0 || unsafe { os::decommit_in_pieces(self.slot_address(0), used, is_over) }
     }
 
-    /// This region as an arena allocator, as long as it stays where it is.
+    /// This region as an arena allocator. It is valid while the region does not move.
     pub fn as_allocator(this: *mut Self) -> ArenaAllocator {
         ArenaAllocator { ctx: this.cast(), alloc: region_alloc, free: region_free }
     }
@@ -183,7 +183,7 @@ impl Drop for Region {
         RESERVED.fetch_sub(self.len, Relaxed);
         for (address, size) in [self.mapping, self.table] {
             if let Some(address) = address {
-                // SAFETY: the owner of the region is gone, and with it every arena.
+                // SAFETY: nothing uses an arena of a dropped region.
                 unsafe { os::unmap(address, size) };
             }
         }
@@ -199,7 +199,7 @@ unsafe extern "C-unwind" fn region_alloc(ctx: *mut c_void, size: usize) -> *mut 
 
 /// `_PyObject_ArenaMunmap`
 unsafe extern "C-unwind" fn region_free(ctx: *mut c_void, address: *mut c_void, size: usize) {
-    // SAFETY: as above; the caller gives back what it was given.
+    // SAFETY: as above; the caller gives back an arena that it was given.
     unsafe {
         if let Some(address) = NonNull::new(address.cast()) {
             (*ctx.cast::<Region>()).free(address, size);

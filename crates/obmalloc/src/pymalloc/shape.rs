@@ -1,18 +1,18 @@
-//! How the sizes of pools and blocks are known: at compile time for those of the releases, at run time otherwise.
+//! The sizes of pools and blocks: constants for those of the releases, so that shifts are constants; fields of the heap for others.
 
 use core::marker::PhantomData;
 
 use super::Pymalloc;
 use crate::profile::Geometry;
 
-/// Which pools a geometry makes. The size of its arenas does not matter: nothing that a [`Shape`] is for looks at that.
+/// Which pools a geometry has. The size of its arenas does not matter: no function with a [`Shape`] looks at it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pools {
-    /// Those of [`Geometry::SMALL`].
+    /// The pools of [`Geometry::SMALL`].
     Small,
-    /// Those of [`Geometry::LARGE`].
+    /// The pools of [`Geometry::LARGE`].
     Large,
-    /// Others.
+    /// Any other pools.
     Other,
 }
 
@@ -29,12 +29,12 @@ impl Pools {
     }
 }
 
-/// How the sizes of pools and blocks are known: at compile time for those of the releases, so that shifts are constants, at run time otherwise.
+/// Where a function gets the sizes of pools and blocks from, and what it checks.
 pub(crate) trait Shape {
     const FIXED: Option<Geometry>;
-    /// Whether links of free blocks are looked at before they are followed.
+    /// Whether links of free blocks are checked before they are followed.
     const CHECKED: bool = false;
-    /// Whether free blocks are looked at before they are handed out.
+    /// Whether free blocks are checked before they are handed out.
     const WATCHED: bool = false;
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct SmallPools;
 /// [`Pools::Large`]
 pub(crate) struct LargePools;
 
-/// Any pools.
+/// Pools of any size.
 pub(crate) struct AnyPools;
 
 impl Shape for SmallPools {
@@ -63,7 +63,7 @@ impl Shape for AnyPools {
 /// The pools of a heap that does not trust its caller.
 pub(crate) struct CheckedPools<S>(PhantomData<S>);
 
-/// Any pools, with debug hooks around them.
+/// Pools of any size, with debug hooks around pymalloc.
 pub(crate) struct WatchedPools;
 
 impl<S: Shape> Shape for CheckedPools<S> {
@@ -99,7 +99,7 @@ impl Pymalloc {
     }
 }
 
-/// The bits that the addresses of all blocks of a pool have in common.
+/// The address bits that all blocks of a pool have in common.
 pub(super) const fn link_mask(geometry: &Geometry) -> usize {
     !(geometry.pool_size - 1) | (geometry.alignment - 1)
 }

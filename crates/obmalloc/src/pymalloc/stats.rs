@@ -8,7 +8,7 @@ use super::Pymalloc;
 use super::arena_map::ArenaMapStats;
 use crate::profile::{Geometry, POOL_OVERHEAD};
 
-/// What the pools of one size class hold.
+/// The pools and blocks of one size class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ClassStats {
     /// Pools that hold at least one block.
@@ -22,7 +22,7 @@ pub struct ClassStats {
 /// A census of arenas, pools and blocks. Its text ([`Display`](fmt::Display)) is CPython's, character for character.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stats {
-    /// The sizes it was taken with.
+    /// The heap's geometry.
     pub geometry: Geometry,
     /// One entry per size class.
     pub classes: Vec<ClassStats>,
@@ -36,11 +36,11 @@ pub struct Stats {
     pub unused_pools: usize,
     /// Bytes that arenas lose because their base is not a multiple of the pool size.
     pub arena_alignment: usize,
-    /// The arena map, where the release has one.
+    /// The arena map, if the release has one.
     pub arena_map: Option<ArenaMapStats>,
 }
 
-/// Bytes of the arenas, by what they are used for. Of pools that hold a block: those of blocks, headers and what is left over.
+/// Bytes of the arenas, by their use. A pool that holds a block counts by its parts: blocks, header, and the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct StatsBytes {
     /// Blocks handed out.
@@ -53,12 +53,12 @@ pub struct StatsBytes {
     pub pool_headers: usize,
     /// The ends of pools, where no whole block fits.
     pub quantization: usize,
-    /// What arenas lose because their base is not a multiple of the pool size.
+    /// Bytes that arenas lose because their base is not a multiple of the pool size.
     pub arena_alignment: usize,
 }
 
 impl StatsBytes {
-    /// All of them.
+    /// The sum of all.
     pub fn total(&self) -> usize {
         let Self { allocated_blocks, available_blocks, unused_pools, pool_headers, quantization, arena_alignment } = *self;
         allocated_blocks + available_blocks + unused_pools + pool_headers + quantization + arena_alignment

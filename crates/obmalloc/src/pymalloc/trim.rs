@@ -1,7 +1,8 @@
 //! Trimming: the memory of empty pools goes back to the system while the arena stays.
 //!
-//! pymalloc looks at nothing of an empty pool but its header until it takes the pool. So a trim forgets the pool's free list, and the pool is
-//! carved anew when it is taken the next time, as one that was never used. Which block of it is handed out next may differ by that; which pool is taken does not.
+//! Until pymalloc takes an empty pool, it looks only at the pool's header. So a trim forgets the pool's free list, and the next request that
+//! takes the pool carves it anew, like a pool that was never used. Requests take the same pools as without the trim, but may get other
+//! blocks of them.
 
 use super::arena::NO_ARENA;
 use super::pool::NO_CLASS;
@@ -15,7 +16,7 @@ use crate::profile::POOL_OVERHEAD;
 pub struct Trimmed {
     /// Empty pools whose free lists were forgotten.
     pub pools: usize,
-    /// Bytes that were resident and went back to the system: of these pools, and of arenas that were released or are not carved yet.
+    /// Bytes that were resident and went back to the system: of these pools, of released arenas, and of the uncarved ends of arenas.
     pub bytes: usize,
 }
 
@@ -25,9 +26,9 @@ pub(super) struct Trims {
     pub kept: usize,
     /// Empty pools whose free list was forgotten.
     pub forgotten: usize,
-    /// The heap trims when more pools are kept; `usize::MAX` for never.
+    /// The heap trims when it has more empty pools with a free list; `usize::MAX` for never.
     bound: usize,
-    /// What the bound begins with.
+    /// The value that `bound` begins with.
     floor: usize,
     /// Pools that the last trim forgot, and forgotten ones that have been taken since.
     given: usize,
@@ -37,7 +38,7 @@ pub(super) struct Trims {
 impl Trims {
     pub const NONE: Self = Self { kept: 0, forgotten: 0, bound: usize::MAX, floor: usize::MAX, given: 0, retaken: 0 };
 
-    /// An empty pool of this size class is taken.
+    /// Counts an empty pool of this size class that is taken.
     pub fn take(&mut self, arena: &mut ArenaObject, szidx: u16) {
         if szidx == NO_CLASS {
             self.forgotten -= 1;
@@ -48,13 +49,13 @@ impl Trims {
         }
     }
 
-    /// A pool has become empty.
+    /// Counts a pool that has become empty.
     pub fn add(&mut self, arena: &mut ArenaObject) {
         arena.kept += 1;
         self.kept += 1;
     }
 
-    /// An arena whose `free` carved pools are all empty is given back.
+    /// Uncounts the pools of an arena that is given back; it has `free` carved pools, all empty.
     pub fn remove(&mut self, arena: &mut ArenaObject, free: usize) {
         self.forgotten -= free - arena.kept as usize;
         self.kept -= core::mem::take(&mut arena.kept) as usize;
@@ -68,17 +69,17 @@ impl Trims {
 }
 
 impl Pymalloc {
-    /// From now on the heap trims by itself, when a pool becomes empty and the empty pools that have a free list come to more than so many bytes.
-    /// The bound doubles when of the pools that trims forgot more than half as many as the last one did have been taken since: a program
-    /// that fills and empties the same pools again and again soon keeps them.
+    /// From now on the heap trims by itself, when a pool becomes empty and the empty pools with a free list come to more than `bytes`. If the
+    /// program takes more than half as many forgotten pools as the last trim forgot, the bound doubles: a program that fills and empties the
+    /// same pools soon keeps them.
     pub fn trim_above(&mut self, bytes: usize) {
         let pools = bytes >> self.pool_shift;
         (self.trims.floor, self.trims.bound) = (pools, pools);
     }
 
-    /// Gives the memory of empty pools back to the system, and that of arenas that were released or are not carved yet. Arenas of another arena
-    /// allocator than the heap's own are left alone. Under debug hooks an empty pool stays in which a block has been written to. Not
-    /// done to the end when that is interrupted.
+    /// Gives the memory of empty pools back to the system, and that of released arenas and of the uncarved ends of arenas. Arenas from another
+    /// arena allocator than the heap's own are left alone. Under debug hooks, an empty pool in which something wrote to a block stays. The trim
+    /// ends early if it is interrupted.
     pub fn trim(&mut self, interrupt: Interrupt) -> Trimmed {
         self.trims.bound = self.trims.floor;
         let trimmed = self.trim_arenas(interrupt);
@@ -86,7 +87,7 @@ impl Pymalloc {
         Trimmed { bytes: trimmed.bytes + self.region.give_retained_back(), ..trimmed }
     }
 
-    /// What is done where a trim is [due](Trims::are_due).
+    /// Makes a trim that is [due](Trims::are_due).
     #[cold]
     pub(super) fn trim_by_itself(&mut self) {
         if 2 * self.trims.retaken > self.trims.given {
@@ -116,12 +117,12 @@ impl Pymalloc {
         all
     }
 
-    /// Forgets the free lists of an arena's empty pools, and gives the memory of each run of free ones back.
+    /// Forgets the free lists of an arena's empty pools, and gives back the memory of each run of free pools.
     fn trim_arena(&mut self, index: usize) -> Trimmed {
         let (arena, pool_size) = (self.arenas[index], self.geometry.pool_size);
         let first = arena.first_pool(&self.geometry);
         let end = arena.pool_address + arena.uncarved(&self.geometry);
-        // A pool outside the region has its header in it.
+        // A pool outside the region holds its own header.
         let is_in_region = first.wrapping_sub(self.base) < self.len;
         let mut trimmed = Trimmed::default();
         let (mut run, mut is_new) = (first, false);
@@ -148,7 +149,7 @@ impl Pymalloc {
         trimmed
     }
 
-    /// Whether the memory of a carved pool can go back, and whether its free list must be forgotten first.
+    /// Whether the memory of a carved pool can go back, and whether its free list must be forgotten first, as a pair.
     fn look_at_pool(&self, pool: usize) -> (bool, bool) {
         // SAFETY: the pool has been carved, so its header is initialised.
         let (count, szidx) = unsafe { ((*self.header_at(pool)).count, (*self.header_at(pool)).szidx) };
@@ -167,8 +168,7 @@ impl Pymalloc {
         unsafe { (*self.header_at(pool)).szidx = NO_CLASS };
     }
 
-    /// Forgets the free list of the empty pool that begins at an address, which is all that a trim does there but for giving the memory back. False
-    /// when no carved pool without blocks begins there.
+    /// As [`Heap::forget_pool`](crate::Heap::forget_pool).
     pub fn forget_pool(&mut self, pool: usize) -> bool {
         let index = match self.region.slot_of(pool) {
             Some(slot) => self.region.arena_of_slot.get(slot).copied().filter(|&index| index != NO_ARENA),

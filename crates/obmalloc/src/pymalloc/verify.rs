@@ -10,12 +10,12 @@ use super::{Location, Pymalloc};
 use crate::interrupt::Interrupt;
 use crate::profile::POOL_OVERHEAD;
 
-/// The first thing that does not hold, found by a walk over a heap's structures.
+/// A broken structure: the first that a walk over a heap found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Corruption {
-    /// What does not hold.
+    /// What is wrong.
     pub what: String,
-    /// Where: the pool, arena or block concerned.
+    /// The address of the pool, arena or block concerned.
     pub address: usize,
 }
 
@@ -36,10 +36,10 @@ macro_rules! ensure {
 }
 
 impl Pymalloc {
-    /// Walks arenas, pools and free lists; not to the end when that is interrupted.
+    /// Walks arenas, pools and free lists. The walk ends early if it is interrupted.
     ///
     /// # Errors
-    /// The first structure that does not hold.
+    /// The first broken structure.
     pub fn verify(&self, interrupt: Interrupt) -> Result<(), Corruption> {
         self.verify_arenas()?;
         let used = self.verify_used_lists()?;
@@ -104,7 +104,7 @@ impl Pymalloc {
         Ok(())
     }
 
-    /// Each class's list holds pools of that class with free blocks and blocks in use. Gives the number of pools in all lists.
+    /// Checks that each class's list holds pools of that class with free blocks and blocks in use. Returns the number of pools in all lists.
     fn verify_used_lists(&self) -> Result<usize, Corruption> {
         let most = self.narenas_currently_allocated * self.geometry.pools_per_arena();
         let mut seen = 0;
@@ -145,7 +145,7 @@ impl Pymalloc {
         matches!(self.locate(self.address_of(pool) + POOL_OVERHEAD), Location::Block { .. })
     }
 
-    /// The free list of a pool stays inside it, visits no block twice, and has as many blocks as are not in use.
+    /// Checks that a pool's free list stays inside the pool, visits no block twice, and has as many blocks as are not in use.
     fn verify_pool(&self, address: usize, header: &PoolHeader) -> Result<(), Corruption> {
         if header.szidx == NO_CLASS {
             return Ok(());
@@ -182,14 +182,14 @@ impl Pymalloc {
         Ok(())
     }
 
-    /// Blocks of a pool with a size class that have been part of its free list.
+    /// How many blocks of a pool with a size class have been part of its free list.
     pub(super) fn touched_blocks(&self, header: &PoolHeader) -> usize {
         let size = self.geometry.block_size(usize::from(header.szidx));
         ((usize::from(header.nextoffset) << self.alignment_shift) - POOL_OVERHEAD) / size
     }
 
-    /// The numbers of the blocks in the free list of a pool with a size class. The first link that leads elsewhere is an error, and the end; a
-    /// list that runs in a circle does not end.
+    /// The indices of the blocks in the free list of a pool with a size class. A link that leads out of the pool gives an error and ends the
+    /// iterator. If the list runs in a circle, the iterator does not end.
     pub(super) fn free_list(&self, address: usize, header: &PoolHeader) -> impl Iterator<Item = Result<usize, Corruption>> {
         let (size, touched) = (self.geometry.block_size(usize::from(header.szidx)), self.touched_blocks(header));
         let mut block = header.freeblock;
@@ -210,7 +210,7 @@ impl Pymalloc {
         })
     }
 
-    /// The usable arenas ascend in their number of free pools, and the fingers point to the last of each number.
+    /// Checks that the usable arenas ascend in their number of free pools, and that `nfp2lasta` points to the last of each number.
     fn verify_arenas(&self) -> Result<(), Corruption> {
         let arenas = || self.arenas.iter().filter(|arena| arena.address != 0);
         let held = arenas().count();

@@ -1,4 +1,4 @@
-//! What a trace tells of memory, for the command line: an inquiry is a number here, and its answer is JSON.
+//! Inquiries into a trace, for the command line: an inquiry is a number here, and its answer is JSON.
 
 use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};

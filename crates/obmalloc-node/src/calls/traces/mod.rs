@@ -1,4 +1,4 @@
-//! What the command line does with traces, and the judge of collectors by the answers of real CPythons.
+//! The command line's work on traces, and the judge that compares the collector with recorded answers of real CPythons.
 
 mod events;
 mod golden;

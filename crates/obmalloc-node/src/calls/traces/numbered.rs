@@ -1,4 +1,4 @@
-//! What the command line has open and knows by a number: replays, listings and their like.
+//! Numbers for the things that the command line has open: replays, listings and their like.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

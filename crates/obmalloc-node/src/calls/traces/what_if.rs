@@ -1,4 +1,4 @@
-//! What-if for the command line: trials are a number here, and what comes of them is JSON.
+//! What-if for the command line: trials are a number here, and their results are JSON.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! The functions of a hook (`_PyMem_DebugMalloc` and its kin), and the bytes that they write around and into a block.
+//! The functions of a debug hook (`_PyMem_DebugMalloc` and its kin), and the bytes that they write around and into a block.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -8,7 +8,7 @@ use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::domain::report::Function;
 use crate::domain::{Domain, Fault, FaultKind};
 
-/// Bytes at each end of a block's data that a realloc puts aside and fills (`ERASED_SIZE`).
+/// Bytes at each end of a block's data that a realloc saves and overwrites (`ERASED_SIZE`).
 const ERASED: usize = 64;
 
 /// A hook as an allocator.
@@ -64,7 +64,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
         return ptr::null_mut();
     }
     let inner = api.inner;
-    // SAFETY: an allocator is asked as it wants to be.
+    // SAFETY: an allocator takes any size.
     let block =
         unsafe { if zeroed { (inner.calloc)(inner.ctx, 1, size + EXTRA) } else { (inner.malloc)(inner.ctx, size + EXTRA) } };
     if block.is_null() {
@@ -75,7 +75,7 @@ unsafe fn debug_alloc(ctx: *mut c_void, zeroed: bool, size: usize) -> *mut c_voi
     let (api, known) = unsafe { hooks(ctx) };
     let address = data.expose_provenance();
     if known.blocks.contains_key(&address) {
-        // The inner allocator gave a live block once more: it has two owners now.
+        // The inner allocator gave a block that is live already: the block has two owners now.
         known.keep_fault(Fault::new(FaultKind::HeapCorrupted, address, api.domain));
         return ptr::null_mut();
     }
@@ -197,7 +197,7 @@ unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void
     if moved.is_null() { moved } else { data.cast() }
 }
 
-/// What a realloc has put aside of a block while the inner allocator moves it: all of it, or both ends.
+/// The bytes that a realloc saves while the inner allocator moves a block: all of them, or both ends.
 struct Erased {
     begin: [u8; ERASED],
     end: [u8; ERASED],
@@ -205,7 +205,7 @@ struct Erased {
 }
 
 impl Erased {
-    /// Puts the bytes aside and fills them, and with them header and trailer.
+    /// Saves the bytes and overwrites them, and with them header and trailer.
     ///
     /// # Safety
     /// A block with `size` bytes of data begins its data at `data`.
@@ -222,13 +222,13 @@ impl Erased {
         }
     }
 
-    /// Bytes at the begin and at the end.
+    /// How many bytes are saved at the beginning and at the end.
     fn lengths(&self) -> (usize, usize) {
         let begin = self.size.min(ERASED);
         (begin, (self.size - begin).min(ERASED))
     }
 
-    /// Puts them back, as far as they fit into `now` bytes.
+    /// Puts the saved bytes back, as far as they fit into `now` bytes.
     ///
     /// # Safety
     /// There are `now` bytes at `data`.

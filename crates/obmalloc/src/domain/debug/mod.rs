@@ -1,9 +1,9 @@
 //! The debug hooks (`PyMem_SetupDebugHooks`): allocators that wrap whatever is in, put guard bytes around every block, and look at them when
 //! the block is freed or resized.
 //!
-//! A block of `n` bytes lies behind a header in one of `n + 24`: `n` as eight bytes, the most significant one first; the API id; seven
-//! guard bytes; the data; eight guard bytes. Sizes and states of blocks are known from a table beside them too, so that whatever became of
-//! a header, nothing outside the block is read or written.
+//! A block of `n` bytes lies in one of `n + 24` bytes: `n` as eight bytes, the most significant one first; the API id; seven guard bytes;
+//! the data; eight guard bytes. A table beside the blocks knows their sizes and states too, so that with a damaged header nothing outside
+//! the block is read or written.
 //!
 //! Where CPython aborts, the hook only keeps the [`Fault`] for the caller; the block stays as it is.
 
@@ -52,15 +52,15 @@ struct Block {
 /// What has become of a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
-    /// Nothing is known against it.
+    /// Live, and not known to be damaged.
     Sound,
-    /// Its guard bytes are damaged, and that has been reported.
+    /// Live; its guard bytes are damaged, and that has been reported.
     Told,
-    /// The same, and the call that was to free it did not give it back.
+    /// As `Told`, and the call that was to free the block has not given it back.
     Refused,
-    /// It was freed and filled, and is in quarantine.
+    /// Freed, filled, and in quarantine.
     Buried,
-    /// The same; it was written to since, and that has been reported.
+    /// As `Buried`; something has written to the block since, and that has been reported.
     Dug,
 }
 
@@ -68,7 +68,7 @@ enum State {
 struct Api {
     domain: Domain,
     inner: Allocator,
-    /// Whether the inner allocator is pymalloc, and knows what the hook has filled.
+    /// Whether the inner allocator is pymalloc, which notes the free memory that the hook has filled.
     watched: bool,
     domains: *mut Domains,
 }
@@ -76,7 +76,7 @@ struct Api {
 /// What the hooks of one heap know.
 pub(crate) struct DebugHooks {
     text: DebugText,
-    /// They stay where they are, because allocators point to them, which may have been taken out.
+    /// They do not move: allocators point to them, also allocators that have been taken out.
     apis: Vec<Pinned<Api>>,
     /// By the address of their data.
     blocks: AddressMap<Block>,
@@ -84,7 +84,7 @@ pub(crate) struct DebugHooks {
     moving: usize,
     /// Blocks of pymalloc that are never handed out again, because they were written to after they had been freed.
     parked: AddressSet,
-    /// The domain that pymalloc is being asked through.
+    /// The domain whose request pymalloc is serving.
     asking: Domain,
     fault: Option<Fault>,
 }
@@ -166,7 +166,7 @@ impl DebugHooks {
         allocator == *own
     }
 
-    /// The fault that a hook met since this was asked last.
+    /// The fault that a hook has found. Returned once.
     pub fn take_fault(&mut self) -> Option<Fault> {
         self.fault.take()
     }
@@ -176,17 +176,18 @@ impl DebugHooks {
         self.fault.is_some()
     }
 
-    /// A fault waits: the first one does, for what comes after it may be its consequence.
+    /// Keeps a fault, unless there is one already: a later fault may be a consequence of the first.
     pub fn keep_fault(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
     }
 
-    /// Bytes of data at an address, if the hook of a domain gave it. Where a guest has a block of a hook's, another block may begin there.
+    /// Bytes of data at an address, if the hook of this domain gave them. A guest may have got a block from a hook and placed its own block
+    /// there, so the domain matters.
     pub fn size_of(&self, domain: Domain, address: usize) -> Option<usize> {
         self.blocks.get(&address).filter(|block| block.domain == domain).map(|block| block.size)
     }
 
-    /// Whether a block of pymalloc is in use only because it is not to be used again.
+    /// Whether a block of pymalloc is never handed out again.
     pub fn withholds(&self, begin: usize) -> bool {
         self.parked.contains(&begin) || self.blocks.get(&(begin + HEAD)).is_some_and(|block| block.state == State::Refused)
     }
@@ -211,8 +212,8 @@ impl DebugHooks {
         }
     }
 
-    /// The block at an address, if this hook gave it. One that is older may be another hook's, which is asked in its turn: once a block of
-    /// pymalloc's has grown, it is the raw domain's.
+    /// The block at an address, if this hook gave it. An older block may belong to another hook, which the inner allocator then asks: a
+    /// pymalloc block that has grown is a block of the raw domain.
     fn block(&self, hook: &Api, address: usize) -> Option<Block> {
         self.blocks.get(&address).filter(|block| ptr::eq(block.hook, hook)).copied()
     }
@@ -227,7 +228,7 @@ impl DebugHooks {
         self.blocks.get(&address).filter(|block| block.domain == domain).map(|block| allocator(block.hook))
     }
 
-    /// The text; nothing where a damaged size leads CPython out of the block, to where it may crash, or to bytes that satisfy it.
+    /// The text that CPython prints. `None` if a damaged size leads CPython out of the block, where it may crash, or find nothing wrong.
     ///
     /// # Safety
     /// The block is at `address`.
@@ -276,7 +277,7 @@ impl DebugHooks {
         if block.state >= State::Buried {
             let at = ptr::with_exposed_provenance::<u8>(address);
             let (from, to) = (-(HEAD as isize), (block.size + SST) as isize);
-            // SAFETY: the caller's promise: so many bytes lie before and behind the address.
+            // SAFETY: the caller's promise: `from` to `to` lie within the block, its header and its trailer.
             let offset = Some((from..to).find(|&offset| unsafe { *at.offset(offset) } != DEAD)?);
             return Some(Fault { offset, ..Fault::new(FaultKind::WriteAfterFree, address, block.domain) });
         }
@@ -320,13 +321,13 @@ impl DebugHooks {
         Some(fault)
     }
 
-    /// A block goes into quarantine: from now on it is watched as free memory is. One that is older than the hooks, or whose filling is
-    /// interrupted, is not.
+    /// Fills a block that goes into quarantine, and watches it from now on like free memory. A block older than the hooks, or one whose filling
+    /// is interrupted, is not watched.
     pub fn bury(&mut self, address: usize, interrupt: Interrupt) {
         let Some(block) = self.blocks.get_mut(&address).filter(|block| block.state == State::Sound) else { return };
         let data = ptr::with_exposed_provenance_mut::<u8>(address);
-        // SAFETY: the table has the blocks that are there, and this one is not used any more. As long as not all data is filled, the guard
-        // bytes stay as they are.
+        // SAFETY: every block of the table exists, and this one is not used any more. The guard bytes stay as they are until all data is
+        // filled.
         unsafe {
             if interrupt.fill(data, DEAD, block.size) {
                 data.sub(HEAD).write_bytes(DEAD, HEAD);
@@ -336,7 +337,7 @@ impl DebugHooks {
         }
     }
 
-    /// What the hook of a domain finds wrong with an address, if it is a block of a hook.
+    /// The fault that the hook of a domain finds at an address, if the address is a block of a hook.
     pub fn examine(&mut self, function: Function, verifying: Domain, address: usize) -> Option<Fault> {
         let block = *self.blocks.get(&address)?;
         let verifying = if block.domain == Domain::Raw { Domain::Raw } else { verifying };
@@ -345,7 +346,7 @@ impl DebugHooks {
         self.tell(found)
     }
 
-    /// Looks at the block that a hook is called with; false when the call is to do nothing.
+    /// Checks the block that a hook is called with; false if the call must do nothing.
     fn is_sound(&mut self, function: Function, verifying: Domain, address: usize) -> bool {
         let was_told = self.blocks.get(&address).is_some_and(|block| block.state == State::Dug);
         match self.examine(function, verifying, address) {

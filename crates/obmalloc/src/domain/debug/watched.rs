@@ -1,4 +1,4 @@
-//! Blocks of pymalloc under the hooks: none is handed out that was written to since it was freed.
+//! Blocks of pymalloc under the hooks: a free block that something wrote to is not handed out.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -7,10 +7,10 @@ use super::HEAD;
 use crate::domain::{Domain, Domains, Fault, FaultKind, object_free, pass_on};
 use crate::pymalloc::{AnyPools, Dead, Pymalloc};
 
-/// A free block is not handed out, because something is wrong with it: there is a fault, or no memory to remember one.
+/// A free block was not handed out because it is damaged. There is a fault, or there was no memory to remember one.
 pub(in crate::domain) struct Refused;
 
-/// A small block of pymalloc that was not written to since it was freed; NULL when the request is not small or no arena can be had.
+/// A small block of pymalloc that nothing has written to since it was freed. NULL if the request is not small or there is no arena.
 ///
 /// # Safety
 /// As for [`Pymalloc::alloc_from_used_pool`], of the domains' pymalloc; hooks have been set up.
@@ -44,7 +44,7 @@ pub(in crate::domain) unsafe fn watched_block(this: *mut Domains, size: usize) -
         }
         let Some(known) = domains.debug.as_mut() else { return Err(Refused) };
         if known.parked.try_reserve(1).is_err() {
-            // Nothing can be remembered about it: it stays free.
+            // There is no memory to remember the damage: the block stays free.
             // SAFETY: pymalloc gave it just now.
             unsafe { object_free::<AnyPools>(this.cast(), block.cast()) };
             return Err(Refused);
@@ -58,7 +58,7 @@ pub(in crate::domain) unsafe fn watched_block(this: *mut Domains, size: usize) -
     }
 }
 
-/// A byte of a free block of pymalloc was overwritten.
+/// The fault of a free pymalloc block of which a byte was overwritten.
 pub(crate) fn write_after_free(begin: usize, byte: usize, used: Domain) -> Fault {
     let data = begin + HEAD;
     Fault { offset: Some(byte as isize - data as isize), ..Fault::new(FaultKind::WriteAfterFree, data, used) }

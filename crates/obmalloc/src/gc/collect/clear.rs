@@ -1,4 +1,4 @@
-//! The end of unreachable objects (`delete_garbage`): their `tp_clear`, and `gc.garbage` in its place.
+//! The end of unreachable objects (`delete_garbage`): their `tp_clear`, or under `DEBUG_SAVEALL` a place in `gc.garbage`.
 
 use super::scan;
 use crate::gc::DEBUG_SAVEALL;
@@ -7,11 +7,11 @@ use crate::object::table::UNREACHABLE;
 use crate::object::{ObjectError, ObjectHeap, Type, header};
 
 impl ObjectHeap {
-    /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them. What lives on
-    /// joins the old objects, for it may die later.
+    /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them. Objects that live on
+    /// join the old ones, because they may die later.
     ///
     /// # Errors
-    /// When hooks see it, and it is interrupted between two objects: the others are still in the set.
+    /// When it is interrupted between two objects, which only happens if hooks see it: the remaining objects are still in the set.
     pub(super) fn delete_garbage(&self, garbage: &[usize], old: ListId) -> Result<(), ObjectError> {
         if self.state().types.iter().any(|kind| kind.has_end && !kind.is_weakref() || kind.hooks.clear) {
             return self.clear_each::<true>(garbage, old).map(drop);
@@ -22,7 +22,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// Calls `tp_clear` of unreachable objects; whether any has lived on. Most of those die soon, so where no hook can see it they are not
+    /// Calls `tp_clear` of unreachable objects. Returns whether any has lived on. Most of those die soon, so if no hook can see it they are not
     /// moved to `old` yet.
     #[inline(never)]
     fn clear_each<const WATCHED: bool>(&self, garbage: &[usize], old: ListId) -> Result<bool, ObjectError> {
@@ -42,14 +42,14 @@ impl ObjectHeap {
             } else {
                 // SAFETY: an object of the set is tracked.
                 unsafe { self.incref_object(object) };
-                // SAFETY: the reference that it was given keeps it.
+                // SAFETY: the reference just added keeps it.
                 let clear = || unsafe { self.tp_clear(header::kind(object), object) };
                 if WATCHED {
                     self.holding(object, clear);
                 } else {
                     clear();
                 }
-                // SAFETY: that reference is given back.
+                // SAFETY: gives that reference back.
                 if unsafe { self.decref_object(object) } {
                     continue;
                 }
@@ -63,7 +63,7 @@ impl ObjectHeap {
     }
 
     /// # Safety
-    /// `object` is one of the type, and has a reference that keeps it.
+    /// `object` has the type `kind`, and a reference that keeps it.
     #[inline(always)]
     unsafe fn tp_clear(&self, kind: &Type, object: usize) {
         if kind.hooks.clear {
@@ -71,13 +71,13 @@ impl ObjectHeap {
         } else if kind.is_weakref() {
             self.clear_weakref(object);
         } else {
-            // What it leaves when it is interrupted, which only hooks let happen, is the next collection's.
+            // If it is interrupted, which can only happen with hooks, the next collection does the rest.
             // SAFETY: the caller's promise.
             let _ = unsafe { self.clear_references(kind, object) };
         }
     }
 
-    /// Appends an object to `gc.garbage`, which takes a reference; without memory for it, it is left out.
+    /// Appends an object to `gc.garbage`, with a new reference. Without memory, the object is left out.
     #[cold]
     pub(super) fn append_to_garbage(&self, object: usize) {
         let garbage = &mut self.state().gc.garbage;

@@ -1,4 +1,4 @@
-//! Finalizers of unreachable objects, legacy ones too, and what they bring back.
+//! Finalizers of unreachable objects, also legacy ones, and the objects that they resurrect.
 
 use alloc::vec::Vec;
 
@@ -10,7 +10,7 @@ use crate::object::{ObjectError, ObjectHeap, header};
 use crate::profile::Resurrection;
 
 impl ObjectHeap {
-    /// Moves objects with a `tp_del` from the unreachable ones to the finalizers.
+    /// Moves objects with a `tp_del` from the unreachable objects to the list of finalizers.
     pub(super) fn move_legacy_finalizers(&self, unreachable: &[usize]) {
         if !self.state().types.iter().any(|kind| kind.hooks.del) {
             return;
@@ -23,7 +23,7 @@ impl ObjectHeap {
         });
     }
 
-    /// Moves what is reached from the finalizers to them, from the unreachable objects.
+    /// Moves the unreachable objects that the finalizers reach to the list of finalizers.
     pub(super) fn move_legacy_finalizer_reachable(&self) -> Result<(), ObjectError> {
         let mut place = 0;
         while let Some(&object) = self.state().gc.list(ListId::Finalizers).entries().get(place) {
@@ -41,7 +41,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// Runs the finalizers of unreachable objects that have not been finalized; whether there were any.
+    /// Runs the finalizers of unreachable objects that have not been finalized. Returns whether there were any.
     ///
     /// # Errors
     /// When it is interrupted between two of them.
@@ -54,7 +54,7 @@ impl ObjectHeap {
             if self.table().state(object) != UNREACHABLE {
                 continue;
             }
-            // SAFETY: a tracked object, kept by the reference that it is given.
+            // SAFETY: a tracked object, kept by the reference added here.
             unsafe {
                 if header::kind(object).hooks.finalize && !header::is_finalized(object) {
                     any = true;
@@ -70,7 +70,7 @@ impl ObjectHeap {
         Ok(any)
     }
 
-    /// Finds out which of the unreachable objects are so still; the others join `old`. False when none is to be destroyed.
+    /// Finds the unreachable objects that are still unreachable; the others join `old`. False if none is left to destroy.
     pub(super) fn handle_resurrected_objects(&self, unreachable: &mut Vec<usize>, old: ListId) -> Result<bool, ObjectError> {
         unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
         if self.rules.resurrection == Resurrection::KeepsAll {
@@ -92,7 +92,7 @@ impl ObjectHeap {
         Ok(true)
     }
 
-    /// Whether all of the unreachable objects are so still (`check_garbage`); if not, all of them join `old`, in their order.
+    /// Whether all unreachable objects are still unreachable (`check_garbage`). If not, all of them join `old`, in their order.
     fn check_garbage(&self, unreachable: &mut [usize], old: ListId) -> Result<bool, ObjectError> {
         let counted = self.count_refs(unreachable);
         let mut all = true;
@@ -110,7 +110,7 @@ impl ObjectHeap {
         Ok(all)
     }
 
-    /// Puts objects with legacy finalizers into `gc.garbage`, and all that they reach to the old ones.
+    /// Puts objects with legacy finalizers into `gc.garbage`. They and all that they reach join the old objects.
     pub(super) fn handle_legacy_finalizers(&self, old: ListId) {
         let all = self.state().gc.debug & DEBUG_SAVEALL != 0;
         for place in 0..self.state().gc.list(ListId::Finalizers).entries().len() {

@@ -1,26 +1,25 @@
 //! The incremental collector of 3.14.0 to 3.14.4.
 //!
-//! Old objects are in two spaces. An increment takes the young objects, and of the space that it has yet to visit as many as there is work
-//! to do, each with all that it reaches; what survives is in the other space. When the space is empty, the two change places. CPython
-//! first marks what the interpreter's own roots and stacks reach; a heap has none, so marking finds nothing here.
+//! Old objects are in two spaces: one has been visited, the other is pending. An increment takes the young objects, and as many pending ones
+//! as there is work to do, each with all that it reaches. The survivors join the visited space. When no object is pending, the two spaces
+//! change places. CPython first marks what the interpreter's roots and stacks reach; a heap has neither, so marking finds nothing here.
 
 use super::Found;
 use crate::gc::list::{self, ListId};
 use crate::object::{ObjectError, ObjectHeap, header};
 
-/// Part of the heap that an increment looks at beside what is new: one in so many objects, times the second threshold
-/// (`SCAN_RATE_DIVISOR`).
+/// An increment looks, besides the new objects, at one in this many objects of the heap, times the second threshold (`SCAN_RATE_DIVISOR`).
 const SCAN_RATE_DIVISOR: isize = 10;
 
-/// How far the collector has come.
+/// How far the incremental collector has come.
 #[derive(Default)]
 pub(crate) struct Progress {
     /// Tracked objects, frozen ones included.
     pub heap_size: isize,
     work_to_do: isize,
-    /// Which of the two spaces has been visited.
+    /// Which of the two spaces is the visited one.
     visited_space: usize,
-    /// Marking is done, and increments are collected (`GC_PHASE_COLLECT`).
+    /// Whether marking is done, so that increments are collected (`GC_PHASE_COLLECT`).
     marked: bool,
 }
 
@@ -37,7 +36,7 @@ impl Progress {
         Self::SPACES[self.visited_space ^ 1]
     }
 
-    /// Counts as `gc.get_count()` gives them: the young objects, the visited space, the other.
+    /// Counts in the order of `gc.get_count()`: the young objects, the visited space, the pending space.
     pub fn ordered(&self, count: [i32; 3]) -> [i32; 3] {
         [count[0], count[1 + self.visited_space], count[1 + (self.visited_space ^ 1)]]
     }
@@ -64,7 +63,7 @@ impl ObjectHeap {
         self.collect_unreachable(to)
     }
 
-    /// Collects a region whose survivors join the visited space, but only when all is over: until then hooks do not find them there.
+    /// Collects a region whose survivors join the visited space at the very end: until then hooks do not find them there.
     fn collect_region_apart(&self, from: ListId) -> Result<Found, ObjectError> {
         let result = self.collect_region(from, ListId::Survivors);
         let gc = &mut self.state().gc;
@@ -104,7 +103,7 @@ impl ObjectHeap {
         }
         let pending = gc.incremental.pending();
         if !gc.try_merge(ListId::Young, ListId::Increment, self.interrupt()) {
-            // The others are young still.
+            // The other objects are still young.
             gc.merge(ListId::Increment, pending);
             return Err(ObjectError::Aborted);
         }
@@ -115,7 +114,7 @@ impl ObjectHeap {
             let place = gc.list(ListId::Increment).entries().len();
             gc.move_to(object, ListId::Increment);
             size += 1 + self.expand_region_transitively_reachable(place, pending).inspect_err(|_| {
-                // They are looked at again, as if nothing had been begun.
+                // The increment's objects are pending again, as if it had not begun.
                 self.state().gc.merge(ListId::Increment, pending);
             })?;
         }
@@ -128,8 +127,7 @@ impl ObjectHeap {
         Ok(found)
     }
 
-    /// Moves everything that the increment's objects from `place` on reach to the increment, from the pending space. Gives how many
-    /// objects that were.
+    /// Moves the pending objects that the increment's objects from `place` on reach into the increment. Returns how many objects it moved.
     fn expand_region_transitively_reachable(&self, mut place: usize, pending: ListId) -> Result<isize, ObjectError> {
         let mut size = 0;
         while let Some(&object) = self.state().gc.list(ListId::Increment).entries().get(place) {
@@ -143,9 +141,9 @@ impl ObjectHeap {
             let references = self.references(kind, object)?;
             self.go_on_after(1 + references.len())?;
             for reference in references {
-                // SAFETY: an object, alive.
+                // SAFETY: a live object.
                 let immortal = |reference| self.is_immortal(unsafe { header::refcnt(reference) });
-                // An immortal one waits for its own turn.
+                // An immortal object waits for its own turn.
                 if self.is_alive(reference) && !immortal(reference) && self.is_in(reference, pending) {
                     self.state().gc.move_to(reference, ListId::Increment);
                     size += 1;
@@ -182,7 +180,7 @@ impl ObjectHeap {
         Ok(found)
     }
 
-    /// `completed_scavenge`: everything has been visited, and a new round begins.
+    /// `completed_scavenge`: begins a new round, because every object has been visited.
     fn completed_scavenge(&self) {
         let gc = &mut self.state().gc;
         if gc.list(ListId::Permanent).len() == 0 {

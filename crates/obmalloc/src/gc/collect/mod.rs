@@ -1,4 +1,4 @@
-//! A collection from its beginning to its end, and the generational collector. The phases are in the files beside it, under CPython's
+//! A collection from its beginning to its end, and the generational collector. The files beside this one have the phases, under CPython's
 //! names.
 
 mod clear;
@@ -21,23 +21,23 @@ use crate::object::{ObjectError, ObjectHeap, header};
 use crate::os;
 use crate::profile::{Algorithm, WeakrefsCleared};
 
-/// What a collection works with, kept for the next one.
+/// A collection's working memory, kept for the next one.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// The unreachable objects, in CPython's order. What has died, or is not unreachable after all, is still here, but its byte in the
-    /// table is not [`UNREACHABLE`].
+    /// The unreachable objects, in CPython's order. An object that has died, or has turned out to be reachable, is still here, but its byte in
+    /// the table is not [`UNREACHABLE`].
     unreachable: Vec<usize>,
-    /// Objects that looked unreachable when it was their turn, and are not.
+    /// Objects that looked unreachable at their turn, and were reached later.
     moved_back: Vec<usize>,
     /// How many immortal objects have been taken out of the list.
     set_aside: usize,
-    /// What hooks have visited, of each object whose type has one: where in `visits` it begins and ends. One answer serves the whole
-    /// collection, so that a hook that answers differently the next time does no harm.
+    /// For each object whose type has a `traverse` hook, the range of `visits` with the objects that the hook visited. The hook is asked once a
+    /// collection, so that one that answers differently the next time does no harm.
     visited: AddressMap<(usize, usize)>,
     visits: Vec<usize>,
 }
 
-/// What came of a collection.
+/// The result of a collection.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Found {
     pub collected: usize,
@@ -61,7 +61,7 @@ impl ObjectHeap {
         let done = || {
             if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
                 let (all, uncollectable) = (found.collected + found.uncollectable, found.uncollectable);
-                // `%.4f`. Code that writes any float is a part in thirty of the module in WebAssembly, and nothing else here writes one.
+                // `%.4f`, done by hand: formatting of floats would be a thirtieth of the WebAssembly module, and nothing else needs it.
                 let ten_thousandths = ((os::seconds() - began) * 1e4 + 0.5) as u64;
                 let (seconds, digits) = (ten_thousandths / 10_000, ten_thousandths % 10_000);
                 self.say(&format!(
@@ -96,7 +96,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Text for CPython's standard error.
+    /// Writes a text that CPython writes to its standard error.
     fn say(&self, text: &str) {
         self.in_hook(|| self.hooks.write(text));
     }
@@ -151,19 +151,19 @@ impl ObjectHeap {
         use ListId::{Finalizers, Increment, Middle, Old, Permanent, Survivors, WrcbToCall, Young};
         let gc = &mut self.state().gc;
         let (all, interrupt) = (gc.tracked(), self.interrupt());
-        // An object may join a generation twice: with the survivors, and after its weak reference's callback.
+        // A weak reference may join a generation twice: with the survivors, and after its callback.
         [Young, Middle, Old, Increment, Survivors].into_iter().try_for_each(|id| gc.list(id).reserve_anew(2 * all, interrupt))?;
         [Permanent, Finalizers, WrcbToCall].into_iter().try_for_each(|id| gc.list(id).reserve_anew(all, interrupt))?;
         gc.scratch.unreachable.try_reserve(all).map_err(|_| ObjectError::NoMemory)
     }
 
-    /// What a collection does with the unreachable objects once it knows them: `old` is where those that stay go. From the weak references
-    /// on it is given up only between two calls of hooks.
+    /// Handles the unreachable objects once they are known; those that live on join `old`. From the callbacks of weak references on, it can be
+    /// interrupted only between two calls of hooks.
     pub(super) fn collect_unreachable(&self, old: ListId) -> Result<Found, ObjectError> {
         let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
         let result = self.end_unreachable(&mut unreachable, old);
         if result.is_err() {
-            // What has not been destroyed is not going to be.
+            // The collection was interrupted: the objects that are left live on.
             self.each_unreachable(&unreachable, |object| self.rejoin(object, old));
             self.state().gc.merge(ListId::Finalizers, old);
         }
@@ -185,7 +185,7 @@ impl ObjectHeap {
         let (freed, called_back) = self.handle_weakrefs(unreachable, old)?;
         found.collected += freed;
         let finalized = self.finalize_garbage(unreachable)?;
-        // What no hook has touched is as unreachable as it was.
+        // If no hook ran, no object can have become reachable.
         if (called_back || finalized) && !self.handle_resurrected_objects(unreachable, old)? {
             unreachable.clear();
         }
@@ -203,7 +203,7 @@ impl ObjectHeap {
         Ok(found)
     }
 
-    /// Calls `visit` with those of the objects that are still in the set of unreachable ones.
+    /// Calls `visit` with each of the objects that is still in the set of unreachable ones.
     pub(super) fn each_unreachable(&self, unreachable: &[usize], mut visit: impl FnMut(usize)) {
         for &object in unreachable {
             if self.table().state(object) == UNREACHABLE {
@@ -212,18 +212,17 @@ impl ObjectHeap {
         }
     }
 
-    /// Takes an object out of the set of unreachable ones, and puts it into a list, which has room.
+    /// Moves an object from the set of unreachable ones to a list, which has room.
     fn rejoin(&self, object: usize, list: ListId) {
         let state = self.state();
         self.table().set(object, LIVE);
         state.gc.list(list).append(object);
     }
 
-    /// Finds out which objects of `base` nothing outside it reaches, and moves them to the set of unreachable ones.
+    /// Finds the objects of `base` that nothing outside `base` reaches, and moves them to the set of unreachable ones.
     ///
     /// # Errors
-    /// When a hook fails or does not tell the truth, or it is interrupted: the objects are in `base` as they were, but perhaps in another
-    /// order.
+    /// When a hook fails or does not tell the truth, or it is interrupted: all objects are in `base` again, perhaps in another order.
     pub(super) fn deduce_unreachable(&self, base: ListId) -> Result<(), ObjectError> {
         let gc = &mut self.state().gc;
         let all = gc.list(base).len();
@@ -233,7 +232,7 @@ impl ObjectHeap {
             return Err(ObjectError::NoMemory);
         }
         gc.list(base).reserve(all, self.interrupt())?;
-        // No other code has the entries while we look at them.
+        // The list is empty meanwhile, so that no other code can reach the entries.
         let mut entries = core::mem::take(gc.list(base).entries_mut());
         let count = entries.len();
         let counted = self.count_refs(&mut entries);

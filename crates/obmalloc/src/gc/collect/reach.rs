@@ -1,4 +1,4 @@
-//! What is reached from outside, and what is not (`move_unreachable`).
+//! Separates the objects that are reached from outside from those that are not (`move_unreachable`).
 
 use alloc::vec::Vec;
 
@@ -9,17 +9,18 @@ use crate::object::table::{LIVE, MANY_REFS, NO_REFS, Places, UNREACHABLE};
 use crate::object::{ObjectError, ObjectHeap, header};
 
 impl ObjectHeap {
-    /// Moves what is not reached from outside to `unreachable`. What looks unreachable when it is its turn, and turns out to be reached
-    /// from an object behind it, goes to the end of `objects`, and knows its place there. Gives how many objects have left their places.
-    /// There is room in all of them.
+    /// Moves the objects that are not reached from outside to `unreachable`. An object that looks unreachable at its turn, but is reached from
+    /// a later object, goes to the end of `objects` and is told its place there. Returns how many objects have left their places. All lists
+    /// have room.
     ///
-    /// The error is that it was interrupted: all objects are in `objects` again, and [`LIVE`].
+    /// # Errors
+    /// When it is interrupted: all objects are in `objects` again, and [`LIVE`].
     pub(super) fn move_unreachable(
         &self,
         objects: &mut Vec<usize>,
         unreachable: &mut Vec<usize>,
     ) -> (usize, Result<(), ObjectError>) {
-        // What is moved back comes after all others, which are therefore looked at first.
+        // Objects that are moved back come last, after all others have been looked at.
         let mut moved_back = core::mem::take(&mut self.state().gc.scratch.moved_back);
         let moved = match self.table().alignment_shift() {
             3 => self.move_unreachable_in(self.table().places::<3>(), objects, unreachable, &mut moved_back),
@@ -61,7 +62,7 @@ impl ObjectHeap {
         }
         index = 0;
         while let Some(&object) = moved_back.get(index) {
-            // It is at hand now; to come back for its place when all is over takes long, and cannot be given up.
+            // The object is in the cache now. Telling it its place at the end would take long, and could not be interrupted.
             list::set_place(object, objects.len() + index);
             // SAFETY: a tracked object; nothing changes meanwhile.
             unsafe {
@@ -74,8 +75,8 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// As [`move_unreachable`](Self::move_unreachable), of the objects from this index on; what is to be moved back goes to `moved_back`.
-    /// Gives how many objects there are.
+    /// As [`move_unreachable`](Self::move_unreachable), for the objects from this index on. Objects to be moved back go to `moved_back`. Returns
+    /// how many objects there are.
     fn move_unreachable_from<const SHIFT: u32>(
         &self,
         places: Places<SHIFT>,
@@ -115,7 +116,7 @@ impl ObjectHeap {
         Ok(index)
     }
 
-    /// An object is reachable, and so is what it refers to.
+    /// Marks an object as reachable, and the objects that it refers to.
     ///
     /// # Safety
     /// `object` is tracked; references have been counted.
@@ -142,7 +143,7 @@ impl ObjectHeap {
     }
 }
 
-/// Something that is reached refers to `reference`: whether that has to be moved back to the reachable objects.
+/// Marks `reference`, to which a reachable object refers. Returns whether it must be moved back to the reachable objects.
 ///
 /// # Safety
 /// References have been counted.
@@ -164,6 +165,6 @@ unsafe fn visit_reachable<const SHIFT: u32>(places: Places<SHIFT>, reference: us
 /// `state` is that of the object; references have been counted.
 #[inline(always)]
 pub(super) unsafe fn has_no_refs(state: u8, object: usize) -> bool {
-    // SAFETY: an object that is counted for in its head has one.
+    // SAFETY: an object with the byte `MANY_REFS` has the collector's words.
     state == NO_REFS || (state == MANY_REFS && unsafe { header::gc_refs(object) } == 0)
 }

@@ -1,9 +1,9 @@
-//! The counts of a collection: of each object, the references that do not come from the other objects of the set (`update_refs`,
+//! The counts of a collection: for each object, the references that do not come from the other objects of the set (`update_refs`,
 //! `subtract_refs`).
 //!
-//! `gc_refs` are in the [table of objects](crate::object::table), a byte each: `update_refs` and `subtract_refs` are one pass over the
-//! objects, which adds each object's references to its own count and takes one off the counts of those that it refers to, in any order.
-//! An object that a byte cannot count for is counted where CPython counts, in the word before it.
+//! `gc_refs` are in the [table of objects](crate::object::table), a byte each. `update_refs` and `subtract_refs` are one pass over the
+//! objects, in any order: it adds each object's reference count to its byte, and takes one off the bytes of those that it refers to. If a
+//! byte is too small, the object is counted in the word before it, as in CPython.
 
 use super::scan;
 use crate::gc::list::ListId;
@@ -13,10 +13,10 @@ use crate::object::{ObjectError, ObjectHeap, Type, header};
 use crate::profile::ImmortalMet;
 
 impl ObjectHeap {
-    /// Counts, of every object, the references that do not come from the others.
+    /// Counts for every object the references that do not come from the other objects.
     ///
     /// # Errors
-    /// When a hook fails or does not tell the truth, or it is interrupted: every object is [`LIVE`] then.
+    /// When a hook fails or does not tell the truth, or it is interrupted: then every object is [`LIVE`].
     pub(super) fn count_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
@@ -47,7 +47,7 @@ impl ObjectHeap {
         Ok(())
     }
 
-    /// Says of all objects that no collection is about them (`gc_list_clear_collecting`).
+    /// Marks all objects as outside any collection (`gc_list_clear_collecting`).
     pub(super) fn clear_collecting(&self, objects: &[usize]) {
         for &object in objects {
             if object != 0 {
@@ -73,8 +73,8 @@ impl ObjectHeap {
         }
     }
 
-    /// Adds every object's references to its count, and takes one off the counts of those that it refers to, from the object with this
-    /// index on. Gives how many objects there are.
+    /// From the object with this index on: adds each object's reference count to its `gc_refs`, and takes one off the `gc_refs` of those that
+    /// it refers to. Returns how many objects there are.
     fn subtract_refs<const SHIFT: u32>(
         &self,
         places: Places<SHIFT>,
@@ -114,7 +114,7 @@ impl ObjectHeap {
             if kind.hooks.traverse {
                 self.subtract_visited(places, kind, object)?;
             } else {
-                // SAFETY: an object of the type, whose references were objects (invariant 3 of headers).
+                // SAFETY: an object of the type; what it refers to were objects (invariant 3 of headers).
                 unsafe { self.try_each_reference(kind, object, |reference| visit_decref(places, reference))? };
             }
             index += 1;
@@ -122,7 +122,7 @@ impl ObjectHeap {
         Ok(index)
     }
 
-    /// An immortal object takes no part in collections.
+    /// Takes an immortal object out of the collection.
     #[cold]
     fn set_aside(&self, object: usize) {
         let state = self.state();
@@ -140,7 +140,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Asks a hook what an object refers to, and remembers the answer.
+    /// Asks a `traverse` hook what an object refers to, and keeps the answer.
     #[cold]
     fn subtract_visited<const SHIFT: u32>(&self, places: Places<SHIFT>, kind: &Type, object: usize) -> Result<(), ObjectError> {
         let visited = self.visited(kind, object)?;
@@ -152,16 +152,16 @@ impl ObjectHeap {
         scratch.visits.extend_from_slice(&visited);
         scratch.visited.insert(object, (begin, scratch.visits.len()));
         for reference in visited {
-            // SAFETY: an object, as `visited` has found.
+            // SAFETY: `visited` has checked that it is an object.
             unsafe { visit_decref(places, reference) };
         }
         Ok(())
     }
 
-    /// Calls `visit` with what an object in this collection refers to.
+    /// Calls `visit` with each object that an object in this collection refers to.
     ///
     /// # Safety
-    /// The object is in this collection, and of the type.
+    /// The object is in this collection, and has the type `kind`.
     #[inline(always)]
     pub(super) unsafe fn traverse(&self, kind: &Type, object: usize, mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
         if kind.hooks.traverse {
@@ -203,11 +203,11 @@ unsafe fn visit_decref<const SHIFT: u32>(places: Places<SHIFT>, reference: usize
 /// Changes the `gc_refs` of an object that a byte cannot count for.
 ///
 /// # Safety
-/// The object is one that the collection has yet to decide about, and `at` is its byte of the table.
+/// The collection has not decided about the object yet, and `at` is its byte of the table.
 #[cold]
 #[inline(never)]
 unsafe fn count_in_head(at: *mut u8, object: usize, change: isize) {
-    // SAFETY: an object that a collection has yet to decide about has the collector's words.
+    // SAFETY: every object of a collection has the collector's words.
     unsafe {
         let refs = if *at == MANY_REFS { header::gc_refs(object) } else { isize::from(*at) - isize::from(NO_REFS) };
         *at = MANY_REFS;

@@ -1,5 +1,5 @@
-//! The two loops that a collection spends its time in, for objects of one type after another whose references lie side by side. What is
-//! rare makes them stop, and is done by the phases.
+//! The two loops in which a collection spends its time. They handle runs of objects of one type whose references lie side by side. At any
+//! other object a loop stops, and the phase that called it handles that object.
 
 use alloc::vec::Vec;
 
@@ -7,10 +7,10 @@ use crate::object::table::{LEAST_REFS, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Plac
 use crate::object::{Type, header};
 use crate::os;
 
-/// Objects by which the processor is asked ahead.
+/// How many objects ahead the loops prefetch.
 const AHEAD: usize = 16;
 
-/// Asks the processor for the object that is looked at some turns after the one with this index.
+/// Prefetches the object [`AHEAD`] places behind the one with this index.
 ///
 /// # Safety
 /// `index` is less than the number of objects.
@@ -21,11 +21,11 @@ pub(super) unsafe fn prefetch(objects: &[usize], index: usize) {
     os::prefetch(core::ptr::without_provenance(ahead));
 }
 
-/// `subtract_refs` and `update_refs`, from the object with this index on: gives the index of the first that needs something else.
+/// `subtract_refs` and `update_refs`, from the object with this index on. Returns the index of the first object that it does not handle.
 ///
 /// # Safety
 /// The objects are tracked, or 0; those of `kind` have no references but those of its first run, and nothing changes meanwhile. `slowly`
-/// takes one off an object whose byte cannot be counted in.
+/// takes one off the count of an object that its byte does not hold.
 pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
     places: Places<SHIFT>,
     objects: &[usize],
@@ -72,11 +72,11 @@ pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
     index
 }
 
-/// `move_unreachable`, from the object with this index on: gives the index of the first that needs something else.
+/// `move_unreachable`, from the object with this index on. Returns the index of the first object that it does not handle.
 ///
 /// # Safety
-/// As for [`subtract_refs`]; references have been counted. Both vectors have room for all objects. `slowly` says whether an object is to be
-/// moved back whose byte does not tell.
+/// As for [`subtract_refs`]; references have been counted. Both vectors have room for all objects. `slowly` says whether an object must be
+/// moved back if its byte does not tell.
 pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
     places: Places<SHIFT>,
     objects: &mut [usize],
@@ -122,7 +122,7 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
                 let reference = (*slot).0;
                 slot = slot.add(1);
                 let moved = match places.near(reference) {
-                    // Most are known to be reached, or none of this collection's.
+                    // Most are known to be reached, or are not in this collection.
                     Some(at) if *at > NO_REFS && *at != MANY_REFS => false,
                     Some(at) if *at == NO_REFS => {
                         *at = NO_REFS + 1;

@@ -1,4 +1,4 @@
-//! Debug hooks of a checked heap, and what is found late.
+//! Debug hooks of a checked heap, and faults that are found after the call that caused them.
 
 use core::ptr::NonNull;
 
@@ -9,14 +9,14 @@ use crate::heap::HeapError;
 impl CheckedHeap {
     /// `PyMem_SetupDebugHooks`: puts debug hooks around the allocators that are in; a domain that has one already keeps it.
     ///
-    /// From then on blocks have guard bytes, fresh memory is filled with `CD` and freed memory with `DD`, and what CPython would abort for
-    /// is a fault of [`free`](Self::free) and [`realloc`](Self::realloc) with CPython's [report](Fault::report). Blocks that are older are
-    /// freed and resized without being looked at.
+    /// From then on blocks have guard bytes, fresh memory is filled with `CD` and freed memory with `DD`. Where CPython would abort,
+    /// [`free`](Self::free) and [`realloc`](Self::realloc) return a fault with CPython's [report](Fault::report). Older blocks are freed and
+    /// resized without a look at their guard bytes.
     ///
-    /// Besides, a write to a small block after it was freed is found when the block is to be used again: that request fails, gives
-    /// [`WriteAfterFree`](crate::FaultKind::WriteAfterFree) to [`take_fault`](Self::take_fault), and the block is not used any more. It is
-    /// found for pymalloc's own blocks, as long as nothing but the hooks is around pymalloc. Blocks in quarantine are watched, too, large
-    /// ones included.
+    /// A write to a small block after it was freed is found too, when the block is to be used again: that request fails with
+    /// [`WriteAfterFree`](crate::FaultKind::WriteAfterFree), which [`take_fault`](Self::take_fault) returns, and the block is not used any more.
+    /// This holds for pymalloc's own blocks, as long as nothing but the hooks is around pymalloc. Blocks in quarantine are watched too, also
+    /// large ones.
     ///
     /// # Errors
     /// When there is no memory for them: the present allocators stay.
@@ -39,9 +39,9 @@ impl CheckedHeap {
         self.inner().hooked.get()
     }
 
-    /// What was found during a call that could not say so: by the debug hooks why a request failed, or which guard bytes of an object were
-    /// damaged when it was destroyed, each fault once, and of several the first; and from when a block's broken link has made a request
-    /// fail, always that ([`HeapCorrupted`](crate::FaultKind::HeapCorrupted)).
+    /// A fault that was found during a call that could not return it: why the debug hooks refused a request, or which guard bytes of an object
+    /// were damaged when it was destroyed. Returned once; of several, the first. Once a block's broken link has made a request fail, this
+    /// always returns that fault ([`HeapCorrupted`](crate::FaultKind::HeapCorrupted)).
     pub fn take_fault(&self) -> Option<Fault> {
         self.take_fault_of_hooks().or_else(|| self.corruption())
     }
@@ -50,8 +50,8 @@ impl CheckedHeap {
         self.inner().hooks()?.take_fault()
     }
 
-    /// Whether a request has failed because a free block's link leads to where no block of its pool is: something wrote to the block. The
-    /// heap is good for nothing but being dropped then.
+    /// Whether a request has failed because something wrote to a free block, so that its link leads to no block of its pool. Such a heap can
+    /// only be dropped.
     pub fn is_corrupted(&self) -> bool {
         self.inner().pymalloc().broken_link.is_some()
     }
@@ -62,11 +62,11 @@ impl CheckedHeap {
         Some(Fault::new(FaultKind::HeapCorrupted, block, Domain::Obj))
     }
 
-    /// Looks at the guard bytes of every block and at all free memory that the debug hooks have filled. What it finds is found once: the
-    /// block is not used again as long as it is damaged.
+    /// Looks at the guard bytes of every block and at all free memory that the debug hooks have filled. It reports each damaged free block once;
+    /// such a block is not used again while it is damaged.
     ///
     /// # Errors
-    /// The first block that something wrote to where it had no business.
+    /// The first damaged block.
     pub fn verify_guards(&self) -> Result<(), Fault> {
         let inner = self.inner();
         let Some(hooks) = inner.hooks() else { return Ok(()) };
@@ -74,7 +74,7 @@ impl CheckedHeap {
             return Err(fault);
         }
         if let Some((begin, size, byte)) = inner.pymalloc().damaged_block(self.interrupt()) {
-            // Without memory to remember it, it is found again.
+            // Without memory to remember the fault, a later look finds it again.
             // SAFETY: nothing else uses pymalloc now.
             unsafe { (*inner.domains()).pymalloc.tell_dead(begin, size) };
             return Err(write_after_free(begin, byte, Domain::Obj));
@@ -82,7 +82,7 @@ impl CheckedHeap {
         Ok(())
     }
 
-    /// A fault with what CPython prints for it, where `function` of its hooks finds it.
+    /// A fault with what CPython prints when `function` of its hooks finds it.
     #[cold]
     fn with_report(&self, fault: Fault, function: Function) -> Fault {
         let verifies = Domains::is_hook(&self.inner().allocator(fault.used));
@@ -116,7 +116,7 @@ impl CheckedHeap {
         damaged.map_or(Ok(()), Err)
     }
 
-    /// Keeps a fault for [`take_fault`](Self::take_fault), for a caller that cannot say it. Without debug hooks it is lost.
+    /// Keeps a fault for [`take_fault`](Self::take_fault), for a caller that cannot return it. Without debug hooks the fault is lost.
     pub(crate) fn keep_fault(&self, fault: Fault) {
         if let Some(hooks) = self.inner().hooks() {
             hooks.keep_fault(fault);
@@ -155,7 +155,7 @@ impl CheckedHeap {
         self.inner().check(domain, address, Purpose::Use).map_err(|fault| self.with_report(fault, Function::Realloc))?;
         let (moved, found) = self.watching(|| self.realloc_checked(domain, address, size));
         match found.or_else(|| self.corruption()) {
-            // Of the block that there was no other for, or of the one that it was to be.
+            // The fault is of the new block that the request could not get, not of the block being resized.
             Some(fault) if matches!(fault.kind, FaultKind::WriteAfterFree | FaultKind::HeapCorrupted) => {
                 Err(Fault { used: domain, ..fault })
             }

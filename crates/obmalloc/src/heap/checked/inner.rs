@@ -1,4 +1,4 @@
-//! What a checked heap is made of: its parts, each for one step at a time, and calls of its domains that look nothing up.
+//! The parts of a checked heap, each lent for one step at a time, and calls of its domains that do not look addresses up.
 
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::{self, NonNull};
@@ -13,9 +13,9 @@ use crate::pymalloc::{Location, Pymalloc, non_null};
 /// What a checked heap is made of.
 ///
 /// Invariants:
-/// 1. A block is live in the ledger from the end of the call that gave it to the beginning of the one that frees it; while one resizes it
-///    and may run a guest, it is not.
-/// 2. What a call needs of the fields it reads before and after it asks an allocator, not across that: a guest may come back in.
+/// 1. A block is live in the ledger from the end of the call that gave it to the beginning of the call that frees it. It is not live during
+///    a resize that may run a guest.
+/// 2. A call reads the fields before and after it asks an allocator, and holds no reference meanwhile: a guest may call the heap.
 #[repr(C)]
 pub(crate) struct Checked {
     pub(super) domains: UnsafeCell<Domains>,
@@ -26,32 +26,31 @@ pub(crate) struct Checked {
     pub(super) hooked: Cell<bool>,
     /// The allocators that the domains begin with.
     pub(super) own: [Allocator; 3],
-    /// The domains with an allocator that may give something else than whole blocks: a guest, or a debug hook around one, which passes on
-    /// to it what the guest gave before.
+    /// The domains whose allocator may give something else than whole blocks: a guest, or a debug hook around one.
     pub(super) replaced: Cell<[bool; 3]>,
-    /// Whether all domains have the heap's own allocators, perhaps with hooks around them.
+    /// Whether every domain has one of the heap's own allocators, perhaps with hooks around it.
     pub(super) is_all_own: Cell<bool>,
-    /// Whether arenas come from elsewhere than the region.
+    /// Whether arenas may lie outside the region.
     pub(super) has_arena_guest: Cell<bool>,
     pub(super) late_fault: Cell<Option<Fault>>,
     pub(super) mode: Cell<Mode>,
 }
 
-/// What may be done with a heap.
+/// Which calls a heap takes now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
     /// Anything.
     Open,
-    /// Objects may be looked at: a type's `traverse` is running.
+    /// Calls that only look at objects: a type's `traverse` is running.
     Traversing,
-    /// Blocks may be used, but objects may only be looked at: a guest is being asked.
+    /// Calls for blocks, and calls that only look at objects: a guest is being asked.
     Asking,
     /// Nothing: a hook or a guest unwound.
     Closed,
 }
 
 impl Checked {
-    /// What may be done with the heap.
+    /// Which calls the heap takes now.
     #[inline(always)]
     pub fn mode(&self) -> &Cell<Mode> {
         &self.mode
@@ -91,17 +90,17 @@ impl Checked {
         self.domains.get()
     }
 
-    /// What the heap has of the system.
+    /// The account of memory from the system.
     pub fn account(&self) -> &Account {
         &self.account
     }
 
-    /// What a domain begins with.
+    /// The allocator that a domain begins with.
     pub fn own(&self, domain: Domain) -> Allocator {
         self.own[domain as usize]
     }
 
-    /// What is in.
+    /// The allocator that is in a domain.
     pub fn allocator(&self, domain: Domain) -> Allocator {
         // SAFETY: initialised; the field does not change now.
         unsafe { (*self.domains.get()).allocators[domain as usize] }
@@ -152,14 +151,14 @@ impl Checked {
         self.hooks().is_none_or(|hooks| hooks.is_only_hook(domain, &Domains::unwrapped(*allocator)))
     }
 
-    /// The heap's own allocator that gave a block of a domain, if no guest did: the debug hook, or `expected`. What pymalloc passes on to
+    /// The heap's own allocator that gave a block of a domain, if no guest did: the debug hook, or `expected`. A block that pymalloc got from
     /// the raw domain is at the same address a block of that domain's hook too.
     pub fn giver(&self, domain: Domain, address: usize, expected: Allocator) -> Allocator {
         self.hooks().and_then(|hooks| hooks.giver(domain, address)).unwrap_or(expected)
     }
 
-    /// Whether a debug hook has given a block at an address, and would take another block of a domain there for its own: the hook that is
-    /// in, and was not when `before` was, or that of a domain whose requests pymalloc passes on to raw.
+    /// Whether a debug hook has given a block at an address, and would take another block of a domain there for its own. That is the hook that
+    /// came in after `before` was in, or the hook of a domain whose requests pymalloc passes on to raw.
     pub fn confuses_hook(&self, domain: Domain, address: usize, before: Allocator) -> bool {
         let Some(hooks) = self.hooks() else { return false };
         let is_new = |hook| hook == Domains::unwrapped(self.allocator(domain)) && hook != Domains::unwrapped(before);
@@ -184,7 +183,7 @@ impl Checked {
         }
     }
 
-    /// A block is handed out, perhaps past the hooks: what they know of the memory holds no longer.
+    /// Forgets what the hooks know of a block's memory, because the block is handed out, perhaps past them.
     #[cold]
     pub fn forget_dead(&self, address: usize) {
         if let Location::Block { begin, size } = self.pymalloc().locate(address) {
@@ -193,7 +192,7 @@ impl Checked {
         }
     }
 
-    /// What work that takes long asks.
+    /// What long work asks whether to stop.
     pub fn interrupt(&self) -> Interrupt {
         // SAFETY: the domains are initialised.
         unsafe { (*self.domains.get()).interrupt }

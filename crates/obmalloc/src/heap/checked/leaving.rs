@@ -9,13 +9,14 @@ use crate::interrupt::STRIDE;
 /// Blocks that are sorted at a time: some milliseconds of work.
 const RUN: usize = STRIDE * 4;
 
-/// Blocks that are to go back, the highest address first: the C library joins neighbours, and gives what is free at the end of its memory
-/// back to the system, which takes half the time in this order. They are sorted in runs, which are merged, because sorting millions of them
-/// in one go takes too long for a caller that wants to stop.
+/// Blocks that are to go back, the highest address first. In this order the C library, which joins free neighbours and returns the free end
+/// of its memory to the system, takes half the time. The blocks are sorted in runs that are merged: to sort millions at once takes too long
+/// for a caller that wants to stop.
 pub(super) struct LeavingBlocks<R> {
-    /// Those that are still in their record.
+    /// The blocks that have not been read yet.
     record: R,
-    /// Room for all of them, or for none. Runs of [`RUN`] blocks, the lowest address first; what is behind the last whole run is not sorted.
+    /// The blocks that have been read, in runs of [`RUN`], the lowest address first. The part behind the last whole run is not sorted. The list
+    /// has room for all blocks, or for none.
     list: Vec<usize>,
     /// How many of the list are in runs.
     sorted: usize,
@@ -24,7 +25,7 @@ pub(super) struct LeavingBlocks<R> {
 }
 
 impl<R: Iterator<Item = usize>> LeavingBlocks<R> {
-    /// The blocks of a record, `count` at most. Where there is no memory for a list, they go in the record's order.
+    /// The blocks of a record, at most `count`. Without memory for a list, they go in the record's order.
     pub fn new(record: R, count: usize) -> Self {
         let (mut list, mut runs) = (Vec::new(), Vec::new());
         if runs.try_reserve_exact(count.div_ceil(RUN)).is_ok() {
@@ -34,12 +35,13 @@ impl<R: Iterator<Item = usize>> LeavingBlocks<R> {
         Self { record, list, sorted: 0, runs: runs.into() }
     }
 
-    /// The record, as far as it has not been read.
+    /// The part of the record that has not been read.
     pub fn record(&self) -> &R {
         &self.record
     }
 
-    /// Reads the record until it is read, or `is_over` says to stop: whether it is read. To be done before any block is [taken](Self::next).
+    /// Reads the record, until its end or until `is_over` says to stop. Returns whether it is read to the end. Call it before any block is
+    /// [taken](Self::next).
     pub fn read(&mut self, mut is_over: impl FnMut() -> bool) -> bool {
         while self.list.len() < self.list.capacity() {
             let Some(block) = self.record.next() else { break };
@@ -57,7 +59,7 @@ impl<R: Iterator<Item = usize>> LeavingBlocks<R> {
         true
     }
 
-    /// Makes a run of what was read since the last one.
+    /// Makes a run of the blocks read since the last run.
     fn end_run(&mut self) {
         let run = &mut self.list[self.sorted..];
         run.sort_unstable();

@@ -1,10 +1,9 @@
-//! What can be seen of a checked heap without changing it: sizes, owners, arenas, pools, numbers.
+//! Calls that look at a checked heap and change nothing: sizes, owners, arenas, pools, statistics.
 
 use alloc::vec::Vec;
 
 use super::CheckedHeap;
 use crate::domain::{Domain, Fault, FaultKind, Purpose};
-
 use crate::profile::{Geometry, Profile};
 use crate::pymalloc::{ArenaInfo, Corruption, Location, PoolInfo, Stats};
 
@@ -20,14 +19,14 @@ impl CheckedHeap {
         *self.inner().pymalloc().geometry()
     }
 
-    /// Bytes that may be used at `address`: the block's size class, or for a raw block, and between guard bytes, what was requested.
+    /// Bytes that may be used at `address`: the block size; for a raw block, and for one with guard bytes, the size that was requested.
     ///
     /// # Errors
     /// When `address` is no live block of this heap and domain.
     pub fn usable_size(&self, domain: Domain, address: usize) -> Result<usize, Fault> {
         let inner = self.inner();
         inner.check(domain, address, Purpose::Use)?;
-        // A part may begin where the hooks have given the memory that it lies in.
+        // Parts first: a part may begin where a hook gave the memory that it lies in.
         let known = inner.ledger().size_of_part(address).or_else(|| inner.hooks()?.size_of(domain, address));
         if let Some(size) = known {
             return Ok(size);
@@ -44,9 +43,19 @@ impl CheckedHeap {
         self.inner().ledger().owns(self.inner().pymalloc(), address)
     }
 
-    /// First byte and bytes of the address space that the heap's own arenas lie in; two zeroes where none could be reserved.
-    pub fn region(&self) -> (usize, usize) {
-        self.inner().pymalloc().region()
+    delegate! { |heap| heap.inner().pymalloc();
+        /// As [`Heap::region`](crate::Heap::region).
+        pub fn region(&self) -> (usize, usize);
+        /// As [`Heap::arenas`](crate::Heap::arenas).
+        pub fn arenas(&self) -> Vec<ArenaInfo>;
+        /// As [`Heap::arena_base`](crate::Heap::arena_base).
+        pub fn arena_base(&self, address: usize) -> Option<usize>;
+        /// As [`Heap::pool`](crate::Heap::pool).
+        pub fn pool(&self, address: usize) -> Option<PoolInfo>;
+        /// As [`Heap::used_blocks`](crate::Heap::used_blocks).
+        pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption>;
+        /// As [`Heap::stats`](crate::Heap::stats).
+        pub fn stats(&self) -> Stats;
     }
 
     /// Bytes held in arenas and raw blocks.
@@ -65,34 +74,5 @@ impl CheckedHeap {
         let inner = self.inner();
         let kept = inner.hooks().map_or(0, |hooks| hooks.parked()) + inner.quarantine().counted();
         inner.pymalloc().allocated_blocks().saturating_sub(kept)
-    }
-
-    /// As [`Heap::arenas`](crate::Heap::arenas).
-    pub fn arenas(&self) -> Vec<ArenaInfo> {
-        self.inner().pymalloc().arenas()
-    }
-
-    /// Where the arena begins that an address lies in, if it lies in one that is held.
-    pub fn arena_base(&self, address: usize) -> Option<usize> {
-        self.inner().pymalloc().arena_base(address)
-    }
-
-    /// The pool that an address lies in; none outside the whole pools of an arena that is held.
-    pub fn pool(&self, address: usize) -> Option<PoolInfo> {
-        self.inner().pymalloc().pool(address)
-    }
-
-    /// Says of each block of the pool that an address lies in, from the first on, whether it is handed out; of those for which `used` is long
-    /// enough. Gives how many blocks the pool has: none where it has no size class, or there is no pool.
-    ///
-    /// # Errors
-    /// When the pool's free list does not hold.
-    pub fn used_blocks(&self, address: usize, used: &mut [bool]) -> Result<usize, Corruption> {
-        self.inner().pymalloc().used_blocks(address, used)
-    }
-
-    /// As [`Heap::stats`](crate::Heap::stats).
-    pub fn stats(&self) -> Stats {
-        self.inner().pymalloc().stats()
     }
 }

@@ -34,7 +34,7 @@ enum Request {
 }
 
 impl Request {
-    /// Bytes of the block. Where the product does not fit, there is none.
+    /// Bytes of the block; 0 if the product does not fit.
     fn size(self) -> usize {
         match self {
             Self::Malloc(size) | Self::Realloc(size) => size,
@@ -59,7 +59,7 @@ type Block = Option<NonNull<u8>>;
 ///
 /// Unlike a [`Heap`](crate::Heap), it gives back everything when it is dropped, raw blocks included.
 ///
-/// Only the heap says what is a block, and its allocators are chosen when it is made:
+/// Only the heap decides what is a block. Its allocators are chosen when it is made:
 ///
 /// ```compile_fail,E0599
 /// # let heap = obmalloc::CheckedHeap::new(obmalloc::HeapOptions::new(&obmalloc::profile::V3_13)).unwrap();
@@ -74,7 +74,7 @@ type Block = Option<NonNull<u8>>;
 /// heap.find_blocks_outside();
 /// ```
 pub struct CheckedHeap {
-    /// Owned. It stays where it is, because allocators point to it.
+    /// Owned. It does not move, because allocators point to it.
     inner: NonNull<Checked>,
 }
 
@@ -143,15 +143,15 @@ impl CheckedHeap {
         unsafe { self.inner.as_ref() }
     }
 
-    /// A second handle of a heap.
+    /// A second handle to a heap.
     ///
     /// # Safety
-    /// `inner` is a heap's, which is there as long, and the handle is not dropped.
+    /// `inner` belongs to a heap that outlives the handle, and the handle is not dropped.
     pub(crate) unsafe fn from_inner(inner: NonNull<Checked>) -> Self {
         Self { inner }
     }
 
-    /// The same, for allocators that point to it as long as the heap lives.
+    /// The parts of the heap, for allocators that point to them while the heap lives.
     pub(crate) fn as_ptr(&self) -> NonNull<Checked> {
         self.inner
     }
@@ -162,7 +162,7 @@ impl CheckedHeap {
         self.malloc_or(domain, size, |block| block)
     }
 
-    /// As [`malloc`](Self::malloc); `then` has the last word where the request does not go the quick way.
+    /// As [`malloc`](Self::malloc). A request that does not go the quick way returns what `then` makes of its block.
     #[inline(always)]
     pub(crate) fn malloc_or(&self, domain: Domain, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
         let block = self.inner().malloc(domain, size);
@@ -186,7 +186,7 @@ impl CheckedHeap {
         }
     }
 
-    /// Enters a block, if it lies in the region and the ledger needs to know no more about it.
+    /// Enters a block in the ledger, if it lies in the region and its address is all that the ledger needs.
     #[inline(always)]
     fn enters_quickly(&self, domain: Domain, block: Block) -> bool {
         block.is_some_and(|block| self.inner().ledger().insert_quickly(block.as_ptr().expose_provenance(), domain))
@@ -232,7 +232,7 @@ impl CheckedHeap {
             let request = Request::Realloc(size);
             let block = request.make(self.inner(), domain);
             let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, request) };
-            // A request that the hooks have refused has a reason.
+            // If the hooks refused the request, they have a fault that says why.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };
         if self.is_quarantining() {
@@ -257,7 +257,7 @@ impl CheckedHeap {
         if inner.calls_out() {
             return self.realloc_calling_out(domain, address, size);
         }
-        // Room first: once the block has moved, there is no way back.
+        // Room in the ledger first: once the block has moved, the call cannot fail.
         if !inner.ledger().reserve() {
             return None;
         }
@@ -273,8 +273,8 @@ impl CheckedHeap {
         Some(block)
     }
 
-    /// As [`realloc_checked`](Self::realloc_checked), when a guest may run meanwhile. The block is not live until it is over, so that the
-    /// guest can do nothing with it.
+    /// As [`realloc_checked`](Self::realloc_checked), when a guest may run meanwhile. The block is not live until the call ends, so that the
+    /// guest cannot use it.
     #[cold]
     fn realloc_calling_out(&self, domain: Domain, address: usize, size: usize) -> Option<NonNull<u8>> {
         let inner = self.inner();
@@ -295,7 +295,7 @@ impl CheckedHeap {
         }
         let ledger = inner.ledger();
         ledger.remember(address);
-        // What the guest made meanwhile may have taken the room. The block is there then, but has no owner.
+        // Blocks that the guest made may have used the room up. The block then exists without an owner.
         if !ledger.reserve_part() {
             return None;
         }
@@ -316,7 +316,7 @@ impl CheckedHeap {
         self.free_or(domain, address, |result| result)
     }
 
-    /// As [`free`](Self::free); `then` has the last word where the block does not go the quick way.
+    /// As [`free`](Self::free); `then` is called if the block does not go the quick way.
     #[inline(always)]
     pub(crate) fn free_or(
         &self,
@@ -348,13 +348,13 @@ impl CheckedHeap {
         Ok(())
     }
 
-    /// `PyMem_Free(NULL)`: nothing is freed, but the allocator that is in is called all the same.
+    /// `PyMem_Free(NULL)`: calls the allocator that is in, which frees nothing.
     pub fn free_null(&self, domain: Domain) {
         // SAFETY: no block.
         unsafe { self.inner().free(domain, 0) };
     }
 
-    /// As [`free`](Self::free), for a caller that knows the block; `then` is called where it does not go the quick way.
+    /// As [`free`](Self::free), for a caller that knows the block; `then` is called if it does not go the quick way.
     ///
     /// # Safety
     /// `address` is a live block of this heap and domain, or was one when the heap was closed, and is not used any more.
@@ -365,10 +365,10 @@ impl CheckedHeap {
         let is_quick = inner.ledger().remove_quickly(address);
         if !is_quick {
             if self.is_closed() {
-                // A hook has caught what another one panicked with. The block goes with the heap.
+                // A panic closed the heap, and a hook caught it. The block goes with the heap.
                 return;
             }
-            // What is damaged is found once more when it is freed.
+            // `inner.free` finds a damaged block again.
             if self.is_quarantining() && self.detain(domain, address) == Ok(true) {
                 return;
             }
@@ -390,12 +390,13 @@ impl CheckedHeap {
         self.inner().check(domain, address, Purpose::Use)
     }
 
-    /// Whether an address lies in memory of the heap's own arenas, not in a caller's.
+    /// Whether an address lies in one of the heap's own arenas, not in an arena of a caller's allocator.
     pub(crate) fn is_in_own_arena(&self, address: usize) -> bool {
         self.inner().pymalloc().is_in_own_arena(address)
     }
 
-    /// Bytes of [those](Self::held) that have been in use: all but the ends of arenas from which no pool has been carved, and trimmed pools.
+    /// The part of the bytes [held](Self::held) that has been in use: all but trimmed pools, and the ends of arenas from which no pool has been
+    /// carved.
     #[inline]
     pub(crate) fn touched(&self) -> usize {
         let pymalloc = self.inner().pymalloc();
@@ -407,14 +408,14 @@ impl CheckedHeap {
         self.inner().interrupt()
     }
 
-    /// From now on work that takes long asks whether to give it up: filling and clearing large blocks, and walks over all of them.
+    /// Sets what long work asks whether to stop: filling and clearing large blocks, and walks over all blocks.
     pub(crate) fn set_interrupt(&self, interrupt: Interrupt) {
         // SAFETY: the domains are initialised; there is no reference to the field.
         unsafe { (*self.inner().domains.get()).interrupt = interrupt };
         self.inner().account.set_interrupt(interrupt);
     }
 
-    /// Sets `size` bytes to zero; false when that was given up before the end.
+    /// Sets `size` bytes to zero; false if it was interrupted.
     ///
     /// # Safety
     /// They may be written to.
@@ -423,14 +424,14 @@ impl CheckedHeap {
         unsafe { self.interrupt().fill(ptr::with_exposed_provenance_mut(at), 0, size) }
     }
 
-    /// `_testcapi.set_nomemory`: of the requests to the domains' allocators from now on, counted from 0, those from number `start` on fail, up
-    /// to and excluding number `stop`, or for ever. What pymalloc passes on to raw counts twice.
+    /// `_testcapi.set_nomemory`: counts the requests to the domains' allocators from now on, beginning with 0. Those from number `start` on fail,
+    /// up to but not including number `stop`; without `stop`, all later ones. A request that pymalloc passes on to raw counts twice.
     ///
     /// # Errors
     /// When there is no memory for that.
     pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError> {
         if stop == Some(0) {
-            // In CPython that is for ever too.
+            // In CPython, too, all later requests fail then.
             return self.set_nomemory(start, None);
         }
         // SAFETY: the domains are initialised; a call that is running has read its allocator already.
@@ -440,13 +441,13 @@ impl CheckedHeap {
     }
 
     /// `_testcapi.remove_mem_hooks`: requests succeed again. Puts back the allocators that were in when [`set_nomemory`](Self::set_nomemory)
-    /// was called first; in a domain where something else has been put in since, that stays.
+    /// was first called. An allocator that has been put in since stays.
     #[doc(alias = "remove_mem_hooks")]
     pub fn remove_nomemory(&self) {
         self.take_nomemory();
     }
 
-    /// As [`remove_nomemory`](Self::remove_nomemory): what CPython would put back in the domains where something else stays.
+    /// As [`remove_nomemory`](Self::remove_nomemory). For each domain where a later allocator stays, returns the one that CPython would put back.
     pub(crate) fn take_nomemory(&self) -> [Option<Allocator>; 3] {
         while !self.empty_quarantine() {}
         // SAFETY: as above.
@@ -460,13 +461,13 @@ impl CheckedHeap {
         self.inner().account.set_refusing(refusing);
     }
 
-    /// `PyObject_SetArenaAllocator`: from now on arenas come from `allocator`, and none of them counts in [`held`](Self::held).
+    /// `PyObject_SetArenaAllocator`: from now on arenas come from `allocator`. They do not count in [`held`](Self::held).
     ///
     /// # Errors
     /// When there is no memory for what that takes.
     ///
     /// # Safety
-    /// As for [`Heap::set_arena_allocator`](crate::Heap::set_arena_allocator). What it gives is no block of this heap.
+    /// As for [`Heap::set_arena_allocator`](crate::Heap::set_arena_allocator). The allocator gives no block of this heap as an arena.
     pub unsafe fn set_arena_allocator(&self, allocator: ArenaAllocator) -> Result<(), HeapError> {
         if !self.inner().know_roots() {
             return Err(HeapError::NoMemory);
@@ -476,15 +477,13 @@ impl CheckedHeap {
         Ok(())
     }
 
-    /// As [`Heap::trim`](crate::Heap::trim). Blocks in quarantine stay where they are. Under debug hooks a pool stays, too, in which something wrote to
-    /// a block after it was freed, until that has been found. Gives what was given back by then where that is interrupted; nothing in a heap that
-    /// is closed.
+    /// As [`Heap::trim`](crate::Heap::trim). Blocks in quarantine stay. Under debug hooks, a pool in which something wrote to a freed block also
+    /// stays, until that fault has been found. If the trim is interrupted, returns what was given back by then. Does nothing in a closed heap.
     pub fn trim(&self) -> Trimmed {
         if self.is_closed() {
             return Trimmed::default();
         }
-        // SAFETY: the domains are initialised; nothing else uses pymalloc now, and nothing is called that could come back in but to be asked whether
-        // to go on.
+        // SAFETY: the domains are initialised; nothing else uses pymalloc now. Of outside code only the question whether to stop is called.
         unsafe { (*self.inner().domains()).pymalloc.trim(self.interrupt()) }
     }
 }

@@ -1,7 +1,7 @@
 //! How the memory of a checked heap goes back to the system: at once when the heap is dropped, or in pieces before.
 //!
-//! The account knows which blocks are the C library's, or the ledger does, so nothing is looked for, and each goes back once. All else lies
-//! in those blocks, in arenas, or in tables.
+//! The account or the ledger lists the C library's blocks, so each goes back once, and no search is needed. Everything else lies in those
+//! blocks, in arenas, or in tables.
 
 use alloc::alloc::{Layout, dealloc};
 use alloc::vec::Vec;
@@ -17,20 +17,20 @@ use crate::interrupt::{Interrupt, STRIDE};
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
 
-/// What is left to give back of a heap that nothing uses any more but for being dropped.
+/// The memory that is still to be given back of a heap that is only to be dropped.
 #[derive(Default)]
 pub(crate) struct Pieces {
-    /// The C library's blocks that are left; none before they have been asked for.
+    /// The C library's blocks that are left; `None` before they are listed.
     blocks: Option<LeavingBlocks<Record>>,
-    /// Parts of mappings whose pages have been in use, and go with the heap itself: address and bytes.
+    /// Parts of mappings whose pages have been in use: address and bytes. Dropping the heap unmaps what is left of them.
     tables: Vec<(NonNull<u8>, usize)>,
 }
 
-/// Where the C library's blocks are on record.
+/// Which record lists the C library's blocks.
 enum Record {
-    /// With the account, which knows nothing else.
+    /// The account's, which lists nothing else.
     Account(<AddressSet as IntoIterator>::IntoIter),
-    /// In the ledger, which has blocks in arenas outside the region, too. Pymalloc's tables come on top.
+    /// The ledger. It also lists blocks in arenas outside the region, and does not list pymalloc's tables.
     Ledger(WholeElsewhere),
 }
 
@@ -46,14 +46,14 @@ impl Iterator for Record {
 }
 
 impl Pieces {
-    /// Notes a part of a mapping that the heap has; where there is no memory for that, it goes with the mapping.
+    /// Adds a part of one of the heap's mappings. Without memory to note it, the part goes with the mapping.
     pub fn add_table(&mut self, address: NonNull<u8>, size: usize) {
         if size != 0 && self.tables.try_reserve(1).is_ok() {
             self.tables.push((address, size));
         }
     }
 
-    /// Gives back what is left, until it is all gone or `is_over`, which is asked every few milliseconds, says to stop: whether it is gone.
+    /// Gives back what is left. Asks `is_over` every few milliseconds whether to stop. Returns whether all is gone.
     ///
     /// # Safety
     /// No block, arena or table of the heap is used any more, and the heap is only fit to be dropped afterwards.
@@ -113,7 +113,7 @@ impl Pieces {
 }
 
 impl Checked {
-    /// Takes every block of the C library's out of its record, but for pymalloc's tables where the record is the ledger.
+    /// Lists the C library's blocks, without pymalloc's tables if the record is the ledger.
     fn take_blocks(&self) -> LeavingBlocks<Record> {
         if let Some(roots) = self.account.take_roots() {
             // SAFETY: nothing else uses pymalloc now. Its tables are among the roots.
@@ -125,27 +125,27 @@ impl Checked {
         LeavingBlocks::new(Record::Ledger(self.ledger().take_elsewhere()), count)
     }
 
-    /// The C library's blocks, where the account does not know them: those of the ledger outside all arenas, and pymalloc's tables.
+    /// The C library's blocks while the account does not list them: the ledger's outside all arenas, and pymalloc's tables.
     fn plain_blocks(&self) -> impl Iterator<Item = usize> {
         let (ledger, pymalloc) = (&*self.ledger(), self.pymalloc());
         let is_outside = |address: &usize| pymalloc.locate(*address) == Location::Outside;
         ledger.whole_elsewhere().filter(is_outside).chain(pymalloc.tables())
     }
 
-    /// From now on the account knows its blocks, because the ledger does not any more. To be called while every address in the ledger is
-    /// still where an allocator of the heap's own put the block. False when there is no memory for that.
+    /// From now on the account lists its blocks, because the ledger will not. Call it while every address in the ledger is still a whole block of
+    /// one of the heap's own allocators. False when there is no memory for that.
     pub fn know_roots(&self) -> bool {
         let count = self.ledger().count_elsewhere() + self.pymalloc().count_tables();
         self.account.know_roots(count, self.plain_blocks())
     }
 
-    /// The arenas have gone back to those that gave them, or go with the region.
+    /// Forgets the arenas: they have gone back to the allocators that gave them, or go with the region.
     pub fn forget_arenas(&self) {
         // SAFETY: nothing else uses pymalloc now, and no block of it is used any more.
         unsafe { (*self.domains()).pymalloc.forget_arenas() };
     }
 
-    /// Closes the heap for good: a call of it was left in the middle. Every request fails and no address is a block, until it is dropped.
+    /// Closes the heap for good, because one of its calls was left in the middle. From now on every request fails and no address is a block.
     pub fn close(&self) {
         let refusing = Allocator {
             ctx: ptr::null_mut(),
@@ -172,7 +172,7 @@ impl Checked {
 }
 
 impl CheckedHeap {
-    /// Begins to take the heap down: notes which of its mappings have been in use.
+    /// Begins to take the heap down. Lists the parts of its mappings that have been in use.
     pub(crate) fn pieces(&self) -> Pieces {
         let mut pieces = Pieces::default();
         let (table, size) = self.inner().ledger().used_table(self.used());
@@ -180,7 +180,7 @@ impl CheckedHeap {
         pieces
     }
 
-    /// Bytes of the region in which arenas have been, from its first byte on.
+    /// Bytes at the beginning of the region in which arenas have been.
     pub(crate) fn used(&self) -> usize {
         self.inner().pymalloc().used()
     }

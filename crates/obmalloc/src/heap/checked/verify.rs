@@ -12,8 +12,8 @@ impl CheckedHeap {
         self.verify_with(|_, _| false)
     }
 
-    /// As [`verify`](Self::verify), when guests have blocks of allocators that they called directly: `is_taken` says whether that is so of
-    /// any of `size` bytes at an address.
+    /// As [`verify`](Self::verify), when guests have blocks of allocators that they called directly. `is_taken` says whether such a block begins
+    /// within `size` bytes from an address.
     pub(crate) fn verify_with(&self, is_taken: impl Fn(usize, usize) -> bool) -> Result<(), Corruption> {
         let inner = self.inner();
         let pymalloc = inner.pymalloc();

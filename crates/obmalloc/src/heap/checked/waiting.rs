@@ -29,7 +29,7 @@ impl CheckedHeap {
         if let Some(hooks) = inner.hooks() {
             hooks.bury(address, interrupt);
         }
-        // Should that be interrupted, more are kept for a while.
+        // If this is interrupted, the quarantine holds more for a while.
         self.release_while(Quarantine::leave_if_over);
         Ok(true)
     }
@@ -41,29 +41,29 @@ impl CheckedHeap {
         // SAFETY: a block of this domain that has no owner.
         let ((), found) = self.watching(|| unsafe { inner.free(block.domain, address) });
         if let Some(fault) = found {
-            // Something wrote to it meanwhile; the hooks keep it from being used again.
+            // Something wrote to the block in quarantine. The hooks keep it from being used again.
             let first = inner.late_fault.take().unwrap_or(Fault { address, used: block.domain, ..fault });
             inner.late_fault.set(Some(first));
         }
     }
 
-    /// What was found of a block that had been freed long before: it is no fault of the call in which that was. Given once; of several, the
+    /// A fault of a block that had been freed long before the call that found it. That call did nothing wrong. Returned once; of several, the
     /// first.
     pub fn take_late_fault(&self) -> Option<Fault> {
         self.inner().late_fault.take()
     }
 
-    /// Frees all blocks in quarantine; false when that was interrupted, and some are still there.
+    /// Frees all blocks in quarantine; false if it was interrupted, so that some are still there.
     pub fn empty_quarantine(&self) -> bool {
         self.release_while(Quarantine::leave)
     }
 
-    /// Frees blocks for as long as `next` says one; false when that was interrupted.
+    /// Frees each block that `next` returns; false if it was interrupted.
     fn release_while(&self, next: impl Fn(&mut Quarantine) -> Option<(usize, Waiting)>) -> bool {
         let patience = self.interrupt().patience();
         while let Some((address, block)) = next(self.inner().quarantine()) {
             self.release(address, block);
-            // What was written to costs time by the page.
+            // A free takes longer for a larger block: each page that was written to costs time.
             if patience.is_over_after(1 + (block.size / 256).min(STRIDE)) {
                 return false;
             }
@@ -71,12 +71,12 @@ impl CheckedHeap {
         true
     }
 
-    /// Whether to repeat a request that has failed: quarantined blocks that may have been in its way are gone.
+    /// Empties the quarantine after a request has failed. Returns whether to repeat the request.
     #[cold]
     pub(super) fn may_ask_again(&self, size: usize) -> bool {
         let inner = self.inner();
         if size > PY_SSIZE_T_MAX || size > inner.account.limit() {
-            // There is no room for it however many blocks go.
+            // The request is larger than the limit.
             return false;
         }
         // SAFETY: the domains are initialised.
@@ -92,7 +92,7 @@ impl CheckedHeap {
         self.check_realloc(domain, address)?;
         let kept = self.usable_size(domain, address)?.min(size);
         let Some(block) = self.malloc(domain, size) else {
-            // The old block may do, or can be resized where it is.
+            // Without a new block, the old one may still be large enough, or can be resized where it is.
             return self.take_fault().map_or_else(|| self.realloc_at_once(domain, address, size), Err);
         };
         // SAFETY: two live blocks that are large enough.
