@@ -39,7 +39,7 @@ test('a header in which something is of another kind is damaged', async (t) => {
     pid: -1,
     executable: null,
     freeThreaded: 'no',
-    stacks: 0.5,
+    stacks: 1025,
     every: '1',
     run: 1,
     id: {},

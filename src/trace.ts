@@ -67,6 +67,9 @@ const isText = (value: unknown): boolean => typeof value === 'string'
 const isFlag = (value: unknown): boolean => typeof value === 'boolean'
 const isCount = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0
 
+/** As the recorder has it. */
+const MOST_FRAMES = 1024
+
 /** What a header can say, each in its kind. */
 const KINDS: { readonly [Name in keyof TraceHeader]-?: (value: unknown) => boolean } = {
   python: isText,
@@ -76,7 +79,7 @@ const KINDS: { readonly [Name in keyof TraceHeader]-?: (value: unknown) => boole
   freeThreaded: isFlag,
   debugBuild: isFlag,
   shared: isFlag,
-  stacks: isCount,
+  stacks: (value) => isCount(value) && (value as number) <= MOST_FRAMES,
   every: isCount,
   run: isText,
   id: isText,

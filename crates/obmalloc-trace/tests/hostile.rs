@@ -79,7 +79,7 @@ fn random_traces_are_replayed_without_harm() {
 #[test]
 fn random_traces_are_looked_at_without_harm() {
     let mut answers = 0;
-    for seed in 1..200 {
+    for seed in 1..100 {
         let trace = random_trace(seed);
         let mut listing = Listing::new(vec![Reader::new(trace.clone()).expect("a trace")], Wanted::default(), 64);
         while listing.step(1000).expect("readable").1 {}
@@ -92,7 +92,7 @@ fn random_traces_are_looked_at_without_harm() {
             answers += usize::from(inquiry.answer().is_some());
         }
     }
-    assert_eq!(answers, 398);
+    assert_eq!(answers, 198);
 }
 
 #[test]
