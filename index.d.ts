@@ -260,7 +260,8 @@ export interface Domain extends Allocator {
   usableSize(address: Address): number
   /**
    * Gives the block's own bytes, without a copy: one view per block, for as long as the block lives. Freeing or moving the block
-   * detaches the view, whose length is 0 then.
+   * detaches the view, whose length is 0 then. An asynchronous call of Node.js's that was given the view, such as `fs.read`, has to be over
+   * before that: it goes on with the memory.
    * @param address the block
    * @returns an array over all usable bytes; always the same one for the same block
    * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE

@@ -1,8 +1,9 @@
 /** What grew from one recording to another, or from one moment of a recording to another. */
 
-import { readFileSync, statSync } from 'node:fs'
+import { statSync } from 'node:fs'
 
 import type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
+import { type Source, sourceOf } from './sources.js'
 import { type Frame, isVerified, topOf, type TopBy, type TopRow, where } from './why.js'
 
 export type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
@@ -18,7 +19,8 @@ export function placeOf(text: string): { path: string; at?: string } {
  * the line, so lines may have moved; where a text cannot be read, by their order in the function.
  */
 export async function diff(a: string, b: string, { by = 'site', ...options }: DiffOptions = {}): Promise<Difference> {
-  const [before, after] = [await sideOf(a, by, options), await sideOf(b, by, options)]
+  const texts: Texts = new Map()
+  const [before, after] = [await sideOf(a, by, options, texts), await sideOf(b, by, options, texts)]
   return { schema: 'obmalloc.diff/1', by, a: before.side, b: after.side, sites: matched(before.rows, after.rows) }
 }
 
@@ -31,7 +33,7 @@ interface Row {
   readonly outline: string
 }
 
-async function sideOf(text: string, by: TopBy, options: DiffOptions): Promise<{ side: Side; rows: Row[] }> {
+async function sideOf(text: string, by: TopBy, options: DiffOptions, texts: Texts): Promise<{ side: Side; rows: Row[] }> {
   const { path, at } = placeOf(text)
   const { why, table } = await topOf(path, by, { ...options, at })
   const recorded = statSync(path).mtimeMs
@@ -39,7 +41,7 @@ async function sideOf(text: string, by: TopBy, options: DiffOptions): Promise<{ 
   const rows = table.map((row) => {
     const stack = row.stack ?? []
     const frames = stack.map((frame) => `${names.of(frame.file)}\0${functionOf(frame)}`)
-    const lines = stack.map((frame) => sourceLine(frame, recorded) ?? `:${frame.line}`)
+    const lines = stack.map((frame) => sourceLine(texts, frame, recorded) ?? `:${frame.line}`)
     const own = row.stack ? '' : rowName(row, names)
     return {
       row,
@@ -96,26 +98,15 @@ function commonFolder(files: readonly string[]): string {
   return common
 }
 
-const texts = new Map<string, { readonly changed: number; readonly lines: readonly string[] } | null>()
-
-/** The largest size of a file that is taken to be written by hand. */
-const LARGEST = 4_000_000
+/** The files that were read for one comparison. */
+type Texts = Map<string, Source | null>
 
 /** The text of a frame's line, if its file can be read and is no newer than the recording. */
-function sourceLine({ file, line }: Frame, recorded: number): string | undefined {
-  if (!texts.has(file)) texts.set(file, readSource(file))
+function sourceLine(texts: Texts, { file, line }: Frame, recorded: number): string | undefined {
+  if (!texts.has(file)) texts.set(file, sourceOf(file))
   const text = texts.get(file)
   const found = text && text.changed <= recorded ? text.lines[line - 1]?.trim() : undefined
   return found === '' ? undefined : found
-}
-
-function readSource(file: string): { changed: number; lines: string[] } | null {
-  try {
-    const { mtimeMs, size } = statSync(file)
-    return size > LARGEST ? null : { changed: mtimeMs, lines: readFileSync(file, 'utf8').split('\n') }
-  } catch {
-    return null
-  }
 }
 
 /** Pairs the rows with equal keys; then, if both sides have equally many rows left of one outline, pairs those in order. */

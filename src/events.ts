@@ -11,6 +11,9 @@ export type { CallEvent, NoteEvent, EventsOptions } from '../index.js'
 /** Events listed between two turns of the event loop. */
 const SLICE = 20_000
 
+/** Closes the listings of iterations that were left in the middle and forgotten. */
+const forgotten = new FinalizationRegistry<number>((listing) => native.closeEvents(listing))
+
 /** The events of a trace that are wanted, some lines of JSON at a time. */
 export async function* eventLines(path: string, { from, to, size, address, site }: EventsOptions): AsyncGenerator<string> {
   const digits = address === undefined ? undefined : /^(?:0x)?([\da-f]{1,16})$/i.exec(address)?.[1]
@@ -24,6 +27,9 @@ export async function* eventLines(path: string, { from, to, size, address, site 
   const frames = readHeader(path).stacks ?? 0
   if (place && frames === 0) throw new UsageError(`expected a trace with stacks for a site, but ${path} has none`)
   const listing = reading(() => native.openEvents(JSON.stringify({ segments: segments(path), frames, ...wanted })))
+  // Lives as long as the iteration.
+  const iteration = {}
+  forgotten.register(iteration, listing, iteration)
   try {
     for (;;) {
       const lines = reading(() => native.readEvents(listing, SLICE))
@@ -32,6 +38,7 @@ export async function* eventLines(path: string, { from, to, size, address, site 
       else yield lines
     }
   } finally {
+    forgotten.unregister(iteration)
     native.closeEvents(listing)
   }
 }

@@ -1,6 +1,6 @@
 /** Finding moments in traces: the end, the peak, marks, events, times. */
 
-import type { Moment } from '../index.js'
+import type { AbortSignalLike, Moment } from '../index.js'
 import { native } from './native.js'
 import { reading } from './replaying.js'
 import type { Segment } from './trace.js'
@@ -16,7 +16,9 @@ export async function findMoment(
   segments: readonly Segment[],
   text: string,
   onProgress?: (done: number, total: number) => void,
+  signal?: AbortSignalLike,
 ): Promise<Moment> {
+  signal?.throwIfAborted()
   const outline = reading(() => native.openOutline(JSON.stringify(segments)))
   try {
     // Refuse a text that is no moment before anything is read.
@@ -24,6 +26,7 @@ export async function findMoment(
     while (reading(() => native.stepOutline(outline, SLICE)) !== 0) {
       onProgress?.(...native.progressOutline(outline))
       await new Promise((done) => setImmediate(done))
+      signal?.throwIfAborted()
     }
     const found = native.findMoment(outline, text)
     if (found === null) throw new UsageError(`the trace has no such moment: ${text}`)

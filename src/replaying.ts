@@ -4,18 +4,21 @@ import type { AbortSignalLike, Geometry, Release } from '../index.js'
 import type { ReplayReport as Report } from '../index.js'
 import { native } from './native.js'
 import { type Segment, TraceError } from './trace.js'
+import { UsageError } from './usage.js'
 
 export type { Mismatch, ReplayReport as Report } from '../index.js'
 
 /** Events replayed between two looks at the clock and the terminal. */
 const SLICE = 200_000
 
-/** Makes a call of the binding. It fails only for an unreadable trace or a lack of memory. */
+/** Makes a call of the binding. It fails only for an unreadable trace, a moment that the trace does not have, or a lack of memory. */
 export function reading<Result>(call: () => Result): Result {
   try {
     return call()
   } catch (error) {
-    throw (error as { code?: unknown }).code === 'ERR_UNREADABLE_TRACE' ? new TraceError((error as Error).message) : error
+    const { code, message } = error as Error & { code?: unknown }
+    if (code === 'ERR_UNREADABLE_TRACE') throw new TraceError(message)
+    throw code === 'ERR_NO_SUCH_MOMENT' ? new UsageError(message) : error
   }
 }
 

@@ -1,19 +1,17 @@
 /** Writing the page: the native analysis's data, the lines of source that its frames name, and the page that shows them, in one file. */
 
-import { readFileSync, statSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { pack } from './packing.js'
 import type { Column, ReportData } from './report-data.js'
+import { sourceOf } from './sources.js'
 
 /** The most bytes of a page. */
 export const MOST_BYTES = 8_000_000
 
 /** Longest line of source that is shown. */
 const LONGEST_LINE = 160
-
-/** Larger files are not read as source. */
-const LARGEST_SOURCE = 4_000_000
 
 export interface SourceLines {
   readonly found: ReportData['sources']
@@ -32,21 +30,14 @@ export function sourceLines(frames: readonly { readonly file: string; readonly l
   const found: Record<string, Record<string, string>> = {}
   const changed: string[] = []
   for (const [file, lines] of wanted) {
-    let text: string[]
-    try {
-      const { mtimeMs, size } = statSync(file)
-      if (size > LARGEST_SOURCE) continue
-      if (mtimeMs > recorded) {
-        changed.push(file)
-        continue
-      }
-      text = readFileSync(file, 'utf8').split('\n')
-    } catch {
-      // The recording may be from another machine, or the file may be gone.
+    const text = sourceOf(file)
+    if (text === null) continue
+    if (text.changed > recorded) {
+      changed.push(file)
       continue
     }
     const some = [...lines].flatMap((line) => {
-      const one = text[line - 1]?.trim()
+      const one = text.lines[line - 1]?.trim()
       return one ? [[line, one.slice(0, LONGEST_LINE)]] : []
     })
     if (some.length > 0) found[file] = Object.fromEntries(some)

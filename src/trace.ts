@@ -1,6 +1,6 @@
 /** Traces on disk: their headers, what the recorder says in them, and what has to be read before them. */
 
-import { closeSync, existsSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, existsSync, fstatSync, openSync, readSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 
 import type { TraceHeader } from '../index.js'
@@ -56,11 +56,46 @@ function headerIn(path: string, file: number): TraceHeader {
   const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), MAX_HEADER)).toString('utf8')
   try {
     const header = JSON.parse(text) as TraceHeader
-    if (typeof header.python === 'string') return header
+    if (typeof header.python === 'string' && isHeader(header)) return header
   } catch {
     // Told below.
   }
   throw new TraceError(`${path}: the trace's header is cut off or damaged`)
+}
+
+const isText = (value: unknown): boolean => typeof value === 'string'
+const isFlag = (value: unknown): boolean => typeof value === 'boolean'
+const isCount = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0
+
+/** As the recorder has it. */
+const MOST_FRAMES = 1024
+
+/** What a header can say, each in its kind. */
+const KINDS: { readonly [Name in keyof TraceHeader]-?: (value: unknown) => boolean } = {
+  python: isText,
+  executable: isText,
+  argv: (value) => Array.isArray(value) && value.every(isText),
+  pid: isCount,
+  freeThreaded: isFlag,
+  debugBuild: isFlag,
+  shared: isFlag,
+  stacks: (value) => isCount(value) && (value as number) <= MOST_FRAMES,
+  every: isCount,
+  run: isText,
+  id: isText,
+  parent: (value) => value === null || isParent(value),
+  failed: (value) => value === null || isText(value),
+}
+
+function isParent(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false
+  const { path, id, bytes } = value as Record<string, unknown>
+  return isText(path) && (id === undefined || isText(id)) && isCount(bytes)
+}
+
+/** Whether all that it says is in its kind. */
+function isHeader(header: TraceHeader): boolean {
+  return Object.entries(KINDS).every(([name, is]) => !Object.hasOwn(header, name) || is(header[name as keyof TraceHeader]))
 }
 
 /** The events of a note that stands in a block of its own, as the recorder's words do: see `format.rs`. */
@@ -101,7 +136,8 @@ export function survey(path: string): Survey {
 function reading<Result>(path: string, work: (file: number) => Result): Result {
   let file: number | undefined
   try {
-    file = openSync(path, 'r')
+    // Or it waits for a writer, where the path is a FIFO's.
+    file = openSync(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
     return work(file)
   } catch (cause) {
     throw cause instanceof TraceError ? cause : new TraceError(`${path}: ${(cause as Error).message}`, { cause })
@@ -117,8 +153,18 @@ function read(file: number, at: number, length: number): Buffer {
 
 /** The traces that must be replayed for a trace: its ancestors, each up to the fork, then the trace itself. */
 export function segments(path: string): Segment[] {
-  const { parent } = readHeader(path)
-  if (!parent) return [{ path }]
+  const found: Segment[] = [{ path }]
+  for (let first = path; ;) {
+    const { parent } = readHeader(first)
+    if (!parent) return found.reverse()
+    first = parentOf(first, parent)
+    if (found.some((segment) => segment.path === first)) throw new TraceError(`${path}: the trace ${first} comes before itself`)
+    found.push({ path: first, bytes: parent.bytes })
+  }
+}
+
+/** Where the trace of the process is that forked the one of `path`. */
+function parentOf(path: string, parent: NonNullable<TraceHeader['parent']>): string {
   // A trace that was moved has its parent beside it.
   const places = [join(dirname(path), basename(parent.path)), parent.path].filter((place) => existsSync(place))
   const found = places.find((place) => parent.id === undefined || readHeader(place).id === parent.id)
@@ -126,6 +172,5 @@ export function segments(path: string): Segment[] {
     if (places.length === 0) throw new TraceError(`${path}: the parent's trace ${parent.path} is missing`)
     throw new TraceError(`${path}: the parent's trace is of another recording: ${places[0]}`)
   }
-  const ancestors = segments(found)
-  return [...ancestors.slice(0, -1), { path: ancestors.at(-1)!.path, bytes: parent.bytes }, { path }]
+  return found
 }

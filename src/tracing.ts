@@ -41,7 +41,7 @@ export class Trace {
   async replay(options: ReplayTraceOptions = {}): Promise<Report> {
     const { release = releaseOf(this.header.python), at, ...rest } = options
     const parts = segments(this.path)
-    const stopAt = at === undefined ? {} : { stopAt: (await findMoment(parts, at, rest.onProgress)).event + 1 }
+    const stopAt = at === undefined ? {} : { stopAt: (await findMoment(parts, at, rest.onProgress, rest.signal)).event + 1 }
     return replay({ release, segments: parts, ...stopAt, ...rest })
   }
 

@@ -63,7 +63,7 @@ const SLICE = 500_000
 export async function whatIf(path: string, options: WhatIfOptions = {}): Promise<WhatIf> {
   const { at = 'end', signal, onProgress } = options
   signal?.throwIfAborted()
-  const moment = await findMoment(segments(path), at, (done, total) => onProgress?.(path, done, total))
+  const moment = await findMoment(segments(path), at, (done, total) => onProgress?.(path, done, total), signal)
   return whatIfAt(path, { ...moment, moment: at }, options)
 }
 

@@ -166,8 +166,11 @@ export async function chaos(
     let last: Address | null = null
     const given = (address: Address | null): Address | null => {
       if (address === null) return null
-      mine.add((address + shift) as Address)
-      return (address + shift) as Address
+      const piece = (address + shift) as Address
+      mine.add(piece)
+      // What it is around may have answered with memory that others have: what is lent of that begins here.
+      memory.lend(piece)
+      return piece
     }
     const base = (address: Address | null): Address | null => (mine.has(address!) ? ((address! - shift) as Address) : address)
     const sound: Allocator = {

@@ -116,6 +116,20 @@ impl Event {
         domain != Domain::Raw || self.is_nested()
     }
 
+    /// Bytes that it asked for and was given.
+    #[inline]
+    pub(crate) fn given(&self) -> u64 {
+        match *self {
+            Self::Malloc { size, result, .. } | Self::Realloc { size, result, .. } | Self::ArenaAlloc { size, result, .. }
+                if result != 0 =>
+            {
+                size
+            }
+            Self::Calloc { count, size, result, .. } if result != 0 => size.saturating_mul(count),
+            _ => 0,
+        }
+    }
+
     /// Whether it asks for memory.
     #[inline]
     pub fn is_request(&self) -> bool {
@@ -257,10 +271,12 @@ mod tests {
             for size in [1u64 << bits, (1u64 << bits) - 1, u64::MAX >> bits, 0x5a5a_5a5a_5a5a_5a5a >> bits] {
                 let mut memory = [0; 256];
                 let mut block = BlockWriter::new(&mut memory);
-                block.malloc(Domain::Raw, false, size, size);
+                block.malloc(Domain::Raw, false, size, 0);
+                block.free(Domain::Raw, false, size);
                 let trace = [&file_head("")[..], block.finish()].concat();
-                let event = Event::Malloc { domain: Domain::Raw, nested: false, size, result: size };
-                assert_eq!(Reader::new(&trace).unwrap().map(Result::unwrap).collect::<Vec<_>>(), [event], "{size:#x}");
+                let (domain, nested) = (Domain::Raw, false);
+                let events = [Event::Malloc { domain, nested, size, result: 0 }, Event::Free { domain, nested, address: size }];
+                assert_eq!(Reader::new(&trace).unwrap().map(Result::unwrap).collect::<Vec<_>>(), events, "{size:#x}");
             }
         }
     }

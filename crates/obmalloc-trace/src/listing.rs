@@ -8,6 +8,9 @@ use serde::Serialize;
 use crate::clock::{Clock, Memory};
 use crate::format::{Event, FormatError, Note, Reader};
 
+/// Bytes of names in stacks, and of texts, after which a step ends: with stacks of a thousand frames, some thousand events have more than a text of JavaScript.
+const ENOUGH: usize = 1 << 24;
+
 /// Which events are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -106,6 +109,8 @@ pub struct Listing {
     /// By node: whether it has the wanted site in it.
     sites: HashMap<u64, bool>,
     sizes: Sizes,
+    /// Bytes of names and texts that a step has found so far.
+    named: usize,
 }
 
 /// Bytes that live blocks were asked for with, by address.
@@ -151,16 +156,21 @@ impl Listing {
             samples: 0,
             sites: HashMap::new(),
             sizes: Sizes::default(),
+            named: 0,
         }
     }
 
-    /// Looks at no more than `count` events. Returns those of them that are wanted, and whether there are more.
+    /// Looks at no more than `count` events, and at fewer if their stacks are long. Returns the wanted ones, and whether there are more.
     ///
     /// # Errors
     /// When the trace cannot be read any further.
     pub fn step(&mut self, count: usize) -> Result<(Vec<Listed>, bool), FormatError> {
         let mut found = Vec::new();
+        self.named = 0;
         for _ in 0..count {
+            if self.named > ENOUGH {
+                break;
+            }
             let Some(reader) = self.segments.front_mut() else { return Ok((found, false)) };
             let Some(event) = reader.next().transpose()? else {
                 let done = self.segments.pop_front();
@@ -213,6 +223,7 @@ impl Listing {
         let (call, given, result) = match event {
             Event::Note(note) => {
                 let (note, value) = said(note);
+                self.named += value.as_ref().map_or(0, String::len);
                 return (!self.wanted.is_narrowed()).then_some(Listed::Note {
                     event: number,
                     seconds,
@@ -245,10 +256,13 @@ impl Listing {
         Some(Listed::Call(Call { address: format!("{result:#x}"), interpreter, stack: self.stack(node), ..call }))
     }
 
-    fn stack(&self, node: u64) -> Vec<Frame> {
+    fn stack(&mut self, node: u64) -> Vec<Frame> {
         let Some(reader) = self.segments.front() else { return Vec::new() };
         let frames = reader.stacks().frames(node).take(self.frames);
-        frames.map(|frame| Frame { file: frame.file.into(), line: frame.line, function: frame.function.into() }).collect()
+        let stack: Vec<Frame> =
+            frames.map(|frame| Frame { file: frame.file.into(), line: frame.line, function: frame.function.into() }).collect();
+        self.named += stack.iter().map(|frame| size_of::<Frame>() + frame.file.len() + frame.function.len()).sum::<usize>();
+        stack
     }
 
     fn is_at_site(&mut self, node: u64) -> bool {
@@ -412,5 +426,32 @@ mod tests {
         assert_eq!(site("a.py", 7), [0]);
         assert_eq!(site("/app/a.py", 7), [0]);
         assert!(site("a.py", 8).is_empty() && site("pp/a.py", 7).is_empty());
+    }
+
+    #[test]
+    fn step_ends_early_where_stacks_are_long() {
+        let mut memory = vec![0; 1 << 17];
+        let mut block = BlockWriter::new(&mut memory);
+        block.stack_text(&[b'a'; 1 << 15]);
+        block.code(0, 0, 7, Lines::Locations as u8, &[]);
+        for _ in 0..100 {
+            block.node(1, 0, 0);
+        }
+        block.stack(100);
+        for number in 0..50 {
+            block.malloc(Domain::Obj, false, 64, 0x1000 * number);
+        }
+        let trace = [&file_head("{}")[..], block.finish()].concat();
+        let mut listing = Listing::new(vec![Reader::new(trace).expect("a trace")], Wanted::default(), 64);
+        let mut steps = Vec::new();
+        loop {
+            let (found, more) = listing.step(1000).expect("undamaged");
+            steps.push(found.len());
+            if !more {
+                break;
+            }
+        }
+        // 64 frames of two names have four million bytes, a quarter of a step's.
+        assert!(steps.iter().all(|&found| found <= 5) && steps.iter().sum::<usize>() == 50, "{steps:?}");
     }
 }

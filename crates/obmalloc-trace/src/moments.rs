@@ -87,8 +87,10 @@ pub struct Outline {
     pub events: u64,
     /// Where the clock was looked at: the event that came next, and the time in microseconds.
     pub ticks: Vec<(u64, u64)>,
-    /// The samples of memory.
+    /// The samples of memory: of those between two events, the last one.
     pub samples: Vec<Sample>,
+    /// How many there were in all.
+    sampled: u64,
     /// The marks.
     pub marks: Vec<Mark>,
     /// The note that finalization begins, if it does; the last one where interpreters were made and ended one after the other.
@@ -224,9 +226,10 @@ impl Outline {
             self.ticks.push((number, clock.micros));
         }
         if let Some(memory) = clock.memory
-            && clock.samples > self.samples.len() as u64
+            && clock.samples != self.sampled
         {
-            self.samples.resize(clock.samples as usize, Sample { event: number, micros: clock.micros, memory });
+            self.sampled = clock.samples;
+            self.samples.push(Sample { event: number, micros: clock.micros, memory });
         }
         self.ended = false;
         match event {
@@ -390,6 +393,21 @@ mod tests {
     fn arenas_are_of_the_calls_that_they_are_taken_for() {
         assert_eq!(sample().arenas.len(), 2);
         assert_eq!(sample().arenas.last(), Some(&(2, None)));
+    }
+
+    #[test]
+    fn of_samples_between_two_events_the_last_one_is_kept() {
+        let outline = outline(|block| {
+            for anonymous in 1..=100 {
+                block.memory(&Memory { anonymous: anonymous * 1024, ..Memory::default() });
+            }
+            block.free(Domain::Obj, false, 0);
+            block.free(Domain::Obj, false, 0);
+        });
+        assert_eq!(
+            outline.samples.iter().map(|sample| (sample.event, sample.memory.anonymous)).collect::<Vec<_>>(),
+            [(0, 102_400)]
+        );
     }
 
     fn outline_of_nothing() -> Outline {

@@ -49,6 +49,9 @@ pub struct Frame<'a> {
 /// Bytes of what is kept that a trace may ask for: those of the 32 million nodes that the recorder makes at most, and a third as much for the rest.
 const MOST_KEPT: usize = 1 << 30;
 
+/// The longest name of a file or a function, bytes. The recorder's fit into a block.
+const LONGEST_TEXT: usize = 1 << 16;
+
 /// What has been read of stacks so far.
 #[derive(Clone, Debug, Default)]
 pub struct Stacks {
@@ -176,7 +179,7 @@ fn read_fields(kind: u8, from: &mut Cursor<'_>, stacks: &mut Stacks, here: &mut 
             }
         }
         TEXT => {
-            let text = from.long()?;
+            let text = from.long().filter(|text| text.len() <= LONGEST_TEXT)?;
             counts.texts += 1;
             if keeps {
                 stacks.texts.push(String::from_utf8_lossy(text).into_owned());
@@ -220,7 +223,7 @@ impl Code {
         let Some(instruction) = at.checked_sub(1) else { return self.first_line };
         match self.lines {
             Lines::Lnotab => self.lnotab_line(instruction),
-            Lines::Ranges => self.range_line(2 * instruction),
+            Lines::Ranges => self.range_line(instruction.saturating_mul(2)),
             Lines::Locations => self.location_line(instruction),
         }
     }

@@ -3,7 +3,9 @@
 use std::ops::ControlFlow;
 
 use obmalloc::profile;
-use obmalloc_trace::format::{BlockWriter, Domain, Reader, file_head};
+use obmalloc_trace::analysis::{Asked, Inquiry};
+use obmalloc_trace::format::{BlockWriter, Domain, FormatError, Reader, file_head};
+use obmalloc_trace::listing::{Listing, Wanted};
 use obmalloc_trace::replay::{Replay, Report};
 use obmalloc_trace::watch::{Seen, Watcher};
 
@@ -34,7 +36,7 @@ fn random_trace(seed: u64) -> Vec<u8> {
         let base = bases[below(bases.len() as u64) as usize];
         let offset = [0x30, 0x40, 0x50, 0x4030, 0x3, 0xf_fff0, below(1 << 20)][below(7) as usize];
         let address = base.wrapping_add(offset);
-        let size = [0, 1, 16, 512, 513, 768, 1 << 20, u64::MAX][below(8) as usize];
+        let size = [0, 1, 16, 512, 513, 768, 1 << 20, 1 << 50][below(8) as usize];
         let (domain, nested) = (Domain::ALL[below(3) as usize], below(4) == 0);
         match below(13) {
             0 => block.arena_alloc(true, 1 << 20, base),
@@ -72,4 +74,42 @@ fn random_traces_are_replayed_without_harm() {
         }
     }
     assert!(mismatches > 0);
+}
+
+#[test]
+fn random_traces_are_looked_at_without_harm() {
+    let mut answers = 0;
+    for seed in 1..100 {
+        let trace = random_trace(seed);
+        let mut listing = Listing::new(vec![Reader::new(trace.clone()).expect("a trace")], Wanted::default(), 64);
+        while listing.step(1000).expect("readable").1 {}
+        for at in ["end", "event:20"] {
+            let trace = trace.clone();
+            let open = Box::new(move || Ok(vec![Reader::new(trace.clone())?]));
+            let asked = Asked { at: at.into(), report: true, ..Asked::default() };
+            let mut inquiry = Inquiry::new(asked, &profile::V3_13, open).expect("a trace");
+            while inquiry.step(1000).expect("readable") {}
+            answers += usize::from(inquiry.answer().is_some());
+        }
+    }
+    assert_eq!(answers, 198);
+}
+
+#[test]
+fn more_bytes_than_a_process_can_get_are_damage() {
+    let read = |write: fn(&mut BlockWriter<'_>)| {
+        let mut memory = vec![0; 1 << 10];
+        let mut block = BlockWriter::new(&mut memory);
+        block.malloc(Domain::Raw, false, u64::MAX, 0);
+        block.malloc(Domain::Raw, false, 1 << 61, 0x1000);
+        write(&mut block);
+        let trace = [&file_head("{}")[..], block.finish()].concat();
+        Reader::new(trace).expect("a trace").collect::<Result<Vec<_>, _>>().map(|events| events.len())
+    };
+    assert_eq!(read(|block| block.malloc(Domain::Obj, false, 1 << 61, 0x2000)), Ok(3));
+    let refused = Err(FormatError::Event(18, 2));
+    assert_eq!(read(|block| block.malloc(Domain::Obj, false, 1 + (1 << 61), 0x2000)), refused);
+    assert_eq!(read(|block| block.calloc(Domain::Mem, false, 1 << 32, 1 << 32, 0x2000)), refused);
+    assert_eq!(read(|block| block.realloc(Domain::Mem, false, 0x1000, 1 << 62, 0x2000)), refused);
+    assert_eq!(read(|block| block.arena_alloc(true, u64::MAX, 0x2000)), refused);
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use obmalloc::Stats;
 use obmalloc::profile::{self, Profile};
-use obmalloc_trace::format::Reader;
+use obmalloc_trace::format::{BlockWriter, Domain, Reader, file_head};
 use obmalloc_trace::replay::Replay;
 use obmalloc_trace::what_if::{CallsWriter, Configuration, Recorded, Row, Trials, TrialsError};
 
@@ -98,4 +98,76 @@ fn sizes_that_no_heap_has_are_refused() {
         let (rows, _) = tried("3.13", 100, &[wish]);
         assert!(matches!(rows, Err(TrialsError::Heap(_))), "{rows:?}");
     }
+}
+
+/// The configurations on calls that `write` makes, whose file `damage` has written to before the trials; and how many calls there were.
+fn tampered(
+    write: impl FnOnce(&mut BlockWriter<'_>),
+    damage: impl FnOnce(&mut Vec<u8>),
+    wishes: &[Configuration],
+) -> Result<u64, TrialsError> {
+    static FILES: AtomicU32 = AtomicU32::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("obmalloc-tampered-{}-{number}", std::process::id()));
+    let mut memory = vec![0; 1 << 16];
+    let mut block = BlockWriter::new(&mut memory);
+    write(&mut block);
+    let trace = [&file_head("{}")[..], block.finish()].concat();
+    let writer = CallsWriter::create(&path, None).expect("a file");
+    let mut replay = Replay::new(vec![Reader::new(trace).expect("a trace")], &profile::V3_13, writer).expect("a heap");
+    replay.run().expect("undamaged");
+    let recorded = Recorded::of(&replay);
+    let calls = replay.into_watcher().calls().expect("they were written");
+    let mut bytes = std::fs::read(&path).expect("it is there");
+    damage(&mut bytes);
+    std::fs::write(&path, bytes).expect("a file");
+    std::fs::remove_file(&path).expect("it is there");
+    let mut trials = Trials::new(wishes.to_vec(), &profile::V3_13, calls, recorded);
+    while trials.step(1000)? {}
+    Ok(trials.tried().calls)
+}
+
+#[test]
+fn calls_that_were_written_to_meanwhile_do_no_harm() {
+    let write = |block: &mut BlockWriter<'_>| {
+        for number in 0..60 {
+            let address = 0x7f00_0000_0030 + number * 0x1000;
+            block.malloc(Domain::Obj, false, 64 + number % 3 * 400, address);
+            if number % 2 == 1 {
+                block.realloc(Domain::Obj, false, address, 100 + number % 4 * 300, address + 16);
+                block.free(Domain::Obj, false, address + 16);
+            }
+        }
+    };
+    let wishes = [Configuration::default(), Configuration { apart: true, ..Configuration::default() }];
+    let damaged = |damage: &dyn Fn(&mut Vec<u8>)| tampered(write, damage, &wishes);
+    assert!(matches!(damaged(&|_| {}), Ok(120)));
+    let mut refused = 0;
+    for call in (0..120).step_by(9) {
+        // Of the bits, those that are more than a size.
+        for bit in 0..32 {
+            let result = damaged(&|bytes| bytes[24 + 8 * call + bit / 8] ^= 1 << (bit % 8));
+            assert!(matches!(result, Ok(120) | Err(TrialsError::File(_))), "bit {bit} of call {call}: {result:?}");
+            refused += usize::from(result.is_err());
+        }
+    }
+    assert!(refused > 350, "{refused}");
+    assert!(matches!(damaged(&|bytes| bytes.truncate(100)), Err(TrialsError::File(_))));
+}
+
+#[test]
+fn block_of_obj_that_goes_by_way_of_raw_is_gone() {
+    let write = |block: &mut BlockWriter<'_>| {
+        for number in 0..10 {
+            let address = 0x5000_0000 + number * 0x1000;
+            block.malloc(Domain::Obj, false, 1000, address);
+            match number % 3 {
+                0 => block.free(Domain::Raw, false, address),
+                1 => block.realloc(Domain::Raw, false, address, 2000, address + 16),
+                _ => {}
+            }
+        }
+    };
+    // Ten requests, and those that went by way of raw: four and three.
+    assert!(matches!(tampered(write, |_| {}, &[Configuration::default()]), Ok(17)));
 }

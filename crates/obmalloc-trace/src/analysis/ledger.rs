@@ -163,9 +163,10 @@ impl Ledger {
     #[inline]
     fn made(&mut self, slot: u32, domain: Domain, asked: u64, seen: &Seen<'_>) {
         let answer = seen.answer();
+        let class = (asked.max(1) - 1) / self.alignment;
         let kind = match domain {
-            _ if answer.inside => {
-                let class = (asked.max(1) - 1) / self.alignment;
+            // A trace can claim that an arena has a block that is too large for it.
+            _ if answer.inside && class + 2 < self.kinds.len() as u64 => {
                 self.live.put((class + 1) * self.alignment);
                 Kind::Pool(class as u8)
             }

@@ -50,6 +50,9 @@ impl std::fmt::Display for FormatError {
 
 impl std::error::Error for FormatError {}
 
+/// Bytes that all requests of a trace can have been given: so many that no process lives to get them, and no sum of sizes overflows.
+const MOST_GIVEN: u64 = 1 << 62;
+
 /// Reads a trace, block by block.
 pub struct Reader<'a> {
     input: Input<'a>,
@@ -67,6 +70,8 @@ pub struct Reader<'a> {
     stacks: Stacks,
     clock: Clock,
     tables: Tables,
+    /// Bytes that all requests so far were given.
+    given: u64,
     truncated: bool,
 }
 
@@ -143,6 +148,7 @@ impl<'a> Reader<'a> {
             stacks: Stacks::default(),
             clock: Clock::default(),
             tables: Tables::default(),
+            given: 0,
             truncated: false,
         })
     }
@@ -180,6 +186,7 @@ impl<'a> Reader<'a> {
     pub fn continue_from(&mut self, before: Reader<'_>) {
         self.stacks = before.stacks;
         self.clock = before.clock;
+        self.given = before.given;
     }
 
     /// The stack of the last event, if it is a request: a node of [`stacks`](Self::stacks). 0 is none.
@@ -307,12 +314,13 @@ impl Iterator for Reader<'_> {
         }
         let mut cursor = Cursor { payload: &self.payload, at: self.block.next, last: self.last };
         match cursor.event() {
-            Some(event) => {
+            Some(event) if event.given() <= MOST_GIVEN - self.given => {
                 (self.block.next, self.last) = (cursor.at, cursor.last);
                 self.block.left -= 1;
+                self.given += event.given();
                 Some(Ok(event))
             }
-            None => {
+            _ => {
                 let error = self.undecodable();
                 self.stop();
                 Some(Err(error))

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::io;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use obmalloc::{ArenaAllocator, Domain, Heap, HeapError, HeapOptions};
 use serde::{Deserialize, Serialize};
 
 use super::calls::{Call, Calls};
+use super::trials::TrialsError;
 
 /// Another heap than the recorded process had.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -78,6 +80,8 @@ struct Side {
 pub(super) struct Trial {
     sides: Vec<Side>,
     slots: Vec<*mut u8>,
+    /// By slot, up to the calls that were checked last: whether its block is set apart, if it has one.
+    owners: Vec<Option<bool>>,
     counts: Rc<Counts>,
     time: Duration,
 }
@@ -106,21 +110,40 @@ impl Trial {
         let sides = (0..if wish.apart { 2 } else { 1 })
             .map(|_| Side::new(&profile, geometry, &offsets, &counts))
             .collect::<Result<_, _>>()?;
-        Ok(Self { sides, slots: vec![ptr::null_mut(); calls.sizes.len()], counts, time: Duration::ZERO })
+        let (slots, owners) = (vec![ptr::null_mut(); calls.sizes.len()], vec![None; calls.sizes.len()]);
+        Ok(Self { sides, slots, owners, counts, time: Duration::ZERO })
+    }
+
+    /// Whether the calls that come next are as they were written: no slot gets a second block, and each block is resized and freed by the heap that
+    /// gave it. Others can write to their file.
+    fn are_sound(&mut self, calls: &[Call]) -> bool {
+        calls.iter().all(|call| {
+            let Some(owner) = self.owners.get_mut(call.slot()) else { return false };
+            let before = owner.replace(call.is_apart());
+            match call.verb() {
+                0 | 1 => return before.is_none(),
+                2 => {}
+                _ => *owner = None,
+            }
+            before.is_none_or(|is_apart| is_apart == call.is_apart())
+        })
     }
 
     /// Makes the calls that come next.
     ///
     /// # Errors
-    /// When there is no memory for a block.
-    pub fn make(&mut self, calls: &[Call]) -> Result<(), HeapError> {
+    /// When there is no memory for a block, or the calls are not as they were written.
+    pub fn make(&mut self, calls: &[Call]) -> Result<(), TrialsError> {
+        if !self.are_sound(calls) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it was written to meanwhile").into());
+        }
         let start = Instant::now();
         let made = match &self.sides[..] {
             [only] => make(calls, &mut self.slots, |_| &only.heap),
             sides => make(calls, &mut self.slots, |call| &sides[usize::from(call.is_apart())].heap),
         };
         self.time += start.elapsed();
-        if made { Ok(()) } else { Err(HeapError::NoMemory) }
+        if made { Ok(()) } else { Err(HeapError::NoMemory.into()) }
     }
 
     /// The result of all calls.
@@ -163,7 +186,7 @@ fn make<'a>(calls: &[Call], slots: &mut [*mut u8], side: impl Fn(Call) -> &'a He
     for &call in calls {
         let (heap, slot, size) = (side(call), &mut slots[call.slot()], call.size());
         let block = NonNull::new(*slot);
-        // SAFETY: a slot holds nothing or a live block of its heap: the calls were made from such that were right, in this order.
+        // SAFETY: a slot holds nothing or a live block of its heap (`are_sound`).
         let given = unsafe {
             match call.verb() {
                 0 => heap.malloc(Domain::Obj, size),

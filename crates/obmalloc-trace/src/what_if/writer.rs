@@ -110,10 +110,16 @@ impl Watcher for CallsWriter {
             self.calls.arenas.push(result as u32);
         }
         let (Fate::Made | Fate::LeftOut, Some(slot)) = (seen.fate, seen.answer().slot) else { return ControlFlow::Continue(()) };
-        let Some((domain, verb, size)) = Verb::of(seen) else { return ControlFlow::Continue(()) };
-        if domain == Domain::Raw {
-            return ControlFlow::Continue(());
-        }
+        let (verb, size) = match Verb::of(seen) {
+            Some((Domain::Raw, Verb::Free | Verb::Realloc, _))
+                if self.calls.sizes.get(slot as usize).is_some_and(|&size| size != 0) =>
+            {
+                // A block of mem or obj that C's malloc gave goes by way of raw.
+                (Verb::Free, 0)
+            }
+            Some((Domain::Mem | Domain::Obj, verb, size)) => (verb, size),
+            _ => return ControlFlow::Continue(()),
+        };
         if slot >= Call::SLOTS {
             self.failure.get_or_insert(TrialsError::Full);
         }

@@ -34,7 +34,8 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 
 fn failure(error: &InquiryError) -> Failure {
     let code = match error {
-        InquiryError::NoMoment(_) | InquiryError::NotThere(_) => code::OUT_OF_RANGE,
+        InquiryError::NoMoment(_) => code::OUT_OF_RANGE,
+        InquiryError::NotThere(_) => "ERR_NO_SUCH_MOMENT",
         InquiryError::Replay(_) => UNREADABLE_TRACE,
     };
     Failure::new(code, error.to_string())
