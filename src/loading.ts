@@ -3,7 +3,6 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import process from 'node:process'
-import { isMainThread } from 'node:worker_threads'
 
 import type { Binding } from './native.js'
 import { advice, platform } from './platform.js'
@@ -15,21 +14,16 @@ export interface Loaded {
   readonly fallback: string | null
 }
 
-/** The addon's exports. In a worker, the addon also watches which views other threads may have when the worker ends. */
-interface Addon {
-  bind(isMainThread: boolean): Binding
-}
-
 const WORDS = ['native', 'wasm']
 
 /** The platform's own binding, or why there is none that can be loaded. */
-function loadNative(): Addon | { error: Error } {
+function loadNative(): Loaded['module'] | { error: Error } {
   // In a clone the binding lies in the platform package's folder; installed, that is a package of its own.
   const places = [`../npm/${platform}/obmalloc.${platform}.node`, `obmalloc-${platform}`]
   const causes: unknown[] = []
   for (const place of places) {
     try {
-      return require(place) as Addon
+      return require(place) as Loaded['module']
     } catch (cause) {
       causes.push(cause)
     }
@@ -72,7 +66,7 @@ function find(): Loaded {
     return { module, fallback: 'OBMALLOC_BINDING' }
   }
   const found = loadNative()
-  if (!('error' in found)) return { module: { bind: () => found.bind(isMainThread) }, fallback: null }
+  if (!('error' in found)) return { module: found, fallback: null }
   const module = chosen === 'native' ? null : loadWasm()
   if (!module) throw found.error
   return { module, fallback: found.error.message }

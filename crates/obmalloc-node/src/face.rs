@@ -87,7 +87,7 @@ impl Heaps {
 }
 
 impl Realm {
-    fn new(is_worker: bool) -> Rc<Self> {
+    fn new() -> Rc<Self> {
         Rc::new_cyclic(|this| Self {
             this: this.clone(),
             chosen: Cell::default(),
@@ -95,14 +95,14 @@ impl Realm {
             heaps: RefCell::default(),
             ended: Cell::default(),
             functions: OnceCell::default(),
-            watch: is_worker.then(Rc::default),
+            watch: Watch::needed(),
             others: RefCell::default(),
         })
     }
 
     /// Makes the realm of what the addon exports, which has no face. It lives as long as its environment.
     pub fn of_environment(env: Env) -> Result<Rc<Self>, Failure> {
-        let realm = Self::new(false);
+        let realm = Self::new();
         let data = Rc::into_raw(Rc::clone(&realm)).cast_mut().cast();
         let kept = env.set_instance_data(data, Some(finalize));
         if kept.is_err() {
@@ -113,8 +113,8 @@ impl Realm {
     }
 
     /// Makes another realm, which lives as long as this one.
-    pub fn another(&self, is_worker: bool) -> Rc<Self> {
-        let realm = Self::new(is_worker);
+    pub fn another(&self) -> Rc<Self> {
+        let realm = Self::new();
         self.others.borrow_mut().push(Rc::clone(&realm));
         realm
     }

@@ -61,9 +61,9 @@ fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
     export(to, c"bind", bind)
 }
 
-/// `(isMainThread)`: makes the functions of the binding for one copy of the face.
-fn bind(realm: &Realm, env: Env, [is_main_thread]: [js::Value; 1]) -> js::Outcome {
-    let to = Table { env, realm: &realm.another(!env.is_true(is_main_thread)), object: env.object()? };
+/// Makes the functions of the binding for one copy of the face.
+fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
+    let to = Table { env, realm: &realm.another(), object: env.object()? };
     export(to, c"serve", face::serve)?;
     export(to, c"open", lifetime::open)?;
     export(to, c"choose", face::choose)?;

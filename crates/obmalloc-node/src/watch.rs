@@ -50,7 +50,29 @@ unsafe extern "C" fn finalize(env: sys::napi_env, _: *mut c_void, newest: *mut c
     }));
 }
 
+/// Whether this is the thread that the process began with, which is no worker's. JavaScript cannot be asked: a script may say anything.
+fn is_main_thread() -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // SAFETY: takes nothing, and always gives the thread's number.
+        let thread = unsafe { libc::syscall(libc::SYS_gettid) };
+        thread == libc::c_long::from(std::process::id())
+    }
+    #[cfg(target_os = "macos")]
+    {
+        // SAFETY: may be called by any thread.
+        unsafe { libc::pthread_main_np() != 0 }
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos")))]
+    false
+}
+
 impl Watch {
+    /// A watch, unless this is the main thread: the process ends with that.
+    pub fn needed() -> Option<Rc<Self>> {
+        (!is_main_thread()).then(Rc::default)
+    }
+
     /// A number for another buffer.
     pub fn number(&self) -> usize {
         self.last.set(self.last.get() + 1);
