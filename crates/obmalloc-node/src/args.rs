@@ -1,4 +1,4 @@
-//! Arguments: all of them are converted before a heap is touched, and none by calling back into JavaScript.
+//! Converts arguments. All of them are converted before a heap is touched, and no conversion calls JavaScript.
 
 use napi_sys as sys;
 
@@ -18,12 +18,12 @@ fn integer(number: f64) -> Option<usize> {
     if !(0.0..=MAX_SAFE_INTEGER).contains(&number) {
         return None;
     }
-    // SAFETY: in range, so one instruction does it; `as` would look again.
+    // SAFETY: in range. This is one instruction; `as` would check the range again.
     let integer: i64 = unsafe { number.to_int_unchecked() };
     (integer as f64 == number).then_some(saturated(integer as u64))
 }
 
-/// An integer as this processor has them. With 32 bits the largest stands for all that are larger: no block has such a size or address.
+/// The integer as a `usize`. Where that has 32 bits, larger integers become the largest one: no block has such a size or address.
 #[inline(always)]
 fn saturated(integer: u64) -> usize {
     usize::try_from(integer).unwrap_or(usize::MAX)
@@ -86,7 +86,7 @@ fn bad_address(env: Env, value: Value, expected: &'static str) -> Failure {
     Failure::argument(if is_number { code::OUT_OF_RANGE } else { code::INVALID_ARG_TYPE }, "address", expected, value)
 }
 
-/// What is called by the name in `value`, of the things with these names.
+/// The thing whose name is in `value`.
 pub(crate) fn one_of<T, const N: usize>(
     env: Env,
     argument: &'static str,
@@ -101,25 +101,25 @@ pub(crate) fn one_of<T, const N: usize>(
     named(&name).ok_or_else(|| Failure::argument(code::OUT_OF_RANGE, argument, expected(), value))
 }
 
-/// What an argument of a native method can be, as the tables of methods name it: each looks at one value, and gives what the method gets.
+/// The kinds of arguments, by the names that the tables of methods use. Each function converts one value.
 pub(crate) mod kinds {
     use obmalloc::{AllocatorId, Domain, FieldKind};
 
     use super::{Env, Failure, Value, code, one_of, sys};
     pub(crate) use super::{optional_size, size};
 
-    /// Anything: the method looks at it itself.
+    /// Any value, which the method looks at itself.
     #[inline(always)]
     pub(crate) fn value(_: Env, _: &'static str, value: Value) -> Result<Value, Failure> {
         Ok(value)
     }
 
-    /// A size, and what was given for it.
+    /// A size, and the value that was given for it.
     pub(crate) fn given_size(env: Env, name: &'static str, value: Value) -> Result<(usize, Value), Failure> {
         size(env, name, value).map(|size| (size, value))
     }
 
-    /// A size that may be left out, and what was given for it.
+    /// A size that may be left out, and the value that was given for it.
     pub(crate) fn optional_given_size(env: Env, name: &'static str, value: Value) -> Result<(Option<usize>, Value), Failure> {
         optional_size(env, name, value).map(|size| (size, value))
     }
@@ -129,7 +129,7 @@ pub(crate) mod kinds {
         super::address(env, value)
     }
 
-    /// An address, and what was given for it.
+    /// An address, and the value that was given for it.
     pub(crate) fn given_address(env: Env, _: &'static str, value: Value) -> Result<(usize, Value), Failure> {
         super::address(env, value).map(|address| (address, value))
     }
@@ -139,7 +139,7 @@ pub(crate) mod kinds {
         super::address_or_null(env, value)
     }
 
-    /// The addresses in an array of the face's.
+    /// The addresses in an array that the face made.
     pub(crate) fn addresses(env: Env, _: &'static str, array: Value) -> Result<Vec<usize>, Failure> {
         let length = env.length(array).unwrap_or(0);
         let mut addresses = Vec::new();

@@ -2,10 +2,10 @@
 
 use crate::js::{TypedArray, Value};
 
-/// The bytes of a typed array; good until JavaScript runs or a buffer is detached.
+/// The bytes of a typed array; valid until JavaScript runs or a buffer is detached.
 #[derive(Clone, Copy)]
 pub(crate) struct Bytes {
-    /// What the loader knows the array by.
+    /// The loader's handle of the array.
     #[cfg_attr(not(target_family = "wasm"), expect(dead_code, reason = "only a loader asks"))]
     array: Value,
     #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "there is no such memory"))]
@@ -15,14 +15,14 @@ pub(crate) struct Bytes {
 #[cfg(target_family = "wasm")]
 #[link(wasm_import_module = "obmalloc")]
 unsafe extern "C" {
-    /// Copies bytes of an array, from the one at `offset` on, to memory of ours.
+    /// Copies bytes of an array, from `offset` on, to the module's memory.
     fn read_array(array: Value, offset: usize, to: *mut u8, count: usize);
-    /// Copies memory of ours into an array, from its byte at `offset` on.
+    /// Copies the module's memory into an array, from `offset` on.
     fn write_array(array: Value, offset: usize, from: *const u8, count: usize);
 }
 
 impl Bytes {
-    /// Those of an array without any.
+    /// The bytes of an empty array.
     pub const NONE: Self = Self { array: std::ptr::null_mut(), data: std::ptr::null_mut() };
 
     /// The bytes of `array`, from what Node-API says of it.
@@ -33,12 +33,12 @@ impl Bytes {
 
 #[cfg(not(target_family = "wasm"))]
 impl Bytes {
-    /// Where they are; none where they are not in our memory.
+    /// Their address; `None` in WebAssembly, whose memory does not hold them.
     pub fn memory(self) -> Option<*mut u8> {
         Some(self.data)
     }
 
-    /// What the bytes from `offset` on are. Another thread may write to shared memory: each is read once.
+    /// Reads a value at `offset`. It reads each byte once, because another thread may write to shared memory.
     ///
     /// # Safety
     /// They lie within the array, aligned.
@@ -48,7 +48,7 @@ impl Bytes {
         unsafe { self.data.add(offset).cast::<T>().read_volatile() }
     }
 
-    /// Sets the bytes from `offset` on.
+    /// Writes a value at `offset`.
     ///
     /// # Safety
     /// As for [`get`](Self::get).
@@ -58,7 +58,7 @@ impl Bytes {
         unsafe { self.data.add(offset).cast::<T>().write_volatile(value) };
     }
 
-    /// Sets `count` bytes from `offset` on.
+    /// Writes `count` bytes at `offset`.
     ///
     /// # Safety
     /// They lie within the array, and as many can be read at `from`.

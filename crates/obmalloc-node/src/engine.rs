@@ -24,8 +24,8 @@ impl Instant {
     }
 }
 
-/// Makes V8 terminate the execution of this thread as soon as it is back in JavaScript. False if the engine cannot do that. Only to be called
-/// from JavaScript.
+/// Makes V8 terminate the execution of this thread as soon as it is back in JavaScript. False if the engine cannot do that. Call it only in a
+/// call from JavaScript.
 #[cfg(unix)]
 pub(crate) fn terminate() -> bool {
     use std::ffi::{c_char, c_void};
@@ -39,12 +39,12 @@ pub(crate) fn terminate() -> bool {
     unsafe extern "C" {
         fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     }
-    /// `RTLD_DEFAULT`: whatever library has it.
+    /// `RTLD_DEFAULT`: any loaded library.
     const ANY: *mut c_void = ptr::without_provenance_mut(if cfg!(target_vendor = "apple") { -2isize as usize } else { 0 });
 
     static FUNCTIONS: OnceLock<Option<(CurrentIsolate, TerminateExecution)>> = OnceLock::new();
     let functions = FUNCTIONS.get_or_init(|| {
-        // SAFETY: names of V8's public functions, or nothing is found; they have had these types for as long as there have been addons.
+        // SAFETY: either V8's public functions of these names, or nothing. Their types have not changed since there are addons.
         unsafe {
             let current = dlsym(ANY, c"_ZN2v87Isolate10GetCurrentEv".as_ptr());
             let terminate = dlsym(ANY, c"_ZN2v87Isolate18TerminateExecutionEv".as_ptr());
@@ -61,7 +61,7 @@ pub(crate) fn terminate() -> bool {
     true
 }
 
-/// Windows' names of these functions have not been tried, and WebAssembly has none.
+/// The names of these functions on Windows have not been tried, and WebAssembly has none.
 #[cfg(not(unix))]
 pub(crate) fn terminate() -> bool {
     false
@@ -69,8 +69,8 @@ pub(crate) fn terminate() -> bool {
 
 /// Counts the module's calls that are under way, and the callbacks inside them.
 ///
-/// Nothing unwinds in WebAssembly. Where a call ends in its middle (the stack is full, the time of a script is over, an invariant is broken), everything
-/// stays as it was at that moment, and nothing of the module can be used any more. The call stays counted, and that shows it.
+/// Nothing unwinds in WebAssembly. If a call ends in its middle (the stack is full, a script's time is over, an invariant is broken), all stays
+/// as it was at that moment, and the module cannot be used any more. The count shows it, because the call stays counted.
 #[cfg(target_family = "wasm")]
 pub(crate) mod under_way {
     use std::cell::Cell;
@@ -102,7 +102,7 @@ pub(crate) mod under_way {
         CALLS.set(CALLS.get() - 1);
     }
 
-    /// Runs something that calls JavaScript.
+    /// Runs a closure that calls JavaScript.
     pub fn outside<T>(run: impl FnOnce() -> T) -> T {
         CALLBACKS.set(CALLBACKS.get() + 1);
         let result = run();

@@ -1,9 +1,9 @@
 //! The functions of the face that the binding calls. The face passes them once, and the binding never reads a property to find one. The binding
 //! does not hold them, because that would keep their JavaScript context alive: each heap holds them, among the values that it keeps in JavaScript.
 //!
-//! An execution that is being terminated (the time of a script is over, a worker is ended) runs no more JavaScript. Node-API tells of that once,
-//! and from Node.js 22 on V8 has forgotten it by then. So the binding remembers it until it returns to JavaScript, calls nothing until then, and
-//! has V8 terminate the execution once more.
+//! An execution that is being terminated (a script's time is over, a worker is ended) runs no more JavaScript. Node-API says so once, and from
+//! Node.js 22 on V8 forgets it then. So the binding remembers it until it returns to JavaScript. Until then it calls nothing, and at the end it
+//! makes V8 terminate the execution again.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::{CString, c_void};
@@ -20,12 +20,13 @@ use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::probe::reached;
 use crate::watch::Watch;
 
-/// A function of the face, in the order in which it gives them. All but the first three are given what the face keeps of the heap first.
+/// A function of the face, in the order in which the face passes them. The first argument of all but the first three is the object of values
+/// that the heap keeps.
 #[derive(Clone, Copy)]
 pub(crate) enum Called {
     MakeError,
     MakeBytes,
-    /// Does nothing: that it can be called says that the execution is not being terminated.
+    /// Does nothing. If it can be called, the execution is not being terminated.
     Look,
     Traverse,
     Hook,
@@ -41,7 +42,7 @@ pub(crate) enum Called {
 
 const COUNT: usize = Called::ArenaFree as usize + 1;
 
-/// One copy of the face in one thread's JavaScript, and what it has of the binding.
+/// The binding's state for one copy of the face in one thread's JavaScript.
 pub(crate) struct Realm {
     this: Weak<Self>,
     /// The number of the heap that the next call is about, so that a call need not find it among its arguments. The face writes it before each
@@ -53,7 +54,7 @@ pub(crate) struct Realm {
     /// Whether the execution is being terminated.
     ended: Cell<bool>,
     functions: OnceCell<[sys::napi_ref; COUNT]>,
-    /// In a worker.
+    /// In a worker: watches the buffers over its heaps' memory.
     watch: Option<Rc<Watch>>,
     /// The other realms of the environment.
     others: RefCell<Vec<Rc<Self>>>,
@@ -100,7 +101,7 @@ impl Realm {
         })
     }
 
-    /// Makes the realm of what the addon exports, which has no face. It lives as long as its environment.
+    /// Makes the realm of the addon's exports, which has no face. It lives as long as its environment.
     pub fn of_environment(env: Env) -> Result<Rc<Self>, Failure> {
         let realm = Self::new();
         let data = Rc::into_raw(Rc::clone(&realm)).cast_mut().cast();
@@ -137,7 +138,7 @@ impl Realm {
         heap
     }
 
-    /// The array through which the face chooses: a `Uint32Array` with the number of a heap. Undefined where the engine has no outside buffers.
+    /// The array through which the face chooses: a `Uint32Array` with the number of a heap. Undefined if the engine has no outside buffers.
     pub fn chooser(&self, env: Env) -> Outcome {
         // SAFETY: the cell stays where it is and lives as long as the environment, and so longer than any JavaScript.
         unsafe { env.outside_number(self.chosen.as_ptr()) }.or_else(|_| env.undefined())
@@ -151,13 +152,13 @@ impl Realm {
         number
     }
 
-    /// A heap goes: its number may become another's.
+    /// Called when a heap goes. Another heap may get its number.
     pub fn forget(&self, number: u32) {
         self.heaps.borrow_mut().forget(number);
         self.found.set((0, None));
     }
 
-    /// In a worker, what watches the buffers over its heaps' memory.
+    /// In a worker: watches the buffers over its heaps' memory.
     pub fn watch(&self) -> Option<&Rc<Watch>> {
         self.watch.as_ref()
     }
@@ -167,7 +168,7 @@ impl Realm {
         self.ended.get()
     }
 
-    /// Returns to JavaScript an execution that is being terminated.
+    /// Returns to JavaScript in an execution that is being terminated.
     #[cold]
     pub fn terminate(&self, env: Env) {
         self.ended.set(false);
@@ -176,8 +177,10 @@ impl Realm {
         }
     }
 
-    /// Calls a function of the face's. On an exception, gives that, and nothing when the execution is being terminated, when nothing is
-    /// called, or when the face is gone.
+    /// Calls a function of the face.
+    ///
+    /// # Errors
+    /// The exception; `None` if the execution is being terminated or the face is gone.
     pub fn call(&self, env: Env, function: Called, arguments: &[Value]) -> Result<Value, Option<Value>> {
         if self.ended.get() {
             return Err(None);
@@ -189,7 +192,7 @@ impl Realm {
                 self.ended.set(true);
                 Err(None)
             }
-            // V8 says null for a termination; a function in which a script threw null throws what is kept of the heap instead.
+            // V8 gives null for a termination. If a script throws null, the face throws the object of kept values instead.
             Err(Some(thrown)) if arguments.first().is_some_and(|&kept| env.are_same(thrown, kept)) => Err(env.null().ok()),
             answer => answer,
         }
@@ -203,14 +206,14 @@ impl Realm {
 unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_void) {
     // SAFETY: called by Node.js once, with what `of_environment` gave it.
     let realm = unsafe { Rc::from_raw(data.cast_const().cast::<Realm>()) };
-    // If that breaks an invariant, no caller is left to tell.
+    // If this panics, there is no caller that could be told.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("face::finalize");
         drop(realm);
     }));
 }
 
-/// `(number)`: chooses a heap, if a number is given; gives the number of the chosen one.
+/// `(number)`: chooses a heap, if a number is given. Returns the number of the chosen one.
 pub(crate) fn choose(realm: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     if let Some(number) = env.double(number) {
         realm.chosen.set(number as u32);
@@ -229,15 +232,18 @@ pub(crate) fn serve(realm: &Realm, env: Env, functions: [Value; COUNT]) -> Outco
     Ok(UNDEFINED)
 }
 
-/// Errors, as the face makes them.
+/// Errors that the face makes.
 impl Failure {
-    /// The error that `make`, a function of the face's, makes of it, or, when that fails, an exception instead, if there is one.
+    /// The error that `make`, a function of the face, makes of it.
+    ///
+    /// # Errors
+    /// The exception of `make`, if there is one.
     #[cold]
     pub fn error(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
         self.0.ok_or(None)?.error(env, make)
     }
 
-    /// Throws it, as the error that `make`, a function of the face's, makes of it.
+    /// Throws the error that `make`, a function of the face, makes of it.
     #[cold]
     pub fn throw(self, env: Env, make: impl FnOnce(&[Value]) -> Result<Value, Option<Value>>) {
         let Some(details) = self.0 else {
@@ -246,7 +252,7 @@ impl Failure {
         };
         match details.error(env, make) {
             Ok(error) | Err(Some(error)) => env.throw(error),
-            // What needs no help from the face.
+            // A plain error needs no help from the face.
             Err(None) => {
                 let code = CString::new(details.code).unwrap_or_default();
                 let message = CString::new(details.message.as_ref()).unwrap_or_default();

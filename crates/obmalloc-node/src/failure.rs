@@ -6,13 +6,13 @@ use std::ptr;
 use napi_sys as sys;
 use obmalloc::{Corruption, Domain, Fault, FaultKind};
 
-/// A JavaScript value, good until the call from JavaScript that it was made in returns.
+/// A JavaScript value, valid until the call from JavaScript that made it returns.
 pub(crate) type Value = sys::napi_value;
 
-/// What a function gives back to JavaScript, or why it throws.
+/// The value that a function returns to JavaScript, or the reason why it throws.
 pub(crate) type Outcome = Result<Value, Failure>;
 
-/// What a function gives back to say `undefined`.
+/// The result `undefined`.
 pub(crate) const UNDEFINED: Value = ptr::null_mut();
 
 /// Codes that are not a [`FaultKind`](obmalloc::FaultKind)'s.
@@ -31,17 +31,17 @@ pub(crate) mod code {
     pub const INTERNAL: &str = "ERR_INTERNAL";
 }
 
-/// Why a call throws; without details, because something is being thrown already.
+/// Why a call throws. Without details if an exception is pending already.
 pub(crate) struct Failure(pub Option<Box<Details>>);
 
 #[derive(Default)]
 pub(crate) struct Details {
     pub code: &'static str,
     pub message: Cow<'static, str>,
-    /// What a bad argument is called, and what it is.
+    /// The name of a bad argument, and its value.
     pub name: Option<&'static str>,
     pub received: Option<Value>,
-    /// What a callback threw.
+    /// The exception of a callback.
     pub cause: Option<Value>,
     pub address: Option<usize>,
     pub domain: Option<Domain>,
@@ -52,11 +52,11 @@ pub(crate) struct Details {
     pub referent: Option<usize>,
     /// The offset in a block of the byte that was overwritten.
     pub offset: Option<isize>,
-    /// What CPython prints.
+    /// The text that CPython prints.
     pub report: Option<String>,
-    /// Number of the operation in a batch.
+    /// The number of the operation in a batch.
     pub index: Option<usize>,
-    /// What is thrown as it is.
+    /// A finished error, which is thrown as it is.
     pub made: Option<Value>,
 }
 
@@ -76,7 +76,7 @@ impl Failure {
         failure
     }
 
-    /// What JavaScript has made already.
+    /// A failure with an error that JavaScript has made already.
     #[cold]
     pub fn made(error: Value) -> Self {
         let mut failure = Self::new(code::INTERNAL, "");
@@ -86,7 +86,7 @@ impl Failure {
         failure
     }
 
-    /// Node-API refused something: most often because an exception is pending.
+    /// Node-API refused a call, most often because an exception is pending.
     #[cold]
     pub fn of_status(status: sys::napi_status) -> Self {
         if status == sys::Status::napi_pending_exception || status == sys::Status::napi_cannot_run_js {
@@ -100,7 +100,7 @@ impl Failure {
         Self::new(code::NO_MEMORY, what)
     }
 
-    /// A script's function gave something to wait for.
+    /// A script's function returned a promise.
     #[cold]
     pub fn awaited(what: &str) -> Self {
         let message = format!("expected the {what} to be done when it returns, but it gave something to wait for");
@@ -112,7 +112,7 @@ impl Failure {
         Self::new(code::HEAP_CORRUPTED, corruption.to_string()).at(corruption.address)
     }
 
-    /// The same about an argument of another name.
+    /// The same failure about an argument of another name.
     #[cold]
     pub fn named(mut self, name: &'static str) -> Self {
         if let Some(details) = &mut self.0 {

@@ -1,4 +1,4 @@
-//! Node-API, as little of it as is used here.
+//! The part of Node-API that the binding uses.
 
 use std::ffi::{CStr, c_void};
 use std::ptr;
@@ -107,7 +107,7 @@ impl Env {
         (status == sys::Status::napi_ok).then(|| String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
-    /// The text of a string; nothing also when there is no memory for it.
+    /// The text of a string; `None` also if there is no memory for it.
     pub fn text(self, value: Value) -> Option<String> {
         let mut length = 0;
         let status = napi!(self, napi_get_value_string_utf8, value, ptr::null_mut(), 0, &mut length);
@@ -160,7 +160,7 @@ impl Env {
         Self::done(napi!(self, napi_create_array, &mut value), value)
     }
 
-    /// A value that JavaScript can only hold and pass on, for `native`; `finalize` is called once nothing holds it any more.
+    /// A value for `native` that JavaScript can only hold and pass on. `finalize` is called once nothing holds it.
     pub fn external(self, native: *mut c_void, finalize: sys::napi_finalize) -> Outcome {
         let mut value = ptr::null_mut();
         Self::done(napi!(self, napi_create_external, native, finalize, ptr::null_mut(), &mut value), value)
@@ -172,10 +172,10 @@ impl Env {
         Self::done(napi!(self, napi_create_function, name.as_ptr(), length, callback, data, &mut value), value)
     }
 
-    /// Gives an object a property of its own. Unlike setting one, this asks nothing of the object's prototypes, so no script runs.
+    /// Defines a property of an object. Unlike setting one, this does not look at the object's prototypes, so no script runs.
     ///
     /// # Errors
-    /// When the object cannot have it, because a script has frozen it.
+    /// When a script has frozen the object.
     pub fn define(self, object: Value, name: &CStr, value: Value) -> Result<(), Failure> {
         touched(name.to_string_lossy());
         self.define_one(object, sys::napi_property_descriptor { utf8name: name.as_ptr(), ..property(value) })
@@ -205,7 +205,7 @@ impl Env {
         Self::done(napi!(self, napi_object_freeze, object), ())
     }
 
-    /// Sets an element of an object that has no prototype and that no script has, which therefore runs no script.
+    /// Sets an element of an object that has no prototype and that no script has, so no script runs.
     pub fn set_kept(self, kept: Value, place: u32, value: Value) -> Result<(), Failure> {
         touched(place);
         Self::done(napi!(self, napi_set_element, kept, place, value), ())
@@ -216,7 +216,7 @@ impl Env {
         Self::done(napi!(self, napi_delete_element, kept, place, ptr::null_mut()), ())
     }
 
-    /// An element that an object or array of the face's has itself.
+    /// An own element of an object or array that the face made.
     pub fn element(self, array: Value, index: u32) -> Outcome {
         touched(index);
         let mut value = ptr::null_mut();
@@ -229,7 +229,10 @@ impl Env {
         (napi!(self, napi_get_array_length, array, &mut length) == sys::Status::napi_ok).then_some(length)
     }
 
-    /// Calls a function of JavaScript's; on an exception, gives that, and nothing when the execution is being terminated.
+    /// Calls a function of JavaScript.
+    ///
+    /// # Errors
+    /// The exception; `None` if the execution is being terminated.
     pub fn call(self, function: Value, arguments: &[Value]) -> Result<Value, Option<Value>> {
         let (mut this, mut result) = (ptr::null_mut(), ptr::null_mut());
         napi!(self, napi_get_undefined, &mut this);
@@ -247,22 +250,22 @@ impl Env {
         let mut exception = ptr::null_mut();
         let status = napi!(self, napi_get_and_clear_last_exception, &mut exception);
         let thrown = status == sys::Status::napi_ok && !exception.is_null();
-        // V8 says null for a termination; what functions of the face's throw is never null.
+        // V8 gives null for a termination. Functions of the face never throw null.
         Err((thrown && self.type_of(exception) != sys::ValueType::napi_null).then_some(exception))
     }
 
-    /// Forgets what is being thrown, where something else is said.
+    /// Clears the pending exception.
     pub fn clear_exception(self) {
         let mut exception = ptr::null_mut();
         napi!(self, napi_get_and_clear_last_exception, &mut exception);
     }
 
-    /// Throws, unless something is being thrown already.
+    /// Throws, unless an exception is pending.
     pub fn throw(self, error: Value) {
         napi!(self, napi_throw, error);
     }
 
-    /// Throws a plain error, which needs nothing but memory for it.
+    /// Throws a plain error, which only needs memory.
     pub fn throw_plainly(self, code: &CStr, message: &CStr) {
         let mut pending = false;
         napi!(self, napi_is_exception_pending, &mut pending);
@@ -271,12 +274,12 @@ impl Env {
         }
     }
 
-    /// A reference to an object that does not keep it.
+    /// A weak reference to an object.
     pub fn reference(self, object: Value) -> Result<sys::napi_ref, Failure> {
         self.counted_reference(object, 0)
     }
 
-    /// A reference that keeps the object until it is deleted.
+    /// A strong reference to an object.
     pub fn keep(self, object: Value) -> Result<sys::napi_ref, Failure> {
         self.counted_reference(object, 1)
     }
@@ -286,12 +289,12 @@ impl Env {
         Self::done(napi!(self, napi_create_reference, object, count, &mut reference), reference)
     }
 
-    /// Lets `data` go with the environment.
+    /// Calls `finalize` with `data` when the environment goes.
     pub fn set_instance_data(self, data: *mut c_void, finalize: sys::napi_finalize) -> Result<(), Failure> {
         Self::done(napi!(self, napi_set_instance_data, data, finalize, ptr::null_mut()), ())
     }
 
-    /// The object that a reference refers to, while there is one.
+    /// The object that a reference refers to, if it still exists.
     pub fn referent(self, reference: sys::napi_ref) -> Option<Value> {
         let mut value = ptr::null_mut();
         let status = napi!(self, napi_get_reference_value, reference, &mut value);
@@ -302,7 +305,7 @@ impl Env {
         napi!(self, napi_delete_reference, reference);
     }
 
-    /// Tells V8 of `change` more (or fewer) bytes that it does not see; gives how many it was told of in all.
+    /// Tells V8 of `change` more (or fewer) bytes that it does not see. Returns how many bytes V8 knows of in all.
     pub fn adjust_external_memory(self, change: i64) -> i64 {
         let mut now = 0;
         napi!(self, napi_adjust_external_memory, change, &mut now);
@@ -319,14 +322,14 @@ impl Env {
         napi!(self, napi_close_handle_scope, scope);
     }
 
-    /// Runs something whose values live no longer than it takes, but for what it gives.
+    /// Runs a closure in a handle scope. Only the value that it returns outlives the scope.
     pub fn in_scope(self, run: impl FnOnce() -> Result<Value, Option<Value>>) -> Result<Value, Option<Value>> {
         let mut scope = ptr::null_mut();
         napi!(self, napi_open_escapable_handle_scope, &mut scope);
         let escape = |value: Value| {
             let mut escaped = ptr::null_mut();
             let status = napi!(self, napi_escape_handle, scope, value, &mut escaped);
-            // Emnapi has handles of `true`, `null` and their like that are of no scope, and gives nothing for them.
+            // Emnapi's handles of `true`, `null` and the like belong to no scope; for them it returns nothing.
             let escaped = if escaped.is_null() { value } else { escaped };
             (status == sys::Status::napi_ok).then_some(escaped)
         };
@@ -361,8 +364,11 @@ impl Env {
         napi!(self, napi_detach_arraybuffer, buffer) == sys::Status::napi_ok
     }
 
-    /// An `ArrayBuffer` over memory that is ours; `finalize` is called once nothing in JavaScript can reach the memory, or its thread of
-    /// JavaScript ends. Otherwise the status, and `finalize` is not called.
+    /// An `ArrayBuffer` over native memory. `finalize` is called once nothing in JavaScript can reach the memory, or when the thread of JavaScript
+    /// ends.
+    ///
+    /// # Errors
+    /// The status; `finalize` is not called then.
     ///
     /// # Safety
     /// The memory is readable and writable until then, or until the buffer is detached.
@@ -387,7 +393,7 @@ impl Env {
         Self::done(napi!(self, napi_create_typedarray, sys::TypedarrayType::uint8_array, length, buffer, 0, &mut array), array)
     }
 
-    /// A `Uint32Array` of one number that is ours.
+    /// A `Uint32Array` over one native number.
     ///
     /// # Safety
     /// The number can be read and written as long as JavaScript runs.
@@ -412,12 +418,12 @@ impl Env {
     }
 }
 
-/// Where Node-API is to say where an array's memory is, which it is not asked in WebAssembly: it would make a copy.
+/// The out-parameter for the address of an array's memory; NULL in WebAssembly, where emnapi would make a copy.
 fn seen(data: &mut *mut c_void) -> *mut *mut c_void {
     if cfg!(target_family = "wasm") { ptr::null_mut() } else { data }
 }
 
-/// What is known of a typed array; true until JavaScript runs or a buffer is detached.
+/// Kind, length, memory and buffer of a typed array; valid until JavaScript runs or a buffer is detached.
 #[derive(Clone, Copy)]
 pub(crate) struct TypedArray {
     pub kind: sys::napi_typedarray_type,

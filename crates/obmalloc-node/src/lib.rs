@@ -1,8 +1,7 @@
 //! The Node.js binding: numbers in, numbers out, errors to JavaScript. Leans on `obmalloc` and Node-API; the face over it is `src/`.
 //!
-//! It is written on Node-API itself (napi-rs' `napi-sys`): all heaps share the functions, and the face says
-//! before each call which heap it is about, so nothing is unwrapped or allocated on the way. Every function that JavaScript can call is made by
-//! `shell`, which catches panics.
+//! It uses Node-API directly (napi-rs' `napi-sys`). All heaps share the functions, and the face says before each call which heap it is about, so a
+//! call unwraps and allocates nothing. Every function that JavaScript can call is made by `shell`, which catches panics.
 
 mod args;
 mod bytes;
@@ -39,14 +38,14 @@ use shell::{Table, export};
 pub unsafe extern "C" fn napi_register_module_v1(env: sys::napi_env, exports: sys::napi_value) -> sys::napi_value {
     #[cfg(windows)]
     {
-        // Windows links no functions of an executable that is not known: they are looked up in the one that runs, before any is called.
+        // Windows cannot link functions of an unknown executable, so they are looked up in the running one, before the first is called.
         static NODE_API: std::sync::Once = std::sync::Once::new();
         // SAFETY: one thread writes the functions' addresses, and others wait for it. The executable stays.
         NODE_API.call_once(|| std::mem::forget(unsafe { sys::setup() }));
     }
     // SAFETY: Node.js calls this on the environment's own thread.
     let env = unsafe { Env::new(env) };
-    // What could not be added is not there, and the face says that the binding is not whole.
+    // If a function could not be added, the face reports that the binding is not whole.
     let _ = std::panic::catch_unwind(|| add_all(env, exports));
     exports
 }
@@ -81,12 +80,12 @@ fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     Ok(to.object)
 }
 
-/// Bytes that V8 was told of in this thread, by all code: for the tests.
+/// For the tests: the bytes that V8 knows of in this thread, from all code.
 fn external_memory(_: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     env.number(env.adjust_external_memory(0) as f64)
 }
 
-/// Makes the C library give unused memory back to the system (`malloc_trim`), for tests that look at what is left.
+/// For the tests: makes the C library give unused memory back to the system (`malloc_trim`).
 fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -99,7 +98,7 @@ fn trim_memory(_: &Realm, _: Env, []: [js::Value; 0]) -> js::Outcome {
     Ok(js::UNDEFINED)
 }
 
-/// The cheapest call there is that takes a number and gives one: what the benchmark compares with.
+/// For the benchmark: the cheapest possible call that takes a number and returns one.
 fn identity(_: &Realm, env: Env, [value]: [js::Value; 1]) -> js::Outcome {
     let number = env.double(value).unwrap_or(f64::NAN);
     env.number(number)

@@ -1,4 +1,4 @@
-//! The roof: how a heap comes to be.
+//! The roof: opens heaps.
 
 use obmalloc::profile::{ALL, GeometryError, Profile};
 use obmalloc::{AllocatorName, HeapOptions, ObjectHeap};
@@ -20,8 +20,8 @@ fn profile(env: Env, value: Value) -> Result<&'static Profile, Failure> {
     one_of(env, "release", value, ALL.map(Profile::release), Profile::named)
 }
 
-/// Makes a heap: `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine,
-/// trimAbove, allocator)`, where sizes that are undefined are the release's own. It has been chosen then.
+/// `(kept, longestArray, release, arenaSize, poolSize, alignment, smallRequestThreshold, memoryLimit, quarantine, trimAbove, allocator)`: makes a
+/// heap, and chooses it. A size that is undefined is the release's.
 pub(crate) fn open(
     realm: &Realm,
     env: Env,
@@ -58,7 +58,7 @@ pub(crate) fn open(
     let host = Host::default();
     let mut heap = ObjectHeap::new(options, Box::new(host.clone())).map_err(no_heap)?;
     let asked = host.clone();
-    // SAFETY: it calls a function of the face's that does nothing, in a state in which nothing of the heap can be called, and does not unwind.
+    // SAFETY: it calls a function of the face that does nothing, in a state in which the heap takes no call, and does not unwind.
     unsafe { heap.set_interrupt(Box::new(move || asked.is_interrupted())) }.map_err(no_heap)?;
     let core = Core::new(env, realm, (heap, longest_array), kept)?;
     host.serve(&core);

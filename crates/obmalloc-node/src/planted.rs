@@ -1,5 +1,4 @@
-//! Mistakes for the tests: a sanitizer must find them, or it does not look. Only there with the feature `planted`, which no package is
-//! built with.
+//! Planted mistakes for the tests: a sanitizer that works must find them. Only with the feature `planted`, which no package is built with.
 
 use obmalloc::{Domain, Heap, profile};
 
@@ -18,7 +17,7 @@ fn planted(_: &Realm, env: Env, [mistake]: [Value; 1]) -> Outcome {
     let block = heap.malloc(Domain::Raw, 100);
     let mut read = 0;
     if env.double(mistake) == Some(0.0) {
-        // SAFETY: none: this is the mistake.
+        // SAFETY: this is the mistake.
         unsafe {
             heap.free(Domain::Raw, block);
             read = block.expect("memory").as_ptr().read_volatile();

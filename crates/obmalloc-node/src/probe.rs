@@ -1,25 +1,25 @@
-//! Where Node.js and the engine come into our code, and what is touched there: for the tests, which make each of these places panic. All of it
-//! does nothing without the feature `panics`, which no package is built with.
+//! For the tests: the entry points at which Node.js and the engine call the binding, and the properties that it touches. The tests make each entry
+//! point panic. All of this does nothing without the feature `panics`, which no package is built with.
 
 #[cfg(feature = "panics")]
 pub(crate) use on::*;
 
-/// An entry point was reached.
+/// Notes that an entry point was reached.
 #[cfg(not(feature = "panics"))]
 #[inline(always)]
 pub(crate) fn reached(_name: &'static str) {}
 
-/// There is such an entry point.
+/// Notes that there is such an entry point.
 #[cfg(not(feature = "panics"))]
 #[inline(always)]
 pub(crate) fn know(_name: &'static str) {}
 
-/// A property of this name is made, read, changed or deleted.
+/// Notes that a property of this name is made, read, changed or deleted.
 #[cfg(not(feature = "panics"))]
 #[inline(always)]
 pub(crate) fn touched(_name: impl ToString) {}
 
-/// There is a function of heaps, as TypeScript sees it.
+/// Notes a function of heaps, with its TypeScript types.
 #[cfg(not(feature = "panics"))]
 #[inline(always)]
 pub(crate) fn declared(_name: &std::ffi::CStr, _arguments: &[&'static str], _result: &'static str) {}

@@ -1,4 +1,4 @@
-//! What lies between JavaScript and a function of ours: fetches the arguments, catches panics, throws failures.
+//! The shell around each native function: it fetches the arguments, catches panics and throws failures.
 
 use std::any::type_name;
 use std::ffi::CStr;
@@ -14,19 +14,19 @@ use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::probe::{declared, know, reached};
 
-/// What a realm chooses, and functions are called with.
+/// A thing that a realm chooses, and that methods are called with: a heap.
 pub(crate) trait Chosen {
-    /// Whether there may be something to find after a call that went well.
+    /// Whether a call that went well may have left a fault.
     fn needs_attention(&self) -> bool;
-    /// What was found during a call that could not say so.
+    /// The fault that was found during a call that could not return it.
     fn take_fault(&self) -> Option<Failure>;
-    /// Tells of what no call can throw.
+    /// Reports a failure that no call can throw.
     fn tell(&self, failure: Failure);
-    /// A call has panicked: why every later one fails.
+    /// Called when a call has panicked. Returns the failure of every later call.
     fn broke(&self) -> Failure;
 }
 
-/// A function that knows what has been chosen.
+/// A function of the chosen thing.
 pub(crate) trait Method<const N: usize, C>: Fn(&C, Env, [Value; N]) -> Outcome + Copy {}
 impl<const N: usize, C, F: Fn(&C, Env, [Value; N]) -> Outcome + Copy> Method<N, C> for F {}
 
@@ -34,7 +34,7 @@ impl<const N: usize, C, F: Fn(&C, Env, [Value; N]) -> Outcome + Copy> Method<N, 
 pub(crate) trait Export<const N: usize>: Fn(&Realm, Env, [Value; N]) -> Outcome + Copy {}
 impl<const N: usize, F: Fn(&Realm, Env, [Value; N]) -> Outcome + Copy> Export<N> for F {}
 
-/// A value of a type that is a function item, and so has no bytes.
+/// A value of the type of a function item, which has no bytes.
 #[inline(always)]
 fn item<F: Copy>() -> F {
     const { assert!(size_of::<F>() == 0, "a function item, not a closure with state or a function pointer") };
@@ -42,7 +42,7 @@ fn item<F: Copy>() -> F {
     unsafe { ptr::NonNull::<F>::dangling().as_ptr().read() }
 }
 
-/// The arguments, and the realm of the function: missing arguments become undefined, further ones are left out.
+/// The arguments, and the realm of the function. Missing arguments become undefined, further ones are left out.
 ///
 /// # Safety
 /// Called from a callback with its own environment and info, of a function that has a realm.
@@ -68,8 +68,8 @@ unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
         under_way::end();
         return UNDEFINED;
     };
-    // SAFETY: all that is ever chosen is of one type, and this has not been dropped: its handle, which is the last argument, keeps it during
-    // the call.
+    // SAFETY: all chosen things are of one type. This one has not been dropped, because its handle, the last argument, keeps it during the
+    // call.
     let core = unsafe { core.cast::<C>().as_ref() };
     let done = catch_unwind(AssertUnwindSafe(|| {
         reached(type_name::<F>());
@@ -89,7 +89,7 @@ unsafe extern "C" fn method_shell<const N: usize, C: Chosen, F: Method<N, C>>(
     value
 }
 
-/// The end of a call of a heap's that did not go well, or where more is to be looked at.
+/// Ends a method's call that failed, or after which there may be a fault.
 #[cold]
 fn end(core: &impl Chosen, env: Env, realm: &Realm, done: thread::Result<Outcome>) -> Value {
     match done {
@@ -101,7 +101,7 @@ fn end(core: &impl Chosen, env: Env, realm: &Realm, done: thread::Result<Outcome
     }
 }
 
-/// Why a call of a heap's is to throw, if it is.
+/// The failure that a method's call throws, if there is one.
 #[cold]
 fn why(core: &impl Chosen, done: thread::Result<Outcome>) -> Option<Failure> {
     match done {
@@ -116,7 +116,7 @@ fn why(core: &impl Chosen, done: thread::Result<Outcome>) -> Option<Failure> {
     }
 }
 
-/// Throws, unless the execution is being terminated: then that goes on.
+/// Throws. If the execution is being terminated, that goes on instead.
 #[cold]
 fn throw(env: Env, realm: &Realm, failure: Option<Failure>) -> Value {
     if let (Some(failure), false) = (failure, realm.is_ended()) {
@@ -144,13 +144,13 @@ unsafe extern "C" fn export_shell<const N: usize, F: Export<N>>(env: sys::napi_e
     value
 }
 
-/// An invariant does not hold.
+/// The failure for a broken invariant.
 #[cold]
 pub(crate) fn internal() -> Failure {
     Failure::new(code::INTERNAL, "a broken invariant of obmalloc itself; the heap cannot be used any more")
 }
 
-/// Where functions are made: what each is given, and the object that it is added to.
+/// Adds functions of one realm to one object.
 #[derive(Clone, Copy)]
 pub(crate) struct Table<'a> {
     pub env: Env,
@@ -171,8 +171,8 @@ pub(crate) fn export<const N: usize, F: Export<N>>(to: Table<'_>, name: &CStr, _
     to.add(name, Some(export_shell::<N, F>))
 }
 
-/// Adds a function of the heap that has been chosen, a line of a table in `calls`. After the arguments comes what keeps the heap, at which nothing
-/// looks. The types in `src/native.ts` are these, which a test holds them to.
+/// Adds a method of the chosen heap, which is a line of a table in `calls`. After the arguments the face passes the heap's handle, which nothing
+/// reads. A test compares the types with those in `src/native.ts`.
 pub(crate) fn method<const N: usize, C: Chosen, F: Method<N, C>>(
     to: Table<'_>,
     name: &CStr,

@@ -1,9 +1,10 @@
-//! Buffers over outside memory that another thread has when their worker ends.
+//! Finds the views whose memory another thread may use when a worker ends.
 //!
-//! A script can take a buffer out of a view (`ArrayBuffer.prototype.transfer`) and post it to another thread. When a worker ends, Node.js calls
-//! the finalizers of all buffers over outside memory, wherever that memory is used by then. It begins with the newest, detaches each before it
-//! calls its finalizer, and does all this before it calls any hook. So in a worker the newest buffer is always the watch's, which no script
-//! sees: its finalizer comes first, and looks which of the others are no longer where they were made.
+//! A script can take the buffer out of a view (`ArrayBuffer.prototype.transfer`) and post it to another thread. When a worker ends, Node.js
+//! calls the finalizers of all buffers over outside memory, even if another thread has that memory. It calls them for the newest buffer first,
+//! detaches each buffer before its finalizer, and does all this before any cleanup hook. So in a worker the watch makes a buffer of its own
+//! after each view, which no script sees. At the end of the worker its finalizer is the first one. It looks for the buffers that are detached
+//! or gone by then: a script may have moved those.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -20,17 +21,17 @@ use crate::probe::reached;
 /// Watches the buffers of one worker.
 #[derive(Default)]
 pub(crate) struct Watch {
-    /// The last number that was given.
+    /// The number of the newest view's buffer.
     last: Cell<usize>,
-    /// The watch's own buffer, which this keeps, and the number of the buffer that it was made after.
+    /// A strong reference to the watch's own buffer, and the number of the view's buffer before it.
     newest: Cell<Option<(sys::napi_ref, usize)>>,
-    /// Those that have not been finalized, by their numbers. This does not keep them.
+    /// Weak references to the views' buffers that have not been finalized, by their numbers.
     buffers: RefCell<FxHashMap<usize, sys::napi_ref>>,
-    /// Those that another thread may have, once the worker is ending.
+    /// Once the worker ends: the buffers that another thread may have.
     moved: RefCell<FxHashSet<usize>>,
 }
 
-/// What the watch's own buffer refers to.
+/// The data of the watch's own buffer.
 struct Newest {
     watch: Weak<Watch>,
     number: usize,
@@ -42,7 +43,7 @@ unsafe extern "C" fn finalize(env: sys::napi_env, _: *mut c_void, newest: *mut c
     // If this fails, no caller is left to tell.
     let _ = catch_unwind(AssertUnwindSafe(|| {
         reached("watch::finalize");
-        // One that is older has been let go of. The newest is kept, so only the end of its worker finalizes it.
+        // The watch keeps its newest buffer, so only the end of the worker finalizes that one.
         let is_newest = |watch: &Rc<Watch>| watch.newest.get().is_some_and(|(_, number)| number == newest.number);
         if let Some(watch) = newest.watch.upgrade().filter(is_newest) {
             watch.look(env);
@@ -50,7 +51,7 @@ unsafe extern "C" fn finalize(env: sys::napi_env, _: *mut c_void, newest: *mut c
     }));
 }
 
-/// Whether this is the thread that the process began with, which is no worker's. JavaScript cannot be asked: a script may say anything.
+/// Whether this is the first thread of the process, and so no worker's. The system is asked, because a script can change what JavaScript says.
 fn is_main_thread() -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -68,18 +69,18 @@ fn is_main_thread() -> bool {
 }
 
 impl Watch {
-    /// A watch, unless this is the main thread: the process ends with that.
+    /// A watch; `None` in the main thread, because the process ends with it.
     pub fn needed() -> Option<Rc<Self>> {
         (!is_main_thread()).then(Rc::default)
     }
 
-    /// A number for another buffer.
+    /// A number for a new buffer.
     pub fn number(&self) -> usize {
         self.last.set(self.last.get() + 1);
         self.last.get()
     }
 
-    /// Watches a buffer that has just been made. It is not to be given to a script where this fails.
+    /// Watches a new buffer. If this fails, no script may get the buffer.
     pub fn enter(self: &Rc<Self>, env: Env, number: usize, buffer: Value) -> Result<(), Failure> {
         let watched = env.reference(buffer)?;
         self.follow(env, number).inspect_err(|_| env.delete_reference(watched))?;
@@ -87,7 +88,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Makes the watch's own buffer anew, after the one with this number.
+    /// Makes a new buffer of the watch's own, after the view's buffer with this number.
     fn follow(self: &Rc<Self>, env: Env, number: usize) -> Result<(), Failure> {
         let newest = Box::into_raw(Box::new(Newest { watch: Rc::downgrade(self), number }));
         // SAFETY: no script sees the buffer, and nothing reads or writes it; its memory goes with the finalizer.
@@ -103,7 +104,7 @@ impl Watch {
         Ok(())
     }
 
-    /// A buffer is being finalized. Whether another thread may have its memory.
+    /// Called when a buffer is finalized. Returns whether another thread may have its memory.
     pub fn forget(&self, env: Env, number: usize) -> bool {
         if let Some(reference) = self.buffers.borrow_mut().remove(&number) {
             env.delete_reference(reference);
@@ -111,7 +112,7 @@ impl Watch {
         self.moved.borrow_mut().remove(&number)
     }
 
-    /// The worker is ending: looks where the buffers are.
+    /// Called when the worker ends: finds the buffers that scripts may have moved.
     fn look(&self, env: Env) {
         for (&number, &reference) in &*self.buffers.borrow() {
             let scope = env.open_scope();

@@ -12,8 +12,8 @@ use crate::js::{Env, Outcome, UNDEFINED};
 use crate::shell::Table;
 
 impl Core {
-    /// The heap's own allocators, as a script may call them now: also from inside a callback of another allocator. Inside one of an arena
-    /// allocator, only those for raw memory.
+    /// The heap's own allocators that a script may call now, also inside a callback of another allocator. Inside a callback of an arena allocator
+    /// it may call only those for raw memory.
     fn own_allocators(&self, id: AllocatorId) -> Result<OwnAllocators<'_>, Failure> {
         if let Some(own) = self.guests.own.get() {
             return if self.state() == State::Asking || own.is_raw(id) { Ok(own) } else { Err(self.unusable()) };
@@ -47,7 +47,7 @@ fn no_room(_: HeapError) -> Failure {
     Failure::no_memory("no memory to remember an allocator")
 }
 
-/// Adds what a script needs of a heap's allocators.
+/// Adds the functions of allocators.
 pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     methods! { to,
         c"presentAllocator"(domain: domain) -> "number" = present;
@@ -65,7 +65,7 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The number of the allocator that is in. One of the heap's own has a number from 0 on, a script's one from -1 down.
+/// The number of the allocator that is in. The heap's own allocators have numbers from 0 up, scripts' allocators from -1 down.
 fn present(core: &Core, env: Env, domain: Domain) -> Outcome {
     match core.heap()?.allocator(domain).map_err(no_room)? {
         AllocatorId::Own(number) => env.integer(number as usize),
@@ -73,13 +73,13 @@ fn present(core: &Core, env: Env, domain: Domain) -> Outcome {
     }
 }
 
-/// Puts an allocator in; false when it is not for that domain.
+/// Puts an allocator in; false if it is not for that domain.
 fn set(core: &Core, heap: &ObjectHeap, domain: Domain, allocator: AllocatorId) -> Result<bool, Failure> {
     let done = heap.set_allocator(domain, allocator);
     // First, because JavaScript may run here.
     core.update_attention();
     if let Some(failure) = core.take_guest_failure(heap) {
-        // About blocks that left the quarantine: their frees returned long ago.
+        // These concern blocks that left the quarantine. The calls that freed them returned long ago.
         core.tell(failure);
     }
     match done {
@@ -90,15 +90,15 @@ fn set(core: &Core, heap: &ObjectHeap, domain: Domain, allocator: AllocatorId) -
     }
 }
 
-/// Puts one of the heap's own allocators back; false when it is not for that domain.
+/// Puts one of the heap's own allocators back; false if it is not for that domain.
 fn set_own(core: &Core, env: Env, domain: Domain, id: AllocatorId) -> Outcome {
     let done = set(core, core.heap()?, domain, id)?;
     env.boolean(done)
 }
 
-/// Makes a script's allocator known: the number that it is called by.
+/// Adds a script's allocator. Returns its number.
 fn add_script(core: &Core, env: Env) -> Outcome {
-    // First, because JavaScript may run here, and make others known.
+    // First, because JavaScript may run here, and add others.
     let heap = core.heap()?;
     let number = core.guests.known.get();
     heap.add_guest(Rc::new(Script { core: core.this.clone(), number })).map_err(no_room)?;
@@ -152,7 +152,7 @@ fn free(core: &Core, env: Env, id: AllocatorId, address: Option<usize>) -> Outco
     Ok(UNDEFINED)
 }
 
-/// The heap's own arena allocator, as a script may call it: also from inside a callback of an arena allocator of the same heap.
+/// The heap's own arena allocator, which a script may call also inside a callback of an arena allocator of the same heap.
 fn own_arenas(core: &Core) -> Result<OwnAllocators<'_>, Failure> {
     match core.guests.own.get() {
         Some(own) if core.state() == State::Busy => Ok(own),
@@ -165,18 +165,18 @@ fn take_arena(core: &Core, env: Env, size: usize) -> Outcome {
     arena.map_or_else(|| env.null(), |arena| env.integer(arena))
 }
 
-/// Gives back what [`take_arena`] gave, or an arena of the heap's own that it has given to the script's `free`.
+/// Gives back an arena of [`take_arena`], or an arena of the heap's own that it passed to the script's `free`.
 fn give_arena(core: &Core, _: Env, address: usize, size: usize) -> Outcome {
     own_arenas(core)?.arena_free(address, size).map_err(|error| core.own_failure(error))?;
     Ok(UNDEFINED)
 }
 
-/// From now on arenas come from a script, and go to it.
+/// Puts a script's arena allocator in.
 fn ask_script(core: &Core, _: Env) -> Outcome {
     set_arenas(core, Some(Rc::new(ScriptArenas { core: core.this.clone() })))
 }
 
-/// From now on arenas come from the heap's own arena allocator.
+/// Puts the heap's own arena allocator back.
 fn ask_own(core: &Core, _: Env) -> Outcome {
     set_arenas(core, None)
 }

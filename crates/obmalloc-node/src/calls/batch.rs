@@ -11,14 +11,14 @@ use crate::core::Core;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED, Value};
 
-/// Numbers of an operation: verb, domain, slot, size.
+/// How many numbers an operation has: verb, domain, slot, size.
 const OPERATION: usize = 4;
-/// Operations after which to look whether the thread is being ended.
+/// Operations between two looks whether the thread is being ended.
 const STRIDE: usize = 1 << 12;
 /// Slots that a heap may have.
 const SLOTS_MAX: usize = 1 << 24;
 
-/// The numbers of an array, looked at again whenever JavaScript may have run or a buffer has been detached.
+/// The numbers of an array. It is looked up again whenever JavaScript may have run or a buffer has been detached.
 struct Numbers<T> {
     value: Value,
     kind: sys::napi_typedarray_type,
@@ -46,7 +46,7 @@ impl<T: Copy> Numbers<T> {
     /// `N` numbers from `index` on.
     #[inline(always)]
     fn get<const N: usize>(&self, index: usize) -> Option<[T; N]> {
-        // SAFETY: below the length, which holds since the last look. The numbers are checked after they have been read.
+        // SAFETY: below the length, which is valid since the last look. The numbers are checked after they have been read.
         (index + N <= self.length).then(|| unsafe { self.bytes.get(index * size_of::<T>()) })
     }
 
@@ -128,7 +128,7 @@ fn run_all(
         {
             return Err(out_of_range(env, "slot", "a number below addresses.length", slot as u32));
         }
-        // JavaScript runs and buffers are detached during an operation only if this was so before it.
+        // Only if this is set can an operation run JavaScript or detach a buffer.
         let attentive = core.needs_attention();
         let held = core.slots.borrow()[slot];
         let disturbances = core.disturbances.get();
@@ -168,8 +168,8 @@ fn run_all(
     }
 }
 
-/// The operations from number `number` on that need no more than a look at their address; gives the number of the first that does, or
-/// `pause` when there is none before.
+/// Makes the operations from `number` on while each needs no more than a look at its address. Returns the number of the first that needs more,
+/// at most `pause`.
 fn run_plainly(
     heap: &ObjectHeap,
     operations: &Numbers<u32>,
@@ -188,7 +188,7 @@ fn run_plainly(
         let (Some(domain), Some(place)) = (domain_of(domain), slots.get_mut(slot as usize)) else { break };
         let size = size as usize;
         let block = match verb {
-            // A request that fails may have a reason, which the caller finds.
+            // The caller finds out why a request failed.
             0 => match heap.blocks().malloc(domain, size) {
                 None if heap.is_corrupted() => break,
                 block => block,

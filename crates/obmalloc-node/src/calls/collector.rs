@@ -7,7 +7,7 @@ use crate::js::{Env, Outcome, UNDEFINED, Value};
 use crate::shell::Table;
 use napi_sys as sys;
 
-/// Addresses after which to look whether the thread is being ended.
+/// Addresses between two looks whether the thread is being ended.
 const STRIDE: usize = 1 << 16;
 
 /// Adds the collector's functions to the handle.
@@ -61,7 +61,7 @@ fn is_finalized(core: &Core, env: Env, address: usize) -> Outcome {
     env.boolean(core.heap_to_look()?.is_finalized(address).map_err(|fault| core.fault(fault))?)
 }
 
-/// Whether it was still tracked.
+/// Returns whether it was still tracked.
 fn gc_del(core: &Core, env: Env, (address, object): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let tracked = heap.is_tracked(address);
@@ -132,7 +132,7 @@ fn get_stats(core: &Core, env: Env) -> Outcome {
     numbers::<9>(env, std::array::from_fn(|index| row[index / 3][index % 3]))
 }
 
-/// Addresses as the bytes of doubles, which the face makes an array of.
+/// Addresses as the bytes of doubles. The face makes an array of them.
 fn addresses(core: &Core, env: Env, addresses: &[usize]) -> Outcome {
     let (bytes, memory) = core.own_bytes(env, addresses.len() * size_of::<f64>())?;
     for (index, &address) in addresses.iter().enumerate() {
@@ -140,7 +140,7 @@ fn addresses(core: &Core, env: Env, addresses: &[usize]) -> Outcome {
             core.go_on()?;
         }
         let number = address as i64 as f64;
-        // SAFETY: within the bytes that were made just above, at which nothing else looks yet.
+        // SAFETY: within the bytes that were made just above, which nothing else uses yet.
         unsafe { memory.fill(index * size_of::<f64>(), (&raw const number).cast(), size_of::<f64>()) };
     }
     Ok(bytes)

@@ -178,7 +178,7 @@ fn set<const D: u8>(
     Ok(UNDEFINED)
 }
 
-/// What is left of `usable` bytes behind `count` bytes from `offset` on.
+/// How many of `usable` bytes are left after `count` bytes at `offset`.
 fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<usize, Failure> {
     usable.checked_sub(offset).and_then(|rest| rest.checked_sub(count)).ok_or_else(|| {
         let expected = format!("bytes within the {usable} of the block");
@@ -198,15 +198,15 @@ fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<
     }
 }
 
-/// The domains' calls as both single calls and batches make them.
+/// The domains' calls, which single calls and batches share.
 impl Core {
-    /// After a request that may have asked a script, or that the debug hooks may have refused: if that failed, so has the call.
+    /// Called after a request that may have asked a script, or that debug hooks may have refused. Returns its failure.
     #[cold]
     pub fn settle(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         if block.is_none()
             && let Some(fault) = heap.take_fault()
         {
-            // What a broken link refuses, pymalloc does not know.
+            // Pymalloc does not know that a request failed because of a broken link.
             let used = if fault.kind == FaultKind::HeapCorrupted { domain } else { fault.used };
             return Err(self.fault(Fault { used, ..fault }));
         }
@@ -250,14 +250,14 @@ impl Core {
             Some(Mark::Viewed(view)) => Some(view.clone()),
             _ => None,
         };
-        // What is wrong with the block, or what it becomes that was given directly, the heap finds.
+        // The heap finds faults of the block, and adopts one that was given directly.
         let Ok(usable) = blocks.usable_size(domain, old) else { return resize() };
         let mut reachable = false;
         if let Some(known) = &view {
             blocks.check_realloc(domain, old).map_err(|fault| self.fault(fault))?;
             if heap.calls_guests() {
-                // While a script gives arenas or blocks, JavaScript may run between the freeing of the old block and the end of the call: also
-                // where that fails, and the block stays, its view does not.
+                // While a script gives arenas or blocks, JavaScript may run between the free of the old block and the end of the call. So the
+                // view goes even if the call fails and the block stays.
                 reachable = views::detach(self, env, old, known);
                 if !reachable {
                     view = None;
@@ -273,7 +273,7 @@ impl Core {
                 // SAFETY: both are live blocks with at least so many bytes.
                 let copied = unsafe { self.copy(block.as_ptr(), std::ptr::with_exposed_provenance(old), usable.min(size)) };
                 copied.inspect_err(|_| {
-                    // What is wrong with the new block is of no interest.
+                    // A fault of the new block does not matter.
                     let _ = blocks.free(domain, block.addr().get());
                 })?;
                 views::retire(self, env, old, domain, view);
@@ -292,7 +292,7 @@ impl Core {
         Ok(block)
     }
 
-    /// After a `realloc`: whether a script failed on the way. The block may have moved before it did; where it is then is in the error.
+    /// Called after a `realloc`. Returns the failure of a script, which says where the block is, because it may have moved before.
     #[cold]
     pub fn settle_realloc(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         let Some(failure) = self.take_guest_failure(heap) else { return Ok(()) };
@@ -311,7 +311,7 @@ impl Core {
         heap.blocks().free(domain, address).map_err(|fault| self.fault(fault))
     }
 
-    /// Whatever is in is called with NULL too.
+    /// Calls the allocator that is in with NULL.
     #[cold]
     fn free_null(&self, heap: &ObjectHeap, domain: Domain) -> Result<(), Failure> {
         heap.blocks().free_null(domain);
@@ -346,7 +346,7 @@ impl Core {
         heap.blocks().usable_size(domain, address).map_err(|fault| self.fault(fault))
     }
 
-    /// As [`usable_size`](Self::usable_size), also of what an allocator gave that was called directly.
+    /// As [`usable_size`](Self::usable_size), also for memory that an allocator gave when it was called directly.
     fn size_to_copy(&self, heap: &ObjectHeap, domain: Domain, address: usize) -> Result<usize, Failure> {
         self.usable_size(heap, domain, address).or_else(|failure| {
             let own = if self.needs_attention() || heap.has_guests() { heap.own_allocators().ok() } else { None };
@@ -362,7 +362,7 @@ impl Core {
     }
 }
 
-/// A fault as a call that frees or resizes finds it, which may know CPython's text for it.
+/// The failure for a fault of a call that frees or resizes. It may have CPython's text.
 fn as_told(fault: Fault, found: Result<(), Fault>) -> Fault {
     found.err().filter(|found| found.kind == fault.kind).unwrap_or(fault)
 }

@@ -40,15 +40,15 @@ fn allocated_blocks(core: &Core, env: Env) -> Outcome {
     env.integer(count_blocks(core, core.heap_to_look()?))
 }
 
-/// Blocks in use, as the caller knows them.
+/// Blocks in use, from the caller's point of view.
 pub(super) fn count_blocks(core: &Core, heap: &ObjectHeap) -> usize {
-    // Retired blocks are free to the caller. Where a script gave one, it still has the memory.
+    // Retired blocks are free for the caller. If a script gave one, the script still has the memory.
     let is_retired = |(&address, mark): (&usize, &Mark)| match *mark {
         Mark::Retired(domain @ (Domain::Mem | Domain::Obj), _) => !heap.blocks().is_guests(domain, address),
         _ => false,
     };
     let retired = core.marks.borrow().iter().filter(|&mark| is_retired(mark)).count();
-    // Blocks of the C library's allocator are not counted, also not when they are retired.
+    // Blocks of the C library's allocator are not counted, even if they are retired.
     heap.allocated_blocks().saturating_sub(retired)
 }
 
@@ -106,7 +106,7 @@ fn remove_nomemory(core: &Core, _: Env) -> Outcome {
     // First, because JavaScript may run here.
     core.update_attention();
     if let Some(failure) = core.take_guest_failure(heap) {
-        // About blocks that left the quarantine: their frees returned long ago.
+        // These concern blocks that left the quarantine. The calls that freed them returned long ago.
         core.tell(failure);
     }
     match done {

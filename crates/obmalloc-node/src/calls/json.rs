@@ -11,7 +11,7 @@ pub(super) fn text(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))
 }
 
-/// A result.
+/// Returns a result.
 pub(super) fn give(env: Env, value: &impl Serialize) -> Outcome {
     env.string(&text(value)?)
 }
@@ -24,13 +24,13 @@ mod arguments {
     use super::{Env, Failure, code};
     use crate::js::Value;
 
-    /// An argument, which errors call by its name.
+    /// Parses an argument. Errors name it.
     pub fn parse<T: DeserializeOwned>(env: Env, value: Value, name: &str) -> Result<T, Failure> {
         let text = env.text(value).unwrap_or_default();
         serde_json::from_str(&text).map_err(|error| Failure::new(code::INVALID_ARG_TYPE, format!("{name}: {error}")))
     }
 
-    /// The release of a name.
+    /// The profile of a release's name.
     pub fn profile(release: &str) -> Result<&'static Profile, Failure> {
         let unknown = || Failure::new(code::OUT_OF_RANGE, format!("expected a release, but got {release:?}"));
         Profile::named(release).ok_or_else(unknown)

@@ -136,7 +136,7 @@ fn stats(core: &Core, env: Env) -> Outcome {
     give(env, &HeapStats::from(core.heap_to_look()?.stats()))
 }
 
-/// What is said of a heap; the counts are left out while it cannot be looked at.
+/// The summary of a heap. The counts are left out while the heap cannot be looked at.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {
@@ -169,7 +169,7 @@ fn summary(core: &Core, env: Env) -> Outcome {
     )
 }
 
-/// An address at which no arena, or no pool, of this heap begins; `base` is where one begins that it lies in.
+/// The failure for an address at which no arena, or no pool, of this heap begins. `base` is the beginning of the one that it lies in.
 fn stranger(core: &Core, what: &str, address: usize, base: Option<usize>) -> Failure {
     let (kind, where_it_is) = match base {
         Some(base) => (FaultKind::InteriorPointer, format!("lies {} bytes inside the one at {base:#x}", address - base)),
@@ -220,7 +220,7 @@ fn pool_blocks(core: &Core, env: Env, address: usize) -> Outcome {
     used.resize(count, false);
     heap.used_blocks(address, &mut used).map_err(|corruption| Failure::corrupted(&corruption))?;
     let (array, data) = core.own_bytes(env, count)?;
-    // Making the array may have run JavaScript, but that can do nothing to the list.
+    // Making the array may have run JavaScript, but that cannot change the list.
     for (index, &used) in used.iter().enumerate() {
         // SAFETY: fresh bytes, as many.
         unsafe { data.set(index, u8::from(used)) };
@@ -231,7 +231,7 @@ fn pool_blocks(core: &Core, env: Env, address: usize) -> Outcome {
 unsafe extern "C" fn finalize(_: sys::napi_env, _: *mut c_void, hold: *mut c_void) {
     // SAFETY: called by Node.js once, with what `outside` gave it.
     let core = unsafe { Box::from_raw(hold.cast::<Rc<Core>>()) };
-    // If giving a heap back breaks an invariant, no caller is left to tell.
+    // If this panics, there is no caller that could be told.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("window::finalize");
         drop(core);
@@ -262,19 +262,19 @@ fn outside_bytes(core: &Core, env: Env, part: NonNull<[u8]>) -> Outcome {
     env.bytes_of(buffer, part.len())
 }
 
-/// What the face looks at before it uses memory without a call.
+/// The number that the face looks at before it uses memory without a call.
 fn gate(core: &Core, env: Env) -> Outcome {
     core.heap_to_look()?;
     outside_bytes(core, env, NonNull::slice_from_raw_parts(core.gate().cast(), size_of::<u32>()))
 }
 
-/// Where the places for arenas begin, and their bytes; zeros where the heap has none.
+/// First byte and bytes of the places for arenas; zeros if the heap has none.
 fn region(core: &Core, env: Env) -> Outcome {
     let (base, len) = core.heap_to_look()?.region();
     env.pair((base as u64, len as u64))
 }
 
-/// The memory of a place for an arena, and what is known of its blocks: live ones, objects, pool headers. Null where no arena is.
+/// Of the arena at a place: its memory, and the tables of live blocks, objects and pool headers. Null if no arena is there.
 fn window(core: &Core, env: Env, place: usize) -> Outcome {
     match core.heap_to_look()?.window(place) {
         Some(window) => outside(core, env, &[window.memory, window.live, window.objects, window.headers]),

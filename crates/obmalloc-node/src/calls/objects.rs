@@ -1,4 +1,4 @@
-//! Types and objects: a type is a number here, a field the number of a field.
+//! Types and objects. A type is given by its number, a field by its index.
 
 use napi_sys as sys;
 use obmalloc::{Domain, Field, FieldKind, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value as FieldValue};
@@ -121,16 +121,16 @@ fn type_of(core: &Core, env: Env, object: usize) -> Outcome {
 }
 
 impl Core {
-    /// The type that JavaScript has defined under a number.
+    /// The type with a number of JavaScript's.
     fn kind(&self, env: Env, number: Value) -> Result<TypeId, Failure> {
         let index = env.double(number).ok_or_else(internal)? as usize;
-        // Number 0 is the weak reference, which is not defined by JavaScript.
+        // Number 0 is the weak reference, which JavaScript does not define.
         index.checked_sub(1).and_then(|index| self.types.borrow().get(index).copied()).ok_or_else(|| {
             Failure::new(code::WRONG_TYPE, "expected a type from defineType; weak references are made by gc.newWeakref")
         })
     }
 
-    /// The object at `address`, which has to be of the type with that number.
+    /// The object at `address`, which must be of the type with that number.
     fn object_of(&self, env: Env, heap: &ObjectHeap, number: Value, address: usize) -> Result<(), Failure> {
         let found = heap.type_of(address).map_err(|fault| self.fault(fault))?;
         if env.double(number).is_some_and(|number| number as usize == found.index()) {
@@ -140,7 +140,7 @@ impl Core {
         Err(Failure::new(code::WRONG_TYPE, message).at(address))
     }
 
-    /// Gives a new object, or says why there is none.
+    /// Returns a new object, or the failure.
     fn give_object(
         &self,
         env: Env,
@@ -187,7 +187,7 @@ fn init_var(core: &Core, env: Env, number: Value, address: usize, (nitems, count
     core.give_object(env, heap, made, ("nitems", count))
 }
 
-/// Before a block becomes an object: nothing in JavaScript may reach into it any more.
+/// Called before a block becomes an object. It detaches the block's view, so that JavaScript cannot write into the object.
 fn make_room(
     core: &Core,
     env: Env,
@@ -200,7 +200,7 @@ fn make_room(
         return Ok(());
     }
     core.usable_size(heap, Domain::Obj, block)?;
-    // What would be refused is refused with the view in place.
+    // If the block would be refused, its view stays.
     heap.check_init(kind, block, nitems).map_err(|error| core.object_failure(error, argument, received))?;
     let view = match core.marks.borrow().get(&block) {
         Some(Mark::Viewed(view)) => view.clone(),
@@ -265,7 +265,7 @@ fn set(
     Ok(UNDEFINED)
 }
 
-/// What a field is to hold.
+/// Converts the value for a field.
 pub(super) fn convert(env: Env, kind: FieldKind, value: Value) -> Result<FieldValue, Failure> {
     let (converted, expected) = match kind {
         FieldKind::Object => {

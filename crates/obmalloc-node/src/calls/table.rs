@@ -1,7 +1,7 @@
 //! The tables of native methods: the name, arguments and result of each.
 
-/// A table of methods, a line each: its name, what its arguments are called and [which kind](crate::args::kinds) each is of, the type of what it
-/// gives in TypeScript, and the function that gets the converted arguments. All are converted, in order, before the function is called.
+/// A table of methods. Each line has the name, the names and [kinds](crate::args::kinds) of the arguments, the result's type in TypeScript, and the
+/// function that gets the converted arguments. All are converted, in order, before the function is called.
 macro_rules! methods {
     ($to:expr, $($name:literal($($argument:ident: $kind:ident),*) -> $result:literal = $function:ident$(<$domain:ident>)?;)*) => {{
         $(

@@ -1,4 +1,4 @@
-//! What a heap keeps for scripts' allocators (its guests), and why one of them made a call fail.
+//! The state that a heap keeps for scripts' allocators (its guests), and the reason why one of them made a call fail.
 
 use std::cell::{Cell, RefCell};
 
@@ -8,19 +8,19 @@ use super::{Core, State};
 use crate::failure::{Failure, code};
 use crate::js::UNDEFINED;
 
-/// What a heap keeps for its guests.
+/// The state that a heap keeps for its guests.
 #[derive(Default)]
 pub(crate) struct Guests {
-    /// The heap's own allocators, as the guest has them that is being asked.
+    /// The heap's own allocators, while a guest is being asked: that guest may call them.
     pub own: Cell<Option<OwnAllocators<'static>>>,
-    /// Why guests failed, each at the number that the core knows, until the call from JavaScript ends.
+    /// Why guests failed, until the call from JavaScript ends. The core knows each reason by its number.
     failures: RefCell<Vec<Option<Failure>>>,
-    /// Scripts' allocators that the core knows.
+    /// The scripts' allocators that the core knows.
     pub known: Cell<u32>,
 }
 
 impl Guests {
-    /// Keeps why a guest failed.
+    /// Stores the reason why a guest failed. Returns its number.
     pub fn keep(&self, failure: Failure) -> Threw {
         let mut failures = self.failures.borrow_mut();
         if failures.try_reserve(1).is_ok() {
@@ -34,14 +34,14 @@ impl Guests {
         self.failures.borrow_mut().get_mut(index)?.take()
     }
 
-    /// What scripts threw is of no interest any more.
+    /// Forgets what scripts threw.
     pub fn forget_failures(&self) {
         self.failures.borrow_mut().clear();
     }
 }
 
 impl Core {
-    /// Why a call failed because of a guest.
+    /// The failure of a call that a guest made fail.
     #[cold]
     pub fn guest_failure(&self, fault: GuestFault) -> Failure {
         let failure = match fault.kind {
@@ -72,11 +72,11 @@ impl Core {
         Failure::argument(code::CALLBACK_RESULT, result_name(fault.verb), expected, received)
     }
 
-    /// What went wrong in a guest during the call that is at its end.
+    /// The failure of a guest during the call that ends now, if there was one.
     #[cold]
     pub fn take_guest_failure(&self, heap: &ObjectHeap) -> Option<Failure> {
         let failure = heap.take_guest_fault().map(|fault| self.guest_failure(fault));
-        // Inside a callback, the call outside may have some of its own.
+        // Inside a callback, the call around it may have reasons of its own.
         if self.state() != State::Asking && self.state() != State::Busy && !self.scripts.are_running() {
             self.guests.forget_failures();
         }

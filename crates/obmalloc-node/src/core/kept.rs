@@ -1,5 +1,5 @@
-//! The JavaScript values that a heap keeps, each at a number: in an object without a prototype, which only the face and the binding have. It
-//! lives as long as the heap's handle, so the values may refer to the heap.
+//! The JavaScript values that a heap keeps, each at a number. They are in an object without a prototype, which only the face and the binding
+//! have. It lives as long as the heap's handle, so the values may refer to the heap.
 
 use std::cell::{Cell, RefCell};
 
@@ -8,20 +8,20 @@ use napi_sys as sys;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};
 
-/// Callbacks that may run inside one another.
+/// How deep callbacks may be nested.
 pub(crate) const NESTED_MAX: u32 = 50;
 
 /// `gc.garbage` and `gc.callbacks`, which the face puts there.
 pub(crate) const GARBAGE: u32 = 0;
 pub(crate) const CALLBACKS: u32 = 1;
-/// From here on, what a `traverse` has thrown, at the number of callbacks around it.
+/// From here on: the exception of a `traverse`, at the number of callbacks around it.
 pub(crate) const FAILURES: u32 = 2;
-/// From here on, whatever needs a place.
+/// From here on: all other values.
 const REST: u32 = FAILURES + NESTED_MAX + 1;
 
 pub(crate) struct Kept {
     env: Env,
-    /// Does not keep the object.
+    /// A weak reference.
     object: Cell<sys::napi_ref>,
     used: Cell<u32>,
     free: RefCell<Vec<u32>>,
@@ -33,13 +33,13 @@ impl Kept {
         Ok(Self { env, object, used: Cell::new(REST), free: RefCell::default() })
     }
 
-    /// The object, unless nothing in JavaScript can use the heap any more.
+    /// The object; `None` once nothing in JavaScript can use the heap.
     pub fn object(&self) -> Option<Value> {
         let object = self.object.get();
         if object.is_null() { None } else { self.env.referent(object) }
     }
 
-    /// The handle is gone.
+    /// Called when the handle is gone.
     pub fn release(&self) {
         self.env.delete_reference(self.object.replace(std::ptr::null_mut()));
     }
@@ -56,24 +56,24 @@ impl Kept {
         self.env.set_kept(self.there()?, place, value)
     }
 
-    /// Lets a value go; where JavaScript cannot run any more, it goes with the object.
+    /// Deletes a value. If JavaScript cannot run any more, the value goes with the object.
     pub fn clear(&self, place: u32) {
         let scope = self.env.open_scope();
         let _ = self.there().and_then(|object| self.env.delete_kept(object, place));
         self.env.close_scope(scope);
     }
 
-    /// A place for a value, to be set.
+    /// Takes a free place for a value.
     pub fn take_place(&self) -> u32 {
         self.free.borrow_mut().pop().unwrap_or_else(|| self.used.replace(self.used.get() + 1))
     }
 
-    /// A place is needed no more.
+    /// Frees a place.
     pub fn give_place(&self, place: u32) {
         self.free.borrow_mut().push(place);
     }
 
-    /// Keeps a value: its place.
+    /// Stores a value. Returns its place.
     pub fn keep(&self, value: Value) -> Result<u32, Failure> {
         let place = self.take_place();
         self.set(place, value).inspect_err(|_| self.give_place(place)).map(|()| place)

@@ -33,21 +33,21 @@ const REPORT_STEP: i64 = 1 << 20;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
-    /// Anything. The face looks for this 0.
+    /// All calls. The face tests for this 0.
     Open = 0,
-    /// Anything, but the collection that an allocation scheduled comes first.
+    /// All calls, but the collection that an allocation scheduled runs first.
     Due,
-    /// It may be looked at: a type's `traverse` is running.
+    /// Calls that only look, because a type's `traverse` is running.
     Traversing,
-    /// Nothing: a callback of its arena allocator is running.
+    /// None, because a callback of its arena allocator is running.
     Busy,
-    /// Nothing, but calls of its own allocators that were taken out: a callback of a domain's allocator is running.
+    /// Only calls of its own allocators that a script took out, because a callback of a domain's allocator is running.
     Asking,
-    /// Nothing more.
+    /// None any more.
     Closed,
-    /// Nothing but closing: a free block's link was found broken.
+    /// Only `close`, because a free block's link is broken.
     Corrupted,
-    /// Nothing but closing: it panicked.
+    /// Only `close`, because a call panicked.
     Poisoned,
 }
 
@@ -55,8 +55,8 @@ pub(crate) enum State {
 #[repr(C, align(4))]
 struct Gate {
     state: Cell<State>,
-    /// Whether there is more to know of blocks than the heap's tables say. That is so with debug hooks, guests or a quarantine. It is so while the
-    /// memory of a freed block is kept for a buffer, too: the tables say that this block is live.
+    /// Whether the heap's tables do not say enough about its blocks. That is so with debug hooks, guests or a quarantine, and while a buffer keeps
+    /// the memory of a freed block, which is live for the tables.
     careful: Cell<bool>,
     /// Whether there may be objects.
     typed: Cell<bool>,
@@ -81,19 +81,19 @@ pub(crate) struct Core {
     attention: Cell<bool>,
     heap: UnsafeCell<Option<ObjectHeap>>,
     down: Cell<Option<TakeDown>>,
-    /// Good as long as there is a handle.
+    /// Valid while there is a handle.
     env: Env,
     pub realm: Rc<Realm>,
-    /// Its number in the realm, as long as there is a handle.
+    /// Its number in the realm, while there is a handle.
     number: Cell<u32>,
     pub kept: Kept,
     reported: Cell<i64>,
     /// Bytes that a typed array can have (`buffer.constants.MAX_LENGTH`). V8 ends the process when it is to make a longer one.
     pub longest_array: usize,
-    /// As long as it is the heap's.
+    /// First byte and bytes of the heap's region, while the heap has it.
     region: Cell<(usize, usize)>,
     pub this: Weak<Core>,
-    /// Counts the times that JavaScript ran or a buffer was detached: code that holds on to the bytes of an array must look again then.
+    /// Counts how often JavaScript ran or a buffer was detached. After that, code that uses an array's bytes must look them up again.
     pub disturbances: Cell<u64>,
     pub marks: RefCell<FxHashMap<usize, Mark>>,
     pub views: Views,
@@ -104,11 +104,11 @@ pub(crate) struct Core {
     pub types: RefCell<Vec<TypeId>>,
 }
 
-/// What more is known of a live block.
+/// What the binding knows of a live block beyond the ledger.
 pub(crate) enum Mark {
     /// It has a view.
     Viewed(Rc<views::View>),
-    /// It was freed, but a buffer over it may still be reachable, so its memory is not used again yet.
+    /// It was freed, but a script may still have a buffer over it, so its memory is not used again yet.
     Retired(Domain, Rc<views::View>),
 }
 
@@ -121,7 +121,7 @@ thread_local! {
 static REGIONS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 impl Core {
-    /// The heap, if it may be used now. A collection that is due runs first, and with it JavaScript.
+    /// The heap, if it may be used now. If a collection is due, it runs first, and may run JavaScript.
     #[inline(always)]
     pub fn heap(&self) -> Result<&ObjectHeap, Failure> {
         if self.gate.state.get() == State::Open
@@ -146,7 +146,7 @@ impl Core {
         Ok(heap)
     }
 
-    /// The heap, if it may be looked at now: also from inside a `traverse`.
+    /// The heap, if it may be looked at now, which a `traverse` may do too.
     pub fn heap_to_look(&self) -> Result<&ObjectHeap, Failure> {
         match self.heap_in_use() {
             Some(heap) if self.gate.state.get() == State::Traversing => Ok(heap),
@@ -154,12 +154,12 @@ impl Core {
         }
     }
 
-    /// The heap, if no call of a domain is running; for other heaps.
+    /// The heap, for other heaps, if no call of a domain is running.
     pub fn heap_between_calls(&self) -> Option<&ObjectHeap> {
         self.heap_in_use().filter(|_| matches!(self.gate.state.get(), State::Open | State::Due))
     }
 
-    /// A call has made objects, and with it perhaps a collection due.
+    /// Called after a call that made objects, which may have made a collection due.
     pub fn note_scheduled(&self, heap: &ObjectHeap) {
         if self.gate.state.get() == State::Open && heap.is_scheduled() {
             self.gate.state.set(State::Due);
@@ -188,7 +188,7 @@ impl Core {
         }
     }
 
-    /// The heap, from inside one of its calls; nothing once it has been taken out.
+    /// The heap, from inside one of its calls; `None` once it has been taken out.
     pub fn heap_in_use(&self) -> Option<&ObjectHeap> {
         // SAFETY: invariants 1 and 2.
         unsafe { (*self.heap.get()).as_ref() }
@@ -198,7 +198,7 @@ impl Core {
         self.env
     }
 
-    /// Sets the state for the length of a callback; what it was comes back, unless something broke meanwhile.
+    /// Sets the state during a callback. The earlier state comes back, unless the heap broke meanwhile.
     pub fn in_state<T>(&self, state: State, run: impl FnOnce() -> T) -> T {
         let before = self.gate.state.replace(state);
         let result = run();
@@ -224,7 +224,7 @@ impl Core {
         self.in_state(state, run)
     }
 
-    /// Whether it can only be closed.
+    /// Whether it takes no call but `close`.
     pub fn is_broken(&self) -> bool {
         matches!(self.gate.state.get(), State::Corrupted | State::Poisoned)
     }
@@ -233,7 +233,7 @@ impl Core {
         self.gate.state.set(State::Poisoned);
     }
 
-    /// Whether the slow way is to be taken.
+    /// Whether calls must take the slow way.
     #[inline(always)]
     pub fn needs_attention(&self) -> bool {
         self.attention.get()
@@ -251,13 +251,13 @@ impl Core {
         self.gate.typed.set(heap.has_types());
     }
 
-    /// Where the face finds what it looks at before it uses memory without a call. It is there as long as the handle.
+    /// The address of the number that the face looks at before it uses memory without a call. It is valid while there is a handle.
     pub fn gate(&self) -> NonNull<u32> {
         NonNull::from(&self.gate).cast()
     }
 
-    /// Tells V8 how much of the heap's memory has been in use, now and then. If it were told of whole arenas, it would collect garbage after
-    /// every few dozen small heaps.
+    /// Now and then tells V8 how much of the heap's memory has been in use. If V8 knew of whole arenas, it would collect garbage after every few
+    /// dozen small heaps.
     #[inline(always)]
     pub fn report(&self, env: Env, heap: &ObjectHeap) {
         let change = heap.touched() as i64 - self.reported.get();
@@ -266,7 +266,7 @@ impl Core {
         }
     }
 
-    /// As [`report`](Self::report), after a free: looks no further where the heap still holds as much as V8 knows of.
+    /// As [`report`](Self::report), after a free. Does nothing if the heap still holds as much as V8 knows of.
     #[inline(always)]
     pub fn report_free(&self, env: Env, heap: &ObjectHeap) {
         if (heap.held() as i64) < self.reported.get() {
@@ -280,7 +280,7 @@ impl Core {
         env.adjust_external_memory(change);
     }
 
-    /// A fault as it is thrown: a block that is not of this heap may be another heap's.
+    /// The failure for a fault. A block that is not of this heap may belong to another heap; the failure says so.
     #[cold]
     pub fn fault(&self, mut fault: Fault) -> Failure {
         if fault.kind == FaultKind::ForeignPointer && self.is_another_heaps(fault.address) {
@@ -292,7 +292,7 @@ impl Core {
         fault.into()
     }
 
-    /// What the debug hooks found during a call that could not say so. Inside a callback it waits for the end of the call outside.
+    /// The fault that debug hooks found during a call that could not return it. Inside a callback it waits for the end of the call around it.
     #[cold]
     #[inline(never)]
     fn take_fault_slowly(&self) -> Option<Failure> {
@@ -309,12 +309,12 @@ impl Core {
         heap.take_fault().map(|fault| self.fault(fault))
     }
 
-    /// Whether an address is one of another heap's of this thread, or lies among the arenas of any.
+    /// Whether an address belongs to another heap of this thread, or lies in the region of any heap.
     pub fn is_another_heaps(&self, address: usize) -> bool {
         let inside = |(&base, &len): (&usize, &usize)| base != self.region.get().0 && address - base < len;
         let owns = |other: Rc<Self>| {
             !std::ptr::eq(&raw const *other, self)
-                // A closed one may have given the arenas back that it would look into.
+                // A closed heap may have given back the arenas that this would read.
                 && !matches!(other.state(), State::Closed | State::Poisoned)
                 && other.heap_in_use().is_some_and(|heap| heap.blocks().owns(address))
         };
@@ -323,7 +323,7 @@ impl Core {
             || HEAPS.try_with(|heaps| heaps.borrow().values().filter_map(Weak::upgrade).any(owns)) == Ok(true)
     }
 
-    /// Gives everything back that can be given back now.
+    /// Gives back all memory that can go now.
     pub fn close(&self, env: Env) -> Result<(), Failure> {
         if self.scripts.are_running() || matches!(self.gate.state.get(), State::Busy | State::Asking) {
             return Err(Failure::new(code::REENTRANT, "expected a heap that is not in use, but one of its callbacks is running"));
@@ -338,14 +338,14 @@ impl Core {
         if !self.views.are_reachable() {
             // SAFETY: invariant 1; no call is running.
             match unsafe { (*self.heap.get()).take() } {
-                // What broke it is not asked to give anything back.
+                // Broken code is not run again.
                 Some(heap) if poisoned && !heap.is_closed() => std::mem::forget(heap),
                 Some(heap) => down = Some(heap.take_down()),
                 None => {}
             }
         }
         self.report_change(env, -self.reported.get());
-        // Where a buffer still lies in its memory, the heap goes when that goes.
+        // If a buffer still lies in its memory, the heap goes with that buffer.
         let Some(mut down) = down else {
             self.gate.state.set(State::Closed);
             return Ok(());
@@ -354,7 +354,7 @@ impl Core {
         let done = down.go_on(|| self.is_interrupted());
         self.gate.state.set(State::Closed);
         if !done {
-            // Closing again goes on; otherwise the rest goes with the core. What a script threw does not outlive this call.
+            // Another `close` goes on; without one the rest goes with the core. What a script threw does not outlive this call.
             let _ = down.take_guest_fault();
             self.guests.forget_failures();
             self.down.set(Some(down));
@@ -363,7 +363,7 @@ impl Core {
         down.take_guest_fault().map_or(Ok(()), |fault| Err(self.guest_failure(fault)))
     }
 
-    /// A buffer over its memory is gone: a heap that has been closed may be able to go now.
+    /// Called when a buffer over its memory is gone. If the heap was closed and this was the last such buffer, the heap goes.
     pub fn release_if_closed(&self) {
         if self.gate.state.get() == State::Closed && !self.views.are_reachable() {
             // SAFETY: invariant 1; after closing there are no calls.
@@ -371,7 +371,7 @@ impl Core {
         }
     }
 
-    /// Once: another heap may have a region there afterwards.
+    /// Forgets the region, once: later another heap may have a region there.
     fn forget_region(&self) {
         let (base, len) = self.region.take();
         if len != 0 {
@@ -381,8 +381,8 @@ impl Core {
 }
 
 impl Drop for Core {
-    /// The handle is gone, and with it every way to call this heap. Calls no JavaScript, and not Node-API either: the environment may
-    /// be gone, too.
+    /// The handle is gone, so nothing can call this heap. This calls neither JavaScript nor Node-API, because the environment may be gone
+    /// too.
     fn drop(&mut self) {
         self.forget_region();
         let heap = self.heap.get_mut().take();
@@ -404,9 +404,9 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
     let (env, core) = unsafe { (Env::new(env), Rc::from_raw(core.cast_const().cast::<Core>())) };
     core.realm.forget(core.number.get());
     core.kept.release();
-    // Now, because a heap that others still need may outlive its environment: there is one for each time that a thread loads the addon.
+    // Now, because the heap may outlive its environment: there is one for each time that a thread loads the addon.
     core.report_change(env, -core.reported.get());
-    // If giving back breaks an invariant, no caller is left to tell.
+    // If this panics, there is no caller that could be told.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         reached("heap::finalize_handle");
         drop(core);
@@ -414,7 +414,7 @@ unsafe extern "C" fn finalize_handle(env: sys::napi_env, core: *mut c_void, _: *
 }
 
 impl Core {
-    /// A heap with the object that has what it keeps in JavaScript.
+    /// Makes the core of a heap. `kept` is the object with the JavaScript values that the heap keeps.
     pub fn new(env: Env, realm: &Realm, (heap, longest_array): (ObjectHeap, usize), kept: Value) -> Result<Rc<Self>, Failure> {
         let kept = Kept::new(env, kept)?;
         let region = heap.region();
@@ -444,12 +444,12 @@ impl Core {
         if region.1 != 0 {
             regions().insert(region.0, region.1);
         }
-        // At the end of a thread the table may be gone already; then the heap is merely not found by others.
+        // At the end of a thread the table may be gone already. Then other heaps do not find this one.
         let _ = HEAPS.try_with(|heaps| heaps.borrow_mut().insert(Rc::as_ptr(&core), Rc::downgrade(&core)));
         Ok(core)
     }
 
-    /// The value that keeps it.
+    /// Makes the JavaScript value that keeps the heap.
     pub fn handle(self: &Rc<Self>) -> Outcome {
         let owned = Rc::into_raw(Rc::clone(self)).cast_mut();
         let handle = self.env.external(owned.cast(), Some(finalize_handle));
@@ -477,7 +477,7 @@ impl Chosen for Core {
     }
 
     fn broke(&self) -> Failure {
-        // Out of a callback that found a broken link, the heap comes whole otherwise, and can give its memory back.
+        // A callback that found a broken link leaves the rest of the heap whole, so its memory can go back.
         if self.gate.state.get() == State::Corrupted {
             return self.unusable();
         }

@@ -1,7 +1,8 @@
-//! Calls of the face by a heap: with exceptions that no call can throw, with garbage, and to find out whether the execution is being terminated.
+//! A heap's calls of the face: to report exceptions that no call can throw, to pass garbage on, and to ask whether the execution is being
+//! terminated.
 //!
-//! The face finds the script's function, and catches and reports what it throws. An exception that gets past the face (there was no stack left
-//! to call it) is kept, and reported as soon as there is stack for that. An execution that is being terminated runs no more JavaScript.
+//! The face finds the script's function, and catches and reports what it throws. If there is no stack left to call the face, the exception is
+//! kept, and reported as soon as there is stack for that. An execution that is being terminated runs no more JavaScript.
 
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
@@ -18,7 +19,7 @@ use crate::face::Called;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Value};
 
-/// How long a call goes on before it looks again whether its thread is being ended. A look costs a microsecond.
+/// Time between two looks whether the thread is being ended. A look costs a microsecond.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Bytes that are copied between two looks.
 const PIECE: usize = 1 << 20;
@@ -26,13 +27,13 @@ const PIECE: usize = 1 << 20;
 /// A heap's callbacks.
 #[derive(Default)]
 pub(crate) struct Scripts {
-    /// How many are running, each inside the one before.
+    /// How many are running, each inside another.
     pub running: Cell<u32>,
-    /// What a reference is given to, while a `traverse` is running.
+    /// The engine's visitor, while a `traverse` is running.
     pub visit: Cell<Option<NonNull<Visit<'static>>>>,
-    /// Where exceptions are kept that could not be caught.
+    /// The places of exceptions that could not be caught.
     escaped: RefCell<Vec<u32>>,
-    /// When it was last seen that JavaScript may run.
+    /// The time of the last look at which JavaScript could run.
     looked: Cell<Option<Instant>>,
 }
 
@@ -52,7 +53,7 @@ impl Core {
         self.heap()
     }
 
-    /// After such a call: what it has made due, and what a script's allocator did wrong meanwhile; an object is in the error then.
+    /// Ends such a call: notes a collection that it made due, and returns the failure of a script's allocator meanwhile, which names the object.
     pub fn settle_objects(&self, env: Env, heap: &ObjectHeap, object: Option<usize>) -> Result<(), Failure> {
         self.note_scheduled(heap);
         self.report(env, heap);
@@ -69,7 +70,7 @@ impl Core {
         })
     }
 
-    /// An error of the engine's about the argument `name`.
+    /// The failure for an error of the engine about the argument `name`.
     #[cold]
     pub fn object_failure(&self, error: ObjectError, name: &'static str, received: Value) -> Failure {
         match error {
@@ -80,8 +81,8 @@ impl Core {
         }
     }
 
-    /// Why a `traverse` failed that the present call from JavaScript called: what was thrown is kept at the number of callbacks around the
-    /// call, because callbacks may fail in ways of their own before the call ends.
+    /// The failure of a `traverse` that the present call from JavaScript ran. The exception is kept at the number of callbacks around the call,
+    /// because other callbacks may fail before the call ends.
     fn aborted(&self) -> Failure {
         let place = kept::FAILURES + self.scripts.running.get();
         let error = self.kept.get(place);
@@ -92,8 +93,8 @@ impl Core {
         }
     }
 
-    /// Calls a function of the face's with what is kept of the heap, and other arguments; JavaScript's values live no longer than that. Gives
-    /// what becomes of the answer, or of what was thrown, and nothing when there was no call.
+    /// Calls a function of the face with the object of kept values and other arguments. JavaScript values live only during the call. Returns
+    /// what the closure makes of the answer or the exception; `None` if there was no call.
     pub fn call_face<const N: usize, T>(
         &self,
         function: Called,
@@ -115,13 +116,13 @@ impl Core {
         self.scripts.running.set(self.scripts.running.get() - 1);
         env.close_scope(scope);
         if self.is_broken() {
-            // A call from inside the callback broke an invariant, or found one broken: the calls around it cannot go on.
+            // A call inside the callback broke an invariant, or found one broken, so the calls around it cannot go on.
             resume_unwind(Box::new("broken"));
         }
         answer
     }
 
-    /// Calls a function of the face's that has no answer.
+    /// Calls a function of the face that returns nothing.
     pub fn notify<const N: usize>(&self, function: Called, arguments: impl FnOnce(Env, Value) -> Result<[Value; N], Failure>) {
         self.call_face(function, arguments, |answer| {
             let mut escaped = self.scripts.escaped.borrow_mut();
@@ -134,7 +135,7 @@ impl Core {
         });
     }
 
-    /// Tells of exceptions that could not be caught, once no callback is running.
+    /// Reports exceptions that could not be caught, once no callback is running.
     #[cold]
     fn tell_escaped(&self) {
         if self.scripts.are_running() {
@@ -151,7 +152,7 @@ impl Core {
         }
     }
 
-    /// Tells of what no call can throw.
+    /// Reports a failure that no call can throw.
     #[cold]
     pub fn tell(&self, failure: Failure) {
         self.notify(Called::Failure, |env, kept| {
@@ -162,8 +163,8 @@ impl Core {
         });
     }
 
-    /// Moves what a collection could not collect to the end of `gc.garbage`. That is a script's to change; elements are defined, so that no
-    /// script runs here, and an array that cannot have them gets none.
+    /// Moves uncollectable objects to the end of `gc.garbage`. A script can change that array. Its elements are defined and not set, so no
+    /// script runs here; an array that refuses them gets none.
     pub fn give_garbage(&self, objects: &[usize]) {
         let env = self.env();
         for (index, &object) in objects.iter().enumerate() {
@@ -177,7 +178,7 @@ impl Core {
                 .and_then(|garbage| env.define_element(garbage, env.length(garbage).unwrap_or(0), env.integer(object)?));
             if given.is_err() {
                 env.clear_exception();
-                // Where JavaScript cannot run any more, no script can ask for it or be told.
+                // If JavaScript cannot run any more, no script can look at it.
                 let message = "expected gc.garbage to be an array that can grow; no script has the object and its reference now";
                 self.tell(Failure::new(code::CALLBACK_RESULT, message).at(object));
             }
@@ -185,8 +186,7 @@ impl Core {
         }
     }
 
-    /// Whether the execution is being terminated, for calls that take long. Node-API has no way to ask, so a function that does nothing is
-    /// called.
+    /// Whether the execution is being terminated, for calls that take long. Node-API cannot say, so this calls a function that does nothing.
     pub fn is_interrupted(&self) -> bool {
         if self.realm.is_ended() {
             return true;
@@ -205,21 +205,21 @@ impl Core {
         ended
     }
 
-    /// As [`is_interrupted`](Self::is_interrupted), as the error that ends a call.
+    /// As [`is_interrupted`](Self::is_interrupted), but returns the failure that ends a call.
     pub fn go_on(&self) -> Result<(), Failure> {
         if self.is_interrupted() { Err(Failure::of_status(napi_sys::Status::napi_cannot_run_js)) } else { Ok(()) }
     }
 
-    /// Copies bytes, perhaps within one block, in pieces between which it looks whether the thread is being ended.
+    /// Copies bytes, perhaps within one block, in pieces. Between them it looks whether the thread is being ended.
     ///
     /// # Errors
-    /// When it is; some of the bytes have been copied then.
+    /// When the thread is being ended; some of the bytes have been copied then.
     ///
     /// # Safety
-    /// The bytes are there, before and after JavaScript that does nothing.
+    /// The bytes can be read and written, also after a call of JavaScript that does nothing.
     pub unsafe fn copy(&self, to: *mut u8, from: *const u8, count: usize) -> Result<(), Failure> {
         let pieces = count.div_ceil(PIECE);
-        // As memmove does it: what is read last must not be written over first.
+        // As memmove: bytes that are read last must not be overwritten first.
         let backwards = to.addr() > from.addr();
         for index in 0..pieces {
             let begin = PIECE * if backwards { pieces - 1 - index } else { index };
@@ -232,7 +232,7 @@ impl Core {
         Ok(())
     }
 
-    /// As [`copy`](Self::copy), from memory of ours to a typed array.
+    /// As [`copy`](Self::copy), from native memory to a typed array.
     ///
     /// # Errors
     /// As for `copy`.
@@ -250,7 +250,7 @@ impl Core {
         Ok(())
     }
 
-    /// As [`copy`](Self::copy), from a typed array to memory of ours.
+    /// As [`copy`](Self::copy), from a typed array to native memory.
     ///
     /// # Errors
     /// As for `copy`.

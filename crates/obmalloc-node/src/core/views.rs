@@ -1,9 +1,9 @@
 //! Views: a block's own bytes as a `Uint8Array`, one per block.
 //!
-//! The arrays are kept with the heap's values in JavaScript, so a block's view stays the same as long as the block lives; nothing in Rust keeps
-//! them, so they go with the handle. Freeing or moving a block detaches its buffer before the memory can be used again. A buffer that
-//! a script has detached (`ArrayBuffer.prototype.transfer`) may live on under another name: then the block is retired, and its
-//! memory is used again when the last buffer over it is gone.
+//! The arrays are among the values that the heap keeps in JavaScript, so a block's view stays the same while the block lives. Nothing in Rust
+//! keeps them, so they go with the handle. Freeing or moving a block detaches its buffer before the memory can be used again. If a script has
+//! detached the buffer (`ArrayBuffer.prototype.transfer`), another buffer may have the memory. Then the block is *retired*: its memory is used
+//! again once the last buffer over it is gone.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -21,14 +21,14 @@ use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, TypedArray, Value};
 use crate::probe::reached;
 
-/// What is known of the view of a block.
+/// The view of a block.
 #[derive(Default)]
 pub(crate) struct View {
-    /// Where its array is kept.
+    /// The place of its array among the kept values.
     place: u32,
-    /// Buffers over the block that have not been finalized.
+    /// How many buffers over the block have not been finalized.
     buffers: Cell<usize>,
-    /// Whether a script detached one of them while it lived.
+    /// Whether a script detached one of them.
     escaped: Cell<bool>,
     /// Whether the block has been freed.
     retired: Cell<bool>,
@@ -41,14 +41,14 @@ impl View {
     }
 }
 
-/// All views of a heap. The counts here save a look at every view for each block that is freed.
+/// Counts over all views of a heap, so that a free need not look at every view.
 #[derive(Default)]
 pub(crate) struct Views {
     /// Views that JavaScript may reach through a buffer that is not ours to detach.
     reachable: Cell<usize>,
     /// Retired blocks.
     retired: Cell<usize>,
-    /// Those that nothing can reach any more.
+    /// Retired blocks that nothing can reach any more.
     gone: Cell<usize>,
 }
 
@@ -57,7 +57,7 @@ fn add(counter: &Cell<usize>, change: isize) {
 }
 
 impl Views {
-    /// Changes what is known of a view, and counts what comes of it.
+    /// Changes a view, and updates the counts.
     fn change(&self, view: &View, change: impl FnOnce(&View)) {
         let state = |view: &View| (view.is_reachable(), view.retired.get(), view.retired.get() && view.buffers.get() == 0);
         let (was_reachable, was_retired, was_gone) = state(view);
@@ -68,7 +68,7 @@ impl Views {
         add(&self.gone, isize::from(is_gone) - isize::from(was_gone));
     }
 
-    /// Whether a block has been freed whose memory waits for a buffer.
+    /// Whether a freed block's memory waits for a buffer to go.
     pub fn are_retired(&self) -> bool {
         self.retired.get() != 0
     }
@@ -79,27 +79,27 @@ impl Views {
     }
 }
 
-/// What a buffer over a block keeps until nothing can reach it.
+/// The data of a buffer over a block, kept until nothing can reach the buffer.
 struct Hold {
     view: Rc<View>,
-    /// Its number with the watch of its worker.
+    /// In a worker, the buffer's number for the watch.
     number: Option<usize>,
     /// Owns the memory.
     core: Rc<Core>,
 }
 
-/// Heaps that stay as long as the process, because another thread may have a buffer over their memory. Nothing uses them any more.
+/// Cores that stay until the process ends, because another thread may have a buffer over their memory. Nothing uses them any more.
 static STAYING: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 unsafe extern "C" fn finalize(env: sys::napi_env, _: *mut c_void, hold: *mut c_void) {
     // SAFETY: called by Node.js on its own thread, once, with what `outside` gave it.
     let (env, hold) = unsafe { (Env::new(env), Box::from_raw(hold.cast::<Hold>())) };
-    // Dropping the hold may give a whole heap back; if that breaks an invariant, no caller is left to tell.
+    // This may give back a whole heap. If that panics, there is no caller that could be told.
     let _ = catch_unwind(AssertUnwindSafe(move || {
         reached("view::finalize");
         let Hold { view, number, core } = *hold;
         if core.realm.watch().zip(number).is_some_and(|(watch, number)| watch.forget(env, number)) {
-            // Its heap stays, too, with all that it would give back.
+            // Another thread may have the memory, so the heap stays.
             let mut staying = STAYING.lock().unwrap_or_else(PoisonError::into_inner);
             staying.push(Rc::into_raw(core).expose_provenance());
             return;
@@ -109,18 +109,18 @@ unsafe extern "C" fn finalize(env: sys::napi_env, _: *mut c_void, hold: *mut c_v
     }));
 }
 
-/// The view's array; none where JavaScript cannot run any more.
+/// The view's array; `None` if JavaScript cannot run any more.
 fn array(core: &Core, env: Env, view: &View) -> Option<(Value, TypedArray)> {
     let array = core.kept.get(view.place).ok()?;
     Some((array, env.typed_array(array)?))
 }
 
-/// Bytes from which on V8 is asked for memory as a script asks, who gets an error where there is none, while Node-API's callers do not live
-/// to see it.
+/// Arrays of at least this many bytes are made by a function of the face. If there is no memory, that throws an error, while Node-API ends the
+/// process.
 const MANY: usize = 1 << 16;
 
 impl Core {
-    /// Makes sure that a typed array can have so many bytes.
+    /// Checks that a typed array can have so many bytes.
     fn check_array(&self, length: usize) -> Result<(), Failure> {
         if length <= self.longest_array {
             return Ok(());
@@ -155,7 +155,7 @@ pub(crate) fn of_block(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain,
     if let Some(view) = &known {
         match array(core, env, view) {
             Some((array, bytes)) if !env.is_detached(bytes.buffer) => return Ok(array),
-            // A buffer that a script detached may live on, so the block gets another.
+            // A script detached the buffer, so the block gets another one.
             _ => core.views.change(view, |view| view.escaped.set(true)),
         }
     }
@@ -201,7 +201,7 @@ fn outside(core: &Core, env: Env, view: &Rc<View>, address: usize, length: usize
     env.bytes_of(buffer, length)
 }
 
-/// Whether a script detached a buffer of the view, which may then be reachable under another name.
+/// Whether a script detached a buffer of the view and may have its memory in another buffer.
 pub(crate) fn has_escaped(core: &Core, env: Env, view: &View) -> bool {
     let scope = env.open_scope();
     let detached = array(core, env, view).is_none_or(|(_, array)| env.is_detached(array.buffer));
@@ -220,8 +220,8 @@ pub(crate) fn is_whole(core: &Core, env: Env, view: &View, length: usize) -> boo
     is_whole
 }
 
-/// Detaches the view of the block at `address`, before the block is freed, moved or lent. True when a buffer over it may still be
-/// reachable; then the mark stays, and [`retire`] is to be called when the block goes.
+/// Detaches the view of the block at `address`, before the block is freed, moved or lent. Returns true if a script may still have a buffer
+/// over it. Then the mark stays, and the caller must [`retire`] the block instead of freeing it.
 pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> bool {
     if has_escaped(core, env, view) {
         return true;
@@ -234,7 +234,7 @@ pub(crate) fn detach(core: &Core, env: Env, address: usize, view: &Rc<View>) -> 
     false
 }
 
-/// Detaches the array in the view's place; false when V8 does not let go of it.
+/// Detaches the view's array; false if V8 refuses.
 fn detach_array(core: &Core, env: Env, view: &View) -> bool {
     let scope = env.open_scope();
     core.disturbances.set(core.disturbances.get() + 1);
@@ -243,14 +243,14 @@ fn detach_array(core: &Core, env: Env, view: &View) -> bool {
     done
 }
 
-/// Lets the array go, and takes the mark off the block.
+/// Drops the array, and removes the block's mark.
 fn forget(core: &Core, address: usize, view: &View) {
     core.marks.borrow_mut().remove(&address);
     core.update_attention();
     core.kept.drop(view.place);
 }
 
-/// The block is freed for its user, but its memory waits for the last buffer over it. The view that it has got since is not one of those.
+/// Retires a block: it is freed for its user, but its memory waits for the last buffer over it. Its present view is detached.
 pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view: &Rc<View>) {
     detach_array(core, env, view);
     forget(core, address, view);
@@ -259,8 +259,8 @@ pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view
     core.update_attention();
 }
 
-/// Gives back the retired blocks that nothing can reach any more: all that a collection of V8's has let go of in one pass, so that what it
-/// costs goes with V8's collections.
+/// Frees the retired blocks that nothing can reach any more. One pass frees all that a collection of V8 released, so the passes are as rare as
+/// these collections.
 pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
     if core.views.gone.get() == 0 {
         return;
@@ -274,7 +274,7 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
         _ => None,
     }));
     for (address, domain) in gone {
-        // Giving one back may call a script's allocator, whose calls may sweep, too.
+        // This may call a script's allocator, which may sweep as well.
         let view = match core.marks.borrow().get(&address) {
             Some(Mark::Retired(_, view)) if view.buffers.get() == 0 => view.clone(),
             _ => continue,
@@ -283,17 +283,17 @@ pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
         core.views.change(&view, |view| view.retired.set(false));
         core.update_attention();
         if let Err(fault) = heap.blocks().free(domain, address) {
-            // Its guard bytes have been damaged since it was retired.
+            // Its guard bytes were damaged after it was retired.
             core.tell(core.fault(fault));
         }
         if let Some(failure) = core.take_guest_failure(heap) {
-            // Its free returned long ago.
+            // The call that freed it returned long ago.
             core.tell(failure);
         }
     }
 }
 
-/// Detaches all views; false when that was interrupted.
+/// Detaches all views; false if it was interrupted.
 pub(crate) fn detach_all(core: &Core, env: Env) -> bool {
     let viewed: Vec<_> = core
         .marks

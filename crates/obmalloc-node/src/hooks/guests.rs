@@ -27,7 +27,7 @@ pub(crate) struct ScriptArenas {
 }
 
 impl Core {
-    /// Calls a function of the face's for a guest, in a state in which its heap cannot be used: what it gives, or why it failed.
+    /// Calls a function of the face for a guest, in a state in which its heap cannot be used. Returns its answer, or why it failed.
     fn ask_guest<const N: usize>(
         &self,
         own: &OwnAllocators<'_>,
@@ -37,7 +37,7 @@ impl Core {
     ) -> Result<Value, Failure> {
         let env = self.env();
         let kept = self.kept.object().ok_or_else(|| Failure::new(code::INTERNAL, "a heap without its handle"))?;
-        // SAFETY: only the lifetime changes; it is taken out below, before the guest has answered.
+        // SAFETY: only the lifetime changes. It is taken out below, before the guest has answered.
         let own = unsafe { std::mem::transmute::<OwnAllocators<'_>, OwnAllocators<'static>>(*own) };
         let before = self.guests.own.replace(Some(own));
         let answer = env.in_scope(|| {
@@ -49,7 +49,7 @@ impl Core {
         });
         self.guests.own.set(before);
         if self.is_broken() {
-            // A call from inside the callback broke an invariant, or found one broken: the calls around it cannot go on.
+            // A call inside the callback broke an invariant, or found one broken, so the calls around it cannot go on.
             resume_unwind(Box::new("broken"));
         }
         answer.map_err(|cause| Failure::new(code::CALLBACK_THREW, format!("the {} threw", verb_name(verb))).caused_by(cause))
@@ -67,7 +67,7 @@ impl Core {
         checked.map_err(|failure| self.guests.keep(failure))
     }
 
-    /// The end of a `free`, which must not give something to wait for.
+    /// Ends a `free`, which must not return a promise.
     fn freed(&self, verb: Verb, answer: Result<Value, Failure>) -> Result<(), Threw> {
         let done =
             answer.and_then(|answer| if self.env().is_true(answer) { Err(Failure::awaited(verb_name(verb))) } else { Ok(()) });
@@ -76,7 +76,7 @@ impl Core {
 }
 
 impl Script {
-    /// Calls the script. More bytes than a number can say, which there are not, are said to be as many as it can.
+    /// Calls the script. A size that a number cannot hold becomes the largest one that it can.
     fn ask(
         &self,
         core: &Core,

@@ -19,7 +19,7 @@ use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, UNDEFINED};
 use crate::probe::reached;
 
-/// What the face's `hook` is to do.
+/// What the function `hook` of the face does.
 #[derive(Clone, Copy)]
 enum Hook {
     Clear,
@@ -28,7 +28,7 @@ enum Hook {
     Dealloc,
 }
 
-/// A callback's number for the engine, from its place.
+/// The engine's number of a callback, made from its place.
 pub(crate) fn number_of(place: u32) -> NonZeroU64 {
     NonZeroU64::MIN.saturating_add(place.into())
 }
@@ -37,23 +37,23 @@ fn place_of(callback: u64) -> u32 {
     (callback - 1) as u32
 }
 
-/// What a script's `traverse` says that the object refers to.
+/// Visits an object that a script's `traverse` names.
 pub(crate) fn visit(core: &Core, _: Env, referent: Option<usize>) -> Outcome {
     let referent = referent.unwrap_or(0);
     let outside = || Failure::new(code::REENTRANT, "expected a visit from inside traverse").at(referent);
     if core.state() != State::Traversing {
         return Err(outside());
     }
-    // Taken out for the time of the visit, so that there is no second one inside it.
+    // Taken out during the visit, so that there is no second visit inside it.
     let mut visit = core.scripts.visit.take().ok_or_else(outside)?;
-    // SAFETY: put in by `traverse` below for as long as it runs, during which the state is this, and taken out just above.
+    // SAFETY: `traverse` below puts it in while it runs, which the state shows, and it was taken out just above.
     let visited = unsafe { visit.as_mut()(referent) };
     core.scripts.visit.set(Some(visit));
     visited.map_err(|fault| core.fault(fault))?;
     Ok(UNDEFINED)
 }
 
-/// The hooks of one heap's engine; the heap that they serve comes once there is one.
+/// The hooks of one heap's engine. They get their heap once it exists.
 #[derive(Clone, Default)]
 pub(crate) struct Host(Rc<OnceCell<Weak<Core>>>);
 
@@ -63,7 +63,7 @@ impl Host {
         debug_assert!(served.is_ok(), "a host serves one heap");
     }
 
-    /// The heap, held so that it cannot go before the callback has returned; none once it is being dropped.
+    /// The heap, kept until the callback has returned; `None` once it is being dropped.
     fn core(&self) -> Option<Rc<Core>> {
         self.0.get().and_then(Weak::upgrade)
     }
@@ -72,7 +72,7 @@ impl Host {
     pub fn is_interrupted(&self) -> bool {
         let asked = catch_unwind(AssertUnwindSafe(|| {
             reached("hooks::interrupted");
-            // What is given back after closing may be so while JavaScript's own collector runs.
+            // After closing, memory may be given back while V8's collector runs.
             self.core().is_some_and(|core| core.state() != State::Closed && core.is_interrupted())
         }));
         asked.unwrap_or_else(|_| {
@@ -98,14 +98,14 @@ impl Hooks for Host {
         reached("hooks::traverse");
         let core = self.core().ok_or(Failed)?;
         let visit = NonNull::from(visit);
-        // SAFETY: only the lifetime changes; it is taken out again below, before what it points to goes.
+        // SAFETY: only the lifetime changes. It is taken out again below, before its referent goes.
         let visit: NonNull<Visit<'static>> = unsafe { std::mem::transmute::<NonNull<Visit<'_>>, _>(visit) };
         let before = core.scripts.visit.replace(Some(visit));
         let around = core.scripts.running.get();
         let answer = core.in_state(State::Traversing, || {
             let arguments = |env: Env, kept| Ok([kept, env.integer(kind.index())?, env.integer(object)?]);
             core.call_face(Called::Traverse, arguments, |answer| match answer {
-                // Nothing, or what went wrong.
+                // Undefined, or what went wrong.
                 Ok(answer) if core.env().type_of(answer) == napi_sys::ValueType::napi_undefined => true,
                 Ok(error) | Err(error) => {
                     let _ = core.kept.set(kept::FAILURES + around, error);

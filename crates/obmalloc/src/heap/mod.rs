@@ -3,11 +3,11 @@
 //! A [`Heap`] trusts its caller. A [`CheckedHeap`] has a *ledger* of live blocks beside it and looks every address up first. Its *account*
 //! knows which memory it got from the system.
 
-/// Methods that another value has too: each calls the method of its name of that value.
+/// Defines methods that forward to the method of the same name of another value.
 macro_rules! delegate {
     (|$heap:ident| $to:expr; $($(#[$doc:meta])* pub fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => { $(
         $(#[$doc])*
-        #[allow(clippy::missing_errors_doc, reason = "the method that is called says them")]
+        #[allow(clippy::missing_errors_doc, reason = "the other method documents them")]
         pub fn $name(&self $(, $argument: $type)*) $(-> $result)? {
             let $heap = self;
             $to.$name($($argument),*)

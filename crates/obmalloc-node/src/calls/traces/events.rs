@@ -23,7 +23,7 @@ struct Options {
     from: Option<u64>,
     to: Option<u64>,
     size: Option<u64>,
-    /// Hexadecimal: a number of JavaScript does not hold every address.
+    /// In hexadecimal, because a number of JavaScript cannot hold every address.
     address: Option<String>,
     site: Option<(String, u32)>,
 }
@@ -45,7 +45,7 @@ fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     Numbered::open(&LISTINGS, env, listing)
 }
 
-/// `(number, count)`: looks at no more than `count` events, and gives those that are wanted, a line each; null when there are no more.
+/// `(number, count)`: looks at no more than `count` events. Returns the wanted ones, a line each; null if there are no more.
 fn next(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     let count = env.double(count).unwrap_or(0.0) as usize;
     let (found, more) = Numbered::with(&LISTINGS, env, number, |listing| {

@@ -1,4 +1,4 @@
-//! For the command line: judges this engine's collector by the answers that a real CPython left.
+//! For the command line: compares this engine's collector with the recorded answers of a real CPython.
 
 use obmalloc_proof::Golden;
 
@@ -12,8 +12,8 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
     export(to, c"checkGolden", check)
 }
 
-/// `(golden)`: takes the answers as JSON, runs the same programs, and gives how many there were, how many events, and what was
-/// different, if anything.
+/// `(golden)`: takes the answers as JSON and runs the same programs. Returns the numbers of programs and events, and the first difference, if there
+/// is one.
 fn check(_: &Realm, env: Env, [golden]: [Value; 1]) -> Outcome {
     let golden: Golden = json::parse(env, golden, "golden answers")?;
     let found = match golden.check() {

@@ -1,4 +1,4 @@
-//! Inquiries into a trace, for the command line: an inquiry is a number here, and its answer is JSON.
+//! Inquiries into a trace, for the command line. An inquiry is a number, and its answer is JSON.
 
 use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};
@@ -64,7 +64,7 @@ fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     env.pair(Numbered::with(&INQUIRIES, env, number, |inquiry| Ok(inquiry.progress()))?)
 }
 
-/// `(number)`: the answer as JSON. The inquiry is over with it.
+/// `(number)`: the answer as JSON. This closes the inquiry.
 fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let inquiry = Numbered::take(&INQUIRIES, env, number)?;
     let answered =

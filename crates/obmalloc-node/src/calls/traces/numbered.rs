@@ -1,4 +1,4 @@
-//! Numbers for the things that the command line has open: replays, listings and their like.
+//! Numbers for things that the command line has open: replays, listings and the like.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use crate::js::{Env, Outcome, UNDEFINED, Value};
 
 /// Things of one kind that this thread has open.
 pub(super) struct Numbered<T: 'static> {
-    /// What a number is of, as in "expected the number of an open replay".
+    /// The name of the things, as in "expected the number of an open replay".
     what: &'static str,
     last: Cell<u32>,
     open: RefCell<HashMap<u32, T>>,
@@ -20,7 +20,7 @@ impl<T> Numbered<T> {
         Self { what, last: Cell::new(0), open: RefCell::default() }
     }
 
-    /// Opens a thing, and gives its number.
+    /// Opens a thing. Returns its number.
     pub fn open(all: &'static LocalKey<Self>, env: Env, thing: T) -> Outcome {
         let number = all.with(|all| {
             let number = all.last.get() + 1;
@@ -31,7 +31,7 @@ impl<T> Numbered<T> {
         env.integer(number as usize)
     }
 
-    /// Does something with an open thing.
+    /// Calls a closure with an open thing.
     pub fn with<R>(
         all: &'static LocalKey<Self>,
         env: Env,
@@ -44,12 +44,12 @@ impl<T> Numbered<T> {
         })
     }
 
-    /// Closes a thing and gives it.
+    /// Closes a thing and returns it.
     pub fn take(all: &'static LocalKey<Self>, env: Env, number: Value) -> Result<T, Failure> {
         all.with(|all| all.open.borrow_mut().remove(&number_of(env, number)).ok_or_else(|| all.refusal()))
     }
 
-    /// Closes a thing, if it is open, and gives its memory back.
+    /// Closes a thing, if it is open, and frees its memory.
     pub fn close(all: &'static LocalKey<Self>, env: Env, number: Value) -> Outcome {
         drop(Self::take(all, env, number));
         Ok(UNDEFINED)

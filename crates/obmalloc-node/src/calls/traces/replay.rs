@@ -1,4 +1,4 @@
-//! Replays for the command line: a replay is a number here, and what it has found is JSON.
+//! Replays for the command line. A replay is a number, and its findings are JSON.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
 
-/// A trace that cannot be read.
+/// The code for a trace that cannot be read.
 pub(super) const UNREADABLE_TRACE: &str = "ERR_UNREADABLE_TRACE";
 
 struct Running {
@@ -67,7 +67,7 @@ struct Found<'a> {
     report: &'a Report,
     exact: bool,
     seconds: f64,
-    /// The statistics as they are now.
+    /// The present statistics.
     stats_now: String,
 }
 

@@ -1,4 +1,4 @@
-//! What-if for the command line: trials are a number here, and their results are JSON.
+//! What-if for the command line. Trials are a number, and their results are JSON.
 
 use std::path::PathBuf;
 
@@ -127,7 +127,7 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     env.integer(usize::from(more))
 }
 
-/// `(number)`: what has been read or made, and all there is of it.
+/// `(number)`: how much has been read or made, and how much there is in all.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let progress = Numbered::with(&TRIALS, env, number, |open| {
         Ok(match &open.state {
@@ -139,7 +139,7 @@ fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     env.pair(progress)
 }
 
-/// `(number)`: what came of it, as JSON. The trials are over with it.
+/// `(number)`: the results as JSON. This closes the trials.
 fn answer(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let Open { state, verified, .. } = Numbered::take(&TRIALS, env, number)?;
     let State::Trying(trials) = state else {
