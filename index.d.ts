@@ -91,9 +91,9 @@ export interface HeapOptions {
    */
   quarantine?: Size
   /**
-   * Bytes of empty pools above which the heap {@link Heap.trim | trims} by itself, when a call empties one more; left out, it never does. The
-   * bound doubles where more than half of what the last trim gave back has been taken again since, so that a program that fills and empties
-   * the same pools again and again soon keeps them; `trim` puts it back to this.
+   * Bytes of empty pools above which the heap {@link Heap.trim | trims} by itself when a call empties another pool; if left out, it never does.
+   * The bound doubles when more than half of the bytes that the last trim gave back have been taken again. So a program that fills and empties
+   * the same pools again and again soon keeps them. `trim` resets the bound.
    * @defaultValue `undefined`
    */
   trimAbove?: Size
@@ -260,8 +260,8 @@ export interface Domain extends Allocator {
   usableSize(address: Address): number
   /**
    * Gives the block's own bytes, without a copy: one view per block, for as long as the block lives. Freeing or moving the block
-   * detaches the view, whose length is 0 then. An asynchronous call of Node.js's that was given the view, such as `fs.read`, has to be over
-   * before that: it goes on with the memory.
+   * detaches the view, whose length is 0 then. Before that, wait for asynchronous calls of Node.js on the view (such as `fs.read`) to end:
+   * they go on with the memory.
    * @param address the block
    * @returns an array over all usable bytes; always the same one for the same block
    * @throws {MemoryFault} ERR_WRONG_DOMAIN, ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE
@@ -406,8 +406,8 @@ export interface Domain extends Allocator {
    */
   write(address: Address, bytes: Uint8Array, offset?: Size): void
   /**
-   * Gives what is known of the domain as data; `util.inspect` shows the same. Never throws.
-   * @returns the domain's name, and what is known of its heap
+   * Gives a summary of the domain as data; `util.inspect` shows the same. Never throws.
+   * @returns the domain's name, and the summary of its heap
    */
   toJSON(): DomainSummary
 }
@@ -493,7 +493,7 @@ export class Heap {
 
   /**
    * Makes a type, which lives as long as the heap. The spec's functions are read now, and are called with the spec as `this`.
-   * @param spec what the type is to be; an error names what in it is not as it has to be
+   * @param spec the type's name, fields and functions; an error names the part that is wrong
    * @returns the type
    * @throws {MemoryError} ERR_NO_MEMORY when there is no memory for the type
    */
@@ -569,8 +569,8 @@ export class Heap {
   /**
    * Looks at the pools of an arena, one after the other, in the order of their addresses.
    *
-   * Each is looked at when it is its turn, so the heap may be used meanwhile. If the arena is given back meanwhile, the next step throws
-   * `ERR_USE_AFTER_FREE`, unless another arena has come to its place, whose pools follow then.
+   * Each pool is looked at in its turn, so the heap may be used meanwhile. If the arena is given back meanwhile, the next step throws
+   * `ERR_USE_AFTER_FREE`; if another arena has taken its place by then, the pools of that arena follow.
    * @param arena the address of an arena
    * @returns one entry for each pool, {@link ArenaInfo.totalPools} in all
    * @throws {MemoryFault} ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER or ERR_WRONG_HEAP when no arena of this heap begins at `arena`
@@ -592,10 +592,11 @@ export class Heap {
    */
   pools(arena: Address): Generator<PoolInfo, void, void>
   /**
-   * Looks at the blocks of a pool, one after the other, in the order of their addresses: as they were when this was called, whatever is done
-   * with the heap meanwhile.
+   * Looks at the blocks of a pool, one after the other, in the order of their addresses. They are shown as they were when this was called,
+   * even if the heap changes meanwhile.
    *
-   * A block counts as used as long as pymalloc has not got it back: also in quarantine, and while a buffer in JavaScript reaches it.
+   * A block counts as used until pymalloc gets it back. So a block in quarantine is used, and so is a freed block that a buffer in JavaScript
+   * still reaches.
    * @param pool the address of a pool
    * @returns one entry for each block that fits into the pool; none if the pool has no size class
    * @throws {MemoryFault} ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER or ERR_WRONG_HEAP when no pool of this heap begins at `pool`
@@ -625,8 +626,8 @@ export class Heap {
    */
   debugMallocStats(): string
   /**
-   * Gives the memory of empty pools back to the system, though their arenas stay, and that of arenas that were released: what no block lies
-   * in. CPython has nothing like it.
+   * Gives the memory of empty pools, and of arenas that were released, back to the system. Arenas that are held stay held. CPython has no
+   * such call.
    *
    * Blocks, objects and statistics stay as they are, and a trim does not change from which pool a request is served. But an emptied pool
    * forgets in which order its blocks were freed: it hands them out from the first one on, like a pool that was never used. So addresses
@@ -672,8 +673,8 @@ export class Heap {
   /**
    * Gives all memory back; every later call throws `ERR_HEAP_CLOSED`.
    *
-   * Closing twice is fine, and goes on where the time of a script (`timeout` of `node:vm`) was over. Where a buffer that could not be
-   * detached lies in the heap's memory, that memory goes with the buffer.
+   * Closing twice is fine. If a script's time (`timeout` of `node:vm`) ended during a close, the next one goes on. If a buffer that could not
+   * be detached lies in the heap's memory, that memory goes with the buffer.
    * @throws {MemoryFault} ERR_REENTRANT when one of the heap's callbacks is running
    * @throws {MemoryFault} ERR_CALLBACK_THREW or ERR_CALLBACK_RESULT when a script's allocator or arena allocator failed while it was given
    * memory back; the heap is closed all the same
@@ -682,13 +683,13 @@ export class Heap {
   /** Does what {@link Heap.close} does: `using heap = new Heap()`. */
   [Symbol.dispose](): void
   /**
-   * Gives what is known of the heap as data; `util.inspect` shows the same. Never throws, runs no collection that is due, and changes nothing.
-   * @returns what it was made with, its state, and counts where it can be looked at
+   * Gives a summary of the heap as data; `util.inspect` shows the same. Never throws, runs no collection that is due, and changes nothing.
+   * @returns the options that it was made with, its state, and counts if it can be looked at
    */
   toJSON(): HeapSummary
 }
 
-/** What is known of a heap. */
+/** A summary of a heap. */
 export interface HeapSummary {
   /** The release that it follows. */
   readonly release: Release
@@ -704,15 +705,15 @@ export interface HeapSummary {
   readonly bytes?: number
 }
 
-/** What is known of a domain. */
+/** A summary of a domain. */
 export interface DomainSummary {
   /** Which of the three it is. */
   readonly name: DomainName
-  /** The heap that it is of. */
+  /** Its heap. */
   readonly heap: HeapSummary
 }
 
-/** What is known of a type. */
+/** A summary of a type. */
 export interface TypeSummary {
   /** `tp_name` */
   readonly name: string
@@ -843,7 +844,7 @@ export interface ArenaInfo {
 export type FieldKind = 'object' | 'u8' | 'i32' | 'u32' | 'i64' | 'f64'
 
 /**
- * What a type is to be.
+ * The name, fields and functions of a new type.
  *
  * `traverse` and `clear` matter for GC types only. A function that is left out costs nothing; one that is there is called for each
  * object. What these functions may do is the table of [callbacks](docs/callbacks.md).
@@ -1017,7 +1018,7 @@ export class ObjectType {
    */
   nitems(object: Address): number
   /**
-   * Gives what is known of the type as data; `util.inspect` shows the same. Never throws.
+   * Gives a summary of the type as data; `util.inspect` shows the same. Never throws.
    * @returns its name, sizes and fields
    */
   toJSON(): TypeSummary
