@@ -107,9 +107,9 @@ export function arenas(report: Report): View {
   const half = why.greedy.find(([, gone]) => gone * 2 >= why.totals.arenas)
   if (half !== undefined)
     curve.replaceChildren(
-      'The cheapest half: if ',
+      'The cheapest half: without ',
       number(half[0]),
-      ` certain blocks went, ${plural(half[1], 'arena')} could be given back.`,
+      ` of the blocks, ${plural(half[1], 'arena')} could be given back.`,
     )
 
   follow(['arenaSort', 'arenaFilter', 'from', 'to', 'arena'], ({ arenaSort, arenaFilter, from, to, arena }) => {
