@@ -103,7 +103,7 @@ impl Domains {
         // SAFETY: the caller's promise; the address of the raw allocator is taken without reading it.
         unsafe {
             let raw = (&raw const (*place).allocators).cast::<Allocator>();
-            let Some(pymalloc) = Pymalloc::new(geometry, profile, slack, raw) else { return false };
+            let Some(pymalloc) = Pymalloc::new(geometry, profile, slack, raw, raw::ALLOCATOR) else { return false };
             (&raw mut (*place).pymalloc).write(pymalloc);
             let pymalloc = Self::pymalloc_allocator(place, trust);
             (&raw mut (*place).allocators).write([raw::ALLOCATOR, pymalloc, pymalloc]);

@@ -260,7 +260,10 @@ impl Pymalloc {
         unsafe {
             let raw = *(*this).raw;
             while let Some(node) = (*this).arena_map.missing_node(base as u64) {
-                let memory = (raw.calloc)(raw.ctx, 1, node.size);
+                // CPython asks for zeroes. Nothing here reads a node, so the heap's own allocator need not write them: in a C library whose
+                // largest mappings have been given back, that makes every page of the node resident.
+                let memory =
+                    if raw == (*this).own_raw { (raw.malloc)(raw.ctx, node.size) } else { (raw.calloc)(raw.ctx, 1, node.size) };
                 if memory.is_null() {
                     return false;
                 }

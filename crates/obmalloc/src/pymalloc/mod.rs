@@ -95,6 +95,8 @@ pub(crate) struct Pymalloc {
     arena_allocator: ArenaAllocator,
     /// The heap's own arena allocator, also while another one is in.
     own_arena_allocator: ArenaAllocator,
+    /// The heap's own raw allocator, also while another one is in.
+    own_raw: Allocator,
     /// Empty pools with and without free lists.
     trims: Trims,
     /// What the debug hooks know of free blocks.
@@ -107,11 +109,18 @@ pub(crate) struct Pymalloc {
 impl Pymalloc {
     /// An empty pymalloc whose arenas come from a region of its own; `None` when there is no memory for its tables.
     ///
-    /// `slack` bytes are left between arenas, for an arena allocator that places them off their natural boundary.
+    /// `slack` bytes are left between arenas, for an arena allocator that places them off their natural boundary. `raw` is where the raw
+    /// domain's present allocator stands, `own_raw` the heap's own.
     ///
     /// # Safety
     /// `raw` is valid as long as the pymalloc is used. The geometry has been checked.
-    pub unsafe fn new(geometry: Geometry, profile: &Profile, slack: usize, raw: *const Allocator) -> Option<Self> {
+    pub unsafe fn new(
+        geometry: Geometry,
+        profile: &Profile,
+        slack: usize,
+        raw: *const Allocator,
+        own_raw: Allocator,
+    ) -> Option<Self> {
         let mut nfp2lasta = Vec::new();
         nfp2lasta.try_reserve_exact(geometry.pools_per_arena() + 1).ok()?;
         let mut sentinels = Vec::new();
@@ -157,6 +166,7 @@ impl Pymalloc {
             arena_table: ptr::null_mut(),
             arena_allocator,
             own_arena_allocator: arena_allocator,
+            own_raw,
             trims: Trims::NONE,
             dead: None,
             raw,
@@ -176,11 +186,11 @@ impl Pymalloc {
         self.arena_allocator = allocator;
     }
 
-    /// As [`set_arena_allocator`](Self::set_arena_allocator), for an allocator that passes requests on to the region: its arenas are the heap's
-    /// own.
-    pub fn set_own_arena_allocator(&mut self, allocator: ArenaAllocator) {
-        self.arena_allocator = allocator;
-        self.own_arena_allocator = allocator;
+    /// Sets the heap's own allocators, for ones that pass requests on to the C library and to the region.
+    pub fn set_own_allocators(&mut self, raw: Allocator, arena: ArenaAllocator) {
+        self.own_raw = raw;
+        self.arena_allocator = arena;
+        self.own_arena_allocator = arena;
     }
 
     /// As [`Heap::region`](crate::Heap::region).

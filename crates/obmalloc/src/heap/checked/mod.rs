@@ -116,7 +116,7 @@ impl CheckedHeap {
             if !options.allocator.has_pymalloc() {
                 (*domains).allocators = [raw; 3];
             }
-            (*domains).pymalloc.set_own_arena_allocator(Account::as_arena_allocator(account));
+            (*domains).pymalloc.set_own_allocators(raw, Account::as_arena_allocator(account));
             if let Some(bytes) = options.trim_above {
                 (*domains).pymalloc.trim_above(bytes);
             }
