@@ -136,7 +136,7 @@ pub struct Survivors {
     pub may_be_dead: usize,
 }
 
-/// The sites with nine of ten of all blocks, most blocks first.
+/// The sites with nine of ten of all blocks, or of whatever is counted, those with most first.
 pub fn most(blocks: FxHashMap<u32, u64>) -> Vec<u32> {
     let mut blocks: Vec<(u32, u64)> = blocks.into_iter().collect();
     blocks.sort_unstable_by_key(|&(site, its)| (Reverse(its), site));

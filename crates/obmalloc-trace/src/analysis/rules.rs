@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 pub const WORTH: u64 = 4 * MIB;
 /// A site grows if it has gained this many bytes a mark.
 const GAIN: u64 = 64;
-/// How many arenas must have been given back at once to make a finding.
+/// How many arenas must have been taken, or given back, for nothing to make a finding.
 const MANY: u64 = 100;
 /// How many bytes C's `malloc` must have to make a finding.
 const LARGE: u64 = 4 * MIB;
@@ -311,23 +311,21 @@ fn peak(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     Some(Finding { command, ..facts.finding("peak", text, more, &who, sites) })
 }
 
-/// Arenas that were taken were given back at once. Silent below [`MANY`], and below half of all.
+/// Arenas are given back at once, or taken again at once. Silent below [`MANY`], and below half of all.
 fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     let lives = &facts.analysis.lives;
-    if lives.short < MANY || lives.short * 2 < lives.takes {
+    if lives.wasted < MANY || lives.wasted * 2 < lives.takes {
         return None;
     }
     let mut takers: FxHashMap<u32, u64> = FxHashMap::default();
-    for (&node, &short) in &lives.short_of {
-        *takers.entry(sites.site(facts.tree, node)).or_default() += short;
+    for (&node, &wasted) in &lives.wasted_of {
+        *takers.entry(sites.site(facts.tree, node)).or_default() += wasted;
     }
-    let mut takers: Vec<(u32, u64)> = takers.into_iter().collect();
-    takers.sort_unstable_by_key(|&(site, short)| (Reverse(short), site));
-    let who: Vec<u32> = takers.iter().map(|taker| taker.0).take(NAMED).collect();
+    let who: Vec<u32> = pinning::most(takers).into_iter().take(NAMED).collect();
     let named = facts.named(&who, sites);
     let text = format!(
-        "Arenas are taken and given back again and again: {} of {} were given back at once, taken for {named}. Each costs a call to map it and one to unmap it, and its pages are filled with zeros anew.",
-        count(lives.short),
+        "Arenas are taken and given back again and again: {} of {} were given back at once, or taken at once after another was, for {named}. Each costs a call to map it and one to unmap it, and its pages are filled with zeros anew.",
+        count(lives.wasted),
         counted(lives.takes, "arena"),
     );
     // How often arenas of these sizes are mapped and unmapped.
