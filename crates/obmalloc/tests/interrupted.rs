@@ -167,7 +167,7 @@ impl Scene {
 
 /// How much further on the next question is that is to interrupt.
 fn further(place: usize) -> usize {
-    if cfg!(miri) { 2 + 3 * place } else { 1 + place / 8 }
+    if cfg!(miri) { 2 + 3 * place } else { 1 + place / 4 }
 }
 
 /// Does something with a new scene, interrupted at the first question, at the second, and so on, later further and further apart, until it is
