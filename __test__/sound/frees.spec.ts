@@ -155,6 +155,48 @@ test('what failed before a callback is no failure of the calls that it makes', (
   }
 })
 
+test('what failed before a callback is thrown, though the callback puts the own allocator back', (t) => {
+  for (const release of ['3.8', '3.11', '3.13', '3.14.0', '3.15'] as const) {
+    for (const way of ['destruction', 'collection', 'free list'] as const) {
+      const heap = new Heap({ release })
+      const own = heap.getAllocator('obj')
+      let calls = 0
+      const putBack = (): void => {
+        calls++
+        heap.setAllocator('obj', own)
+        // What a call made in its own scope must not be what a call around it throws.
+        t.throws(() => heap.obj.free(0xdead0 as Address), { code: 'ERR_FOREIGN_POINTER' })
+      }
+      const plain = heap.defineType({ name: 'plain', gc: true, freeList: way === 'free list' ? 1 : 0 })
+      const last = heap.defineType({ name: 'last', finalize: putBack })
+      const node = heap.defineType({ name: 'node', gc: true, fields: { first: 'object', second: 'object', self: 'object' } })
+      const [first, second, top] = [plain.alloc(), last.alloc(), node.alloc()]
+      node.set(top, 'first', first)
+      if (way !== 'free list') node.set(top, 'second', second)
+      if (way === 'collection') node.set(top, 'self', top)
+      for (const object of [first, second]) if (way !== 'free list') heap.decref(object)
+      if (way === 'collection') heap.decref(top)
+      if (way === 'free list') {
+        node.set(top, 'first', null)
+        heap.decref(first)
+        heap.gc.callbacks.push((phase) => {
+          if (phase === 'stop') putBack()
+        })
+      }
+      heap.setAllocator('obj', throwing(own, true))
+      const error = t.throws(() => (way === 'destruction' ? heap.decref(top) : heap.gc.collect()), { code: 'ERR_CALLBACK_THREW' })
+      t.is(error?.cause, boom)
+      t.is(calls, 1)
+      t.notThrows(() => heap.obj.free(heap.obj.malloc(10)))
+      heap.gc.callbacks.splice(0)
+      if (way === 'free list') for (const object of [top, second]) heap.decref(object)
+      heap.verify()
+      t.is(heap.allocatedBlocks(), 0)
+      heap.close()
+    }
+  }
+})
+
 const native = isWasm ? test.skip : test
 
 native('damage that was found before a callback is no fault of the calls that it makes', (t) => {

@@ -112,6 +112,24 @@ impl Failure {
         Self::new(code::HEAP_CORRUPTED, corruption.to_string()).at(corruption.address)
     }
 
+    /// How many values of JavaScript a failure may have.
+    pub const VALUES: usize = 3;
+
+    /// Takes the values out.
+    #[cold]
+    pub fn take_values(&mut self) -> [Option<Value>; Self::VALUES] {
+        let take = |details: &mut Box<Details>| [details.received.take(), details.cause.take(), details.made.take()];
+        self.0.as_mut().map_or([None; Self::VALUES], take)
+    }
+
+    /// Puts back what [`take_values`](Self::take_values) took.
+    #[cold]
+    pub fn set_values(&mut self, values: [Option<Value>; Self::VALUES]) {
+        if let Some(details) = &mut self.0 {
+            [details.received, details.cause, details.made] = values;
+        }
+    }
+
     /// The same failure about an argument of another name.
     #[cold]
     pub fn named(mut self, name: &'static str) -> Self {

@@ -14,39 +14,50 @@ pub(crate) struct Guests {
     /// The heap's own allocators, while a guest is being asked: that guest may call them.
     pub own: Cell<Option<OwnAllocators<'static>>>,
     /// Why guests failed, until the call from JavaScript ends. The core knows each reason by its number.
-    failures: RefCell<Vec<Option<Failure>>>,
+    failures: RefCell<Vec<Option<KeptFailure>>>,
     /// The scripts' allocators that the core knows.
     pub known: Cell<u32>,
 }
 
-impl Guests {
+/// A failure whose values are kept: it may outlive the handle scope that they were made in.
+struct KeptFailure {
+    failure: Failure,
+    places: [Option<u32>; Failure::VALUES],
+}
+
+impl Core {
     /// Stores the reason why a guest failed. Returns its number.
-    pub fn keep(&self, failure: Failure) -> Threw {
-        let mut failures = self.failures.borrow_mut();
+    #[cold]
+    pub fn keep_failure(&self, mut failure: Failure) -> Threw {
+        let mut failures = self.guests.failures.borrow_mut();
         if failures.try_reserve(1).is_ok() {
-            failures.push(Some(failure));
+            let places = failure.take_values().map(|value| self.kept.keep(value?).ok());
+            failures.push(Some(KeptFailure { failure, places }));
         }
         Threw(failures.len() as u64)
     }
 
-    fn take(&self, number: u64) -> Option<Failure> {
+    fn take_failure(&self, number: u64) -> Option<Failure> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.failures.borrow_mut().get_mut(index)?.take()
+        let KeptFailure { mut failure, places } = self.guests.failures.borrow_mut().get_mut(index)?.take()?;
+        failure.set_values(places.map(|place| self.kept.get(place?).ok()));
+        places.into_iter().flatten().for_each(|place| self.kept.drop(place));
+        Some(failure)
     }
 
     /// Forgets what scripts threw.
     pub fn forget_failures(&self) {
-        self.failures.borrow_mut().clear();
+        let failures = self.guests.failures.take();
+        let places = failures.iter().flatten().flat_map(|kept| kept.places);
+        places.flatten().for_each(|place| self.kept.drop(place));
     }
-}
 
-impl Core {
     /// The failure of a call that a guest made fail.
     #[cold]
     pub fn guest_failure(&self, fault: GuestFault) -> Failure {
         let failure = match fault.kind {
             GuestFaultKind::Threw(number) => {
-                self.guests.take(number).unwrap_or_else(|| Failure::no_memory("no memory to remember an exception"))
+                self.take_failure(number).unwrap_or_else(|| Failure::no_memory("no memory to remember an exception"))
             }
             GuestFaultKind::TooDeep => {
                 Failure::new(code::REENTRANT, "expected at most 50 calls of allocators inside one another")
@@ -78,7 +89,7 @@ impl Core {
         let failure = heap.take_guest_fault().map(|fault| self.guest_failure(fault));
         // Inside a callback, the call around it may have reasons of its own.
         if self.state() != State::Asking && self.state() != State::Busy && !self.scripts.are_running() {
-            self.guests.forget_failures();
+            self.forget_failures();
         }
         failure
     }

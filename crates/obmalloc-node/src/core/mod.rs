@@ -75,7 +75,7 @@ const _: () = assert!(size_of::<Gate>() == size_of::<u32>());
 /// 3. Whether the heap is plain changes only in calls that update the attention before they end; where JavaScript runs meanwhile, the state is
 ///    busy or asking.
 /// 4. `marks` holds the live blocks about which more is known than the ledger knows; `attention` is set while it is not empty, blocks or arenas come
-///    from a script, or there are debug hooks.
+///    from a script, or there are debug hooks; and until the end of a call whose callback took that away.
 pub(crate) struct Core {
     gate: Gate,
     attention: Cell<bool>,
@@ -142,6 +142,7 @@ impl Core {
             if let Some(failure) = self.take_guest_failure(heap) {
                 self.tell(failure);
             }
+            self.update_attention();
         }
         Ok(heap)
     }
@@ -241,7 +242,9 @@ impl Core {
 
     pub fn update_attention(&self) {
         let changed = self.heap_in_use().is_some_and(|heap| heap.has_debug_hooks() || heap.calls_guests());
-        self.attention.set(changed || !self.marks.borrow().is_empty());
+        // In a callback, the call around it may still have a failure of a guest that is not in any more.
+        let waits = self.attention.get() && self.scripts.are_running();
+        self.attention.set(changed || waits || !self.marks.borrow().is_empty());
         let plain = self.heap_in_use().is_some_and(ObjectHeap::is_plain);
         self.gate.careful.set(!plain || self.views.are_retired());
     }
@@ -356,7 +359,7 @@ impl Core {
         if !done {
             // Another `close` goes on; without one the rest goes with the core. What a script threw does not outlive this call.
             let _ = down.take_guest_fault();
-            self.guests.forget_failures();
+            self.forget_failures();
             self.down.set(Some(down));
             return Err(Failure::of_status(sys::Status::napi_cannot_run_js));
         }

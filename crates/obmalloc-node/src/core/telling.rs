@@ -63,7 +63,11 @@ impl Core {
         if !self.needs_attention() {
             return Ok(());
         }
-        let Some(failure) = self.take_guest_failure(heap) else { return Ok(()) };
+        let failure = self.take_guest_failure(heap);
+        if !self.scripts.are_running() {
+            self.update_attention();
+        }
+        let Some(failure) = failure else { return Ok(()) };
         Err(match object {
             Some(object) => failure.at(object),
             None => failure,

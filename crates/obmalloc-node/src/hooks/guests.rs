@@ -64,14 +64,14 @@ impl Core {
             let refuse = |_| Failure::argument(code::CALLBACK_RESULT, result_name(verb), "an address or null", answer);
             args::address(self.env(), answer).map(Some).map_err(refuse)
         });
-        checked.map_err(|failure| self.guests.keep(failure))
+        checked.map_err(|failure| self.keep_failure(failure))
     }
 
     /// Ends a `free`, which must not return a promise.
     fn freed(&self, verb: Verb, answer: Result<Value, Failure>) -> Result<(), Threw> {
         let done =
             answer.and_then(|answer| if self.env().is_true(answer) { Err(Failure::awaited(verb_name(verb))) } else { Ok(()) });
-        done.map_err(|failure| self.guests.keep(failure))
+        done.map_err(|failure| self.keep_failure(failure))
     }
 }
 
