@@ -62,6 +62,17 @@ test('a header in which something is of another kind is damaged', async (t) => {
   t.truthy(await Trace.open(made('kind.trace', { ...header, stacks: 0, every: 100, failed: 'no room', later: [] })))
 })
 
+test('a trace of a CPython that there are no heaps of cannot be replayed', async (t) => {
+  for (const python of ['3.7.1', '3.99.0', '', 'x'.repeat(1000)]) {
+    const path = made('version.trace', { ...header, python })
+    const trace = await Trace.open(path)
+    const message = `${path}: expected a trace of CPython 3.8 to 3.15, but it is of ${python}`
+    for (const call of [() => trace.why(), () => trace.replay(), () => trace.whatIf([]), () => diff(trace, trace)])
+      await t.throwsAsync(call, { instanceOf: TraceError, message })
+    t.true((await trace.replay({ release: '3.15' })).exact)
+  }
+})
+
 test('a trace that comes before itself is damaged', async (t) => {
   const parent = (path: string) => ({ ...header, parent: { path, bytes: 1e6 } })
   const paths = [made('itself.trace', parent('itself.trace')), made('a.trace', parent('b.trace'))]

@@ -11,7 +11,7 @@ import { type CallEvent, eventLines, type EventsOptions, type NoteEvent } from '
 import { findInterpreters as found, type Found, interpreterOf } from './interpreters.js'
 import { findMoment } from './moments.js'
 import { record as recorded, type Recording } from './recording.js'
-import { releaseOf } from './release.js'
+import { recordedRelease } from './release.js'
 import { replay, type Report } from './replaying.js'
 import { readHeader, segments, type TraceHeader } from './trace.js'
 import { UsageError } from './usage.js'
@@ -39,7 +39,7 @@ export class Trace {
   }
 
   async replay(options: ReplayTraceOptions = {}): Promise<Report> {
-    const { release = releaseOf(this.header.python), at, ...rest } = options
+    const { release = recordedRelease(this.path, this.header), at, ...rest } = options
     const parts = segments(this.path)
     const stopAt = at === undefined ? {} : { stopAt: (await findMoment(parts, at, rest.onProgress, rest.signal)).event + 1 }
     return replay({ release, segments: parts, ...stopAt, ...rest })

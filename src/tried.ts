@@ -2,7 +2,7 @@
 
 import type { WhatIfOptions, WhatIfRow } from '../index.js'
 import { pageAndTried } from './page.js'
-import { releaseOf } from './release.js'
+import { recordedRelease } from './release.js'
 import type { ReportData } from './report-data.js'
 import { bytes } from './size.js'
 import { say } from './terminal.js'
@@ -47,7 +47,7 @@ export async function pageAndOthers(
     const { page, tried, triedError } = await pageAndTried(path, { ...options, tries })
     if (triedError !== null) say(`other settings could not be tried: ${triedError}`)
     if (tried === null) return { page, rows: [] }
-    const release = releaseOf(readHeader(path).python)
+    const release = recordedRelease(path, readHeader(path))
     const allocators = page.why.at.event <= MOST_EVENTS ? present() : []
     const measured = await measureAll(calls, release, allocators, undefined, onProgress)
     return { page, rows: [...rowsOf(release, tried, configurations).rows, ...measured.rows] }

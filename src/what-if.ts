@@ -17,7 +17,7 @@ import type {
 } from '../index.js'
 import { findMoment } from './moments.js'
 import { native } from './native.js'
-import { releaseOf } from './release.js'
+import { recordedRelease } from './release.js'
 import { reading } from './replaying.js'
 import { measurer } from './tools.js'
 import { readHeader, segments } from './trace.js'
@@ -72,7 +72,7 @@ export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<Wha
   const { configurations = [], allocators = [], apart, signal, onProgress } = options
   allocators.forEach(allocatorNamed)
   const [header, parts] = [readHeader(path), segments(path)]
-  const release = releaseOf(header.python)
+  const release = recordedRelease(path, header)
   const frames = header.stacks ?? 0
   if (apart && frames === 0) throw new UsageError(`${path} has no stacks: blocks cannot be set apart by line`)
   const all = [AS_RECORDED, ...configurations, ...(apart ? [{ apart: true }] : [])]
