@@ -42,8 +42,9 @@ export async function replay({ release, segments, stopAt, geometry, signal, onPr
   signal?.throwIfAborted()
   const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt, geometry })))
   try {
-    while (reading(() => native.stepReplay(number, SLICE)) !== 0) {
-      if (onProgress) onProgress(...native.progressReplay(number))
+    for (let more = true; more;) {
+      more = reading(() => native.stepReplay(number, SLICE)) !== 0
+      onProgress?.(...native.progressReplay(number))
       await new Promise((done) => setImmediate(done))
       signal?.throwIfAborted()
     }

@@ -91,9 +91,9 @@ export async function ask(
   const inquiry = reading(() => native.openInquiry(JSON.stringify(options)))
   try {
     while (reading(() => native.stepInquiry(inquiry, SLICE)) !== 0) {
-      signal?.throwIfAborted()
       onProgress?.(...native.progressInquiry(inquiry))
       await new Promise((done) => setImmediate(done))
+      signal?.throwIfAborted()
     }
     return JSON.parse(reading(() => native.answerInquiry(inquiry)))
   } finally {
