@@ -1138,7 +1138,8 @@ export interface Collector {
    * @param nitems how many items
    * @returns the object
    * @throws {MemoryError} ERR_NO_MEMORY when there is no memory: then the object is as it was
-   * @throws {RangeError} ERR_OUT_OF_RANGE when the object is tracked, or something else refers to it
+   * @throws {MemoryFault} ERR_GC_ALREADY_TRACKED when the object is tracked
+   * @throws {RangeError} ERR_OUT_OF_RANGE when something else refers to it
    * @throws {MemoryFault} ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE when `object` is
    * not a live object of a GC type with items
    */
