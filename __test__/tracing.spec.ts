@@ -11,6 +11,7 @@ import test from 'ava'
 import { check, compare, diff, findInterpreters, PlaceError, record, Trace, TraceError, UsageError } from 'obmalloc'
 
 import { findInterpreters as findSync } from '../dist/interpreters.js'
+import { platform } from '../dist/platform.js'
 import { golden } from '../dist/tools.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -267,3 +268,23 @@ test('progress is told to the end, and a signal is heeded to the end', async (t)
   const signal = AbortSignal.abort(new Error('enough'))
   await t.throwsAsync(() => compare(['-c', 'pass'], { python: [], signal }), { message: 'enough' })
 })
+
+if (platform === 'linux-x64-gnu')
+  test('a measurement takes all that is a signal, and rejects with its reason', async (t) => {
+    const trace = await Trace.open(join(golden(), '3.15.trace'))
+    const listeners = new Set<unknown>()
+    const signal = {
+      aborted: false,
+      reason: undefined,
+      throwIfAborted() {},
+      addEventListener: (_: 'abort', listener: () => void) => void listeners.add(listener),
+      removeEventListener: (_: 'abort', listener: () => void) => void listeners.delete(listener),
+    }
+    const { rows } = await trace.whatIf([], { allocators: ['glibc'], signal })
+    t.is(rows.filter(({ kind }) => kind === 'measured').length, 2)
+    t.is(listeners.size, 0)
+    const controller = new AbortController()
+    const onProgress = (what: string): void => (what === 'glibc' ? controller.abort(new Error('enough')) : undefined)
+    const options = { allocators: ['glibc'] as const, signal: controller.signal, onProgress }
+    await t.throwsAsync(() => trace.whatIf([], options), { message: 'enough' })
+  })
