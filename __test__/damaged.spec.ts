@@ -1,7 +1,7 @@
 /** Traces that no recorder has written: each ends with an error, and soon. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -79,6 +79,19 @@ test('a trace that comes before itself is damaged', async (t) => {
   made('b.trace', parent('/no/such/folder/a.trace'))
   for (const path of paths)
     await t.throwsAsync((await Trace.open(path)).replay(), { instanceOf: TraceError, message: /comes before itself$/ })
+})
+
+test("progress counts the bytes of a forked process's trace and of its parent's", async (t) => {
+  const path = made('forking.trace', header)
+  const bytes = statSync(path).size
+  const child = made('forked.trace', { ...header, parent: { path, bytes } })
+  const trace = await Trace.open(child)
+  const all = bytes + statSync(child).size
+  const totals = new Set<number>()
+  const onProgress = (_: number, total: number) => totals.add(total)
+  await trace.replay({ onProgress })
+  await trace.why({ at: 'event:10', onProgress })
+  t.deepEqual([...totals], [all])
 })
 
 test('a moment that a trace does not have is the same error everywhere', async (t) => {
