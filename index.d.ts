@@ -25,6 +25,8 @@
  * | `ERR_HEAP_CORRUPTED` | the call requests memory, and the link of a free block was overwritten; then every call but `close` throws it |
  * | `ERR_INTERNAL` | a bug of obmalloc's own; then every call on this heap but `close` throws it |
  *
+ * The functions on recordings, and the methods of a {@link Trace}, reject with the first two in the same cases.
+ *
  * Which calls a callback may make is the table of [callbacks](docs/callbacks.md).
  *
  * @packageDocumentation
@@ -74,7 +76,8 @@ export interface HeapOptions {
   allocator?: AllocatorName
   /**
    * Departures from the release's own geometry, for asking "what if": an arena of 64 KiB to 64 MiB and a pool of 4 KiB to 256 KiB, at
-   * most half of the arena, both powers of two; an alignment of 8 or 16; a threshold up to a quarter of the pool.
+   * most half of the arena, both powers of two; an alignment of 8 or 16; a threshold that is a multiple of the alignment, above 0 and up to a
+   * quarter of the pool.
    */
   geometry?: Partial<Geometry>
   /** The most bytes that the heap may hold in arenas and raw blocks; past it requests fail as if the system had no memory. */
@@ -1135,7 +1138,8 @@ export interface Collector {
    * @param nitems how many items
    * @returns the object
    * @throws {MemoryError} ERR_NO_MEMORY when there is no memory: then the object is as it was
-   * @throws {RangeError} ERR_OUT_OF_RANGE when the object is tracked, or something else refers to it
+   * @throws {MemoryFault} ERR_GC_ALREADY_TRACKED when the object is tracked
+   * @throws {RangeError} ERR_OUT_OF_RANGE when something else refers to it
    * @throws {MemoryFault} ERR_USE_AFTER_FREE, ERR_INTERIOR_POINTER, ERR_FOREIGN_POINTER, ERR_WRONG_HEAP or ERR_WRONG_TYPE when `object` is
    * not a live object of a GC type with items
    */
@@ -1407,7 +1411,7 @@ export class Trace {
    * @param options which events; all of them if left out
    * @returns calls of allocators, and notes of the recorder
    * @throws {TraceError} (rejects) when the trace cannot be read any further
-   * @throws {UsageError} (rejects) when `address` or `site` is not what it has to be
+   * @throws {UsageError} (rejects) when `address` or `site` is not what it has to be, or `from` is above `to`
    *
    * @example
    * ```ts
@@ -1445,8 +1449,8 @@ export class Trace {
    * @param options the moment, other allocators to measure, and blocks to set apart
    * @returns a row for the recording as it is, and one for each setting
    * @throws {TraceError} (rejects) when the trace cannot be read any further
-   * @throws {UsageError} (rejects) when the trace has no such moment, or no stacks by which blocks could be set apart, or an allocator's name
-   * is not known
+   * @throws {UsageError} (rejects) when the trace has no such moment, or no stacks by which blocks could be set apart, or no line is given
+   * for that, or an allocator's name is not known
    * @throws {RangeError} (rejects) ERR_OUT_OF_RANGE when `at` is no moment, `release` no release, or a size outside its range
    *
    * @example
@@ -1975,9 +1979,9 @@ export interface Configuration {
   readonly arena?: number
   /** Bytes of a pool: a power of two, 4 KiB to 256 KiB, at most half of the arena. */
   readonly pool?: number
-  /** The largest request that pymalloc serves itself. */
+  /** The largest request that pymalloc serves itself: a multiple of the alignment, above 0 and up to a quarter of the pool. */
   readonly threshold?: number
-  /** Gives the blocks of `apart` a heap of their own. */
+  /** Gives the blocks of {@link WhatIfOptions.apart} a heap of their own. */
   readonly apart?: boolean
 }
 
@@ -2245,9 +2249,9 @@ export interface RecordProgramOptions extends ProgramOptions {
   readonly trace: string
   /** Whether a file there that is no trace is replaced, too: `false` if left out. */
   readonly force?: boolean
-  /** The most frames of each request's stack: 64 if left out, 1 for the innermost alone, 0 for none. */
+  /** The most frames of each request's stack, a count: 64 if left out, 1 for the innermost alone, 0 for none; above 1024 it is 1024. */
   readonly stacks?: number
-  /** The least milliseconds between two samples of memory: 100 if left out, 0 for none. */
+  /** The least milliseconds between two samples of memory, a count: 100 if left out, 0 for none. */
   readonly every?: number
   /** Whether the types of live objects are told at marks and at the end: `true` if left out. */
   readonly types?: boolean

@@ -1,7 +1,7 @@
 /** Traces that no recorder has written: each ends with an error, and soon. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -62,12 +62,36 @@ test('a header in which something is of another kind is damaged', async (t) => {
   t.truthy(await Trace.open(made('kind.trace', { ...header, stacks: 0, every: 100, failed: 'no room', later: [] })))
 })
 
+test('a trace of a CPython that there are no heaps of cannot be replayed', async (t) => {
+  for (const python of ['3.7.1', '3.99.0', '', 'x'.repeat(1000)]) {
+    const path = made('version.trace', { ...header, python })
+    const trace = await Trace.open(path)
+    const message = `${path}: expected a trace of CPython 3.8 to 3.15, but it is of ${python}`
+    for (const call of [() => trace.why(), () => trace.replay(), () => trace.whatIf([]), () => diff(trace, trace)])
+      await t.throwsAsync(call, { instanceOf: TraceError, message })
+    t.true((await trace.replay({ release: '3.15' })).exact)
+  }
+})
+
 test('a trace that comes before itself is damaged', async (t) => {
   const parent = (path: string) => ({ ...header, parent: { path, bytes: 1e6 } })
   const paths = [made('itself.trace', parent('itself.trace')), made('a.trace', parent('b.trace'))]
   made('b.trace', parent('/no/such/folder/a.trace'))
   for (const path of paths)
     await t.throwsAsync((await Trace.open(path)).replay(), { instanceOf: TraceError, message: /comes before itself$/ })
+})
+
+test("progress counts the bytes of a forked process's trace and of its parent's", async (t) => {
+  const path = made('forking.trace', header)
+  const bytes = statSync(path).size
+  const child = made('forked.trace', { ...header, parent: { path, bytes } })
+  const trace = await Trace.open(child)
+  const all = bytes + statSync(child).size
+  const totals = new Set<number>()
+  const onProgress = (_: number, total: number) => totals.add(total)
+  await trace.replay({ onProgress })
+  await trace.why({ at: 'event:10', onProgress })
+  t.deepEqual([...totals], [all])
 })
 
 test('a moment that a trace does not have is the same error everywhere', async (t) => {

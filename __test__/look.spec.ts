@@ -271,6 +271,9 @@ test('a heap, its domains, types and faults show what is known of them, and clos
   t.deepEqual(JSON.parse(JSON.stringify(fault)), { name: 'MemoryFault', message, code: 'ERR_HEAP_CLOSED' })
   t.regex(inspect(fault), /^MemoryFault: expected an open heap[^]*code: 'ERR_HEAP_CLOSED'/)
   t.deepEqual(new MemoryError('no more').toJSON(), { name: 'MemoryError', message: 'no more', code: 'ERR_NO_MEMORY' })
+  const fields = { code: 'ERR_OTHER', address: 16 }
+  t.like(new MemoryError('no more', fields), { code: 'ERR_NO_MEMORY', address: 16 })
+  t.like(new MemoryFault('ERR_DOUBLE_FREE', 'twice', fields), { code: 'ERR_DOUBLE_FREE', address: 16 })
 })
 
 test('a fault as data has every field that is known', (t) => {

@@ -59,6 +59,7 @@ const addresses: Record<string, (scene: Scene) => Address> = {
   'a tracked object': ({ type }) => type.alloc(),
   'an object that the collector does not know': ({ plain }) => plain.new(),
   'an object with items': ({ list }) => list.newVar(2),
+  'a tracked object with items': ({ list }) => list.alloc(2),
   'a destroyed object': ({ heap, plain }) => {
     const object = plain.new()
     heap.decref(object)

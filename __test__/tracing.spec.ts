@@ -11,6 +11,7 @@ import test from 'ava'
 import { check, compare, diff, findInterpreters, PlaceError, record, Trace, TraceError, UsageError } from 'obmalloc'
 
 import { findInterpreters as findSync } from '../dist/interpreters.js'
+import { platform } from '../dist/platform.js'
 import { golden } from '../dist/tools.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -185,3 +186,105 @@ test('what cannot be done rejects with an error that says why', async (t) => {
     message: /\/bin\/ls cannot be used/,
   })
 })
+
+test('an argument of the wrong kind, or outside its range, is told by its name', async (t) => {
+  const path = join(golden(), '3.15.trace')
+  const trace = await Trace.open(path)
+  const sizes = { arenaSize: 2 ** 20, poolSize: 2 ** 14, alignment: 16, smallRequestThreshold: 512 }
+  const to = join(folder, 'arguments.trace')
+  const events = (options: object) => trace.events(options).next()
+  const recorded = (options: object) => record(['-c', 'pass'], { trace: to, stdout: 'ignore', ...options })
+  const any = (value: unknown) => value as never
+  const kinds: [string, () => Promise<unknown>][] = [
+    ['path', () => Trace.open(any(Buffer.from(path)))],
+    ['path', () => Trace.open(any(undefined))],
+    ['options', () => trace.why(any(null))],
+    ['at', () => trace.why({ at: any(null) })],
+    ['at', () => trace.replay({ at: any(1) })],
+    ['signal', () => trace.replay({ signal: any({}) })],
+    ['onProgress', () => trace.whatIf([], { onProgress: any(1) })],
+    ['release', () => trace.replay({ release: any(null) })],
+    ['geometry.poolSize', () => trace.replay({ geometry: any({ ...sizes, poolSize: undefined }) })],
+    ['configurations', () => trace.whatIf(any('x'))],
+    ['configurations[0]', () => trace.whatIf([any(null)])],
+    ['configurations[1].release', () => trace.whatIf([{}, { release: any(null) }])],
+    ['configurations[0].apart', () => trace.whatIf([{ apart: any(1) }])],
+    ['allocators', () => trace.whatIf([], { allocators: any('glibc') })],
+    ['apart.line', () => trace.whatIf([], { apart: any({ file: 'a.py' }) })],
+    ['from', () => events({ from: 1n })],
+    ['address', () => events({ address: 1 })],
+    ['a', () => diff(any(undefined), path)],
+    ['by', () => diff(path, path, { by: any(null) })],
+    ['program', () => record(any({}), { trace: to })],
+    ['program[1]', () => check(any(['-c', 1]))],
+    ['program', () => compare(any('-c'), { python: [] })],
+    ['trace', () => record(['-c', 'pass'], any({}))],
+    ['python', () => check(['-c', 'pass'], { python: any(['python3']) })],
+    ['python', () => compare(['-c', 'pass'], { python: any('python3') })],
+    ['stacks', () => recorded({ stacks: '8' })],
+    ['types', () => recorded({ types: 'false' })],
+    ['force', () => recorded({ force: 1 })],
+    ['env.A', () => recorded({ env: { A: 1 } })],
+    ['paths', () => findInterpreters(any('python3'))],
+  ]
+  for (const [name, call] of kinds) {
+    const error = await t.throwsAsync(call, { instanceOf: TypeError, code: 'ERR_INVALID_ARG_TYPE' }, name)
+    t.is(error?.message.split(':')[0], name)
+  }
+  const ranges: [string, () => Promise<unknown>][] = [
+    ['geometry.arenaSize', () => trace.replay({ geometry: { ...sizes, arenaSize: -1 } })],
+    ['configurations[0].arena', () => trace.whatIf([{ arena: 1.5 }])],
+    ['configurations[0].pool', () => trace.whatIf([{ pool: NaN }])],
+    ['configurations[0].threshold', () => trace.whatIf([{ threshold: 2 ** 64 }])],
+    ['from', () => events({ from: -1 })],
+    ['size', () => events({ size: NaN })],
+    ['by', () => diff(path, path, { by: any('x') })],
+    ['stdout', () => check(['-c', 'pass'], { stdout: any('pipe') })],
+    ['stacks', () => recorded({ stacks: -1 })],
+    ['every', () => recorded({ every: 0.5 })],
+  ]
+  for (const [name, call] of ranges) {
+    const error = await t.throwsAsync(call, { instanceOf: RangeError, code: 'ERR_OUT_OF_RANGE' }, name)
+    t.is(error?.message.split(':')[0], name)
+  }
+  for (const call of [() => trace.why({ at: '' }), () => trace.replay({ at: '' }), () => trace.whatIf([], { at: '' })])
+    await t.throwsAsync(call, { instanceOf: RangeError, code: 'ERR_OUT_OF_RANGE' })
+  await t.throwsAsync(() => trace.whatIf([{ apart: true }]), { instanceOf: UsageError })
+  await t.throwsAsync(() => compare([], { python: [] }), { instanceOf: UsageError })
+  t.false(existsSync(to), 'nothing was run')
+})
+
+test('progress is told to the end, and a signal is heeded to the end', async (t) => {
+  const trace = await Trace.open(join(golden(), '3.15.trace'))
+  let last: readonly number[] = []
+  await trace.replay({ onProgress: (...told) => (last = told) })
+  t.is(last[0], last[1])
+  t.true(last[1]! > 0)
+  for (const call of [(options: object) => trace.why(options), (options: object) => trace.replay(options)]) {
+    const controller = new AbortController()
+    const onProgress = (): void => controller.abort(new Error('enough'))
+    await t.throwsAsync(() => call({ signal: controller.signal, onProgress }), { message: 'enough' })
+  }
+  const signal = AbortSignal.abort(new Error('enough'))
+  await t.throwsAsync(() => compare(['-c', 'pass'], { python: [], signal }), { message: 'enough' })
+})
+
+if (platform === 'linux-x64-gnu')
+  test('a measurement takes all that is a signal, and rejects with its reason', async (t) => {
+    const trace = await Trace.open(join(golden(), '3.15.trace'))
+    const listeners = new Set<unknown>()
+    const signal = {
+      aborted: false,
+      reason: undefined,
+      throwIfAborted() {},
+      addEventListener: (_: 'abort', listener: () => void) => void listeners.add(listener),
+      removeEventListener: (_: 'abort', listener: () => void) => void listeners.delete(listener),
+    }
+    const { rows } = await trace.whatIf([], { allocators: ['glibc'], signal })
+    t.is(rows.filter(({ kind }) => kind === 'measured').length, 2)
+    t.is(listeners.size, 0)
+    const controller = new AbortController()
+    const onProgress = (what: string): void => (what === 'glibc' ? controller.abort(new Error('enough')) : undefined)
+    const options = { allocators: ['glibc'] as const, signal: controller.signal, onProgress }
+    await t.throwsAsync(() => trace.whatIf([], options), { message: 'enough' })
+  })

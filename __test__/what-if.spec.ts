@@ -1,7 +1,7 @@
 /** `obmalloc what-if`: other settings and other allocators, tried on recordings of real CPythons. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import test from 'ava'
 
 import { findInterpreters } from '../dist/interpreters.js'
+import { platform } from '../dist/platform.js'
 import { golden } from '../dist/tools.js'
 import { ALLOCATORS, findAllocator, type WhatIf } from '../dist/what-if.js'
 
@@ -39,6 +40,9 @@ function rows(...args: string[]) {
   const named = (name: string) => answer.rows.find((row) => row.name.startsWith(name))!
   return { answer, named, stderr }
 }
+
+/** A few rows of many stay, spread over all arenas. */
+const PINNED = 'rows = [str(n) * 9 for n in range(60000)]\nkept = rows[::1500]\ndel rows'
 
 /** Temporary blocks, and among each hundred of them one that stays. */
 const PROGRAM = [
@@ -154,3 +158,61 @@ test('what cannot be tried is told in words', (t) => {
   }
   t.is(obmalloc('what-if', join(folder, 'none')).status, 3)
 })
+
+if (process.platform === 'linux') {
+  test('a file of calls that cannot be written is an error in words', (t) => {
+    const trace = join(golden(), '3.13.trace')
+    const script = `const { Trace } = require(${JSON.stringify(fileURLToPath(new URL('../dist/index.js', import.meta.url)))})
+      Trace.open(${JSON.stringify(trace)}).then((trace) => trace.whatIf([])).catch((error) => console.log(error.name, error.code, error.message))`
+    const { stdout } = spawnSync('bash', ['-c', 'ulimit -f 64; exec "$0" -e "$1"', process.execPath, script], {
+      encoding: 'utf8',
+      env: { ...process.env, TMPDIR: temporary },
+    })
+    t.regex(stdout, /^Error undefined the calls cannot be written to a file and read from there: File too large/)
+    t.deepEqual(readdirSync(temporary), [], 'nothing is left behind')
+  })
+
+  /** The package without its measuring program, which needs no copy: Node.js takes a link's own place with this option. */
+  test('without the measuring program, allocators are left out with a word', (t) => {
+    const package_ = join(folder, 'package')
+    mkdirSync(join(package_, 'npm', platform), { recursive: true })
+    const root = fileURLToPath(new URL('..', import.meta.url))
+    for (const name of ['dist', 'package.json', 'node_modules', 'schema']) symlinkSync(join(root, name), join(package_, name))
+    for (const name of readdirSync(join(root, 'npm', platform)))
+      if (name !== 'obmalloc-measure') symlinkSync(join(root, 'npm', platform, name), join(package_, 'npm', platform, name))
+    const run = (...args: string[]) =>
+      spawnSync(
+        process.execPath,
+        ['--preserve-symlinks', '--preserve-symlinks-main', join(package_, 'dist', 'cli.js'), ...args],
+        { encoding: 'utf8', cwd: folder, env: { ...process.env, TMPDIR: temporary } },
+      )
+    const { status, stdout, stderr } = run('what-if', '--json', '--allocator', 'glibc', join(golden(), '3.13.trace'))
+    t.is(status, 0, stderr)
+    const { rows: found, remarks } = JSON.parse(stdout) as WhatIf
+    t.deepEqual(
+      found.map(({ kind }) => kind).filter((kind) => kind === 'measured'),
+      [],
+    )
+    t.is(remarks.length, 1)
+    t.regex(remarks[0]!, /^allocators were not measured: expected obmalloc-measure for \S+ in .*, but it is not there: /)
+    if (usable.length === 0) return
+    const trace = join(folder, 'unmeasured.trace')
+    t.is(obmalloc('record', '-o', trace, '--', '-c', PINNED).status, 0)
+    for (const command of ['why', 'report']) {
+      const { status, stdout, stderr } = run(command, trace)
+      t.is(status, 1, stderr)
+      t.regex(stdout, /pin \d+ of \d+ arenas[^]*another arena size/)
+      t.notRegex(stdout, /another allocator/)
+      t.regex(stderr, /^allocators were not measured: .*\n$/)
+    }
+    // Nothing can be tried where no file of calls can be made.
+    for (const command of ['why', 'report']) {
+      const script = 'export TMPDIR=/no/such/folder; exec "$0" "$@"'
+      const args = [cli, command, ...(command === 'report' ? ['-f'] : []), trace]
+      const { status, stdout, stderr } = spawnSync('bash', ['-c', script, process.execPath, ...args], { encoding: 'utf8' })
+      t.is(status, 1, stderr)
+      t.regex(stdout, /pin \d+ of \d+ arenas/)
+      t.regex(stderr, /^other settings could not be tried: ENOENT.*\n$/)
+    }
+  })
+}

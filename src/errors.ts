@@ -31,7 +31,8 @@ function add(error: object, name: string, value: unknown): void {
 function addAll(error: object, code: string, fields: object): void {
   define(error, 'code', code)
   const names = keys(fields)
-  for (let index = 0; index < names.length; index++) add(error, names[index]!, fields[names[index] as keyof typeof fields])
+  for (let index = 0; index < names.length; index++)
+    if (names[index] !== 'code') add(error, names[index]!, fields[names[index] as keyof typeof fields])
 }
 
 function nameAfter(prototype: object, value: string): void {

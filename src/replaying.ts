@@ -11,13 +11,17 @@ export type { Mismatch, ReplayReport as Report } from '../index.js'
 /** Events replayed between two looks at the clock and the terminal. */
 const SLICE = 200_000
 
-/** Makes a call of the binding. It fails only for an unreadable trace, a moment that the trace does not have, or a lack of memory. */
+/**
+ * Makes a call of the binding. It fails only for an unreadable trace, a moment that the trace does not have, a file of calls that cannot be
+ * written or read, or a lack of memory.
+ */
 export function reading<Result>(call: () => Result): Result {
   try {
     return call()
   } catch (error) {
     const { code, message } = error as Error & { code?: unknown }
     if (code === 'ERR_UNREADABLE_TRACE') throw new TraceError(message)
+    if (code === 'ERR_CALLS_FILE') throw new Error(message)
     throw code === 'ERR_NO_SUCH_MOMENT' ? new UsageError(message) : error
   }
 }
@@ -38,8 +42,9 @@ export async function replay({ release, segments, stopAt, geometry, signal, onPr
   signal?.throwIfAborted()
   const number = reading(() => native.openReplay(JSON.stringify({ release, segments, stop_at: stopAt, geometry })))
   try {
-    while (reading(() => native.stepReplay(number, SLICE)) !== 0) {
-      if (onProgress) onProgress(...native.progressReplay(number))
+    for (let more = true; more;) {
+      more = reading(() => native.stepReplay(number, SLICE)) !== 0
+      onProgress?.(...native.progressReplay(number))
       await new Promise((done) => setImmediate(done))
       signal?.throwIfAborted()
     }

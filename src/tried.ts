@@ -2,12 +2,22 @@
 
 import type { WhatIfOptions, WhatIfRow } from '../index.js'
 import { pageAndTried } from './page.js'
-import { releaseOf } from './release.js'
+import { recordedRelease } from './release.js'
 import type { ReportData } from './report-data.js'
 import { bytes } from './size.js'
 import { say } from './terminal.js'
 import { readHeader } from './trace.js'
-import { ALLOCATORS, type AllocatorName, AS_RECORDED, findAllocator, measureAll, rowsOf, whatIfAt, withCalls } from './what-if.js'
+import {
+  ALLOCATORS,
+  type AllocatorName,
+  AS_RECORDED,
+  callsFolder,
+  findAllocator,
+  measureAll,
+  rowsOf,
+  whatIfAt,
+  withCalls,
+} from './what-if.js'
 import type { InquiryOptions, Why } from './why.js'
 
 /** Arenas of other sizes. */
@@ -31,8 +41,19 @@ export function isWorthTrying({ at, findings }: Why): boolean {
 
 /** Tries arenas of other sizes, and the allocators that this system has, at the moment of an answer. */
 export async function tryOthers(path: string, why: Why, onProgress: OnProgress): Promise<WhatIfRow[]> {
-  const { rows } = await whatIfAt(path, why.at, { configurations: SETTINGS, allocators: present(), onProgress })
-  return [...rows]
+  try {
+    const { rows, remarks } = await whatIfAt(path, why.at, { configurations: SETTINGS, allocators: present(), onProgress })
+    remarks.forEach(say)
+    return [...rows]
+  } catch (error) {
+    sayUntried((error as Error).message)
+    return []
+  }
+}
+
+/** The answer is given without what could not be tried. */
+function sayUntried(reason: string): void {
+  say(`other settings could not be tried: ${reason}`)
 }
 
 /** The page's data, and the same trials, of the same replay; allocators only up to {@link MOST_EVENTS}. */
@@ -41,17 +62,26 @@ export async function pageAndOthers(
   options: InquiryOptions,
   onProgress: OnProgress,
 ): Promise<{ page: ReportData; rows: WhatIfRow[] }> {
-  return withCalls(async (calls) => {
+  const work = async (calls: string | null): Promise<{ page: ReportData; rows: WhatIfRow[] }> => {
     const configurations = [AS_RECORDED, ...SETTINGS]
-    const tries = { configurations, calls, mostEvents: MOST_EVENTS_OF_PAGE }
-    const { page, tried, triedError } = await pageAndTried(path, { ...options, tries })
-    if (triedError !== null) say(`other settings could not be tried: ${triedError}`)
-    if (tried === null) return { page, rows: [] }
-    const release = releaseOf(readHeader(path).python)
+    const tries = calls === null ? {} : { tries: { configurations, calls, mostEvents: MOST_EVENTS_OF_PAGE } }
+    const { page, tried, triedError } = await pageAndTried(path, { ...options, ...tries })
+    if (triedError !== null) sayUntried(triedError)
+    if (tried === null || calls === null) return { page, rows: [] }
+    const release = recordedRelease(path, readHeader(path))
     const allocators = page.why.at.event <= MOST_EVENTS ? present() : []
     const measured = await measureAll(calls, release, allocators, undefined, onProgress)
+    measured.remarks.forEach(say)
     return { page, rows: [...rowsOf(release, tried, configurations).rows, ...measured.rows] }
-  })
+  }
+  let folder: string
+  try {
+    folder = callsFolder()
+  } catch (error) {
+    sayUntried((error as Error).message)
+    return work(null)
+  }
+  return withCalls(work, folder)
 }
 
 /** The allocators that this system has. */
@@ -59,10 +89,11 @@ function present(): AllocatorName[] {
   return (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
 }
 
-/** The results of the trials, for an answer that says that few blocks keep much memory; otherwise no line. */
+/** The results of the trials, for an answer that says that few blocks keep much memory; otherwise, and where nothing was tried, no line. */
 export function triedInWords(why: Why, rows: readonly WhatIfRow[]): string[] {
-  if (!why.findings.some(({ rule }) => rule === 'pinned')) return []
-  const recorded = rows[0]!.held
+  const [first] = rows
+  if (!first || !why.findings.some(({ rule }) => rule === 'pinned')) return []
+  const recorded = first.held
   // The recorded size is among the sizes.
   const arenas = rows.filter(({ name, held }) => name.startsWith('arenas of ') && held !== recorded)
   const [resident, ...others] = rows.filter(({ kind }) => kind === 'measured')

@@ -17,7 +17,7 @@ import type {
 } from '../index.js'
 import { findMoment } from './moments.js'
 import { native } from './native.js'
-import { releaseOf } from './release.js'
+import { recordedRelease } from './release.js'
 import { reading } from './replaying.js'
 import { measurer } from './tools.js'
 import { readHeader, segments } from './trace.js'
@@ -72,8 +72,10 @@ export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<Wha
   const { configurations = [], allocators = [], apart, signal, onProgress } = options
   allocators.forEach(allocatorNamed)
   const [header, parts] = [readHeader(path), segments(path)]
-  const release = releaseOf(header.python)
+  const release = recordedRelease(path, header)
   const frames = header.stacks ?? 0
+  if (!apart && configurations.some((configuration) => configuration.apart))
+    throw new UsageError('expected a file and line whose blocks are to be set apart, but there is none')
   if (apart && frames === 0) throw new UsageError(`${path} has no stacks: blocks cannot be set apart by line`)
   const all = [AS_RECORDED, ...configurations, ...(apart ? [{ apart: true }] : [])]
   return withCalls(async (calls) => {
@@ -102,9 +104,11 @@ export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<Wha
   })
 }
 
+/** Makes a folder for a file of calls. */
+export const callsFolder = (): string => mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
+
 /** Calls `work` with the path of a file that is not there yet, in a folder that is gone afterwards. */
-export async function withCalls<Result>(work: (file: string) => Promise<Result>): Promise<Result> {
-  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
+export async function withCalls<Result>(work: (file: string) => Promise<Result>, folder = callsFolder()): Promise<Result> {
   try {
     return await work(join(folder, 'calls'))
   } finally {
@@ -215,7 +219,10 @@ export function findAllocator(name: AllocatorName): string | undefined {
     .sort((a, b) => a.length - b.length)[0]
 }
 
-/** Makes the calls in a process for each allocator, and in one more with pymalloc to compare them with. */
+/**
+ * Makes the calls in a process for each allocator, and in one more with pymalloc to compare them with. What cannot be measured becomes a
+ * remark.
+ */
 export async function measureAll(
   calls: string,
   release: string,
@@ -223,10 +230,19 @@ export async function measureAll(
   signal?: AbortSignalLike,
   onProgress?: WhatIfOptions['onProgress'],
 ): Promise<{ rows: WhatIfRow[]; remarks: string[] }> {
-  if (allocators.length === 0) return { rows: [], remarks: [] }
-  const pymalloc = await measure('', [calls, 'pymalloc', release], signal)
-  const rows = [measuredRow(`pymalloc of ${release}, resident`, pymalloc, pymalloc.held, null)]
   const remarks: string[] = []
+  const tryTo = async (what: string, library: string, args: readonly string[]): Promise<Measured | null> => {
+    try {
+      return await measure(library, args, signal)
+    } catch (error) {
+      signal?.throwIfAborted()
+      remarks.push(`${what} not measured: ${reasonOf(error as Error)}`)
+      return null
+    }
+  }
+  const pymalloc = allocators.length === 0 ? null : await tryTo('allocators were', '', [calls, 'pymalloc', release])
+  if (pymalloc === null) return { rows: [], remarks }
+  const rows = [measuredRow(`pymalloc of ${release}, resident`, pymalloc, pymalloc.held, null)]
   for (const [index, name] of allocators.entries()) {
     onProgress?.(name, index, allocators.length)
     const library = findAllocator(name)
@@ -235,9 +251,15 @@ export async function measureAll(
       continue
     }
     const setting = ['PYTHONMALLOC=malloc', ...(library === '' ? [] : [`LD_PRELOAD=${library}`])].join(' ')
-    rows.push(measuredRow(name, await measure(library, [calls], signal), pymalloc.held, setting))
+    const measured = await tryTo(`${name} was`, library, [calls])
+    if (measured !== null) rows.push(measuredRow(name, measured, pymalloc.held, setting))
   }
   return { rows, remarks }
+}
+
+/** Why a process could not be measured, in a line: the last one that it wrote, if it wrote any. */
+function reasonOf({ message, stderr = '' }: Error & { readonly stderr?: string }): string {
+  return stderr.trim().split('\n').at(-1) || message.split('\n')[0]!
 }
 
 interface Measured {
@@ -255,10 +277,11 @@ function measuredRow(name: string, { peak, held, nanoseconds }: Measured, refere
 async function measure(library: string, args: readonly string[], signal: AbortSignalLike | undefined): Promise<Measured> {
   const env = { ...process.env, LD_PRELOAD: library }
   const run = async (...more: string[]) => {
-    const { stdout } = await promisify(execFile)(measurer(), [...args, ...more], {
-      env,
-      signal: signal as AbortSignal | undefined,
-    })
+    signal?.throwIfAborted()
+    const running = promisify(execFile)(measurer(), [...args, ...more], { env })
+    const end = (): void => void running.child.kill()
+    signal?.addEventListener('abort', end, { once: true })
+    const { stdout } = await running.finally(() => signal?.removeEventListener('abort', end))
     return JSON.parse(stdout) as { peak: number; held: number; nanoseconds: number | null }
   }
   const [{ peak, held }, { nanoseconds }] = [await run(), await run('time')]

@@ -5,7 +5,7 @@ import { basename } from 'node:path'
 import type { InquiryOptions } from '../index.js'
 import { native } from './native.js'
 import type { Arena, Finding, Frame, Site, Totals, Why } from './report-data.js'
-import { releaseOf } from './release.js'
+import { recordedRelease } from './release.js'
 import { reading } from './replaying.js'
 import { printable } from './terminal.js'
 import { readHeader, segments } from './trace.js'
@@ -78,7 +78,7 @@ export async function ask(
   signal?.throwIfAborted()
   const header = readHeader(path)
   const options = {
-    release: releaseOf(header.python),
+    release: recordedRelease(path, header),
     segments: segments(path),
     path,
     python: header.python,
@@ -91,9 +91,9 @@ export async function ask(
   const inquiry = reading(() => native.openInquiry(JSON.stringify(options)))
   try {
     while (reading(() => native.stepInquiry(inquiry, SLICE)) !== 0) {
-      signal?.throwIfAborted()
       onProgress?.(...native.progressInquiry(inquiry))
       await new Promise((done) => setImmediate(done))
+      signal?.throwIfAborted()
     }
     return JSON.parse(reading(() => native.answerInquiry(inquiry)))
   } finally {

@@ -12,7 +12,7 @@ import { drive, type Timing } from '../driving.js'
 import { expectScript, findInterpreters, type Interpreter, type Unusable } from '../interpreters.js'
 import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
-import { releaseOf } from '../release.js'
+import { recordedRelease } from '../release.js'
 import { replay, type Report } from '../replaying.js'
 import { exitCode } from '../signals.js'
 import { commandOn, grouped, paint, Progress, say } from '../terminal.js'
@@ -175,7 +175,7 @@ async function* rowsOf(interpreter: Interpreter, program: string[], folder: stri
   yield { version, release, from, trace, report, timing, ended, missing }
   for (const [index, path] of children.entries()) {
     const header = readHeader(path)
-    const childRelease = releaseOf(header.python)
+    const childRelease = recordedRelease(path, header)
     const childReport = await replayed(path, childRelease)
     yield {
       version: header.python,
@@ -196,7 +196,7 @@ async function* goldenRows(): AsyncGenerator<Row> {
   for (const file of traces.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) {
     const trace = join(golden(), file)
     const header = readHeader(trace)
-    const release = releaseOf(header.python)
+    const release = recordedRelease(trace, header)
     const report = await replay({ release, segments: segments(trace) })
     yield { version: header.python, release, from: file, trace, report, timing: null, ended: 0, missing: [] }
   }

@@ -1,7 +1,7 @@
 /** `obmalloc replay`: makes a recorded process's calls again and compares every answer. */
 
 import { findMoment } from '../moments.js'
-import { releaseOf } from '../release.js'
+import { recordedRelease } from '../release.js'
 import { firstDifference, replay, type Report } from '../replaying.js'
 import { columns, grouped, paint, Progress, say } from '../terminal.js'
 import { readHeader, segments, type TraceHeader } from '../trace.js'
@@ -22,7 +22,7 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
   let exact = true
   for (const path of paths) {
     const header = readHeader(path)
-    const release = options.release ?? releaseOf(header.python)
+    const release = options.release ?? recordedRelease(path, header)
     const progress = new Progress()
     const onProgress = (done: number, total: number): void =>
       progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`)

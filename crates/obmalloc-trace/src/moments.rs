@@ -121,6 +121,8 @@ pub struct Found {
 /// A reading that finds what happened when, a slice at a time.
 pub struct Outlining<'a> {
     segments: VecDeque<Reader<'a>>,
+    /// Bytes of all segments.
+    bytes: u64,
     outline: Outline,
     /// The interpreter of the next calls, and bytes of arenas that are held.
     interpreter: u64,
@@ -134,8 +136,9 @@ pub struct Outlining<'a> {
 impl<'a> Outlining<'a> {
     /// Reads `segments`, one after the other, as [`Replay`](crate::replay::Replay) takes them.
     pub fn new(segments: Vec<Reader<'a>>) -> Self {
-        let segments = segments.into_iter().map(Reader::without_stacks).collect();
-        Self { segments, outline: Outline::default(), interpreter: 0, held: 0, arenas: FxHashMap::default(), is_in_call: false }
+        let segments: VecDeque<_> = segments.into_iter().map(Reader::without_stacks).collect();
+        let (bytes, arenas) = (segments.iter().map(|reader| reader.progress().1).sum(), FxHashMap::default());
+        Self { segments, bytes, outline: Outline::default(), interpreter: 0, held: 0, arenas, is_in_call: false }
     }
 
     /// Reads at most `count` events; false when there is nothing left to read.
@@ -195,10 +198,10 @@ impl<'a> Outlining<'a> {
         }
     }
 
-    /// Bytes of the present segment that have been read, and bytes in all of those left.
+    /// Bytes of all segments that have been read, and bytes in all.
     pub fn progress(&self) -> (u64, u64) {
-        let done = self.segments.front().map_or(0, |reader| reader.progress().0);
-        (done, self.segments.iter().map(|reader| reader.progress().1).sum())
+        let left: u64 = self.segments.iter().map(Reader::left).sum();
+        (self.bytes.saturating_sub(left), self.bytes)
     }
 
     /// What was found so far.

@@ -210,6 +210,12 @@ impl<'a> Reader<'a> {
         (self.input.at, self.input.length.max(self.input.at))
     }
 
+    /// Bytes of the file that have not been read yet.
+    pub fn left(&self) -> u64 {
+        let (done, all) = self.progress();
+        all - done
+    }
+
     /// Reads the next block. Returns `false` if there is none, or only the beginning of one.
     fn next_block(&mut self) -> Result<bool, FormatError> {
         self.block = Block::default();

@@ -58,6 +58,8 @@ pub struct Replay<W = Report> {
     segments: VecDeque<Reader<'static>>,
     /// The last of them, once it has been read.
     last: Option<Reader<'static>>,
+    /// Bytes of all segments.
+    bytes: u64,
     course: Course<W>,
     stop_at: u64,
 }
@@ -118,7 +120,8 @@ impl<W: Watcher> Replay<W> {
             is_following: false,
             interpreter: 0,
         };
-        Ok(Self { segments: segments.into(), last: None, course, stop_at: u64::MAX })
+        let bytes = segments.iter().map(|reader| reader.progress().1).sum();
+        Ok(Self { segments: segments.into(), last: None, bytes, course, stop_at: u64::MAX })
     }
 
     /// Ends the replay before event number `operation`.
@@ -141,10 +144,10 @@ impl<W: Watcher> Replay<W> {
         self.course.ground.stats()
     }
 
-    /// Bytes of the present segment that have been read, and bytes in all of those left.
+    /// Bytes of all segments that have been read, and bytes in all.
     pub fn progress(&self) -> (u64, u64) {
-        let done = self.segments.front().map_or(0, |reader| reader.progress().0);
-        (done, self.segments.iter().map(|reader| reader.progress().1).sum())
+        let left: u64 = self.segments.iter().map(Reader::left).sum();
+        (self.bytes.saturating_sub(left), self.bytes)
     }
 
     /// Replays at most `count` events; false when there is nothing left to replay.

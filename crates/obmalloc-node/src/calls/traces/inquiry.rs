@@ -2,6 +2,7 @@
 
 use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};
+use obmalloc_trace::moments::Moment;
 use serde::Deserialize;
 
 use super::numbered::Numbered;
@@ -45,6 +46,8 @@ fn failure(error: &InquiryError) -> Failure {
 fn open(_: &Realm, env: Env, [options]: [Value; 1]) -> Outcome {
     let Options { release, segments, asked } = json::parse(env, options, "options")?;
     let profile = json::profile(&release)?;
+    // An empty text is the end in Rust, but no moment here.
+    asked.at.parse::<Moment>().map_err(|error| failure(&InquiryError::NoMoment(error)))?;
     let open = move || -> Result<Vec<Reader<'static>>, FormatError> {
         segments.iter().map(|segment| reader(segment).map_err(FormatError::Unreadable)).collect()
     };
@@ -59,7 +62,7 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     env.integer(usize::from(more))
 }
 
-/// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
+/// `(number)`: bytes of all traces that have been read, and bytes in all.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     env.pair(Numbered::with(&INQUIRIES, env, number, |inquiry| Ok(inquiry.progress()))?)
 }

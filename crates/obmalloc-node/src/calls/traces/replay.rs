@@ -118,7 +118,7 @@ fn step(_: &Realm, env: Env, [number, count]: [Value; 2]) -> Outcome {
     env.integer(usize::from(more))
 }
 
-/// `(number)`: bytes read of the trace in hand, and bytes of all traces left.
+/// `(number)`: bytes of all traces that have been read, and bytes in all.
 fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     env.pair(Numbered::with(&RUNNING, env, number, |running| Ok(running.replay.progress()))?)
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use obmalloc::HeapError;
 use obmalloc::profile::Profile;
 use obmalloc_trace::replay::{Replay, Report};
 use obmalloc_trace::what_if::{Apart, CallsWriter, Configuration, Recorded, Trials, TrialsError, Tried};
@@ -14,6 +15,9 @@ use crate::face::Realm;
 use crate::failure::{Failure, code};
 use crate::js::{Env, Outcome, Value};
 use crate::shell::{Table, export};
+
+/// The code for a file of calls that cannot be written or read.
+const CALLS_FILE: &str = "ERR_CALLS_FILE";
 
 /// The recording is read first, then the configurations take their turns.
 enum State {
@@ -66,8 +70,8 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 
 fn failure(error: &TrialsError) -> Failure {
     let code = match error {
-        TrialsError::Full => code::NO_MEMORY,
-        TrialsError::File(_) => code::INTERNAL,
+        TrialsError::Full | TrialsError::Heap(HeapError::NoMemory) => code::NO_MEMORY,
+        TrialsError::File(_) => CALLS_FILE,
         TrialsError::Heap(_) => code::OUT_OF_RANGE,
     };
     Failure::new(code, error.to_string())
