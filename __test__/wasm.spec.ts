@@ -154,24 +154,41 @@ built('where there is no native binding the one in WebAssembly is used', (t) => 
   )
 })
 
-built('where the stack is nearly full calls throw before they do anything', (t) => {
-  const program = `const { Heap, MemoryFault } = require('.')
-    const heap = new Heap(), other = new Heap(), blocks = [], said = new Set()
-    let tries = 0
-    const dive = () => {
-      try { dive() } catch {}
-      if (tries++ < 1500) try { blocks.push(heap.obj.malloc(48)) } catch (error) { said.add(error.code ?? error.name) }
-    }
-    dive()
-    const count = heap.allocatedBlocks()
-    for (const block of blocks) heap.obj.free(block)
-    for (const heap of [other, new Heap()]) heap.obj.free(heap.obj.malloc(5))
-    heap.verify()
-    heap.close()
-    console.log(blocks.length > 100, count - blocks.length < 3, [...said].join())`
-  const { stdout, stderr } = run('wasm', '-e', program)
-  t.regex(stdout, /^true true (RangeError)?\n$/, stderr)
-})
+for (const [which, before] of [
+  ['at first', 0],
+  ['once they are compiled', 100_000],
+] as const) {
+  built(`where the stack is nearly full calls throw before they do anything, ${which}`, (t) => {
+    const program = `const { Heap, MemoryFault } = require('.')
+      const heap = new Heap(), other = new Heap(), blocks = [], said = new Set()
+      const object = heap.defineType({ name: 'node', fields: {} }).alloc()
+      let tries = 0
+      const call = () => {
+        blocks.push(heap.obj.malloc(48), heap.obj.calloc(4, 9))
+        blocks.push(heap.obj.realloc(blocks.pop(), 500))
+        heap.obj.free(blocks.pop())
+        heap.incref(object)
+        heap.decref(object)
+      }
+      for (let n = 0; n < ${before}; n++) {
+        call()
+        heap.obj.free(blocks.pop())
+      }
+      const dive = () => {
+        try { dive() } catch {}
+        if (tries++ < 1500) try { call() } catch (error) { said.add(error.code ?? error.name) }
+      }
+      dive()
+      const count = heap.allocatedBlocks()
+      for (const block of blocks) heap.obj.free(block)
+      for (const heap of [other, new Heap()]) heap.obj.free(heap.obj.malloc(5))
+      heap.verify()
+      heap.close()
+      console.log(blocks.length > 100, count - blocks.length < 10, [...said].join())`
+    const { stdout, stderr } = run('wasm', '-e', program)
+    t.regex(stdout, /^true true (RangeError)?\n$/, stderr)
+  })
+}
 
 built('after a call that was ended in its middle every call says that the module is to be loaded anew', (t) => {
   // What the module calls throws: nothing else ends a call at a place that is known.
