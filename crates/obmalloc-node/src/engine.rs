@@ -116,6 +116,11 @@ pub(crate) mod under_way {
         CALLBACKS.get()
     }
 
+    /// Whether a call can begin, while the loader counts so many callbacks under way.
+    pub fn may_begin(callbacks: u32) -> bool {
+        CALLS.get() == callbacks && CALLBACKS.get() == callbacks
+    }
+
     fn check() {
         if CALLS.get() != CALLBACKS.get() {
             refuse("an earlier call was ended in its middle");

@@ -131,6 +131,11 @@ impl Realm {
         if chosen == number { heap } else { self.find(chosen) }
     }
 
+    /// Sets which heap that is.
+    pub fn choose(&self, number: u32) {
+        self.chosen.set(number);
+    }
+
     #[inline(never)]
     fn find(&self, number: u32) -> Option<NonNull<c_void>> {
         let heap = self.heaps.borrow().places.get(number as usize).copied().flatten();
@@ -216,7 +221,7 @@ unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_voi
 /// `(number)`: chooses a heap, if a number is given. Returns the number of the chosen one.
 pub(crate) fn choose(realm: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     if let Some(number) = env.double(number) {
-        realm.chosen.set(number as u32);
+        realm.choose(number as u32);
     }
     env.number(realm.chosen.get().into())
 }

@@ -63,6 +63,8 @@ fn add_all(env: Env, exports: js::Value) -> Result<(), Failure> {
 /// Makes the functions of the binding for one copy of the face.
 fn bind(realm: &Realm, env: Env, []: [js::Value; 0]) -> js::Outcome {
     let to = Table { env, realm: &realm.another(), object: env.object()? };
+    #[cfg(target_family = "wasm")]
+    wasm::made(to.realm);
     export(to, c"serve", face::serve)?;
     export(to, c"open", lifetime::open)?;
     export(to, c"choose", face::choose)?;

@@ -155,6 +155,13 @@ impl Core {
         }
     }
 
+    /// The heap, if it takes all calls, and no short one for a block calls JavaScript or leaves a failure to look for.
+    #[cfg(target_family = "wasm")]
+    pub fn plain_heap(&self) -> Option<&ObjectHeap> {
+        let is_plain = self.gate.state.get() == State::Open && !self.needs_attention();
+        self.heap_in_use().filter(|heap| is_plain && !heap.is_quarantining())
+    }
+
     /// The heap, for other heaps, if no call of a domain is running.
     pub fn heap_between_calls(&self) -> Option<&ObjectHeap> {
         self.heap_in_use().filter(|_| matches!(self.gate.state.get(), State::Open | State::Due))

@@ -74,6 +74,12 @@ impl Core {
         })
     }
 
+    /// Whether the end of such a call has nothing to do but to report the heap's size.
+    #[cfg(target_family = "wasm")]
+    pub fn is_settled(&self, heap: &ObjectHeap) -> bool {
+        !heap.is_scheduled() && self.scripts.escaped.borrow().is_empty()
+    }
+
     /// The failure for an error of the engine about the argument `name`.
     #[cold]
     pub fn object_failure(&self, error: ObjectError, name: &'static str, received: Value) -> Failure {

@@ -150,6 +150,8 @@ impl ObjectHeap {
         pub fn is_corrupted(&self) -> bool;
         /// Whether a panic of a hook or a guest has closed the heap for good.
         pub fn is_closed(&self) -> bool;
+        /// As [`CheckedHeap::is_quarantining`](crate::CheckedHeap::is_quarantining).
+        pub fn is_quarantining(&self) -> bool;
         /// As [`CheckedHeap::set_nomemory`](crate::CheckedHeap::set_nomemory).
         pub fn set_nomemory(&self, start: usize, stop: Option<usize>) -> Result<(), HeapError>;
         /// As [`CheckedHeap::set_refusing`](crate::CheckedHeap::set_refusing).

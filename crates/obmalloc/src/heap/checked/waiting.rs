@@ -10,7 +10,7 @@ use crate::interrupt::STRIDE;
 
 impl CheckedHeap {
     /// Whether freed blocks go into quarantine now.
-    pub(super) fn is_quarantining(&self) -> bool {
+    pub fn is_quarantining(&self) -> bool {
         self.inner().quarantine().is_kept() && self.inner().is_all_own.get()
     }
 
