@@ -57,11 +57,12 @@ test.serial('workers that are ended in the middle of something take nothing with
 
 test.serial('a buffer that a worker took out of a view and posted is whole after its end', async (t) => {
   t.timeout(600_000)
-  const { after } = (await measured(t, 'moved')) as { after: number[] }
+  // A sanitizer keeps what is freed.
+  const { after } = (await measured(t, 'moved', ...(instrumented ? [] : ['measure']))) as { after: number[] }
   t.log(`${after.map((bytes) => (bytes / 1e6).toFixed(1)).join(', ')} MB resident between workers that moved none`)
   // What a worker leaves, ten of them leave each time. Each had 20 MB in large blocks, and 2 MB in small ones and their heaps.
   const grew = after.slice(1).map((bytes, index) => bytes - after[index]!)
-  if (!instrumented) t.true(Math.min(...grew) < 5e6, grew.join())
+  t.true(instrumented || Math.min(...grew) < 5e6, grew.join())
 })
 
 test.serial('workers that end by themselves, with live heaps, end well', async (t) => {

@@ -93,7 +93,7 @@ fn signals_that_come_at_any_moment_do_no_harm() {
     let script = "\
 import os, signal, threading, time
 def send():
-    for _ in range(100):
+    for _ in range(50):
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(0.0003)
 thread = threading.Thread(target=send)
@@ -104,7 +104,7 @@ while thread.is_alive():
     for python in pythons() {
         let run = Run::of(python, script, &[("OBMALLOC_STACKS", "64"), ("OBMALLOC_EVERY", "1")]).succeeded();
         let marks = marks(&run);
-        assert!(marks.len() > 10 && marks.len() <= 100, "3.{}: {}", python.minor, marks.len());
+        assert!(marks.len() > 5 && marks.len() <= 50, "3.{}: {}", python.minor, marks.len());
         assert!(run.trace().ends_orderly());
     }
 }
@@ -136,7 +136,7 @@ fn time_goes_on_and_memory_is_sampled() {
 import sys, time
 kept = bytearray(64 << 20)
 for n in range(40):
-    [object() for _ in range(20000)]
+    [object() for _ in range(4000)]
     time.sleep(0.005)
 sys.audit('obmalloc.mark', 'held')
 del kept
@@ -164,7 +164,7 @@ sys.audit('obmalloc.mark', 'gone')
         assert!((60 << 20..68 << 20).contains(&freed), "3.{}: {freed}", python.minor);
         assert!(held.heap >= gone.heap + (64 << 20), "{}: C's heap", python.executable.display());
         assert!(held.file > 1 << 20);
-        let run = Run::of(python, script, &[]).succeeded();
+        let run = Run::of(python, "import time; time.sleep(0.05)", &[]).succeeded();
         assert_eq!(of(&run).last().expect("events").0.samples, 0, "none unless wanted");
     }
 }
@@ -222,7 +222,7 @@ bytes(70002)
 fn sampling_changes_no_event() {
     let script = "\
 import sys, time
-rows = [str(n) * 30 for n in range(200000)]
+rows = [str(n) * 30 for n in range(50000)]
 kept = rows[::100]
 del rows
 sys.audit('obmalloc.mark', 'here')
