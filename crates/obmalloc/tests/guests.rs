@@ -689,6 +689,34 @@ fn many(heap: &ObjectHeap) -> Vec<usize> {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri does not know how large a block of C's malloc is")]
+fn an_arena_with_fewer_pools_comes_before_one_that_became_empty_meanwhile() {
+    let heap = heap_with(HeapOptions { geometry: Some(TINY), ..HeapOptions::new(&profile::V3_14) });
+    let [raw, pymalloc] = [Domain::Raw, Domain::Mem].map(|domain| heap.allocator(domain).expect("memory"));
+    let own = heap.own_allocators().expect("memory");
+    let blocks = (0..4 * 31).map(|_| own.malloc(pymalloc, 512).expect("its own").expect("memory"));
+    let blocks: RefCell<Vec<usize>> = RefCell::new(blocks.collect());
+    // Asked for a node of the arena map, once there is an arena that does not begin at a pool's boundary.
+    Deeds::default()
+        .calloc(move |of, size| {
+            for block in blocks.take() {
+                of.own.free(pymalloc, Some(block)).expect("live");
+            }
+            of.own.calloc(of.below, 1, size).map_err(|_| Threw(4))
+        })
+        .put_in(&heap, Domain::Raw);
+    let alloc = move |of: &Of<'_>, size| of.own.malloc(raw, size + 16).map(|base| Some(base? + 16)).map_err(|_| Threw(1));
+    let give_back = move |of: &Of<'_>, address| of.own.free(raw, Some(address - 16)).map_err(|_| Threw(3));
+    ArenaDeeds::put_in(&heap, Box::new(alloc), Box::new(give_back));
+    let block = malloc(&heap, Domain::Mem, 512);
+    let pools: Vec<_> = heap.arenas().iter().map(|arena| (arena.free_pools, arena.total_pools)).collect();
+    assert_eq!(pools, [(4, 4), (2, 3)]);
+    heap.verify().expect("holds");
+    free(&heap, Domain::Mem, block);
+    heap.verify().expect("holds");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri does not know how large a block of C's malloc is")]
 fn of_an_arena_in_a_grant_only_what_has_been_in_use_is_touched() {
     let heap = heap();
     ArenaDeeds::put_in(&heap, Box::new(|of, size| of.malloc(size)), Box::new(|of, address| of.free(address)));

@@ -292,10 +292,11 @@ impl Pymalloc {
         let excess = address & (geometry.pool_size - 1);
         let pools = geometry.pools_per_arena() - usize::from(excess != 0);
         self.arena_serial += 1;
-        // No arena was usable, but one may have become usable while the allocators ran. None has more free pools than this one.
-        let mut last = self.usable_arenas;
-        while last != NO_ARENA && self.arenas[last as usize].nextarena != NO_ARENA {
-            last = self.arenas[last as usize].nextarena;
+        // No arena was usable, but some may have become usable while the allocators ran. Another may have more free pools than this one, if
+        // this one does not begin at a pool's boundary.
+        let (mut before, mut after) = (NO_ARENA, self.usable_arenas);
+        while after != NO_ARENA && self.arenas[after as usize].nfreepools as usize <= pools {
+            (before, after) = (after, self.arenas[after as usize].nextarena);
         }
         self.arenas[index as usize] = ArenaObject {
             address,
@@ -303,15 +304,18 @@ impl Pymalloc {
             nfreepools: pools as u32,
             ntotalpools: pools as u32,
             freepools: ptr::null_mut(),
-            nextarena: NO_ARENA,
-            prevarena: last,
+            nextarena: after,
+            prevarena: before,
             kept: 0,
             is_own: self.arena_allocator == self.own_arena_allocator,
             serial: self.arena_serial,
         };
-        match self.arenas.get_mut(last as usize) {
+        match self.arenas.get_mut(before as usize) {
             Some(before) => before.nextarena = index,
             None => self.usable_arenas = index,
+        }
+        if let Some(after) = self.arenas.get_mut(after as usize) {
+            after.prevarena = index;
         }
         self.forget_dead(address.next_multiple_of(geometry.pool_size), pools * geometry.pool_size);
         self.nfp2lasta[pools] = index;
