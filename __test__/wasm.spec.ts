@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import test from 'ava'
 
 import { libcOf } from '../dist/platform.js'
+import { randomFrom } from './chaos/run.ts'
 
 const cwd = fileURLToPath(new URL('..', import.meta.url))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
@@ -61,12 +62,7 @@ type Call = readonly [verb: string, heap: number, domain: number, slot: number, 
 
 /** A random program for `wasm/calls.cjs`. */
 function randomCalls(seed: number, count: number): Call[] {
-  let state = seed
-  const next = (bound: number): number => {
-    state = (state + 0x9e3779b9) | 0
-    const mixed = Math.imul(state ^ (state >>> 16), 0x21f0aaad)
-    return ((mixed ^ (mixed >>> 15)) >>> 0) % bound
-  }
+  const next = randomFrom(seed)
   const blocks = 'malloc malloc malloc calloc realloc free free free'.split(' ')
   const objects = 'alloc alloc incref decref decref refcount refer'.split(' ')
   const rare =

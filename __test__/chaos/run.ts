@@ -28,7 +28,7 @@ import { releases } from '../tools.ts'
 import { Broken, Memory, type Block, type Source } from './memory.ts'
 
 /** A generator of its own for each operation. */
-function randomFrom(seed: number): (below: number) => number {
+export function randomFrom(seed: number): (below: number) => number {
   let state = seed >>> 0
   return (below) => {
     state = (state + 0x6d2b79f5) >>> 0
