@@ -630,6 +630,41 @@ fn what_a_hook_has_given_to_a_guest_is_no_answer_to_a_request_past_that_hook() {
 }
 
 #[test]
+fn what_a_hook_has_given_to_a_guest_is_no_answer_for_an_older_block_that_the_hook_passes_on() {
+    for domain in Domain::ALL {
+        let heap = heap();
+        let below = heap.allocator(domain).expect("memory");
+        let give = move |of: &Of<'_>, size| of.own.malloc(below, size).map_err(|_| Threw(1));
+        let release = move |of: &Of<'_>, address| {
+            let done = of.own.free(below, Some(address));
+            done.map_err(|_| Threw(2))
+        };
+        Deeds::default().malloc(give).free(release).put_in(&heap, domain);
+        let older = malloc(&heap, domain, 40);
+        write(older, &[5; 40]);
+        let answer = Rc::new(Cell::new(0));
+        let says = answer.clone();
+        Deeds::default().malloc(give).free(release).realloc(move |_, _, _| Ok(Some(says.get()))).put_in(&heap, domain);
+        heap.setup_debug_hooks().expect("memory");
+        let (own, hook) = (heap.own_allocators().expect("memory"), heap.allocator(domain).expect("memory"));
+        let grant = own.malloc(hook, 100).expect("its own").expect("memory");
+        answer.set(grant);
+        for size in [0, 40, 60] {
+            assert_eq!(heap.blocks().realloc(domain, Some(older), size), Ok(None));
+            assert_eq!(kind(&heap), GuestFaultKind::Occupied);
+            assert_eq!(read(older, 40), [5; 40]);
+        }
+        // A block that the hook has given has its guard bytes within the grant.
+        let newer = malloc(&heap, domain, 40);
+        let moved = at(heap.blocks().realloc(domain, Some(newer), 60).expect("live"));
+        assert!(grant < moved && moved < grant + 100, "{domain}");
+        heap.verify_guards().expect("holds");
+        free(&heap, domain, older);
+        heap.verify().expect("holds");
+    }
+}
+
+#[test]
 fn where_a_block_was_that_moves_another_one_is_whole() {
     let heap = heap();
     let obj = Deeds::default()

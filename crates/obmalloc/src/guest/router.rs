@@ -120,14 +120,14 @@ impl Guests {
         if domain == Domain::Raw && is_pymallocs {
             return refuse(GuestFaultKind::InArena);
         }
-        if heap.confuses_hook(domain, address, before) {
+        let mut spans = self.spans.borrow_mut();
+        let old = instead.map(|old| (old, *spans.get(old)));
+        if heap.confuses_hook(domain, address, before, old.map(|(_, was)| was.address)) {
             return refuse(GuestFaultKind::Occupied);
         }
-        let mut spans = self.spans.borrow_mut();
         if !spans.reserve(1) {
             return refuse(GuestFaultKind::NoMemory);
         }
-        let old = instead.map(|old| (old, *spans.get(old)));
         if let Some((old, _)) = old {
             spans.detach(old);
         }

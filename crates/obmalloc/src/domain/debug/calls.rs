@@ -155,8 +155,13 @@ unsafe extern "C-unwind" fn debug_realloc(ctx: *mut c_void, address: *mut c_void
     let (inner, domain, domains) = (api.inner, api.domain, api.domains);
     let Some(block) = known.block(api, address.expose_provenance()) else {
         // Older than the hooks.
-        // SAFETY: the caller gives a block of this domain.
-        return unsafe { (inner.realloc)(inner.ctx, address, size) };
+        let outer = known.passing.replace((api, address.addr()));
+        // SAFETY: the caller gives a block of this domain; as in `debug_alloc`.
+        return unsafe {
+            let moved = (inner.realloc)(inner.ctx, address, size);
+            hooks(ctx).1.passing = outer;
+            moved
+        };
     };
     if !known.is_sound(Function::Realloc, domain, address.addr()) || size > PY_SSIZE_T_MAX - EXTRA {
         return ptr::null_mut();

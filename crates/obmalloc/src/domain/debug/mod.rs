@@ -86,6 +86,8 @@ pub(crate) struct DebugHooks {
     parked: AddressSet,
     /// The domain whose request pymalloc is serving.
     asking: Domain,
+    /// The older block that a hook is letting its inner allocator resize, and the hook.
+    passing: Option<(*const Api, usize)>,
     fault: Option<Fault>,
 }
 
@@ -118,6 +120,7 @@ impl Domains {
                 moving: 0,
                 parked: AddressSet::default(),
                 asking: Domain::Obj,
+                passing: None,
                 fault: None,
             });
         }
@@ -226,6 +229,11 @@ impl DebugHooks {
     /// The hook of a domain that gave a block, as an allocator.
     pub fn giver(&self, domain: Domain, address: usize) -> Option<Allocator> {
         self.blocks.get(&address).filter(|block| block.domain == domain).map(|block| allocator(block.hook))
+    }
+
+    /// Whether a hook is letting its inner allocator resize the block at an address, which is older: the hook then adds no guard bytes.
+    pub fn is_passing(&self, hook: &Allocator, address: usize) -> bool {
+        self.passing.is_some_and(|(api, block)| ptr::eq(api, hook.ctx.cast()) && block == address)
     }
 
     /// The text that CPython prints. `None` if a damaged size leads CPython out of the block, where it may crash, or find nothing wrong.

@@ -157,13 +157,17 @@ impl Checked {
         self.hooks().and_then(|hooks| hooks.giver(domain, address)).unwrap_or(expected)
     }
 
-    /// Whether a debug hook has given a block at an address, and would take another block of a domain there for its own. That is the hook that
-    /// came in after `before` was in, or the hook of a domain whose requests pymalloc passes on to raw.
-    pub fn confuses_hook(&self, domain: Domain, address: usize, before: Allocator) -> bool {
+    /// Whether a debug hook has given a block at an address, and would take another block of a domain there for its own. That is the hook in the
+    /// domain if the request did not come through it, because `before` was in, or if it passes the block at `resized` on as it is; or the hook of
+    /// a domain whose requests pymalloc passes on to raw.
+    pub fn confuses_hook(&self, domain: Domain, address: usize, before: Allocator, resized: Option<usize>) -> bool {
         let Some(hooks) = self.hooks() else { return false };
-        let is_new = |hook| hook == Domains::unwrapped(self.allocator(domain)) && hook != Domains::unwrapped(before);
+        let adds_no_guards = |hook: Allocator| {
+            let passing = resized.is_some_and(|resized| hooks.is_passing(&hook, resized));
+            hook == Domains::unwrapped(self.allocator(domain)) && (passing || hook != Domains::unwrapped(before))
+        };
         let passed_on = || [Domain::Mem, Domain::Obj].into_iter().any(|domain| hooks.giver(domain, address).is_some());
-        hooks.giver(domain, address).is_some_and(is_new) || domain == Domain::Raw && passed_on()
+        hooks.giver(domain, address).is_some_and(adds_no_guards) || domain == Domain::Raw && passed_on()
     }
 
     /// Bytes of a block of a domain that a hook gave: the domain's, or raw's for what pymalloc has passed on.
