@@ -49,11 +49,13 @@ const NEVER = ['INTERNAL', 'HEAP_CORRUPTED', 'BUFFER_OVERFLOW', 'BUFFER_UNDERFLO
 )
 const DOMAINS = ['raw', 'mem', 'obj'] as const
 
+/** Runs a program. `kinds` is 0 for operations of every kind, or the seed that chooses about half of the kinds. */
 export async function chaos(
   release: Release,
   allocator: AllocatorName,
   quarantine: number,
   seeds: readonly number[],
+  kinds = 0,
 ): Promise<void> {
   let random = randomFrom(0)
   let inside = 0
@@ -477,9 +479,11 @@ export async function chaos(
     },
   ]
 
+  random = randomFrom(kinds)
+  const kept = operations.filter((operation) => kinds === 0 || operation === swap || random(2) === 0)
   const step = (): void => {
     try {
-      pick(operations)()
+      pick(kept)()
     } catch (error) {
       expected(error)
     }
@@ -581,12 +585,20 @@ async function many(first: number, count: number, operations: number): Promise<v
     const pick = <T>(all: readonly T[]): T => all[random(all.length)]!
     const allocator = pick(['default', 'default', 'debug', 'debug', 'malloc', 'malloc_debug'] as const)
     const args = [pick(releases), allocator, random(3) === 0 ? 20_000 : 0] as const
-    writeSync(1, `${seed} ${args.join(' ')}\n`)
-    await chaos(...args, operationsOf(seed, operations))
+    // What is left out leaves room for the rest.
+    const kinds = random(2) === 0 ? 0 : seed
+    writeSync(1, `${seed} ${args.join(' ')} ${kinds}\n`)
+    await chaos(...args, operationsOf(seed, operations), kinds)
   }
 }
 
-const [release, allocator, quarantine, seeds] = process.argv.slice(2)
+const [release, allocator, quarantine, seeds, kinds] = process.argv.slice(2)
 if (release === 'many') void many(Number(allocator), Number(quarantine), Number(seeds))
 else if (seeds?.startsWith('['))
-  void chaos(release as Release, allocator as AllocatorName, Number(quarantine), JSON.parse(seeds) as number[])
+  void chaos(
+    release as Release,
+    allocator as AllocatorName,
+    Number(quarantine),
+    JSON.parse(seeds) as number[],
+    Number(kinds ?? 0),
+  )

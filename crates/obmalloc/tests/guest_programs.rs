@@ -66,6 +66,8 @@ fn fill(address: usize, size: usize, byte: u8) {
 struct World {
     heap: OnceCell<Weak<ObjectHeap>>,
     random: RefCell<Random>,
+    /// The verbs of this program.
+    verbs: Vec<u8>,
     /// How seldom guests do something odd: of so many calls one; never when it is 0.
     honesty: Cell<usize>,
     panics: bool,
@@ -128,6 +130,10 @@ impl World {
         Domain::ALL[self.below(3)]
     }
 
+    fn verb(&self) -> u8 {
+        self.verbs[self.below(self.verbs.len())]
+    }
+
     fn note_own(&self, heap: &ObjectHeap) {
         for domain in Domain::ALL {
             if let Ok(id @ AllocatorId::Own(_)) = heap.allocator(domain)
@@ -173,7 +179,7 @@ impl World {
     /// Something is done while a guest is asked.
     fn disturb(&self) {
         let outer = self.asked.replace(true);
-        self.disturb_with(self.below(256) as u8);
+        self.disturb_with(self.verb());
         self.asked.set(outer);
     }
 
@@ -204,7 +210,7 @@ impl World {
 
     fn step(&self, heap: &ObjectHeap, verb: u8) {
         let is_nested = self.depth.get() != 0;
-        match verb % 40 {
+        match verb {
             0..=9 => self.allocate(heap),
             10..=13 => self.free(heap),
             15..=20 => self.realloc(heap),
@@ -519,7 +525,7 @@ impl Moody {
     fn mood(&self) {
         let Some(world) = THIS.with_borrow(Weak::upgrade) else { return };
         // The object may be the model's, in the middle of a step of its own.
-        let verb = match world.below(40) as u8 {
+        let verb = match world.verb() {
             14 | 24..=25 => 0,
             verb => verb,
         };
@@ -786,9 +792,17 @@ impl ArenaGuest for Arenas {
     }
 }
 
+/// What a program is made of: all that can be done, or about half of it. What is left out leaves room for the rest, and what only happens
+/// without it can be found.
+fn verbs(seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed ^ 0x7e4b);
+    let is_whole = random.below(2) == 0;
+    (0..40).filter(|&verb| verb == 0 || is_whole || random.below(2) == 0).collect()
+}
+
 fn program(seed: u64) -> Vec<Op> {
-    let mut random = Random::new(seed);
-    (0..OPS).map(|_| Op { verb: random.below(256) as u8, seed: random.next() }).collect()
+    let (mut random, verbs) = (Random::new(seed), verbs(seed));
+    (0..OPS).map(|_| Op { verb: verbs[random.below(verbs.len())], seed: random.next() }).collect()
 }
 
 /// Runs a program for a heap that `seed` chooses.
@@ -808,6 +822,7 @@ fn run(seed: u64, ops: &[Op]) {
     let world = Rc::new(World {
         heap: OnceCell::from(Rc::downgrade(&heap)),
         random: RefCell::new(random),
+        verbs: verbs(seed),
         honesty: Cell::new(honesty),
         panics,
         depth: Cell::new(0),
