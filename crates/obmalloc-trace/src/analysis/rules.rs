@@ -301,13 +301,11 @@ fn peak(facts: &Facts<'_>, keeps: bool, sites: &mut Sites) -> Option<Finding> {
         // Arenas that are still held weigh more.
         _ if !keeps && is_worth(more_outside, facts.analysis.ledger.most_outside) && more_outside >= held => {
             let full = &facts.analysis.ledger.full;
-            let (who, sum) = outside_gone(facts, sites);
+            let who = outside_gone(facts, sites);
             let text = format!(
-                "C's malloc had {} at most, {}, made of temporaries: {} ({}) from {} that are gone. Now it has {}.",
+                "C's malloc had blocks of {} at most, {}, made of temporaries: most were from {} and are gone. Now it has {}.",
                 size(facts.analysis.ledger.most_outside),
                 facts.when(full.event),
-                counted(sum.blocks, "block"),
-                size(sum.bytes),
                 facts.named(&who, sites),
                 size(raw + large),
             );
@@ -342,11 +340,11 @@ fn gone(
     (who, sum)
 }
 
-/// As [`gone`], of what was at C's `malloc` when it had most.
-fn outside_gone(facts: &Facts<'_>, sites: &mut Sites) -> (Vec<u32>, Sum) {
+/// The same of what was at C's `malloc` when it had most, or nearly so: how much is gone is then not known exactly.
+fn outside_gone(facts: &Facts<'_>, sites: &mut Sites) -> Vec<u32> {
     let then = facts.analysis.ledger.full.nodes.iter().map(|(&node, &then)| (node, then));
     let now = |now: &NodeCensus| Sum { blocks: now.raw.blocks + now.large.blocks, bytes: now.raw.bytes + now.large.bytes };
-    gone(facts, then, now, sites)
+    gone(facts, then, now, sites).0
 }
 
 /// Arenas are given back at once, or taken again at once. Silent below [`MANY`], and below half of all.
@@ -451,14 +449,9 @@ fn large(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         (None, None) => format!("once had {}, and may keep that", size(most)),
     };
     let about = makers(facts);
-    let (burst, dead) = outside_gone(facts, sites);
-    let burst: Vec<u32> = burst.into_iter().take(NAMED).collect();
-    let freed = if burst.is_empty() {
-        String::new()
-    } else {
-        let named = facts.named(&burst, sites);
-        format!(" {} more ({}) were freed, most from {named}.", counted(dead.blocks, "block"), size(dead.bytes))
-    };
+    let burst: Vec<u32> = outside_gone(facts, sites).into_iter().take(NAMED).collect();
+    let freed =
+        if burst.is_empty() { String::new() } else { format!(" Most of what was freed is from {}.", facts.named(&burst, sites)) };
     // Only glibc says how much is free.
     let helps =
         if free.is_some() { "\nWhat helps: ctypes.CDLL(None).malloc_trim(0) has glibc give free pages back." } else { "" };
