@@ -108,6 +108,48 @@ withPython('limits are read, written with a tolerance, and taken from another re
     t.is(obmalloc('budget', ...args, trace).status, 2, args.join(' '))
 })
 
+withPython('functions and files of two versions are compared, also if the script has another name', (t) => {
+  const code = (size: number): string[] => [
+    'import functools, json',
+    'class A:',
+    '    def __init__(self): self.a = str(id(self))',
+    'class B:',
+    '    def __init__(self): self.b = str(id(self))',
+    'def made(n):',
+    `    return bytes(${size})`,
+    'kept = [made(n) for n in range(2000)] + [of() for of in (A, B) for n in range(99)]',
+    'text = json.loads(json.dumps([str(n) for n in range(2000)]))',
+  ]
+  const { path, version } = usable.at(-1)!
+  const [a, b] = [recorded('first', program('first', code(111)), '--python', path), program('second', code(303))]
+  const renamed = join(folder, 'second', 'better.py')
+  writeFileSync(renamed, readFileSync(b))
+  const after = recorded('second', renamed, '--python', path)
+  const rows = (by: string) => {
+    const found = JSON.parse(obmalloc('diff', '--json', '--by', by, a, after).stdout) as Difference
+    return (end: RegExp) =>
+      found.sites.filter(({ name, stack }) => end.test(by === 'site' ? `${stack[0]?.file}:${stack[0]?.line}` : name))
+  }
+  // With a head of 33 bytes, in blocks of 144 and 336.
+  const grown = 2000 * (336 - 144)
+  const [site, ...others] = rows('site')(/better\.py:7$|app\.py:7$/)
+  t.deepEqual([site?.grown, others.length], [grown, 0])
+  const functions = rows('function')
+  for (const [found, name] of [
+    [functions, /^made \(.*\/better\.py\)$|^made \(.*\/app\.py\)$/],
+    [rows('file'), /\/better\.py$|\/app\.py$/],
+  ] as const) {
+    const [row, ...more] = found(name)
+    t.true(row!.a !== null && row!.b !== null && more.length === 0)
+    t.true(Math.abs(row!.grown - grown) < 1000, `${row!.name}: ${row!.grown}`)
+  }
+  // Names are qualified from 3.11 on.
+  t.is(functions(/__init__ \(.*\/better\.py\)$/).length, Number(version.split('.')[1]) >= 11 ? 2 : 1)
+  // Functions of one file of the library are several rows.
+  const names = functions(/\/functools\.py\)$/).map(({ name }) => name)
+  t.true(names.length > 1 && new Set(names).size === names.length, names.join())
+})
+
 withPython('limits that are written leave room for what differs from run to run', (t) => {
   const trace = recorded('small', program('small', ['import sys', ...Array<string>(3).fill('sys.audit("obmalloc.mark", "job")')]))
   const config = join(folder, 'small.json')

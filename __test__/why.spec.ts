@@ -243,6 +243,8 @@ withPython('where few blocks keep much, other arena sizes and allocators are tri
     const line = tried.find((words) => words.startsWith(held <= 0.75 * recorded!.held ? 'What helps' : 'What does not'))
     t.true(line?.includes(`${name.replace('arenas of ', '')}: ${bytes(held)}`), `${name} ${held}: ${stdout}`)
   }
+  // They stand below the advice.
+  t.regex(stdout, /\nWhat helps: .*\nWhat does not: .*\n`obmalloc trim`/)
   t.regex(tried.join('\n'), /another allocator \(.*glibc [\d.]+ [KM]iB.* resident, pymalloc [\d.]+ [KM]iB, measured\)/)
   // Where the answer promises nothing, and as data, nothing is tried.
   t.notRegex((await obmalloc('why', trace, '--json')).stdout, /another arena size/)
@@ -383,7 +385,75 @@ withPython("what C's malloc has is named, also where small blocks pin arenas, an
 
 withPython('lines with few of the half-empty blocks are not named', async (t) => {
   const { why: answer } = await why(t, await record(usable.at(-1)!, 'half'))
-  t.regex(answer.findings[0]!.text, /Most are from [^(]+\(half\.py:[\d, ]+\)\.$/)
+  t.regex(answer.findings[0]!.text, /Most are from [^(]+\(half\.py:[\d, ]+\)\. /)
+})
+
+/** The answer to a program of some lines. */
+async function whyOf(t: ExecutionContext, name: string, lines: string[]): Promise<{ why: Why; status: number | null }> {
+  const [program, trace] = [join(folder, `${name}.py`), join(folder, `${name}.trace`)]
+  writeFileSync(program, `${lines.join('\n')}\n`)
+  await obmalloc('record', '--python', usable.at(-1)!.path, '-o', trace, '--', program)
+  return why(t, trace)
+}
+
+withPython('half-empty pools of several sizes are added up, and the lines of the dead are named too', async (t) => {
+  const { why: answer, status } = await whyOf(t, 'thirds', [
+    'kept, gone = [], []',
+    'for n in range(30_000):',
+    '    kept.append(bytes(300 + n % 3 * 16))',
+    '    gone.append(bytes(300 + n % 3 * 16))',
+    'del gone',
+  ])
+  const [found] = answer.findings
+  t.is(found!.rule, 'half-empty', found!.text)
+  t.regex(found!.text, /^The pools of blocks of \d+, \d+ and \d+ bytes are (49|50) % empty: /)
+  t.regex(found!.text, / Most are from <module> \(thirds\.py:3\)\. [\d,]+ blocks lay there too .* <module> \(thirds\.py:4\)\.$/)
+  t.deepEqual([lines(answer, found!.sites, 'thirds.py'), lines(answer, found!.burst, 'thirds.py')], [[3], [4]])
+  t.is(status, 1)
+})
+
+withPython("of what C's malloc keeps, the lines that made the dead blocks are named too", async (t) => {
+  const { why: answer, status } = await whyOf(t, 'pages', [
+    'pages, notes = [], []',
+    'for n in range(2_000):',
+    '    pages.append(bytes(10_000 + n))',
+    '    if n % 20 == 0: notes.append(bytes(9_000))',
+    'del pages',
+  ])
+  const [found] = answer.findings
+  t.is(found!.rule, 'large', JSON.stringify(answer.findings))
+  t.regex(found!.text, /keeps \d+ MiB of free memory\. .* Most of what was freed is from <module> \(pages\.py:3\)\.\n/)
+  t.deepEqual(lines(answer, found!.burst, 'pages.py'), [3])
+  t.true(lines(answer, found!.sites, 'pages.py').includes(4))
+  t.is(status, 1)
+})
+
+withPython("a peak at C's malloc is told, though arenas never had much", async (t) => {
+  const { why: answer, status } = await whyOf(t, 'buffers', ['data = [bytearray(1 << 20) for _ in range(40)]', 'del data'])
+  const [found] = answer.findings
+  t.is(found!.rule, 'peak', JSON.stringify(answer.findings))
+  t.regex(
+    found!.text,
+    /^C's malloc had blocks of 4[01] MiB at most, at [\d.]+ s, made of temporaries: most were from <module> \(buffers\.py:1\) and are gone\./,
+  )
+  t.is(status, 1)
+  const then = await obmalloc('why', join(folder, 'buffers.trace'), ...found!.command.split(' ').slice(3))
+  t.regex(then.stdout, /C's malloc has more than a third of it all\. .*\(buffers\.py:1\)/)
+})
+
+withPython("where most of what is resident is not Python's, that is said, and not that nothing is wrong", async (t) => {
+  const { why: answer, status } = await whyOf(t, 'foreign', [
+    'import ctypes',
+    'libc = ctypes.CDLL(None)',
+    'libc.malloc.restype = ctypes.c_void_p',
+    'for _ in range(300): ctypes.memset(libc.malloc(100_000), 1, 100_000)',
+  ])
+  t.deepEqual(rules(answer), ['not-pythons'])
+  t.regex(
+    answer.findings[0]!.text,
+    /^Python's allocators were not asked for most of what is resident: (2[89]|3\d) MiB are of C code/,
+  )
+  t.is(status, 0)
 })
 
 withPython('names stay in their line, whatever they are', async (t) => {

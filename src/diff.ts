@@ -1,9 +1,11 @@
 /** What grew from one recording to another, or from one moment of a recording to another. */
 
 import { statSync } from 'node:fs'
+import { normalize } from 'node:path'
 
 import type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
 import { type Source, sourceOf } from './sources.js'
+import { readHeader } from './trace.js'
 import { type Frame, isVerified, topOf, type TopBy, type TopRow, where } from './why.js'
 
 export type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
@@ -37,16 +39,19 @@ async function sideOf(text: string, by: TopBy, options: DiffOptions, texts: Text
   const { path, at } = placeOf(text)
   const { why, table } = await topOf(path, by, { ...options, at })
   const recorded = statSync(path).mtimeMs
-  const names = new FileNames(table)
+  const parts = (row: TopRow): Named => (row.stack ? {} : partsOf(row.name, by))
+  const files = table.flatMap((row) => [...(row.stack ?? []), parts(row)].flatMap(({ file }) => file ?? []))
+  const names = new FileNames(new Set(files), readHeader(path).argv[1])
   const rows = table.map((row) => {
     const stack = row.stack ?? []
     const frames = stack.map((frame) => `${names.of(frame.file)}\0${functionOf(frame)}`)
     const lines = stack.map((frame) => sourceLine(texts, frame, recorded) ?? `:${frame.line}`)
-    const own = row.stack ? '' : rowName(row, names)
+    const { file, function: name = '' } = parts(row)
+    const own = (name: string): string => (row.stack ? '' : file === undefined ? row.name : `${names.of(file)}\0${name}`)
     return {
       row,
-      key: [own, ...frames.map((frame, index) => `${frame}\0${lines[index]}`)].join('\n'),
-      outline: [own, ...frames].join('\n'),
+      key: [own(name), ...frames.map((frame, index) => `${frame}\0${lines[index]}`)].join('\n'),
+      outline: [own(functionOf({ function: name })), ...frames].join('\n'),
     }
   })
   const { totals, trace } = why
@@ -55,31 +60,38 @@ async function sideOf(text: string, by: TopBy, options: DiffOptions, texts: Text
 }
 
 /** Functions have their qualified names from 3.11 on, before that their own. */
-function functionOf({ function: name }: Frame): string {
+function functionOf({ function: name }: Pick<Frame, 'function'>): string {
   return name.replace(/^.*\./s, '')
 }
 
-function rowName({ name }: TopRow, names: FileNames): string {
-  return names.shorten(name)
+/** The parts of a row's name: a size class has none. */
+type Named = Partial<Pick<Frame, 'file' | 'function'>>
+
+function partsOf(name: string, by: TopBy): Named {
+  if (by === 'file') return { file: name }
+  const [, of, file] = (by === 'function' && /^(.*) \((.*)\)$/s.exec(name)) || []
+  return of === undefined || file === undefined ? {} : { file, function: of }
 }
 
-/** A file's path without the folder of the interpreter's library, or of the program. */
+/** A file's path without the folder of the interpreter's library, or of the program. The program's script is one, whatever its name. */
 class FileNames {
   readonly #common: string
   readonly #names = new Map<string, string>()
 
-  constructor(rows: readonly TopRow[]) {
-    const own = new Set(rows.flatMap(({ stack }) => stack ?? []).map(({ file }) => file))
-    this.#common = commonFolder([...own].filter((file) => file.startsWith('/') && !LIBRARY.test(file)))
+  constructor(files: ReadonlySet<string>, script = '') {
+    this.#common = commonFolder([...files].filter((file) => file.startsWith('/') && !LIBRARY.test(file)))
+    const end = `/${normalize(script)}`
+    for (const file of files)
+      if (file === script || (script.endsWith('.py') && file.endsWith(end))) this.#names.set(file, '<script>')
   }
 
   of(file: string): string {
     let name = this.#names.get(file)
-    if (name === undefined) this.#names.set(file, (name = this.shorten(file)))
+    if (name === undefined) this.#names.set(file, (name = this.#shorten(file)))
     return name
   }
 
-  shorten(file: string): string {
+  #shorten(file: string): string {
     const library = LIBRARY.exec(file)
     if (library) return `<lib>/${file.slice(library.index + library[0].length)}`
     return file.startsWith(this.#common) ? file.slice(this.#common.length) : file

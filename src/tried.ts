@@ -18,7 +18,7 @@ import {
   whatIfAt,
   withCalls,
 } from './what-if.js'
-import type { InquiryOptions, Why } from './why.js'
+import type { Answer, InquiryOptions, Why } from './why.js'
 
 /** Arenas of other sizes. */
 const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
@@ -89,10 +89,18 @@ function present(): AllocatorName[] {
   return (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
 }
 
-/** The results of the trials, for an answer that says that few blocks keep much memory; otherwise, and where nothing was tried, no line. */
-export function triedInWords(why: Why, rows: readonly WhatIfRow[]): string[] {
+/**
+ * An answer's summary with the results of the trials, which stand below the advice of the finding that few blocks keep much memory. Without such a
+ * finding, and where nothing was tried, as it was.
+ */
+export function withTried({ why, summary }: Pick<Answer, 'why' | 'summary'>, rows: readonly WhatIfRow[]): string[] {
+  const text = why.findings.find(({ rule }) => rule === 'pinned')?.text
+  return summary.flatMap((line) => (line === text ? [line, ...triedInWords(rows)] : [line]))
+}
+
+function triedInWords(rows: readonly WhatIfRow[]): string[] {
   const [first] = rows
-  if (!first || !why.findings.some(({ rule }) => rule === 'pinned')) return []
+  if (!first) return []
   const recorded = first.held
   // The recorded size is among the sizes.
   const arenas = rows.filter(({ name, held }) => name.startsWith('arenas of ') && held !== recorded)

@@ -24,7 +24,7 @@ export interface Answer {
 const SLICE = 200_000
 
 /** Rules that find nothing wrong: the others make `why` end with 1. */
-const HARMLESS = new Set(['live', 'cannot-tell', 'interpreters', 'unverified'])
+const HARMLESS = new Set(['not-pythons', 'live', 'cannot-tell', 'interpreters', 'unverified'])
 
 /** Whether a finding says that something could be better. Memory that C's `malloc` has is only worth knowing; its free memory could be given back. */
 export function isFault({ rule, saves }: Finding): boolean {

@@ -6,7 +6,7 @@ import { type Output, writeNew } from '../output.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
-import { pageAndOthers, triedInWords } from '../tried.js'
+import { pageAndOthers, withTried } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { isFault, isVerified } from '../why.js'
 
@@ -32,7 +32,7 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
       : undefined
   if (lines && lines.changed.length > 0)
     say(`changed since the recording, so that their lines are not shown: ${lines.changed.join(', ')}`)
-  const summary = [...found.summary, ...triedInWords(found.why, tried)]
+  const summary = withTried(found, tried)
   const data = { ...found, summary, sources: lines?.found ?? {}, whatIf: tried }
   const html = page(data)
   writeNew(output, html, force)

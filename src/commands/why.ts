@@ -4,7 +4,7 @@ import { emit, type Output } from '../output.js'
 import { bytes } from '../size.js'
 import { columns, commandOn, counted, grouped, next, paint, printable, Progress, quoted } from '../terminal.js'
 import { readHeader } from '../trace.js'
-import { isWorthTrying, triedInWords, tryOthers } from '../tried.js'
+import { isWorthTrying, tryOthers, withTried } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { type Answer, type Arena, type Frame, inquire, isFault, isVerified, type Site, where, type Why } from '../why.js'
 import { typesOf } from '../type-counts.js'
@@ -27,7 +27,7 @@ export async function whyCommand(path: string, options: WhyCommandOptions): Prom
   const answer = await (async () => {
     const found = await inquire(path, { at: options.at, onProgress: (done, total) => told(path, done, total) })
     if (!isWorthTrying(found.why) || options.json || wantsSite || wantsArena) return found
-    return { ...found, summary: [...found.summary, ...triedInWords(found.why, await tryOthers(path, found.why, told))] }
+    return { ...found, summary: withTried(found, await tryOthers(path, found.why, told)) }
   })().finally(() => progress.done())
   const { why } = answer
   emit(options.json ? `${JSON.stringify(why)}\n` : inWords(answer, options, wantsSite, wantsArena), options)

@@ -382,6 +382,7 @@ impl Course {
             report,
             census,
             peak,
+            full: moments.burst.and_then(|burst| analysis.census_of(burst)),
             shares: &shares,
             tree,
             totals,

@@ -2,6 +2,7 @@
 //! and how many stacks there are.
 
 use obmalloc::profile::Geometry;
+use rustc_hash::FxHashMap;
 
 use super::deaths::Deaths;
 use crate::format::{Domain, Event};
@@ -79,6 +80,20 @@ impl Sum {
     }
 }
 
+/// From so many bytes at C's `malloc` on it is noted what was there.
+const WORTH_A_NOTE: u64 = 4 << 20;
+
+/// What was at C's `malloc` when it had at least four fifths of the most that it ever had.
+#[derive(Clone, Debug, Default)]
+pub struct Full {
+    /// When that was.
+    pub event: u64,
+    /// By stack.
+    pub nodes: FxHashMap<u32, Sum>,
+    /// Bytes in all.
+    bytes: u64,
+}
+
 /// The books.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -90,6 +105,8 @@ pub struct Ledger {
     kinds: Vec<Flow>,
     /// Most bytes that were at C's `malloc`.
     pub most_outside: u64,
+    /// What was there when there was most, or nearly so.
+    pub full: Full,
     /// In pools, at their size classes' sizes.
     pub live: Sum,
     /// The raw domain's, as asked for.
@@ -179,7 +196,8 @@ impl Ledger {
                 Kind::Large
             }
         };
-        self.most_outside = self.most_outside.max(self.raw.bytes + self.large.bytes);
+        let outside = self.raw.bytes + self.large.bytes;
+        self.most_outside = self.most_outside.max(outside);
         let node = u32::try_from(seen.stack).unwrap_or(0);
         let block = Block { born: seen.operation, address: answer.got, asked, node, kind };
         match self.blocks.get_mut(slot as usize) {
@@ -197,6 +215,19 @@ impl Ledger {
             flow.made_blocks += 1;
             flow.made += asked;
         }
+        // Seldom: it is more by a fourth each time.
+        if outside >= WORTH_A_NOTE && outside / 5 * 4 > self.full.bytes {
+            self.note_full(seen.operation, outside);
+        }
+    }
+
+    #[cold]
+    fn note_full(&mut self, event: u64, bytes: u64) {
+        let mut nodes: FxHashMap<u32, Sum> = FxHashMap::default();
+        for block in self.blocks.iter().filter(|block| matches!(block.kind, Kind::Raw | Kind::Large)) {
+            nodes.entry(block.node).or_default().put(block.asked);
+        }
+        self.full = Full { event, nodes, bytes };
     }
 
     #[inline]

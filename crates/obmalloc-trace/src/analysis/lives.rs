@@ -1,12 +1,14 @@
 //! The lives of arenas: when each was taken, and how many were given back for nothing.
 
+use std::collections::VecDeque;
+
 use rustc_hash::FxHashMap;
 
 use crate::format::Event;
 use crate::watch::Seen;
 
 /// An arena that is given back within this many events was taken for nothing. One that is taken within as many after another was given back
-/// shows that the other was given back for nothing.
+/// shows that the other was given back for nothing; the next one that is taken shows it of another.
 const SHORT: u64 = 20_000;
 
 /// Counts of the arenas so far.
@@ -16,8 +18,8 @@ pub struct Lives {
     pub taken: FxHashMap<u64, u64>,
     /// For each arena held, the stack for which it was taken, and whether it is one of `wasted`.
     nodes: FxHashMap<u64, (u32, bool)>,
-    /// The event at which the last arena was given back.
-    given_back: Option<u64>,
+    /// The events at which arenas were given back, those of the last [`SHORT`] events, unless an arena was taken after it.
+    given_back: VecDeque<u64>,
     /// Arenas taken so far.
     pub takes: u64,
     /// Arenas that were given back a short time after they were taken, or were taken a short time after another was given back.
@@ -33,16 +35,18 @@ impl Lives {
     #[inline]
     pub fn see(&mut self, seen: &Seen<'_>) {
         match *seen.event {
-            Event::ArenaAlloc { result, .. } if result != 0 => self.take(result, seen),
+            Event::ArenaAlloc { result, .. } if result != 0 => {
+                self.take(result, u32::try_from(seen.stack).unwrap_or(0), seen.operation);
+            }
             Event::ArenaFree { address, .. } => self.give_back(address, seen.operation),
             _ => {}
         }
     }
 
-    fn take(&mut self, address: u64, seen: &Seen<'_>) {
-        let node = u32::try_from(seen.stack).unwrap_or(0);
-        let again = self.given_back.is_some_and(|given_back| seen.operation - given_back < SHORT);
-        self.taken.insert(address, seen.operation);
+    fn take(&mut self, address: u64, node: u32, now: u64) {
+        self.forget(now);
+        let again = self.given_back.pop_back().is_some();
+        self.taken.insert(address, now);
         self.nodes.insert(address, (node, again));
         self.takes += 1;
         self.most = self.most.max(self.taken.len() as u64);
@@ -53,14 +57,47 @@ impl Lives {
 
     fn give_back(&mut self, address: u64, now: u64) {
         let (Some(taken), Some((node, again))) = (self.taken.remove(&address), self.nodes.remove(&address)) else { return };
-        self.given_back = Some(now);
+        self.forget(now);
+        self.given_back.push_back(now);
         if !again && now - taken < SHORT {
             self.waste(node);
+        }
+    }
+
+    fn forget(&mut self, now: u64) {
+        while self.given_back.front().is_some_and(|given_back| now - given_back >= SHORT) {
+            self.given_back.pop_front();
         }
     }
 
     fn waste(&mut self, node: u32) {
         self.wasted += 1;
         *self.wasted_of.entry(node).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arenas_given_back_account_for_as_many_that_are_taken() {
+        let mut growing = Lives::default();
+        // One in ten is given back and taken again; the program needs all of them.
+        for arena in 0..100 {
+            growing.take(arena, 0, arena * 8_000);
+            if arena % 10 == 0 {
+                growing.give_back(arena, arena * 8_000 + 2);
+                growing.take(arena, 0, arena * 8_000 + 5);
+            }
+        }
+        assert_eq!((growing.takes, growing.wasted), (110, 20));
+
+        let mut burst = Lives::default();
+        for round in 0..10 {
+            (0..3).for_each(|arena| burst.take(arena, 0, round * 30_000));
+            (0..3).for_each(|arena| burst.give_back(arena, round * 30_000 + 25_000));
+        }
+        assert_eq!((burst.takes, burst.wasted), (30, 27), "all but the first three are taken again");
     }
 }

@@ -159,7 +159,7 @@ fn widespread(touched: &FxHashMap<u32, usize>, arenas: usize, known: &[u32]) -> 
 }
 
 /// The burst that lay in `arenas` when they were `full`. `None` if these arenas were not held then, or no block has died.
-fn burst(
+pub fn burst(
     now: &Census,
     full: &Census,
     deaths: Option<&Deaths>,

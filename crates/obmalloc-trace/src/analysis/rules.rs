@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::census::Census;
+use super::census::{Census, ClassCensus, NodeCensus};
 use super::growth;
 use super::inquiry::Asked;
 use super::pinning::{self, Burst, Pinning};
@@ -70,6 +70,8 @@ pub struct Facts<'a> {
     pub census: &'a Census,
     /// When most was held, if that was before.
     pub peak: Option<&'a Census>,
+    /// When the arenas that are held were full, if that was before.
+    pub full: Option<&'a Census>,
     pub shares: &'a Shares,
     pub tree: &'a Stacks,
     pub totals: Totals,
@@ -94,14 +96,15 @@ pub fn find(facts: &Facts<'_>, sites: &mut Sites) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(pinned(facts, sites));
     found.extend(grows(facts, sites));
-    found.extend(peak(facts, sites));
-    found.extend(thrash(facts, sites));
-    found.extend(half_empty(facts, sites));
     let kept = large(facts, sites);
     let keeps = kept.is_some();
+    found.extend(peak(facts, keeps, sites));
+    found.extend(thrash(facts, sites));
+    found.extend(half_empty(facts, sites));
     found.extend(kept);
     let is_about_sites = !found.is_empty();
     found.extend(trim(facts));
+    found.extend(not_pythons(facts));
     if found.is_empty() {
         found.push(live(facts));
     }
@@ -273,42 +276,75 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     })
 }
 
-/// Most of what was held at the peak has gone. Silent unless that is half of it, and [`WORTH`].
-fn peak(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
-    let peak = facts.peak?;
-    let more = peak.held().saturating_sub(facts.totals.held);
-    if more < WORTH || more * 2 < peak.held() {
-        return None;
-    }
-    let mut gone: FxHashMap<u32, Sum> = FxHashMap::default();
-    for (&node, then) in &peak.nodes {
-        let now = facts.census.nodes.get(&node).map_or(Sum::default(), |now| now.live);
-        let sum = gone.entry(sites.site(facts.tree, node)).or_default();
-        sum.blocks += then.live.blocks.saturating_sub(now.blocks);
-        sum.bytes += then.live.bytes.saturating_sub(now.bytes);
-    }
-    let mut gone: Vec<(u32, Sum)> = gone.into_iter().collect();
-    gone.sort_unstable_by_key(|&(site, sum)| (Reverse(sum.bytes), site));
-    let all: u64 = gone.iter().map(|(_, sum)| sum.bytes).sum();
-    let (mut who, mut sum) = (Vec::new(), Sum::default());
-    for (site, its) in gone {
-        if sum.bytes * 10 >= all * 9 {
-            break;
+/// Most of what was held at the peak has gone, be it in arenas or at C's `malloc`. Silent unless that is half of it, and [`WORTH`]; and
+/// of C's `malloc`, where it `keeps` what it had, as [`large`] says so.
+fn peak(facts: &Facts<'_>, keeps: bool, sites: &mut Sites) -> Option<Finding> {
+    let Totals { held, raw, large, .. } = facts.totals;
+    let most = facts.peak.map_or(held, Census::held);
+    let (more, more_outside) = (most.saturating_sub(held), facts.analysis.ledger.most_outside - (raw + large));
+    let is_worth = |more: u64, most: u64| more >= WORTH && more * 2 >= most;
+    let (who, text, saves, at) = match facts.peak {
+        Some(peak) if is_worth(more, most) => {
+            let then = peak.nodes.iter().map(|(&node, then)| (node, then.live));
+            let (who, sum) = gone(facts, then, |now| now.live, sites);
+            let text = format!(
+                "The peak, {} {}, was made of temporaries: {} ({}) from {} that are gone. Now {} are held.",
+                size(most),
+                facts.when(peak.event),
+                counted(sum.blocks, "block"),
+                size(sum.bytes),
+                facts.named(&who, sites),
+                size(held),
+            );
+            (who, text, more, "peak".into())
         }
-        who.push(site);
-        sum = Sum { blocks: sum.blocks + its.blocks, bytes: sum.bytes + its.bytes };
+        // Arenas that are still held weigh more.
+        _ if !keeps && is_worth(more_outside, facts.analysis.ledger.most_outside) && more_outside >= held => {
+            let full = &facts.analysis.ledger.full;
+            let who = outside_gone(facts, sites);
+            let text = format!(
+                "C's malloc had blocks of {} at most, {}, made of temporaries: most were from {} and are gone. Now it has {}.",
+                size(facts.analysis.ledger.most_outside),
+                facts.when(full.event),
+                facts.named(&who, sites),
+                size(raw + large),
+            );
+            (who, text, more_outside, format!("event:{}", full.event))
+        }
+        _ => return None,
+    };
+    let command = format!("obmalloc why {} --at {at}", facts.file());
+    Some(Finding { command, ..facts.finding("peak", text, saves, &who, sites) })
+}
+
+/// The sites with nine of ten of the bytes that were there `then` and are gone now, and what is gone of them.
+fn gone(
+    facts: &Facts<'_>,
+    then: impl Iterator<Item = (u32, Sum)>,
+    now: impl Fn(&NodeCensus) -> Sum,
+    sites: &mut Sites,
+) -> (Vec<u32>, Sum) {
+    let (mut bytes, mut sums): (FxHashMap<u32, u64>, FxHashMap<u32, Sum>) = Default::default();
+    for (node, then) in then {
+        let now = facts.census.nodes.get(&node).map_or(Sum::default(), &now);
+        let site = sites.site(facts.tree, node);
+        let sum = sums.entry(site).or_default();
+        sum.blocks += then.blocks.saturating_sub(now.blocks);
+        sum.bytes += then.bytes.saturating_sub(now.bytes);
+        bytes.insert(site, sum.bytes);
     }
-    let named = facts.named(&who, sites);
-    let text = format!(
-        "The peak, {} {}, was made of temporaries: {} ({}) from {named} that are gone. Without them {} would be held.",
-        size(peak.held()),
-        facts.when(peak.event),
-        counted(sum.blocks, "block"),
-        size(sum.bytes),
-        size(facts.totals.held),
-    );
-    let command = format!("obmalloc why {} --at peak", facts.file());
-    Some(Finding { command, ..facts.finding("peak", text, more, &who, sites) })
+    bytes.retain(|_, bytes| *bytes > 0);
+    let who = pinning::most(bytes);
+    let add = |all: Sum, site| Sum { blocks: all.blocks + sums[site].blocks, bytes: all.bytes + sums[site].bytes };
+    let sum = who.iter().fold(Sum::default(), add);
+    (who, sum)
+}
+
+/// The same of what was at C's `malloc` when it had most, or nearly so: how much is gone is then not known exactly.
+fn outside_gone(facts: &Facts<'_>, sites: &mut Sites) -> Vec<u32> {
+    let then = facts.analysis.ledger.full.nodes.iter().map(|(&node, &then)| (node, then));
+    let now = |now: &NodeCensus| Sum { blocks: now.raw.blocks + now.large.blocks, bytes: now.raw.bytes + now.large.bytes };
+    gone(facts, then, now, sites).0
 }
 
 /// Arenas are given back at once, or taken again at once. Silent below [`MANY`], and below half of all.
@@ -333,41 +369,68 @@ fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     Some(Finding { command, ..facts.finding("thrash", text, 0, &who, sites) })
 }
 
-/// The pools of a class are half empty. Silent where few blocks pin arenas, as that says more; below a fifth of held, and below [`WORTH`].
+/// The pools of one size class or of several are half empty. Silent where few blocks pin arenas, as that says more; below a fifth of held, and
+/// below [`WORTH`].
 fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     if facts.pinning.is_some() {
         return None;
     }
     let census = facts.census;
-    let free = |class: usize| census.classes[class].free_blocks * census.geometry.block_size(class) as u64;
-    let class = (0..census.classes.len()).max_by_key(|&class| free(class))?;
-    let of = census.classes[class];
-    if free(class) < WORTH || free(class) * 5 < facts.totals.held || of.free_blocks * 5 < (of.blocks + of.free_blocks) * 2 {
+    let free_of = |class: usize| census.classes[class].free_blocks * census.geometry.block_size(class) as u64;
+    let is_half_empty = |&class: &usize| {
+        let of = census.classes[class];
+        of.free_blocks > 0 && of.free_blocks * 5 >= (of.blocks + of.free_blocks) * 2
+    };
+    // Classes with little are not named.
+    let free: FxHashMap<u32, u64> =
+        (0..census.classes.len()).filter(is_half_empty).map(|class| (class as u32, free_of(class))).collect();
+    let mut classes: Vec<usize> = pinning::most(free).into_iter().map(|class| class as usize).collect();
+    classes.sort_unstable();
+    let free: u64 = classes.iter().map(|&class| free_of(class)).sum();
+    if free < WORTH || free * 5 < facts.totals.held {
         return None;
     }
     let mut makers: FxHashMap<u32, u64> = FxHashMap::default();
-    for (&(_, node, of), &blocks) in &census.shares {
-        if usize::from(of) == class {
+    for (&(_, node, class), &blocks) in &census.shares {
+        if classes.contains(&usize::from(class)) {
             *makers.entry(sites.site(facts.tree, node)).or_default() += u64::from(blocks);
         }
     }
     let about: Vec<u32> = pinning::most(makers).into_iter().take(NAMED).collect();
-    let text = format!(
+    let sum = |of: fn(&ClassCensus) -> u64| classes.iter().map(|&class| of(&census.classes[class])).sum::<u64>();
+    let (blocks, free_blocks) = (sum(|of| of.blocks), sum(|of| of.free_blocks));
+    let sizes: Vec<String> = classes.iter().map(|&class| census.geometry.block_size(class).to_string()).collect();
+    let mut text = format!(
         "The pools of blocks of {} bytes are {} empty: {} hold {} and could hold {} more ({}). Most are from {}.",
-        census.geometry.block_size(class),
-        percent(of.free_blocks, of.blocks + of.free_blocks),
-        counted(of.pools, "pool"),
-        counted(of.blocks, "block"),
-        count(of.free_blocks),
-        size(free(class)),
+        words::list(&sizes),
+        percent(free_blocks, blocks + free_blocks),
+        counted(sum(|of| of.pools), "pool"),
+        counted(blocks, "block"),
+        count(free_blocks),
+        size(free),
         facts.named(&about, sites),
     );
-    Some(facts.finding("half-empty", text, free(class), &about, sites))
+    let arenas = (0..census.arenas.len() as u32).collect();
+    let of = classes.iter().map(|&class| class as u8).collect();
+    let deaths = facts.analysis.ledger.deaths.as_deref();
+    let burst = facts.full.and_then(|full| pinning::burst(census, full, deaths, &arenas, &of, sites, facts.tree));
+    // Blocks of other classes have nothing to do with these pools.
+    let burst = burst.filter(|burst| burst.is_of_same_classes);
+    if let Some(burst) = &burst {
+        text += &format!(
+            " {} lay there too and have died, most from {}.",
+            counted(burst.died, "block"),
+            facts.named(&burst.sites, sites)
+        );
+    }
+    let mut finding = facts.finding("half-empty", text, free, &about, sites);
+    finding.burst = burst.into_iter().flat_map(|burst| burst.sites).collect();
+    Some(finding)
 }
 
 /// C's `malloc` keeps what it had from the system, though most of its blocks are gone. Silent below [`LARGE`], and where it keeps less than
 /// its blocks take, or than a fifth of what arenas hold. Where memory was not sampled, what it once had is taken for what it keeps.
-fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
+fn large(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     let now = facts.census.large.bytes + facts.census.raw.bytes;
     let most = facts.analysis.ledger.most_outside;
     let Totals { unexplained, heap_free, .. } = facts.totals;
@@ -386,11 +449,14 @@ fn large(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         (None, None) => format!("once had {}, and may keep that", size(most)),
     };
     let about = makers(facts);
+    let burst: Vec<u32> = outside_gone(facts, sites).into_iter().take(NAMED).collect();
+    let freed =
+        if burst.is_empty() { String::new() } else { format!(" Most of what was freed is from {}.", facts.named(&burst, sites)) };
     // Only glibc says how much is free.
     let helps =
         if free.is_some() { "\nWhat helps: ctypes.CDLL(None).malloc_trim(0) has glibc give free pages back." } else { "" };
-    let text = format!("C's malloc {how}. {}.{helps}", outside(facts, &about, sites));
-    Some(facts.finding("large", text, free.or(unknown).unwrap_or(0), &about, sites))
+    let text = format!("C's malloc {how}. {}.{freed}{helps}", outside(facts, &about, sites));
+    Some(Finding { burst, ..facts.finding("large", text, free.or(unknown).unwrap_or(0), &about, sites) })
 }
 
 /// The pages of empty pools could go back to the system. Silent below [`WORTH`], and below a tenth of held.
@@ -411,6 +477,21 @@ fn elsewhere(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
     let about = makers(facts);
     let text = format!("C's malloc has more than a third of it all. {}.", outside(facts, &about, sites));
     Some(facts.finding("large", text, 0, &about, sites))
+}
+
+/// Most of what is resident was never asked of Python's allocators. Silent below [`LARGE`], and where C's `malloc` does
+/// not tell how much of it is free.
+fn not_pythons(facts: &Facts<'_>) -> Option<Finding> {
+    let Totals { resident, unexplained, heap_free, .. } = facts.totals;
+    let rest = unexplained?.saturating_sub(heap_free?);
+    (rest >= LARGE && rest * 2 >= resident?).then(|| {
+        let text = format!(
+            "Python's allocators were not asked for most of what is resident: {} are of C code, such as the buffers of an extension \
+             module. The recording cannot tell which lines made them.",
+            size(rest)
+        );
+        facts.finding("not-pythons", text, 0, &[], &Sites::default())
+    })
 }
 
 /// The sites with nine of ten of the bytes at C's `malloc`, and no more than are named.
@@ -446,7 +527,7 @@ fn outside(facts: &Facts<'_>, about: &[u32], sites: &Sites) -> String {
 
 /// Nothing else was found.
 fn live(facts: &Facts<'_>) -> Finding {
-    let Totals { held, live, .. } = facts.totals;
+    let Totals { held, live, needed, .. } = facts.totals;
     let text = if live * 4 >= held * 3 {
         // A collection has yet to find which of it is garbage.
         let unless = if live >= WORTH { ", unless it is garbage in cycles, which gc.collect() would free" } else { "" };
@@ -455,8 +536,10 @@ fn live(facts: &Facts<'_>) -> Finding {
             percent(live, held),
             size(held)
         )
+    } else if held.saturating_sub(needed) < WORTH {
+        format!("Nothing is wrong: packed, the same blocks would take {}, which saves little.", size(needed))
     } else {
-        format!("Nothing is wrong: packed, the same blocks would take {}, which saves little.", size(facts.totals.needed))
+        format!("No single cause was found: {} are held, and packed, the same blocks would take {}.", size(held), size(needed))
     };
     facts.finding("live", text, 0, &[], &Sites::default())
 }

@@ -116,6 +116,11 @@ pub fn sites(sites: &Sites, which: &[u32], most: usize) -> String {
     if rest > 0 {
         parts.push(format!("{} more", counted(rest as u64, "function")));
     }
+    list(&parts)
+}
+
+/// Some things as a list: `a`, `a and b`, `a, b and c`.
+pub fn list(parts: &[String]) -> String {
     match parts.split_last() {
         Some((last, [])) => last.clone(),
         Some((last, others)) => format!("{} and {last}", others.join(", ")),
