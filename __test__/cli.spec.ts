@@ -42,6 +42,8 @@ test('usage errors end with 2 and say what was expected', (t) => {
     ['replay'],
     ['record'],
     ['replay', '--operation', 'x', trace],
+    ['replay', '--operation', '18446744073709551615', trace],
+    ['record', '--stacks', '18446744073709551615', '--', '-c', 'pass'],
     ['replay', '--release', '2.7', trace],
     ...['compare', 'record', 'trim', 'check'].map((command) => [command, '--', 'python3', 'app.py']),
   ]) {
@@ -106,7 +108,13 @@ test('a replay that is told to stop says so, and nothing else of what comes late
     t.regex(stdout, /: exact\n/)
     t.is(stderr, `stopped after operation ${operation}, as it was told to: what comes later was not compared\n`)
   }
-  t.is(obmalloc(['replay', '--operation', '999999999', trace]).stderr, '')
+  const { events } = JSON.parse(obmalloc(['replay', '--json', trace]).stdout)
+  t.is(obmalloc(['replay', '--operation', String(events - 1), trace]).stderr, '')
+  const beyond = obmalloc(['replay', '--operation', String(events), trace])
+  t.deepEqual(
+    [beyond.status, beyond.stderr],
+    [0, `the trace has no operation ${events}: it holds ${events}, counted from 0, and all were compared\n`],
+  )
   const { stderr } = obmalloc(['replay', '--release', '3.9', trace])
   t.notRegex(stderr, /orderly/)
 })
@@ -237,26 +245,50 @@ withPython('a trace that cannot be made is said before the program runs', (t) =>
     t.like(json, { trace: place, children: [], ended: null, events: 0, complete: false })
     t.regex(stderr, /^obmalloc: cannot write .*\n$/)
   }
+  const file = join(folder, 'nowhere.trace')
+  const { status, stderr, complete } = recorded(['-o', file, '--', '-c', 'print("ran")'], { TMPDIR: join(folder, 'missing') })
+  t.deepEqual([status, complete], [4, false])
+  t.regex(stderr, /^obmalloc: cannot record into .*: ENOENT: .*\n$/)
 })
 
 withPython('a trace that is not whole ends with 4, and why is said', (t) => {
   const file = join(folder, 'cut.trace')
+  const abrupt = 'import ctypes; ctypes.CDLL(None).syscall(231, 0)'
   const limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000)); x = [str(i) for i in range(99999)]'
   for (const [program, env, reason] of [
     [['-c', limit], {}, /^cannot write .*cut\.trace: File too large \(os error 27\); nothing more was recorded\n/],
     [['-X', 'dev', '-c', 'pass'], {}, /^-X dev replaced the recorder's allocators: raw, mem and obj calls are not recorded\n/],
     [['-c', 'pass'], { PYTHONMALLOC: 'malloc' }, /^PYTHONMALLOC=malloc .* replaced the recorder's allocators/],
-    [['-c', 'import ctypes; ctypes.CDLL(None).syscall(231, 0)'], {}, /^the trace has no end: the last calls are missing\n/],
+    [['-c', abrupt], {}, /^the trace has no end: the last calls are missing\n/],
+    // What the program goes on as is the program.
+    [['-c', `import os, sys; os.execv(sys.executable, ['python3', '-c', '${abrupt}'])`], {}, /^the trace has no end/],
   ] as const) {
     const { status, stderr, complete, ended } = recorded(['-o', file, '--', ...program], env)
     t.deepEqual([status, complete, ended], [4, false, 0], stderr)
     t.regex(stderr, reason)
   }
+  const nothing = join(folder, 'nothing.trace')
+  const args = [
+    process.execPath,
+    join(root, 'dist', 'cli.js'),
+    'record',
+    '--python',
+    python!.path,
+    '-o',
+    nothing,
+    '--',
+    '-c',
+    '0',
+  ]
+  const { status, stderr } = spawnSync('sh', ['-c', 'ulimit -f 0; exec "$0" "$@"', ...args], { encoding: 'utf8' })
+  t.deepEqual([status, stderr], [4, `nothing could be written to ${nothing}\n`])
   recorded(['-o', file, '--', '-c', limit])
-  t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large/m)
+  // The process ended as it should.
+  t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large.*\n$/)
   const compared = obmalloc(['compare', '--python', python!.path, '--', '-c', limit])
   t.is(compared.status, 4)
   t.regex(compared.stderr, /: cannot write .*: File too large/)
+  t.notRegex(compared.stderr, /orderly/)
   for (const mode of [[], ['-X', 'dev']]) {
     const named = recorded(['-o', file, '--', ...mode, '-c', 'import json'], { PYTHONMALLOC: 'pymalloc' })
     t.deepEqual([named.status, named.complete], [0, true])

@@ -71,7 +71,7 @@ export async function compareCommand(program: string[], options: CompareOptions)
     for (const { path, reason } of unusable) say(`left out: ${path}: ${reason}`)
     for (const row of rows) {
       const other = leftOut(row.report)
-      const remarks = new Set([...(other ? [other] : []), ...problems(row.report), ...row.missing])
+      const remarks = new Set([...(other ? [other] : []), ...problems(row.report, readHeader(row.trace).failed), ...row.missing])
       for (const remark of remarks) say(`${name(row)}: ${remark}`)
       if (row.ended !== 0) say(`${name(row)}: the program ended with ${row.ended}`)
     }
