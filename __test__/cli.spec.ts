@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as after } from 'node:timers/promises'
@@ -334,6 +334,22 @@ withPython('children are those of the run, and no other parent is taken for thei
   const { status, stderr } = obmalloc(['replay', first.children[0]!])
   t.is(status, 3)
   t.regex(stderr, /: the parent's trace is of another recording: /)
+  const again = recorded(['-o', file, '--stacks', '0', '--', '-c', `import os; x = [str(i) for i in range(50000)]\n${child}`])
+  truncateSync(file, 100_000)
+  const cut = obmalloc(['replay', again.children[0]!])
+  t.is(cut.status, 3)
+  t.regex(cut.stderr, /: the parent's trace .* is cut off before the fork\n$/)
+})
+
+withPython('a trace that the program removes, or another run writes, is not said to be written', (t) => {
+  const file = join(folder, 'taken.trace')
+  const removed = recorded(['-o', file, '--', '-c', `import os; x = [0] * 9999; os.unlink('${file}')`])
+  t.deepEqual([removed.status, removed.complete], [4, false])
+  t.regex(removed.stderr, /^no trace is at .*: it was not made, or the program has removed or overwritten it\n$/)
+  const args = [process.execPath, join(root, 'dist', 'cli.js'), 'record', '--python', python!.path, '-o', file, '--', '-c', '0']
+  const { status, stderr } = spawnSync('flock', [file, ...args], { encoding: 'utf8' })
+  t.is(status, 0)
+  t.regex(stderr, /^recorded CPython .* into (.*\.trace\.\d+)\nnext: obmalloc why \1\n$/)
 })
 
 withPython('every process of a run is recorded, waited for or named', (t) => {

@@ -80,11 +80,15 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
     const gaps = recorded.flatMap((traced) => gapsOf(traced, own, running, ended))
     // A trace without a whole header is no recording.
-    const empty = [path, ...children(path)].filter((name) => isEmptySince(name, begin))
+    const empty = [...(own ? [] : [path]), ...children(path)].filter((name) => isEmptySince(name, begin))
     for (const file of empty) gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
     for (const { pid: number, reason } of unsaid.read())
       gaps.push({ text: `process ${number} was not recorded: cannot write ${path}.${number}: ${reason}`, isLoss: true })
-    if (!own && !empty.includes(path)) gaps.unshift({ text: `nothing was recorded: ${path} was not made`, isLoss: true })
+    if (!own && !empty.includes(path))
+      gaps.unshift({
+        text: `no trace is at ${path}: it was not made, or the program has removed or overwritten it`,
+        isLoss: true,
+      })
     for (const child of running.filter((number) => !traces.some(({ header }) => header.pid === number)))
       gaps.push({ text: `process ${child} still runs: it has made no call so far`, isLoss: true })
     for (const other of traces.filter((traced) => traced !== own)) {
