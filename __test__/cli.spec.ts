@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as after } from 'node:timers/promises'
@@ -428,6 +428,25 @@ async function listening(command: string[]) {
   }
   return { child, line, pid: Number(await line()), said: () => said }
 }
+
+withPython('a comparison that is told to end leaves no traces behind', async (t) => {
+  const TMPDIR = mkdtempSync(join(folder, 'temporary-'))
+  const program = ['-c', 'x = [str(i) for i in range(10**6)]; print("over", flush=True)']
+  const args = [join(root, 'dist', 'cli.js'), 'compare', '--python', python!.path, '--', ...program]
+  // The trace is being written, replayed, or timed.
+  for (const late of [0, 200, 500]) {
+    const child = spawn(process.execPath, args, { env: { ...process.env, TMPDIR }, stdio: ['ignore', 'ignore', 'pipe'] })
+    const ended = new Promise((done) => child.on('close', (code, signal) => done(code ?? signal)))
+    let said = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
+    while (!said.includes('over')) await after(10)
+    await after(late)
+    child.kill('SIGINT')
+    t.is(await ended, 130)
+    t.regex(said, /^stopped by SIGINT: not all was compared\n/m)
+    t.deepEqual(readdirSync(TMPDIR), [])
+  }
+})
 
 withPython('what is sent to the command reaches the program, and no debugger opens', async (t) => {
   for (const [command, code] of [
