@@ -429,7 +429,9 @@ async function listening(command: string[]) {
   return { child, line, pid: Number(await line()), said: () => said }
 }
 
-withPython('a comparison that is told to end leaves no traces behind', async (t) => {
+// Other tests of this file hold up the clock.
+const serial = python ? test.serial : test.skip
+serial('a comparison that is told to end leaves no traces behind', async (t) => {
   const TMPDIR = mkdtempSync(join(folder, 'temporary-'))
   const program = ['-c', 'x = [str(i) for i in range(10**6)]; print("over", flush=True)']
   const args = [join(root, 'dist', 'cli.js'), 'compare', '--python', python!.path, '--', ...program]
