@@ -87,6 +87,8 @@ function allPlants(): { plants: string[]; expected: [number, ...Expected][] } {
     ['array', 'malloc_as_array'],
     ['memalign', 'memalign_64'],
     ['aligned_alloc', 'aligned_alloc_64'],
+    ['valloc', 'valloc_page'],
+    ['pvalloc', 'pvalloc_pages'],
   ] as const)
     plant(`${name}_freed_as_mem`, ['wrong-domain', 'free', 'c', 'mem'], { from })
   plant('mem_freed_as_nothing', ['wrong-domain', 'free', 'mem', 'c'], { by: 'realloc_to_nothing' })

@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as after } from 'node:timers/promises'
@@ -42,6 +42,8 @@ test('usage errors end with 2 and say what was expected', (t) => {
     ['replay'],
     ['record'],
     ['replay', '--operation', 'x', trace],
+    ['replay', '--operation', '18446744073709551615', trace],
+    ['record', '--stacks', '18446744073709551615', '--', '-c', 'pass'],
     ['replay', '--release', '2.7', trace],
     ...['compare', 'record', 'trim', 'check'].map((command) => [command, '--', 'python3', 'app.py']),
   ]) {
@@ -106,7 +108,13 @@ test('a replay that is told to stop says so, and nothing else of what comes late
     t.regex(stdout, /: exact\n/)
     t.is(stderr, `stopped after operation ${operation}, as it was told to: what comes later was not compared\n`)
   }
-  t.is(obmalloc(['replay', '--operation', '999999999', trace]).stderr, '')
+  const { events } = JSON.parse(obmalloc(['replay', '--json', trace]).stdout)
+  t.is(obmalloc(['replay', '--operation', String(events - 1), trace]).stderr, '')
+  const beyond = obmalloc(['replay', '--operation', String(events), trace])
+  t.deepEqual(
+    [beyond.status, beyond.stderr],
+    [0, `the trace has no operation ${events}: it holds ${events}, counted from 0, and all were compared\n`],
+  )
   const { stderr } = obmalloc(['replay', '--release', '3.9', trace])
   t.notRegex(stderr, /orderly/)
 })
@@ -237,26 +245,50 @@ withPython('a trace that cannot be made is said before the program runs', (t) =>
     t.like(json, { trace: place, children: [], ended: null, events: 0, complete: false })
     t.regex(stderr, /^obmalloc: cannot write .*\n$/)
   }
+  const file = join(folder, 'nowhere.trace')
+  const { status, stderr, complete } = recorded(['-o', file, '--', '-c', 'print("ran")'], { TMPDIR: join(folder, 'missing') })
+  t.deepEqual([status, complete], [4, false])
+  t.regex(stderr, /^obmalloc: cannot record into .*: ENOENT: .*\n$/)
 })
 
 withPython('a trace that is not whole ends with 4, and why is said', (t) => {
   const file = join(folder, 'cut.trace')
+  const abrupt = 'import ctypes; ctypes.CDLL(None).syscall(231, 0)'
   const limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000)); x = [str(i) for i in range(99999)]'
   for (const [program, env, reason] of [
     [['-c', limit], {}, /^cannot write .*cut\.trace: File too large \(os error 27\); nothing more was recorded\n/],
     [['-X', 'dev', '-c', 'pass'], {}, /^-X dev replaced the recorder's allocators: raw, mem and obj calls are not recorded\n/],
     [['-c', 'pass'], { PYTHONMALLOC: 'malloc' }, /^PYTHONMALLOC=malloc .* replaced the recorder's allocators/],
-    [['-c', 'import ctypes; ctypes.CDLL(None).syscall(231, 0)'], {}, /^the trace has no end: the last calls are missing\n/],
+    [['-c', abrupt], {}, /^the trace has no end: the last calls are missing\n/],
+    // What the program goes on as is the program.
+    [['-c', `import os, sys; os.execv(sys.executable, ['python3', '-c', '${abrupt}'])`], {}, /^the trace has no end/],
   ] as const) {
     const { status, stderr, complete, ended } = recorded(['-o', file, '--', ...program], env)
     t.deepEqual([status, complete, ended], [4, false, 0], stderr)
     t.regex(stderr, reason)
   }
+  const nothing = join(folder, 'nothing.trace')
+  const args = [
+    process.execPath,
+    join(root, 'dist', 'cli.js'),
+    'record',
+    '--python',
+    python!.path,
+    '-o',
+    nothing,
+    '--',
+    '-c',
+    '0',
+  ]
+  const { status, stderr } = spawnSync('sh', ['-c', 'ulimit -f 0; exec "$0" "$@"', ...args], { encoding: 'utf8' })
+  t.deepEqual([status, stderr], [4, `nothing could be written to ${nothing}\n`])
   recorded(['-o', file, '--', '-c', limit])
-  t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large/m)
+  // The process ended as it should.
+  t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large.*\n$/)
   const compared = obmalloc(['compare', '--python', python!.path, '--', '-c', limit])
   t.is(compared.status, 4)
   t.regex(compared.stderr, /: cannot write .*: File too large/)
+  t.notRegex(compared.stderr, /orderly/)
   for (const mode of [[], ['-X', 'dev']]) {
     const named = recorded(['-o', file, '--', ...mode, '-c', 'import json'], { PYTHONMALLOC: 'pymalloc' })
     t.deepEqual([named.status, named.complete], [0, true])
@@ -302,6 +334,22 @@ withPython('children are those of the run, and no other parent is taken for thei
   const { status, stderr } = obmalloc(['replay', first.children[0]!])
   t.is(status, 3)
   t.regex(stderr, /: the parent's trace is of another recording: /)
+  const again = recorded(['-o', file, '--stacks', '0', '--', '-c', `import os; x = [str(i) for i in range(50000)]\n${child}`])
+  truncateSync(file, 100_000)
+  const cut = obmalloc(['replay', again.children[0]!])
+  t.is(cut.status, 3)
+  t.regex(cut.stderr, /: the parent's trace .* is cut off before the fork\n$/)
+})
+
+withPython('a trace that the program removes, or another run writes, is not said to be written', (t) => {
+  const file = join(folder, 'taken.trace')
+  const removed = recorded(['-o', file, '--', '-c', `import os; x = [0] * 9999; os.unlink('${file}')`])
+  t.deepEqual([removed.status, removed.complete], [4, false])
+  t.regex(removed.stderr, /^no trace is at .*: it was not made, or the program has removed or overwritten it\n$/)
+  const args = [process.execPath, join(root, 'dist', 'cli.js'), 'record', '--python', python!.path, '-o', file, '--', '-c', '0']
+  const { status, stderr } = spawnSync('flock', [file, ...args], { encoding: 'utf8' })
+  t.is(status, 0)
+  t.regex(stderr, /^recorded CPython .* into (.*\.trace\.\d+)\nnext: obmalloc why \1\n$/)
 })
 
 withPython('every process of a run is recorded, waited for or named', (t) => {
@@ -380,6 +428,27 @@ async function listening(command: string[]) {
   }
   return { child, line, pid: Number(await line()), said: () => said }
 }
+
+// Other tests of this file hold up the clock.
+const serial = python ? test.serial : test.skip
+serial('a comparison that is told to end leaves no traces behind', async (t) => {
+  const TMPDIR = mkdtempSync(join(folder, 'temporary-'))
+  const program = ['-c', 'x = [str(i) for i in range(10**6)]; print("over", flush=True)']
+  const args = [join(root, 'dist', 'cli.js'), 'compare', '--python', python!.path, '--', ...program]
+  // The trace is being written, replayed, or timed.
+  for (const late of [0, 200, 500]) {
+    const child = spawn(process.execPath, args, { env: { ...process.env, TMPDIR }, stdio: ['ignore', 'ignore', 'pipe'] })
+    const ended = new Promise((done) => child.on('close', (code, signal) => done(code ?? signal)))
+    let said = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
+    while (!said.includes('over')) await after(10)
+    await after(late)
+    child.kill('SIGINT')
+    t.is(await ended, 130)
+    t.regex(said, /^stopped by SIGINT: not all was compared\n/m)
+    t.deepEqual(readdirSync(TMPDIR), [])
+  }
+})
 
 withPython('what is sent to the command reaches the program, and no debugger opens', async (t) => {
   for (const [command, code] of [

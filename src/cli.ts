@@ -37,6 +37,7 @@ function collect(value: string, before: string[]): string[] {
 
 function count(value: string): number {
   if (!/^\d+$/.test(value)) throw new InvalidArgumentError('expected a whole number')
+  if (!Number.isSafeInteger(Number(value))) throw new InvalidArgumentError('expected a smaller number')
   return Number(value)
 }
 

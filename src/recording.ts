@@ -52,7 +52,7 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
   const path = resolve(options.trace)
   if (options.trim !== undefined) expectTrimWords(options.trim)
   tryPlace(path, options.force)
-  const unsaid = new UnsaidFile()
+  const unsaid = openUnsaid(path)
   try {
     const begin = Date.now()
     const identity = randomBytes(16).toString('hex')
@@ -78,13 +78,17 @@ export async function record(interpreter: Pick<Interpreter, 'path'>, options: Re
     })
     const own = traces.find(({ header }) => header.pid === pid)
     const recorded = traces.filter((traced) => traced === own || unrecordable(traced) === null)
-    const gaps = recorded.flatMap((traced) => gapsOf(traced, traced === own, running, ended))
+    const gaps = recorded.flatMap((traced) => gapsOf(traced, own, running, ended))
     // A trace without a whole header is no recording.
-    for (const file of children(path).filter((name) => isEmptySince(name, begin)))
-      gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
+    const empty = [...(own ? [] : [path]), ...children(path)].filter((name) => isEmptySince(name, begin))
+    for (const file of empty) gaps.push({ text: `nothing could be written to ${file}`, isLoss: true })
     for (const { pid: number, reason } of unsaid.read())
       gaps.push({ text: `process ${number} was not recorded: cannot write ${path}.${number}: ${reason}`, isLoss: true })
-    if (!own) gaps.unshift({ text: `nothing was recorded: ${path} was not made`, isLoss: true })
+    if (!own && !empty.includes(path))
+      gaps.unshift({
+        text: `no trace is at ${path}: it was not made, or the program has removed or overwritten it`,
+        isLoss: true,
+      })
     for (const child of running.filter((number) => !traces.some(({ header }) => header.pid === number)))
       gaps.push({ text: `process ${child} still runs: it has made no call so far`, isLoss: true })
     for (const other of traces.filter((traced) => traced !== own)) {
@@ -125,6 +129,15 @@ function tryPlace(path: string, force = false): void {
   }
   // A trace can be recorded again. Any other file was not made by this command, and is kept.
   if (!force && !isTraceOrEmpty(path)) throw new UsageError(`${path} is there already, and is no trace; --force replaces it`)
+}
+
+/** The file that processes write to that cannot make a trace. */
+function openUnsaid(path: string): UnsaidFile {
+  try {
+    return new UnsaidFile()
+  } catch (cause) {
+    throw new PlaceError(`cannot record into ${path}: ${(cause as Error).message}`, { cause })
+  }
 }
 
 /** A trace of this run. */
@@ -169,16 +182,16 @@ interface Gap {
   readonly isLoss: boolean
 }
 
-/** What is to be said of a trace. */
-function gapsOf(traced: Traced, isOwn: boolean, running: readonly number[], ended: number | NodeJS.Signals): Gap[] {
+/** What is to be said of a trace. `own` is the trace that the program began with: it may have gone on as another program, with a trace of its own. */
+function gapsOf(traced: Traced, own: Traced | undefined, running: readonly number[], ended: number | NodeJS.Signals): Gap[] {
   const { header, hooksLost, failed, remarks } = traced
-  const who = isOwn ? '' : `process ${header.pid}: `
+  const who = traced === own ? '' : `process ${header.pid}: `
   const gaps: Gap[] = remarks.map((text) => ({ text: `${who}${text}`, isLoss: hooksLost !== 0 }))
   if (failed !== null) gaps.push({ text: `cannot write ${traced.path}: ${failed}; nothing more was recorded`, isLoss: true })
   else if (!traced.ended) {
     if (running.includes(header.pid)) gaps.push({ text: `process ${header.pid} still runs: its trace goes on`, isLoss: true })
     // A program may end the processes that it started.
-    else if (!isOwn)
+    else if (header.pid !== own?.header.pid)
       gaps.push({ text: `process ${header.pid} did not end in an orderly way: it is recorded until then`, isLoss: false })
     else if (typeof ended === 'number') gaps.push({ text: 'the trace has no end: the last calls are missing', isLoss: true })
     else gaps.push({ text: 'the last calls before that are missing', isLoss: true })

@@ -1,6 +1,6 @@
 /** Traces on disk: their headers, what the recorder says in them, and what has to be read before them. */
 
-import { closeSync, constants, existsSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, existsSync, fstatSync, openSync, readSync, statSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 
 import type { TraceHeader } from '../index.js'
@@ -172,5 +172,7 @@ function parentOf(path: string, parent: NonNullable<TraceHeader['parent']>): str
     if (places.length === 0) throw new TraceError(`${path}: the parent's trace ${parent.path} is missing`)
     throw new TraceError(`${path}: the parent's trace is of another recording: ${places[0]}`)
   }
+  // Without the calls before the fork, a replay would find differences that are none.
+  if (statSync(found).size < parent.bytes) throw new TraceError(`${path}: the parent's trace ${found} is cut off before the fork`)
   return found
 }

@@ -86,6 +86,8 @@ static void *calloc_one(size_t size) { return calloc(1, size); }
 static void *malloc_as_array(size_t size) { return reallocarray(NULL, 1, size); }
 static void *memalign_64(size_t size) { return memalign(64, size); }
 static void *aligned_alloc_64(size_t size) { return aligned_alloc(64, size); }
+static void *valloc_page(size_t size) { return valloc(size); }
+static void *pvalloc_pages(size_t size) { return pvalloc(size); }
 static void realloc_to_nothing(void *block) {
   if (realloc(block, 0) != NULL) abort();
 }
@@ -94,6 +96,8 @@ FREED(calloc, mem, calloc_one, PyMem_Free)
 FREED(array, mem, malloc_as_array, PyMem_Free)
 FREED(memalign, mem, memalign_64, PyMem_Free)
 FREED(aligned_alloc, mem, aligned_alloc_64, PyMem_Free)
+FREED(valloc, mem, valloc_page, PyMem_Free)
+FREED(pvalloc, mem, pvalloc_pages, PyMem_Free)
 FREED(mem, nothing, PyMem_Malloc, realloc_to_nothing)
 
 int mem_deleted(size_t size) {

@@ -14,7 +14,7 @@ import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
 import { recordedRelease } from '../release.js'
 import { replay, type Report } from '../replaying.js'
-import { exitCode } from '../signals.js'
+import { ENDING, exitCode } from '../signals.js'
 import { commandOn, grouped, paint, Progress, say } from '../terminal.js'
 import { golden, workload } from '../tools.js'
 import { readHeader, segments } from '../trace.js'
@@ -65,13 +65,29 @@ const ROUNDS = 5
 
 export async function compareCommand(program: string[], options: CompareOptions): Promise<number> {
   const folder = options.keep ?? mkdtempSync(join(tmpdir(), 'obmalloc-'))
+  const remove = (): void => {
+    if (!options.keep) rmSync(folder, { recursive: true, force: true })
+  }
+  let asked: NodeJS.Signals | null = null
+  const stopped = (signal: string): number => {
+    say(`stopped by ${signal}: not all was compared`)
+    return exitCode(signal)
+  }
+  // A process that we run gets the signal, and ends first. Where there is none, nothing else would remove the traces.
+  const leave = (signal: NodeJS.Signals): void => {
+    asked = signal
+    if (process.listenerCount(signal) > 1) return
+    remove()
+    process.exit(stopped(signal))
+  }
+  for (const signal of ENDING) process.on(signal, leave)
   try {
     const { rows, collector, unusable, told } = await compare(program, options, folder)
     if (options.json) process.stdout.write(`${JSON.stringify({ rows, ...(options.gc ? { collector } : {}), unusable })}\n`)
     for (const { path, reason } of unusable) say(`left out: ${path}: ${reason}`)
     for (const row of rows) {
       const other = leftOut(row.report)
-      const remarks = new Set([...(other ? [other] : []), ...problems(row.report), ...row.missing])
+      const remarks = new Set([...(other ? [other] : []), ...problems(row.report, readHeader(row.trace).failed), ...row.missing])
       for (const remark of remarks) say(`${name(row)}: ${remark}`)
       if (row.ended !== 0) say(`${name(row)}: the program ended with ${row.ended}`)
     }
@@ -82,11 +98,14 @@ export async function compareCommand(program: string[], options: CompareOptions)
     }
     const diverged = collector.filter((row) => row.divergence !== null)
     for (const { version, from, divergence } of diverged) say(`CPython ${version} (${from}): ${divergence}`)
-    if (told !== null) say(`stopped by ${told}: not all was compared`)
-    if (failed.length + diverged.length > 0) return 4
-    return told === null ? 0 : exitCode(told)
+    const code = told === null ? 0 : stopped(told)
+    return failed.length + diverged.length > 0 ? 4 : code
+  } catch (error) {
+    if (asked !== null) return stopped(asked)
+    throw error
   } finally {
-    if (!options.keep) rmSync(folder, { recursive: true, force: true })
+    for (const signal of ENDING) process.off(signal, leave)
+    remove()
   }
 }
 

@@ -41,7 +41,7 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
     for (const remark of remarks) say(remark)
     if (events > 0) say(`recorded CPython ${interpreter.version} into ${trace}`)
     for (const child of children) say(`  and a process that it started into ${child}`)
-    if (events > 0 && !options.json) say(next(commandOn('why', options.output)))
+    if (events > 0 && !options.json) say(next(commandOn('why', trace === resolve(options.output) ? options.output : trace)))
     print(recording)
     return complete || typeof ended === 'string' ? exitCode(ended) : 4
   } catch (error) {

@@ -38,7 +38,11 @@ export async function replayCommand(paths: string[], options: ReplayCommandOptio
     const failed = header.failed ?? null
     if (options.json)
       process.stdout.write(`${JSON.stringify({ path, python: header.python, release, failed, at: moment, ...report })}\n`)
-    else show(path, header, report, options.stats ?? (moment !== null || options.operation !== undefined))
+    else {
+      show(path, header, report, options.stats ?? (moment !== null || options.operation !== undefined))
+      if (report.mismatch === null && options.operation !== undefined && options.operation >= report.events)
+        say(`the trace has no operation ${options.operation}: it holds ${report.events}, counted from 0, and all were compared`)
+    }
   }
   return exact ? 0 : 4
 }
@@ -68,7 +72,7 @@ function show(path: string, { python, failed }: TraceHeader, report: Report, wit
   )
   if (other) say(other)
   if (report.stopped) say(`stopped after operation ${report.events - 1}, as it was told to: what comes later was not compared`)
-  for (const problem of problems(report)) say(problem)
+  for (const problem of problems(report, failed)) say(problem)
   if (failed) say(`the recorder could not write more than this: ${failed}`)
   if (withStats) process.stdout.write(`\n${report.statsNow}`)
 }
@@ -84,8 +88,8 @@ export function leftOut({ otherInterpreters, otherCalls }: Report): string | und
   return `left out: ${grouped(otherCalls)} calls of ${others}, which had allocators of their own; CPython counts the blocks of all of them together`
 }
 
-/** What is wrong with a replay, in full. */
-export function problems(report: Report): string[] {
+/** What is wrong with a replay, in full. `failed` is why the recorder could not write more. */
+export function problems(report: Report, failed?: string | null): string[] {
   const found: string[] = []
   const { mismatch, stats, blocks, hooksLost, stopped } = report
   if (mismatch) found.push(mismatch.text)
@@ -99,6 +103,6 @@ export function problems(report: Report): string[] {
     found.push(...(report.remarks.length > 0 ? report.remarks : [unknown]))
   }
   if (report.addresses === 0 && !report.exact) found.push('the trace holds no call that pymalloc served: nothing was compared')
-  if (!report.ended) found.push('the recorded process did not end in an orderly way: the last calls may be missing')
+  if (!report.ended && !failed) found.push('the recorded process did not end in an orderly way: the last calls may be missing')
   return found
 }

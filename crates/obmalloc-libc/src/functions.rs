@@ -21,6 +21,10 @@ pub struct Functions {
     pub free: unsafe extern "C" fn(Memory, usize),
     /// `memalign(alignment, size)`
     pub memalign: unsafe extern "C" fn(usize, usize, usize) -> Memory,
+    /// `valloc(size)`
+    pub valloc: unsafe extern "C" fn(usize, usize) -> Memory,
+    /// `pvalloc(size)`
+    pub pvalloc: unsafe extern "C" fn(usize, usize) -> Memory,
     /// `aligned_alloc(alignment, size)`
     pub aligned_alloc: unsafe extern "C" fn(usize, usize, usize) -> Memory,
     /// `posix_memalign(into, alignment, size)`

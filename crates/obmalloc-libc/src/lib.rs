@@ -119,6 +119,8 @@ answered! {
     reallocarray(address: Memory, count: usize, size: usize) -> Memory, reallocarray_from, null_mut(), "rcx", "x3";
     free(address: Memory) -> (), free_from, (), "rsi", "x1";
     memalign(alignment: usize, size: usize) -> Memory, memalign_from, null_mut(), "rdx", "x2";
+    valloc(size: usize) -> Memory, valloc_from, null_mut(), "rsi", "x1";
+    pvalloc(size: usize) -> Memory, pvalloc_from, null_mut(), "rsi", "x1";
     aligned_alloc(alignment: usize, size: usize) -> Memory, aligned_alloc_from, null_mut(), "rdx", "x2";
     posix_memalign(into: *mut Memory, alignment: usize, size: usize) -> c_int, posix_memalign_from, libc::ENOMEM, "rcx", "x3";
 }

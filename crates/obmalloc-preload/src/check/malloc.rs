@@ -54,7 +54,8 @@ pub fn module() -> String {
     site.and_then(|site| site.module).map_or_else(String::new, text_of)
 }
 
-static OURS: Functions = Functions { malloc, calloc, realloc, reallocarray, free, memalign, aligned_alloc, posix_memalign };
+static OURS: Functions =
+    Functions { malloc, calloc, realloc, reallocarray, free, memalign, valloc, pvalloc, aligned_alloc, posix_memalign };
 
 /// Notes a block that C allocated, unless a domain asked for it.
 #[inline(always)]
@@ -78,6 +79,16 @@ unsafe extern "C" fn calloc(count: usize, size: usize, caller: usize) -> Memory 
 unsafe extern "C" fn memalign(alignment: usize, size: usize, caller: usize) -> Memory {
     // SAFETY: as in `malloc`.
     given(unsafe { (next().memalign)(alignment, size, caller) }, size, caller)
+}
+
+unsafe extern "C" fn valloc(size: usize, caller: usize) -> Memory {
+    // SAFETY: as in `malloc`.
+    given(unsafe { (next().valloc)(size, caller) }, size, caller)
+}
+
+unsafe extern "C" fn pvalloc(size: usize, caller: usize) -> Memory {
+    // SAFETY: as in `malloc`.
+    given(unsafe { (next().pvalloc)(size, caller) }, size, caller)
 }
 
 unsafe extern "C" fn aligned_alloc(alignment: usize, size: usize, caller: usize) -> Memory {
