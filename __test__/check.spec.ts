@@ -138,8 +138,37 @@ for (const interpreter of usable) {
       const { findings, processes, ended } = await check(interpreter, [join(root, 'workload', name)])
       t.deepEqual(findings, [], name)
       t.is(ended, 0, name)
-      t.true(processes.length > 0 && processes.every(({ complete, lost }) => complete && lost.length === 0), name)
+      // Interpreters side by side may leave plain malloc in raw's place for good: CPython's moments of it overlap.
+      const mayLose = name === 'interpreters.py' ? ['raw'] : []
+      const isWhole = processes.every(({ complete, lost }) => complete && lost.every((domain) => mayLose.includes(domain)))
+      t.true(processes.length > 0 && isWhole, name)
     }
+  })
+}
+
+// Later releases do not export the function.
+for (const interpreter of usable.filter(({ version }) => Number(version.split('.')[1]) < 13)) {
+  test(`what raw frees while CPython has plain malloc in its place is no fault: ${title(interpreter)}`, async (t) => {
+    const script = join(folder, `default.${interpreter.version}.py`)
+    const lines = [
+      'import _thread, _xxsubinterpreters, ctypes',
+      'other = _xxsubinterpreters.create()',
+      'api = ctypes.pythonapi',
+      'api.PyMem_RawMalloc.restype = ctypes.c_void_p',
+      'api.PyMem_RawFree.argtypes = [ctypes.c_void_p]',
+      'before = ctypes.create_string_buffer(64)',
+      // Another thread sees these moments when an interpreter comes or goes.
+      'block = api.PyMem_RawMalloc(77)',
+      'assert api._PyMem_SetDefaultAllocator(0, before) == 0',
+      'api.PyMem_RawFree(block)',
+      'lock = _thread.allocate_lock()',
+      'api.PyMem_SetAllocator(0, before)',
+      'del lock',
+    ]
+    writeFileSync(script, `${lines.join('\n')}\n`)
+    const result = await check(interpreter, [script])
+    t.deepEqual(result.findings, [])
+    isWhole(t, result, 1)
   })
 }
 

@@ -40,6 +40,9 @@ const API: [&str; 12] = [
 /// the main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
 const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
 
+/// Where the extension modules of the standard library are.
+const LIBRARY: &[u8] = b"/lib-dynload/";
+
 /// How the names of C++'s functions begin that pass a block to `free`: `operator delete`, for one object and for arrays.
 const DELETE: [&[u8]; 2] = [b"_ZdlPv", b"_ZdaPv"];
 
@@ -93,6 +96,29 @@ fn is_api(return_address: usize) -> bool {
 /// Whether a call of raw's `free` with this return address may free a block that no hook has seen.
 pub fn frees_past_the_hooks(return_address: usize) -> bool {
     is_in(&MADE_PAST_THE_HOOKS, return_address)
+}
+
+/// Whether CPython's own code allocated a block and frees it, given the calls' return addresses. It puts plain `malloc` in raw's place for
+/// moments. A thread of another interpreter, or without the GIL, that calls raw at such a moment gets C's block, or gives one of raw's to C.
+pub fn are_cpythons(low: u32, caller: usize) -> bool {
+    let python = python::object_base(python::api().raw_free as *const c_void);
+    // Where CPython is in the executable, an embedding program's own code may be there too.
+    let is_certain = python != python::executable_base() || has_interpreters();
+    let is_own = |address: usize| {
+        let Some(info) = dl_info(address.wrapping_sub(1)) else { return false };
+        info.dli_fbase == python || text(info.dli_fname).windows(LIBRARY.len()).any(|part| part == LIBRARY)
+    };
+    is_certain && is_own(caller) && whole(low).is_some_and(is_own)
+}
+
+/// Whether there are other interpreters than the main one.
+fn has_interpreters() -> bool {
+    let first = |name| {
+        // SAFETY: the functions of these names have this type. They read a pointer.
+        symbol(name).map(|function| unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> *mut c_void>(function)() })
+    };
+    // A new one is put before the others.
+    first(c"PyInterpreterState_Head") != first(c"PyInterpreterState_Main")
 }
 
 /// Whether a call with this return address is in one of these exported functions.

@@ -2,10 +2,11 @@
 
 use super::blocks::{Block, Owner};
 use super::findings::{self, Call, Fault};
-use super::hooks::{BLOCKS, is_in_place, is_ours, original, within};
+use super::hooks::{BLOCKS, is_ours, original, within};
 use super::{malloc, site};
 use crate::lock::Errno;
 use crate::python;
+use obmalloc::Domain;
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -33,7 +34,7 @@ pub fn fault_for_c(address: usize, caller: usize) -> Option<Fault> {
     let fault = fault_of(address)?;
     let is_fault = match &fault {
         Fault::WrongDomain(block) | Fault::Interior(block) if block.owner == Owner::C => false,
-        Fault::WrongDomain(block) if block.owner == Owner::Raw => !is_default_raw(caller),
+        Fault::WrongDomain(block) if block.owner == Owner::Raw => !is_default_raw() && !site::are_cpythons(block.site, caller),
         Fault::WrongDomain(_) | Fault::Interior(_) => true,
         // Memory of a live arena cannot be C's.
         Fault::FreedBefore(block) => {
@@ -44,10 +45,15 @@ pub fn fault_for_c(address: usize, caller: usize) -> Option<Fault> {
     is_fault.then_some(fault)
 }
 
-/// Whether a call of C's functions with this return address is CPython's own, while it has plain `malloc` and `free` in raw's place.
-fn is_default_raw(caller: usize) -> bool {
-    let module = |address: usize| python::object_base(address as *const c_void);
-    !is_in_place(Owner::Raw as c_int) && module(caller - 1) == module(python::api().raw_free as usize)
+/// Whether plain `malloc` and `free` are in raw's place, so that a call of C's functions may be one of raw's: those end in jumps, and leave
+/// no trace on the stack.
+fn is_default_raw() -> bool {
+    python::is_same(&python::api().allocator(Owner::Raw as c_int), original(Domain::Raw))
+}
+
+/// Whether CPython itself gives raw a block that it got while plain `malloc` was in raw's place.
+fn is_cpythons(fault: &Fault, caller: usize) -> bool {
+    matches!(fault, Fault::WrongDomain(block) if block.owner == Owner::C && site::are_cpythons(block.site, caller))
 }
 
 /// # Safety
@@ -62,7 +68,7 @@ pub unsafe fn wrong_free(used: Owner, address: *mut c_void, caller: usize, fault
         Fault::WrongDomain(block) => block.owner == Owner::C,
         Fault::Interior(_) => false,
     };
-    if used == Owner::Raw && is_made_past_the_hooks && site::frees_past_the_hooks(site) {
+    if used == Owner::Raw && is_made_past_the_hooks && (site::frees_past_the_hooks(site) || is_cpythons(fault, caller)) {
         // SAFETY: the caller's promise; CPython got the block from this allocator, unwrapped.
         unsafe { release(used, address, caller) };
     } else {
@@ -80,6 +86,15 @@ pub unsafe fn wrong_free(used: Owner, address: *mut c_void, caller: usize, fault
 #[cold]
 #[inline(never)]
 pub unsafe fn wrong_realloc(used: Owner, address: *mut c_void, size: usize, caller: usize, fault: &Fault) -> *mut c_void {
+    if used == Owner::Raw && is_cpythons(fault, caller) {
+        let inner = original(Domain::Raw);
+        // SAFETY: the caller's promise; CPython got the block from this allocator, unwrapped.
+        let result = within(|| unsafe { (inner.realloc)(inner.ctx, address, size) });
+        if !result.is_null() {
+            BLOCKS.put(result as usize, used, size, caller);
+        }
+        return result;
+    }
     let errno = Errno::save();
     findings::note(fault, Call::Realloc, used, called_from(used, caller));
     // SAFETY: the caller's promise.
