@@ -434,7 +434,7 @@ withPython("a peak at C's malloc is told, though arenas never had much", async (
   t.is(found!.rule, 'peak', JSON.stringify(answer.findings))
   t.regex(
     found!.text,
-    /^C's malloc had blocks of 4[01] MiB at most, at [\d.]+ s, made of temporaries: most were from <module> \(buffers\.py:1\) and are gone\./,
+    /^C's malloc had blocks of 4[01] MiB at most, at [\d.]+ s, made of temporaries: most were from <(?:module|listcomp)> \(buffers\.py:1\) and are gone\./,
   )
   t.is(status, 1)
   const then = await obmalloc('why', join(folder, 'buffers.trace'), ...found!.command.split(' ').slice(3))

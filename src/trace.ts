@@ -156,11 +156,15 @@ export function segments(path: string): Segment[] {
   const found: Segment[] = [{ path }]
   for (let first = path; ;) {
     const { parent } = readHeader(first)
-    if (!parent) return found.reverse()
+    if (!parent) break
     first = parentOf(first, parent)
     if (found.some((segment) => segment.path === first)) throw new TraceError(`${path}: the trace ${first} comes before itself`)
     found.push({ path: first, bytes: parent.bytes })
   }
+  // Without the calls before the fork, a replay would find differences that are none.
+  const cut = found.find((segment) => segment.bytes !== undefined && statSync(segment.path).size < segment.bytes)
+  if (cut) throw new TraceError(`${path}: the parent's trace ${cut.path} is cut off before the fork`)
+  return found.reverse()
 }
 
 /** Where the trace of the process is that forked the one of `path`. */
@@ -172,7 +176,5 @@ function parentOf(path: string, parent: NonNullable<TraceHeader['parent']>): str
     if (places.length === 0) throw new TraceError(`${path}: the parent's trace ${parent.path} is missing`)
     throw new TraceError(`${path}: the parent's trace is of another recording: ${places[0]}`)
   }
-  // Without the calls before the fork, a replay would find differences that are none.
-  if (statSync(found).size < parent.bytes) throw new TraceError(`${path}: the parent's trace ${found} is cut off before the fork`)
   return found
 }
