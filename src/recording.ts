@@ -164,9 +164,12 @@ function isDone(pid: number, traces: readonly Traced[]): boolean {
   return last !== undefined && ((last.ended && !last.executed) || last.failed !== null)
 }
 
+/** Files have their times from a clock that goes in steps, of 10 milliseconds at most. */
+const STEP = 10
+
 function isEmptySince(path: string, begin: number): boolean {
   const status = statSync(path, { throwIfNoEntry: false })
-  return status?.size === 0 && status.mtimeMs >= begin
+  return status?.size === 0 && status.mtimeMs > begin - STEP
 }
 
 /** Why a process could not be recorded at all, `null` when it could. */
