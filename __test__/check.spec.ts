@@ -138,10 +138,10 @@ for (const interpreter of usable) {
       const { findings, processes, ended } = await check(interpreter, [join(root, 'workload', name)])
       t.deepEqual(findings, [], name)
       t.is(ended, 0, name)
-      // Interpreters side by side may leave plain malloc in raw's place for good: CPython's moments of it overlap.
+      // CPython has plain malloc in raw's place for moments. Where two interpreters' moments overlap, it may stay there for good.
       const mayLose = name === 'interpreters.py' ? ['raw'] : []
-      const isWhole = processes.every(({ complete, lost }) => complete && lost.every((domain) => mayLose.includes(domain)))
-      t.true(processes.length > 0 && isWhole, name)
+      const areWhole = processes.every(({ complete, lost }) => complete && lost.every((domain) => mayLose.includes(domain)))
+      t.true(processes.length > 0 && areWhole, name)
     }
   })
 }
@@ -157,7 +157,7 @@ for (const interpreter of usable.filter(({ version }) => Number(version.split('.
       'api.PyMem_RawMalloc.restype = ctypes.c_void_p',
       'api.PyMem_RawFree.argtypes = [ctypes.c_void_p]',
       'before = ctypes.create_string_buffer(64)',
-      // Another thread sees these moments when an interpreter comes or goes.
+      // The moment that another thread may see when an interpreter comes or goes.
       'block = api.PyMem_RawMalloc(77)',
       'assert api._PyMem_SetDefaultAllocator(0, before) == 0',
       'api.PyMem_RawFree(block)',

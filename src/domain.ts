@@ -4,7 +4,7 @@ import type { Address, Domain as Contract, DomainName, DomainSummary, Size } fro
 import { badArgument } from './errors.js'
 import { inspected, shown, summaryOf } from './inspect.js'
 import { LIVE, type Memory } from './memory.js'
-import { Handle, native, on as chosen, type DomainCalls } from './native.js'
+import { Handle, native, on as onHandle, type DomainCalls } from './native.js'
 import {
   Bytes,
   asIntN,
@@ -25,8 +25,8 @@ import {
   tagOf,
 } from './primordials.js'
 
-/** A constant of this module: each call would look an import up among the other module's exports. */
-const on = chosen
+/** A constant of this module, because each use of an import is a look into the other module's exports. */
+const on = onHandle
 
 /** Up to this many bytes, a loop in JavaScript copies faster than a call. */
 const FEW = 64

@@ -28,13 +28,13 @@ import { inspected, shown, summaryOf } from './inspect.js'
 import { Kept } from './kept.js'
 import { blocksOf, poolsOf } from './look.js'
 import { Memory } from './memory.js'
-import { native, newHandle, on as chosen, type Handle } from './native.js'
+import { native, newHandle, on as onHandle, type Handle } from './native.js'
 import { freeze, parse, slice } from './primordials.js'
 import { face } from './scripts.js'
 import { Types, type ObjectType } from './type.js'
 
-/** A constant of this module: each call would look an import up among the other module's exports. */
-const on = chosen
+/** A constant of this module, because each use of an import is a look into the other module's exports. */
+const on = onHandle
 
 const {
   open,

@@ -4,11 +4,11 @@ import type { Address, FieldKind, ObjectType as Contract, Size, TypeSpec, TypeSu
 import { badArgument } from './errors.js'
 import { checkFunction } from './functions.js'
 import { inspected, shown } from './inspect.js'
-import { native, on as chosen, type Handle } from './native.js'
+import { native, on as onHandle, type Handle } from './native.js'
 import { NewMap, append, apply, freeze, hasOwn, isArray, isWellFormed, join, keys, mapGet, mapSet } from './primordials.js'
 
-/** A constant of this module: each call would look an import up among the other module's exports. */
-const on = chosen
+/** A constant of this module, because each use of an import is a look into the other module's exports. */
+const on = onHandle
 
 const {
   alloc,

@@ -635,10 +635,7 @@ fn what_a_hook_has_given_to_a_guest_is_no_answer_for_an_older_block_that_the_hoo
         let heap = heap();
         let below = heap.allocator(domain).expect("memory");
         let give = move |of: &Of<'_>, size| of.own.malloc(below, size).map_err(|_| Threw(1));
-        let release = move |of: &Of<'_>, address| {
-            let done = of.own.free(below, Some(address));
-            done.map_err(|_| Threw(2))
-        };
+        let release = move |of: &Of<'_>, address| of.own.free(below, Some(address)).map_err(|_| Threw(2));
         Deeds::default().malloc(give).free(release).put_in(&heap, domain);
         let older = malloc(&heap, domain, 40);
         write(older, &[5; 40]);

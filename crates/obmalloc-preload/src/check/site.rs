@@ -98,8 +98,9 @@ pub fn frees_past_the_hooks(return_address: usize) -> bool {
     is_in(&MADE_PAST_THE_HOOKS, return_address)
 }
 
-/// Whether CPython's own code allocated a block and frees it, given the calls' return addresses. It puts plain `malloc` in raw's place for
-/// moments. A thread of another interpreter, or without the GIL, that calls raw at such a moment gets C's block, or gives one of raw's to C.
+/// Whether CPython's own code allocated a block and frees it, given the calls' return addresses, of the first one the lower half. CPython puts
+/// plain `malloc` in raw's place for moments. A thread of another interpreter, or without the GIL, that calls raw at such a moment gets C's
+/// block, or gives one of raw's to C.
 pub fn are_cpythons(low: u32, caller: usize) -> bool {
     let python = python::object_base(python::api().raw_free as *const c_void);
     // Where CPython is in the executable, an embedding program's own code may be there too.
@@ -113,12 +114,12 @@ pub fn are_cpythons(low: u32, caller: usize) -> bool {
 
 /// Whether there are other interpreters than the main one.
 fn has_interpreters() -> bool {
-    let first = |name| {
+    let answer = |name| {
         // SAFETY: the functions of these names have this type. They read a pointer.
         symbol(name).map(|function| unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> *mut c_void>(function)() })
     };
-    // A new one is put before the others.
-    first(c"PyInterpreterState_Head") != first(c"PyInterpreterState_Main")
+    // A new interpreter is put before the others.
+    answer(c"PyInterpreterState_Head") != answer(c"PyInterpreterState_Main")
 }
 
 /// Whether a call with this return address is in one of these exported functions.

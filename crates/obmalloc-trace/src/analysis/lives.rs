@@ -7,8 +7,8 @@ use rustc_hash::FxHashMap;
 use crate::format::Event;
 use crate::watch::Seen;
 
-/// An arena that is given back within this many events was taken for nothing. One that is taken within as many after another was given back
-/// shows that the other was given back for nothing; the next one that is taken shows it of another.
+/// An arena that is given back within this many events was taken for nothing. An arena that is taken within as many events after another was
+/// given back shows that the other was given back for nothing. Each arena that is taken shows this of one other at most.
 const SHORT: u64 = 20_000;
 
 /// Counts of the arenas so far.
@@ -18,7 +18,7 @@ pub struct Lives {
     pub taken: FxHashMap<u64, u64>,
     /// For each arena held, the stack for which it was taken, and whether it is one of `wasted`.
     nodes: FxHashMap<u64, (u32, bool)>,
-    /// The events at which arenas were given back, those of the last [`SHORT`] events, unless an arena was taken after it.
+    /// The events at which arenas were given back: the last [`SHORT`] events, without those that a later arena has shown to be for nothing.
     given_back: VecDeque<u64>,
     /// Arenas taken so far.
     pub takes: u64,
@@ -64,6 +64,7 @@ impl Lives {
         }
     }
 
+    /// Forgets what was given back too long ago.
     fn forget(&mut self, now: u64) {
         while self.given_back.front().is_some_and(|given_back| now - given_back >= SHORT) {
             self.given_back.pop_front();

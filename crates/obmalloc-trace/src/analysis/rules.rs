@@ -281,7 +281,7 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
 fn peak(facts: &Facts<'_>, keeps: bool, sites: &mut Sites) -> Option<Finding> {
     let Totals { held, raw, large, .. } = facts.totals;
     let most = facts.peak.map_or(held, Census::held);
-    let (more, more_outside) = (most.saturating_sub(held), facts.analysis.ledger.most_outside - (raw + large));
+    let (more, more_outside) = (most.saturating_sub(held), facts.analysis.ledger.most_outside.saturating_sub(raw + large));
     let is_worth = |more: u64, most: u64| more >= WORTH && more * 2 >= most;
     let (who, text, saves, at) = match facts.peak {
         Some(peak) if is_worth(more, most) => {
@@ -324,17 +324,14 @@ fn gone(
     now: impl Fn(&NodeCensus) -> Sum,
     sites: &mut Sites,
 ) -> (Vec<u32>, Sum) {
-    let (mut bytes, mut sums): (FxHashMap<u32, u64>, FxHashMap<u32, Sum>) = Default::default();
+    let mut sums: FxHashMap<u32, Sum> = FxHashMap::default();
     for (node, then) in then {
         let now = facts.census.nodes.get(&node).map_or(Sum::default(), &now);
-        let site = sites.site(facts.tree, node);
-        let sum = sums.entry(site).or_default();
+        let sum = sums.entry(sites.site(facts.tree, node)).or_default();
         sum.blocks += then.blocks.saturating_sub(now.blocks);
         sum.bytes += then.bytes.saturating_sub(now.bytes);
-        bytes.insert(site, sum.bytes);
     }
-    bytes.retain(|_, bytes| *bytes > 0);
-    let who = pinning::most(bytes);
+    let who = pinning::most(sums.iter().filter(|(_, sum)| sum.bytes > 0).map(|(&site, sum)| (site, sum.bytes)).collect());
     let add = |all: Sum, site| Sum { blocks: all.blocks + sums[site].blocks, bytes: all.bytes + sums[site].bytes };
     let sum = who.iter().fold(Sum::default(), add);
     (who, sum)
