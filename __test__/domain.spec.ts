@@ -25,6 +25,39 @@ test('calloc gives zeroes where there was something before', (t) => {
   }
 })
 
+test('a size is an integer from 0 to 2**53 - 1, however it is written', (t) => {
+  using heap = new Heap()
+  for (const domain of [heap.raw, heap.mem, heap.obj]) {
+    for (const zero of [0, -0, 0n]) {
+      domain.free(some(domain.malloc(zero)))
+      domain.free(some(domain.calloc(zero, 9)))
+      domain.free(some(domain.realloc(some(domain.calloc(9, zero)), zero)))
+    }
+    for (const size of [2 ** 53 - 1, 2n ** 63n - 1n]) {
+      t.is(domain.malloc(size), null)
+      t.is(domain.calloc(1, size), null)
+      t.is(domain.calloc(size, size), null)
+    }
+    for (const size of [
+      -1,
+      -Number.MIN_VALUE,
+      Number.MIN_VALUE,
+      0.5,
+      2 ** 53,
+      -(2 ** 63),
+      2 ** 63,
+      Infinity,
+      -Infinity,
+      NaN,
+      -1n,
+      2n ** 63n,
+    ]) {
+      t.throws(() => domain.malloc(size), { code: 'ERR_OUT_OF_RANGE' }, `${size}`)
+      t.throws(() => domain.calloc(1, size), { code: 'ERR_OUT_OF_RANGE' }, `${size}`)
+    }
+  }
+})
+
 test('realloc keeps a small block that shrinks by a quarter or less', (t) => {
   using heap = new Heap()
   const block = some(heap.obj.malloc(64))

@@ -15,8 +15,9 @@ const ADDRESS_OR_NULL: &str = "the address of a block, a safe integer, or null";
 /// A number as an integer from 0 to 2**53 - 1.
 #[inline(always)]
 fn integer(number: f64) -> Option<usize> {
-    if !(0.0..=MAX_SAFE_INTEGER).contains(&number) {
-        return None;
+    // The bits of positive numbers are in the order of the numbers; those of negative ones, and of NaNs, are larger.
+    if number.to_bits() > MAX_SAFE_INTEGER.to_bits() {
+        return (number == 0.0).then_some(0); // -0
     }
     // SAFETY: in range. This is one instruction; `as` would check the range again.
     let integer: i64 = unsafe { number.to_int_unchecked() };

@@ -160,7 +160,7 @@ impl Domains {
     /// # Safety
     /// As for [`malloc`](Self::malloc).
     pub unsafe fn calloc(this: *mut Self, domain: Domain, count: usize, size: usize) -> *mut u8 {
-        if size != 0 && count > PY_SSIZE_T_MAX / size {
+        if count.checked_mul(size).is_none_or(|total| total > PY_SSIZE_T_MAX) {
             return ptr::null_mut();
         }
         // SAFETY: as in `malloc`.
