@@ -60,7 +60,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    fn new(base: usize, size: usize, owner: u64) -> Self {
+    pub fn new(base: usize, size: usize, owner: u64) -> Self {
         let first = base.next_multiple_of(POOL_SIZE);
         Self {
             base,

@@ -42,14 +42,18 @@ pub unsafe fn slice(owner: u64, which: Which, mut at: usize, most: Duration) -> 
     let begin = Instant::now();
     let mut batch = Batch::new();
     let mut next = None;
+    let is_over = || begin.elapsed() >= most;
     // SAFETY: the caller's promise; no arena is used after this function.
     while let Some(arena) = unsafe { arenas::next_of(owner, at) } {
-        if which == Which::All || !arena.idle.is_empty() {
-            // SAFETY: the caller's promise.
-            unsafe { of_arena(arena, which, &mut batch) };
+        let wanted = which == Which::All || !arena.idle.is_empty();
+        // SAFETY: the caller's promise.
+        if wanted && !unsafe { of_arena(arena, which, &mut batch, is_over) } {
+            // The next slice goes on in this arena.
+            next = Some(at);
+            break;
         }
         at = arena.base;
-        if begin.elapsed() >= most {
+        if is_over() {
             next = Some(at);
             break;
         }
@@ -62,9 +66,11 @@ pub unsafe fn slice(owner: u64, which: Which, mut at: usize, most: Duration) -> 
     next
 }
 
+/// Returns `false` if the time is over before all of the arena's pools are done; at least one batch is given before.
+///
 /// # Safety
 /// As of [`slice`]; the arena is that interpreter's.
-unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch) {
+unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch, is_over: impl Fn() -> bool) -> bool {
     let mut found = [0usize; 128];
     let mut count = 0;
     for number in 0..arena.pools {
@@ -87,7 +93,7 @@ unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch) {
         }
     }
     if count == 0 {
-        return;
+        return true;
     }
     let resident = Resident::of(arena);
     for &number in &found[..count] {
@@ -96,8 +102,11 @@ unsafe fn of_arena(arena: &Arena, which: Which, batch: &mut Batch) {
         unsafe { pools::forget(pool) };
         arena.given.add(number);
         arena.idle.remove(number);
-        batch.add(pool, resident.pages(pool));
+        if batch.add(pool, resident.pages(pool)) && is_over() {
+            return false;
+        }
     }
+    true
 }
 
 /// Notes that a pool that was given back has been used since.
@@ -131,8 +140,8 @@ impl Resident {
     }
 }
 
-/// The most ranges of one call: those of an arena, so that a slice ends in time.
-const MOST_RANGES: usize = 64;
+/// The most ranges of one call: few, so that a slice ends in time.
+const MOST_RANGES: usize = 16;
 
 /// Pools whose pages are given back with one call of the system.
 struct Batch {
@@ -155,7 +164,8 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, pool: usize, pages: usize) {
+    /// Adds a pool, of which so many pages are resident. Returns whether the batch was full, and was given.
+    fn add(&mut self, pool: usize, pages: usize) -> bool {
         self.forgotten[self.forgotten_count] = pool as u64;
         self.forgotten_count += 1;
         // Filled pages are resident from then on.
@@ -165,9 +175,11 @@ impl Batch {
             self.count += 1;
             self.pages += pages;
         }
-        if self.forgotten_count == MOST_RANGES {
+        let is_full = self.forgotten_count == MOST_RANGES;
+        if is_full {
             self.give();
         }
+        is_full
     }
 
     /// Gives the collected ranges back.
@@ -255,4 +267,39 @@ pub fn malloc_trim() {
     let pages = before.zip(clock::resident_pages()).map_or(0, |(before, after)| before.saturating_sub(after));
     COUNTS.malloc_bytes.add(pages * PAGE_SIZE as u64);
     COUNTS.malloc_micros.add(begin.elapsed().as_micros() as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+    #[test]
+    fn slice_without_time_gives_a_few_pools_and_the_next_one_goes_on() {
+        let layout = Layout::from_size_align(64 * POOL_SIZE, POOL_SIZE).expect("a layout");
+        // SAFETY: the memory is this test's. It is used as pools and nothing else.
+        unsafe {
+            let memory = alloc_zeroed(layout);
+            let arena = Arena::new(memory.expose_provenance(), 64 * POOL_SIZE, 0);
+            let empty = |number: usize| (arena.pool(number) as *mut Header).write(Header::of_empty(arena.pool(number)));
+            (0..64).for_each(empty);
+            let forgotten = || {
+                let is_forgotten = |&number: &usize| {
+                    Header::read(arena.pool(number)).state(arena.pool(number)) == State::Forgotten && arena.given.has(number)
+                };
+                (0..64).filter(is_forgotten).count()
+            };
+            let mut batch = Batch::new();
+            for slice in 1..=4 {
+                assert!(!of_arena(&arena, Which::All, &mut batch, || true));
+                assert_eq!(forgotten(), MOST_RANGES * slice);
+            }
+            assert!(of_arena(&arena, Which::All, &mut batch, || true));
+            // With time, in one slice.
+            (0..64).for_each(empty);
+            assert!(of_arena(&arena, Which::All, &mut batch, || false));
+            assert_eq!(forgotten(), 64);
+            dealloc(memory, layout);
+        }
+    }
 }

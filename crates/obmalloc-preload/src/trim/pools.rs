@@ -221,17 +221,13 @@ unsafe fn check_emptied(python: &Objects, size: u32) -> Result<(), &'static str>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const POOL: usize = 1 << 30;
-
-    /// A pool of blocks of 64 bytes, with two of them carved and the first one freed.
-    fn empty() -> Header {
-        Header {
+impl Header {
+    /// The header of a pool of blocks of 64 bytes at `pool`, with two of them carved and the first one freed.
+    pub fn of_empty(pool: usize) -> Self {
+        Self {
             count: 0,
             padding: 0x5555,
-            free_block: POOL + 48,
+            free_block: pool + 48,
             next: 0,
             previous: 0,
             arena_index: 3,
@@ -239,6 +235,17 @@ mod tests {
             next_offset: 48 + 2 * 64,
             max_next_offset: 16384 - 64,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POOL: usize = 1 << 30;
+
+    fn empty() -> Header {
+        Header::of_empty(POOL)
     }
 
     #[test]
