@@ -400,6 +400,50 @@ fn a_raw_block_lies_in_no_arena() {
 }
 
 #[test]
+fn a_raw_block_gets_into_no_arena_with_its_grant() {
+    let heap = heap();
+    let [raw, pymalloc] = [Domain::Raw, Domain::Obj].map(|domain| heap.allocator(domain).expect("memory"));
+    // Hooks in mem, around a guest that gives memory of the C library and moves it into an arena.
+    Deeds::default()
+        .malloc(move |of, size| of.own.malloc(raw, size).map_err(|_| Threw(1)))
+        .realloc(move |of, address, size| {
+            let moved = of.own.malloc(pymalloc, size).map_err(|_| Threw(2))?.ok_or(Threw(3))?;
+            write(moved, &read(address, 56));
+            of.own.free(raw, Some(address)).map_err(|_| Threw(4))?;
+            Ok(Some(moved))
+        })
+        .free(move |of, address| {
+            let freed = [raw, pymalloc].map(|id| of.own.free(id, Some(address)).is_ok());
+            if freed == [false; 2] { Err(Threw(5)) } else { Ok(()) }
+        })
+        .put_in(&heap, Domain::Mem);
+    heap.setup_debug_hooks().expect("memory");
+    let hook = heap.allocator(Domain::Mem).expect("memory");
+    // It keeps a header in front of its blocks.
+    Deeds::default()
+        .malloc(move |of, size| Ok(of.own.malloc(hook, size + 16).map_err(|_| Threw(6))?.map(|grant| grant + 16)))
+        .realloc(move |of, address, size| match of.own.realloc(hook, Some(address - 16), size + 16) {
+            Err(OwnError::Occupied(block)) if block == address => Ok(None),
+            other => Ok(other.map_err(|_| Threw(7))?.map(|grant| grant + 16)),
+        })
+        .free(move |of, address| of.own.free(hook, Some(address - 16)).map_err(|_| Threw(8)))
+        .put_in(&heap, Domain::Raw);
+    let block = malloc(&heap, Domain::Raw, 40);
+    write(block, &[5; 40]);
+    assert_eq!(heap.blocks().realloc(Domain::Raw, Some(block), 60), Ok(None));
+    assert_eq!((heap.take_guest_fault(), read(block, 40)), (None, vec![5; 40]));
+    assert_eq!(heap.blocks().usable_size(Domain::Raw, block), Ok(40));
+    heap.verify_guards().expect("holds");
+    free(&heap, Domain::Raw, block);
+    heap.verify().expect("holds");
+    // A grant without a block moves wherever that guest likes.
+    let own = heap.own_allocators().expect("memory");
+    let grant = own.malloc(hook, 40).expect("its own").expect("memory");
+    let moved = own.realloc(hook, Some(grant), 60).expect("its own").expect("memory");
+    own.free(hook, Some(moved)).expect("its own");
+}
+
+#[test]
 fn a_grant_that_is_freed_inside_a_realloc_goes_when_the_block_has_left_it() {
     for domain in Domain::ALL {
         for leaves in [true, false] {

@@ -9,7 +9,8 @@
 //!    every other live piece. Any other answer fails the call and changes nothing. The same rules hold for arenas.
 //! 3. A grant with a piece in it is neither given back nor moved. One exception: inside its `realloc`, a guest may resize the grant with the
 //!    heap's own `realloc` if only the block being resized lies in it. The result is then the block, whatever the guest answers. If the
-//!    guest gives that grant back instead, it goes back once the block has left it.
+//!    guest gives that grant back instead, it goes back once the block has left it. A debug hook around a guest moves no grant with a raw
+//!    block in it: the guest could move it into an arena, where no raw block may lie.
 //! 4. Where a block lies tells which guest or allocator gave it. Which allocator is in the domain now does not matter.
 //! 5. These rules also hold when a guest throws.
 //!

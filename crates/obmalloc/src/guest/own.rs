@@ -160,7 +160,8 @@ impl<'heap> OwnAllocators<'heap> {
     /// bytes as that block is to have.
     ///
     /// # Errors
-    /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is.
+    /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is. A grant with a block of the raw domain
+    /// in it is not moved by a debug hook around a guest, because the guest could move it into an arena: `Occupied`.
     pub fn realloc(&self, id: AllocatorId, address: Option<usize>, size: usize) -> Result<Option<usize>, OwnError> {
         let (number, own) = self.allocator(id)?;
         let guests = self.guests;
@@ -182,7 +183,12 @@ impl<'heap> OwnAllocators<'heap> {
         let (mut size, mut offset) = (size, 0);
         if let Some(index) = moving {
             let moving = guests.moving.borrow()[index];
-            offset = guests.spans.borrow().get(moving.piece).address - address;
+            let piece = *guests.spans.borrow().get(moving.piece);
+            // A block of raw must not get into an arena, and a guest below a hook may move the grant into one.
+            if matches!(piece.kind, Kind::Piece(Domain::Raw, _)) && !guests.heap().began_with(&own) {
+                return Err(OwnError::Occupied(piece.address));
+            }
+            offset = piece.address - address;
             // A block of 0 bytes takes one byte, behind what the guest keeps in front of it.
             size = size.max(offset.saturating_add(if offset == 0 { moving.wanted } else { moving.wanted.max(1) }));
         }

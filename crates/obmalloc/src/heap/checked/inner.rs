@@ -100,6 +100,13 @@ impl Checked {
         self.own[domain as usize]
     }
 
+    /// Whether an allocator is one that the heap began with, perhaps with debug hooks around it: it calls no guest of its own domain.
+    pub fn began_with(&self, allocator: &Allocator) -> bool {
+        let allocator = Domains::unwrapped(*allocator);
+        let is_around = |own: Allocator| self.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &own));
+        Domain::ALL.map(|domain| self.own(domain)).into_iter().any(|own| allocator == own || is_around(own))
+    }
+
     /// The allocator that is in a domain.
     pub fn allocator(&self, domain: Domain) -> Allocator {
         // SAFETY: initialised; the field does not change now.
