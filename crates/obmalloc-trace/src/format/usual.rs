@@ -14,9 +14,8 @@ use crate::stacks;
 const SIZE_BITS: u32 = 14;
 const DELTA_BITS: u32 = 28;
 
-/// Most bytes that the functions here write at once: a stack, a realloc, and what comes after that in the last word.
-const MOST: usize = 5 + 11 + 8;
-const _: () = assert!(MOST <= MAX_EVENT, "there is room for it");
+/// An event's room is enough for the most that the functions here write: a stack, a realloc, and the rest of the last word.
+const _: () = assert!(5 + 11 + 8 <= MAX_EVENT);
 
 /// A varint of at most four bytes, and its length. Without a branch for each of its lengths, which no processor could foresee.
 #[inline(always)]
@@ -80,7 +79,7 @@ impl Opened<'_, '_> {
     #[inline(always)]
     fn put(&mut self, word: u64, length: u32) {
         debug_assert!(length <= 8 && self.0.at + 8 <= self.0.bytes.len());
-        // SAFETY: the place is for one event with its stack, at most `MOST` bytes; where it was opened, the block had `MAX_EVENT` bytes left.
+        // SAFETY: the place is for one event with its stack, which write at most `MAX_EVENT` bytes; where it was opened, the block had as many left.
         unsafe { self.0.bytes.as_mut_ptr().add(self.0.at).cast::<[u8; 8]>().write_unaligned(word.to_le_bytes()) };
         self.0.at += length as usize;
     }
