@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import test from 'ava'
 
 import { findInterpreters } from '../dist/interpreters.js'
+import { GLIBC } from '../dist/platform.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const modules = join(root, 'node_modules')
@@ -197,6 +198,13 @@ withPython('an installed package records, checks, trims, measures and drives a C
   }
 })
 
+test('the README says which glibc the package needs', (t) => {
+  t.regex(
+    readFileSync(join(root, 'README.md'), 'utf8'),
+    new RegExp(`^\\| platform \\| Linux with glibc ${GLIBC} or later, x64;`, 'm'),
+  )
+})
+
 /** A copy of the project, with another binding. */
 function copy(name: string, change: (binding: string) => void): string {
   const cwd = join(folder, name)
@@ -209,12 +217,12 @@ for (const [title, change, what] of [
   [
     'without the package of the platform',
     (binding) => rmSync(binding, { recursive: true }),
-    `but found none: install obmalloc-linux-x64-gnu@${version}, .*`,
+    `but found none: install obmalloc-linux-x64-gnu@${version}, .*; it needs glibc ${GLIBC} or later`,
   ],
   [
     'with a binding that is none',
     (binding) => writeFileSync(join(binding, 'obmalloc.linux-x64-gnu.node'), 'none'),
-    'but it cannot be loaded \\(.*file too short\\): .*',
+    `but it cannot be loaded \\(.*file too short\\): .*; it needs glibc ${GLIBC} or later`,
   ],
 ] as Array<[string, (binding: string) => void, string]>) {
   test(`${title} an error of one line says what to do where there is no WebAssembly either, and with it heaps work`, (t) => {

@@ -1,6 +1,7 @@
 /**
  * Checks that a release is what its tag says: `node scripts/release-check.mjs v1.2.3`. All packages and crates have that version, the changelog has
- * a section of it, there is a package for every platform, and with `--built` each package has its binary.
+ * a section of it, there is a package for every platform, and with `--built` each package has its binaries, which need no newer glibc than the
+ * README says.
  */
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
@@ -21,6 +22,15 @@ expect('the tag', `v${main.version}`, tag)
 expect('Cargo.toml', main.version, /^version = "(.*)"$/m.exec(read('Cargo.toml'))?.[1])
 expect('a section of CHANGELOG.md', true, read('CHANGELOG.md').includes(`\n## [${main.version}]`))
 
+/** The oldest glibc that the binaries may need. */
+const [, GLIBC] = /GLIBC = '(.*)'/.exec(read('src', 'platform.ts'))
+/** The versions of glibc that a binary asks for and that are newer. */
+function newerGlibc(path) {
+  const [, minor] = GLIBC.split('.')
+  const asked = new Set(readFileSync(path, 'latin1').match(/GLIBC_2\.\d+/g))
+  return [...asked].filter((name) => Number(name.split('.')[1]) > Number(minor))
+}
+
 const platforms = readdirSync(join(root, 'npm'))
 expect('packages of platforms', main.napi.targets.length, platforms.length)
 for (const name of platforms) {
@@ -29,7 +39,11 @@ for (const name of platforms) {
   expect(`npm/${name}: version`, main.version, one.version)
   expect(`npm/${name}: main`, `obmalloc.${name}.node`, one.main)
   for (const file of built ? [...one.files] : []) {
-    if (!existsSync(join(root, 'npm', name, file))) wrong.push(`npm/${name}: expected ${file}, which is not there`)
+    const path = join(root, 'npm', name, file)
+    if (!existsSync(path)) wrong.push(`npm/${name}: expected ${file}, which is not there`)
+    else
+      for (const needed of newerGlibc(path))
+        wrong.push(`npm/${name}: expected glibc ${GLIBC} to be enough for ${file}, got ${needed}`)
   }
 }
 for (const file of built ? ['index.js', 'obmalloc.wasm', 'emnapi.js', 'browser.mjs', 'viewer.html'] : []) {

@@ -58,10 +58,14 @@ function named(system: string, processor: string): string {
 
 export const platform = named(process.platform, process.arch)
 
-/** What to do where the platform's package is missing. */
+/** The oldest glibc that the packages for it can be loaded with. `scripts/release-check.mjs --built` reads what they ask for. */
+export const GLIBC = '2.34'
+
+/** What to do where the platform's package is missing, or cannot be loaded. */
 export function advice(version: string): string {
+  const needed = platform.endsWith('-gnu') ? `; it needs glibc ${GLIBC} or later` : ''
   return PLATFORMS.includes(platform)
-    ? `install obmalloc-${platform}@${version}, which npm leaves out with --omit=optional`
+    ? `install obmalloc-${platform}@${version}, which npm leaves out with --omit=optional${needed}`
     : `there are packages for ${PLATFORMS.join(', ')}; for another platform, build obmalloc from its source, which needs Rust`
 }
 
