@@ -74,7 +74,7 @@ impl ObjectHeap {
     /// When `object` is no object, or has no such field.
     pub fn get(&self, object: usize, field: Field<'_>) -> Result<Value, ObjectError> {
         let kind = self.look_open(object)?;
-        // SAFETY: fields and items lie within the object, aligned.
+        // SAFETY: by invariant 2 of headers the field or item lies within the object; it is aligned.
         unsafe {
             Ok(match self.place(kind, object, field)? {
                 Place::Field(FieldKind::Object, at) => match *pointer::<usize>(at) {
@@ -106,7 +106,8 @@ impl ObjectHeap {
             Value::Object(reference) => self.look_alive(reference).map(|_| reference)?,
             _ => 0,
         };
-        // SAFETY: fields and items lie within the object, aligned.
+        // SAFETY: by invariant 2 of headers the field or item lies within the object; it is aligned. Invariant 3 holds afterwards, because
+        // `new` is NULL or an object that was looked up above.
         unsafe {
             match (place, value) {
                 (Place::Field(FieldKind::Object, at), Value::Null | Value::Object(_)) => {

@@ -201,7 +201,7 @@ pub(crate) unsafe fn each_slot(kind: &Type, object: usize, mut visit: impl FnMut
 /// As this module requires; the type is the object's.
 #[inline(never)]
 unsafe fn each_further_slot(kind: &Type, object: usize, visit: &mut impl FnMut(usize)) {
-    // SAFETY: called by `each_slot`.
+    // SAFETY: the caller's promise; by invariant 2 the runs and all items lie within the object.
     unsafe {
         for &run in kind.more_refs() {
             each_in_run(object, run, visit);

@@ -145,7 +145,8 @@ impl Pymalloc {
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is the first byte of the pool, which holds no block.
     #[inline(always)]
     unsafe fn init_pool<S: Shape>(this: *mut Self, pool: *mut PoolHeader, address: *mut u8, class: usize) -> *mut u8 {
-        // SAFETY: called with the header and the first byte of a pool, which has room for two blocks of each class.
+        // SAFETY: the caller's promise. By invariant 2 blocks begin `POOL_OVERHEAD` bytes into the pool, which has room for two of each
+        // class. Afterwards invariant 1 of pools holds: the second block is the free list, and those behind it are untouched.
         unsafe {
             let (_, alignment_shift, _) = (*this).shape::<S>();
             let size = (class + 1) << alignment_shift;
