@@ -1,4 +1,4 @@
-//! Collections that are timed: the same million objects in the CPython around and in a heap here, in turn.
+//! Times collections of the same million objects, in turn in the CPython around and in a heap here.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -40,14 +40,14 @@ const SHAPES: [(&str, Shape); 7] = [
     ("all garbage, in one group", Shape::GarbageGroup),
 ];
 
-/// No object.
+/// Stands for no object.
 const NONE: usize = usize::MAX;
 
 /// The graph of a shape: what each object refers to, and which are held from outside.
 struct Graph {
     references: Vec<[usize; 2]>,
     held: Vec<usize>,
-    /// What is reached from those.
+    /// The objects that are reached from those.
     reached: Vec<usize>,
     garbage: bool,
 }
@@ -130,7 +130,7 @@ unsafe extern "C" fn traverse(object: *mut PyObject, visit: ffi::visitproc, arg:
 }
 
 unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
-    // SAFETY: as above; `Py_CLEAR` of each.
+    // SAFETY: as above; each is cleared as `Py_CLEAR` does it.
     unsafe {
         for index in 0..2 {
             let slot = &raw mut (*object.cast::<Node>()).references[index];
@@ -214,7 +214,7 @@ impl World for CPython {
     }
 
     fn drop_reached(&mut self) {
-        // SAFETY: what is held from outside keeps them until all have a reference of their own.
+        // SAFETY: the references from outside keep the objects alive until each has a reference of its own.
         unsafe {
             self.reached.iter().for_each(|&object| ffi::Py_INCREF(object));
             self.held.drain(..).for_each(|object| ffi::Py_DECREF(object));
@@ -284,7 +284,7 @@ impl World for Here {
     }
 }
 
-/// Nanoseconds an object of each of `rounds` collections.
+/// Nanoseconds per object, for each of `rounds` collections.
 fn time(world: &mut dyn World, graph: &Graph, found: &mut usize) -> f64 {
     if graph.garbage {
         world.build(graph);
@@ -294,8 +294,8 @@ fn time(world: &mut dyn World, graph: &Graph, found: &mut usize) -> f64 {
     began.elapsed().as_nanos() as f64 / graph.references.len() as f64
 }
 
-/// Runs every shape on both sides, `rounds` times in turn after two rounds that warm up: name, nanoseconds an object in CPython and here
-/// (medians), and the median of the rounds' ratios.
+/// Runs every shape on both sides in turn: two rounds to warm up, and then `rounds`. Returns for each shape its name and three medians:
+/// nanoseconds per object in CPython, nanoseconds per object here, and the ratio.
 pub fn run(release: &str, count: usize, rounds: usize) -> Result<Vec<(String, [f64; 3])>, String> {
     let profile = Profile::named(release).ok_or_else(|| format!("unknown release {release:?}"))?;
     let mut there = CPython::new()?;
@@ -306,7 +306,7 @@ pub fn run(release: &str, count: usize, rounds: usize) -> Result<Vec<(String, [f
         let worlds: [&mut dyn World; 2] = [&mut there, &mut here];
         if !graph.garbage {
             for world in worlds {
-                // What is not reached goes now, and what is reached finds its place in the lists.
+                // This collection destroys the objects that are not reached, and moves the others to the list in which they stay.
                 world.build(&graph);
                 world.collect();
             }

@@ -86,8 +86,8 @@ fn call(function: &str, arguments: &str) -> PyResult<String> {
     dispatch(function, arguments).map(|value| value.to_string()).map_err(PyValueError::new_err)
 }
 
-/// Calls a function of the driver, from C: writes its result, or `{"error": …}`, as NUL-terminated JSON to the `size` bytes at `out`, and
-/// gives the length of the whole text, which does not fit if that is `size` or more.
+/// Calls a function of the driver, from C. Writes its result, or `{"error": …}`, as NUL-terminated JSON to the `size` bytes at `out`. Returns the
+/// length of the whole text; if that is `size` or more, the text did not fit.
 ///
 /// # Safety
 /// `function` and `arguments` are NUL-terminated UTF-8, `out` is writable, and the GIL is held.

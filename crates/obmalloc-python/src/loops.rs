@@ -30,8 +30,8 @@ pub fn run(release: &str, rounds: usize, traces: &[PathBuf], loops: bool) -> Res
     all.into_iter().map(timed).collect()
 }
 
-/// Runs a trace, touching every byte, in CPython or here: gives by how many bytes the process's peak resident memory rose. Also gives how
-/// many bytes of arenas a fresh heap here holds at most.
+/// Runs a trace in CPython or here, and touches every byte. Returns by how many bytes the process's peak of resident memory rose, and how many
+/// bytes of arenas a fresh heap here holds at most.
 pub fn peak(release: &str, trace: &Path, here: bool) -> Result<(u64, u64), String> {
     let profile = profile(release)?;
     let program = Program::load(trace, profile)?;

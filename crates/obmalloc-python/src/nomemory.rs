@@ -24,7 +24,7 @@ impl Request {
         Self { domain: Domain::ALL[random.below(3)], verb: random.below(3), count: random.below(3), size }
     }
 
-    /// Makes the request of the CPython around; `block` is a small one of the domain's, and is so again afterwards.
+    /// Makes the request in the CPython around. `block` is a small block of the domain, before and afterwards.
     ///
     /// # Safety
     /// `allocator` is the domain's, and `block` came from it.
@@ -47,7 +47,7 @@ impl Request {
         }
     }
 
-    /// As [`succeeds_there`](Self::succeeds_there), of a heap of ours.
+    /// As [`succeeds_there`](Self::succeeds_there), in a heap here.
     fn succeeds_here(&self, heap: &CheckedHeap, block: &mut usize) -> Result<bool, Fault> {
         let given = match self.verb {
             0 => heap.malloc(self.domain, self.size),
@@ -65,7 +65,7 @@ impl Request {
     }
 }
 
-/// `_testcapi.set_nomemory` and `remove_mem_hooks`, where there are any: Debian's CPythons are without tests.
+/// `_testcapi.set_nomemory` and `remove_mem_hooks`. Debian's CPythons come without them.
 struct TestCapi {
     set_nomemory: *mut ffi::PyObject,
     remove: *mut ffi::PyObject,
@@ -102,8 +102,8 @@ impl TestCapi {
     }
 }
 
-/// Runs `count` short programs of requests from `seed` on. Gives how many requests were made, and how many of them failed; nothing when
-/// this CPython has no `_testcapi`. The error is the first request that is answered differently.
+/// Runs `count` short programs of requests from `seed` on. Returns how many requests were made and how many of them failed, or `None` if this
+/// CPython has no `_testcapi`. The error names the first request that the two sides answer differently.
 pub fn run(profile: &'static Profile, seed: u64, count: u64) -> Result<Option<(u64, u64)>, String> {
     let Some(capi) = TestCapi::find() else { return Ok(None) };
     let heap = CheckedHeap::new(HeapOptions::new(profile)).map_err(|error| error.to_string())?;

@@ -9,10 +9,10 @@ use crate::cpython;
 
 /// Most blocks live at one time: some fifty to two hundred arenas.
 const SLOTS: usize = 200_000;
-/// Calls from one change of mood (how many blocks are wanted, how large) to the next.
+/// Calls after which the sequence changes its mood.
 const MOOD: u64 = 50_000;
 
-/// What the sequence is up to at present.
+/// How many blocks the sequence wants at present, and how large ones.
 struct Mood {
     /// Slots in play.
     slots: usize,

@@ -55,7 +55,7 @@ pub fn compare(version: &str, first_seed: u64, count: u64) -> Result<Value, Stri
     })
 }
 
-/// What a panic says, for that is an answer too, and one that cannot be equal.
+/// The message of a panic. It stands in for the log, and no log equals it.
 fn caught(run: impl FnOnce() -> String) -> Result<String, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).into()));

@@ -1,9 +1,10 @@
 //! The CPython around as a [`World`].
 //!
-//! Nothing but the program may show in the collector's lists, counts and statistics. So all objects of the interpreter are untracked while
-//! programs run (and kept alive, and tracked again afterwards); what the interpreter allocates for its own calls, such as an argument
-//! tuple, is untracked too, kept until the program has ended (so that it never lies in a free list, where a full collection would count
-//! it), and taken off the count of allocations.
+//! Only the program may show in the collector's lists, counts and statistics. So all objects of the interpreter are untracked while programs
+//! run; they are kept alive, and tracked again afterwards.
+//!
+//! The interpreter allocates objects for its own calls, such as argument tuples. These are untracked, taken off the count of allocations, and
+//! kept until the program has ended: otherwise they would lie in a free list, where a full collection would count them.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int};
@@ -150,7 +151,7 @@ impl Python {
         this
     }
 
-    /// Whether the counts that were found are the collector's, and what counts.
+    /// Checks that the counts that `locate` found are the collector's. Finds out whether an allocation or `PyObject_GC_Track` counts.
     fn check_state(&mut self) {
         let before = self.state.count();
         let counts = invoke(self.gc.get_count);
@@ -179,7 +180,7 @@ impl Python {
         self.thresholds
     }
 
-    /// Runs a program on a collector that is as new; gives its log.
+    /// Runs a program on a collector in its initial state. Returns the log.
     pub fn run(&self, program: &Program) -> String {
         self.begin();
         if program.callbacks.is_some() {
@@ -212,9 +213,10 @@ impl Python {
         }
     }
 
-    /// `PyObject_ClearWeakRefs`, which keeps weak references and callbacks in a tuple of its own while it calls them. That tuple must
-    /// neither count nor start a collection (before 3.12 one that takes weak references off the list that is being walked, and the
-    /// interpreter with it), nor be in the collector's lists when callbacks look at them.
+    /// `PyObject_ClearWeakRefs`, which keeps weak references and callbacks in a tuple of its own while it calls them.
+    ///
+    /// That tuple must not count, must not start a collection, and must not be in the collector's lists when callbacks look at them. Before
+    /// 3.12, a collection here would take weak references off the list that is being walked, which crashes the interpreter.
     pub fn clear_weakrefs(&self, object: Pointer) {
         // SAFETY: an instance that is being destroyed.
         unsafe {
@@ -225,14 +227,14 @@ impl Python {
             self.clearing.take();
             if callbacks > 0 {
                 let quiet = self.state.quiet();
-                // It is in the free list now.
+                // CPython's tuple is in the free list now, and is what this call gets.
                 self.keep(ffi::PyTuple_New(2 * callbacks as isize));
                 drop(quiet);
             }
         }
     }
 
-    /// A callback is called: the tuple is there.
+    /// Called at the beginning of a callback. By then CPython has made the tuple of [`clear_weakrefs`](Self::clear_weakrefs).
     fn begin_callback(&self) {
         if let Some(quiet) = self.clearing.take() {
             let newest = self.state.newest();
@@ -253,7 +255,7 @@ impl Python {
         object
     }
 
-    /// Calls a function whose arguments and result are containers, without trace. What it gives is kept.
+    /// Calls a function. Its arguments and result are containers, but the collector's lists and counts show nothing of the call.
     fn quietly(&self, function: Pointer, arguments: &[Pointer]) -> Pointer {
         let quiet = self.state.quiet();
         let size = arguments.len() as isize;
@@ -283,7 +285,7 @@ impl Python {
         result
     }
 
-    /// As [`Self::quietly`], for a function that gives a list of objects: the objects, borrowed.
+    /// As [`Self::quietly`], for a function that returns a list. Returns the objects in it, borrowed.
     fn list(&self, function: Pointer, arguments: &[Pointer]) -> Vec<usize> {
         let list = self.quietly(function, arguments);
         let quiet = self.state.quiet();
@@ -337,13 +339,13 @@ fn is_tracked(object: Pointer) -> bool {
     unsafe { *object.cast::<usize>().sub(2) != 0 }
 }
 
-/// A function without arguments that allocates no container, or whose traces do not matter.
+/// Calls a function without arguments. The function allocates no container, or it does not matter if the collector's counts show one.
 fn invoke(function: Pointer) -> Pointer {
     // SAFETY: the GIL is held; null ends the arguments.
     ffi::checked(unsafe { ffi::PyObject_CallFunctionObjArgs(function, ptr::null_mut::<std::ffi::c_void>()) }, STEP)
 }
 
-/// The number that a call gave.
+/// The number that a call returned.
 fn number(object: Pointer) -> usize {
     // SAFETY: an owned reference to a number.
     unsafe {

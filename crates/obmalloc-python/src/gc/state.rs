@@ -28,8 +28,8 @@ struct Incremental {
 /// The collector's state.
 pub struct State {
     generations: *mut Generation,
-    /// Whether objects are counted when they are tracked, not when they are allocated. So it is in the incremental collector, which also
-    /// keeps the number of all objects.
+    /// Whether objects are counted when they are tracked, not when they are allocated. The incremental collector does so, and it also keeps the
+    /// number of all objects.
     pub counts_tracked: bool,
     /// The number of all objects before any program ran.
     heap_size: isize,
@@ -39,7 +39,7 @@ pub struct State {
 const SEARCHED: usize = 64 << 10;
 
 impl State {
-    /// Finds it by the thresholds that `set_threshold` puts there.
+    /// Finds the state: `set_threshold` puts thresholds there that are looked for.
     pub fn locate(set_threshold: impl Fn([i32; 3])) -> Self {
         const MARKS: [i32; 3] = [0x1234_5671, 0x2345_6782, 0x3456_7893];
         set_threshold(MARKS);
@@ -92,7 +92,7 @@ impl State {
         }
     }
 
-    /// Makes sure that the incremental collector's state looks as it is declared here.
+    /// Checks that the incremental collector's state has the layout that is declared here.
     pub fn check_incremental(&mut self, garbage: Pointer, callbacks: Pointer) {
         let state = self.incremental();
         assert_eq!((state.garbage, state.callbacks), (garbage, callbacks), "the incremental collector's state");
@@ -105,8 +105,8 @@ impl State {
         unsafe { &mut *self.generations.cast() }
     }
 
-    /// After a full collection: the program's objects are all that there are. False if one more is needed, so that the incremental
-    /// collector's two old spaces are where the first one leaves them.
+    /// Called after a full collection. From now on only the program's objects count. Returns false if one more full collection is needed: the
+    /// incremental collector's two old spaces change places with each.
     pub fn begin(&self) -> bool {
         if !self.counts_tracked {
             return true;

@@ -6,7 +6,7 @@ use std::ptr;
 use super::ffi::{self, MethodDef, Pointer, TypeSlot, TypeSpec};
 use super::types;
 
-/// `sys.stderr`, replaced by an object that hands the text on. Nothing is allocated in writing to it.
+/// Takes the place of `sys.stderr`, and hands the text on. Writing to it allocates nothing.
 pub struct Stderr {
     before: Pointer,
 }
@@ -39,7 +39,7 @@ unsafe extern "C" fn get_attribute(_: Pointer, _: Pointer) -> Pointer {
 const NAME: &CStr = c"stderr";
 
 impl Stderr {
-    /// Replaces it.
+    /// Replaces `sys.stderr`.
     pub fn replace() -> Self {
         let slots = [
             TypeSlot { slot: ffi::TP_GETATTRO, function: get_attribute as *const std::ffi::c_void },

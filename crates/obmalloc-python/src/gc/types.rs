@@ -35,7 +35,7 @@ mod offset {
 }
 
 thread_local! {
-    /// What runs at present, so that types can call it back.
+    /// The session that runs at present, which types call back.
     static CURRENT: Cell<Option<(*const Python, *const Session)>> = const { Cell::new(None) };
 }
 
@@ -46,7 +46,7 @@ pub fn with_session(python: &Python, session: &Session, body: impl FnOnce()) {
     CURRENT.set(None);
 }
 
-/// Calls `body` with what runs at present.
+/// Calls `body` with the session that runs at present.
 pub fn current<R>(body: impl FnOnce(&Python, &Session) -> R) -> R {
     let (python, session) = CURRENT.get().expect("hooks run only while a program does");
     // SAFETY: `with_session` holds both while they are set.
@@ -88,7 +88,7 @@ impl Instance {
         unsafe { self.slots.as_mut_ptr().add(index) }
     }
 
-    /// Makes what an allocation gave an instance without references.
+    /// Turns the memory that an allocation gave into an instance without references.
     ///
     /// # Safety
     /// `object` comes from an allocation of the type for `kind` with `nitems` items.
@@ -209,7 +209,7 @@ unsafe extern "C" fn dealloc(object: Pointer) {
                 return;
             }
             untrack();
-            // Those that the finalizer has made.
+            // The finalizer may have made weak references.
             while !Instance::of(object).weakrefs.is_null() {
                 ffi::_PyWeakref_ClearRef(Instance::of(object).weakrefs);
             }
