@@ -1,11 +1,11 @@
 //! Makes a recording's calls with this process's `malloc`, writes to the blocks as a program would, and prints how much memory that takes:
 //! `LD_PRELOAD=libjemalloc.so.2 obmalloc-measure calls`.
 //!
-//! The file of calls is what `obmalloc_trace::what_if::CallsWriter` writes. It and the table of blocks are mapped, so that nothing but the
-//! calls comes from `malloc`. With `pymalloc RELEASE` behind the file, small requests go to a heap of that release instead.
+//! `obmalloc_trace::what_if::CallsWriter` writes the file of calls. The file and the table of blocks are mapped, so that only the calls take
+//! memory from `malloc`. With `pymalloc RELEASE` behind the file, small requests go to a heap of that release instead.
 //!
-//! What it prints is JSON: `peak` and `held`, resident bytes above those before the first call; `nanoseconds` a call, from a second process
-//! that touches nothing (`time` behind everything else), else null.
+//! It prints JSON: `peak` and `held` are resident bytes above those before the first call. `nanoseconds` is the time of a call, or null; to
+//! measure it, this program is run again with `time` behind all other arguments, and then touches no block.
 #![cfg(target_os = "linux")]
 
 use obmalloc::profile::Profile;
@@ -17,8 +17,9 @@ use std::process::ExitCode;
 use std::ptr::{self, NonNull};
 use std::time::Instant;
 
-/// First bytes of a file of calls, and all before the calls.
+/// The first bytes of a file of calls.
 const MAGIC: &[u8; 8] = b"obmcalls";
+/// Bytes before the first call.
 const HEAD: usize = 24;
 
 fn main() -> ExitCode {
@@ -63,7 +64,7 @@ fn measure(arguments: &[String]) -> Result<String, String> {
     let nanoseconds = start.elapsed().as_nanos() as f64 / program.calls.len().max(1) as f64;
     let (held, peak) = (resident()?, if forgets { highest()? } else { 0 });
     let peak = peak.max(held).saturating_sub(before);
-    // Blocks that were not freed go with the process.
+    // The end of the process frees the blocks that are left.
     std::mem::forget(heap);
     let nanoseconds = if touches { "null".to_owned() } else { nanoseconds.to_string() };
     Ok(format!("{{\"peak\":{peak},\"held\":{},\"nanoseconds\":{nanoseconds}}}", held.saturating_sub(before)))
@@ -72,7 +73,7 @@ fn measure(arguments: &[String]) -> Result<String, String> {
 /// The allocator that answers the calls.
 trait Allocators {
     /// # Safety
-    /// As of C's `realloc`, for `block`; `verb` is 0 for malloc, 1 for calloc, 2 for realloc, 3 for free.
+    /// `block` is what C's `realloc` takes; `verb` is 0 for malloc, 1 for calloc, 2 for realloc, 3 for free.
     unsafe fn call(&self, verb: u64, block: *mut u8, size: usize) -> *mut u8;
 }
 
@@ -189,14 +190,17 @@ fn resident() -> Result<u64, String> {
     status("RssAnon:")
 }
 
-/// The most that was resident since it was last forgotten. Files are in it, which do not change while the calls are made.
+/// The most anonymous memory that was resident since the peak was reset, in bytes. The system counts the pages of files too. They are the same
+/// now as at the peak, so they are subtracted.
 fn highest() -> Result<u64, String> {
     Ok(status("VmHWM:")?.saturating_sub(status("RssFile:")?))
 }
 
 fn status(name: &str) -> Result<u64, String> {
     let text = read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).ok_or_else(|| format!("the system does not say {name}"))?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().map_err(|_| format!("{name} {line}"))?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix(name)).ok_or_else(|| format!("expected {name} in /proc/self/status"))?;
+    let kib: u64 =
+        line.trim().trim_end_matches(" kB").parse().map_err(|_| format!("expected kibibytes behind {name}, but got {line:?}"))?;
     Ok(kib * 1024)
 }
