@@ -1,4 +1,4 @@
-//! Programs that random ones were shrunk to: on each of them this engine once differed from CPython. Leans on `program`.
+//! Programs on which this engine once differed from CPython. Each was shrunk from a random one. Leans on `program`.
 
 use crate::program::{KINDS, Op, Place, Program, SCRIPTS};
 
@@ -27,7 +27,7 @@ fn program(scripts: &[(usize, &[Op])], ops: &[Op]) -> Program {
     program
 }
 
-/// All of them, each with what it is about.
+/// All of them, each with the behaviour that it is about.
 pub fn found() -> Vec<(&'static str, Program)> {
     let with_callbacks = |script, program| Program { callbacks: Some(script), ..program };
     let immortals = {

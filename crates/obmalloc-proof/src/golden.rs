@@ -28,7 +28,7 @@ pub struct Golden {
     pub programs: u64,
     /// Digests of logs, each of `programs` programs.
     pub digests: Vec<String>,
-    /// Whole logs, of programs of some seeds and of those that have found something.
+    /// Whole logs: of the programs of some seeds, and of those that once found a difference.
     pub logs: BTreeMap<String, Vec<String>>,
 }
 
@@ -90,10 +90,10 @@ pub struct Plan {
     logs: Vec<u64>,
 }
 
-/// Before the seed in the name of its program.
+/// The name of a seed's program begins with this.
 const SEED: &str = "seed ";
 
-/// The programs of some seeds and those that have found something, by name.
+/// The programs of some seeds and those that once found a difference, by name.
 fn named(seeds: impl Iterator<Item = u64>) -> BTreeMap<String, Program> {
     let found = found().into_iter().map(|(name, program)| (name.to_owned(), program));
     seeds.map(|seed| (format!("{SEED}{seed}"), generate(seed))).chain(found).collect()

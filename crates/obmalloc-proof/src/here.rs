@@ -31,7 +31,7 @@ pub struct Here {
 type Types = Rc<RefCell<Vec<TypeId>>>;
 type Current = Rc<RefCell<Option<Rc<Session>>>>;
 
-/// What hooks reach the session with.
+/// The engine's hooks, which call the session.
 struct Calls {
     types: Types,
     session: Current,
@@ -111,7 +111,7 @@ fn done<T, E: Debug>(result: Result<T, E>) -> T {
 impl Calls {
     fn call(&self, heap: &ObjectHeap, call: impl FnOnce(&Session, &dyn World)) {
         let session = self.session.borrow().clone();
-        // Before the first program, collections find nothing that the program's log should tell of.
+        // Before a program begins there is no log: a collection then is not the program's.
         if let Some(session) = session {
             call(&session, &Side { heap, types: &self.types });
         }
@@ -183,7 +183,7 @@ impl Side<'_> {
         self.types.borrow()[kind]
     }
 
-    /// What an object's slot is: first come the fields.
+    /// The field or item that a slot is. Fields come first.
     fn field(&self, object: usize, slot: usize) -> Field<'static> {
         let fields = self.heap.type_info(done(self.heap.type_of(object))).fields().len();
         if slot < fields { Field::Member(slot) } else { Field::Item(slot - fields) }

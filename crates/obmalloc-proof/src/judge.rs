@@ -6,10 +6,10 @@ use crate::found::found;
 use crate::generate::generate;
 use crate::program::{Op, Program};
 
-/// Runs a program on one side; gives its log.
+/// Runs a program on one side, and returns its log.
 pub type Side<'a> = &'a mut dyn FnMut(&Program) -> String;
 
-/// What equal logs amount to.
+/// How much was compared and found equal.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Totals {
     /// Programs run.
@@ -21,7 +21,7 @@ pub struct Totals {
 /// The shortest program found on which the two sides differ.
 #[derive(Debug)]
 pub struct Divergence {
-    /// What the program was shrunk from: that of a seed, or one that had found something before.
+    /// The name of the program that it was shrunk from: its seed, or what it once found.
     pub from: String,
     /// The program.
     pub program: Program,
@@ -31,11 +31,11 @@ pub struct Divergence {
     pub here: String,
 }
 
-/// Runs programs on both sides: those that once found a difference, and those of `count` seeds. `afresh` runs a program on this side with
-/// nothing left of earlier programs: there a program is shrunk.
+/// Runs programs on both sides: those that once found a difference, and those of `count` seeds. `afresh` runs a program on this side in a new
+/// heap, and is used to shrink a program.
 ///
 /// # Errors
-/// The first divergence; shrunk, unless it takes the programs before.
+/// The first divergence. It is shrunk if it also shows in a new heap, without the programs before it.
 pub fn compare(
     first_seed: u64,
     count: u64,

@@ -72,7 +72,8 @@ pub trait World {
 
 /// Most steps that scripts take in one program, so that finalizers that allocate objects with finalizers come to an end.
 const FUEL: u32 = 250;
-/// Most weak references with callbacks to one object. With more, CPython's death of an object allocates what no free list keeps.
+/// Most weak references with callbacks to one object. With more, the tuple that CPython makes of them when the object dies is too long for a
+/// free list.
 const CALLBACKS: u8 = 9;
 /// Deepest nesting of scripts.
 const DEPTH: u32 = 6;
@@ -117,7 +118,7 @@ pub struct Session {
 
 macro_rules! log {
     ($session:expr, $($format:tt)*) => {{
-        // What is written may look at the state.
+        // The arguments may read the state.
         let line = format!($($format)*);
         $session.write(&line);
     }};
@@ -154,7 +155,7 @@ impl Session {
         self.close(world);
     }
 
-    /// What happened, a line for each event.
+    /// Returns the log, a line for each event.
     pub fn into_log(self) -> String {
         self.state.into_inner().log
     }
@@ -174,7 +175,8 @@ impl Session {
         world.unfreeze();
         self.step(world, Op::Collect(2), 0);
         self.step(world, Op::Garbage, 0);
-        // What no collector can collect: legacy finalizers in cycles, objects that refuse to be cleared, references that are not visited.
+        // No collector can collect legacy finalizers in cycles, objects that refuse to be cleared, and references that are not visited. They are
+        // cleared one by one.
         let mut id = 0;
         loop {
             let found = self.state.borrow().objects.get(id).map(|object| (object.alive && object.loggable(), object.address));
@@ -195,7 +197,7 @@ impl Session {
         self.step(world, Op::Garbage, 0);
         self.step(world, Op::Stats, 0);
         self.step(world, Op::Count, 0);
-        // Nothing is in any list, whether that is looked at or counted.
+        // All lists are empty now. The log has the number of frozen objects, and then the objects themselves.
         world.freeze();
         self.step(world, Op::Objects(3), 0);
         world.unfreeze();
@@ -208,7 +210,7 @@ impl Session {
         log!(self, "left {left:?}");
     }
 
-    // What types call back.
+    // The functions that types call back.
 
     /// `tp_finalize`.
     pub fn finalize(&self, world: &dyn World, object: usize) {
@@ -257,7 +259,7 @@ impl Session {
         self.run_script(world, script, 0);
     }
 
-    /// How many slots `tp_traverse` of an object visits, where the program makes it.
+    /// How many slots `tp_traverse` of an object visits, for kinds whose traverse the program makes.
     pub fn visited(&self, object: usize) -> usize {
         let slots = self.slots(object);
         match self.kind(object).traverse {
@@ -314,7 +316,7 @@ impl Session {
         });
     }
 
-    // What is where.
+    // The names and slots of objects.
 
     fn label(&self, address: usize) -> Option<Label> {
         self.state.borrow().labels.get(&address).copied()
@@ -367,7 +369,7 @@ impl Session {
         (found != 0).then_some(found)
     }
 
-    /// As [`Self::find`], for objects of the program only, with a new reference: what is done may drop all others.
+    /// As [`Self::find`], for objects of the program only. Adds a reference, because the next step may drop all others.
     fn hold(&self, world: &dyn World, place: Place, me: usize) -> Option<usize> {
         let found = self.find(world, place, me)?;
         matches!(self.label(found), Some(Label::Object(_))).then(|| world.incref(found))?;
@@ -377,7 +379,7 @@ impl Session {
     // Steps.
 
     /// From 3.12 an automatic collection runs between two steps, and never in a hook.
-    fn settle(&self, world: &dyn World) {
+    fn run_scheduled(&self, world: &dyn World) {
         if self.depth.get() == 0 {
             world.run_scheduled();
         }
@@ -385,7 +387,7 @@ impl Session {
 
     fn release(&self, world: &dyn World, object: usize) {
         world.decref(object);
-        self.settle(world);
+        self.run_scheduled(world);
     }
 
     /// Puts an owned reference in a root.
@@ -407,7 +409,7 @@ impl Session {
         let slots = self.slots(holder);
         if slots > 0 {
             world.set(holder, usize::from(slot) % slots, value);
-            self.settle(world);
+            self.run_scheduled(world);
         }
     }
 
@@ -441,7 +443,7 @@ impl Session {
         }
         let (name, referent) = (self.name(reference), self.name(object));
         log!(self, "{name} to {referent}");
-        self.settle(world);
+        self.run_scheduled(world);
         self.store_weak(world, weak, reference);
     }
 
@@ -459,7 +461,7 @@ impl Session {
         match op {
             Op::New { root: at, kind, nitems, tracked, script } => {
                 let object = self.new_object(world, kind, nitems, tracked, script);
-                self.settle(world);
+                self.run_scheduled(world);
                 self.store(world, root(at), object);
             }
             Op::Store(at, place) => {
@@ -502,21 +504,21 @@ impl Session {
             Op::Track(place) => self.with(world, place, me, |object| {
                 if self.kind(object).gc && !world.is_tracked(object) {
                     world.track(object);
-                    self.settle(world);
+                    self.run_scheduled(world);
                 }
             }),
             Op::Untrack(place) => self.with(world, place, me, |object| {
                 let kind = self.kind(object);
                 if kind.gc && kind.dealloc {
                     world.untrack(object);
-                    self.settle(world);
+                    self.run_scheduled(world);
                 }
             }),
             Op::Collect(generation) => {
                 let generation = usize::from(generation) % 3;
                 let found = world.collect(generation);
                 log!(self, "collect({generation}) = {found}");
-                self.settle(world);
+                self.run_scheduled(world);
             }
             Op::Freeze => world.freeze(),
             Op::Unfreeze => world.unfreeze(),
@@ -566,7 +568,7 @@ impl Session {
         }
     }
 
-    /// Does something with an object of the program, if there is one, that stays alive meanwhile.
+    /// Calls `body` with an object of the program, if there is one, and keeps it alive meanwhile.
     fn with(&self, world: &dyn World, place: Place, me: usize, body: impl FnOnce(usize)) {
         if let Some(object) = self.hold(world, place, me) {
             body(object);
@@ -576,7 +578,7 @@ impl Session {
 }
 
 impl Object {
-    /// Whether its death is seen.
+    /// Whether its death is logged.
     fn loggable(&self) -> bool {
         KINDS[self.kind].dealloc
     }

@@ -1,4 +1,4 @@
-//! What `PyType_GenericAlloc` requests: for classes that a Python program may make, and for types of the same make here.
+//! What `PyType_GenericAlloc` requests for an object: of classes in Python, and of types here that are laid out in the same way.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ pub struct Class {
     pub nitems: usize,
 }
 
-/// The classes. Of each the first object is looked at.
+/// The classes. The first object of each is looked at.
 pub const CLASSES: [Class; 11] = [
     Class { name: "plain class", python: "class C: pass", nitems: 0 },
     Class { name: "one slot", python: "class C: __slots__ = ('x',)", nitems: 0 },
@@ -44,7 +44,7 @@ fn is_since(profile: &Profile, first: &str) -> bool {
     place(profile.release()) >= place(first)
 }
 
-/// A type here that is laid out as `class` is, and its `nitems`. What the built-in bases hold in C is in its fields.
+/// A type here that is laid out as `class` is, and its `nitems`. It has a field for each member of the built-in base's C struct.
 fn twin(class: &Class, profile: &Profile) -> (TypeSpec, usize) {
     let fields = |objects: usize, words: usize| {
         let kinds = std::iter::repeat_n(FieldKind::Object, objects).chain(std::iter::repeat_n(FieldKind::I64, words));

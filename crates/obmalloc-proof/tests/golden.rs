@@ -1,4 +1,4 @@
-//! What real CPythons answered is what this engine answers; and a judge that finds no fault would find one if there was one.
+//! This engine answers what real CPythons answered. A judge that is given a wrong answer finds it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ fn golden_answers_are_given_here_too() {
     let mut releases = BTreeSet::new();
     for mut golden in answers() {
         releases.insert(Profile::of_version(&golden.version).unwrap().release());
-        // The whole of it is checked from TypeScript, where the engine is built to be fast.
+        // A test in TypeScript checks all of them, with an engine that is built for speed.
         golden.digests.truncate(20);
         let totals = golden.check().unwrap_or_else(|different| panic!("CPython {}: {different}", golden.version));
         assert_eq!(totals.programs, 20 * golden.programs);
@@ -65,7 +65,7 @@ fn a_divergence_is_shrunk_to_what_it_takes() {
     assert_eq!(equal.unwrap().programs, 50 + found().len() as u64);
     let mut forgetful = |program: &_| wrong.run(program).replace("callback of", "call of");
     let found = compare(0, 0, &mut |program| right.run(program), &mut forgetful, &mut afresh).unwrap_err();
-    // It takes an object, a weak reference with a callback, and the object's death; little else is left.
+    // A program needs an object, a weak reference with a callback, and the object's death. Little else may be left.
     assert!(found.program.size() <= 6, "{found}");
     assert_ne!(found.there, found.here);
     let shown = found.to_string();
