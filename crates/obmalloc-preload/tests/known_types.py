@@ -1,4 +1,4 @@
-"""Makes a mark, and says which objects there were that the collector comes to: address of the block, type, a line each.
+"""Makes a mark, and writes which objects the collector reached there: a line for each, with the address of its block and its type.
 
 usage: known_types.py FILE
 """
@@ -37,7 +37,7 @@ Nowhere = type("Nowhere", (), {"__module__": 7})
 
 
 def before_all():
-    """Nothing holds the objects but the program itself."""
+    """The mark at which only the program itself holds the objects."""
     sys.audit("obmalloc.mark", "before")
 
 

@@ -1,4 +1,4 @@
-//! When, in which process and with how much memory: what the recorder tells of moments, in real interpreters.
+//! What the recorder writes of moments, in real interpreters: the time, the process, and how much memory was resident.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -148,10 +148,10 @@ sys.audit('obmalloc.mark', 'gone')
         let events = of(&run);
         let times: Vec<u64> = events.iter().map(|(clock, _)| clock.micros).collect();
         assert!(times.is_sorted() && *times.last().expect("events") > 200_000, "3.{}", python.minor);
-        // No stretch of more than some thousand events has one time.
+        // The clock moves at least every few thousand events.
         let longest = times.chunk_by(|a, b| a == b).map(<[u64]>::len).max().expect("events");
         assert!(longest < 5000, "3.{}: {longest}", python.minor);
-        // Two marks and the beginning of finalization; and others, each of which comes 20 ms after the one before or later.
+        // There is a sample at each of the two marks and at the beginning of finalization. Other samples are at least 20 ms apart.
         let Clock { samples, micros, .. } = events.last().expect("events").0;
         let most = 3 + micros / 20_000 + 1;
         assert!((6..=most).contains(&samples), "3.{}: {samples} in {micros} µs", python.minor);

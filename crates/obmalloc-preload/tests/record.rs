@@ -115,7 +115,7 @@ fn replaced_allocators_are_reported() {
             let lost = trace.events.iter().filter(|event| **event == Event::Note(Note::HooksLost(7))).count();
             assert_eq!(lost, 1, "{}: {:?}", python.executable.display(), &trace.events);
             assert!(trace.ends_orderly());
-            // The program's own words are on its stderr, and nothing of ours.
+            // The recorder writes nothing to the program's stderr.
             assert_eq!(run.stderr(), "");
             let said = format!("{culprit} replaced the recorder's allocators: raw, mem and obj calls are not recorded");
             assert!(trace.tells(&said), "{:?}", trace.events);
@@ -160,7 +160,7 @@ fn what_tracemalloc_frees_is_not_taken_for_pymallocs() {
                   tracemalloc.stop()\ny = [bytes(n) for n in range(3000)]\n";
     for python in pythons() {
         let run = Run::with(python, &["-X", "tracemalloc", "-c", script], &[]).succeeded();
-        // pymalloc gives nothing to raw's `free` but the large block that it is asked to free or to move.
+        // The only blocks that pymalloc passes to raw's `free` are the large ones that it is asked to free or to move.
         let mut nested = Vec::new();
         for event in run.trace().events {
             match event {
@@ -237,7 +237,7 @@ for thread in threads: thread.start()
 x = [[n, str(n), bytes(n % 700)] for n in range(5000)]
 for thread in threads: thread.join()
 print(len(ended))";
-    // What `_xxsubinterpreters` of earlier releases does has one lock and one pymalloc, and its own faults.
+    // In earlier releases the interpreters of `_xxsubinterpreters` share one lock and one pymalloc, and that module has faults of its own.
     for python in pythons().iter().filter(|python| python.minor >= 12) {
         let run = Run::of(python, script, &[]).succeeded();
         assert_eq!(run.stdout().trim(), "4", "{}: {}", python.executable.display(), run.stderr());

@@ -7,7 +7,7 @@ use common::{Run, Trace, pythons};
 
 #[test]
 fn trace_goes_on_when_the_program_closes_descriptors_that_are_not_its_own() {
-    // A mark takes a sample, however fast the machine is: one before the descriptors are closed, and two after.
+    // Every mark takes a sample, so the test does not depend on the machine's speed. One mark comes before the descriptors are closed, two after.
     let script = "import os, sys\nsys.audit('obmalloc.mark')\n\
                   os.closerange(3, 1024)\nfiles = [os.open('/dev/null', os.O_WRONLY) for _ in range(600)]\n\
                   x = [object() for _ in range(200000)]\n\

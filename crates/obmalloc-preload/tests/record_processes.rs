@@ -1,4 +1,4 @@
-//! How processes begin, fork, go on as others and end under the recorder, and those that it leaves alone.
+//! Processes under the recorder: how they begin, fork, execute other programs and end, and which ones it leaves alone.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -31,7 +31,7 @@ fn forked_child_continues_the_parents_trace_in_its_own() {
         let bytes_object = 337 + 33;
         assert!(child.requests(bytes_object) >= 100);
         assert!(parent.requests(bytes_object) < 100);
-        // The parent up to the fork and then the child: everything that is freed has been allocated.
+        // Read the parent's trace up to the fork, and then the child's: each freed block was allocated before.
         let bytes = std::fs::read(run.directory.join("trace")).expect("readable");
         let before =
             Reader::new(&bytes[..child.parent_bytes() as usize]).expect("a trace").map(|event| event.expect("undamaged"));

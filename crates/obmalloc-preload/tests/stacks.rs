@@ -41,7 +41,7 @@ struct Block {
 struct Alive {
     blocks: HashMap<u64, Block>,
     events: u64,
-    /// What was given or taken since the list was last emptied.
+    /// Addresses that were allocated or freed since this set was last emptied.
     touched: HashSet<u64>,
 }
 
@@ -71,7 +71,7 @@ impl Alive {
     }
 }
 
-/// A block with another stack in tracemalloc.
+/// A block for which tracemalloc has another stack than the recorder.
 struct Difference {
     kind: String,
     size: u64,
@@ -80,19 +80,19 @@ struct Difference {
 }
 
 impl Difference {
-    /// Whether it comes of an object's memory being kept when the object dies, and used for the next one of its type: then nothing is asked
-    /// for, but tracemalloc takes it for a request.
+    /// Whether CPython may have used the memory of a dead object for a new one of the same type. It requests no memory then, but tracemalloc
+    /// notes the new object's stack.
     fn is_of_reuse(&self, minor: u32) -> bool {
         match self.kind.as_str() {
             // Tuples of up to twenty items.
             "tuple" => self.size <= 16 + 24 + 20 * 8,
             "list" | "dict" | "float" => true,
-            // A float that waits for the next one has a link in the place of its type.
+            // A dead float in the free list has a link where its type was.
             "-" => self.size == 24,
             "frame" => minor <= 10,
             "method" | "builtin_function_or_method" => minor == 8 || minor >= 14,
             "builtin_method" => minor >= 15,
-            // Of one digit.
+            // Ints of one digit.
             "int" => minor >= 14 && self.size == 32,
             "slice" | "range" | "range_iterator" | "list_iterator" | "tuple_iterator" => minor >= 14,
             _ => false,
@@ -100,7 +100,7 @@ impl Difference {
     }
 }
 
-/// Runs a program under tracemalloc and the recorder. Gives how many blocks both know, and those with different stacks.
+/// Runs a program under tracemalloc and the recorder. Returns how many blocks both know, and the blocks whose stacks differ.
 fn judged(python: &Python, program: &Path) -> (usize, Vec<Difference>) {
     // Several interpreters may be of one release.
     static RUNS: AtomicUsize = AtomicUsize::new(0);
@@ -123,7 +123,7 @@ fn judged(python: &Python, program: &Path) -> (usize, Vec<Difference>) {
     writeln!(child.stdin.take().expect("a pipe"), "{}", wanted.display()).expect("it listens");
     let answers: Vec<String> = lines.collect();
     assert!(child.wait().expect("a child").success());
-    // What was touched since the list was made is not compared.
+    // Blocks that were allocated or freed after the list was made are not compared.
     let (until, mut alive, mut reader) = (alive.events, Alive::default(), reader());
     alive.read(&mut reader, until);
     let listed = alive.blocks.clone();
@@ -199,7 +199,7 @@ fn trace_with_stacks_is_that_without_them_event_for_event() {
     }
 }
 
-/// The stacks of a trace, each with how many events in a row came under it.
+/// The stacks of a trace in order, each with the number of successive events that have it.
 fn stacks_in_turn(run: &Run) -> Vec<(u64, usize)> {
     let mut reader = Reader::new(std::fs::read(run.directory.join("trace")).expect("a trace")).expect("a trace");
     let mut found: Vec<(u64, usize)> = Vec::new();
@@ -213,7 +213,7 @@ fn stacks_in_turn(run: &Run) -> Vec<(u64, usize)> {
     found
 }
 
-/// Runs a program whose frames' layout holds, and again with a variable that spoils it.
+/// Runs a program twice: with the right layout of frames, and with an environment variable that makes the layout wrong.
 fn spoilt(python: &Python, variable: &str, holds: &str, fails: &str) {
     const SAID: &str = "no stacks: this CPython's frames are not laid out as those of its release are";
     let of = |value| fixed(python, &workload("small.py"), &[("OBMALLOC_STACKS", "64"), (variable, value)]);
@@ -234,7 +234,7 @@ fn spoilt(python: &Python, variable: &str, holds: &str, fails: &str) {
 #[test]
 fn layout_that_does_not_hold_gives_no_frame_anywhere_and_is_said_once() {
     for python in pythons() {
-        // Two digits: CPython makes an object for a text of one digit only once, for the first line that asks.
+        // The texts have two digits. CPython keeps the texts of one digit, so only the first line that needs one would allocate it.
         spoilt(python, "OBMALLOC_STACKS_CODE_OFFSET", "00", "08");
     }
 }
@@ -242,14 +242,14 @@ fn layout_that_does_not_hold_gives_no_frame_anywhere_and_is_said_once() {
 #[test]
 fn layout_in_which_no_thread_has_a_frame_is_said_once() {
     for python in pythons() {
-        // The first field of a thread's state: the next thread's state. There is none.
+        // This offset is that of the first field of a thread's state. It leads to the next thread, and here there is none.
         spoilt(python, "OBMALLOC_STACKS_THREAD_FRAME", "no", "00");
     }
 }
 
 #[test]
 fn calls_without_a_frame_have_none_before_the_program_begins_and_after_it() {
-    // The parser makes the constant, after the frames of the interpreter's start are gone.
+    // The parser allocates the constant. By then the frames of the interpreter's start are gone.
     let script = format!(
         "b'{}'\n\
          import atexit\n\
@@ -263,7 +263,7 @@ fn calls_without_a_frame_have_none_before_the_program_begins_and_after_it() {
         let parsed = stacks_of(&run, 70002 + 33);
         assert!(!parsed.is_empty() && parsed.iter().all(Vec::is_empty), "3.{}: {parsed:?}", python.minor);
         assert_eq!(stacks_of(&run, 70001 + 33), [["<string>:3"], ["<string>:4"]], "3.{}", python.minor);
-        // Types and modules that are built in are made first, by no Python.
+        // C code makes the built-in types and modules first, without a Python frame.
         assert!(turns[0].0 == 0 && turns[0].1 > 1000, "3.{}: {:?}", python.minor, turns[0]);
         assert_eq!(turns.last().expect("events").0, 0, "3.{}", python.minor);
     }

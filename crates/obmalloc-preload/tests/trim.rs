@@ -63,7 +63,8 @@ for _ in range(3):
         let (trimmed, not) = (with("trim"), with("trip"));
         assert_eq!((trimmed.end().number("trims"), not.end().number("trims")), (3, 0));
         assert_eq!(trimmed.stdout(), not.stdout());
-        // After some for CPython to have made what it makes once. The first look of each pair is from before the trim, the second from after it.
+        // The first 40 looks are left out: meanwhile CPython makes what it makes only once. Of each pair, the first look is from before the trim
+        // and the second from after it.
         let text = trimmed.stderr();
         let looks: Vec<&str> = text.split("look\n").skip(41).collect();
         assert_eq!(looks.len(), 6);
@@ -109,7 +110,7 @@ fn nothing_is_done_where_pymalloc_is_not_what_serves() {
             assert!(reason.contains(variable), "3.{}: {reason}", python.minor);
             assert_eq!(run.stderr().matches("nothing was given back").count(), 1, "{}", run.stderr());
         }
-        // What is there anyway.
+        // These choose the allocators that a release build has anyway.
         for value in ["pymalloc", "default", ""] {
             let run = Trimmed::with(python, &["-c", script], "asked", &[("PYTHONMALLOC", value)]).succeeded();
             assert_eq!((run.end().number("trims"), run.end().off()), (1, None), "3.{}: {value}", python.minor);
@@ -178,7 +179,7 @@ kept = [(n, n + 1) for n in range(100_000)]
             .collect();
         let in_arena = |pool: u64| arenas.iter().any(|&arena| arena <= pool && pool + 0x4000 <= arena + 0x10_0000);
         assert!(pools.iter().all(|&pool| pool % 0x4000 == 0 && in_arena(pool)));
-        // A pool without a block: none that is allocated by then lies in one.
+        // These pools are empty: no live block lies in one.
         let mut live = BTreeSet::new();
         for event in &events[..place("before")] {
             match *event {
@@ -194,7 +195,7 @@ kept = [(n, n + 1) for n in range(100_000)]
         for pool in pools {
             assert_eq!(live.range(pool..pool + 0x4000).next(), None, "3.{}: {pool:#x}", python.minor);
         }
-        // And none without a trim.
+        // Without a trim no pool is recorded.
         let run = Run::of(python, &script, &[]).succeeded();
         assert!(pools_of(&run.trace().events).is_empty());
     }

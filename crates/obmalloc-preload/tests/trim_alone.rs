@@ -1,5 +1,5 @@
-//! The trimmer by itself, without being asked: in programs that sleep, work, fork, end, and have threads and interpreters. The trims are forced,
-//! and the pages of empty pools filled instead of given back, wherever it is to be seen that nothing reads them before it writes them.
+//! The trimmer when no program asks it to trim: in programs that sleep, work, fork, end, and have threads and interpreters. Some tests trim
+//! all the time, and fill the pages of empty pools instead of giving them back. So a program that reads such a page before it writes to it fails.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 
 const TUPLES: &str = "kept = [(n, n + 1) for n in range(1_000_000)][::1000]\n";
 
-/// Trims are made all the time, and what must not be read is filled.
+/// Trims are made all the time, and memory that must not be read is filled.
 const FORCED: &str = "force=1ms,poison";
 
 fn able() -> impl Iterator<Item = &'static Python> {
@@ -161,7 +161,7 @@ fn every_way_to_end_is_reported() {
             assert!(last.number("poolBytes") > 60 << 20 && last.number("trims") >= 1);
             assert_eq!(run.0.output.status.signal(), end.contains("KILL").then_some(9));
         }
-        // Another program in the same process counts by itself.
+        // A program that the process executes begins its own counts.
         let again = "os.execv(sys.executable, [sys.executable, '-c', 'pass'])";
         let run = Trimmed::of(python, &script(again), "every=100ms").succeeded();
         assert_eq!(run.end().number("trims"), 0);
@@ -175,12 +175,12 @@ fn programs_end_well_while_they_are_trimmed() {
         "import atexit, time\natexit.register(time.sleep, 0.01)\natexit.register(lambda: [(n,) for n in range(100_000)])",
         "import threading, time\ndef work():\n    while True: [(n,) for n in range(1000)]\nfor _ in range(3): threading.Thread(target=work, daemon=True).start()\ntime.sleep(0.02)",
         "import threading, sys, time\ndef work():\n    while True: sys.audit('obmalloc.trim')\nfor _ in range(3): threading.Thread(target=work, daemon=True).start()\ntime.sleep(0.02)",
-        // Nothing is told of the end then.
+        // CPython does not tell the trimmer of the end then.
         "import atexit, time\ntime.sleep(0.005)\natexit._clear()",
         "class Late:\n    def __del__(self): [(n,) for n in range(100_000)]\nlate = Late()",
     ];
     for python in able() {
-        // CPython 3.10 by itself dies now and then of daemon threads at the end (in `take_gil`).
+        // Daemon threads sometimes crash CPython 3.10 at the end, also without the trimmer (in `take_gil`).
         for script in scripts.into_iter().filter(|script| python.minor > 10 || !script.contains("daemon")) {
             for wait in 0..6 {
                 let script =

@@ -1,4 +1,4 @@
-//! What a recording says that a trim would give back, against what trims of the same program give.
+//! Compares how much a trim would give back, as a recording says, with how much trims of the same program do give back.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,10 +12,10 @@ use obmalloc::profile::Profile;
 use obmalloc_trace::analysis::{Answered, Asked, Inquiry, Why};
 use obmalloc_trace::format::Reader;
 
-/// What a trim can give of a pool, and what it may differ by: a page.
+/// Bytes of a pool that a trim can give back. It may differ by a page.
 const GIVEN: u64 = 12 << 10;
 const PAGE: u64 = 4096;
-/// So that sets and dicts are the same in each run.
+/// With a fixed seed, sets and dicts are the same in each run.
 const SEED: (&str, &str) = ("PYTHONHASHSEED", "0");
 
 /// Programs that leave empty pools: of one size; of many sizes, dicts and text; of pools that were carved for several sizes one after the other.
@@ -31,7 +31,7 @@ for size in range(1, 480, 40):
     kept += [bytes(size) for n in range(20_000)][::1000]",
 ];
 
-/// Runs the program with a trim between two marks; prints by how much less is resident.
+/// Runs the program with a trim between two marks, and prints by how many bytes resident memory fell.
 fn script(program: &str) -> String {
     format!(
         "{RESIDENT}{program}
@@ -100,7 +100,7 @@ fn trim_gives_what_a_recording_foretells() {
     }
 }
 
-/// In one process the two are nearer: runs of a program differ by where the system puts arenas.
+/// Records and trims in one process. The two figures are nearer there, because the system puts arenas elsewhere in each run.
 #[test]
 fn trim_gives_what_its_own_recording_foretells_and_leaves_nothing() {
     for python in pythons().iter().filter(|python| can_be_trimmed(python)) {

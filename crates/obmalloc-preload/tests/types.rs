@@ -54,7 +54,8 @@ fn types_are_those_that_python_says() {
         let (alive, types) = at_mark(&run, "objects");
         let types = types.expect("types at a mark");
         let name = |address| types.of(address).map(|number| types.name(number));
-        // A list of the program's own holds them all there, and nothing but what is looked for before.
+        // At the mark "objects" a list of the program's holds all objects. At the mark "before" it does not exist yet, so the recorder has to find
+        // them.
         let (alive_before, types_before) = at_mark(&run, "before");
         let types_before = types_before.expect("types at a mark");
         let (mut known, mut others, mut unnamed) = (0, 0, HashMap::<&str, u32>::new());
@@ -62,7 +63,7 @@ fn types_are_those_that_python_says() {
         for line in expected.lines() {
             let (address, expected) = line.split_once(' ').expect("an address and a name");
             let address = u64::from_str_radix(address, 16).expect("a number");
-            // Those of no block are static.
+            // Objects that lie in no block are static.
             if !alive.contains_key(&address) {
                 others += 1;
                 continue;
@@ -92,7 +93,7 @@ fn types_are_those_that_python_says() {
             small.count(),
         );
         assert!(known > 10_000, "3.{}: {known}", python.minor);
-        // CPython may keep a dead object's memory for a new one, which asks for nothing.
+        // CPython may use a dead object's memory for a new object, and requests nothing then. So the block looks older than its object.
         let missed = unnamed_before.values().sum::<u32>();
         println!("3.{}: {missed} of {known_before} were not reached without the list", python.minor);
         assert!(known_before > 10_000 && missed * 200 < known_before, "3.{}: {missed}: {unnamed_before:?}", python.minor);
@@ -100,7 +101,7 @@ fn types_are_those_that_python_says() {
     }
 }
 
-/// The blocks that a program prints, as hexadecimal numbers, must be alive at its mark and have no name there.
+/// Checks that the blocks whose addresses a program prints, in hexadecimal, are live at its mark, and that the recorder names no type for them.
 fn have_no_name(script: &str) {
     for python in pythons() {
         let run = Run::of(python, script, &[TYPES]).succeeded();
@@ -118,7 +119,7 @@ fn have_no_name(script: &str) {
 
 #[test]
 fn bytes_left_over_from_an_object_have_no_name() {
-    // A tuple that was moved away leaves its count of references and its type, which the next owner of the block sees.
+    // When a tuple is moved, its old block keeps the reference count and the type. The next owner of that block finds them there.
     have_no_name(
         "\
 import ctypes, sys

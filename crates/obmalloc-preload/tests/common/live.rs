@@ -1,4 +1,4 @@
-//! What is allocated after some events.
+//! The blocks that are live after some events.
 
 use obmalloc_trace::format::{Domain, Event};
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ impl Live {
         self.0.remove(&address).unwrap_or_else(|| panic!("{address:#x} was freed and is not allocated"))
     }
 
-    /// What an event changes. Fails where a block is given twice, or freed that is not allocated.
+    /// Applies an event. Panics if it gives out a live block, or frees a block that is not live.
     pub fn apply(&mut self, event: &Event) {
         match *event {
             Event::Malloc { domain: Domain::Mem | Domain::Obj, size, result, .. } => self.allocate(result, class_bytes(size)),

@@ -71,7 +71,7 @@ pub fn recorder() -> &'static Path {
     })
 }
 
-/// A directory for one recording, gone at the end.
+/// A directory for one recording, which is removed when this is dropped.
 pub struct Run {
     pub directory: PathBuf,
     pub output: Output,
@@ -94,7 +94,7 @@ impl Run {
         })
     }
 
-    /// As the others, `prepare` having the last word.
+    /// As the others. `prepare` may change the command before it is run.
     pub fn prepared(python: &Python, arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         static RUNS: AtomicU32 = AtomicU32::new(0);
         let number = RUNS.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +161,7 @@ pub fn fixed_with(python: &Python, arguments: &[&str], environment: &[(&str, &st
 pub struct Trace {
     pub header: String,
     pub events: Vec<Event>,
-    /// Where blocks begin and end, bytes.
+    /// The offsets in bytes at which blocks begin and end.
     pub edges: Vec<u64>,
 }
 

@@ -3,7 +3,7 @@
 use super::{Python, Run};
 use std::path::PathBuf;
 
-/// Python that defines `resident()`: bytes of the process that are.
+/// Python code that defines `resident()`: the process's resident bytes.
 pub const RESIDENT: &str = "\
 def resident():
     with open('/proc/self/statm') as file: return int(file.read().split()[1]) * 4096
@@ -14,7 +14,7 @@ pub fn can_be_trimmed(python: &Python) -> bool {
     python.minor >= 10
 }
 
-/// A program that was run with the trimmer, and nothing else, in it.
+/// A run of a program with the trimmer.
 pub struct Trimmed(pub Run);
 
 /// A line of the report.
