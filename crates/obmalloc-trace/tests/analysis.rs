@@ -1,4 +1,4 @@
-//! The census against the engine's own, at many moments of real recordings.
+//! Compares the census with the engine's own statistics, at many moments of real recordings.
 
 use std::ops::ControlFlow;
 
@@ -24,7 +24,8 @@ fn golden(release: &str) -> Reader<'static> {
     Reader::of(std::fs::File::open(path).expect("a golden trace"), 0).expect("a trace")
 }
 
-/// Keeps the engine's statistics after the first event from each moment on that is not inside a call; and the last ones that were recorded.
+/// Keeps the engine's statistics at each moment, and the last ones that were recorded. If the event of a moment is inside a call, they are taken
+/// after the next event that is not.
 struct Engine {
     moments: Vec<u64>,
     stats: Vec<Stats>,
@@ -76,7 +77,8 @@ fn assert_recorded(census: &Census, stats: &str, what: &str) {
 fn census_is_the_engines_and_the_recorded_processs_own_at_every_moment() {
     for (release, profile) in RELEASES {
         let events = Outline::read(vec![golden(release)]).expect("undamaged").events;
-        // A prime, so that moments fall everywhere; and every event of the beginning, in which the first arenas are taken.
+        // Every event of the beginning, where the first arenas are taken. After that a prime number of events apart, so that moments fall into
+        // all kinds of events.
         let moments: Vec<u64> = (0..events.min(300)).chain((0..events).step_by(1009)).chain([events - 1]).collect();
         let analysis = Analysis::new(profile.geometry(), moments.clone(), None, &[], false);
         let mut sorted = moments;
@@ -101,7 +103,7 @@ fn census_is_the_engines_and_the_recorded_processs_own_at_every_moment() {
 
 #[test]
 fn blocks_made_anew_take_no_more_arenas_than_packing_and_what_is_held_besides() {
-    // Nothing to make anew changes nothing.
+    // Without blocks to make anew, nothing changes.
     let mut replay = Replay::new(vec![golden("3.13")], &profile::V3_13, Report::default()).expect("a heap");
     replay.stop_at(100_000);
     replay.run().expect("undamaged");

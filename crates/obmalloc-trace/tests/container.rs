@@ -78,7 +78,7 @@ fn blocks_of_one_event_and_blocks_too_small_to_shrink_are_left_as_they_are() {
 fn too_little_memory_makes_no_packer() {
     let mut memory = vec![0; Packer::memory_for(0) / 8 - 1];
     assert!(Packer::new(&mut memory).is_none());
-    // Enough for the compressor, and for a result of half the block: blocks that come out larger stay as they are.
+    // This memory is enough for the compressor, and for a result half as large as the block. A block whose result is larger is not compressed.
     let mut memory = vec![0; Packer::memory_for(100) / 8];
     let mut packer = Packer::new(&mut memory).expect("enough memory");
     let mut block = vec![0; 1 << 16];
@@ -135,7 +135,7 @@ fn random_damage_is_refused_and_does_no_harm() {
                 Err(error) => panic!("round {round}: {error}"),
             }
         }
-        // Whatever comes before the damage is what was there.
+        // All events before the damage are read as they were written.
         assert!(all.starts_with(&read), "round {round}");
         assert!(read.len() < all.len() || bad == trace, "round {round}: nothing was noticed");
         assert!(reader.next().is_none(), "round {round}: a reader that refused a block goes on");

@@ -1,4 +1,4 @@
-//! The golden traces, which real CPythons left: replayed, each must come out the same, and every way of spoiling one must be noticed.
+//! The golden traces, which real CPythons left. The replay of each must be exact, and every way of spoiling one must be noticed.
 
 use std::path::PathBuf;
 
@@ -197,7 +197,7 @@ fn a_replay_that_was_told_to_stop_is_judged_by_what_it_compared() {
 
 #[test]
 fn a_hostile_trace_does_no_harm() {
-    // Frees of strangers, of pymalloc's blocks through raw, and twice: reported or counted, never carried out.
+    // Frees of unknown addresses, of pymalloc's blocks through raw, and second frees are reported or counted, and never carried out.
     let mut memory = vec![0; 4096];
     let mut block = BlockWriter::new(&mut memory);
     block.free(Domain::Obj, false, 0x7f00_1234_5670);
@@ -229,7 +229,7 @@ fn calls_of_other_interpreters_are_counted_and_left_out() {
             out.extend_from_slice(block.finish());
         }
         if index % 1000 == 7 {
-            // An allocator of its own, from the first arena on.
+            // Another interpreter's allocator begins: it takes its first arena.
             let id = 1 + (index / 1000 % 3) as u64;
             let arena = 0x1000_0000_0000 + ((index as u64) << 20);
             block.interpreter(id);
@@ -265,7 +265,7 @@ fn large_blocks_can_be_freed_by_another_interpreter() {
     block.realloc(Domain::Raw, true, 0x6000, 800, 0x7000);
     block.realloc(Domain::Obj, false, 0x6000, 800, 0x7000);
     block.interpreter(0);
-    // None of them is the main interpreter's any more.
+    // None of these addresses is a block of the main interpreter any more.
     for address in [0x5000, 0x6000, 0x7000] {
         block.free(Domain::Raw, false, address);
     }

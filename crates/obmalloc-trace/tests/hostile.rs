@@ -1,4 +1,4 @@
-//! Traces that no process can have left: whatever they say, a replay does no harm.
+//! Traces that no process can have left. A replay of one does no harm, whatever it says.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +19,8 @@ impl Watcher for Blind {
     }
 }
 
-/// A block of events with few addresses, so that they meet: in arenas that overlap or lie at either end of the address space, and beside them.
+/// A block of random events on a few addresses, so that events meet. The addresses lie in arenas that overlap or lie at either end of the address
+/// space, and beside them.
 fn random_trace(seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut below = move |end: u64| {

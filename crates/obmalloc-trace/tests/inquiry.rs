@@ -1,4 +1,4 @@
-//! Inquiries into traces that are made up: what rules say of marks, samples, stacks and C's `malloc`.
+//! What the rules of `why` say of marks, samples, stacks and C's `malloc`, in traces that the tests make up.
 
 use obmalloc::profile;
 use obmalloc_trace::analysis::{Answered, Asked, Inquiry, InquiryError, Site, TypeCount, Why};
@@ -126,7 +126,8 @@ fn names_stay_in_their_line_whatever_they_are() {
     assert!(text.starts_with("What comes from f (a??[31m.py:7) only grows:") && text.contains(r#"5 marks "a?b""#), "{text}");
 }
 
-/// The place that an answer names for what was made under frames of these files, innermost first. A frame's line is its number among them, from 1.
+/// The place that an answer names for a block whose stack has frames of these files, innermost first. The lines of the frames are 1, 2, 3 and so
+/// on.
 fn place(files: &[&str]) -> String {
     let mut memory = vec![0; 1 << 20];
     let mut block = BlockWriter::new(&mut memory);
@@ -209,7 +210,7 @@ fn nodes_with_the_same_lines_are_one_site_and_the_header_cuts_stacks() {
     assert_eq!(of(0), [(0, 400)]);
 }
 
-/// 20 MiB above 512 bytes; a fifth stays, and a sample follows.
+/// Blocks above 512 bytes, 20 MiB of them. A fifth stays live, and a sample of memory follows.
 fn shrunk(heap_free: Option<u64>) -> Vec<u8> {
     sampled(heap_free.map(|heap_free| Memory { anonymous: 30 * MIB, file: MIB, heap: 25 * MIB, heap_free }))
 }
@@ -254,13 +255,13 @@ fn what_c_keeps_is_told_of_a_sample_or_of_what_it_once_had() {
     assert_eq!(rules(&unsampled), ["large"]);
     assert_eq!((unsampled.findings[0].saves, unsampled.totals.resident, unsampled.totals.unexplained), (0, None, None));
     assert!(unsampled.findings[0].text.contains("once had 20 MiB"), "{}", unsampled.findings[0].text);
-    // What is free is not resident: its pages have been given back. What it had at its peak is told all the same.
+    // C's free memory is not resident, because its pages have been given back. The answer still says how much C's `malloc` had at its peak.
     let trimmed = Memory { anonymous: 6 * MIB, file: MIB, heap: 25 * MIB, heap_free: 21 * MIB };
     assert_eq!(rules(&why(sampled(Some(trimmed)))), ["peak", "large"]);
-    // A C library that does not say how much its heap has.
+    // This C library does not say how much memory its heap has.
     let silent = why(sampled(Some(Memory { anonymous: 30 * MIB, ..Memory::default() })));
     assert_eq!((rules(&silent), silent.findings[0].saves), (vec!["large"], 16 * MIB), "{}", silent.findings[0].text);
-    // It has given back what it had at its peak: what is left is live, and worth knowing.
+    // C's `malloc` has given back what it had at its peak. What is left is live, and the answer says so.
     assert_eq!(rules(&why(shrunk(Some(MIB)))), ["peak", "not-pythons", "large"]);
 }
 
@@ -300,12 +301,13 @@ fn other_interpreters_are_said_to_be_left_out() {
 
 #[test]
 fn replay_that_differs_is_said_not_to_be_verified() {
-    // An arena's block that nothing asked an arena for.
+    // A block that should lie in an arena, but no arena was taken.
     let why = why(trace(|block| block.malloc(Domain::Obj, false, 64, 0x1000)));
     assert!(rules(&why).contains(&"unverified"), "{:?}", why.findings);
 }
 
-/// Three blocks of 64 bytes of stack 1 and one of stack 3 in one arena, a mark, what types two of the former are, and one block more.
+/// One arena with three blocks of stack 1 and one of stack 3, each of 64 bytes. Then come a mark, the types of two of the three, and another
+/// block.
 fn typed() -> Vec<u8> {
     const BASE: u64 = 0x7f00_0000_0000;
     trace(|block| {

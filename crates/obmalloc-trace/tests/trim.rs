@@ -92,7 +92,7 @@ unsafe extern "C-unwind" fn arena_free(ctx: *mut c_void, address: *mut c_void, s
 
 impl Recorded {
     fn new(profile: &Profile) -> Self {
-        // A writer keeps its memory for good; where it is stays known, so that it is no leak.
+        // A writer needs memory that lives for ever. A static keeps its address, so that LeakSanitizer reports no leak.
         static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
         let heap = Heap::new(profile).expect("a heap");
         let memory: &'static mut [u8] = Box::leak(vec![0; 1 << 16].into_boxed_slice());
@@ -125,7 +125,7 @@ impl Recorded {
         self.tape.write(|to| to.free(Domain::Obj, false, block.as_ptr() as u64));
     }
 
-    /// Forgets pools, as many as are asked for of those that can be; how many that were.
+    /// Forgets every `every`th pool, if it is empty. Returns how many it forgot.
     fn trim(&self, every: usize, is_noted: bool) -> usize {
         let pool_size = self.heap.geometry().pool_size;
         let arenas = self.heap.arenas();

@@ -100,7 +100,7 @@ fn sizes_that_no_heap_has_are_refused() {
     }
 }
 
-/// The configurations on calls that `write` makes, whose file `damage` has written to before the trials; and how many calls there were.
+/// Tries the configurations on the calls that `write` makes, after `damage` has changed the file of calls. Returns how many calls were made.
 fn tampered(
     write: impl FnOnce(&mut BlockWriter<'_>),
     damage: impl FnOnce(&mut Vec<u8>),
@@ -144,7 +144,7 @@ fn calls_that_were_written_to_meanwhile_do_no_harm() {
     assert!(matches!(damaged(&|_| {}), Ok(120)));
     let mut refused = 0;
     for call in (0..120).step_by(9) {
-        // Of the bits, those that are more than a size.
+        // The lower half of a call: its verb and its slot. The upper half is a size, and any size is valid.
         for bit in 0..32 {
             let result = damaged(&|bytes| bytes[24 + 8 * call + bit / 8] ^= 1 << (bit % 8));
             assert!(matches!(result, Ok(120) | Err(TrialsError::File(_))), "bit {bit} of call {call}: {result:?}");
@@ -168,6 +168,6 @@ fn block_of_obj_that_goes_by_way_of_raw_is_gone() {
             }
         }
     };
-    // Ten requests, and those that went by way of raw: four and three.
+    // Ten requests, four frees through raw, and three reallocations through raw.
     assert!(matches!(tampered(write, |_| {}, &[Configuration::default()]), Ok(17)));
 }
