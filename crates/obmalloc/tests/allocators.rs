@@ -77,7 +77,7 @@ fn wrappers_nest_and_go() {
 fn what_is_around_raw_sees_what_pymalloc_passes_on() {
     let heap = heap();
     let small = address(heap.blocks().malloc(Domain::Obj, 8));
-    // Without a header, because it is to take back what pymalloc's tables have of raw, which is older.
+    // This wrapper puts no header before blocks, because it also gets back pymalloc's tables, which raw gave before it was put in.
     let wrapper = Wrapper::put_in(&heap, Domain::Raw, 0);
     let large = address(heap.blocks().malloc(Domain::Mem, 1000));
     heap.blocks().free(Domain::Obj, small).expect("live");
@@ -86,7 +86,7 @@ fn what_is_around_raw_sees_what_pymalloc_passes_on() {
     heap.verify().expect("holds");
     heap.blocks().free(Domain::Mem, large).expect("live");
     assert_eq!(wrapper.calls.get(), 3);
-    // What is left when the heap goes, goes back without a question.
+    // At its end the heap gives back what is left, and asks no wrapper.
     heap.blocks().malloc(Domain::Obj, 2000).expect("memory");
     heap.blocks().malloc(Domain::Raw, 20).expect("memory");
     let calls = wrapper.calls.get();
@@ -157,7 +157,7 @@ fn requests_fail_from_one_number_to_another() {
     let short = heap.allocator(Domain::Obj).expect("memory");
     heap.remove_nomemory().expect("memory");
     assert_ne!(heap.allocator(Domain::Obj), Ok(short));
-    // One that was taken out goes on working, and fails no more.
+    // An allocator that was taken out still works, and no longer fails on purpose.
     let own = heap.own_allocators().expect("memory");
     let grant = own.malloc(short, 8).expect("its own").expect("memory");
     own.free(short, Some(grant)).expect("a grant");

@@ -1,4 +1,4 @@
-//! The debug hooks: what they leave in memory and what they say is what CPython's leave and say; and what CPython's do not notice.
+//! The debug hooks leave the same bytes in memory and write the same text as CPython's. They also find damage that CPython's do not notice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -14,9 +14,9 @@ mod cases;
 
 use cases::{Case, Op};
 
-/// What real CPythons gave: how each release's text ends, and then, case by case, what all of them did, and what each said then.
+/// What real CPythons did: how each release's text ends, and then for each case the memory, which was the same for all, and each release's text.
 const GOLDEN: &str = include_str!("debug/golden.txt");
-/// Where the releases begin to differ.
+/// From this text on the releases differ.
 const PARTING: &str = "Fatal Python error";
 
 fn heap(profile: &Profile) -> CheckedHeap {
@@ -30,7 +30,7 @@ fn at(block: Option<NonNull<u8>>) -> usize {
 }
 
 fn bytes(address: usize, length: usize) -> Vec<u8> {
-    // SAFETY: the tests ask for memory of blocks, and of what was one in the heap's region.
+    // SAFETY: the tests read memory of blocks, and of freed blocks in the heap's region.
     unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), length).to_vec() }
 }
 
@@ -47,7 +47,7 @@ fn domain(api: char) -> Domain {
     }
 }
 
-/// What a case gives here, as the oracle words it.
+/// Plays a case here, and returns what the oracle would write.
 fn play(heap: &CheckedHeap, ops: &[Op]) -> String {
     let mut output = String::new();
     let (mut block, mut size) = (0, 0);
@@ -86,7 +86,7 @@ fn shown(output: &str, end: &str) -> String {
     format!("{text}\n{end}\n")
 }
 
-/// Release → case → what it gave.
+/// Release → case → the oracle's output.
 type Outputs = BTreeMap<String, BTreeMap<String, String>>;
 
 fn parse_oracle(text: &str) -> BTreeMap<String, String> {
@@ -97,7 +97,7 @@ fn parse_oracle(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What comes after the line in which a release says what is wrong: the same for every fault.
+/// The text after the line that says what is wrong. A release writes the same one for every fault.
 fn ending(output: &str) -> Option<&str> {
     let message = output.find(PARTING)?;
     output[message..].split_once('\n').map(|(_, ending)| ending)
@@ -127,7 +127,7 @@ fn golden() -> Outputs {
     outputs
 }
 
-/// Adds what comes from each release, once for all releases from which the same comes.
+/// Adds the output of each release. Releases with the same output share one entry.
 fn write_parted<'a>(text: &mut String, parts: impl Iterator<Item = (&'a String, &'a str)>) {
     let mut releases = BTreeMap::<&str, Vec<&str>>::new();
     for (release, part) in parts {
@@ -172,7 +172,7 @@ fn every_release_leaves_and_says_what_cpython_does() {
     for profile in profile::ALL {
         let expected = &golden[profile.release()];
         let heap = heap(profile);
-        // Keeps the arena.
+        // This block keeps the arena.
         heap.malloc(Domain::Obj, 1).expect("memory");
         for Case { name, ops } in cases::cases() {
             assert_eq!(play(&heap, &ops), expected[&name], "{}: {name}", profile.release());
@@ -194,7 +194,7 @@ struct Python {
 impl Python {
     /// The CPython that `path` starts, if it is one of a release here.
     fn at(path: &Path) -> Option<Self> {
-        // What was found may be a script that starts a python.
+        // The file may be a script that starts a python.
         let tell = "import sys, os; print('%d.%d.%d' % sys.version_info[:3], sys.base_prefix, os.path.realpath(sys.executable), sep=':')";
         let told = Command::new(path).args(["-c", tell]).output().ok().filter(|told| told.status.success())?;
         let told = String::from_utf8(told.stdout).ok()?;
@@ -203,9 +203,9 @@ impl Python {
         Some(Self { version: version.into(), profile, prefix: prefix.into(), executable: executable.into() })
     }
 
-    /// What it gives with an allocator of `PYTHONMALLOC` for the first `count` cases, or what it says instead.
+    /// The oracle's output for the first `count` cases, with this `PYTHONMALLOC`. An error has what CPython printed instead.
     fn play(&self, allocator: &str, count: usize) -> Result<BTreeMap<String, String>, String> {
-        // Where this test is instrumented, one that is not: CPythons are not either.
+        // If a sanitizer instruments this test, the oracle must be one without it, because CPythons have none.
         let oracle = std::env::var_os("OBMALLOC_DEBUG_ORACLE").map_or_else(
             || {
                 let target = std::env::current_exe().expect("a test").parent().and_then(Path::parent).expect("target").to_owned();
@@ -300,7 +300,7 @@ fn what_moves_past_the_hooks_into_freed_memory_may_be_written_to() {
     let own = heap.allocator(Domain::Obj).expect("memory");
     heap.setup_debug_hooks().expect("memory");
     let obj = |size| at(heap.blocks().malloc(Domain::Obj, size));
-    // Another one keeps their pool.
+    // The first block keeps the pool of the second one.
     let [_, freed] = [0; 2].map(|_| obj(64 - 24));
     heap.blocks().free(Domain::Obj, freed).expect("live");
     heap.set_allocator(Domain::Obj, own).expect("it has been in");
@@ -311,7 +311,7 @@ fn what_moves_past_the_hooks_into_freed_memory_may_be_written_to() {
     heap.verify_guards().expect("nothing was written to after it had been freed");
 }
 
-/// Asks for blocks until each that is free now has been given, and gives them back: none of them is `withheld`.
+/// Requests blocks until every block that is free now has been given, and frees them again. Checks that none of them is `withheld`.
 fn is_never_given(heap: &CheckedHeap, domain: Domain, size: usize, withheld: usize) {
     let blocks: Vec<_> = (0..if cfg!(miri) { 20 } else { 2000 }).map(|_| live(heap, domain, size)).collect();
     assert!(!blocks.contains(&withheld), "{withheld:#x} was given again");
@@ -351,7 +351,7 @@ fn each_damage_has_its_kind_and_the_block_stays_what_it_was() {
                         assert_eq!((fault.used, fault.allocated), (domain, Some(domain)));
                     }
                 }
-                // Said once, it is not said by a walk again; and nothing has happened to the block.
+                // A walk does not report the same damage again, and the block is unchanged.
                 assert_eq!(heap.verify_guards(), Ok(()));
                 assert_eq!(heap.usable_size(domain, block), Ok(size));
                 assert_eq!(bytes(block, size), vec![1; size]);
@@ -400,7 +400,7 @@ fn a_wrong_domain_is_told_as_cpython_tells_it_and_changes_nothing() {
     let report = fault.report.expect("a report").to_string();
     assert!(report.contains("bad ID: Allocated using API 'm', verified using API 'o'"), "{report}");
     assert!(report.starts_with(&format!("Debug memory block at address p={block:#x}: API 'm'\n")), "{report}");
-    // What CPython has no hook for has no text of CPython's.
+    // Where CPython has no hook, there is no text of CPython's.
     assert_eq!(heap.usable_size(Domain::Obj, block).expect_err("mem").report, None);
     heap.verify_guards().expect("nothing is damaged");
     heap.free(Domain::Mem, block).expect("live");
@@ -419,7 +419,7 @@ fn what_crashes_cpythons_hooks_is_a_fault() {
                 (block - 1, FaultKind::ForeignPointer),
             ] {
                 let fault = heap.free(domain, address).expect_err("no block");
-                // Another block may have lain where the header does now.
+                // The address may be that of a block which was freed before this one was made.
                 let before = fault.kind == FaultKind::DoubleFree && freed.contains(&address);
                 assert!(
                     fault.kind == kind || before || (size == 0 && fault.kind == FaultKind::InteriorPointer),
@@ -569,7 +569,7 @@ fn blocks_older_than_the_hooks_are_freed_without_a_look() {
         heap.free(domain, large).expect("sound");
         assert_eq!(heap.allocated_blocks(), 0);
     }
-    // Twice set up, a hook is around the allocator once.
+    // After the second set-up there is still one hook around the allocator.
     let block = live(&heap, Domain::Obj, 5);
     assert_eq!(bytes(block - 16, 8), 5u64.to_be_bytes());
     assert_eq!(bytes(block + 5, 8), [0xfd; 8]);
@@ -670,7 +670,7 @@ fn an_object_with_damaged_guard_bytes_is_told_of_when_it_is_destroyed() {
 
 #[test]
 fn a_heap_gives_back_what_it_withheld() {
-    // What is left over, or given back twice, shows under the sanitizers.
+    // The sanitizers report what is leaked or freed twice.
     let heap = heap(&profile::V3_13);
     for domain in Domain::ALL {
         for size in [20, 700] {
@@ -679,7 +679,7 @@ fn a_heap_gives_back_what_it_withheld() {
             write(damaged + size, &[0]);
             heap.free(domain, damaged).expect_err("damaged");
             if domain != Domain::Raw && size == 700 {
-                // Of large blocks of mem and obj, the inner one has guard bytes of its own.
+                // A large block of mem or obj lies in a raw block, which has guard bytes of its own.
                 let inner = live(&heap, domain, size + 1);
                 write(inner + size + 1 + 8, &[0]);
                 assert_eq!(heap.free(domain, inner).expect_err("damaged").kind, FaultKind::BufferOverflow);

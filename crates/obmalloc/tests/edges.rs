@@ -1,5 +1,5 @@
-//! The edges of the facts: sizes at their limits, what moves and what stays, failures that leave everything as it was, and the calls
-//! that pymalloc makes itself, in CPython's order.
+//! Edge cases: sizes at their limits, which blocks a realloc moves, failures that change nothing, and the calls that pymalloc itself makes, in
+//! CPython's order.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -121,7 +121,7 @@ fn a_block_of_raw_never_comes_back_into_pymalloc() {
 
 #[test]
 fn a_block_is_whole_again_whatever_pointer_it_was_freed_with() {
-    // Miri tells: elsewhere a pointer is an address.
+    // Only Miri sees a difference. Elsewhere a pointer is an address.
     let part = |block: NonNull<u8>| {
         // SAFETY: a live block; the reference is to its first byte alone.
         let first = unsafe { &mut *block.as_ptr() };
@@ -144,7 +144,7 @@ fn a_block_is_whole_again_whatever_pointer_it_was_freed_with() {
     heap.verify().expect("holds");
 }
 
-/// What an allocator below the heap is to do, and what it was asked.
+/// What an allocator below the heap does, and which calls it got.
 #[derive(Default)]
 struct Below {
     calls: Vec<String>,
@@ -153,7 +153,7 @@ struct Below {
     inner: Option<(Allocator, ArenaAllocator)>,
 }
 
-/// A heap and what is below it; the heap goes first.
+/// A heap and the allocators below it. The heap is dropped first.
 struct Rig {
     heap: Heap,
     below: Rc<RefCell<Below>>,

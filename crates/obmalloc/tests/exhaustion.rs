@@ -14,11 +14,11 @@ use obmalloc::{
 };
 
 thread_local! {
-    /// Requests that are still granted, and how many are refused then; nothing is refused when there is no number.
+    /// How many requests are still granted, and how many are refused after them. `None` refuses nothing.
     static GRANTED: Cell<Option<(usize, usize)>> = const { Cell::new(None) };
 }
 
-/// Whether this request is one that is refused.
+/// Counts a request, and says whether it is refused.
 fn refused() -> bool {
     GRANTED.with(|granted| match granted.get() {
         None | Some((0, 0)) => false,
@@ -33,7 +33,7 @@ fn refused() -> bool {
     })
 }
 
-/// What the engine's own tables come from.
+/// The allocator of the engine's own tables.
 struct Failing;
 
 // SAFETY: the system's allocator, or NULL.
@@ -194,7 +194,7 @@ fn whatever_request_is_refused_nothing_breaks() {
             }
         }
     }
-    // The others found what they needed in what was there already.
+    // The other operations needed no new memory.
     let expected = ["collect(0)", "collect(1)", "collect(2)", "define_type", "freeze", "objects", "referrers"];
     assert!(expected.iter().all(|name| failed.contains(name)), "only {failed:?} failed");
 }

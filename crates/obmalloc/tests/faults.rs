@@ -1,4 +1,4 @@
-//! A checked heap: every misused address is a fault with its kind, and nothing has been changed by it.
+//! A checked heap: every misuse of an address is a fault of its kind, and changes nothing.
 
 use obmalloc::profile::{self, Geometry};
 use obmalloc::{CheckedHeap, Domain, FaultKind, HeapOptions};
@@ -113,7 +113,7 @@ fn a_link_that_leads_out_of_its_pool_is_not_followed() {
         let heap = || CheckedHeap::new(HeapOptions { geometry, ..HeapOptions::new(profile) }).expect("a heap");
         let pool_size = heap().geometry().pool_size;
         for lead in [|_, _| 0x10, |_, _| usize::MAX, |block, _| block + 8, |block, pool_size| block + pool_size] {
-            // Of a pool in use, and of one that has been empty.
+            // The block's pool is in use, or has been empty.
             for keeps_another in [true, false] {
                 let heap = heap();
                 let at = |size| heap.malloc(Domain::Obj, size).expect("memory").as_ptr() as usize;
@@ -148,7 +148,7 @@ fn quarantining(quarantine: usize) -> CheckedHeap {
 fn a_second_free_is_found_while_the_block_waits() {
     for hooks in [false, true] {
         for domain in Domain::ALL {
-            // Miri would take minutes over the guards of the longest.
+            // Miri would take minutes to look at the guard bytes of the longest block.
             for size in [0, 48, 512, 5000, if cfg!(miri) { 9000 } else { 300_000 }] {
                 let heap = quarantining(1 << 20);
                 if hooks {
@@ -159,12 +159,12 @@ fn a_second_free_is_found_while_the_block_waits() {
                 let first = at(heap.malloc(domain, size));
                 heap.free(domain, first).expect("live");
                 assert_eq!(heap.allocated_blocks(), before);
-                // Without waiting, the next block of the size would have its address.
+                // Without a quarantine, the next block of this size would have the freed block's address.
                 let others: Vec<_> = (0..3).map(|_| at(heap.malloc(domain, size))).collect();
                 assert!(!others.contains(&first));
                 assert_eq!(heap.free(domain, first).expect_err("a fault").kind, FaultKind::DoubleFree);
                 assert_eq!(heap.usable_size(domain, first).expect_err("a fault").kind, FaultKind::UseAfterFree);
-                // What a realloc leaves waits too.
+                // The block that a realloc leaves is in quarantine too.
                 let moved = at(heap.realloc(domain, Some(others[0]), size + 1).expect("live"));
                 assert_eq!(heap.realloc(domain, Some(others[0]), 9).expect_err("a fault").kind, FaultKind::UseAfterFree);
                 heap.verify().expect("holds");
@@ -193,7 +193,7 @@ fn no_more_waits_than_is_said_and_nothing_that_is_needed() {
     });
     assert!(!all_new, "an address is handed out again");
     assert!(seen.len() >= 10_000 / (64 + 32), "{} addresses", seen.len());
-    // More of them than freed blocks are remembered otherwise.
+    // Without a quarantine, a heap does not remember so many freed blocks.
     let heap = quarantining(1 << 30);
     let blocks: Vec<_> = (0..if cfg!(miri) { 70 } else { 70_000 })
         .map(|_| heap.malloc(Domain::Raw, 16).expect("memory").as_ptr() as usize)
@@ -210,7 +210,7 @@ fn no_more_waits_than_is_said_and_nothing_that_is_needed() {
             heap.free(domain, block).expect("live");
         }
     }
-    // A request that is to fail does.
+    // A request that is to fail on purpose does fail, and empties no quarantine.
     let waiting = heap.malloc(Domain::Obj, 64).expect("memory").as_ptr() as usize;
     heap.free(Domain::Obj, waiting).expect("live");
     heap.set_nomemory(0, Some(1)).expect("memory");
@@ -227,7 +227,7 @@ fn what_is_found_of_a_block_that_waited_is_no_fault_of_another_call() {
     let (damaged, other) = (at(48), at(400));
     heap.free(Domain::Obj, damaged).expect("live");
     write_link(damaged + 48, 7);
-    // The old block waits, for which the damaged one goes.
+    // The realloc puts the old block into quarantine, and so the damaged one leaves it.
     let moved = heap.realloc(Domain::Obj, Some(other), 401).expect("no fault of this call").expect("memory").as_ptr() as usize;
     assert_eq!(heap.take_fault(), None);
     let fault = heap.take_late_fault().expect("a fault");
@@ -247,7 +247,7 @@ fn a_block_that_waits_is_known_however_many_were_freed_before() {
     heap.free(Domain::Raw, first).expect("live");
     assert!(heap.empty_quarantine());
     if at() != first {
-        // Only glibc is that predictable; sanitizers keep what is freed.
+        // glibc gives out the freed block again. Other C libraries may not, and sanitizers keep freed memory.
         return;
     }
     let others: Vec<_> = (0..MANY).map(|_| at()).collect();
@@ -265,7 +265,7 @@ fn waiting_makes_no_request_fail_and_ends_for_none_that_must_fail() {
     let options = HeapOptions { memory_limit: Some(3 << 20), quarantine: 1 << 30, ..HeapOptions::new(&profile::V3_13) };
     let heap = CheckedHeap::new(options).expect("a heap");
     let at = |block: Option<std::ptr::NonNull<u8>>| block.expect("memory").as_ptr() as usize;
-    // There is no room for both.
+    // The limit leaves no room for the old block and the new one.
     let block = at(heap.malloc(Domain::Raw, 2 << 20));
     let block = at(heap.realloc(Domain::Raw, Some(block), 1_900_000).expect("live"));
     let waiting = at(heap.malloc(Domain::Obj, 64));

@@ -1,5 +1,5 @@
-//! Random programs with guests in every mood: they throw, refuse, lie, come back in, swap allocators, free what is being resized, and panic;
-//! objects' hooks come back in and panic, too. A model holds the bytes of every live block.
+//! Random programs with guests that do anything: they throw, refuse, lie, call the heap, swap allocators, free a block that is being resized,
+//! and panic. Objects' hooks call the heap and panic, too. A model holds the bytes of every live block.
 //!
 //! `OBMALLOC_PROGRAMS` says how many programs there are, `OBMALLOC_SEED` the first of them.
 
@@ -24,7 +24,7 @@ const OPS: usize = if cfg!(miri) { 12 } else { 50 };
 const BLOCKS_MAX: usize = 40;
 const DEPTH_MAX: u32 = 3;
 
-/// One step; what else is decided during it comes from its seed.
+/// One step. All further choices in it come from its seed.
 #[derive(Clone, Copy, Debug)]
 struct Op {
     verb: u8,
@@ -68,7 +68,7 @@ struct World {
     random: RefCell<Random>,
     /// The verbs of this program.
     verbs: Vec<u8>,
-    /// How seldom guests do something odd: of so many calls one; never when it is 0.
+    /// Guests do something odd in one of this many calls, and never if it is 0.
     honesty: Cell<usize>,
     panics: bool,
     depth: Cell<u32>,
@@ -91,9 +91,9 @@ struct World {
     fresh: RefCell<BTreeSet<usize>>,
     /// Blocks that are being resized: address and bytes.
     resizing: RefCell<Vec<(usize, usize)>>,
-    /// What guests were asked for, by what they answered.
+    /// The size that a guest was asked for, by the address that it answered.
     given: RefCell<BTreeMap<usize, usize>>,
-    /// A grant was moved or given back in this step, in which a block may have been that is being resized.
+    /// A grant was moved or given back in this step, and a block that is being resized may have been in it.
     stale: Cell<bool>,
     /// A guest has not kept the contents of a block that it resized.
     forgets: Cell<bool>,
@@ -176,14 +176,14 @@ impl World {
         self.live.borrow_mut().push(block);
     }
 
-    /// Something is done while a guest is asked.
+    /// Does something while a guest is being asked.
     fn disturb(&self) {
         let outer = self.asked.replace(true);
         self.disturb_with(self.verb());
         self.asked.set(outer);
     }
 
-    /// Something is done in the middle of a call.
+    /// Does something in the middle of a call.
     fn disturb_with(&self, verb: u8) {
         if self.honesty.get() == 0 || self.depth.get() >= DEPTH_MAX || self.budget.get() == 0 || self.below(3) != 0 {
             return;
@@ -318,7 +318,7 @@ impl World {
         self.forgets.set(outer);
     }
 
-    /// A domain is given an address of any kind.
+    /// Frees or resizes an address of any kind through a domain.
     fn misuse(&self, heap: &ObjectHeap) {
         let (domain, address) = (self.domain(), self.any_address());
         let is_live = self.live.borrow().iter().any(|block| block.address == address);
@@ -458,7 +458,7 @@ impl World {
         self.note_own(heap);
     }
 
-    /// Everything is as the model has it.
+    /// Checks that everything is as the model has it.
     fn check(&self, heap: &ObjectHeap) {
         let live = self.live.borrow();
         let usable = |block: &Block| heap.blocks().usable_size(block.domain, block.address).expect("live");
@@ -481,7 +481,7 @@ impl World {
         assert_eq!((heap.take_fault(), heap.take_late_fault()), (None, None));
     }
 
-    /// Everything is given back.
+    /// Frees everything.
     fn end(&self, heap: &ObjectHeap) {
         self.honesty.set(0);
         heap.set_refusing(false);
@@ -561,12 +561,12 @@ struct Script {
     header: usize,
     /// Gives parts of larger grants.
     is_bump: bool,
-    /// The present one: where it goes on, and where it ends.
+    /// The present grant: the address of its next part, and its end.
     chunk: Cell<(usize, usize)>,
 }
 
 impl Script {
-    /// What goes before an answer, and may be instead of one.
+    /// What the guest does before it answers. Returns an odd answer, or `None` if the guest is to answer as it should.
     fn mood(&self, own: &OwnAllocators<'_>) -> Option<Answer> {
         let world = &self.world;
         world.disturb();
@@ -614,9 +614,9 @@ impl Script {
 
     fn resize(&self, own: &OwnAllocators<'_>, address: usize, size: usize) -> Answer {
         let world = &self.world;
-        // What it does now changes what guests around it know of their blocks.
+        // An outer guest is resizing a block too, and no longer knows where it is.
         world.stale.set(world.stale.get() || world.resizing.borrow().len() > 1);
-        // An older block is a grant from now on, if it does not stay where it is.
+        // If the block does not stay where it is, its old memory is a grant from now on.
         world.grants.borrow_mut().insert(address);
         // Hooks may have put guard bytes around it.
         let known = world.resizing.borrow().iter().rev().find_map(|&(block, size)| {
@@ -628,7 +628,7 @@ impl Script {
             && (self.is_bump || world.honesty.get() != 0 && world.below(3) == 0)
         {
             let Some(moved) = self.give(own, size, false)? else { return Ok(None) };
-            // What a lie has made a block must not be written to.
+            // A guest that lies may have answered with memory that is not its own, which must not be written to.
             let fits = if self.is_bump { world.honesty.get() == 0 } else { own.grant_size(moved - self.header).is_some() };
             if world.forgets.get() || world.stale.get() || !fits || world.is_odd() {
                 world.forgets.set(true);
@@ -648,7 +648,7 @@ impl Script {
         }
         for header in [self.header, 0] {
             let whole = if header == 0 { size } else { header + size.max(1) };
-            // A grant in which nothing lies is not the block's.
+            // This grant holds no block, so it is not the block's grant.
             if world.chunks.borrow().contains(&(address - header)) || own.grant_size(address - header).is_some() {
                 continue;
             }
@@ -660,7 +660,7 @@ impl Script {
                 }
             }
         }
-        // It lies in a larger grant, or in that of another.
+        // The block lies in a larger grant, or in another guest's.
         world.forgets.set(true);
         self.give(own, size, false)
     }
@@ -682,13 +682,13 @@ impl Guest for Script {
         let world = &self.world;
         if let Some(mood) = self.mood(own) {
             world.grants.borrow_mut().insert(address);
-            // Where the answer is memory in which nothing lies, it is the block.
+            // An odd answer that is free memory of the guest's becomes the block.
             world.forgets.set(true);
             return self.answer(size, mood);
         }
         let odd = world.is_odd();
         if odd && world.below(3) == 0 {
-            // The block itself is out of reach.
+            // While the block is being resized, no domain frees it.
             if let Some(heap) = world.heap()
                 && !world.live.borrow().iter().any(|block| block.address == address)
             {
@@ -792,8 +792,7 @@ impl ArenaGuest for Arenas {
     }
 }
 
-/// What a program is made of: all that can be done, or about half of it. What is left out leaves room for the rest, and what only happens
-/// without it can be found.
+/// The verbs of a program: all of them, or about half. Without some verbs the others come more often, and a fault that they hide can show.
 fn verbs(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed ^ 0x7e4b);
     let is_whole = random.below(2) == 0;

@@ -1,4 +1,4 @@
-//! The rules of `guest/`, one small program each: whose memory it is, whatever a guest answers and does meanwhile.
+//! The rules of `guest/`, one small program each: to which guest, grant or block memory belongs, whatever a guest answers and does.
 
 #[path = "common/guests.rs"]
 mod guests;
@@ -74,7 +74,7 @@ type Give = Box<dyn Fn(&Of<'_>, usize) -> Answer>;
 type Resize = Box<dyn Fn(&Of<'_>, usize, usize) -> Answer>;
 type Release = Box<dyn Fn(&Of<'_>, usize) -> Result<(), Threw>>;
 
-/// A guest of functions, which pass on unless they are said.
+/// A guest made of functions. One that is not given passes the call on.
 struct Deeds {
     malloc: Give,
     calloc: Give,
@@ -135,7 +135,7 @@ impl Deeds {
         Self { free: Box::new(free), ..self }
     }
 
-    /// Puts the guest in front of what is in a domain, and gives that.
+    /// Puts the guest into a domain, in front of the present allocator. Returns that one.
     fn put_in(self, heap: &Rc<ObjectHeap>, domain: Domain) -> AllocatorId {
         let below = heap.allocator(domain).expect("memory");
         let guest = heap.add_guest(Rc::new(Script { heap: Rc::downgrade(heap), below, deeds: self })).expect("memory");
@@ -350,7 +350,7 @@ fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
                 if hooked {
                     heap.setup_debug_hooks().expect("memory");
                 }
-                // A freed block first: the grant gets its memory where it can.
+                // Free a block first. If possible, the grant gets its memory.
                 let block = malloc(&heap, domain, size);
                 free(&heap, domain, block);
                 let given = Rc::new(Cell::new(0));
@@ -358,7 +358,7 @@ fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
                 let below = Deeds::default().malloc(move |_, _| Ok(Some(piece.get()))).free(|_, _| Ok(())).put_in(&heap, domain);
                 let own = heap.own_allocators().expect("memory");
                 let grant = own.malloc(below, size).expect("its own").expect("memory");
-                // A domain with the allocator that gave it takes a grant back, where nothing lies in it.
+                // A domain whose allocator gave the grant may free it, if no block lies in it. The others refuse.
                 let others = Domain::ALL.into_iter().filter(|&used| heap.allocator(used) != Ok(below)).collect::<Vec<_>>();
                 let refuses = |domains: &[Domain], address| {
                     for &used in domains {
@@ -373,13 +373,13 @@ fn a_grant_is_no_block_of_a_domain_also_where_a_block_was_before() {
                     }
                 };
                 refuses(&others, grant);
-                // Behind what a guest keeps for itself, a block lies in it.
+                // Now a block lies in the grant, behind 16 bytes that the guest keeps.
                 given.set(grant + 16);
                 let piece = malloc(&heap, domain, 16);
                 refuses(&Domain::ALL, grant);
                 let arena = own.arena_alloc(heap.geometry().arena_size).expect("memory");
                 refuses(&Domain::ALL, arena);
-                // What was a block and is the guest's memory now, has been freed.
+                // After its free the block is the guest's memory, and a second free is a double free.
                 free(&heap, domain, piece);
                 assert_eq!(heap.blocks().free(domain, piece).expect_err("freed").kind, FaultKind::DoubleFree);
                 own.free(below, Some(grant)).expect("a grant");
@@ -483,7 +483,7 @@ fn what_the_heap_has_resized_is_the_block_whatever_else_the_guest_says() {
             let heap = heap();
             Deeds::default()
                 .realloc(move |of, address, size| {
-                    // Less than is wanted is never given.
+                    // No request is given less than it asked for.
                     of.realloc(address, size / 2)?.ok_or(Threw(7))?;
                     answer
                 })
@@ -521,7 +521,7 @@ fn what_a_guest_throws_changes_nothing_and_a_free_is_done() {
         assert_eq!(kind(&heap), GuestFaultKind::Threw(4));
         assert_eq!(heap.blocks().free(domain, block).expect_err("freed").kind, FaultKind::DoubleFree);
         heap.verify().expect("holds");
-        // It is a grant still, and can be given back.
+        // It is still a grant, and can be given back.
         heap.own_allocators().expect("memory").free(own, Some(block)).expect("a grant");
         heap.verify().expect("holds");
         assert_eq!(heap.allocated_blocks(), 0);
@@ -1076,7 +1076,7 @@ fn an_allocator_comes_into_no_domain_that_it_was_never_in() {
     heap.verify_guards().expect("holds");
 }
 
-/// Takes a heap down as it is: at once, in pieces, or some of them.
+/// Takes a heap down as it is: at once, in pieces, or one piece and then the rest.
 fn finish(heap: Rc<ObjectHeap>, ending: usize) {
     let Ok(heap) = Rc::try_unwrap(heap) else { panic!("guests do not keep their heap") };
     if ending != 0 {
@@ -1106,7 +1106,7 @@ fn what_guests_keep_goes_with_the_heap() {
             for domain in Domain::ALL {
                 Deeds::default()
                     .malloc(|of, size| {
-                        // One that is lost, and one behind a header.
+                        // The guest loses one grant, and answers with another one, behind a header.
                         of.malloc(size)?;
                         Ok(of.malloc(size + 48)?.map(|block| block + 48))
                     })

@@ -1,4 +1,4 @@
-//! Hooks that give back what they do not have, and take away what is in use: what the fuzzer found, one small program each.
+//! Hooks that drop references which they do not own, and destroy objects that are in use. Each test is a small program that the fuzzer found.
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
@@ -144,7 +144,7 @@ fn finalizer_in_a_collection_may_give_back_what_others_have_but_not_the_last_ref
         let s = scene(profile, HookSet { finalize: true, ..HookSet::default() });
         s.cycle();
         *s.hooks.0.finalize.borrow_mut() = Some(Box::new(|heap, object| {
-            // The other one's, which it has no business with.
+            // This is the other object's reference, which the finalizer does not own.
             heap.decref(object).expect("there is one more");
             steal(heap, object);
         }));

@@ -1,4 +1,4 @@
-//! Calls that take long, and are interrupted at every place where they ask.
+//! Long calls ask the embedder whether to go on. Here each is interrupted at every such question.
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
@@ -18,7 +18,7 @@ use obmalloc::{
 /// Enough to be asked several times in each phase.
 const COUNT: usize = if cfg!(miri) { 40 } else { 40_000 };
 
-/// Says yes from the `until`-th question on, as a thread that is being ended does.
+/// Asks a call to stop from the `until`-th question on, as a thread that is being ended does.
 #[derive(Clone, Default)]
 struct Asked {
     until: Rc<Cell<Option<usize>>>,
@@ -165,13 +165,13 @@ impl Scene {
     }
 }
 
-/// How much further on the next question is that is to interrupt.
+/// How many questions lie between this interruption and the next one that is tried.
 fn further(place: usize) -> usize {
     if cfg!(miri) { 2 + 3 * place } else { 1 + place / 4 }
 }
 
-/// Does something with a new scene, interrupted at the first question, at the second, and so on, later further and further apart, until it is
-/// not interrupted any more. Gives how many questions there were.
+/// Does `deed` with a new scene again and again, interrupted at the first question, at the second, and so on, in growing steps. Ends when it is
+/// no longer interrupted, and returns how many questions there were.
 fn each_place(profile: &'static Profile, shape: Shape, deed: impl Fn(&Scene) -> Result<(), ObjectError>) -> usize {
     let mut place = 0;
     loop {
@@ -206,7 +206,7 @@ fn interrupted_collection_loses_nothing() {
                 }
                 collected.map(drop)
             });
-            // In each of counting, moving and destroying, where there is something to destroy.
+            // Counting, moving and destroying ask, each of them.
             assert!(places >= 5, "{} {shape:?}: asked {places} times", profile.release());
         }
     }
@@ -283,7 +283,8 @@ fn interrupted_joining_loses_nothing() {
 /// Three pieces of what is filled or cleared at once.
 const LARGE: usize = if cfg!(miri) { 3 << 7 } else { 3 << 20 };
 
-/// Deeds in a heap without objects: each is done, or given up and leaves nothing behind. Gives how many questions there were.
+/// Does `deed` in a heap without objects, interrupted at each question. It is done, or it is given up and leaves nothing behind. Returns how many
+/// questions there were.
 fn each_place_in_blocks(debug: bool, deed: impl Fn(&ObjectHeap, TypeId, TypeId) -> Result<(), ObjectError>) -> usize {
     let mut place = 0;
     loop {
@@ -445,7 +446,7 @@ fn freeing_a_large_block_can_be_given_up() {
             asked.interrupt_at(Some(place));
             heap.blocks().free(domain, block).expect("a block");
             assert!(heap.blocks().usable_size(domain, block).is_err());
-            // Where it was asked, it was to go on at first.
+            // The first answers were to go on.
             assert!(asked.times.get() > place.min(50), "asked {} times", asked.times.get());
         }
         asked.interrupt_at(None);
@@ -479,7 +480,7 @@ fn taking_down_can_be_given_up() {
                 assert!(patience > if cfg!(miri) { 1 } else { 3 }, "asked {patience} times");
                 break;
             }
-            // What is left goes when that is gone on with, or when it is dropped.
+            // Going on gives back the rest of the heap, and so does dropping it.
             assert!(patience % 2 == 0 || leaving.go_on(|| false));
         }
     }
@@ -502,7 +503,7 @@ fn taking_down_that_ends_in_a_panic_leaves_nothing() {
         let gone = catch_unwind(AssertUnwindSafe(|| leaving.go_on(is_over)));
         // Miri is asked about fewer bytes.
         assert!(gone.is_err() || cfg!(miri));
-        // What is left goes with it: LeakSanitizer looks.
+        // Dropping it gives back the rest, as LeakSanitizer checks.
         drop(leaving);
     }
 }

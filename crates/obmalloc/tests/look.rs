@@ -1,4 +1,4 @@
-//! Pools and blocks as they are looked at one by one, against what the heap counts.
+//! Looks at pools and blocks one by one, and compares them with what the heap counts.
 
 #[allow(dead_code, reason = "nothing is shrunk here")]
 mod common;
@@ -130,7 +130,7 @@ fn a_window_shows_objects_from_the_first_type_on() {
     let states = unsafe { window.objects.as_ref() };
     let unit = (object - window.memory.addr().get()) / heap.geometry().alignment;
     assert_eq!((heap.has_types(), states.iter().position(|&state| state > 1)), (true, Some(unit)));
-    // It lies 16 bytes behind the beginning of its block.
+    // The object lies 16 bytes behind the beginning of its block.
     assert!(heap.blocks().usable_size(Domain::Obj, object - 16).is_err());
 }
 

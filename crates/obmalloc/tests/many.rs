@@ -1,4 +1,4 @@
-//! Many heaps at once: each costs what the first ones do. A process of its own, whose resident memory is measured.
+//! Many heaps at once. Each costs as much memory as the first ones. This test has a process of its own, whose resident memory is measured.
 
 #![cfg(target_os = "linux")]
 

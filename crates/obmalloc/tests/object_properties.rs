@@ -98,14 +98,14 @@ impl Model {
         inside + self.0[&object].held
     }
 
-    /// Takes out what nothing refers to, and what then nothing refers to.
+    /// Removes the objects that nothing refers to, and those that nothing refers to after that.
     fn settle(&mut self) {
         while let Some(&dead) = self.0.keys().find(|&&object| self.refcount(object) == 0) {
             self.0.remove(&dead);
         }
     }
 
-    /// Takes out what is not reached from what is held from outside or is not tracked.
+    /// Removes the objects that are reached neither from those held from outside nor from untracked ones.
     fn collect(&mut self) {
         let is_root = |object: &Modelled| object.held != 0 || !object.tracked;
         let mut reached: Vec<usize> = self.0.iter().filter(|(_, object)| is_root(object)).map(|(&address, _)| address).collect();
@@ -290,7 +290,7 @@ fn run(profile: &'static Profile, geometry: Geometry, ops: &[Op]) -> Result<(), 
     for object in shared.into_iter().chain(slots.into_iter().flatten().map(|(_, object)| object)) {
         heap.decref(object).map_err(|fault| fail(fault.to_string()))?;
     }
-    // What is not tracked may hold a cycle together that no collection sees: only what is tracked must be gone.
+    // An untracked object may be part of a cycle, which no collection can see. So only the tracked objects must be gone.
     heap.unfreeze().map_err(|error| fail(error.to_string()))?;
     heap.collect(2).map_err(|error| fail(error.to_string()))?;
     heap.collect(2).map_err(|error| fail(error.to_string()))?;

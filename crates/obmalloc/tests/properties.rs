@@ -64,7 +64,7 @@ fn every_structure_holds_in_arenas_of_a_foreign_allocator() {
 #[cfg_attr(miri, ignore = "regions are memory there")]
 fn every_structure_holds_where_only_some_arenas_fit_into_the_region() {
     let seed = seed();
-    // The more heaps are open, the less address space a new one reserves.
+    // A new heap reserves less address space the more heaps are open.
     let options = HeapOptions { geometry: Some(TINY), ..HeapOptions::new(&profile::V3_14) };
     let open_one = || Heap::with_options(options).expect("a heap");
     let mut open: Vec<Heap> = (0..25_000).map(|_| open_one()).collect();

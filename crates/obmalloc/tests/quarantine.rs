@@ -1,4 +1,4 @@
-//! What the debug hooks find with a quarantine: everything that they find without one, and writes to blocks that are in it.
+//! Debug hooks with a quarantine find everything that they find without one, and also writes to blocks in quarantine.
 
 use std::ptr;
 
@@ -16,7 +16,7 @@ fn block(heap: &CheckedHeap, domain: Domain, size: usize) -> usize {
     heap.malloc(domain, size).expect("memory").as_ptr().expose_provenance()
 }
 
-/// Writes a byte that is neither the hooks' nor what was there.
+/// Writes a byte that differs from the old one, and from those that the hooks write.
 fn write(address: usize) {
     // SAFETY: the caller gives a byte of a block with its guard bytes, which the heap still has.
     unsafe { *ptr::with_exposed_provenance_mut::<u8>(address) ^= 0x55 };
@@ -102,12 +102,12 @@ fn run(heap: &CheckedHeap, domain: Domain, size: usize, wrong: Wrong) -> Option<
         FreesInWrongDomain => kind(heap.free(other, bad)),
         FreesInside => kind(heap.free(domain, bad + 16)),
     };
-    // What has waited long enough is looked at once more.
+    // A block is looked at again when it leaves the quarantine.
     heap.empty_quarantine();
     found.or_else(|| heap.take_late_fault().or_else(|| heap.take_fault()).map(|fault| fault.kind))
 }
 
-/// Whether only the quarantine keeps the memory from being the C library's again, which nothing may write to then.
+/// Whether the memory would be the C library's again without a quarantine. The test must not write to it then.
 fn is_the_librarys(domain: Domain, size: usize, wrong: Wrong) -> bool {
     let writes = matches!(wrong, WritesAfterFree | WritesLastByteAfterFree | WritesBehindAfterFree);
     writes && (domain == Domain::Raw || size > 400)
@@ -125,7 +125,7 @@ fn quarantine_hides_nothing_and_watches_large_blocks_too() {
                 if !is_the_librarys(domain, size, wrong) {
                     let found = run(&heap(0), domain, size, wrong);
                     counts[0] += usize::from(found.is_some());
-                    // A second free of an address that was handed out again cannot be told without a quarantine.
+                    // Without a quarantine a second free cannot be found once the address has been handed out again.
                     assert!(found.is_none() || found == kept, "{wrong:?} of {size} bytes of {domain}: {found:?}, then {kept:?}");
                 }
             }

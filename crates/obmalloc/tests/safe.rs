@@ -34,7 +34,7 @@ use obmalloc::{
     StatsBytes, TakeDown, Threw, Trimmed, Type, TypeId, TypeSpec, Undone, Value, Visit, Window,
 };
 
-/// What safe Rust cannot call, and why that is so.
+/// The functions that safe Rust cannot call, each with the reason.
 const UNSAFE: [(&str, &str); 7] = [
     ("Heap::realloc", "the heap trusts that the block is live"),
     ("Heap::free", "the heap trusts that the block is live"),
@@ -173,7 +173,7 @@ impl World {
         let is_full = to.borrow().len() >= HEAPS;
         let gone = is_full.then(|| to.borrow_mut().swap_remove(self.below(HEAPS)));
         to.borrow_mut().push(heap.clone());
-        // The end of a heap may call guests, which look for heaps.
+        // A heap may call guests while it is dropped, and they look for heaps.
         drop(gone);
         Some(heap)
     }
@@ -361,7 +361,8 @@ impl World {
         self.pick(&self.players)
     }
 
-    /// What a call gave: addresses and ids are at hand from now on; a fault that only a stray write can be is wrong.
+    /// Notes what a call gave. The program may use these addresses and ids from now on. Some faults can only come from a stray write, and are
+    /// errors here.
     fn take(&self, result: impl Taken) {
         result.taken(self);
     }
@@ -421,7 +422,7 @@ impl World {
         Err(text.or(panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_else(|| "a panic".to_owned()))
     }
 
-    /// Every heap that no panic has closed holds, and nothing was found that only a stray write can be.
+    /// Checks every heap that no panic has closed, and that no fault was found that can only come from a stray write.
     fn look(&self) -> Result<(), String> {
         if let Some(what) = self.wrong.borrow().clone() {
             return Err(what);
@@ -473,7 +474,7 @@ impl World {
     }
 }
 
-/// Calls something, and lets a planned panic of it be.
+/// Calls something, and ignores a panic that the program planned.
 fn catch_planned(call: impl FnOnce() -> Option<()>) -> Option<()> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| if panic.is::<Planned>() { None } else { resume_unwind(panic) })
 }
@@ -897,7 +898,7 @@ fn programs() -> u64 {
 #[test]
 fn random_calls_of_everything_crash_nothing() {
     let seed = seed();
-    // Past the harness: what that has caught is lost when the process ends in the middle.
+    // The harness's output would be lost if the process crashed, so this is written past it.
     let _ = writeln!(std::io::stderr(), "safe: OBMALLOC_SEED={seed}");
     for seed in (0..programs()).map(|index| seed + index) {
         check(seed, program(seed));

@@ -50,7 +50,7 @@ fn heap_goes_from_thread_to_thread() {
     let mut heap = Heap::new(&profile::V3_13).expect("a heap");
     for round in 0..THREADS {
         heap = thread::spawn(move || {
-            // Small ones: those are the heap's, and go with it.
+            // Small blocks lie in the heap's arenas, and go with the heap.
             for size in 1..=500 {
                 heap.malloc(Domain::Mem, size + round).expect("memory");
             }
@@ -119,8 +119,10 @@ fn child_of_a_fork_goes_on_with_its_heaps_while_others_allocate() {
     });
 }
 
-/// How a child ended that used the heap and one of its own; nothing when it hung. A heap takes no lock, so a child can only wait for one of the
-/// allocator below it: the C library makes its own ready for the child of a fork, and under ThreadSanitizer it is the sanitizer's.
+/// Forks a child that uses the heap and one of its own. Returns how the child ended, or `None` if it hung.
+///
+/// A heap takes no lock, so a child can only wait for a lock of the allocator below it. The C library prepares its locks for a fork. Under
+/// ThreadSanitizer that allocator is the sanitizer's.
 fn fork_and_exercise(heap: &ObjectHeap) -> Option<i32> {
     exercise(heap);
     // SAFETY: the child uses memory only, which the C library has made ready for it, and ends without running what others left behind.

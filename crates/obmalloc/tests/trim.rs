@@ -1,4 +1,4 @@
-//! Trimming: whose memory goes, that nothing else changes, and what addresses come after it.
+//! Trimming: which memory is given back, that nothing else changes, and which addresses requests get afterwards.
 
 #![cfg_attr(miri, allow(dead_code, unused_imports, reason = "some tests are left out there"))]
 
@@ -56,11 +56,11 @@ fn resident(begin: usize, size: usize) -> usize {
     pages.iter().filter(|&&page| page & 1 != 0).count() * 4096
 }
 
-/// An allocator of one arena, as simple as can be: what pymalloc does, without a thought for time.
+/// A model of pymalloc with one arena, as simple as can be and not fast.
 #[derive(Default)]
 struct Model {
     pools: Vec<ModelPool>,
-    /// By size class: used pools, the next one last. Empty pools, the next one last.
+    /// The used pools of each size class. The last pool is used next, and so it is with the empty pools.
     used: HashMap<usize, Vec<usize>>,
     empty: Vec<usize>,
 }

@@ -1,4 +1,4 @@
-//! What is done to blocks under debug hooks, here and in real CPythons, to compare what comes of it.
+//! What the tests do to blocks under debug hooks, here and in real CPythons, to compare the results.
 
 /// Raw, mem or obj, by the letter of the API id.
 pub type Api = char;
@@ -8,7 +8,7 @@ pub type Api = char;
 pub enum Op {
     Malloc(Api, usize),
     Calloc(Api, usize),
-    /// With another size, which may not be there to be had: then the block stays.
+    /// Reallocates to another size. If there is no memory for that, the block stays.
     Realloc(Api, usize),
     Free(Api),
     /// Bytes that all data is filled with, by their index.
@@ -17,7 +17,7 @@ pub enum Op {
     Write(isize, usize, u8),
     /// Shows header, data and trailer.
     Show,
-    /// Shows what was the block, but for the link that a free block begins with.
+    /// Shows the freed block's bytes, without the link at its beginning.
     ShowFreed,
 }
 
@@ -33,7 +33,7 @@ pub fn pattern(index: usize) -> u8 {
 
 const APIS: [Api; 3] = ['r', 'm', 'o'];
 const SIZES: [usize; 7] = [0, 1, 8, 16, 17, 100, 300];
-/// Larger than anything that can be had, and as large as can be asked for at all.
+/// A size for which there is no memory, and the largest size that can be requested.
 const TOO_LARGE: usize = isize::MAX as usize - 24;
 
 /// The ways to damage a block of so many bytes: what was done, and how.
@@ -137,8 +137,8 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// What a case gave, without what differs from run to run: addresses, the thread's number and its name. The tail's address is shown by its
-/// distance from the block.
+/// The output of a case without what differs from run to run: addresses, the thread's number and its name. The distance from the block stands for
+/// the tail's address.
 pub fn normalised(output: &str) -> String {
     let mut lines = Vec::new();
     let mut block = 0usize;

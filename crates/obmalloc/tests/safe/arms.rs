@@ -17,7 +17,7 @@ macro_rules! arms {
     };
 }
 
-/// A call's result is taken, and that is all.
+/// Makes a call and notes its result.
 macro_rules! take {
     ($w:ident, $result:expr) => {{
         $w.take($result);

@@ -1,4 +1,4 @@
-//! Programs that crashed a heap from safe Rust, or that the random test has found to, one each.
+//! Programs in safe Rust that once crashed a heap, one test each. The random test found some of them.
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
