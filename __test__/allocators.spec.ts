@@ -60,7 +60,7 @@ function bump(inner: Allocator, bytes: number): Allocator & { readonly base: Add
     base,
     malloc: (size) => malloc(Number(size)),
     calloc: (count, size) => malloc(Number(count) * Number(size)),
-    // Contents are the engine's business only where it can see both blocks: here the last block grows in place.
+    // The engine copies the bytes only if it can see both blocks, the old one and the new one. Here the last block grows in place.
     realloc: (address, size) => {
       if (address === null) return malloc(Number(size))
       if (sizes.get(address)! >= Number(size)) return address
@@ -163,7 +163,7 @@ for (const allocator of ['default', 'debug', 'malloc'] as const) {
       }
       heap.verify()
       const base = heap.arenas()[0]?.address ?? 0
-      // Those that pymalloc passes on to raw are where the C library puts them.
+      // The C library places the blocks that pymalloc passes on to raw, so they are left out.
       const inside = blocks.map((block) => block - base).filter((offset) => offset >= 0 && offset < 1 << 20)
       return [inside, heap.allocatedBlocks(), heap.debugMallocStats().split('arena map counts')[0]]
     }
@@ -223,7 +223,7 @@ test('what pymalloc passes on is seen by whatever is around raw', (t) => {
     const extra = allocator === 'debug' ? 24 : 0
     const calls: string[] = []
     const raw = heap.getAllocator('raw')
-    // The arena's tables are from raw too.
+    // The first block takes an arena, whose tables come from raw too.
     some(heap.obj.malloc(1))
     heap.setAllocator('raw', logging(raw, calls))
     const block = some(heap.obj.malloc(513))
@@ -266,7 +266,7 @@ test('blocks with a header of the script are blocks like others', (t) => {
       heap[domain].free(moved)
       const kept = some(heap[domain].malloc(70))
       heap[domain].view(kept).fill(5)
-      // The old allocator is back, but not all blocks are its own.
+      // The old allocator is back, but some blocks are still the script's.
       heap.setAllocator(domain, own)
       t.is(heap.getAllocator(domain), own)
       const other = some(heap[domain].malloc(70))
@@ -286,7 +286,7 @@ test('a grant is in use for every domain but the one that its allocator is in', 
   for (const domain of domains) {
     using heap = new Heap()
     const own = heap.getAllocator(domain)
-    // The grant may get the memory of a block that was freed.
+    // The grant may lie where a freed block was.
     heap[domain].free(some(heap[domain].malloc(64)))
     const grant = some(own.malloc(64))
     let given = grant
@@ -643,7 +643,7 @@ test('requests fail on purpose, as with _testcapi.set_nomemory', (t) => {
     t.is(asked(6, 10), '++--++')
     heap.setNomemory(0, 0)
     t.is(asked(3, 10), '---')
-    // A large one asks pymalloc and then raw; with debug hooks, and with malloc for all, that is another matter.
+    // A large request counts twice: pymalloc gets it, and passes it on to raw. Without pymalloc it counts once.
     heap.setNomemory(3, 4)
     t.is(asked(4, 1000), allocator === 'malloc' ? '+++-' : '+-++')
     const block = heap.obj.malloc(5)
@@ -828,7 +828,7 @@ test('an object that is resized stays one, whatever bytes a script has moved its
     const inner = heap.getAllocator(domain)
     heap.setAllocator(domain, {
       ...inner,
-      // The bytes stay behind.
+      // This realloc does not copy the bytes.
       realloc(address, size) {
         const block = inner.malloc(size)
         inner.free(address)

@@ -1,4 +1,4 @@
-/** Heaps that anything happens to, from inside their callbacks too. A failure is shown with its seed, and the shortest program found. */
+/** Random programs do anything to heaps, from inside callbacks too. A failure is shown with its seed and the shortest program found. */
 
 import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
@@ -15,7 +15,7 @@ const program = fileURLToPath(new URL('chaos/run.ts', import.meta.url))
 const OPERATIONS = process.env['OBMALLOC_INSTRUMENTED'] === undefined ? 2200 : 1000
 const SEED = Number(process.env['OBMALLOC_SEED'] ?? Date.now() % 2 ** 32)
 
-/** What went wrong, or nothing: in a process of its own, because a crash is what is looked for. */
+/** Runs a program in a process of its own, because it may crash. Returns what went wrong, or undefined. */
 async function run(release: Release, allocator: string, quarantine: number, seeds: number[]): Promise<string | undefined> {
   const args = ['--import', 'tsx', program, release, allocator, String(quarantine), JSON.stringify(seeds)]
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] })

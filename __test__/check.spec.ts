@@ -40,7 +40,7 @@ function planting(plants: readonly string[], library = 'planted'): string[] {
   return [join(planted, 'plant.py'), libraryOf(library), ...plants]
 }
 
-/** What is known of a finding beforehand: `function`, then what it does, then who allocated. */
+/** What a finding must say: the function, what it does, and which functions allocated the blocks. */
 type Expected = [by: string, kind: string, call: string, allocated: string | null, used: string, sizes: string, from: string]
 
 function summary({ kind, call, allocated, used, count, sizes, origins, ...place }: Finding): [number, ...Expected] {
@@ -51,7 +51,7 @@ function summary({ kind, call, allocated, used, count, sizes, origins, ...place 
 
 const byName = (a: readonly unknown[], b: readonly unknown[]) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1)
 
-/** All plants with what must be found. The counts differ from plant to plant. */
+/** All planted faults, and the findings that `check` must report for them. Each has a count of its own. */
 function allPlants(): { plants: string[]; expected: [number, ...Expected][] } {
   const plants: string[] = ['in_order:1,24,512,513,100000']
   const expected: [number, ...Expected][] = []
@@ -65,7 +65,7 @@ function allPlants(): { plants: string[]; expected: [number, ...Expected][] } {
     const sizes = `24*${2 * rounds} 700*${rounds} 100000*${rounds}`
     expected.push([4 * rounds, by, kind, call, allocated, used, sizes, `${from}*${4 * rounds}`])
   }
-  // Larger than anything before it, so that C's malloc takes it from where nothing was.
+  // These blocks are larger than all before them, so C's malloc takes them from memory that was never used.
   for (const [name, call, used] of [
     ['unseen_freed_as_raw', 'free', 'raw'],
     ['unseen_reallocated_as_mem', 'realloc', 'mem'],
@@ -138,7 +138,7 @@ for (const interpreter of usable) {
       const { findings, processes, ended } = await check(interpreter, [join(root, 'workload', name)])
       t.deepEqual(findings, [], name)
       t.is(ended, 0, name)
-      // CPython has plain malloc in raw's place for moments. Where two interpreters' moments overlap, it may stay there for good.
+      // CPython puts plain malloc into raw for a moment. If two interpreters do so at the same time, it may stay there for ever.
       const mayLose = name === 'interpreters.py' ? ['raw'] : []
       const areWhole = processes.every(({ complete, lost }) => complete && lost.every((domain) => mayLose.includes(domain)))
       t.true(processes.length > 0 && areWhole, name)
@@ -157,7 +157,7 @@ for (const interpreter of usable.filter(({ version }) => Number(version.split('.
       'api.PyMem_RawMalloc.restype = ctypes.c_void_p',
       'api.PyMem_RawFree.argtypes = [ctypes.c_void_p]',
       'before = ctypes.create_string_buffer(64)',
-      // The moment that another thread may see when an interpreter comes or goes.
+      // Does what CPython does for a moment when an interpreter begins or ends, and what another thread may see.
       'block = api.PyMem_RawMalloc(77)',
       'assert api._PyMem_SetDefaultAllocator(0, before) == 0',
       'api.PyMem_RawFree(block)',
@@ -307,7 +307,7 @@ withPlants('processes that are killed leave all that they had found, and are cal
 })
 
 withPlants('a process may be killed at any moment', async (t) => {
-  // Each child says how far it has come in memory that it shares.
+  // Each child counts its calls in shared memory.
   const script = join(folder, 'anytime.py')
   const lines = [
     load,
@@ -335,7 +335,7 @@ withPlants('a process may be killed at any moment', async (t) => {
   t.log(`${done} were done, ${count} counted`)
   t.true(done > 1000)
   for (const counted of [count, ...[sizes.map(([, times]) => times), origins.map((origin) => origin.count)].map(sum)]) {
-    // The one that each was doing may be counted or not.
+    // The call during which a child was killed may be counted or not.
     t.true(counted >= done && counted <= done + 20, `${done} were done, ${counted} counted`)
   }
 })
@@ -372,7 +372,7 @@ withPlants('programs that are started with an environment of their own are looke
   writeFileSync(script, `${lines.join('\n')}\n`)
   for (const interpreter of usable) {
     const result = await check(interpreter, [script])
-    // Where CPython forks, and not vforks, what becomes a shell is a process that is looked at before.
+    // If CPython calls fork and not vfork, the child is also checked until it becomes a shell. So there may be more processes.
     isWhole(t, result, result.processes.length)
     t.deepEqual(
       result.findings.map(({ function: name, count }) => [name, count]),
@@ -463,7 +463,7 @@ withPython('what cannot be looked at is said, and does not end with 0', (t) => {
   const killed = obmalloc(['--python', newest.path, '--', '-c', 'import os; os.kill(os.getpid(), 9)'])
   t.is(killed.status, 4)
   t.regex(killed.stderr, /the program ended with SIGKILL\nprocess \d+ was killed: it was looked at until then\n$/)
-  // Of a process that it started, all is known until then, unless it is not.
+  // The killed process is a child. Everything that it did until then was seen, or the report says that it was not.
   const child = 'import os, signal; os.fork() or os.kill(os.getpid(), signal.SIGKILL); os.wait()'
   for (const [env, status, more] of [
     [{}, 0, ''],
@@ -508,7 +508,7 @@ withPython('what goes wrong with the checker itself does not look as if somethin
 
 withPlants('what was found until an interrupt is told', async (t) => {
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    // It has been planted when it says so, and then waits to be told to end.
+    // The program says when it has made its fault, and then waits for a signal.
     const wait = [
       'import signal, sys, time',
       'signal.signal(signal.SIGTERM, lambda *_: sys.exit())',
@@ -624,7 +624,7 @@ withPython('nothing is said on the stderr of processes that a program reads', (t
 
 withPython('who does not want to wait for what goes on is told at once', async (t) => {
   const own = mkdtempSync(join(folder, 'own-'))
-  // It is an orphan for a while when it says so.
+  // The child says "ready" some time after its parent has ended.
   const orphan =
     'import os, sys, time; parent = os.getpid()\nif os.fork() == 0:\n    while os.getppid() == parent: time.sleep(0.01)\n'
   const program = `${orphan}    time.sleep(0.3); sys.stderr.write('ready'); os.close(1); os.close(2); time.sleep(8)`
@@ -649,7 +649,7 @@ withPython('who does not want to wait for what goes on is told at once', async (
 })
 
 withPython('looking costs at most half of what the program takes', (t) => {
-  // Processor time, in turn: what else the machine does counts less.
+  // Measures processor time, with and without the checker in turn: so other work on the machine matters less.
   const script = [
     'import os, resource, statistics, subprocess, sys',
     'def seconds(more):',

@@ -260,7 +260,7 @@ withPython('a trace that is not whole ends with 4, and why is said', (t) => {
     [['-X', 'dev', '-c', 'pass'], {}, /^-X dev replaced the recorder's allocators: raw, mem and obj calls are not recorded\n/],
     [['-c', 'pass'], { PYTHONMALLOC: 'malloc' }, /^PYTHONMALLOC=malloc .* replaced the recorder's allocators/],
     [['-c', abrupt], {}, /^the trace has no end: the last calls are missing\n/],
-    // What the program goes on as is the program.
+    // A program that the process executes in its place counts as the program.
     [['-c', `import os, sys; os.execv(sys.executable, ['python3', '-c', '${abrupt}'])`], {}, /^the trace has no end/],
   ] as const) {
     const { status, stderr, complete, ended } = recorded(['-o', file, '--', ...program], env)
@@ -283,7 +283,7 @@ withPython('a trace that is not whole ends with 4, and why is said', (t) => {
   const { status, stderr } = spawnSync('sh', ['-c', 'ulimit -f 0; exec "$0" "$@"', ...args], { encoding: 'utf8' })
   t.deepEqual([status, stderr], [4, `nothing could be written to ${nothing}\n`])
   recorded(['-o', file, '--', '-c', limit])
-  // The process ended as it should.
+  // The process ended as usual, so only the limit is to be named.
   t.regex(obmalloc(['replay', file]).stderr, /^the recorder could not write more than this: File too large.*\n$/)
   const compared = obmalloc(['compare', '--python', python!.path, '--', '-c', limit])
   t.is(compared.status, 4)
@@ -300,7 +300,7 @@ withPython('a trace that is not whole ends with 4, and why is said', (t) => {
 })
 
 withPython('a process that cannot make its trace is named', (t) => {
-  // With the process's id the name is longer than a name can be.
+  // With the process's id behind it, the name is longer than the file system allows.
   const file = join(folder, 'x'.repeat(253))
   const program = ['-c', 'import subprocess, sys; subprocess.run([sys.executable, "-c", "pass"], check=True)']
   const { status, stderr, complete } = recorded(['-o', file, '--', ...program])
@@ -403,7 +403,7 @@ withPython('programs under tracemalloc are replayed exactly', (t) => {
   }
 })
 
-/** Says what it gets, one name a line. */
+/** A program that prints the name of each signal that it gets, one a line. */
 const LISTENER = [
   'import os, signal, time',
   'def told(number, frame): print(signal.Signals(number).name, flush=True)',
@@ -429,13 +429,13 @@ async function listening(command: string[]) {
   return { child, line, pid: Number(await line()), said: () => said }
 }
 
-// Other tests of this file hold up the clock.
+// These tests depend on time, and other tests would delay them.
 const serial = python ? test.serial : test.skip
 serial('a comparison that is told to end leaves no traces behind', async (t) => {
   const TMPDIR = mkdtempSync(join(folder, 'temporary-'))
   const program = ['-c', 'x = [str(i) for i in range(10**6)]; print("over", flush=True)']
   const args = [join(root, 'dist', 'cli.js'), 'compare', '--python', python!.path, '--', ...program]
-  // The trace is being written, replayed, or timed.
+  // The signal comes while the trace is being written, replayed, or timed.
   for (const late of [0, 200, 500]) {
     const child = spawn(process.execPath, args, { env: { ...process.env, TMPDIR }, stdio: ['ignore', 'ignore', 'pipe'] })
     const ended = new Promise((done) => child.on('close', (code, signal) => done(code ?? signal)))

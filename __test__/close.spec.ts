@@ -19,7 +19,7 @@ const external = () => native.externalMemory()
 const mapped = () => Number(/VmSize:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? 0) * KiB
 
 test.serial('memory is reported to V8, and all of it taken back', (t) => {
-  // V8 may take back what is not of this test while it runs: one of a few attempts is without that.
+  // Meanwhile V8 may free memory that other tests left. So there are several attempts, and one must come out right.
   const left = Array.from({ length: 5 }, () => {
     const before = external()
     const heap = new Heap()
@@ -198,7 +198,7 @@ test.serial('process.exit in a callback keeps its code', async (t) => {
   t.is(exit, 7)
 })
 
-// In WebAssembly each thread has a memory of its own: what an address of another one's says, if anything, is about this one's memory.
+// In WebAssembly each thread has a memory of its own. There, an address of another thread's is just a number.
 const ofAnotherThread = isWasm ? 'ERR_FOREIGN_POINTER' : 'ERR_WRONG_HEAP'
 
 test.serial('a heap of another worker is told from a stranger', async (t) => {

@@ -1,4 +1,4 @@
-/** What the commands have in common: nothing is overwritten, what is not verified ends with 4, and the next command is named. */
+/** What the commands have in common: they overwrite nothing, end with 4 if the replay differs, and name the next command. */
 
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -103,7 +103,7 @@ test('export has no JSON of its own beside its data', (t) => {
   t.is(obmalloc('export', '--to', 'csv', '--json', trace).status, 2)
 })
 
-/** A trace that says that it is of another release than it is: its addresses come out otherwise. */
+/** A trace whose header names the wrong release. So the addresses of its replay differ. */
 function unverified(): string {
   const path = join(folder, 'other.trace')
   const bytes = readFileSync(trace)

@@ -32,7 +32,7 @@ test('a program sees the same in every context, with the package of any', (t) =>
   }
   const expected = run(undefined, here)
   t.true(expected.length > 20)
-  // Neither has anything but what every context has: no process and no console.
+  // These contexts have only JavaScript's own globals: no process and no console.
   const [one, other] = [createContext({}), createContext({})]
   const faces = [here, load(), load(one), load(other)]
   for (const face of faces) for (const context of [undefined, one, other]) t.deepEqual(run(context, face), expected)
@@ -84,6 +84,6 @@ test.serial('heaps go with their context, and their memory with them', async (t)
 
 test.serial('the end of a thread takes heaps down in whatever order, also with scripts that have memory of theirs', async (t) => {
   t.timeout(300_000)
-  // What has been freed reads as rubbish.
+  // With this variable the C library fills freed memory with other bytes.
   t.is(await program('ends.cjs', [], { MALLOC_PERTURB_: '165' }), '64 ended well\n')
 })

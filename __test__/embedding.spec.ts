@@ -34,11 +34,11 @@ function build({ path, version }: Interpreter, options: string[] = []): string[]
     `-lpython${name}`,
   ]
   if (spawnSync('cc', args, { stdio: 'ignore' }).status !== 0) return null
-  // Only a CPython is run by the command line; it goes on as the program.
+  // The command line runs only CPythons. So a CPython is run, which executes the program in its place.
   return ['-c', `import os; os.environ['PYTHONHOME'] = '${home}'; os.execv('${program}', ['again', '8'])`]
 }
 
-/** Runs the command line, which gives JSON. */
+/** Runs the command line, and reads the JSON that it prints. */
 function obmalloc(command: string, args: string[]) {
   const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist', 'cli.js'), command, '--json', ...args], {
     encoding: 'utf8',

@@ -57,7 +57,7 @@ def load():
 
 kept = load()
 `
-/** What CPython asks for, for that many bytes. */
+/** What CPython requests for a bytes object of so many bytes. */
 const SIZE = 1301 + 33
 
 /** What the program asked for: pymalloc passes each of these on to the raw domain, which is another event. */

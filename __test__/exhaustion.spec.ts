@@ -8,7 +8,7 @@ import { Heap, MemoryError, type Address, type HeapOptions, type ObjectType } fr
 
 import { some } from './tools.ts'
 
-/** What an operation has to work with. */
+/** A heap, and the blocks and objects in it that operations use. */
 interface Ground {
   heap: Heap
   plain: Record<'raw' | 'mem' | 'obj', Address>
@@ -26,7 +26,7 @@ type Operation = (ground: Ground) => unknown
 
 const domains = ['raw', 'mem', 'obj'] as const
 
-/** Each takes what it needs from the heap, and gives back all that it got; what it gives tells whether it was refused. */
+/** Each operation frees all that it allocates. It returns null or throws a `MemoryError` if memory was refused. */
 const operations: Record<string, Operation> = {}
 for (const domain of domains) {
   for (const size of [1, 512, 513, 100_000]) {
@@ -140,7 +140,7 @@ function ground(options: HeapOptions): Ground {
   }
 }
 
-/** Whether memory was refused; any other error is none that may come of that. */
+/** Whether an operation was refused memory. No other error may come of a refusal, so others are thrown. */
 function refused(operation: Operation, on: Ground): boolean {
   try {
     return operation(on) === null
@@ -158,7 +158,7 @@ for (const allocator of ['default', 'debug', 'malloc'] as const) {
         for (const [name, operation] of Object.entries(operations)) {
           const on = ground({ release, allocator })
           const { heap } = on
-          // What it needs for the first time only stays.
+          // The first run may allocate what stays, such as a table.
           t.false(refused(operation, on), `${name} works`)
           const before = heap.allocatedBlocks()
           const requests = requestsOf(operation, on)

@@ -31,7 +31,7 @@ function obmalloc(...args: string[]) {
   return { status, stdout: stdout.toString(), bytes: stdout, stderr: stderr.toString() }
 }
 
-/** A program in a folder of its own, older than its recording. */
+/** Writes a program into a folder of its own. The file's date is old, because source newer than its recording is not shown. */
 function program(name: string, lines: readonly string[]): string {
   mkdirSync(join(folder, name), { recursive: true })
   const path = join(folder, name, 'app.py')
@@ -130,7 +130,7 @@ withPython('functions and files of two versions are compared, also if the script
     return (end: RegExp) =>
       found.sites.filter(({ name, stack }) => end.test(by === 'site' ? `${stack[0]?.file}:${stack[0]?.line}` : name))
   }
-  // With a head of 33 bytes, in blocks of 144 and 336.
+  // A bytes object has a head of 33 bytes. So the blocks have 144 and 336 bytes.
   const grown = 2000 * (336 - 144)
   const [site, ...others] = rows('site')(/better\.py:7$|app\.py:7$/)
   t.deepEqual([site?.grown, others.length], [grown, 0])
@@ -143,9 +143,9 @@ withPython('functions and files of two versions are compared, also if the script
     t.true(row!.a !== null && row!.b !== null && more.length === 0)
     t.true(Math.abs(row!.grown - grown) < 1000, `${row!.name}: ${row!.grown}`)
   }
-  // Names are qualified from 3.11 on.
+  // From 3.11 on a method's name has its class in it.
   t.is(functions(/__init__ \(.*\/better\.py\)$/).length, Number(version.split('.')[1]) >= 11 ? 2 : 1)
-  // Functions of one file of the library are several rows.
+  // Each function of a library's file has a row of its own.
   const names = functions(/\/functools\.py\)$/).map(({ name }) => name)
   t.true(names.length > 1 && new Set(names).size === names.length, names.join())
 })

@@ -1,6 +1,6 @@
 /**
- * Real collectors are the judge: random programs that allocate, link, drop, collect, freeze, resurrect and look, in every CPython found and
- * here, and their logs compared line by line.
+ * Real collectors are the judge. Random programs allocate, link, drop, collect, freeze, resurrect and look, in every CPython found and here. The
+ * two logs of each are compared line by line.
  *
  * `OBMALLOC_PROOF_GRAPHS` is the number of programs in all, `OBMALLOC_SEED` the first seed.
  */
@@ -59,8 +59,8 @@ for (const path of goldenAnswers()) {
 }
 
 /**
- * Versions in whose collectors something differs from those before, and for which no interpreter was to be had: that their rules are those of
- * their release here was checked by reading CPython's source only.
+ * Versions whose collectors differ from the version before, and of which no interpreter could be had. Only CPython's source was read to check
+ * that they follow the rules of their release here.
  */
 const READ_ONLY = ['3.12.5', '3.14.0', '3.14.1', '3.14.2', '3.14.4']
 

@@ -162,7 +162,7 @@ for (const release of releases)
           expected,
         )
         if (owner === heap.obj && size >= Plain.basicsize && below(8) === 0) {
-          // The block becomes an object, whose memory is no caller's, and goes with it.
+          // The block becomes an object. Its memory is no longer the caller's, and is freed with the object.
           const object = Plain.init(block)
           for (const code of [codeOf(() => owner.getUint8(block)), codeOf(() => owner.setUint8(block, 1))])
             t.is(code, 'ERR_WRONG_TYPE')
@@ -191,7 +191,7 @@ test('what is to be known of a block besides is known without a window too', (t)
     return block
   }
   {
-    // A freed block that a buffer still reaches is free for the caller.
+    // To the caller a freed block is free, even while a buffer still reaches its memory.
     using heap = new Heap()
     const kept = block(heap)
     const other = block(heap)
@@ -224,7 +224,7 @@ test('what is to be known of a block besides is known without a window too', (t)
     heap.verify()
   }
   {
-    // In quarantine a block is freed.
+    // To the caller a block in quarantine is freed.
     using heap = new Heap({ quarantine: 1000 })
     const freed = block(heap)
     heap.obj.free(freed)
@@ -234,7 +234,7 @@ test('what is to be known of a block besides is known without a window too', (t)
     )
   }
   {
-    // A script's block ends where its request did, though the memory goes on; also after the script's allocator has been taken out.
+    // A script's block ends where its request did, although the grant is longer. This stays so when the script's allocator has been taken out.
     using heap = new Heap()
     block(heap)
     const own = heap.getAllocator('obj')
@@ -306,7 +306,7 @@ test('a heap that is closed, or gone, has no memory', async (t) => {
   heap.close()
   for (const use of [() => heap.obj.getUint8(block), () => heap.obj.setUint8(block, 1), () => heap.obj.read(block, 0, 1)])
     t.is(codeOf(use), 'ERR_HEAP_CLOSED')
-  // Another heap may have its region there.
+  // The region of another heap may lie where the closed heap's was.
   using other = new Heap()
   const blocks = Array.from({ length: 100 }, () => some(other.obj.malloc(64)))
   t.is(
@@ -450,9 +450,9 @@ test('no call is made for a small block of mem or obj in a heap that is plain, w
 
 test('an array that another thread makes longer while it is written goes no further than its block', async (t) => {
   const ROUNDS = 2000
-  // How many the worker is to make longer, and has.
+  // How many arrays the worker may make longer, and how many it has.
   const counts = new Int32Array(new SharedArrayBuffer(8))
-  // TypeScript knows of no second argument here.
+  // TypeScript's types lack the second argument.
   const Growable = SharedArrayBuffer as unknown as new (length: number, options: { maxByteLength: number }) => SharedArrayBuffer
   const memories = Array.from({ length: ROUNDS }, () => new Growable(8, { maxByteLength: 400 }))
   const grow = `
@@ -476,7 +476,7 @@ test('an array that another thread makes longer while it is written goes no furt
     try {
       while (tries++ < 200) heap.obj.write(block, bytes)
     } catch (error) {
-      // It is longer than the block by now.
+      // The array is longer than the block by now.
       t.is((error as { code?: unknown }).code, 'ERR_OUT_OF_RANGE')
     }
     while (Atomics.load(counts, 1) <= index);

@@ -347,11 +347,11 @@ inBrowser('an address shows the same view again', async (t, open) => {
   })
   const pictures = async (one: Page) =>
     one.locator('#flame canvas, #map canvas').evaluateAll((all) => all.map((canvas) => (canvas as HTMLCanvasElement).toDataURL()))
-  // A focused picture shows where one is in it.
+  // A picture that has the focus shows a cursor. So the focus moves elsewhere before the pictures are compared.
   for (const one of [again, page]) await one.locator('#map h2').focus()
   t.deepEqual(await look(again), await look(page))
   t.true((await pictures(again)).join() === (await pictures(page)).join())
-  // A link that is followed while the page is open.
+  // The address changes while the page is open, as when a link is followed.
   await again.evaluate("location.hash = '#view=what-if&color=site'")
   await again.waitForTimeout(300)
   t.is(await text(again, 'nav [aria-current]'), 'What if')
@@ -388,7 +388,7 @@ inBrowser('everything can be reached and used by keys alone', async (t, open) =>
   await page.keyboard.type('load')
   t.regex(await hashOf(page), /find=load/)
   await page.keyboard.press('Escape')
-  // By Tab, everything that can be used is come by, is named, and shows where the focus is.
+  // Tab reaches every control. Each has a name, and shows when it has the focus.
   await page.keyboard.press('1')
   const seen: string[] = []
   for (let step = 0; step < 120; step++) {

@@ -10,7 +10,7 @@ import type * as obmalloc from 'obmalloc'
 
 import { addon, buildInjected, codeOf, collectUntil } from './tools.ts'
 
-// Three hundred panics: with their backtraces a log would hold little else.
+// There are three hundred panics, and their backtraces would fill the log.
 process.env['RUST_BACKTRACE'] = '0'
 
 interface Injected {
@@ -30,7 +30,7 @@ async function build(): Promise<Injected> {
   return module.exports as Injected
 }
 
-/** What the binding calls, which does not keep it. */
+/** Stands in for the functions of the face. The binding does not keep them. */
 const face = [
   (code: string, message: string): Error => Object.assign(new Error(message), { code }),
   ...Array.from({ length: 12 }, () => () => {}),
@@ -77,7 +77,7 @@ function packageOver(native: Injected): typeof obmalloc {
   return require('../dist/index.js') as typeof obmalloc
 }
 
-/** Comes by every callback of a heap; what was thrown on the way. */
+/** Makes a heap call every kind of callback. Returns the codes of what was thrown. */
 function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: () => void } {
   const told: unknown[] = []
   // A release that gives an empty arena back at once.
@@ -115,7 +115,7 @@ function everyCallback({ Heap }: typeof obmalloc): { codes: unknown[]; close: ()
     heap.gc.setDebug(heap.gc.DEBUG_STATS)
     const object = type.alloc()
     type.set(object, 'next', object)
-    // Enough for the collection to ask whether to go on.
+    // With so many objects the collection asks whether to go on.
     for (let count = 0; count < 300; count++) heap.decref(type.alloc())
     const kept = heap.gc.newWeakref(object, () => {})
     heap.decref(object)

@@ -1,4 +1,4 @@
-/** A native peer that writes where it has no business: through the process's memory as a file. */
+/** Stands in for faulty native code: writes anywhere in the process, through the file of its memory. */
 
 import { closeSync, openSync, readSync, writeSync } from 'node:fs'
 

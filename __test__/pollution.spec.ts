@@ -1,4 +1,4 @@
-/** Scripts that put something of theirs wherever JavaScript looks: the package never looks there. */
+/** Scripts put getters and values of theirs on every prototype. The package never reads them. */
 
 import { execFile } from 'node:child_process'
 import { readdirSync } from 'node:fs'
@@ -9,8 +9,9 @@ import test from 'ava'
 import { buildInjected } from './tools.ts'
 
 interface Found {
-  /** Names that the binding touches, and with those of the face all that were tried. */
+  /** How many names the binding touches. */
   readonly ofBinding: number
+  /** How many names were tried: those and the face's. */
   readonly names: number
   /** Properties of JavaScript's own that were tried. */
   readonly places: number
@@ -19,7 +20,7 @@ interface Found {
 }
 
 const cwd = new URL('..', import.meta.url)
-/** What of the package has nothing to do with heaps. */
+/** The files of the package that have nothing to do with heaps. */
 const tools =
   /^(checking|cli|driving|emnapi|interpreters|loading|platform|proving|recording|replaying|terminal|tools|trace|usage|wasm|index)\.js$/
 

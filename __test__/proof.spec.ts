@@ -31,7 +31,7 @@ const SLICE = 50_000_000
 const folder = mkdtempSync(join(tmpdir(), 'obmalloc-proof-'))
 test.after.always(() => rmSync(folder, { recursive: true, force: true }))
 
-/** Replays the trace of a run and those of all processes that it started; what is wrong with each, and how many addresses were equal. */
+/** Replays the trace of a run and those of all processes that it started. Returns what is wrong with each, and how many addresses were equal. */
 async function judge(paths: string[]): Promise<{ wrong: string[]; matched: number }> {
   let matched = 0
   const wrong: string[] = []

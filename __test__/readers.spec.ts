@@ -1,4 +1,4 @@
-/** Exports, opened by a reader of theirs: speedscope's page, from its own package, in a real browser. It reads pprof's files and flame graphs' too. */
+/** Opens exports in speedscope's page, which comes from its own package, in a real browser. It also reads pprof's files and collapsed stacks. */
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
@@ -36,11 +36,11 @@ inBrowser('speedscope reads three formats, and shows the bytes that top says', a
   const { rows } = JSON.parse(obmalloc('top', '--json', '--by', 'function', trace).toString()) as {
     rows: { name: string; held: number }[]
   }
-  // The list is made in a function of its own up to 3.11.
+  // Up to 3.11 a list comprehension is a function of its own.
   const { held } = rows.find(({ name }) => /load.* \(<string>\)/.test(name) && !/module/.test(name))!
   t.true(held > 4e6)
   const inMegabytes = `${(held / 2 ** 20).toFixed(2)} MB`
-  // Flame graphs' files say nothing of units.
+  // A file of collapsed stacks does not name its unit.
   const shown = { speedscope: inMegabytes, pprof: inMegabytes, collapsed: held.toLocaleString('en-US') }
   const viewer = pathToFileURL(at('../node_modules/speedscope/dist/release/index.html')).href
   const browser = await chromium.launch({
@@ -61,7 +61,7 @@ inBrowser('speedscope reads three formats, and shows the bytes that top says', a
     })
     await page.goto(`${viewer}#localProfilePath=${script}`)
     await page.getByText('Sandwich').click()
-    // The table of functions: bytes with what they call, bytes of their own, name.
+    // The columns of the table of functions: total bytes, bytes of the function itself, name.
     await page.locator('tr', { hasText: 'load' }).first().waitFor({ timeout: 20_000 })
     const lines = await page.locator('tr').allInnerTexts()
     t.true(

@@ -43,7 +43,7 @@ del rows
 `
 const program = join(folder, 'rows.py')
 writeFileSync(program, PROGRAM)
-// Older than what is recorded of it.
+// The file's date is old, because source newer than its recording is not shown.
 utimesSync(program, 1, 1)
 
 inBrowser('the page of a real recording shows what the answer says, in every release', async (t, open) => {
@@ -59,7 +59,7 @@ inBrowser('the page of a real recording shows what the answer says, in every rel
     t.is(await page.locator('.headline').textContent(), data.summary[0]!)
     const { totals } = data.why
     t.deepEqual(await numbers(page, 'header .facts data'), [totals.held, totals.live, totals.needed, totals.arenas], version)
-    // The parts of what is held are all of it.
+    // The parts add up to what is held.
     const parts = await numbers(page, '.parts li:has(.live, .in-pools, .pools, .rounding) data')
     t.is(
       parts.reduce((sum, part) => sum + part, 0),

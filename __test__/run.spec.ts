@@ -167,7 +167,7 @@ native('a batch inside a batch has the same slots', async (t) => {
   const block = some(heap.obj.malloc(32))
   let moved: ArrayBuffer | undefined = transfer(heap.obj.view(block).buffer)
   heap.obj.free(block)
-  // What is damaged is found when the block goes, once nothing can reach its buffer: by the next call that frees.
+  // The hooks look at the block when its memory is given back. That is in the next call that frees, once nothing can reach the buffer.
   poke(block + 32, Uint8Array.of(1))
   t.is(moved.byteLength, 32)
   moved = undefined

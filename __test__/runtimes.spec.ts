@@ -1,4 +1,4 @@
-/** What else runs JavaScript with Node-API: Node.js itself, and Bun and Deno where they are found. */
+/** Programs that run JavaScript with Node-API: Node.js, and Bun and Deno if they are found. */
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -51,7 +51,7 @@ withCompiler('an engine without outside buffers refuses views, and gives all the
   const refusing = join(folder, 'librefusing.so')
   const source = new URL('runtimes/refusing.c', import.meta.url).pathname
   t.is(spawnSync('cc', ['-shared', '-fPIC', '-o', refusing, source], { stdio: 'inherit' }).status, 0)
-  // What the executable exports comes before all that is loaded, so the addon has to ask for another name.
+  // The linker takes Node.js's own function before that of a preloaded library. So a copy of the addon asks for a function of another name.
   const binding = readFileSync(addon)
   const name = 'napi_create_external_arraybuffer\0'
   t.true(binding.includes(name))

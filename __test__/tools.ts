@@ -31,7 +31,7 @@ export function some(address: Address | null): Address {
   return address
 }
 
-/** Collects garbage, and lets finalizers run, until `done` or for good. */
+/** Collects garbage and lets finalizers run, again and again, until `done` is true or it has been tried often enough. */
 export async function collectUntil(done: () => boolean, rounds = 50): Promise<boolean> {
   setFlagsFromString('--expose-gc')
   const gc = runInNewContext('gc') as () => void
@@ -39,7 +39,7 @@ export async function collectUntil(done: () => boolean, rounds = 50): Promise<bo
     gc()
     await turn()
     if (done()) return true
-    // What a `deref` in there gave lives until its turn is over.
+    // An object that `deref` gave lives until the present turn of the event loop ends.
     await turn()
   }
   return false
@@ -50,7 +50,7 @@ export const KiB = 1024
 type Transfer = (this: ArrayBufferLike) => ArrayBuffer
 let known = (ArrayBuffer.prototype as unknown as { transfer?: Transfer }).transfer
 
-/** `ArrayBuffer.prototype.transfer`, which Node.js 20 has behind a flag: the bytes under another name. */
+/** Moves a buffer's bytes into a new buffer, as `ArrayBuffer.prototype.transfer` does. Node.js 20 has that behind a flag. */
 export function transfer(buffer: ArrayBufferLike): ArrayBuffer {
   if (!known) {
     setFlagsFromString('--harmony-rab-gsab-transfer')
@@ -59,7 +59,7 @@ export function transfer(buffer: ArrayBufferLike): ArrayBuffer {
   return known.call(buffer)
 }
 
-/** Arenas from a heap's own allocator for raw memory, and a count of what is out. */
+/** An arena allocator over a heap's own allocator for raw, which counts the arenas that were not given back. */
 export function arenasFrom(heap: Heap): ArenaAllocator & { held: Set<Address>; calls: string[] } {
   const raw = heap.getAllocator('raw')
   const held = new Set<Address>()
@@ -81,7 +81,7 @@ export function arenasFrom(heap: Heap): ArenaAllocator & { held: Set<Address>; c
   }
 }
 
-/** Builds the binding with the feature `panics`: where it is. `OBMALLOC_INJECTED` names one that is built, for a platform other than the compiler's. */
+/** Builds the binding with the feature `panics`, and returns its path. `OBMALLOC_INJECTED` names one that was built for another platform. */
 export async function buildInjected(): Promise<string> {
   const built = process.env['OBMALLOC_INJECTED']
   if (built) return built

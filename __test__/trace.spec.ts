@@ -1,4 +1,4 @@
-/** What a trace says of itself, and traces that are none. */
+/** What a trace says of itself, and files that are no traces. */
 
 import { mkdtempSync, readFileSync, readdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

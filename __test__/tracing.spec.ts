@@ -31,7 +31,7 @@ const PROGRAM = [
   '    sys.audit("obmalloc.mark", "job")',
 ].join('\n')
 
-/** Runs 20,000 strings into a list inside an interpreter that has an allocator of its own, and the same outside. */
+/** Makes a list of 20,000 strings in an interpreter that has an allocator of its own, and another one in the main interpreter. */
 const INTERPRETER = [
   'import sys',
   'if sys.version_info >= (3, 13):',
@@ -59,7 +59,7 @@ for (const { path, version } of isolating)
       t.is(finding?.text, 'Left out: 1 interpreter with allocators of their own. What they hold is not counted.')
       t.is(finding?.saves, 0)
     }
-    // 20,000 strings of at most 94 bytes, once.
+    // Only the main interpreter's 20,000 strings of at most 94 bytes count, and not the other one's.
     const grown = end.totals.live - full.totals.live
     t.true(grown > 20_000 * 64 && grown < 20_000 * 128, `${full.totals.live} ${end.totals.live}`)
     t.deepEqual([full.verified.matched, end.verified.matched], [full.verified.addresses, end.verified.addresses])
@@ -141,7 +141,7 @@ withPython('what is told to stop stops', async (t) => {
   const controller = new AbortController()
   const endless = record(['-c', 'import time\nwhile True: time.sleep(0.01)'], { trace: path, signal: controller.signal })
   const stopped = t.throwsAsync(endless, { any: true, name: 'AbortError' })
-  // However long the interpreter takes to begin.
+  // The time that the interpreter takes to begin does not matter.
   while (!existsSync(path) || statSync(path).size === 0) await setTimeout(20)
   controller.abort()
   await stopped

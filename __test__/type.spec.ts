@@ -18,7 +18,7 @@ import { releases, some, transfer } from './tools.ts'
 
 const node: TypeSpec = { name: 'node', gc: true, fields: { next: 'object' } }
 
-/** A heap that keeps what it could not raise. */
+/** A heap, and a list of the exceptions that no call could throw. */
 function listening(options = {}): { heap: Heap; told: Array<[unknown, UnraisableContext]> } {
   const told: Array<[unknown, UnraisableContext]> = []
   return { heap: new Heap({ ...options, onUnraisable: (error, context) => void told.push([error, context]) }), told }
@@ -646,7 +646,7 @@ test('what is thrown where the stack is full is told once there is room', (t) =>
       destroyed++
     } catch (error) {
       t.true(error instanceof RangeError)
-      // The call may have gone through, and its face not have returned.
+      // The native call may have succeeded, and the stack may have been full on the way back through the face.
       if (heap.gc.getObjects().length < 3000 - destroyed) destroyed++
     }
   }

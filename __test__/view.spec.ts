@@ -78,7 +78,7 @@ test('blocks whose buffers live on are freed in a time that does not depend on h
   }
   time(1000)
   const ratios: number[] = []
-  // Other work on the machine, and of V8's other threads, makes it longer: the best of some tells.
+  // Other work on the machine, and V8's other threads, make it longer. So the best of several runs counts.
   while (ratios.length < 20 && !ratios.some((ratio) => ratio < 3)) ratios.push((1 / time(1000)) * time(16_000))
   t.log(`sixteen times as many: each takes ${ratios.map((ratio) => ratio.toFixed(1)).join(', ')} times as long`)
   t.true(Math.min(...ratios) < 3)

@@ -78,7 +78,7 @@ function randomCalls(seed: number, count: number): Call[] {
   })
 }
 
-/** What came of each call: of the first that differs with the two bindings, the number. */
+/** Makes the calls with both bindings. Returns the number of the first call whose results differ. */
 function difference(program: readonly Call[], release: string): { at: number; native: string; wasm: string } | null {
   const said = (binding: string): string[] => {
     const { status, stdout, stderr } = given(JSON.stringify(program), binding, '__test__/wasm/calls.cjs', release)
@@ -89,7 +89,7 @@ function difference(program: readonly Call[], release: string): { at: number; na
   return at < 0 ? null : { at, native: native[at]!, wasm: wasm[at] ?? '' }
 }
 
-/** As few of the calls of a program with a difference as are found quickly. */
+/** Leaves calls out of a program whose results differ, for as long as they still do. */
 function shrunk(program: readonly Call[], release: string): readonly Call[] {
   for (let size = program.length >> 1; size > 0; size >>= 1) {
     for (let begin = 0; begin < program.length;) {
@@ -103,7 +103,7 @@ function shrunk(program: readonly Call[], release: string): readonly Call[] {
 
 for (const release of ['3.8', '3.14']) {
   built(`random calls, also from inside callbacks, say and throw the same: ${release}`, (t) => {
-    // Always the same calls: one seed in forty finds what may differ, sizes that the C library gives, and what is said of memory that it has given twice.
+    // The seeds are fixed. One seed in forty finds what may differ: block sizes of the C library, and faults of memory that it has given twice.
     const seed = 7
     const program = randomCalls(seed, 6000)
     if (difference(program, release) === null) return t.pass()
@@ -155,7 +155,7 @@ test('another word in OBMALLOC_BINDING is refused', (t) => {
   t.regex(stderr, /RangeError: expected OBMALLOC_BINDING to be native or wasm, got other\n/)
 })
 
-/** An executable, as far as it says what loads it. */
+/** As much of an executable as names its loader. */
 function executable(interpreter: string): Buffer {
   const file = Buffer.alloc(64 + 56)
   // One program header, behind the file's own: PT_INTERP, which names bytes behind both.
@@ -178,7 +178,7 @@ test('the package is the one for the C library of the executable, whatever else 
   t.is(chosen('alpine', executable('/lib/ld-musl-x86_64.so.1\0')), '-musl')
   t.is(chosen('arm', executable('/lib/ld-musl-aarch64.so.1\0')), '-musl')
   t.is(chosen('debian', executable('/lib64/ld-linux-x86-64.so.2\0')), '-gnu')
-  // musl's loader, started with a program as its argument, is the executable then.
+  // If musl's loader is started with a program as its argument, the loader is the executable.
   const loader = executable('')
   loader.writeUInt32LE(1, 64)
   t.is(chosen('ld-musl-x86_64.so.1', loader), '-musl')
@@ -251,7 +251,7 @@ for (const [which, before] of [
 }
 
 built('after a call that was ended in its middle every call says that the module is to be loaded anew', (t) => {
-  // What the module calls throws: nothing else ends a call at a place that is known.
+  // A function that the module calls throws. Only so does a call end at a known place.
   const program = `const { Heap, MemoryFault } = require('.')
     const heap = new Heap(), other = new Heap(), { now } = performance
     const said = []

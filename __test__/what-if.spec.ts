@@ -113,7 +113,7 @@ withPython('allocators are measured where there are any, and left out with a wor
   const { answer, named } = rows('--allocator', 'glibc,jemalloc,mimalloc,tcmalloc', trace)
   t.is(named('pymalloc of').kind, 'measured')
   const [full, glibc] = [named('pymalloc of'), named('glibc')]
-  // 200,000 blocks of 84 bytes: what is resident cannot be less at the peak.
+  // At the peak at least 200,000 blocks of 84 bytes are resident.
   for (const row of [full, glibc]) t.true(row.peakHeld > 200_000 * 84 && row.peakHeld < 2 ** 28, JSON.stringify(row))
   t.true(full.held <= full.peakHeld && glibc.nanoseconds > 1)
   const names = Object.keys(ALLOCATORS) as Array<keyof typeof ALLOCATORS>
@@ -172,7 +172,7 @@ if (process.platform === 'linux') {
     t.deepEqual(readdirSync(temporary), [], 'nothing is left behind')
   })
 
-  /** The package without its measuring program, which needs no copy: Node.js takes a link's own place with this option. */
+  /** The package without its measuring program, made of symbolic links. The options have Node.js take a link's own path. */
   test('without the measuring program, allocators are left out with a word', (t) => {
     const package_ = join(folder, 'package')
     mkdirSync(join(package_, 'npm', platform), { recursive: true })

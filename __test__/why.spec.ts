@@ -54,7 +54,7 @@ async function record(
   return trace
 }
 
-/** The answer, whose sums are looked at, and `why`'s exit code. */
+/** Returns the answer and `why`'s exit code, and checks that the figures of the answer add up. */
 async function why(t: ExecutionContext, trace: string, ...options: string[]): Promise<{ why: Why; status: number | null }> {
   const { status, stdout, stderr } = await obmalloc('why', '--json', trace, ...options)
   const answer = JSON.parse(stdout || stderr) as Why
@@ -104,7 +104,7 @@ for (const interpreter of usable) {
       const before = (await why(t, await record(interpreter, 'slots'))).why
       const [pinned] = before.findings
       t.is(pinned!.rule, 'pinned')
-      // In `[Row(n) for n in …]` the row and its number are made, in `__init__` its text.
+      // Line 14, `[Row(n) for n in …]`, makes the row and its number. Line 10, in `__init__`, makes its text.
       t.deepEqual(lines(before, pinned!.sites, 'slots.py'), [10, 14])
       t.deepEqual(lines(before, pinned!.burst, 'slots.py'), [10, 14])
       t.true(
@@ -118,7 +118,7 @@ for (const interpreter of usable) {
         `foretold ${foretold}, but there are ${totals.arenas}, of ${before.totals.arenas} before`,
       )
       t.is(pinned!.saves, (before.totals.arenas - foretold) * (before.totals.held / before.totals.arenas))
-      // Of each row that is kept, itself, its number and its text: the collector comes to all of them.
+      // The collector reaches each row that is kept, its number and its text. So their types are known.
       const counts = Object.fromEntries(pinned!.types!.map(({ name, blocks }) => [name, blocks]))
       const most = Math.max(...Object.values(counts))
       for (const name of ['__main__.Row', 'int', 'str']) t.true(counts[name]! > 0.98 * most, JSON.stringify(counts))
@@ -127,7 +127,7 @@ for (const interpreter of usable) {
         t.true(types!.reduce((sum, type) => sum + type.blocks, 0) <= blocks)
         t.true(types!.reduce((sum, type) => sum + type.bytes, 0) <= live)
       }
-      // Nothing can have lived longer than the recording took.
+      // No block can have lived longer than the recording took.
       const [, percent, number, unit] =
         /; ([\d.]+) % of those (?:died|have died, [\d.]+ %) within ([\d.]+) (m?s)/.exec(pinned!.text) ?? []
       t.true(Number(percent) > 95, pinned!.text)
@@ -155,7 +155,7 @@ for (const interpreter of usable) {
         t.is(pinned!.rule, 'pinned')
         t.regex(pinned!.text, /What helps: .*, if gc\.collect\(\) is called before and after/)
         const foretold = Number(/gives (\d+) arenas? \(tried on this recording\)/.exec(pinned!.text)?.[1])
-        // Where dead ones may be among the survivors, it says how few there may be.
+        // If dead objects may be among the survivors, the answer also gives the lowest possible number of arenas.
         const atLeast = Number(/ perhaps fewer, down to (\d+): /.exec(pinned!.text)?.[1] ?? foretold)
         const { totals } = (await why(t, await record(interpreter, 'kinds', [], [kind, 'anew']))).why
         t.true(
@@ -180,7 +180,7 @@ for (const interpreter of usable) {
     t.truthy(large, JSON.stringify(answer.findings))
     t.true(answer.totals.large > 4e6)
     t.deepEqual(lines(answer, large!.sites, 'large.py'), [2])
-    // Whether it keeps what was freed is the C library's affair; the sample after the last event says so.
+    // The C library may keep freed memory or give it back. The sample after the last event tells which.
     const { resident, unexplained } = answer.totals
     t.is(status, resident! > 50e6 ? 1 : 0)
     t.is(large!.saves > 50e6, resident! > 50e6, JSON.stringify(answer.totals))
@@ -243,10 +243,10 @@ withPython('where few blocks keep much, other arena sizes and allocators are tri
     const line = tried.find((words) => words.startsWith(held <= 0.75 * recorded!.held ? 'What helps' : 'What does not'))
     t.true(line?.includes(`${name.replace('arenas of ', '')}: ${bytes(held)}`), `${name} ${held}: ${stdout}`)
   }
-  // They stand below the advice.
+  // The lines on other settings stand below the advice.
   t.regex(stdout, /\nWhat helps: .*\nWhat does not: .*\n`obmalloc trim`/)
   t.regex(tried.join('\n'), /another allocator \(.*glibc [\d.]+ [KM]iB.* resident, pymalloc [\d.]+ [KM]iB, measured\)/)
-  // Where the answer promises nothing, and as data, nothing is tried.
+  // Nothing is tried with `--json`, nor if the answer promises nothing.
   t.notRegex((await obmalloc('why', trace, '--json')).stdout, /another arena size/)
   t.notRegex((await obmalloc('why', trace, '--at', 'event:1000')).stdout, /another arena size/)
 })

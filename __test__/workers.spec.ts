@@ -23,11 +23,10 @@ const count = Number(process.env['OBMALLOC_WORKERS'] ?? 60)
 /** Whether a sanitizer watches. */
 const instrumented = process.env['OBMALLOC_INSTRUMENTED'] !== undefined
 
-/** What one of the programs beside this file prints, which run alone because their memory is measured. */
+/** Runs a program of `workers/` in a process of its own, because its memory is measured. Returns what it prints. */
 async function measured(t: ExecutionContext, name: string, ...rest: string[]): Promise<unknown> {
-  // The C library keeps what threads have freed, in arenas that several of them share, and when it is asked for it gives back the unused end of
-  // the first arena only: so there is one. With more, also workers that never load this package, and fill buffers of their own, leave a process
-  // more than twice as large.
+  // The C library keeps freed memory in arenas of its own, which several threads share. It gives back the unused end of the first arena only, so
+  // it is told to have one. With more, a process becomes twice as large even if its workers fill buffers and never load this package.
   const env = { ...process.env, MALLOC_ARENA_MAX: '1' }
   const file = fileURLToPath(new URL(`workers/${name}.mts`, import.meta.url))
   const v8 = Number.parseInt(process.versions.v8)
@@ -51,16 +50,16 @@ test.serial('workers that are ended in the middle of something take nothing with
   t.timeout(1_800_000)
   const { warm, after } = (await measured(t, 'many', String(count))) as { warm: number; after: number }
   t.log(`${count} workers: ${(warm / 1e6).toFixed(1)} MB resident before, ${(after / 1e6).toFixed(1)} MB after`)
-  // A sanitizer keeps what is freed, to find who uses it still.
+  // A sanitizer keeps freed memory, to find later uses of it.
   if (!instrumented) t.true(after <= warm * 1.05, `${warm} bytes became ${after}`)
 })
 
 test.serial('a buffer that a worker took out of a view and posted is whole after its end', async (t) => {
   t.timeout(600_000)
-  // A sanitizer keeps what is freed.
+  // A sanitizer keeps freed memory.
   const { after } = (await measured(t, 'moved', ...(instrumented ? [] : ['measure']))) as { after: number[] }
   t.log(`${after.map((bytes) => (bytes / 1e6).toFixed(1)).join(', ')} MB resident between workers that moved none`)
-  // What a worker leaves, ten of them leave each time. Each had 20 MB in large blocks, and 2 MB in small ones and their heaps.
+  // Between two figures ten workers ended. Each had 20 MB in large blocks, and 2 MB in small ones and heaps. What each of them leaves would show.
   const grew = after.slice(1).map((bytes, index) => bytes - after[index]!)
   t.true(instrumented || Math.min(...grew) < 5e6, grew.join())
 })
@@ -86,13 +85,14 @@ test.serial('workers that end by themselves, with live heaps, end well', async (
 
 /** Objects, or operations, of a call that takes long. */
 const MANY = 5e6
-/** Milliseconds in which a worker is to have ended that is in the middle of such a call: tearing a worker down takes some fifty of them. Where
- * everything is slow, a quarter of the call's time; under a sanitizer the worker's end is slow, too. */
+/** Within so many milliseconds a worker must end that is in the middle of such a call. About fifty of them go into tearing a worker down. On a slow
+ * machine a quarter of the call's time is allowed, and under a sanitizer more, because the end is slow there too. */
 const SOON = instrumented ? 400 : 200
-/** How often a machine with other work on it is asked for one run that it does not disturb. */
+/** How often a run is tried again, because other work on the machine may have disturbed it. */
 const ATTEMPTS = 20
 
-/** Milliseconds that a call takes in a worker; if it is to be ended in its middle, that the end took, and nothing when the call was over. */
+/** Makes a call in a worker, and returns how many milliseconds it took. If `ended`, ends the worker in the middle of the call, and returns how long
+ * that took, or undefined if the call was over first. */
 async function callInWorker(prepare: string, call: string, ended: boolean): Promise<number | undefined> {
   const source = `
     const { parentPort } = require('node:worker_threads'), { Heap } = require('obmalloc')
@@ -154,7 +154,7 @@ for (const [title, prepare, call] of [
     const whole = (await callInWorker(prepare, call, false))!
     const bound = Math.min(whole / 2, Math.max(SOON, whole / 4))
     const ends: number[] = []
-    // Other work on the machine makes an end late, and none early: the best tells. A call that was over first is late by all of it.
+    // Other work on the machine can make an end late, but not early. So the best attempt counts. A call that was over first counts as never ended.
     while (ends.length < ATTEMPTS && !ends.some((end) => end < bound))
       ends.push((await callInWorker(prepare, call, true)) ?? Infinity)
     t.log(`the call takes ${whole.toFixed(0)} ms; ended in its middle: ${ends.map((end) => end.toFixed(0)).join(', ')} ms`)
@@ -201,7 +201,7 @@ test.serial('a script whose time is over in a long call leaves the heap whole', 
   heap.gc.collect()
   t.is(heap.allocatedBlocks(), blocks)
 
-  /** Does something again, with more or less time, until its time is over in the middle: `left` says how much of `COUNT` is left to do. */
+  /** Runs code again and again, with more or less time, until its time ends in the middle. `left` says how much of `COUNT` is left to do. */
   const inTheMiddle = (begin: () => void, code: string, left: () => number, end: () => void): void => {
     for (let timeout = 1, attempts = 0; attempts < 100; attempts++) {
       begin()
@@ -223,13 +223,13 @@ test.serial('a script whose time is over in a long call leaves the heap whole', 
   inTheMiddle(
     () => (context['kept'] = chain()[1]),
     'heap.decref(kept)',
-    // Whether the destruction has begun; memory goes at its end.
+    // The object is gone when its destruction has begun, and the memory when it has ended.
     () => (isThere(context['kept'] as Address) ? COUNT : Math.sign(heap.allocatedBlocks() - blocks)),
     () => {
       if (isThere(context['kept'] as Address)) heap.decref(context['kept'] as Address)
     },
   )
-  // What was begun is taken up by the next object that goes.
+  // The destruction of the next object also completes the one that was interrupted.
   heap.decref(type.alloc())
   t.is(heap.allocatedBlocks(), blocks)
 
@@ -243,7 +243,7 @@ test.serial('a script whose time is over in a long call leaves the heap whole', 
     () => COUNT - done(),
     () => heap.run(freeAll.subarray(0, 4 * done())),
   )
-  // Each of them has its slot.
+  // Each block that was given is in its slot.
   heap.run(freeAll.subarray(0, 4 * done()))
   t.is(heap.allocatedBlocks(), blocks)
   heap.close()
@@ -292,7 +292,7 @@ test.serial('memory that was to be given back when the time of a script was over
   }
   const resident = (): number => process.memoryUsage.rss()
   for (const [title, prepare] of Object.entries(cases)) {
-    /** Milliseconds of the call, and of the next, which gives back what it left. */
+    /** Milliseconds of the call, and of the next call, which gives back what the first one left. */
     const timed = (timeout?: number): { took: number; left: number; interrupted: boolean } => {
       const before = resident()
       const heap = new Heap()
@@ -319,7 +319,7 @@ test.serial('memory that was to be given back when the time of a script was over
     const whole = timed().took
     let ended: ReturnType<typeof timed>
     let attempts = 0
-    // Other work on the machine makes it late, and none early; and it slows both halves of one attempt alike.
+    // Other work on the machine can make the end late, but not early. It slows both halves of an attempt alike.
     do ended = timed(Math.max(1, Math.floor(whole / 8)))
     while (++attempts < ATTEMPTS && !(ended.interrupted && ended.took <= ended.left))
     t.log(`${title}: ${whole.toFixed(0)} ms, ended after ${ended.took.toFixed(0)} ms, ${ended.left.toFixed(0)} ms were left`)
@@ -327,7 +327,7 @@ test.serial('memory that was to be given back when the time of a script was over
   }
 })
 
-/** The module's face and binding anew, the binding from a file of its own where one is given. */
+/** Loads the package's face once more, and the binding too if a file of it is given. */
 function loadAgain(binding?: string): typeof obmalloc {
   const require = createRequire(import.meta.url)
   for (const file of Object.keys(require.cache)) if (file.includes('/dist/')) delete require.cache[file]
@@ -360,7 +360,7 @@ test.serial('two copies of the addon, and two of the face, know nothing of each 
   for (const [user, heap] of heaps.entries()) {
     for (const [owner, block] of blocks.entries()) {
       if (user === owner) continue
-      // The same addon knows all its heaps, whatever face they have; another one's are strangers.
+      // An addon knows the heaps of all faces over it, and none of another addon's.
       const code = user < 2 && owner < 2 ? 'ERR_WRONG_HEAP' : 'ERR_FOREIGN_POINTER'
       const error = t.throws(() => heap.obj.free(block), { code })
       t.true(error instanceof faces[user]!.MemoryFault)

@@ -1,6 +1,6 @@
 /**
- * What a program of chaos knows of the memory that it was given: a copy of the bytes of each block and grant, and every array that shows
- * them. Says so when something is not as the contract promises.
+ * What a program of chaos knows of the memory that it was given: a copy of the bytes of each block and grant, and every array over them. Throws
+ * `Broken` if something is not as the contract promises.
  */
 
 import { isDeepStrictEqual } from 'node:util'
@@ -17,17 +17,17 @@ export interface Source {
   readonly domain?: Domain
 }
 
-/** What a source gave: a block of a domain, or a grant, which is what an allocator gave that was called directly. */
+/** A block that a domain gave, or a grant, which an allocator gave when it was called directly. */
 export class Block {
   readonly heap: Heap
   domain: Domain | undefined
   address: Address
   /** Bytes that were asked for. */
   size: number
-  /** What it must hold. Shorter than the block when what follows is unspecified, until that is looked at. */
+  /** The bytes that it must hold. They are fewer than the block has while the rest is unspecified and has not been read. */
   bytes: Uint8Array
   view: Uint8Array | undefined
-  /** Arrays over its bytes that are not the heap's to detach. */
+  /** Arrays over its bytes that the heap cannot detach. */
   readonly escaped: Uint8Array[] = []
   /** Whether the view may have been detached. */
   loose = false
@@ -45,7 +45,7 @@ export class Block {
   }
 }
 
-/** What must not happen. */
+/** The contract was broken. */
 export class Broken extends Error {
   constructor(message: string, cause?: unknown) {
     super(message, { cause })
@@ -64,7 +64,7 @@ function thrown(call: () => unknown): string | undefined {
 }
 /** The heap cannot be used now, or the block cannot: it lies in memory of an allocator that is resizing it. */
 const isLater = (error: unknown): boolean => ['ERR_REENTRANT', 'ERR_GC_IN_PROGRESS'].includes(codeOf(error)!)
-/** What a script's `free` did or gave: then the block is freed all the same. */
+/** A script's `free` threw, or gave a wrong result. The block is freed all the same. */
 const isScripts = (error: unknown): boolean => ['ERR_CALLBACK_THREW', 'ERR_CALLBACK_RESULT'].includes(codeOf(error)!)
 const same = (one: Uint8Array, other: Uint8Array): boolean => isDeepStrictEqual(Buffer.from(one), Buffer.from(other))
 
@@ -73,17 +73,17 @@ const SLOTS = 24
 
 export class Memory {
   readonly blocks: Block[] = []
-  /** Arrays over a block that is no more, and what they must show for as long as they are there. */
+  /** Arrays over the memory of freed blocks, and the bytes that each must go on showing. */
   readonly ghosts: Array<{ address: Address; arrays: Uint8Array[]; bytes: Uint8Array }> = []
   /** Addresses that were good once. */
   readonly gone: Array<{ heap: Heap; address: Address }> = []
-  /** What scripts' allocators have. They would not know that it was freed. */
+  /** Memory that scripts' allocators use. The program must not free it, because they would not know. */
   readonly #held = new Set<Address>()
   /** The addresses in a heap's slots, as far as they are known. */
   readonly #slots = new Map<Heap, Array<Address | 0 | undefined>>()
   readonly #random: (below: number) => number
   readonly #expected: (error: unknown) => void
-  /** How often a script has been asked that may do anything. */
+  /** How often a script was called that may do anything. */
   moods = 0
   /** Whether a script was ever put in. */
   scripted = false
@@ -99,7 +99,7 @@ export class Memory {
   }
 
   /** Lets a heap do what is due, so that no callback comes before the next call. */
-  #settle(heap: Heap): void {
+  #doWhatIsDue(heap: Heap): void {
     try {
       heap.allocatedBlocks()
     } catch (error) {
@@ -108,13 +108,13 @@ export class Memory {
   }
 
   #isReady(block: Block): boolean {
-    this.#settle(block.heap)
+    this.#doWhatIsDue(block.heap)
     return this.blocks.includes(block) && !block.busy
   }
 
   #add(block: Block): Block {
     const other = this.find(block.heap, block.address)
-    // A script may have answered with memory of its own that others have as a grant: that is lent then.
+    // A script may have answered with part of another source's grant. Such a grant is lent.
     if (other && !other.busy && !other.lent && !other.domain === !block.domain)
       throw new Broken(`${block.address} was given out twice`)
     this.blocks.push(block)
@@ -126,7 +126,7 @@ export class Memory {
     if (index >= 0) this.blocks.splice(index, 1)
   }
 
-  /** Its memory has another owner from now on. */
+  /** The block's memory has another owner from now on. */
   #leave(block: Block): void {
     if (block.view && block.view.length > 0) throw new Broken(`the view of ${block.address} was not detached`)
     block.view = undefined
@@ -143,7 +143,7 @@ export class Memory {
     const { address, domain } = block
     if (!domain) return
     if (this.#isThere(block)) throw new Broken(`${address} is there after it was freed`)
-    // It may have become a grant: whatever a call says of it, a window says too.
+    // The memory may have become a grant. A window must say the same of it as a call.
     const [byCall, few, byte] = [
       () => domain.read(address),
       () => domain.read(address, 0, 0),
@@ -184,7 +184,7 @@ export class Memory {
     if (bytes.length < block.bytes.length || bytes.length < block.size) throw new Broken(`${address} has become shorter`)
     if (!same(bytes.subarray(0, block.bytes.length), block.bytes)) throw new Broken(`something else wrote to ${address}`)
     for (const array of view ? [view, ...block.escaped] : block.escaped) {
-      // A block that was a script's gets its size class when the allocator whose memory it is comes back.
+      // A block that was a script's becomes as large as its size class when the memory's own allocator is put back.
       if (array.length < block.size || !same(array, bytes.subarray(0, array.length))) {
         throw new Broken(`an array of ${array.length} of the ${bytes.length} bytes at ${address} shows something else`)
       }
@@ -193,7 +193,7 @@ export class Memory {
     block.bytes = bytes
   }
 
-  /** What may be found through a window must be what a call has found, and end where that ends. */
+  /** A window must show the same bytes as a call, and end where the block ends. */
   #lookWithoutCall(domain: Domain, address: Address, bytes: Uint8Array): void {
     const at = this.#random(bytes.length + 1)
     const few = bytes.subarray(at, at + 20)
@@ -278,8 +278,8 @@ export class Memory {
     bytes.fill(byte)
   }
 
-  /** A domain that was to free or resize a grant, and could not, may have taken it in. */
-  #settleKind(block: Block, source: Source): void {
+  /** Called when a domain could not free or resize a grant. Finds out whether the grant has become the domain's block. */
+  #findKind(block: Block, source: Source): void {
     if (block.domain || !source.domain) return
     try {
       source.domain.usableSize(block.address)
@@ -308,7 +308,7 @@ export class Memory {
     }
     block.busy = false
     if (!this.blocks.includes(block)) this.#add(block)
-    this.#settleKind(block, source)
+    this.#findKind(block, source)
     this.look(block)
   }
 
@@ -333,13 +333,13 @@ export class Memory {
     }
     block.busy = false
     if (done) this.#end(block)
-    else this.#settleKind(block, source)
+    else this.#findKind(block, source)
     this.look(block)
   }
 
   /** Frees or resizes what may lie at an address, or be there no more. */
   touch(source: Source, address: Address, size?: number): void {
-    this.#settle(source.heap)
+    this.#doWhatIsDue(source.heap)
     const block = this.find(source.heap, address)
     if (!block && this.#held.has(address)) return
     if (block && size === undefined) this.free(block, source)
@@ -357,7 +357,7 @@ export class Memory {
     return made
   }
 
-  /** A source as a script's allocator calls it: what is freed there may be what the program was given. */
+  /** A source for a script's allocator to call. What the script frees may be a block of the program's. */
   inside({ heap, calls, domain }: Source): Allocator {
     const given = (address: Address | null): Address | null => {
       if (address !== null) this.#held.add(address)
@@ -393,7 +393,7 @@ export class Memory {
     }
   }
 
-  /** A script has given this address to a heap: whatever lies there, it may have been lent. */
+  /** Notes that a script has answered a heap with this address. The grant that lies there may be lent now. */
   lend(address: unknown): void {
     for (const block of this.blocks) {
       const offset = Number(address) - block.address
@@ -407,7 +407,7 @@ export class Memory {
   /** Many operations in one call; each slot is used once. */
   batch(heap: Heap): void {
     const random = this.#random
-    this.#settle(heap)
+    this.#doWhatIsDue(heap)
     const slots = this.#slots.get(heap) ?? Array.from<0>({ length: SLOTS }).fill(0)
     this.#slots.set(heap, slots)
     const order = Array.from({ length: SLOTS }, (_, slot) => slot).filter(() => random(3) === 0)
@@ -441,14 +441,14 @@ export class Memory {
       if (index === done) {
         if (verb === 3 && isScripts(fault) && block) ended.push(block)
         if (verb === 2 && block) this.#failed(block, size, fault, moods)
-        if (block) this.#settleKind(block, { heap, calls: domain, domain })
+        if (block) this.#findKind(block, { heap, calls: domain, domain })
         slots[slot] = undefined
       } else if (verb === 3) {
         if (block) ended.push(block)
       } else if (verb === 2 && old !== 0) {
         if (block && at === 0) block.loose = this.scripted
         else if (block) this.#moved(block, at as Address, size, moods === this.moods)
-        if (block) this.#settleKind(block, { heap, calls: domain, domain })
+        if (block) this.#findKind(block, { heap, calls: domain, domain })
         if (at !== 0) slots[slot] = at
       } else {
         slots[slot] = at
@@ -479,7 +479,7 @@ export class Memory {
   }
 }
 
-/** A buffer as it comes out of a message that it is transferred with, or itself where it cannot be. */
+/** Transfers a buffer with a message and returns what arrives, or the buffer itself if it cannot be transferred. */
 function posted(buffer: ArrayBuffer): ArrayBuffer {
   try {
     return structuredClone(buffer, { transfer: [buffer] })

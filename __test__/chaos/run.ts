@@ -1,8 +1,7 @@
 /**
- * Does to heaps whatever comes to mind, from inside their callbacks too. A program is a list of seeds, one for each operation, so that
- * any part of it is a program: `run.ts release allocator quarantine '[seed, ...]'`. Ends with 0 when the heaps stood it all, otherwise says
- * what did not hold. `run.ts many seed count operations` runs as many programs one after the other, each of a seed of its own, and
- * prints each seed before its program.
+ * Does anything to heaps, from inside their callbacks too. A program is a list of seeds, one for each operation, so any part of it is a program
+ * as well: `run.ts release allocator quarantine '[seed, ...]'`. Ends with 0 if nothing broke, and otherwise says what did.
+ * `run.ts many seed count operations` runs `count` programs one after the other, and prints the seed of each before it.
  */
 
 import assert from 'node:assert/strict'
@@ -43,7 +42,7 @@ const TYPES = 6
 const INSIDE_MAX = 200
 /** Blocks that are kept. */
 const BLOCKS_MAX = 60
-/** What nothing that a script can do may lead to. */
+/** Codes that no script may be able to cause. */
 const NEVER = ['INTERNAL', 'HEAP_CORRUPTED', 'BUFFER_OVERFLOW', 'BUFFER_UNDERFLOW', 'WRITE_AFTER_FREE'].map(
   (name) => `ERR_${name}`,
 )
@@ -61,7 +60,7 @@ export async function chaos(
   let inside = 0
   let traversing = 0
   let callbacks = 0
-  /** The first thing that must not happen: what a callback throws may go anywhere. */
+  /** The first breach. It is kept here, because an error that a callback throws may get lost. */
   let broken: unknown
   const options = { release, memoryLimit: 64 << 20, onUnraisable: (error: unknown) => expected(error) }
   const heap = new Heap({ ...options, allocator, quarantine })
@@ -112,7 +111,7 @@ export async function chaos(
     begin(index)
   }
 
-  /** An error that says what it should, and nothing broken. */
+  /** Checks that an error is a valid one, and no breach. */
   function expected(error: unknown): void {
     if (error === chosen) return
     const { code, cause } = error as { code?: string; cause?: unknown }
@@ -148,7 +147,7 @@ export async function chaos(
     if (!scripts.has(calls) && !sources.some((source) => source.calls === calls)) sources.push({ heap, calls })
   }
 
-  /** What a script that was put in may do besides. */
+  /** What a script's allocator may do beside its work. */
   const amid = (): void => {
     if (callbacks++ < INSIDE_MAX) step()
   }
@@ -159,7 +158,7 @@ export async function chaos(
     return block ? ((block.address + pick([0, 0, 16, block.size])) as Address) : some()
   }
 
-  /** An allocator around another: with what `shift` bytes before each block, and in what mood. */
+  /** An allocator around another one. It puts `shift` bytes before each block, and now and then misbehaves. */
   const wrapper = (around: Allocator, shift: number, moody: boolean): Allocator => {
     const source = sources.find(({ calls }) => calls === around)
     const inner = source ? memory.inside(source) : around
@@ -170,7 +169,7 @@ export async function chaos(
       if (address === null) return null
       const piece = (address + shift) as Address
       mine.add(piece)
-      // What it is around may have answered with memory that others have: what is lent of that begins here.
+      // The inner allocator may have answered with part of another source's grant. That is lent from here on.
       memory.lend(piece)
       return piece
     }
@@ -335,7 +334,7 @@ export async function chaos(
       memory.scripted = true
       heap.setArenaAllocator(arenas(firstArenas[heaps.indexOf(heap)]!, from, random(3) === 0))
     },
-    // Mostly back to what was there first: moody ones upset all the rest.
+    // Mostly the first allocator is put back, because one that misbehaves disturbs all other operations.
     putBack,
     putBack,
     take,
@@ -585,7 +584,7 @@ async function many(first: number, count: number, operations: number): Promise<v
     const pick = <T>(all: readonly T[]): T => all[random(all.length)]!
     const allocator = pick(['default', 'default', 'debug', 'debug', 'malloc', 'malloc_debug'] as const)
     const args = [pick(releases), allocator, random(3) === 0 ? 20_000 : 0] as const
-    // What is left out leaves room for the rest.
+    // Without some kinds, the others come more often.
     const kinds = random(2) === 0 ? 0 : seed
     writeSync(1, `${seed} ${args.join(' ')} ${kinds}\n`)
     await chaos(...args, operationsOf(seed, operations), kinds)

@@ -6,7 +6,7 @@ extern void Py_Initialize(void), Py_Finalize(void);
 extern int PyRun_SimpleString(const char *);
 
 #ifdef OWN_MALLOC
-/* As a program has that is linked with an allocator. */
+/* Stands in for an allocator that the program is linked with. */
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t), __libc_free(void *);
 void *malloc(size_t size) { return __libc_malloc(size); }
 void *calloc(size_t count, size_t size) { return __libc_calloc(count, size); }

@@ -1,4 +1,4 @@
-/** More blocks live at once than 24 bits count, and what is wrong with addresses among them. */
+/** More live blocks at once than 24 bits can count, and faults of addresses among them. */
 
 const assert = require('node:assert/strict')
 const { Heap } = require('obmalloc')

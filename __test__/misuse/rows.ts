@@ -116,7 +116,7 @@ function peered(scene: Scene, damage: (block: Address, size: number) => [code: s
   heap.setupDebugHooks()
   for (const name of domains) {
     const domain = heap[name]
-    // A peer that goes far stays in the block of pymalloc all the same; it would destroy what the C library keeps beside its blocks.
+    // Even a write far away stays within pymalloc's block. Beside its own blocks, the C library keeps data that a write would destroy.
     for (const size of far ? (name === 'raw' ? [] : [9, 57, 458]) : [0, 1, 16, 100, 470, 5000]) {
       const block = some(domain.malloc(size))
       const bytes = filled(size)
@@ -476,7 +476,7 @@ const blocks: Row[] = [
       const first = some(obj.malloc(64))
       obj.free(first)
       assert.equal(obj.malloc(64), first)
-      // The new owner's block, and nothing shows it.
+      // The address is the new owner's block now, and the heap cannot tell.
       obj.free(first)
       scene.check()
       for (const allocator of ['default', 'debug', 'malloc'] as const) {
@@ -802,7 +802,7 @@ const blocks: Row[] = [
           const before = heap.allocatedBlocks()
           poke(block + size - 1, Uint8Array.of(0))
           assert.throws(() => domain.malloc(size), { code: 'ERR_WRITE_AFTER_FREE', address: block, offset: size - 1 })
-          // Said, and left out from then on.
+          // The heap reports it once, and never again.
           heap.verify()
           assert.equal(heap.allocatedBlocks(), before)
           const others = Array.from({ length: 300 }, () => some(domain.malloc(size)))
@@ -860,7 +860,7 @@ const blocks: Row[] = [
           }
         }
       }
-      // What a callback finds ends the call around it.
+      // A fault that is found in a callback ends the call around it.
       const heap = new Heap({ onUnraisable: () => {} })
       const type = heap.defineType({ name: 't', finalize: () => void heap.obj.malloc(48) })
       const object = type.alloc()

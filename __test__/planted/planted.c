@@ -146,7 +146,7 @@ char *obj_text(void) { return strcpy(PyObject_Malloc(5), "text"); }
 char *mem_text(void) { return strcpy(PyMem_Malloc(5), "text"); }
 char *libc_text(void) { return strcpy(malloc(5), "text"); }
 
-/* What is C's own, wherever it comes from and goes: nothing of it is to be found. */
+/* Blocks that are C's own, allocated and freed in every correct way. No finding may name them. */
 int libc_in_order(size_t size) {
   free(realloc(malloc(size), 2 * size));
   free(reallocarray(calloc(2, size), 3, size));
@@ -172,7 +172,7 @@ int libc_in_order(size_t size) {
   free(text);
   void *cpp = dlopen("libstdc++.so.6", RTLD_NOW);
   if (cpp != NULL) ((void (*)(void *))dlsym(cpp, "_ZdlPv"))(((void *(*)(size_t))dlsym(cpp, "_Znwm"))(size));
-  /* Memory that goes from a domain to C and back, each time in good order: smaller than 512 bytes, but not pymalloc's. */
+  /* Memory that a domain and C use in turn, each time correctly. It has less than 512 bytes, but is not pymalloc's. */
   for (int round = 0; round < 100; round++) {
     void *shrunk = PyMem_Realloc(PyMem_Malloc(4000), 24);
     void *larger = PyObject_Realloc(PyObject_Malloc(24), 4000);
@@ -247,7 +247,7 @@ int obj_freed_as_raw_by_a_thread(size_t size) {
   return 1;
 }
 
-/* Everything in good order: nothing of it is to be found. */
+/* Correct calls of every kind. No finding may name them. */
 int in_order(size_t size) {
   PyMem_RawFree(PyMem_RawRealloc(PyMem_RawCalloc(1, size), 3 * size));
   PyMem_Free(PyMem_Realloc(PyMem_Calloc(3, size), size));

@@ -1,8 +1,8 @@
 /**
- * Runs everything that the package does, with something of a script's under every name that it touches, one after the other: on
- * Object.prototype and Array.prototype, and in place of everything that JavaScript has. Says what came out another way, or what was asked
- * for. The arguments: a binding that records the names of the properties that it touches, and the files of the face, which are searched
- * for names.
+ * Runs everything that the package does, again and again. Each time a script's getter or value lies under another name that the package touches:
+ * on Object.prototype or Array.prototype, or in place of something that JavaScript has. Prints which results changed, and which getters were
+ * called. The arguments: a binding that records the names of the properties that it touches, and the files of the face, which are searched for
+ * names.
  */
 
 'use strict'

@@ -66,7 +66,7 @@ for (const release of ['3.8', '3.13']) {
 const often = new Heap()
 const blocks = domains.map((domain) => [domain, often[domain].malloc(100)])
 for (let time = 0; time < 20_000; time++) {
-  // What the engine keeps of errors until it collects is nobody's leak.
+  // The engine keeps data of errors until it collects, which is no leak.
   if (time % 100 === 0) globalThis.gc()
   for (const [domain, block] of blocks) isRefused(often, domain, block)
 }

@@ -20,7 +20,7 @@ const throwing = (own: Allocator, passesOn: boolean): Allocator => ({
   },
 })
 
-/** Calls what may only fail because a script threw; whether it did. */
+/** Makes a call that may fail only because a script threw. Returns whether it failed. */
 function throwsAtMost(call: () => unknown): boolean {
   try {
     call()

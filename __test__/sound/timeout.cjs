@@ -1,7 +1,7 @@
 /**
- * A script whose time is over while a callback of a heap's runs: is it ended, with nothing called after that, and is the heap whole? The
- * arguments: what calls back, how the script goes on (`loops`: the callback never returns; `catches`: the script catches what it can and
- * calls again, and each callback takes five milliseconds), and the release.
+ * Ends a script's time while a callback of a heap runs. Is the script ended, is nothing called after that, and is the heap whole? The arguments:
+ * which callback, how the script goes on, and the release. With `loops` the callback never returns. With `catches` the script catches what it
+ * can and calls again, and each callback takes five milliseconds.
  */
 
 'use strict'

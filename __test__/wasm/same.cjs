@@ -1,4 +1,4 @@
-/** What is to be the same in WebAssembly: run with each binding, it prints what happened, a line of JSON. Arguments: a task, a release. */
+/** Does a task and prints what happened as a line of JSON. It is run with each binding, and the lines must be equal. Arguments: a task, a release. */
 
 const { createHash } = require('node:crypto')
 
@@ -56,7 +56,7 @@ const tasks = {
           .join(),
       ])
     }
-    // What has no bytes or more comes from the C library, which lays it out as it likes.
+    // Requests of 0 bytes and large ones go to the C library, which places blocks as it likes.
     for (let n = 0; n < sizes.length; n++) places[n] = sizes[n] === 0 || sizes[n] > 512 ? -1 : addresses[n] % arenaSize
     heap.verify()
     return {
