@@ -1,4 +1,4 @@
-/** The tables of docs/: what they say of calls and releases is so, and what they link to is there. */
+/** The tables of docs/ and of ARCHITECTURE: what they say of calls, releases and code is so, and what they link to is there. */
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -21,13 +21,28 @@ function table(text: string, heading: string): string[][] {
 }
 
 test('every link leads to a file', (t) => {
-  const files = [...readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md')), '../README.md', '../CONTRIBUTING.md']
+  const texts = ['../README.md', '../CONTRIBUTING.md', '../ARCHITECTURE.md']
+  const files = [...readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md')), ...texts]
   for (const name of files) {
     const text = read(name)
     for (const [, path] of text.matchAll(/\]\(((?!https?:)[^)#]+)\)/g))
       t.true(existsSync(join(root, 'docs', dirname(name), path!)), `${name}: ${path}`)
     for (const [, path] of text.matchAll(/`((?:crates|__test__|src|examples|schema|scripts)\/[\w./-]+)`/g))
       t.true(existsSync(join(root, path!)), `${name}: ${path}`)
+  }
+})
+
+test('what ARCHITECTURE says where to look for is there', (t) => {
+  const rows = table(read('../ARCHITECTURE.md'), '| what happens | where |')
+  t.true(rows.length >= 10)
+  for (const [what, where] of rows) {
+    const [names, ...files] = [/`(\w+)`/g, /\]\(([^)]+)\)/g].map((of) => [...where!.matchAll(of)].map(([, found]) => found!))
+    const text = files
+      .flat()
+      .map((file) => readFileSync(join(root, file), 'utf8'))
+      .join('\n')
+    t.true(names!.length > 0, what)
+    for (const name of names!) t.regex(text, new RegExp(`\\b(fn|enum|struct|const) ${name}\\b`), what)
   }
 })
 
