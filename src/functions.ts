@@ -4,7 +4,7 @@ import { types } from 'node:util'
 
 import type { Address } from '../index.js'
 import { badArgument, fault, isFunction } from './errors.js'
-import { settle } from './primordials.js'
+import { promiseThen } from './primordials.js'
 
 /** A callback that must be a function, or left out. */
 export function checkFunction(name: string, value: unknown): void {
@@ -14,7 +14,7 @@ export function checkFunction(name: string, value: unknown): void {
 /** Whether a callback returned a promise, which would never be awaited. */
 export function isAwaited(result: unknown): boolean {
   // Ignore its result, so that it is no unhandled rejection.
-  if (types.isPromise(result)) settle(result, undefined, () => {})
+  if (types.isPromise(result)) promiseThen(result, undefined, () => {})
   return types.isPromise(result) || types.isGeneratorObject(result)
 }
 

@@ -28,7 +28,7 @@ export const hex = uncurried<number, [radix: number], string>(Number.prototype.t
 export const isWellFormed = uncurried<string, [], boolean>(
   (String.prototype as unknown as { isWellFormed(this: string): boolean }).isWellFormed,
 )
-export const settle = uncurried<Promise<unknown>, [undefined, () => void], unknown>(Promise.prototype.then)
+export const promiseThen = uncurried<Promise<unknown>, [undefined, () => void], unknown>(Promise.prototype.then)
 
 export const NewMap = Map
 const { get, set } = Map.prototype

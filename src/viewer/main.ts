@@ -4,7 +4,7 @@ import './page.css'
 
 import { Clock, unpack } from './data.ts'
 import { el } from './dom.ts'
-import { repaint, settle } from './paint.ts'
+import { repaint, measureAll } from './paint.ts'
 import { follow, followAddress, go, look } from './state.ts'
 import { answer, facts } from './views/answer.ts'
 import { arenas } from './views/arenas.ts'
@@ -131,7 +131,7 @@ async function start(): Promise<void> {
   })
   document.addEventListener('arrive', arrive)
   followAddress(arrive)
-  settle()
+  measureAll()
   if (look().view !== 'answer') arrive()
 
   // After scrolling, the view at the top of the window is the chosen one.

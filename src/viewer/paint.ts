@@ -61,7 +61,7 @@ export function picture(
 }
 
 /** Gives every picture its place now, so that nothing moves when they are drawn. */
-export function settle(): void {
+export function measureAll(): void {
   for (const measure of measures) measure()
 }
 

@@ -110,7 +110,7 @@ pub unsafe extern "C" fn plainly(
         }),
         4 => core.objects().ok().and_then(|heap| heap.incref(first).ok()).map(|()| 0),
         // An object that goes may call JavaScript.
-        5 if core.is_settled(heap) && heap.refcount(first).is_ok_and(|count| count > 1) => {
+        5 if core.has_nothing_to_end(heap) && heap.refcount(first).is_ok_and(|count| count > 1) => {
             core.objects().ok().and_then(|heap| heap.decref(first).ok()).map(|()| {
                 core.report(env, heap);
                 0

@@ -99,7 +99,7 @@ impl Model {
     }
 
     /// Removes the objects that nothing refers to, and those that nothing refers to after that.
-    fn settle(&mut self) {
+    fn remove_unreferenced(&mut self) {
         while let Some(&dead) = self.0.keys().find(|&&object| self.refcount(object) == 0) {
             self.0.remove(&dead);
         }
@@ -166,7 +166,7 @@ fn run(profile: &'static Profile, geometry: Geometry, ops: &[Op]) -> Result<(), 
                 if let Some((_, object)) = slots[slot].take() {
                     model.0.get_mut(&object).expect("held").held -= 1;
                     heap.decref(object).map_err(|fault| fail(fault.to_string()))?;
-                    model.settle();
+                    model.remove_unreferenced();
                 }
                 let object = heap.alloc(kinds[kind], nitems).map_err(|error| fail(error.to_string()))?;
                 let gc = heap.type_info(kinds[kind]).is_gc();
@@ -255,7 +255,7 @@ fn run(profile: &'static Profile, geometry: Geometry, ops: &[Op]) -> Result<(), 
                 frozen = false;
             }
         }
-        model.settle();
+        model.remove_unreferenced();
         // Miri looks at a heap as long as it runs a thousand operations.
         if cfg!(miri) && index % 8 != 7 {
             continue;

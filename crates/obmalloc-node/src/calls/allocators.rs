@@ -128,7 +128,7 @@ fn realloc(core: &Core, env: Env, id: AllocatorId, address: Option<usize>, size:
     if let (Some(address), Some(domain)) = (address, address.and_then(|address| own.domain_block(id, address))) {
         let heap = core.heap()?;
         let block = core.realloc(env, heap, domain, Some(address), size)?;
-        core.settle_realloc(heap, domain, block)?;
+        core.end_realloc(heap, domain, block)?;
         return block.map_or_else(|| env.null(), |block| env.integer(block.addr().get()));
     }
     let block = own.realloc(id, address, size);

@@ -152,7 +152,7 @@ fn run_all(
             continue;
         }
         if (attentive || block.is_none()) && verb != 2 {
-            core.settle(heap, domain, block)?;
+            core.end_request(heap, domain, block)?;
         }
         let address = block.map_or(0, |block| block.addr().get());
         // A realloc that failed has left the old block where it was.
@@ -163,7 +163,7 @@ fn run_all(
             results.set(slot, address as i64 as f64);
         }
         if attentive && verb == 2 {
-            core.settle_realloc(heap, domain, block)?;
+            core.end_realloc(heap, domain, block)?;
         }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn methods(to: Table<'_>) -> Result<(), Failure> {
 fn track(core: &Core, env: Env, (address, object): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let tracked = heap.track(address);
-    core.settle_objects(env, heap, None)?;
+    core.end_object_call(env, heap, None)?;
     tracked.map_err(|error| core.object_failure(error, "object", object))?;
     Ok(UNDEFINED)
 }
@@ -66,7 +66,7 @@ fn gc_del(core: &Core, env: Env, (address, object): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let tracked = heap.is_tracked(address);
     let deleted = heap.gc_del(address);
-    core.settle_objects(env, heap, None)?;
+    core.end_object_call(env, heap, None)?;
     deleted.map_err(|error| core.object_failure(error, "object", object))?;
     env.boolean(tracked == Ok(true))
 }
@@ -74,7 +74,7 @@ fn gc_del(core: &Core, env: Env, (address, object): (usize, Value)) -> Outcome {
 fn gc_resize(core: &Core, env: Env, address: usize, (nitems, count): (usize, Value)) -> Outcome {
     let heap = core.objects()?;
     let resized = heap.gc_resize(address, nitems);
-    core.settle_objects(env, heap, resized.ok())?;
+    core.end_object_call(env, heap, resized.ok())?;
     env.integer(resized.map_err(|error| core.object_failure(error, "nitems", count))?)
 }
 
@@ -86,7 +86,7 @@ fn collect(core: &Core, env: Env, which: Option<usize>) -> Outcome {
     }
     let heap = core.objects()?;
     let collected = heap.collect(which);
-    core.settle_objects(env, heap, None)?;
+    core.end_object_call(env, heap, None)?;
     env.integer(collected.map_err(|error| core.object_failure(error, "generation", UNDEFINED))?)
 }
 
@@ -195,7 +195,7 @@ fn new_weakref(core: &Core, env: Env, (address, object): (usize, Value), callbac
     if let (Err(_), Some(place)) = (&made, place) {
         core.kept.drop(place);
     }
-    core.settle_objects(env, heap, made.ok())?;
+    core.end_object_call(env, heap, made.ok())?;
     env.integer(made.map_err(|error| core.object_failure(error, "object", object))?)
 }
 

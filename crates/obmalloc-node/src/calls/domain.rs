@@ -63,7 +63,7 @@ fn realloc<const D: u8>(core: &Core, env: Env, address: Option<usize>, size: usi
     let heap = core.heap()?;
     let block = core.realloc(env, heap, domain::<D>(), address, size)?;
     if core.needs_attention() {
-        core.settle_realloc(heap, domain::<D>(), block)?;
+        core.end_realloc(heap, domain::<D>(), block)?;
     }
     core.report(env, heap);
     block.map_or_else(|| env.null(), |block| env.integer(block.addr().get()))
@@ -189,7 +189,7 @@ fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<u
 #[inline(always)]
 fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
     if core.needs_attention() || block.is_none() {
-        core.settle(heap, domain, block)?;
+        core.end_request(heap, domain, block)?;
     }
     core.report(env, heap);
     match block {
@@ -202,7 +202,7 @@ fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<
 impl Core {
     /// Called after a request that may have asked a script, or that debug hooks may have refused. Returns its failure.
     #[cold]
-    pub fn settle(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+    pub fn end_request(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         if block.is_none()
             && let Some(fault) = heap.take_fault()
         {
@@ -242,7 +242,7 @@ impl Core {
         let resize = || blocks.realloc(domain, address, size).map_err(|fault| self.fault(fault));
         let Some(old) = address else {
             let block = resize()?;
-            self.settle(heap, domain, block)?;
+            self.end_request(heap, domain, block)?;
             return Ok(block);
         };
         self.refuse_retired(domain, old)?;
@@ -294,7 +294,7 @@ impl Core {
 
     /// Called after a `realloc`. Returns the failure of a script, which says where the block is, because it may have moved before.
     #[cold]
-    pub fn settle_realloc(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
+    pub fn end_realloc(&self, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Result<(), Failure> {
         let Some(failure) = self.take_guest_failure(heap) else { return Ok(()) };
         let failure = failure.in_domain(domain);
         Err(match block {

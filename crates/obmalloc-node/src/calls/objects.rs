@@ -148,7 +148,7 @@ impl Core {
         made: Result<usize, ObjectError>,
         (name, value): (&'static str, Value),
     ) -> Outcome {
-        self.settle_objects(env, heap, made.ok())?;
+        self.end_object_call(env, heap, made.ok())?;
         env.integer(made.map_err(|error| self.object_failure(error, name, value))?)
     }
 }
@@ -260,7 +260,7 @@ fn set(
     (name, received): (&'static str, Value),
 ) -> Outcome {
     let done = heap.set(address, field, value);
-    core.settle_objects(env, heap, None)?;
+    core.end_object_call(env, heap, None)?;
     done.map_err(|error| core.object_failure(error, name, received))?;
     Ok(UNDEFINED)
 }
@@ -314,7 +314,7 @@ fn incref(core: &Core, _: Env, address: usize) -> Outcome {
 fn decref(core: &Core, env: Env, address: usize) -> Outcome {
     let heap = core.objects()?;
     heap.decref(address).map_err(|fault| core.fault(fault))?;
-    core.settle_objects(env, heap, None)?;
+    core.end_object_call(env, heap, None)?;
     Ok(UNDEFINED)
 }
 

@@ -54,7 +54,7 @@ impl Core {
     }
 
     /// Ends such a call: notes a collection that it made due, and returns the failure of a script's allocator meanwhile, which names the object.
-    pub fn settle_objects(&self, env: Env, heap: &ObjectHeap, object: Option<usize>) -> Result<(), Failure> {
+    pub fn end_object_call(&self, env: Env, heap: &ObjectHeap, object: Option<usize>) -> Result<(), Failure> {
         self.note_scheduled(heap);
         self.report(env, heap);
         if !self.scripts.escaped.borrow().is_empty() {
@@ -76,7 +76,7 @@ impl Core {
 
     /// Whether the end of such a call has nothing to do but to report the heap's size.
     #[cfg(target_family = "wasm")]
-    pub fn is_settled(&self, heap: &ObjectHeap) -> bool {
+    pub fn has_nothing_to_end(&self, heap: &ObjectHeap) -> bool {
         !heap.is_scheduled() && self.scripts.escaped.borrow().is_empty()
     }
 

@@ -213,7 +213,7 @@ impl<W: Watcher> Course<W> {
         self.operation += 1;
         match fate {
             Fate::Below if !self.is_following => self.ground.hooks.expected.push_back(event),
-            Fate::Made if self.ground.differs_below() && event.is_pymallocs() => self.ground.settle_below(),
+            Fate::Made if self.ground.differs_below() && event.is_pymallocs() => self.ground.forget_below(),
             _ => {}
         }
     }
@@ -404,7 +404,7 @@ impl Ground {
 
     /// Forgets the expected requests below the heap that were not made, and the difference there.
     #[cold]
-    fn settle_below(&mut self) {
+    fn forget_below(&mut self) {
         self.hooks.expected.clear();
         self.hooks.difference = None;
     }

@@ -69,7 +69,8 @@ pub(crate) struct Ledger {
     /// Dangling where `len` is 0.
     bits: NonNull<u8>,
     bits_size: usize,
-    elsewhere: AddressMap<Entry>,
+    /// The blocks outside the region.
+    outside_region: AddressMap<Entry>,
     /// Sizes of the live blocks that came from another allocator than the heap's own.
     parts: AddressMap<usize>,
     /// Whether blocks take the long way whatever `parts` says.
@@ -96,7 +97,7 @@ impl Ledger {
             alignment_shift: alignment.trailing_zeros(),
             bits,
             bits_size,
-            elsewhere: AddressMap::default(),
+            outside_region: AddressMap::default(),
             parts: AddressMap::default(),
             long: false,
             freed,
@@ -139,7 +140,7 @@ impl Ledger {
     /// Makes sure that [`insert`](Self::insert) has room for a block outside the region.
     #[inline]
     pub fn reserve(&mut self) -> bool {
-        self.elsewhere.try_reserve(1).is_ok()
+        self.outside_region.try_reserve(1).is_ok()
     }
 
     /// Sets whether [`insert_quickly`](Self::insert_quickly) and [`strike_out`](Self::strike_out) leave every block to the long way. While there
@@ -173,7 +174,7 @@ impl Ledger {
     }
 
     /// Forgets the sizes of parts that turn out to be whole blocks.
-    pub fn settle_parts(&mut self, is_block: impl Fn(usize) -> bool) {
+    pub fn forget_whole_parts(&mut self, is_block: impl Fn(usize) -> bool) {
         self.parts.retain(|&address, _| !is_block(address));
         self.take_long_way(self.long);
     }
@@ -197,13 +198,13 @@ impl Ledger {
             unsafe { *byte = *byte & !(3 << shift) | state << shift };
             return true;
         }
-        self.insert_elsewhere(address, size, domain)
+        self.insert_outside_region(address, size, domain)
     }
 
     #[cold]
-    fn insert_elsewhere(&mut self, address: usize, size: usize, domain: Domain) -> bool {
+    fn insert_outside_region(&mut self, address: usize, size: usize, domain: Domain) -> bool {
         self.reserve() && {
-            self.elsewhere.insert(address, Entry { size, domain, presence: Presence::Live });
+            self.outside_region.insert(address, Entry { size, domain, presence: Presence::Live });
             true
         }
     }
@@ -252,7 +253,7 @@ impl Ledger {
         if let Some((byte, shift)) = self.place(address) {
             // SAFETY: as in `insert`.
             unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
-        } else if let Some(entry) = self.elsewhere.get_mut(&address) {
+        } else if let Some(entry) = self.outside_region.get_mut(&address) {
             entry.presence = Presence::Freed;
             self.remember_freed(address);
         }
@@ -269,7 +270,7 @@ impl Ledger {
         if let Some((byte, shift)) = self.place(address) {
             // SAFETY: as in `insert`.
             unsafe { *byte = *byte & !(3 << shift) | FREED << shift };
-        } else if let Some(entry) = self.elsewhere.get_mut(&address) {
+        } else if let Some(entry) = self.outside_region.get_mut(&address) {
             entry.presence = Presence::LaidUp;
         }
     }
@@ -283,7 +284,9 @@ impl Ledger {
         if self.place(address).is_some() {
             return;
         }
-        let Some(entry) = self.elsewhere.get_mut(&address).filter(|entry| entry.presence == Presence::LaidUp) else { return };
+        let Some(entry) = self.outside_region.get_mut(&address).filter(|entry| entry.presence == Presence::LaidUp) else {
+            return;
+        };
         entry.presence = Presence::Freed;
         self.remember_freed(address);
     }
@@ -293,8 +296,8 @@ impl Ledger {
         if self.freed.len() == FREED_REMEMBERED || self.freed.try_reserve(1).is_err() {
             // Without room for more, the oldest is forgotten.
             let oldest = self.freed.pop_front().unwrap_or(address);
-            if self.elsewhere.get(&oldest).is_some_and(|entry| entry.presence == Presence::Freed) {
-                self.elsewhere.remove(&oldest);
+            if self.outside_region.get(&oldest).is_some_and(|entry| entry.presence == Presence::Freed) {
+                self.outside_region.remove(&oldest);
             }
         }
         if self.freed.len() < self.freed.capacity() {
@@ -306,7 +309,7 @@ impl Ledger {
     pub fn revive(&mut self, address: usize, domain: Domain) {
         if self.place(address).is_some() {
             self.insert(address, 0, domain);
-        } else if let Some(entry) = self.elsewhere.get_mut(&address) {
+        } else if let Some(entry) = self.outside_region.get_mut(&address) {
             entry.presence = Presence::Live;
         }
     }
@@ -329,7 +332,7 @@ impl Ledger {
             if !self.reserve() {
                 return;
             }
-            self.elsewhere.insert(address, Entry { size: 0, domain: Domain::Raw, presence: Presence::Live });
+            self.outside_region.insert(address, Entry { size: 0, domain: Domain::Raw, presence: Presence::Live });
         }
         self.remove(address);
     }
@@ -342,8 +345,8 @@ impl Ledger {
         {
             // SAFETY: as in `insert`.
             unsafe { *byte &= !(3 << shift) };
-        } else if self.elsewhere.get(&address).is_some_and(|entry| entry.presence == Presence::Freed) {
-            self.elsewhere.remove(&address);
+        } else if self.outside_region.get(&address).is_some_and(|entry| entry.presence == Presence::Freed) {
+            self.outside_region.remove(&address);
         }
     }
 
@@ -354,7 +357,7 @@ impl Ledger {
             MEM => Some(Domain::Mem),
             OBJ => Some(Domain::Obj),
             NEVER if self.is_closed => None,
-            NEVER => self.elsewhere.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.domain),
+            NEVER => self.outside_region.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.domain),
             _ => None,
         }
     }
@@ -369,8 +372,8 @@ impl Ledger {
     }
 
     /// Bytes of the live block at `address`, when it lies outside the region.
-    pub fn size_elsewhere(&self, address: usize) -> Option<usize> {
-        self.elsewhere.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.size)
+    pub fn size_outside_region(&self, address: usize) -> Option<usize> {
+        self.outside_region.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.size)
     }
 
     /// Bytes of the live block at `address`, if another allocator than the heap's own gave it.
@@ -400,7 +403,7 @@ impl Ledger {
         if let Some(domain) = self.domain_of(address) {
             return if domain == used { Ok(()) } else { fault(FaultKind::WrongDomain, Some(domain), None) };
         }
-        if self.state(address) == FREED || self.elsewhere.get(&address).is_some_and(|entry| !entry.is_live()) {
+        if self.state(address) == FREED || self.outside_region.get(&address).is_some_and(|entry| !entry.is_live()) {
             let kind = if purpose == Purpose::Free { FaultKind::DoubleFree } else { FaultKind::UseAfterFree };
             return fault(kind, None, None);
         }
@@ -421,7 +424,7 @@ impl Ledger {
             }
             Location::NoBlock => None,
             Location::Outside => self
-                .elsewhere
+                .outside_region
                 .iter()
                 .find(|&(&base, entry)| entry.is_live() && base < address && address - base < entry.size)
                 .map(|(&base, entry)| (base, entry.domain)),
@@ -434,8 +437,8 @@ impl Ledger {
     }
 
     /// Addresses of the blocks outside the region whose memory the heap still holds.
-    pub fn whole_elsewhere(&self) -> impl Iterator<Item = usize> {
-        self.elsewhere.iter().filter(|(_, entry)| entry.is_held()).map(|(&address, _)| address)
+    pub fn whole_outside_region(&self) -> impl Iterator<Item = usize> {
+        self.outside_region.iter().filter(|(_, entry)| entry.is_held()).map(|(&address, _)| address)
     }
 
     /// The address and size of the part of the table that covers the first `used` bytes of the region.
@@ -444,14 +447,14 @@ impl Ledger {
     }
 
     /// How many blocks outside the region have an entry, live or not.
-    pub fn count_elsewhere(&self) -> usize {
-        self.elsewhere.len()
+    pub fn count_outside_region(&self) -> usize {
+        self.outside_region.len()
     }
 
-    /// Removes every block outside the region and returns those of [`whole_elsewhere`](Self::whole_elsewhere).
-    pub fn take_elsewhere(&mut self) -> WholeElsewhere {
+    /// Removes every block outside the region and returns those of [`whole_outside_region`](Self::whole_outside_region).
+    pub fn take_outside_region(&mut self) -> WholeOutsideRegion {
         self.freed = VecDeque::new();
-        WholeElsewhere(mem::take(&mut self.elsewhere).into_iter())
+        WholeOutsideRegion(mem::take(&mut self.outside_region).into_iter())
     }
 
     /// From now on no address is a block: the heap was closed. Entries of blocks outside the region stay, so that these can be given back.
@@ -468,9 +471,9 @@ impl Ledger {
 }
 
 /// The blocks outside the region whose memory the heap held.
-pub(crate) struct WholeElsewhere(<AddressMap<Entry> as IntoIterator>::IntoIter);
+pub(crate) struct WholeOutsideRegion(<AddressMap<Entry> as IntoIterator>::IntoIter);
 
-impl Iterator for WholeElsewhere {
+impl Iterator for WholeOutsideRegion {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {

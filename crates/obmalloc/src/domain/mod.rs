@@ -17,7 +17,7 @@ use core::ptr;
 
 pub(crate) use debug::{DebugHooks, write_after_free};
 pub use fault::{Fault, FaultKind};
-pub(crate) use ledger::{Ledger, Purpose, WholeElsewhere};
+pub(crate) use ledger::{Ledger, Purpose, WholeOutsideRegion};
 pub(crate) use report::Function;
 pub use report::Report;
 
@@ -297,7 +297,7 @@ unsafe extern "C-unwind" fn object_free<S: Shape>(ctx: *mut c_void, address: *mu
         match Pymalloc::free::<S>(&raw mut (*this).pymalloc, address.cast()) {
             Freed::Here => {}
             Freed::LastOfPool => object_free_last(ctx, address),
-            Freed::OutsideRegion | Freed::NotOurs => object_free_elsewhere(ctx, address),
+            Freed::OutsideRegion | Freed::NotOurs => object_free_outside_region(ctx, address),
         }
     }
 }
@@ -305,14 +305,14 @@ unsafe extern "C-unwind" fn object_free<S: Shape>(ctx: *mut c_void, address: *mu
 /// Frees a block of a foreign arena or of raw, or NULL.
 #[cold]
 #[inline(never)]
-unsafe extern "C-unwind" fn object_free_elsewhere(ctx: *mut c_void, address: *mut c_void) {
+unsafe extern "C-unwind" fn object_free_outside_region(ctx: *mut c_void, address: *mut c_void) {
     if address.is_null() {
         return;
     }
     let this = ctx.cast::<Domains>();
     // SAFETY: called by `object_free`.
     unsafe {
-        match Pymalloc::free_elsewhere(&raw mut (*this).pymalloc, address.cast()) {
+        match Pymalloc::free_outside_region(&raw mut (*this).pymalloc, address.cast()) {
             Freed::Here => {}
             Freed::LastOfPool => object_free_last(ctx, address),
             Freed::OutsideRegion | Freed::NotOurs => {

@@ -235,13 +235,13 @@ impl GcList {
         self.live = 0;
     }
 
-    /// The entries, for a caller that takes objects out or appends them, and then calls [`settle`](Self::settle).
+    /// The entries, for a caller that takes objects out or appends them, and then calls [`update_counts`](Self::update_counts).
     pub fn entries_mut(&mut self) -> &mut Vec<usize> {
         &mut self.entries
     }
 
     /// Updates the counts, after `left` objects have left and objects have been appended from index `appended` on. Those know their indices.
-    pub fn settle(&mut self, left: usize, appended: usize) {
+    pub fn update_counts(&mut self, left: usize, appended: usize) {
         self.live = self.live + self.entries.len() - appended - left;
         if self.live == 0 {
             self.clear();

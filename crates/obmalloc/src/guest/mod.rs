@@ -329,7 +329,7 @@ impl GuestHeap {
     /// Whether a guest failed, asked at the end of a call that may have run one.
     #[cold]
     #[inline(never)]
-    fn settle(&self) -> bool {
+    fn end_call(&self) -> bool {
         let Some(guests) = self.guests.get() else { return false };
         if guests.nested.get() == 0 {
             guests.restore_speed();
@@ -340,14 +340,14 @@ impl GuestHeap {
     /// Ends a request that did not go the quick way. If a guest failed, the block goes back.
     #[cold]
     #[inline(never)]
-    fn settle_request(&self, domain: Domain, block: Option<NonNull<u8>>) -> Option<NonNull<u8>> {
-        if !self.settle() {
+    fn end_request(&self, domain: Domain, block: Option<NonNull<u8>>) -> Option<NonNull<u8>> {
+        if !self.end_call() {
             return block;
         }
         if let Some(block) = block {
             // A fault of this free does not matter: the request fails anyway.
             let _ = self.heap.free(domain, block.as_ptr().expose_provenance());
-            self.settle();
+            self.end_call();
         }
         None
     }
@@ -355,18 +355,13 @@ impl GuestHeap {
     /// As [`CheckedHeap::malloc`]; also `None` when a guest [failed](Self::take_guest_fault).
     #[inline]
     pub fn malloc(&self, domain: Domain, size: usize) -> Option<NonNull<u8>> {
-        self.heap.malloc_or(domain, size, |block| if self.has_guests() { self.settle_request(domain, block) } else { block })
+        self.heap.malloc_or(domain, size, |block| if self.has_guests() { self.end_request(domain, block) } else { block })
     }
 
     /// As [`CheckedHeap::calloc`]; also `None` when a guest [failed](Self::take_guest_fault).
     #[inline]
     pub fn calloc(&self, domain: Domain, count: usize, size: usize) -> Option<NonNull<u8>> {
-        self.heap.calloc_or(
-            domain,
-            count,
-            size,
-            |block| if self.has_guests() { self.settle_request(domain, block) } else { block },
-        )
+        self.heap.calloc_or(domain, count, size, |block| if self.has_guests() { self.end_request(domain, block) } else { block })
     }
 
     /// As [`CheckedHeap::realloc`]; also `None` when a guest [failed](Self::take_guest_fault), unless the block has been resized all the same.
@@ -379,11 +374,11 @@ impl GuestHeap {
         if self.guests.get().is_none() {
             return result;
         }
-        self.settle_realloc(domain, address, size, result)
+        self.end_realloc(domain, address, size, result)
     }
 
     #[cold]
-    fn settle_realloc(
+    fn end_realloc(
         &self,
         domain: Domain,
         address: Option<usize>,
@@ -395,9 +390,9 @@ impl GuestHeap {
             (result, _) => result.map_err(|fault| self.explain(fault)),
         };
         if address.is_none() {
-            return result.map(|block| if self.has_guests() { self.settle_request(domain, block) } else { block });
+            return result.map(|block| if self.has_guests() { self.end_request(domain, block) } else { block });
         }
-        self.settle();
+        self.end_call();
         result
     }
 
@@ -410,15 +405,15 @@ impl GuestHeap {
         self.heap.free_or(
             domain,
             address,
-            |result| if self.has_guests() { self.settle_free(domain, address, result) } else { result },
+            |result| if self.has_guests() { self.end_free(domain, address, result) } else { result },
         )
     }
 
     #[cold]
     #[inline(never)]
-    fn settle_free(&self, domain: Domain, address: usize, result: Result<(), Fault>) -> Result<(), Fault> {
+    fn end_free(&self, domain: Domain, address: usize, result: Result<(), Fault>) -> Result<(), Fault> {
         let result = if result.is_err() && self.adopt(domain, address) { self.heap.free(domain, address) } else { result };
-        self.settle();
+        self.end_call();
         result.map_err(|fault| self.explain(fault))
     }
 
@@ -435,7 +430,7 @@ impl GuestHeap {
     /// As [`CheckedHeap::free_null`].
     pub fn free_null(&self, domain: Domain) {
         self.heap.free_null(domain);
-        self.settle();
+        self.end_call();
     }
 
     /// As [`CheckedHeap::free_unchecked_or`].
@@ -445,13 +440,13 @@ impl GuestHeap {
     #[inline]
     pub(crate) unsafe fn free_unchecked(&self, domain: Domain, address: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.heap.free_unchecked_or(domain, address, || self.has_guests() && self.settle()) };
+        unsafe { self.heap.free_unchecked_or(domain, address, || self.has_guests() && self.end_call()) };
     }
 
     /// As [`CheckedHeap::empty_quarantine`].
     pub(crate) fn empty_quarantine(&self) -> bool {
         let is_empty = self.heap.empty_quarantine();
-        self.settle();
+        self.end_call();
         is_empty
     }
 

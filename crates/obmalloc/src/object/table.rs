@@ -51,7 +51,8 @@ pub(crate) struct ObjectTable {
     units: usize,
     alignment_shift: u32,
     states: NonNull<u8>,
-    elsewhere: UnsafeCell<AddressMap<u8>>,
+    /// The bytes of objects outside the region.
+    outside_region: UnsafeCell<AddressMap<u8>>,
     /// The byte of every address without an entry: [`NOTHING`]. It is never written to.
     nothing: UnsafeCell<u8>,
 }
@@ -74,7 +75,7 @@ impl<const SHIFT: u32> Places<SHIFT> {
     #[inline(always)]
     pub unsafe fn of(&self, address: usize) -> *mut u8 {
         // SAFETY: the caller's promise.
-        self.near(address).unwrap_or_else(|| unsafe { (*self.table).place_elsewhere(address) })
+        self.near(address).unwrap_or_else(|| unsafe { (*self.table).place_outside_region(address) })
     }
 
     /// The byte of an address, if it is in the table itself.
@@ -102,7 +103,7 @@ impl ObjectTable {
             units,
             alignment_shift: alignment.trailing_zeros(),
             states,
-            elsewhere: UnsafeCell::default(),
+            outside_region: UnsafeCell::default(),
             nothing: UnsafeCell::new(NOTHING),
         })
     }
@@ -132,16 +133,16 @@ impl ObjectTable {
             // SAFETY: the table has a byte for every unit.
             unsafe { self.states.as_ptr().add(unit) }
         } else {
-            self.place_elsewhere(address)
+            self.place_outside_region(address)
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn place_elsewhere(&self, address: usize) -> *mut u8 {
+    fn place_outside_region(&self, address: usize) -> *mut u8 {
         // SAFETY: the table is used by one thread, and no reference into it outlives a method.
-        let elsewhere = unsafe { &mut *self.elsewhere.get() };
-        elsewhere.get_mut(&address).map_or(self.nothing.get(), core::ptr::from_mut)
+        let outside = unsafe { &mut *self.outside_region.get() };
+        outside.get_mut(&address).map_or(self.nothing.get(), core::ptr::from_mut)
     }
 
     #[inline(always)]
@@ -152,16 +153,16 @@ impl ObjectTable {
 
     /// Makes sure that [`enter`](Self::enter) has room.
     pub fn reserve(&self) -> bool {
-        // SAFETY: as in `place_elsewhere`.
-        unsafe { (*self.elsewhere.get()).try_reserve(1).is_ok() }
+        // SAFETY: as in `place_outside_region`.
+        unsafe { (*self.outside_region.get()).try_reserve(1).is_ok() }
     }
 
     /// Enters an object. [`reserve`](Self::reserve) has made room.
     pub fn enter(&self, address: usize) {
         let place = self.place(address);
         if place == self.nothing.get() {
-            // SAFETY: as in `place_elsewhere`.
-            unsafe { (*self.elsewhere.get()).insert(address, LIVE) };
+            // SAFETY: as in `place_outside_region`.
+            unsafe { (*self.outside_region.get()).insert(address, LIVE) };
         } else {
             // SAFETY: a byte of ours.
             unsafe { *place = LIVE };
@@ -182,8 +183,8 @@ impl ObjectTable {
         if self.unit(address) < self.units {
             self.set(address, DEAD);
         } else {
-            // SAFETY: as in `place_elsewhere`.
-            unsafe { (*self.elsewhere.get()).remove(&address) };
+            // SAFETY: as in `place_outside_region`.
+            unsafe { (*self.outside_region.get()).remove(&address) };
         }
     }
 

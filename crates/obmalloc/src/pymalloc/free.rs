@@ -19,7 +19,7 @@ pub(crate) enum Freed {
 
 impl Pymalloc {
     /// Takes a block back (`pymalloc_free`). After [`Freed::LastOfPool`] the caller must call
-    /// [`insert_to_freepool`](Self::insert_to_freepool), after [`Freed::OutsideRegion`] [`free_elsewhere`](Self::free_elsewhere).
+    /// [`insert_to_freepool`](Self::insert_to_freepool), after [`Freed::OutsideRegion`] [`free_outside_region`](Self::free_outside_region).
     ///
     /// # Safety
     /// As for [`alloc_from_used_pool`](Self::alloc_from_used_pool); `address` is a block of this pymalloc that is handed out, or lies
@@ -41,7 +41,7 @@ impl Pymalloc {
     ///
     /// # Safety
     /// As for `free`.
-    pub unsafe fn free_elsewhere(this: *mut Self, address: *mut u8) -> Freed {
+    pub unsafe fn free_outside_region(this: *mut Self, address: *mut u8) -> Freed {
         // SAFETY: the caller's promise.
         unsafe {
             let pool = Self::pool_of::<AnyPools>(this, address);

@@ -50,7 +50,7 @@ pub use verify::Corruption;
 /// Invariants:
 /// 1. `usedpools` points to one sentinel per size class; each heads the circular list of that class's used pools.
 /// 2. A pool's header is at `headers[(address - base) / pool size]` for addresses in the region, and at the pool's own first byte
-///    elsewhere. In both cases blocks begin [`POOL_OVERHEAD`] bytes into the pool.
+///    outside it. In both cases blocks begin [`POOL_OVERHEAD`] bytes into the pool.
 /// 3. `usable_arenas` heads the list of arenas with free pools, ascending in their number; `nfp2lasta[n]` is the last of those
 ///    with `n` free pools.
 /// 4. Every pointer handed out and not freed lies in a carved pool of an arena that is held.

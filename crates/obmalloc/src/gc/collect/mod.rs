@@ -246,7 +246,7 @@ impl ObjectHeap {
         });
         let list = self.state().gc.list(base);
         *list.entries_mut() = entries;
-        list.settle(left, count);
+        list.update_counts(left, count);
         deduced
     }
 

@@ -137,7 +137,7 @@ impl Checked {
         let (ledger, pymalloc) = (self.ledger(), self.pymalloc());
         if !any && !self.hooked.get() {
             let whole = |address| !matches!(pymalloc.locate(address), Location::Block { begin, .. } if begin != address);
-            ledger.settle_parts(whole);
+            ledger.forget_whole_parts(whole);
         }
         ledger.take_long_way(any || self.hooked.get() || self.has_arena_guest.get() || self.quarantine().is_kept());
     }

@@ -34,7 +34,7 @@ impl CheckedHeap {
         match inner.pymalloc().locate(address) {
             Location::Block { size, .. } => Ok(size),
             // A live block that lies in no pool has an entry, unless something wrote to a link of that pool.
-            _ => inner.ledger().size_elsewhere(address).ok_or(Fault::new(FaultKind::HeapCorrupted, address, domain)),
+            _ => inner.ledger().size_outside_region(address).ok_or(Fault::new(FaultKind::HeapCorrupted, address, domain)),
         }
     }
 

@@ -12,7 +12,7 @@ use super::leaving::LeavingBlocks;
 use super::{Checked, CheckedHeap, Mode};
 use crate::address_hash::AddressSet;
 use crate::allocator::Allocator;
-use crate::domain::WholeElsewhere;
+use crate::domain::WholeOutsideRegion;
 use crate::interrupt::{Interrupt, STRIDE};
 use crate::os;
 use crate::pymalloc::{Location, Pymalloc};
@@ -31,7 +31,7 @@ enum Record {
     /// The account's, which lists nothing else.
     Account(<AddressSet as IntoIterator>::IntoIter),
     /// The ledger. It also lists blocks in arenas outside the region, and does not list pymalloc's tables.
-    Ledger(WholeElsewhere),
+    Ledger(WholeOutsideRegion),
 }
 
 impl Iterator for Record {
@@ -121,21 +121,21 @@ impl Checked {
             let count = roots.len();
             return LeavingBlocks::new(Record::Account(roots.into_iter()), count);
         }
-        let count = self.ledger().count_elsewhere();
-        LeavingBlocks::new(Record::Ledger(self.ledger().take_elsewhere()), count)
+        let count = self.ledger().count_outside_region();
+        LeavingBlocks::new(Record::Ledger(self.ledger().take_outside_region()), count)
     }
 
     /// The C library's blocks while the account does not list them: the ledger's outside all arenas, and pymalloc's tables.
     fn plain_blocks(&self) -> impl Iterator<Item = usize> {
         let (ledger, pymalloc) = (&*self.ledger(), self.pymalloc());
         let is_outside = |address: &usize| pymalloc.locate(*address) == Location::Outside;
-        ledger.whole_elsewhere().filter(is_outside).chain(pymalloc.tables())
+        ledger.whole_outside_region().filter(is_outside).chain(pymalloc.tables())
     }
 
     /// From now on the account lists its blocks, because the ledger will not. Call it while every address in the ledger is still a whole block of
     /// one of the heap's own allocators. False when there is no memory for that.
     pub fn know_roots(&self) -> bool {
-        let count = self.ledger().count_elsewhere() + self.pymalloc().count_tables();
+        let count = self.ledger().count_outside_region() + self.pymalloc().count_tables();
         self.account.know_roots(count, self.plain_blocks())
     }
 
