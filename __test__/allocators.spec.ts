@@ -677,7 +677,7 @@ test('wrong allocators and domains are refused with what was expected', (t) => {
   t.throws(() => heap.setNomemory(1), { code: 'ERR_HEAP_CLOSED' })
 })
 
-test('what has come in since requests began to fail on purpose leaves no block behind', (t) => {
+test('an allocator that is put in while requests fail on purpose leaves no block behind', (t) => {
   for (const domain of domains) {
     using heap = new Heap()
     const own = heap.getAllocator(domain)
@@ -790,7 +790,7 @@ test('blocks are counted right where hooks are around an allocator that was put 
   }
 })
 
-test('hooks that no memory was there for at first count right later', (t) => {
+test('hooks whose first set-up found no memory count right later', (t) => {
   using heap = new Heap()
   heap.setNomemory(100)
   heap.setupDebugHooks()

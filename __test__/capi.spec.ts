@@ -49,7 +49,7 @@ test('every row is exact, or says how it was adapted', (t) => {
   }
 })
 
-test('every row names tests that there are', (t) => {
+test('every row names tests that exist', (t) => {
   for (const { c, tests } of rows) {
     t.true(tests.length > 0, c)
     for (const proof of tests) {

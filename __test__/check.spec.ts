@@ -447,7 +447,7 @@ withPython('with nothing found it ends with 0, and the program prints to stderr'
   t.is(stderr, `hello\nCPython ${newest.version}: found nothing in 1 process; the program ended with 7\n`)
 })
 
-withPython('what cannot be looked at is said, and does not end with 0', (t) => {
+withPython('calls that the checker does not see are reported, and the command does not end with 0', (t) => {
   for (const [options, env, culprit] of [
     [[], { PYTHONMALLOC: 'debug' }, 'PYTHONMALLOC=debug (or -X dev)'],
     [[], { PYTHONMALLOC: 'malloc' }, 'PYTHONMALLOC=malloc (or -X dev)'],
@@ -493,7 +493,7 @@ test('usage errors end with 2 and say what was expected', (t) => {
   }
 })
 
-withPython('what goes wrong with the checker itself does not look as if something had been found', (t) => {
+withPython('an error of the checker itself does not look like a finding', (t) => {
   const nowhere = obmalloc(['--python', newest.path, '--', '-c', 'pass'], { TMPDIR: join(folder, 'nowhere') })
   t.is(nowhere.status, 4)
   t.regex(nowhere.stderr, /^obmalloc: .*nowhere/)
@@ -622,7 +622,7 @@ withPython('nothing is said on the stderr of processes that a program reads', (t
   t.regex(stderr, /the program ended with 0\nprocess \d+: -X dev replaced the checker's allocators/)
 })
 
-withPython('who does not want to wait for what goes on is told at once', async (t) => {
+withPython('an interrupt ends the wait for processes that go on, and they are reported as running', async (t) => {
   const own = mkdtempSync(join(folder, 'own-'))
   // The child says "ready" some time after its parent has ended.
   const orphan =

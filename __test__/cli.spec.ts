@@ -383,7 +383,7 @@ withPython('a helper that ends a moment after the program is not taken for one t
   }
 })
 
-withPython('what is recorded does not notice', (t) => {
+withPython('a program does not notice that it is recorded', (t) => {
   const file = join(folder, 'unnoticed.trace')
   const run = "subprocess.run([sys.executable, '-X', 'dev', '-c', 'pass'], capture_output=True)"
   const { stderr, ended } = recorded(['-o', file, '--', '-c', `import subprocess, sys; assert ${run}.stderr == b''`])

@@ -24,7 +24,7 @@ const cwd = new URL('..', import.meta.url)
 const tools =
   /^(checking|cli|driving|emnapi|interpreters|loading|platform|proving|recording|replaying|terminal|tools|trace|usage|wasm|index)\.js$/
 
-test('nothing is kept, and nothing is looked for, where a script can put something', async (t) => {
+test('the package keeps nothing, and looks for nothing, where a script can put something', async (t) => {
   t.timeout(600_000)
   const addon = await buildInjected()
   const sources = readdirSync(new URL('dist', cwd)).filter((name) => name.endsWith('.js') && !tools.test(name))

@@ -136,7 +136,7 @@ withPython('a recording is read, replayed, asked and tried from TypeScript', asy
   t.true(sites.some(({ grown, stack }) => grown > 0 && stack[0]?.line === 4))
 })
 
-withPython('what is told to stop stops', async (t) => {
+withPython('a signal stops what it was given to', async (t) => {
   const path = join(folder, 'long.trace')
   const controller = new AbortController()
   const endless = record(['-c', 'import time\nwhile True: time.sleep(0.01)'], { trace: path, signal: controller.signal })

@@ -323,7 +323,7 @@ test.serial('older traces have no time and no samples, and are answered', async 
   t.is(answer.totals.resident, null)
 })
 
-withPython('no more have died than there were, where arenas are taken again', async (t) => {
+withPython('an answer never says that more blocks died than there were, also where arenas are taken again', async (t) => {
   const { why: answer } = await why(t, await record(usable.at(-1)!, 'requests'))
   const [pinned] = answer.findings
   t.is(pinned!.rule, 'pinned')

@@ -249,7 +249,7 @@ test.serial('a script whose time is over in a long call leaves the heap whole', 
   heap.close()
 })
 
-test.serial('memory that was to be given back when the time of a script was over goes with the next that is', (t) => {
+test.serial('memory that an interrupted call was to give back is given back by the next one', (t) => {
   const [BLOCKS, BYTES] = instrumented ? [2e5, 2 ** 29] : [8e5, 2 ** 29]
   const written = (heap: Heap, size: number): Address => {
     const [block, bytes] = [heap.raw.malloc(size)!, new Uint8Array(2 ** 26).fill(1)]
