@@ -106,6 +106,35 @@ withPython('limits are read, written with a tolerance, and taken from another re
   })
   for (const args of [[], ['--growth', '1K'], ['--update'], ['--peak', 'x'], ['--format', 'yaml', '--peak', '1M']])
     t.is(obmalloc('budget', ...args, trace).status, 2, args.join(' '))
+  t.is(obmalloc('budget', '--update', '--config', join(folder, 'none.json'), '--baseline', trace, trace).status, 2)
+})
+
+withPython('limits that cannot be are refused, on the command line and in a file', (t) => {
+  const trace = recorded('cannot', program('cannot', ['pass']))
+  const config = join(folder, 'cannot.json')
+  const refused = (args: string[], reason: string): void =>
+    void t.like(obmalloc('budget', ...args, trace), { status: 2, stderr: `obmalloc: ${reason}\n` }, args.join(' '))
+  const percent = 'expected a percentage from 0 to 100, but got'
+  const size = 'expected a size like 262144, 256K or 1M, but got'
+  refused(['--pinned', '150'], `${percent} 150`)
+  refused(['--pinned', '100.1%'], `${percent} 100.1%`)
+  refused(['--peak', '99999999999G'], `${size} 99999999999G`)
+  for (const [limits, reason] of [
+    ['{"pinned": 150}', `pinned: ${percent} 150`],
+    ['{"pinned": "150%"}', `pinned: ${percent} 150%`],
+    ['{"pinned": -1}', 'pinned: expected a percentage like 10, but got -1'],
+    ['{"peak": -1}', `peak: ${size} -1`],
+    ['{"peak": 1.5}', `peak: ${size} 1.5`],
+    ['{"held": 1e400}', `held: ${size} Infinity`],
+    ['{"held": "much"}', `held: ${size} much`],
+    ['{"growth": {"job": -1}}', `growth: ${size} -1`],
+    ['{"pinned": null}', 'expected limits as {"peak": "100M", "pinned": 50}, but got {"pinned":null}'],
+  ]) {
+    writeFileSync(config, limits!)
+    refused(['--config', config], `${config}: ${reason}`)
+  }
+  writeFileSync(config, '{"growth": {}}')
+  refused(['--config', config], 'expected a limit: --peak, --held, --pinned, --growth with --mark, --config or --baseline')
 })
 
 withPython('functions and files of two versions are compared, also if the script has another name', (t) => {
@@ -156,6 +185,12 @@ withPython('limits that are written leave room for what differs from run to run'
   writeFileSync(config, '{"peak": 0, "held": 0, "pinned": 0, "growth": {"job": 0}}')
   const { stdout } = obmalloc('budget', '--json', '--config', config, '--update', trace)
   const { verdicts, arenas, arenaSize } = JSON.parse(stdout) as Budget
+  // What is told are the limits that were written.
+  const written = readLimits(config)
+  t.deepEqual(
+    verdicts.map(({ allowed }) => allowed),
+    [written.peak, written.held, written.pinned, written.growth!['job']],
+  )
   const [peak, held, pinned, growth] = verdicts.map(({ measured }) => measured) as [number, number, number, number]
   const limits = readLimits(config) as { peak: number; held: number; pinned: number; growth: { job: number } }
   t.true(limits.peak >= peak + arenaSize && limits.held >= held + arenaSize, JSON.stringify(limits))

@@ -16,6 +16,7 @@ export function bytes(size: number): string {
 /** A size as 262144, 256K, 1M or 1G. */
 export function sizeOf(text: string): number {
   const found = /^(\d+)\s*([KMG])?(?:i?B)?$/i.exec(text)
-  if (!found) throw new UsageError(`expected a size like 262144, 256K or 1M, but got ${text}`)
-  return Number(found[1]) * 1024 ** ' KMG'.indexOf((found[2] ?? ' ').toUpperCase())
+  const size = found ? Number(found[1]) * 1024 ** ' KMG'.indexOf((found[2] ?? ' ').toUpperCase()) : NaN
+  if (!Number.isSafeInteger(size)) throw new UsageError(`expected a size like 262144, 256K or 1M, but got ${text}`)
+  return size
 }

@@ -37,6 +37,7 @@ export async function budgetCommand(path: string, options: BudgetCommandOptions)
     onProgress: (done: number, total: number) => progress.update(`${path}: ${Math.round((100 * done) / Math.max(total, 1))} %`),
   }
   const measure = (file: string, limits: Limits): Promise<Budget> => budget(file, limits, asked).finally(() => progress.done())
+  if (update && baseline !== undefined) throw new UsageError('expected --update or --baseline, but got both')
   const given = limitsGiven(options)
   const limits: Limits = { ...(config === undefined || (update && !isThere(config)) ? {} : readLimits(config)), ...given }
   if (baseline !== undefined) {
@@ -45,14 +46,10 @@ export async function budgetCommand(path: string, options: BudgetCommandOptions)
   }
   if (update) {
     const measured = await measure(path, isEmpty(limits) ? EVERYTHING : limits)
-    writeNew(config!, `${JSON.stringify(inWriting(limitsOf(measured, tolerance, noiseOf(measured))), null, 2)}\n`, true)
+    const allowed = limitsOf(measured, tolerance, noiseOf(measured))
+    writeNew(config!, `${JSON.stringify(inWriting(allowed), null, 2)}\n`, true)
     say(`written to ${config}`)
-    return tell(
-      { ...measured, broken: false, verdicts: measured.verdicts.map((one) => ({ ...one, broken: false })) },
-      format,
-      json,
-      options,
-    )
+    return tell(within(measured, allowed), format, json, options)
   }
   if (isEmpty(limits))
     throw new UsageError('expected a limit: --peak, --held, --pinned, --growth with --mark, --config or --baseline')
@@ -62,8 +59,18 @@ export async function budgetCommand(path: string, options: BudgetCommandOptions)
 /** What is measured by default. */
 const EVERYTHING: Limits = { peak: Infinity, held: Infinity, pinned: Infinity }
 
-function isEmpty(limits: Limits): boolean {
-  return Object.keys(limits).length === 0
+function isEmpty({ growth, ...others }: Limits): boolean {
+  return Object.keys({ ...others, ...growth }).length === 0
+}
+
+/** What was measured, held against the limits that were made of it. */
+function within(measured: Budget, { growth, ...others }: Limits): Budget {
+  const verdicts = measured.verdicts.map((verdict) => {
+    const { limit, mark } = verdict
+    const allowed = (limit === 'growth' ? growth?.[mark!] : others[limit]) ?? verdict.allowed
+    return { ...verdict, allowed, broken: false }
+  })
+  return { ...measured, broken: false, verdicts }
 }
 
 function isThere(path: string): boolean {
@@ -81,14 +88,21 @@ function limitsGiven({ peak, held, pinned, growth, mark }: BudgetCommandOptions)
   return {
     ...(peak === undefined ? {} : { peak: sizeOf(peak) }),
     ...(held === undefined ? {} : { held: sizeOf(held) }),
-    ...(pinned === undefined ? {} : { pinned: percentOf(pinned) }),
+    ...(pinned === undefined ? {} : { pinned: shareOf(pinned) }),
     ...(growth === undefined ? {} : { growth: { [mark!]: sizeOf(growth) } }),
   }
 }
 
 function percentOf(text: string): number {
-  if (!/^\d+(\.\d+)?%?$/.test(text)) throw new UsageError(`expected a percentage like 10, but got ${text}`)
+  if (!/^\d{1,15}(\.\d+)?%?$/.test(text)) throw new UsageError(`expected a percentage like 10, but got ${text}`)
   return Number.parseFloat(text)
+}
+
+/** A percentage of a whole. */
+function shareOf(text: string): number {
+  const share = percentOf(text)
+  if (share > 100) throw new UsageError(`expected a percentage from 0 to 100, but got ${text}`)
+  return share
 }
 
 /** A file of limits: `{"peak": "100M", "held": "20M", "pinned": 50, "growth": {"after job": "10K"}}`. */
@@ -104,17 +118,21 @@ export function readLimits(path: string): Limits {
   const isObject = (value: unknown): value is Record<string, unknown> =>
     typeof value === 'object' && value !== null && !Array.isArray(value)
   if (!isObject(read)) throw wrong(JSON.stringify(read))
-  const size = (value: unknown): number => {
-    if (typeof value === 'number' && value >= 0) return value
-    if (typeof value === 'string') return sizeOf(value)
-    throw wrong(JSON.stringify(value))
-  }
   const limits: { -readonly [limit in keyof Limits]: Limits[limit] } = {}
   for (const [name, value] of Object.entries(read)) {
-    if (name === 'peak' || name === 'held') limits[name] = size(value)
-    else if (name === 'pinned') limits.pinned = typeof value === 'number' ? value : percentOf(String(value))
+    // JSON's numbers are read as they are written on the command line.
+    const of = (read: (text: string) => number, value: unknown): number => {
+      if (typeof value !== 'number' && typeof value !== 'string') throw wrong(JSON.stringify({ [name]: value }))
+      try {
+        return read(String(value))
+      } catch (error) {
+        throw new UsageError(`${path}: ${name}: ${(error as Error).message}`)
+      }
+    }
+    if (name === 'peak' || name === 'held') limits[name] = of(sizeOf, value)
+    else if (name === 'pinned') limits.pinned = of(shareOf, value)
     else if (name === 'growth' && isObject(value))
-      limits.growth = Object.fromEntries(Object.entries(value).map(([mark, bytes]) => [mark, size(bytes)]))
+      limits.growth = Object.fromEntries(Object.entries(value).map(([mark, bytes]) => [mark, of(sizeOf, bytes)]))
     else throw wrong(JSON.stringify({ [name]: value }))
   }
   return limits
