@@ -1,11 +1,13 @@
 /** Other settings, tried on a recording for its answer: which of them would help, and which would not. */
 
+import { basename } from 'node:path'
+
 import type { WhatIfOptions, WhatIfRow } from '../index.js'
 import { pageAndTried } from './page.js'
 import { recordedRelease } from './release.js'
 import type { ReportData } from './report-data.js'
 import { bytes } from './size.js'
-import { say } from './terminal.js'
+import { printable, say } from './terminal.js'
 import { readHeader } from './trace.js'
 import {
   ALLOCATORS,
@@ -18,7 +20,7 @@ import {
   whatIfAt,
   withCalls,
 } from './what-if.js'
-import type { Answer, InquiryOptions, Why } from './why.js'
+import { type Answer, type Finding, type Frame, type InquiryOptions, ownFrame, type Why } from './why.js'
 
 /** Arenas of other sizes. */
 const SETTINGS = [256, 1024, 4096].map((kib) => ({ arena: kib * 1024 }))
@@ -34,15 +36,33 @@ const HELPS = 0.75
 
 type OnProgress = NonNullable<WhatIfOptions['onProgress']>
 
+/** The finding below which the results of trials stand: that few blocks keep much memory, or that pools are half empty. */
+function asking({ findings }: Pick<Why, 'findings'>): Finding | undefined {
+  return findings.find(({ rule }) => rule === 'pinned' || rule === 'half-empty')
+}
+
 /** Whether `why` tries other settings: only if the answer asks for help, and the recording is short enough. */
-export function isWorthTrying({ at, findings }: Why): boolean {
-  return at.event <= MOST_EVENTS && findings.some(({ rule }) => rule === 'pinned')
+export function isWorthTrying(why: Why): boolean {
+  return why.at.event <= MOST_EVENTS && asking(why) !== undefined
+}
+
+/** The line of the survivors, if none of the blocks around them came from it: those can be set apart. */
+function lineApart(why: Why): { file: string; line: number } | undefined {
+  const finding = asking(why)
+  if (finding === undefined || finding.burst.length === 0) return undefined
+  const frameOf = (site: number): Frame | undefined => ownFrame(why.sites[site]!.stack)
+  const [frame] = finding.sites.map(frameOf)
+  const isOfBurst = ({ file, line }: Frame): boolean =>
+    finding.burst.some((site) => why.sites[site]!.stack.some((other) => other.file === file && other.line === line))
+  return frame === undefined || isOfBurst(frame) ? undefined : { file: frame.file, line: frame.line }
 }
 
 /** Tries arenas of other sizes, and the allocators that this system has, at the moment of an answer. */
 export async function tryOthers(path: string, why: Why, onProgress: OnProgress): Promise<WhatIfRow[]> {
   try {
-    const { rows, remarks } = await whatIfAt(path, why.at, { configurations: SETTINGS, allocators: present(), onProgress })
+    const apart = lineApart(why)
+    const options = { configurations: SETTINGS, allocators: present(), onProgress }
+    const { rows, remarks } = await whatIfAt(path, why.at, { ...options, ...(apart && { apart }) })
     remarks.forEach(say)
     return [...rows]
   } catch (error) {
@@ -72,7 +92,8 @@ export async function pageAndOthers(
     const allocators = page.why.at.event <= MOST_EVENTS ? present() : []
     const measured = await measureAll(calls, release, allocators, undefined, onProgress)
     measured.remarks.forEach(say)
-    return { page, rows: [...rowsOf(release, tried, configurations).rows, ...measured.rows] }
+    const apart = await tryApart(path, page.why, onProgress)
+    return { page, rows: [...rowsOf(release, tried, configurations).rows, ...apart, ...measured.rows] }
   }
   let folder: string
   try {
@@ -84,21 +105,37 @@ export async function pageAndOthers(
   return withCalls(work, folder)
 }
 
+/** The trial of the survivors' line apart: which line that is, is not known before the answer. */
+async function tryApart(path: string, why: Why, onProgress: OnProgress): Promise<WhatIfRow[]> {
+  const apart = lineApart(why)
+  if (apart === undefined) return []
+  try {
+    const { rows } = await whatIfAt(path, why.at, { apart, onProgress })
+    return rows.filter(isApart)
+  } catch (error) {
+    sayUntried((error as Error).message)
+    return []
+  }
+}
+
+const isApart = ({ name }: WhatIfRow): boolean => name.endsWith(' apart')
+
 /** The allocators that this system has. */
 function present(): AllocatorName[] {
   return (Object.keys(ALLOCATORS) as AllocatorName[]).filter((name) => findAllocator(name) !== undefined)
 }
 
 /**
- * An answer's summary with the results of the trials, which stand below the advice of the finding that few blocks keep much memory. Without such a
- * finding, and where nothing was tried, as it was.
+ * An answer's summary with the results of the trials, which stand below the advice of the finding that asks for them. Without such a finding,
+ * and where nothing was tried, as it was.
  */
 export function withTried({ why, summary }: Pick<Answer, 'why' | 'summary'>, rows: readonly WhatIfRow[]): string[] {
-  const text = why.findings.find(({ rule }) => rule === 'pinned')?.text
-  return summary.flatMap((line) => (line === text ? [line, ...triedInWords(rows)] : [line]))
+  const finding = asking(why)
+  return summary.flatMap((line) => (line === finding?.text ? [line, ...triedInWords(rows, finding.saves > 0)] : [line]))
 }
 
-function triedInWords(rows: readonly WhatIfRow[]): string[] {
+/** `too`: whether something has been said to help already. */
+function triedInWords(rows: readonly WhatIfRow[], too: boolean): string[] {
   const [first] = rows
   if (!first) return []
   const recorded = first.held
@@ -106,9 +143,14 @@ function triedInWords(rows: readonly WhatIfRow[]): string[] {
   const arenas = rows.filter(({ name, held }) => name.startsWith('arenas of ') && held !== recorded)
   const [resident, ...others] = rows.filter(({ kind }) => kind === 'measured')
   const line = (words: string, wanted: (row: WhatIfRow, reference: number) => boolean): string[] => {
+    const apart = rows.filter((row) => isApart(row) && wanted(row, recorded))
     const sizes = arenas.filter((row) => wanted(row, recorded)).map(({ name, held }) => `${name.slice(10)}: ${bytes(held)}`)
     const names = others.filter((row) => wanted(row, resident!.held)).map(({ name, held }) => `${name} ${bytes(held)}`)
     const parts = [
+      ...apart.map(
+        ({ name, held }) =>
+          `the blocks of ${printable(basename(name))} from the others, as in a heap of their own (${bytes(held)}, model)`,
+      ),
       ...(sizes.length > 0 ? [`another arena size (${sizes.join(', ')})`] : []),
       ...(names.length > 0
         ? [`another allocator (${names.join(', ')} resident, pymalloc ${bytes(resident!.held)}, measured)`]
@@ -117,5 +159,8 @@ function triedInWords(rows: readonly WhatIfRow[]): string[] {
     return parts.length === 0 ? [] : [`${words}: ${parts.join(', ')}.`]
   }
   const helps = (row: WhatIfRow, reference: number): boolean => row.held <= HELPS * reference
-  return [...line('What helps, too', helps), ...line('What does not', (row, reference) => !helps(row, reference))]
+  return [
+    ...line(too ? 'What helps, too' : 'What helps', helps),
+    ...line('What does not', (row, reference) => !helps(row, reference)),
+  ]
 }

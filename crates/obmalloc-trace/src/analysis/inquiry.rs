@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::deaths::Times;
 use super::film::Film;
 use super::growth::Growing;
+use super::half_empty::HalfEmpty;
 use super::onlookers::Onlookers;
 use super::page::{Page, Parts, Still, Sure};
-use super::pinning::Pinning;
+use super::pinning::{Pinning, Survivors};
 use super::rules::{self, Anew, Facts};
 use super::shares::Shares;
 use super::sites::Sites;
@@ -360,7 +361,15 @@ impl Course {
         let shares = Shares::of(census, &mut sites, tree);
         let pinned = Pinned::of(census);
         let pinning = Pinning::of(census, burst, analysis.ledger.deaths.as_deref(), &shares, pinned, &mut sites, tree);
-        let survivors = pinning.as_ref().map(|pinning| pinning.survivors(census, &analysis.ledger, &mut sites, tree));
+        let half_empty = if pinning.is_some() { None } else { HalfEmpty::of(census, &mut sites, tree) };
+        let survivors = match (&pinning, &half_empty) {
+            (Some(pinning), _) => Some(pinning.survivors(census, &analysis.ledger, &mut sites, tree)),
+            (None, Some(half_empty)) => {
+                let blocks = half_empty.blocks(&analysis.ledger, &mut sites, tree);
+                Some(Survivors { blocks, others: 0, may_be_dead: 0 })
+            }
+            (None, None) => None,
+        };
         let anew = survivors.and_then(|survivors| {
             let arenas = self.replay.make_anew(&survivors.blocks)? as u64;
             let may_be = |hundredths| survivors.may_be_dead * 100 >= survivors.blocks.len() * hundredths;
@@ -387,6 +396,7 @@ impl Course {
             tree,
             totals,
             pinning: pinning.as_ref(),
+            half_empty: half_empty.as_ref(),
             anew,
             typed: typed.as_ref(),
         };

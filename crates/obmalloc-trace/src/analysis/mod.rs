@@ -19,6 +19,7 @@ mod columns;
 mod deaths;
 mod film;
 mod growth;
+mod half_empty;
 mod inquiry;
 mod ledger;
 mod lives;

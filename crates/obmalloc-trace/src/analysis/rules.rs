@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::census::{Census, ClassCensus, NodeCensus};
 use super::growth;
+use super::half_empty::HalfEmpty;
 use super::inquiry::Asked;
 use super::pinning::{self, Burst, Pinning};
 use super::shares::{Share, Shares};
@@ -75,8 +76,9 @@ pub struct Facts<'a> {
     pub shares: &'a Shares,
     pub tree: &'a Stacks,
     pub totals: Totals,
-    /// What pins arenas, and what comes of making it anew.
+    /// What pins arenas; else, whose pools are half empty; and what comes of making it anew.
     pub pinning: Option<&'a Pinning>,
+    pub half_empty: Option<&'a HalfEmpty>,
     pub anew: Option<Anew>,
     /// Of what types blocks are, where the recorder looked.
     pub typed: Option<&'a Typed>,
@@ -366,37 +368,14 @@ fn thrash(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     Some(Finding { command, ..facts.finding("thrash", text, 0, &who, sites) })
 }
 
-/// The pools of one size class or of several are half empty. Silent where few blocks pin arenas, as that says more; below a fifth of held, and
-/// below [`WORTH`].
+/// The pools of one size class or of several are half empty. Silent where few blocks pin arenas, as that says more, and as
+/// [`HalfEmpty::of`] says.
 fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
-    if facts.pinning.is_some() {
-        return None;
-    }
+    let HalfEmpty { classes, free, sites: about } = facts.half_empty?;
     let census = facts.census;
-    let free_of = |class: usize| census.classes[class].free_blocks * census.geometry.block_size(class) as u64;
-    let is_half_empty = |&class: &usize| {
-        let of = census.classes[class];
-        of.free_blocks > 0 && of.free_blocks * 5 >= (of.blocks + of.free_blocks) * 2
-    };
-    // Classes with little are not named.
-    let free: FxHashMap<u32, u64> =
-        (0..census.classes.len()).filter(is_half_empty).map(|class| (class as u32, free_of(class))).collect();
-    let mut classes: Vec<usize> = pinning::most(free).into_iter().map(|class| class as usize).collect();
-    classes.sort_unstable();
-    let free: u64 = classes.iter().map(|&class| free_of(class)).sum();
-    if free < WORTH || free * 5 < facts.totals.held {
-        return None;
-    }
-    let mut makers: FxHashMap<u32, u64> = FxHashMap::default();
-    for (&(_, node, class), &blocks) in &census.shares {
-        if classes.contains(&usize::from(class)) {
-            *makers.entry(sites.site(facts.tree, node)).or_default() += u64::from(blocks);
-        }
-    }
-    let about: Vec<u32> = pinning::most(makers).into_iter().take(NAMED).collect();
-    let sum = |of: fn(&ClassCensus) -> u64| classes.iter().map(|&class| of(&census.classes[class])).sum::<u64>();
+    let sum = |of: fn(&ClassCensus) -> u64| classes.iter().map(|&class| of(&census.classes[usize::from(class)])).sum::<u64>();
     let (blocks, free_blocks) = (sum(|of| of.blocks), sum(|of| of.free_blocks));
-    let sizes: Vec<String> = classes.iter().map(|&class| census.geometry.block_size(class).to_string()).collect();
+    let sizes: Vec<String> = classes.iter().map(|&class| census.geometry.block_size(class.into()).to_string()).collect();
     let mut text = format!(
         "The pools of blocks of {} bytes are {} empty: {} hold {} and could hold {} more ({}). Most are from {}.",
         words::list(&sizes),
@@ -404,11 +383,11 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
         counted(sum(|of| of.pools), "pool"),
         counted(blocks, "block"),
         count(free_blocks),
-        size(free),
-        facts.named(&about, sites),
+        size(*free),
+        facts.named(about, sites),
     );
     let arenas = (0..census.arenas.len() as u32).collect();
-    let of = classes.iter().map(|&class| class as u8).collect();
+    let of = classes.iter().copied().collect();
     let deaths = facts.analysis.ledger.deaths.as_deref();
     let burst = facts.full.and_then(|full| pinning::burst(census, full, deaths, &arenas, &of, sites, facts.tree));
     // Blocks of other classes have nothing to do with these pools.
@@ -420,7 +399,18 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             facts.named(&burst.sites, sites)
         );
     }
-    let mut finding = facts.finding("half-empty", text, free, &about, sites);
+    let mut saves = 0;
+    if let Some(Anew { arenas, .. }) = facts.anew {
+        let gives = format!("making these blocks anew gives {} (tried on this recording)", counted(arenas, "arena"));
+        let saved = facts.totals.arenas.saturating_sub(arenas) * census.geometry.arena_size as u64;
+        text += &if saved < WORTH {
+            format!("\nWhat does not help: {gives}, as the new ones fill what is free before the old ones go.")
+        } else {
+            saves = saved;
+            format!("\nWhat helps: {gives}.")
+        };
+    }
+    let mut finding = facts.finding("half-empty", text, saves, about, sites);
     finding.burst = burst.into_iter().flat_map(|burst| burst.sites).collect();
     Some(finding)
 }
@@ -449,10 +439,10 @@ fn large(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     let burst: Vec<u32> = outside_gone(facts, sites).into_iter().take(NAMED).collect();
     let freed =
         if burst.is_empty() { String::new() } else { format!(" Most of what was freed is from {}.", facts.named(&burst, sites)) };
-    // Only glibc says how much is free.
-    let helps =
-        if free.is_some() { "\nWhat helps: ctypes.CDLL(None).malloc_trim(0) has glibc give free pages back." } else { "" };
-    let text = format!("C's malloc {how}. {}.{freed}{helps}", outside(facts, &about, sites));
+    // Only glibc says how much is free. A replay has no glibc that it could trim.
+    let untried =
+        if free.is_some() { "\nNot tried: ctypes.CDLL(None).malloc_trim(0), which has glibc give free pages back." } else { "" };
+    let text = format!("C's malloc {how}. {}.{freed}{untried}", outside(facts, &about, sites));
     Some(Finding { burst, ..facts.finding("large", text, free.or(unknown).unwrap_or(0), &about, sites) })
 }
 
