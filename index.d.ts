@@ -1628,6 +1628,8 @@ export interface TraceHeader {
   readonly executable: string
   /** The process's arguments, the program's name first. */
   readonly argv: readonly string[]
+  /** The working directory when the recording began: relative paths of stacks go by it. Older traces do not say so; empty where it was not known. */
+  readonly folder?: string
   /** The process's number. */
   readonly pid: number
   /** Whether it is a build without the GIL. */

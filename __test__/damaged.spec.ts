@@ -128,7 +128,7 @@ if (process.platform === 'linux') {
     await t.throwsAsync(Trace.open(path), { instanceOf: TraceError })
     const child = made('child.trace', { ...header, parent: { path, bytes: 100 } })
     await t.throwsAsync((await Trace.open(child)).replay(), { instanceOf: TraceError })
-    const lines = (file: string) => sourceLines([{ file, line: 1 }], Date.now() + 1000)
+    const lines = (file: string) => sourceLines([{ file, line: 1 }], Date.now() + 1000, {})
     for (const file of [path, '/dev/zero', '/proc/self/status']) t.deepEqual(lines(file), { found: {}, changed: [] })
     t.truthy(lines(fileURLToPath(import.meta.url)).found)
   })

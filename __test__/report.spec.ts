@@ -1,7 +1,7 @@
 /** `obmalloc report`: from a real recording to its page. */
 
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -113,4 +113,31 @@ withPython('lines of source are those of the recording, or none', (t) => {
   const { lines, stderr } = sources()
   t.is(lines, undefined)
   t.regex(stderr, /changed since the recording.*changing\.py/)
+})
+
+withPython('a relative path goes by the folder of the recording, wherever it is looked at', (t) => {
+  const [here, elsewhere] = ['here', 'elsewhere'].map((name) => join(folder, name)) as [string, string]
+  for (const [place, line] of [
+    [here, 'kept = [[n] for n in range(1000)]'],
+    [elsewhere, 'something = "else"'],
+  ] as const) {
+    mkdirSync(place)
+    writeFileSync(join(place, 'near.py'), `${line}\n`)
+    utimesSync(join(place, 'near.py'), 1, 1)
+  }
+  const of = (cwd: string, ...args: string[]) =>
+    spawnSync(process.execPath, [cli, ...args], { cwd, encoding: 'utf8', maxBuffer: 1 << 28 })
+  const trace = join(folder, 'near.trace')
+  // The oldest release names a script as it stands on the command line.
+  t.is(of(here, 'record', '--python', usable[0]!.path, '-o', trace, '--', 'near.py').status, 0)
+  for (const cwd of [here, elsewhere]) {
+    const { sources } = JSON.parse(of(cwd, 'report', '-f', '--json', trace).stdout) as ReportData
+    const [lines] = Object.entries(sources).flatMap(([file, found]) => (file.endsWith('near.py') ? [found] : []))
+    t.deepEqual(lines, { 1: 'kept = [[n] for n in range(1000)]' }, cwd)
+  }
+  // A budget names files of the repository that it is run in.
+  const annotation = (cwd: string) =>
+    /file=([^,]*),/.exec(of(cwd, 'budget', '--format', 'github', '--held', '0', trace).stdout)?.[1]
+  t.is(annotation(here), 'near.py')
+  t.is(annotation(elsewhere), join(here, 'near.py'))
 })

@@ -3,8 +3,8 @@
 import { statSync } from 'node:fs'
 import { normalize } from 'node:path'
 
-import type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions } from '../index.js'
-import { type Source, sourceOf } from './sources.js'
+import type { Figures, DifferentRow, DiffSide as Side, Difference, DiffOptions, TraceHeader } from '../index.js'
+import { pathOf, type Source, sourceOf } from './sources.js'
 import { readHeader } from './trace.js'
 import { type Frame, isVerified, topOf, type TopBy, type TopRow, where } from './why.js'
 
@@ -41,11 +41,12 @@ async function sideOf(text: string, by: TopBy, options: DiffOptions, texts: Text
   const recorded = statSync(path).mtimeMs
   const parts = (row: TopRow): Named => (row.stack ? {} : partsOf(row.name, by))
   const files = table.flatMap((row) => [...(row.stack ?? []), parts(row)].flatMap(({ file }) => file ?? []))
-  const names = new FileNames(new Set(files), readHeader(path).argv[1])
+  const header = readHeader(path)
+  const names = new FileNames(new Set(files), header.argv[1])
   const rows = table.map((row) => {
     const stack = row.stack ?? []
     const frames = stack.map((frame) => `${names.of(frame.file)}\0${functionOf(frame)}`)
-    const lines = stack.map((frame) => sourceLine(texts, frame, recorded) ?? `:${frame.line}`)
+    const lines = stack.map((frame) => sourceLine(texts, frame, recorded, header) ?? `:${frame.line}`)
     const { file, function: name = '' } = parts(row)
     const own = (name: string): string => (row.stack ? '' : file === undefined ? row.name : `${names.of(file)}\0${name}`)
     return {
@@ -114,9 +115,11 @@ function commonFolder(files: readonly string[]): string {
 type Texts = Map<string, Source | null>
 
 /** The text of a frame's line, if its file can be read and is no newer than the recording. */
-function sourceLine(texts: Texts, { file, line }: Frame, recorded: number): string | undefined {
-  if (!texts.has(file)) texts.set(file, sourceOf(file))
-  const text = texts.get(file)
+function sourceLine(texts: Texts, { file, line }: Frame, recorded: number, header: TraceHeader): string | undefined {
+  const path = pathOf(file, header)
+  if (path === null) return undefined
+  if (!texts.has(path)) texts.set(path, sourceOf(path, header))
+  const text = texts.get(path)
   const found = text && text.changed <= recorded ? text.lines[line - 1]?.trim() : undefined
   return found === '' ? undefined : found
 }

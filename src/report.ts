@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { pack } from './packing.js'
 import type { Column, ReportData } from './report-data.js'
 import { sourceOf } from './sources.js'
+import type { TraceHeader } from '../index.js'
 
 /** The most bytes of a page. */
 export const MOST_BYTES = 8_000_000
@@ -20,7 +21,11 @@ export interface SourceLines {
 }
 
 /** The lines of source that frames name, of those files that can be read and are not newer than `recorded`, in milliseconds. */
-export function sourceLines(frames: readonly { readonly file: string; readonly line: number }[], recorded: number): SourceLines {
+export function sourceLines(
+  frames: readonly { readonly file: string; readonly line: number }[],
+  recorded: number,
+  header: Pick<TraceHeader, 'folder'>,
+): SourceLines {
   const wanted = new Map<string, Set<number>>()
   for (const { file, line } of frames) {
     if (file === '' || file.startsWith('<') || line <= 0) continue
@@ -30,7 +35,7 @@ export function sourceLines(frames: readonly { readonly file: string; readonly l
   const found: Record<string, Record<string, string>> = {}
   const changed: string[] = []
   for (const [file, lines] of wanted) {
-    const text = sourceOf(file)
+    const text = sourceOf(file, header)
     if (text === null) continue
     if (text.changed > recorded) {
       changed.push(file)

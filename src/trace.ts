@@ -75,6 +75,7 @@ const KINDS: { readonly [Name in keyof TraceHeader]-?: (value: unknown) => boole
   python: isText,
   executable: isText,
   argv: (value) => Array.isArray(value) && value.every(isText),
+  folder: isText,
   pid: isCount,
   freeThreaded: isFlag,
   debugBuild: isFlag,

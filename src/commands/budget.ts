@@ -2,10 +2,13 @@
 
 import { readFileSync } from 'node:fs'
 
+import type { TraceHeader } from '../../index.js'
 import { budget, type Budget, type Limits, limitsOf, noiseOf, type Verdict } from '../budget.js'
 import { emit, type Output, writeNew } from '../output.js'
 import { bytes, sizeOf } from '../size.js'
 import { commandOn, grouped, next, paint, Progress, say, sayUnverified } from '../terminal.js'
+import { pathOf } from '../sources.js'
+import { readHeader } from '../trace.js'
 import { UsageError } from '../usage.js'
 import { type Frame, ownFrame, where } from '../why.js'
 
@@ -163,7 +166,7 @@ function tell(answer: Budget, format: string, json: boolean, output: Output): nu
 
 function written(answer: Budget, format: string): string {
   if (format === 'junit') return inJunit(answer)
-  if (format === 'github') return answer.verdicts.map(inGithub).join('')
+  if (format === 'github') return answer.verdicts.map((verdict) => inGithub(verdict, readHeader(answer.path))).join('')
   const lines = answer.verdicts.map((verdict) => {
     const state = verdict.broken ? paint('red', 'broken', process.stdout) : paint('green', 'kept', process.stdout)
     return `${state}  ${inWords(verdict)}`
@@ -194,14 +197,15 @@ function annotated(stack: readonly Frame[]): Frame | undefined {
   return ownFrame(inFiles) ?? inFiles[0]
 }
 
-function inGithub(verdict: Verdict): string {
+function inGithub(verdict: Verdict, header: TraceHeader): string {
   const escaped = (text: string): string => text.replaceAll('%', '%25').replaceAll('\r', '%0D').replaceAll('\n', '%0A')
   const property = (text: string): string => escaped(text).replaceAll(':', '%3A').replaceAll(',', '%2C')
   if (!verdict.broken) return `::notice title=obmalloc budget::${escaped(inWords(verdict))}\n`
   const frame = annotated(verdict.stack)
   // Annotations name files of the repository, from its root.
   const root = `${process.cwd()}/`
-  const file = frame && (frame.file.startsWith(root) ? frame.file.slice(root.length) : frame.file)
+  const path = frame && (pathOf(frame.file, header) ?? frame.file)
+  const file = path?.startsWith(root) ? path.slice(root.length) : path
   const place = file === undefined ? '' : `file=${property(file)},line=${frame!.line},`
   return `::error ${place}title=obmalloc budget::${escaped(inWords(verdict))}\n`
 }

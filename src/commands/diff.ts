@@ -8,6 +8,7 @@ import { pageOf } from '../page.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { columns, commandOn, grouped, next, printable, Progress, say } from '../terminal.js'
+import { readHeader } from '../trace.js'
 import { UsageError } from '../usage.js'
 import type { TopBy } from '../why.js'
 
@@ -32,7 +33,11 @@ export async function diffCommand(a: string, b: string, options: DiffCommandOpti
   if (html !== undefined) {
     const { path, at } = placeOf(b)
     const data = await pageOf(path, { at, onProgress }).finally(() => progress.done())
-    const lines = sourceLines([...data.frames, ...data.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs)
+    const lines = sourceLines(
+      [...data.frames, ...data.why.sites.flatMap(({ stack }) => stack)],
+      statSync(path).mtimeMs,
+      readHeader(path),
+    )
     // The page's own table is of sites.
     const shown = by === 'site' ? difference : await diff(a, b, { onProgress }).finally(() => progress.done())
     writeNew(html, page({ ...data, sources: lines.found, diff: shown }), force)

@@ -6,6 +6,7 @@ import { type Output, writeNew } from '../output.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
 import { paint, Progress, say } from '../terminal.js'
+import { readHeader } from '../trace.js'
 import { pageAndOthers, withTried } from '../tried.js'
 import { UsageError } from '../usage.js'
 import { isFault, isVerified } from '../why.js'
@@ -28,7 +29,7 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
   const { page: found, rows: tried } = await pageAndOthers(path, { at, onProgress }, told).finally(() => progress.done())
   const lines =
     sources === 'lines'
-      ? sourceLines([...found.frames, ...found.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs)
+      ? sourceLines([...found.frames, ...found.why.sites.flatMap(({ stack }) => stack)], statSync(path).mtimeMs, readHeader(path))
       : undefined
   if (lines && lines.changed.length > 0)
     say(`changed since the recording, so that their lines are not shown: ${lines.changed.join(', ')}`)

@@ -44,6 +44,8 @@ pub struct Header {
     version: String,
     executable: String,
     argv: Vec<String>,
+    /// The working directory, by which relative paths of stacks go.
+    folder: String,
     debug_build: bool,
     shared: bool,
     /// The identity of the run that this process is part of.
@@ -77,6 +79,7 @@ impl Header {
             free_threaded: version.contains("free-threading"),
             executable: std::fs::read_link("/proc/self/exe").as_deref().map_or_else(|_| String::new(), text_of),
             argv,
+            folder: std::env::current_dir().map_or_else(|_| String::new(), text_of),
             debug_build: api.is_debug_build(),
             shared: api.is_shared(),
             version,
@@ -104,12 +107,13 @@ impl Header {
         );
         // Always of the same width, so that the recorder takes the same memory with stacks and without.
         let mut json = format!(
-            "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"pid\": {pid}, \"freeThreaded\": {}, \
+            "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"folder\": {}, \"pid\": {pid}, \"freeThreaded\": {}, \
              \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"every\": {:7}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
             quoted(&self.python),
             quoted(&self.version),
             quoted(&self.executable),
             argv.join(", "),
+            quoted(&self.folder),
             self.free_threaded,
             self.debug_build,
             self.shared,
@@ -183,6 +187,7 @@ mod tests {
             free_threaded: false,
             executable: String::new(),
             argv: vec!["a\"b".into()],
+            folder: String::new(),
             debug_build: false,
             shared: false,
             run: "r".into(),
@@ -205,6 +210,7 @@ mod tests {
             free_threaded: false,
             executable: String::new(),
             argv: vec![],
+            folder: String::new(),
             debug_build: false,
             shared: false,
             run: String::new(),
