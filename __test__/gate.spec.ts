@@ -358,5 +358,14 @@ test('sizes that differ by little are told so that they do', (t) => {
 test('a trace without stacks, time and marks is exported all the same', (t) => {
   const trace = join(golden(), '3.12.trace')
   t.regex(obmalloc('export', '--to', 'collapsed', '--at', 'event:60000', trace).stdout, /^\(no Python frame\) \d+\n$/)
-  t.is(obmalloc('export', '--to', 'trace-events', trace).status, 0)
+  // What is told to do next is a command for a shell.
+  for (const format of ['pprof', 'speedscope', 'collapsed', 'trace-events', 'csv']) {
+    const { status, stderr } = obmalloc('export', '--to', format, trace)
+    t.is(status, 0, stderr)
+    t.regex(
+      stderr,
+      /^next: (go tool pprof|npx speedscope|flamegraph\.pl|(xdg-)?open|obmalloc why) [^ ]+( # .*| > flame\.svg| FILE)?$/m,
+      format,
+    )
+  }
 })

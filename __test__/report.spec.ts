@@ -83,7 +83,7 @@ test('what is there is not overwritten, and source is left out where it is not w
   t.true(first.status === 0 || first.status === 1, first.stderr)
   t.regex(
     first.stdout,
-    /MiB are held for .*\n(.*\n)*page: .*golden\.trace\.html, .*KiB\nnext: open .*golden\.trace\.html in a browser\n$/,
+    /MiB are held for .*\n(.*\n)*page: .*golden\.trace\.html, .*KiB\nnext: (xdg-)?open .*golden\.trace\.html\n$/,
   )
   const before = readFileSync(page)
   const again = obmalloc('report', trace)

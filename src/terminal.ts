@@ -95,6 +95,12 @@ export function next(command: string): string {
   return `next: ${isByNpx && command.startsWith('obmalloc ') ? 'npx ' : ''}${command}`
 }
 
+/** The command that opens a file or an address in a browser. */
+export function opening(what: string): string {
+  const openers: { readonly [platform: string]: string } = { darwin: 'open', win32: 'start ""' }
+  return `${openers[process.platform] ?? 'xdg-open'} ${quoted(what)}`
+}
+
 /** A message on stderr. */
 export function say(text: string): void {
   process.stderr.write(`${text}\n`)

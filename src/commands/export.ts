@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 
 import { exportTrace, type Figure, FIGURES, type Format, FORMATS } from '../export.js'
 import { type Output, writeNew } from '../output.js'
-import { commandOn, next, Progress, quoted, say, sayUnverified } from '../terminal.js'
+import { commandOn, next, opening, Progress, quoted, say, sayUnverified } from '../terminal.js'
 import { UsageError } from '../usage.js'
 
 export interface ExportCommandOptions extends Output {
@@ -17,9 +17,9 @@ export interface ExportCommandOptions extends Output {
 /** How to open each format. */
 const NEXT: Record<Format, (file: string, why: string) => string> = {
   pprof: (file) => `go tool pprof -http=: ${file}`,
-  speedscope: (file) => `open https://www.speedscope.app and drop ${file} there`,
+  speedscope: (file) => `npx speedscope ${file}`,
   collapsed: (file) => `flamegraph.pl ${file} > flame.svg`,
-  'trace-events': (file) => `open https://ui.perfetto.dev and drop ${file} there`,
+  'trace-events': (file) => `${opening('https://ui.perfetto.dev')} # and drop ${file} there`,
   csv: (_, why) => why,
 }
 

@@ -5,7 +5,7 @@ import { existsSync, statSync } from 'node:fs'
 import { type Output, writeNew } from '../output.js'
 import { page, sourceLines } from '../report.js'
 import { bytes } from '../size.js'
-import { paint, Progress, say } from '../terminal.js'
+import { next, opening, paint, Progress, say } from '../terminal.js'
 import { readHeader } from '../trace.js'
 import { pageAndOthers, withTried } from '../tried.js'
 import { UsageError } from '../usage.js'
@@ -44,7 +44,7 @@ export async function reportCommand(path: string, options: ReportCommandOptions)
   } else {
     const [first = '', ...rest] = summary
     const said = [paint('bold', first, process.stdout), ...rest, '', `page: ${output}, ${bytes(html.length)}`]
-    process.stdout.write(`${said.join('\n')}\nnext: open ${output} in a browser\n`)
+    process.stdout.write(`${said.join('\n')}\n${next(opening(output))}\n`)
   }
   if (!isVerified(why)) return 4
   return why.findings.some(isFault) ? 1 : 0
