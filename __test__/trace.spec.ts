@@ -54,7 +54,7 @@ test('a good header with gigabytes of zeros behind it is refused at once', async
     const before = bytesRead()
     t.is(survey(path).events, 0)
     const error = await t.throwsAsync(replay({ release: '3.13', segments: [{ path }] }), { instanceOf: TraceError })
-    t.is(error?.message, `the block at byte ${head.length} is damaged: its checksum does not match`)
+    t.is(error?.message, `${path}: the block at byte ${head.length} is damaged: its checksum does not match`)
     const read = bytesRead() - before
     t.true(read < 2 ** 30, `${read} bytes were read`)
   }

@@ -30,6 +30,8 @@ pub enum FormatError {
     Stacks(u64),
     /// There is no memory for a block.
     NoMemory,
+    /// One of the above, in the trace of this name.
+    In(Box<str>, Box<FormatError>),
 }
 
 impl std::fmt::Display for FormatError {
@@ -44,6 +46,7 @@ impl std::fmt::Display for FormatError {
             Self::Stacks(at) => write!(f, "expected as many stacks as a recorder tells of, but the block at byte {at} has more"),
             Self::Unreadable(why) => f.write_str(why),
             Self::NoMemory => f.write_str("no memory for a block of the trace"),
+            Self::In(name, error) => write!(f, "{name}: {error}"),
         }
     }
 }
@@ -56,6 +59,8 @@ const MOST_GIVEN: u64 = 1 << 62;
 /// Reads a trace, block by block.
 pub struct Reader<'a> {
     input: Input<'a>,
+    /// What errors call the trace, if they name it.
+    name: Option<Box<str>>,
     version: u32,
     header: String,
     /// The stored bytes of the block being read, if it is compressed.
@@ -137,6 +142,7 @@ impl<'a> Reader<'a> {
         let (stored, payload) = (Vec::new(), Vec::new());
         Ok(Self {
             input,
+            name: None,
             version,
             header,
             stored,
@@ -151,6 +157,13 @@ impl<'a> Reader<'a> {
             given: 0,
             truncated: false,
         })
+    }
+
+    /// From now on errors name the trace: where several are read, the reader of a message must know which one it is about.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// The header: a JSON object.
@@ -201,7 +214,7 @@ impl<'a> Reader<'a> {
     /// When the trace cannot be read up to the next event.
     pub fn types_here(&mut self) -> Result<Option<Types>, FormatError> {
         self.tables.want();
-        while !self.is_at_event() && self.between()? {}
+        while !self.is_at_event() && self.between().map_err(|error| self.told(error))? {}
         Ok(self.tables.take())
     }
 
@@ -295,6 +308,15 @@ impl<'a> Reader<'a> {
         FormatError::Event(self.block.at, self.block.events - self.block.left)
     }
 
+    /// The error, with the trace's name where it has one.
+    #[cold]
+    fn told(&self, error: FormatError) -> FormatError {
+        match &self.name {
+            Some(name) => FormatError::In(name.clone(), Box::new(error)),
+            None => error,
+        }
+    }
+
     /// Ends the reading: no further event comes.
     fn stop(&mut self) {
         self.block = Block::default();
@@ -314,7 +336,7 @@ impl Iterator for Reader<'_> {
                 Ok(false) => return None,
                 Err(error) => {
                     self.stop();
-                    return Some(Err(error));
+                    return Some(Err(self.told(error)));
                 }
             }
         }
@@ -329,7 +351,7 @@ impl Iterator for Reader<'_> {
             _ => {
                 let error = self.undecodable();
                 self.stop();
-                Some(Err(error))
+                Some(Err(self.told(error)))
             }
         }
     }
@@ -434,6 +456,9 @@ mod tests {
         assert_eq!(answers.len(), 3);
         assert_eq!(answers[2], Err(FormatError::Event(18, 2)));
         assert_eq!(answers[2].as_ref().unwrap_err().to_string(), "the block at byte 18 is damaged: its event 2 does not decode");
+        let mut named = Reader::new(trace(&[0xff], 1, 1)).expect("a trace").named("child.trace");
+        let error = named.next().expect("an answer").unwrap_err();
+        assert_eq!(error.to_string(), "child.trace: the block at byte 18 is damaged: its event 0 does not decode");
     }
 
     #[test]

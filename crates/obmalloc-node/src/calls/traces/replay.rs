@@ -103,7 +103,8 @@ pub(super) fn reader(segment: &Segment) -> Result<Reader<'static>, String> {
     let unreadable = |error: &dyn std::fmt::Display| format!("{}: {error}", segment.path);
     let file = File::open(&segment.path).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len().min(segment.bytes.unwrap_or(u64::MAX));
-    Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))
+    let reader = Reader::of(file.take(segment.bytes.unwrap_or(u64::MAX)), length).map_err(|error| unreadable(&error))?;
+    Ok(reader.named(&segment.path))
 }
 
 /// `(number, count)`: replays at most `count` events; 0 when there is nothing left.
