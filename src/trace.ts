@@ -53,14 +53,23 @@ function headerIn(path: string, file: number): TraceHeader {
   const bytes = read(file, 0, HEAD)
   if (bytes.length < HEAD || bytes.toString('latin1', 0, 8) !== MAGIC)
     throw new TraceError(`${path}: expected a trace, which begins with "${MAGIC}"`)
-  const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), MAX_HEADER)).toString('utf8')
+  const text = read(file, HEAD, Math.min(bytes.readUInt32LE(12), MAX_HEADER))
   try {
-    const header = JSON.parse(text) as TraceHeader
-    if (typeof header.python === 'string' && isHeader(header)) return header
+    const header = JSON.parse(text.toString('utf8')) as TraceHeader
+    if (typeof header.python === 'string' && isHeader(header) && fits(bytes.subarray(8, 12), text)) return header
   } catch {
     // Told below.
   }
   throw new TraceError(`${path}: the trace's header is cut off or damaged`)
+}
+
+/** Whether a header's sum is that of the version and of the text before it: see `format.rs`. What older recorders wrote has none. */
+function fits(version: Buffer, text: Buffer): boolean {
+  const end = text.lastIndexOf(', "sum": "')
+  if (end < 0) return true
+  let sum = 0x811c9dc5
+  for (const part of [version, text.subarray(0, end)]) for (const byte of part) sum = Math.imul(sum ^ byte, 0x01000193) >>> 0
+  return text.toString('latin1', end + 10, end + 18) === sum.toString(16).padStart(8, '0')
 }
 
 const isText = (value: unknown): boolean => typeof value === 'string'

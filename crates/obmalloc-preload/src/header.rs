@@ -1,6 +1,7 @@
 //! The trace's header: which interpreter and which process are recorded.
 
 use crate::python::Api;
+use obmalloc_trace::format::header_sum;
 use std::fmt::Write;
 use std::io::Error;
 use std::path::Path;
@@ -108,7 +109,7 @@ impl Header {
         // Always of the same width, so that the recorder takes the same memory with stacks and without.
         let mut json = format!(
             "{{\"python\": {}, \"version\": {}, \"executable\": {}, \"argv\": [{}], \"folder\": {}, \"pid\": {pid}, \"freeThreaded\": {}, \
-             \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"every\": {:7}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}, \"failed\": ",
+             \"debugBuild\": {}, \"shared\": {}, \"stacks\": {:4}, \"every\": {:7}, \"run\": {}, \"id\": \"{identity}\", \"parent\": {parent}",
             quoted(&self.python),
             quoted(&self.version),
             quoted(&self.executable),
@@ -121,6 +122,7 @@ impl Header {
             self.every.min(9_999_999),
             quoted(&self.run),
         );
+        json += &format!(", \"sum\": \"{:08x}\", \"failed\": ", header_sum(&json));
         let failure = json.len();
         json += &format!("{:FAILURE_ROOM$}}}", "null");
         (json, failure)

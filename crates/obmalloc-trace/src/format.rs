@@ -28,7 +28,7 @@
 //! ([`crate::clock`]), of objects' types ([`crate::types`]). They are not counted as events: a trace has the same events, with the same
 //! numbers, with them and without.
 //!
-//! The header names the process and its CPython. `run` is the same for all traces of one recording, `id` is this trace's own. `parent` names
+//! The header names the process and its CPython. `sum` is of the version and of the text before `, "sum"`; older recorders wrote none. `run` is the same for all traces of one recording, `id` is this trace's own. `parent` names
 //! the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed` says why the
 //! recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set when the file cannot grow.
 //!
@@ -51,7 +51,7 @@ mod reader;
 mod usual;
 mod writer;
 
-pub use block::{BLOCK_HEADER, MAGIC, MAX_PAYLOAD, VERSION, file_head};
+pub use block::{BLOCK_HEADER, MAGIC, MAX_PAYLOAD, VERSION, file_head, header_sum};
 pub use obmalloc::Domain;
 pub use pack::Packer;
 pub use reader::{FormatError, Reader};

@@ -26,6 +26,12 @@ pub fn file_head(json: &str) -> Vec<u8> {
     out
 }
 
+/// The sum of a header's text up to there, and of the version before it: FNV-1a of 32 bits, which no changed byte leaves the same.
+pub fn header_sum(text: &str) -> u32 {
+    let step = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    VERSION.to_le_bytes().iter().chain(text.as_bytes()).fold(0x811c_9dc5, step)
+}
+
 /// What stands before a block's payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct BlockHead {
