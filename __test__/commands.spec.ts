@@ -1,9 +1,11 @@
 /** What the commands have in common: they overwrite nothing, end with 4 if the replay differs, and name the next command. */
 
-import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { copyFileSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
@@ -55,6 +57,38 @@ for (const [name, ...args] of COMMANDS)
     t.is(obmalloc(...call, '-f').status, 0)
     t.not(readFileSync(file, 'utf8'), 'mine')
   })
+
+test.serial('a file is written through a link that leads to none yet, and what cannot be written is named', (t) => {
+  const [link, file] = [join(folder, 'link'), join(folder, 'linked')]
+  symlinkSync('linked', link)
+  t.is(obmalloc('top', trace, '-o', link).status, 0)
+  t.true(readFileSync(file, 'utf8').length > 0)
+  t.is(obmalloc('top', trace, '-o', link).stderr, `obmalloc: ${link} is there already; --force replaces it\n`)
+  const lost = join(folder, 'lost')
+  symlinkSync(join(folder, 'nowhere', 'linked'), lost)
+  for (const force of [[], ['-f']]) {
+    const { status, stderr } = obmalloc('top', trace, '-o', lost, ...force)
+    t.is(status, 4)
+    t.true(stderr.startsWith(`obmalloc: cannot write ${lost}: ENOENT`), stderr)
+  }
+})
+
+test.serial('a command that a signal ends leaves no temporary folder behind', async (t) => {
+  for (const [command, signal] of [
+    [['what-if', '--allocator', 'glibc,jemalloc,mimalloc,tcmalloc', trace], 'SIGINT'],
+    [['report', '-o', 'ended.html', trace], 'SIGTERM'],
+    [['report', '-o', 'ended.html', trace], 'SIGHUP'],
+  ] as const) {
+    const TMPDIR = mkdtempSync(join(folder, 'temporary-'))
+    const options = { cwd: folder, env: { ...process.env, TMPDIR }, stdio: 'ignore' } as const
+    const child = spawn(process.execPath, [cli, ...command], options)
+    const ended = once(child, 'close')
+    while (child.exitCode === null && readdirSync(TMPDIR).length === 0) await setTimeout(2)
+    child.kill(signal)
+    t.deepEqual(await ended, [null, signal])
+    t.deepEqual(readdirSync(TMPDIR), [])
+  }
+})
 
 for (const [name, ...args] of COMMANDS)
   test(`${name} names the command to run next, and has its data on stdout alone`, (t) => {

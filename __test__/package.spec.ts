@@ -91,6 +91,7 @@ test('the package of the platform has stripped binaries and the licences', (t) =
     'libobmalloc_libc.so',
     'libobmalloc_preload.so',
     'obmalloc-measure',
+    'obmalloc-run',
     'obmalloc.linux-x64-gnu.node',
     'obmalloc_python.abi3.so',
   ]

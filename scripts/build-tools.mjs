@@ -19,7 +19,7 @@ if (!/^linux-.*-gnu$/.test(platform)) {
     maxBuffer: 1 << 26,
   })
   const target = JSON.parse(metadata.stdout).target_directory
-  const crates = ['obmalloc-preload', 'obmalloc-libc', 'obmalloc-python', 'obmalloc-measure']
+  const crates = ['obmalloc-preload', 'obmalloc-libc', 'obmalloc-python', 'obmalloc-measure', 'obmalloc-run']
   const build = spawnSync('cargo', ['build', '--release', '--quiet', ...crates.flatMap((crate) => ['-p', crate])], {
     cwd: root,
     stdio: ['ignore', 'inherit', 'inherit'],
@@ -31,6 +31,6 @@ if (!/^linux-.*-gnu$/.test(platform)) {
     copyFileSync(join(target, 'release', from), join(folder, `${to}.new`))
     renameSync(join(folder, `${to}.new`), join(folder, to))
   }
-  for (const file of ['libobmalloc_preload.so', 'libobmalloc_libc.so', 'obmalloc-measure']) put(file, file)
+  for (const file of ['libobmalloc_preload.so', 'libobmalloc_libc.so', 'obmalloc-measure', 'obmalloc-run']) put(file, file)
   put('libobmalloc_python.so', 'obmalloc_python.abi3.so')
 }

@@ -1,7 +1,6 @@
 /** Runs a Python program under the checker, and reads the reports. */
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import type {
@@ -13,6 +12,7 @@ import type {
   Check,
 } from '../index.js'
 import type { Interpreter } from './interpreters.js'
+import { makeFolder, remove } from './temporary.js'
 import { checker } from './tools.js'
 import { UnsaidFile } from './unsaid.js'
 import { children, isRunning, relatives, run, settled, type RecordOptions } from './recording.js'
@@ -33,7 +33,7 @@ export async function check(
   stdout: RecordOptions['stdout'],
   signal?: AbortSignalLike,
 ): Promise<Check> {
-  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-check-'))
+  const folder = makeFolder('obmalloc-check-')
   const report = join(folder, 'report')
   const unsaid = new UnsaidFile()
   try {
@@ -52,7 +52,7 @@ export async function check(
     })
     return { findings: merged(reports.flatMap(({ findings }) => findings)), processes: processesOf(reports), ended }
   } finally {
-    rmSync(folder, { recursive: true, force: true })
+    remove(folder)
     unsaid.remove()
   }
 }

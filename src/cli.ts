@@ -25,6 +25,7 @@ import type { TrimCommandOptions } from './commands/trim.js'
 import type { TopCommandOptions } from './commands/top.js'
 import type { WhyCommandOptions } from './commands/why.js'
 import type { WhatIfCommandOptions } from './commands/what-if.js'
+import { removeAtSignals } from './temporary.js'
 import { say } from './terminal.js'
 import { TraceError } from './trace.js'
 import { UsageError } from './usage.js'
@@ -299,6 +300,8 @@ function fail(error: unknown, code: number): number {
   say(`obmalloc: ${error instanceof Error ? error.message : String(error)}`)
   return code
 }
+
+removeAtSignals()
 
 // Node would open its debugger's port on this signal.
 process.on('SIGUSR1', () => {})

@@ -1,10 +1,10 @@
 /** Runs the driver inside a CPython. */
 
-import { spawn } from 'node:child_process'
 import process from 'node:process'
 
 import type { Interpreter } from './interpreters.js'
 import { passingOn } from './signals.js'
+import { Started } from './started.js'
 import { driver } from './tools.js'
 
 /** Nanoseconds a call in CPython and here, and the median of the rounds' ratios. */
@@ -47,15 +47,11 @@ export async function drive<Result>(
   env: Record<string, string> = {},
 ): Promise<Result> {
   const argv = ['-c', RUNNER, driver(), function_, JSON.stringify(args)]
-  const child = spawn(interpreter.path, argv, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
+  const child = new Started(interpreter.path, argv, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
   const [out, errors]: string[][] = [[], []]
-  child.stdout.setEncoding('utf8').on('data', (text: string) => out!.push(text))
-  child.stderr.setEncoding('utf8').on('data', (text: string) => errors!.push(text))
-  const closed = new Promise<number | string>((done, failed) => {
-    child.on('error', failed)
-    child.on('close', (code, signal) => done(code ?? signal ?? 1))
-  })
-  const { result: ended } = await passingOn(child, closed)
+  child.between.stdout!.setEncoding('utf8').on('data', (text: string) => out!.push(text))
+  child.between.stderr!.setEncoding('utf8').on('data', (text: string) => errors!.push(text))
+  const { result: ended } = await passingOn(child, child.ended)
   if (ended !== 0) {
     const said = errors!.join('').trim().split('\n').at(-1) ?? ''
     throw new Error(`the driver in ${interpreter.path} ended with ${ended}: ${said}`)

@@ -1,15 +1,15 @@
 /** Runs a Python program under the recorder, which is also the checker. */
 
-import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { closeSync, lstatSync, openSync, readFileSync, readdirSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readdirSync, realpathSync, statSync, unlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { setTimeout } from 'node:timers/promises'
 
 import type { AbortSignalLike, Recording } from '../index.js'
 import type { Interpreter } from './interpreters.js'
-import { ENDING, passingOn } from './signals.js'
+import { ENDING, passingOn, take } from './signals.js'
+import { Started } from './started.js'
 import { recorder } from './tools.js'
 import { isTraceOrEmpty, type Survey, survey } from './trace.js'
 import { UnsaidFile } from './unsaid.js'
@@ -120,10 +120,11 @@ function expectTrimWords(text: string): void {
 /** Checks whether a trace can be made at `path`. */
 function tryPlace(path: string, force = false): void {
   try {
-    const before = lstatSync(path, { throwIfNoEntry: false })
-    if (before && !statSync(path).isFile()) throw new Error('expected a file, or none')
-    closeSync(openSync(path, before ? 'r+' : 'wx', 0o666))
-    if (!before) unlinkSync(path)
+    // A symbolic link may lead to a file that is not there yet.
+    const before = statSync(path, { throwIfNoEntry: false })
+    if (before && !before.isFile()) throw new Error('expected a file, or none')
+    closeSync(openSync(path, before ? 'r+' : 'a', 0o666))
+    if (!before) unlinkSync(realpathSync(path))
   } catch (cause) {
     throw new PlaceError(`cannot write ${path}: ${(cause as Error).message}`, { cause })
   }
@@ -186,7 +187,7 @@ interface Gap {
 }
 
 /** What is to be said of a trace. `own` is the trace that the program began with: it may have gone on as another program, with a trace of its own. */
-function gapsOf(traced: Traced, own: Traced | undefined, running: readonly number[], ended: number | NodeJS.Signals): Gap[] {
+function gapsOf(traced: Traced, own: Traced | undefined, running: readonly number[], ended: number | string): Gap[] {
   const { header, hooksLost, failed, remarks } = traced
   const who = traced === own ? '' : `process ${header.pid}: `
   const gaps: Gap[] = remarks.map((text) => ({ text: `${who}${text}`, isLoss: hooksLost !== 0 }))
@@ -208,23 +209,21 @@ export async function run(
   { program, stdout, signal }: Pick<RecordOptions, 'program' | 'stdout' | 'signal'>,
   libraries: readonly string[],
   variables: Record<string, string>,
-): Promise<{ ended: number | NodeJS.Signals; told: NodeJS.Signals | null; pid: number | undefined }> {
+): Promise<{ ended: number | string; told: NodeJS.Signals | null; pid: number | undefined }> {
   const env: NodeJS.ProcessEnv = { ...process.env }
   // Variables that an outer recorder or checker may have set.
   for (const task of ['TRACE', 'CHECK']) for (const rest of ['', '_PID', '_RUN']) delete env[`OBMALLOC_${task}${rest}`]
   for (const rest of ['STACKS', 'EVERY', 'UNSAID', 'TRIM', 'TRIM_REPORT']) delete env[`OBMALLOC_${rest}`]
   signal?.throwIfAborted()
-  // The program ends when this command ends, also when this command is killed.
-  const owner = { OBMALLOC_OWNER: String(process.pid) }
-  Object.assign(env, variables, owner, { LD_PRELOAD: [...libraries, process.env['LD_PRELOAD']].filter(Boolean).join(' ') })
-  const child = spawn(interpreter.path, program, { env, stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'] })
-  const exited = new Promise<number | NodeJS.Signals>((done, failed) => {
-    child.on('error', failed)
-    child.on('exit', (code, signal) => done(code ?? signal ?? 1))
+  Object.assign(env, variables)
+  const child = new Started(interpreter.path, program, {
+    env,
+    stdio: ['inherit', stdout === 'stderr' ? 2 : stdout, 'inherit'],
+    preloaded: [...libraries, process.env['LD_PRELOAD']].filter(Boolean).join(' '),
   })
-  const end = (): void => void child.kill('SIGTERM')
+  const end = (): void => child.send('SIGTERM')
   signal?.addEventListener('abort', end, { once: true })
-  const { result: ended, told } = await passingOn(child, exited).finally(() => signal?.removeEventListener('abort', end))
+  const { result: ended, told } = await passingOn(child, child.ended).finally(() => signal?.removeEventListener('abort', end))
   signal?.throwIfAborted()
   return { ended, told, pid: child.pid }
 }
@@ -236,7 +235,7 @@ const PATIENCE = 2000
 export async function settled(look: () => boolean): Promise<void> {
   const told = new AbortController()
   const stop = (): void => told.abort()
-  for (const signal of ENDING) process.on(signal, stop)
+  const leave = take(ENDING, stop)
   try {
     // A program's helper processes end a moment after it.
     const begin = performance.now()
@@ -244,7 +243,7 @@ export async function settled(look: () => boolean): Promise<void> {
       await setTimeout(20, undefined, { signal: told.signal }).catch(stop)
     }
   } finally {
-    for (const signal of ENDING) process.off(signal, stop)
+    leave()
   }
 }
 

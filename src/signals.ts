@@ -1,10 +1,11 @@
-/** Passes signals that are sent to this command on to the program that it runs. The program ends or goes on as it would by itself. */
+/** Signals: their names, and how those that are sent to this command reach the program that it runs, which ends or goes on as by itself. */
 
-import type { ChildProcess } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import process from 'node:process'
 import { setTimeout } from 'node:timers/promises'
+
+import type { Started } from './started.js'
 
 /** The signals with which a user, or the process that started us, ends a program. */
 export const ENDING: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP']
@@ -23,35 +24,49 @@ const PASSED_ON: readonly NodeJS.Signals[] = [
   'SIGCONT',
 ]
 
-/** The signals that a terminal sends to all processes in its foreground at once. */
-const FROM_TERMINAL: readonly NodeJS.Signals[] = ['SIGINT', 'SIGQUIT', 'SIGTSTP']
-
 /** How long a program may take to stop when it is told to, in looks of 10 milliseconds. */
 const LOOKS = 100
 
-/** Passes signals on to `child` until `work` is done. Returns the result of the work, and the last signal that asks us to end. */
+/** How many take the signals at present. */
+let takers = 0
+
+/** Has a listener take signals, which then do not end this process. Returns what ends that. */
+export function take(signals: readonly NodeJS.Signals[], listener: (signal: NodeJS.Signals) => void): () => void {
+  for (const signal of signals) process.on(signal, listener)
+  takers++
+  return () => {
+    for (const signal of signals) process.off(signal, listener)
+    takers--
+  }
+}
+
+/** Whether a program that we run has the signals, or its helpers are waited for. */
+export const isTaken = (): boolean => takers > 0
+
+/** Passes signals on to the program until `work` is done. Returns the result of the work, and the last signal that asks us to end. */
 export async function passingOn<Result>(
-  child: ChildProcess,
+  program: Started,
   work: Promise<Result>,
 ): Promise<{ result: Result; told: NodeJS.Signals | null }> {
   let told: NodeJS.Signals | null = null
   const listener = (signal: NodeJS.Signals): void => {
     if (ENDING.includes(signal)) told = signal
-    if (!FROM_TERMINAL.includes(signal) || !isFromTerminal(child)) child.kill(signal)
-    if (signal === 'SIGTSTP') void stopWith(child)
+    program.pass(signal)
+    if (signal === 'SIGTSTP') void stopWith(program)
   }
-  for (const signal of PASSED_ON) process.on(signal, listener)
+  const leave = take(PASSED_ON, listener)
   const isStarter = starter()
   const watch = setInterval(() => {
     if (isStarter()) return
     clearInterval(watch)
-    listener('SIGTERM')
+    told = 'SIGTERM'
+    program.send('SIGTERM')
   }, 200).unref()
   try {
     return { result: await work, told }
   } finally {
     clearInterval(watch)
-    for (const signal of PASSED_ON) process.off(signal, listener)
+    leave()
   }
 }
 
@@ -72,19 +87,26 @@ function starter(): () => boolean {
   }
 }
 
-/** The exit code that a shell gives for a program's end. */
-export function exitCode(ended: number | string): number {
-  return typeof ended === 'number' ? ended : 128 + constants.signals[ended as NodeJS.Signals]
+/** The first signal that has no name of its own. */
+const SIGRTMIN = 34
+
+/** The name of the signal with this number. */
+export function signalNamed(number: number): string {
+  const named = Object.entries(constants.signals).find(([, value]) => value === number)
+  if (named) return named[0]
+  return number < SIGRTMIN ? `signal ${number}` : `SIGRTMIN+${number - SIGRTMIN}`
 }
 
-/** Whether the child has what a terminal sends already: then it is in our group, and that is the terminal's foreground. */
-function isFromTerminal({ pid }: ChildProcess): boolean {
-  const [own, its] = [statusOf('self'), statusOf(pid)]
-  return own !== null && own.group === own.foreground && own.group === its?.group
+/** The exit code that a shell gives for a program's end. */
+export function exitCode(ended: number | string): number {
+  if (typeof ended === 'number') return ended
+  const [, base, more] = /^(signal |SIGRTMIN\+)(\d+)$/.exec(ended) ?? []
+  if (base === undefined) return 128 + constants.signals[ended as NodeJS.Signals]
+  return 128 + Number(more) + (base === 'signal ' ? 0 : SIGRTMIN)
 }
 
 /** After SIGTSTP: stops us when the child has stopped, so that the process that started us sees it. A child can refuse. */
-async function stopWith({ pid }: ChildProcess): Promise<void> {
+async function stopWith({ pid }: Started): Promise<void> {
   for (let look = 0; look < LOOKS; look++) {
     const status = statusOf(pid)
     if (status === null) return
@@ -98,9 +120,6 @@ interface Status {
   /** The system's letter: `T` when it is stopped. */
   readonly state: string
   readonly parent: number
-  readonly group: number
-  /** The group that its terminal's keys go to; -1 without a terminal. */
-  readonly foreground: number
 }
 
 /** What the system says of a process; `null` when it is not there. */
@@ -109,9 +128,8 @@ function statusOf(pid: number | 'self' | undefined): Status | null {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8')
     // The name can hold anything, also parentheses.
     const [begin, end] = [text.indexOf('(') + 1, text.lastIndexOf(')')]
-    const [state, parent, group, , , foreground] = text.slice(end + 2).split(' ')
-    const numbers = { parent: Number(parent), group: Number(group), foreground: Number(foreground) }
-    return { name: text.slice(begin, end), state: state!, ...numbers }
+    const [state, parent] = text.slice(end + 2).split(' ')
+    return { name: text.slice(begin, end), state: state!, parent: Number(parent) }
   } catch {
     return null
   }

@@ -36,6 +36,9 @@ export const driver = (): string => ofPlatform('obmalloc_python.abi3.so')
 /** The program that makes a recording's calls with whatever `malloc` it is given. */
 export const measurer = (): string => ofPlatform('obmalloc-measure')
 
+/** The program that stands between the command line and a program that it runs. */
+export const runner = (): string => ofPlatform('obmalloc-run')
+
 /** A bundled Python program. */
 export const workload = (name: string): string => join(root, 'workload', `${name}.py`)
 

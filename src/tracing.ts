@@ -1,7 +1,6 @@
 /** Recordings from TypeScript: what the commands do, as functions. */
 
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 
 import type { ReplayTraceOptions, ProgramOptions, RecordProgramOptions, Comparison, CompareProgramOptions } from '../index.js'
@@ -14,6 +13,7 @@ import { findMoment } from './moments.js'
 import { record as recorded, type Recording } from './recording.js'
 import { recordedRelease } from './release.js'
 import { replay, type Report } from './replaying.js'
+import { makeFolder, remove } from './temporary.js'
 import { readHeader, segments, type TraceHeader } from './trace.js'
 import { UsageError } from './usage.js'
 import { type Configuration, whatIf, type WhatIf, type WhatIfOptions } from './what-if.js'
@@ -121,7 +121,7 @@ export async function compare(program: readonly string[], options: CompareProgra
   const { python, stdout = 'ignore', signal, onProgress } = options
   signal?.throwIfAborted()
   const interpreters = python ? python.map((path) => interpreterOf(path)) : (await findInterpreters()).usable
-  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-compare-'))
+  const folder = makeFolder('obmalloc-compare-')
   try {
     const comparisons: Comparison[] = []
     for (const [index, interpreter] of interpreters.entries()) {
@@ -139,7 +139,7 @@ export async function compare(program: readonly string[], options: CompareProgra
     }
     return comparisons
   } finally {
-    rmSync(folder, { recursive: true, force: true })
+    remove(folder)
   }
 }
 

@@ -1,12 +1,12 @@
 /** Runs a Python program with the trimmer, and reads the reports of its processes. */
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import type { Interpreter } from './interpreters.js'
 import { relatives, run, settled, type RecordOptions } from './recording.js'
 import { sizeOf } from './size.js'
+import { makeFolder, remove } from './temporary.js'
 import { recorder } from './tools.js'
 import { UsageError } from './usage.js'
 
@@ -63,9 +63,9 @@ export function trimVariable({ every = '30s', above = '16M', idle, asked, log }:
 export async function runTrimmed(
   interpreter: Pick<Interpreter, 'path'>,
   { program, stdout, words, signal }: Pick<RecordOptions, 'program' | 'stdout' | 'signal'> & { readonly words: TrimWords },
-): Promise<{ ended: number | NodeJS.Signals; processes: TrimmedProcess[] }> {
+): Promise<{ ended: number | string; processes: TrimmedProcess[] }> {
   const variable = trimVariable(words)
-  const folder = mkdtempSync(join(tmpdir(), 'obmalloc-trim-'))
+  const folder = makeFolder('obmalloc-trim-')
   const report = join(folder, 'report')
   try {
     const { ended, pid } = await run(interpreter, { program, stdout, ...(signal ? { signal } : {}) }, [recorder()], {
@@ -77,7 +77,7 @@ export async function runTrimmed(
     const isFirst = (process: TrimmedProcess) => process.pid === pid
     return { ended, processes: [...processes.filter(isFirst), ...processes.filter((process) => !isFirst(process))] }
   } finally {
-    rmSync(folder, { recursive: true, force: true })
+    remove(folder)
   }
 }
 

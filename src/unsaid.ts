@@ -1,9 +1,8 @@
 /** Messages of processes that cannot make their own file: lines in one file that all of them can write to. */
 
-import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { randomBytes } from 'node:crypto'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { readFileSync } from 'node:fs'
+
+import { makeFile, remove } from './temporary.js'
 
 /** A process that could not make its file. */
 export interface Unsaid {
@@ -14,15 +13,10 @@ export interface Unsaid {
 
 /** Makes the file, for one run. */
 export class UnsaidFile {
-  readonly #path = join(tmpdir(), `obmalloc-unsaid-${randomBytes(8).toString('hex')}`)
+  /** A process may have other rights by the time that it writes than the one that started it. */
+  readonly #path = makeFile('obmalloc-unsaid-', 0o622)
   /** The variable that the processes need in their environment. */
   readonly variables = { OBMALLOC_UNSAID: this.#path }
-
-  constructor() {
-    writeFileSync(this.#path, '', { flag: 'wx' })
-    // A process may have other rights by then than the one that started it.
-    chmodSync(this.#path, 0o622)
-  }
 
   /** The messages so far. */
   read(): Unsaid[] {
@@ -35,6 +29,6 @@ export class UnsaidFile {
 
   /** Takes the file away. */
   remove(): void {
-    rmSync(this.#path, { force: true })
+    remove(this.#path)
   }
 }

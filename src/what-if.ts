@@ -1,8 +1,7 @@
 /** What if: makes a recording's calls again with other settings and other allocators. */
 
 import { execFile } from 'node:child_process'
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
@@ -19,6 +18,7 @@ import { findMoment } from './moments.js'
 import { native } from './native.js'
 import { recordedRelease } from './release.js'
 import { reading } from './replaying.js'
+import { makeFolder, remove } from './temporary.js'
 import { measurer } from './tools.js'
 import { readHeader, segments } from './trace.js'
 import { UsageError } from './usage.js'
@@ -105,14 +105,14 @@ export async function whatIfAt(path: string, at: WhatIf['at'], options: Omit<Wha
 }
 
 /** Makes a folder for a file of calls. */
-export const callsFolder = (): string => mkdtempSync(join(tmpdir(), 'obmalloc-what-if-'))
+export const callsFolder = (): string => makeFolder('obmalloc-what-if-')
 
 /** Calls `work` with the path of a file that is not there yet, in a folder that is gone afterwards. */
 export async function withCalls<Result>(work: (file: string) => Promise<Result>, folder = callsFolder()): Promise<Result> {
   try {
     return await work(join(folder, 'calls'))
   } finally {
-    rmSync(folder, { recursive: true, force: true })
+    remove(folder)
   }
 }
 

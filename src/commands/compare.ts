@@ -3,8 +3,7 @@
  * for the collector on both sides, if asked to.
  */
 
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readdirSync } from 'node:fs'
 import { basename, join } from 'node:path'
 
 import type { Release } from '../../index.js'
@@ -14,8 +13,9 @@ import { goldenAnswers, prove, proveGolden, type Proof } from '../proving.js'
 import { record } from '../recording.js'
 import { recordedRelease } from '../release.js'
 import { replay, type Report } from '../replaying.js'
-import { ENDING, exitCode } from '../signals.js'
+import { ENDING, exitCode, isTaken } from '../signals.js'
 import { commandOn, grouped, paint, Progress, say } from '../terminal.js'
+import { makeFolder, remove, removeAll } from '../temporary.js'
 import { golden, workload } from '../tools.js'
 import { readHeader, segments } from '../trace.js'
 import { UsageError } from '../usage.js'
@@ -64,20 +64,17 @@ const PROGRAMS = 20_000
 const ROUNDS = 5
 
 export async function compareCommand(program: string[], options: CompareOptions): Promise<number> {
-  const folder = options.keep ?? mkdtempSync(join(tmpdir(), 'obmalloc-'))
-  const remove = (): void => {
-    if (!options.keep) rmSync(folder, { recursive: true, force: true })
-  }
+  const folder = options.keep ?? makeFolder('obmalloc-')
   let asked: NodeJS.Signals | null = null
   const stopped = (signal: string): number => {
     say(`stopped by ${signal}: not all was compared`)
     return exitCode(signal)
   }
-  // A process that we run gets the signal, and ends first. Where there is none, nothing else would remove the traces.
+  // A process that we run gets the signal, and ends first. Where there is none, this does.
   const leave = (signal: NodeJS.Signals): void => {
     asked = signal
-    if (process.listenerCount(signal) > 1) return
-    remove()
+    if (isTaken()) return
+    removeAll()
     process.exit(stopped(signal))
   }
   for (const signal of ENDING) process.on(signal, leave)
@@ -105,7 +102,7 @@ export async function compareCommand(program: string[], options: CompareOptions)
     throw error
   } finally {
     for (const signal of ENDING) process.off(signal, leave)
-    remove()
+    if (!options.keep) remove(folder)
   }
 }
 

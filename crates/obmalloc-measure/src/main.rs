@@ -23,6 +23,9 @@ const MAGIC: &[u8; 8] = b"obmcalls";
 const HEAD: usize = 24;
 
 fn main() -> ExitCode {
+    // What started this may be ended by a signal. Then there is no one to tell.
+    // SAFETY: a call of the system that takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match measure(&arguments) {
         Ok(text) => {

@@ -86,7 +86,6 @@ static DESTRUCTOR: extern "C" fn() = process::leave;
 /// If this process is a CPython: sets up the recorder, the checker or the trimmer, as the environment says. The trimmer may run beside the
 /// recorder.
 extern "C" fn constructor() {
-    process::end_with_owner();
     let wanted = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
     let checking = wanted(check::VARIABLE).map(|path| (check::VARIABLE, path));
     let Some((variable, path)) = checking.or_else(|| wanted(VARIABLE).map(|path| (VARIABLE, path))) else {

@@ -4,21 +4,6 @@ use crate::python::symbol;
 use crate::{check, sink, snapshot, trim};
 use std::ffi::{c_int, c_void};
 
-/// Names the process that started this one to look at it.
-const OWNER: &str = "OBMALLOC_OWNER";
-
-/// Makes the system kill this process when the command that runs it is killed: no command would be left to report what was recorded.
-pub fn end_with_owner() {
-    let owner = std::env::var(OWNER).ok().and_then(|owner| owner.parse().ok());
-    // SAFETY: a process that is being loaded has one thread only.
-    unsafe {
-        if owner == Some(libc::getppid()) {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        }
-        libc::unsetenv(c"OBMALLOC_OWNER".as_ptr());
-    }
-}
-
 /// Makes forked children be recorded as processes of their own.
 pub fn watch_forks() {
     extern "C" fn before() {
