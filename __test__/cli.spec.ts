@@ -382,6 +382,10 @@ withPython('a trace that the program removes, or another run writes, is not said
   const removed = recorded(['-o', file, '--', '-c', `import os; x = [0] * 9999; os.unlink('${file}')`])
   t.deepEqual([removed.status, removed.complete], [4, false])
   t.regex(removed.stderr, /^no trace is at .*: it was not made, or the program has removed or overwritten it\n$/)
+  const forks = `import os\nif os.fork() == 0: x = [str(i) for i in range(9999)]; os._exit(0)\nos.wait(); os.unlink('${file}')`
+  const child = recorded(['-o', file, '--', '-c', forks])
+  t.deepEqual([child.status, child.complete, child.children.length], [4, false, 1])
+  t.regex(child.stderr, /^no trace is at .*\nrecorded a process that it started into .*\.trace\.\d+\n$/)
   const args = [process.execPath, join(root, 'dist', 'cli.js'), 'record', '--python', python!.path, '-o', file, '--', '-c', '0']
   const { status, stderr } = spawnSync('flock', [file, ...args], { encoding: 'utf8' })
   t.is(status, 0)

@@ -1,5 +1,6 @@
 /** `obmalloc record`: runs a program in a CPython and writes down every allocator call. */
 
+import { existsSync } from 'node:fs'
 import { resolve } from 'node:path'
 
 import { interpreterFor } from '../interpreters.js'
@@ -39,9 +40,11 @@ export async function recordCommand(program: string[], options: RecordCommandOpt
     const { trace, children, ended, events, complete, remarks } = recording
     if (typeof ended === 'string') say(`the program was ended by ${ended}`)
     for (const remark of remarks) say(remark)
-    if (events > 0) say(`recorded CPython ${interpreter.version} into ${trace}`)
-    for (const child of children) say(`  and a process that it started into ${child}`)
-    if (events > 0 && !options.json) say(next(commandOn('why', trace === resolve(options.output) ? options.output : trace)))
+    // The program can have removed its trace. Those of the processes that it started are there all the same.
+    const isThere = events > 0 && existsSync(trace)
+    if (isThere) say(`recorded CPython ${interpreter.version} into ${trace}`)
+    for (const child of children) say(`${isThere ? '  and' : 'recorded'} a process that it started into ${child}`)
+    if (isThere && !options.json) say(next(commandOn('why', trace === resolve(options.output) ? options.output : trace)))
     print(recording)
     return complete || typeof ended === 'string' ? exitCode(ended) : 4
   } catch (error) {
