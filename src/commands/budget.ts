@@ -166,7 +166,10 @@ function tell(answer: Budget, format: string, json: boolean, output: Output): nu
 
 function written(answer: Budget, format: string): string {
   if (format === 'junit') return inJunit(answer)
-  if (format === 'github') return answer.verdicts.map((verdict) => inGithub(verdict, readHeader(answer.path))).join('')
+  if (format === 'github') {
+    const header = readHeader(answer.path)
+    return answer.verdicts.map((verdict) => inGithub(verdict, header)).join('')
+  }
   const lines = answer.verdicts.map((verdict) => {
     const state = verdict.broken ? paint('red', 'broken', process.stdout) : paint('green', 'kept', process.stdout)
     return `${state}  ${inWords(verdict)}`

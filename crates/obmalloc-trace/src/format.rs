@@ -28,9 +28,10 @@
 //! ([`crate::clock`]), of objects' types ([`crate::types`]). They are not counted as events: a trace has the same events, with the same
 //! numbers, with them and without.
 //!
-//! The header names the process and its CPython. `sum` is of the version and of the text before `, "sum"`; older recorders wrote none. `run` is the same for all traces of one recording, `id` is this trace's own. `parent` names
-//! the trace that this one continues after a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed` says why the
-//! recorder had to stop; until then it is `null`, with blanks behind it, so that it can be set when the file cannot grow.
+//! The header names the process and its CPython. `sum` is a checksum of the version and of the text before `, "sum"`; older recorders wrote
+//! none. `run` is the same for all traces of one recording, `id` is this trace's own. `parent` names the trace that this one continues after
+//! a fork: its `path`, its `id`, and how many `bytes` of it come before. `failed` says why the recorder had to stop; until then it is `null`,
+//! with blanks behind it, so that it can be set when the file cannot grow.
 //!
 //! The notes of kinds 2, 3, 5 and 6 stand in blocks of their own, so that they are found without reading any other block's payload. A
 //! block of one event is never compressed.

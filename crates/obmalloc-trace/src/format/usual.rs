@@ -79,7 +79,8 @@ impl Opened<'_, '_> {
     #[inline(always)]
     fn put(&mut self, word: u64, length: u32) {
         debug_assert!(length <= 8 && self.0.at + 8 <= self.0.bytes.len());
-        // SAFETY: the place is for one event with its stack, which write at most `MAX_EVENT` bytes; where it was opened, the block had as many left.
+        // SAFETY: the place is for one event with its stack, and the block had `MAX_EVENT` bytes left where it was opened. The functions here
+        // write no more than that (see above).
         unsafe { self.0.bytes.as_mut_ptr().add(self.0.at).cast::<[u8; 8]>().write_unaligned(word.to_le_bytes()) };
         self.0.at += length as usize;
     }

@@ -83,11 +83,8 @@ impl<'heap> OwnAllocators<'heap> {
 
     /// Whether an allocator is the heap's own for raw memory, perhaps with debug hooks around it, which needs no arena.
     pub fn is_raw(&self, id: AllocatorId) -> bool {
-        let (heap, raw) = (self.guests.heap(), self.guests.heap().own(Domain::Raw));
         let AllocatorId::Own(number) = id else { return false };
-        self.guests
-            .own_allocator(number)
-            .is_some_and(|allocator| allocator == raw || heap.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &raw)))
+        self.guests.own_allocator(number).is_some_and(|allocator| self.guests.heap().is_own(allocator, Domain::Raw))
     }
 
     /// The domain whose live block the address is, if the allocator is in that domain. Such a block may be freed and resized through either.
@@ -184,8 +181,9 @@ impl<'heap> OwnAllocators<'heap> {
         if let Some(index) = moving {
             let moving = guests.moving.borrow()[index];
             let piece = *guests.spans.borrow().get(moving.piece);
-            // A block of raw must not get into an arena, and a guest below a hook may move the grant into one.
-            if matches!(piece.kind, Kind::Piece(Domain::Raw, _)) && !guests.heap().began_with(&own) {
+            // A block of raw must not get into an arena. Only a guest below a hook may move the grant into one.
+            let calls_guest = || !Domain::ALL.into_iter().any(|domain| guests.heap().is_own(own, domain));
+            if matches!(piece.kind, Kind::Piece(Domain::Raw, _)) && calls_guest() {
                 return Err(OwnError::Occupied(piece.address));
             }
             offset = piece.address - address;

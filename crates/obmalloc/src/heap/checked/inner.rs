@@ -100,11 +100,10 @@ impl Checked {
         self.own[domain as usize]
     }
 
-    /// Whether an allocator is one that the heap began with, perhaps with debug hooks around it: it calls no guest of its own domain.
-    pub fn began_with(&self, allocator: &Allocator) -> bool {
-        let allocator = Domains::unwrapped(*allocator);
-        let is_around = |own: Allocator| self.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &own));
-        Domain::ALL.map(|domain| self.own(domain)).into_iter().any(|own| allocator == own || is_around(own))
+    /// Whether an allocator is the one that the heap began with in a domain, perhaps with debug hooks around it.
+    pub fn is_own(&self, allocator: Allocator, domain: Domain) -> bool {
+        let (allocator, own) = (Domains::unwrapped(allocator), self.own(domain));
+        allocator == own || self.hooks().is_some_and(|hooks| hooks.is_around(&allocator, &own))
     }
 
     /// The allocator that is in a domain.
@@ -126,11 +125,7 @@ impl Checked {
 
     /// Finds out which allocators may give something else than whole blocks.
     pub fn note_allocators(&self) {
-        let present = Domain::ALL.map(|domain| Domains::unwrapped(self.allocator(domain)));
-        let is_own = |domain: Domain| present[domain as usize] == self.own(domain);
-        let is_around_own =
-            |domain: Domain| self.hooks().is_some_and(|hooks| hooks.is_around(&present[domain as usize], &self.own(domain)));
-        let replaced = Domain::ALL.map(|domain| !is_own(domain) && !is_around_own(domain));
+        let replaced = Domain::ALL.map(|domain| !self.is_own(self.allocator(domain), domain));
         self.replaced.set(replaced);
         let any = replaced != [false; 3];
         self.is_all_own.set(!any);
