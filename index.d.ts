@@ -1424,7 +1424,7 @@ export class Trace {
    * another one, with its sizes or others.
    * @param options how far, and by which rules
    * @returns what was compared, and the first difference if there is one
-   * @throws {TraceError} (rejects) when the trace cannot be read any further
+   * @throws {TraceError} (rejects) when the trace cannot be read any further, or holds no event and `at` is given
    * @throws {UsageError} (rejects) when the trace has no such moment
    * @throws {RangeError} (rejects) ERR_OUT_OF_RANGE when `at` is no moment, `release` no release, or a size outside its range
    *
@@ -1438,7 +1438,7 @@ export class Trace {
    * Says what holds the memory at a moment, and why it was not given back.
    * @param options the moment; the end before finalization if left out
    * @returns the answer, which `schema/why-1.json` describes
-   * @throws {TraceError} (rejects) when the trace cannot be read any further
+   * @throws {TraceError} (rejects) when the trace cannot be read any further, or holds no event
    * @throws {UsageError} (rejects) when the trace has no such moment
    * @throws {RangeError} (rejects) ERR_OUT_OF_RANGE when `at` is no moment
    */
@@ -1448,7 +1448,7 @@ export class Trace {
    * @param configurations the settings, a row each
    * @param options the moment, other allocators to measure, and blocks to set apart
    * @returns a row for the recording as it is, and one for each setting
-   * @throws {TraceError} (rejects) when the trace cannot be read any further
+   * @throws {TraceError} (rejects) when the trace cannot be read any further, or holds no event
    * @throws {UsageError} (rejects) when the trace has no such moment, or no stacks by which blocks could be set apart, or no line is given
    * for that, or an allocator's name is not known
    * @throws {RangeError} (rejects) ERR_OUT_OF_RANGE when `at` is no moment, `release` no release, or a size outside its range
@@ -1535,7 +1535,7 @@ export function findInterpreters(paths?: readonly string[]): Promise<Found>
  * @param b the later one
  * @param options by what the memory is grouped
  * @returns a row for each group, the one that grew most first
- * @throws {TraceError} (rejects) when one of them is no trace, or cannot be read any further
+ * @throws {TraceError} (rejects) when one of them is no trace, cannot be read any further, or holds no event
  * @throws {UsageError} (rejects) when a trace has no such moment
  *
  * @example

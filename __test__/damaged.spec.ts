@@ -106,6 +106,25 @@ test('a moment that a trace does not have is the same error everywhere', async (
   await t.throwsAsync(trace.why({ at: 'never' }), { code: 'ERR_OUT_OF_RANGE' })
 })
 
+/** The exit code of a command. */
+const cli = fileURLToPath(new URL('../dist/cli.js', import.meta.url))
+const statusOf = (...args: string[]) => spawnSync(process.execPath, [cli, ...args], { cwd: folder }).status
+
+test('a trace without an event has no moment, and every command says so', async (t) => {
+  const message = 'the trace holds no event: there is nothing to look at'
+  const path = made('empty.trace', header, 0)
+  const trace = await Trace.open(path)
+  const calls = [() => trace.why(), () => trace.whatIf([]), () => trace.replay({ at: 'end' }), () => diff(trace, trace)]
+  for (const call of calls) await t.throwsAsync(call, { instanceOf: TraceError, message })
+  t.false((await trace.replay()).exact)
+  const full = await Trace.open(made('full.trace', { ...header, failed: 'No space left on device' }, 0))
+  for (const call of [() => full.why(), () => full.whatIf([])])
+    await t.throwsAsync(call, { message: `${message}, because the recorder could not write: No space left on device` })
+  const words = ['why', 'top', 'map', 'what-if', 'report', 'replay --at end', 'budget --peak 1M', 'export --to csv']
+  for (const [command, ...options] of words.map((line) => line.split(' '))) t.is(statusOf(command!, ...options, path), 3, command)
+  t.is(statusOf('diff', path, path), 3)
+})
+
 test('looking for a moment ends when it is told to', async (t) => {
   const trace = await Trace.open(made('long.trace', header, 40))
   const attempts = [(options: object) => trace.replay({ at: 'end', ...options }), (options: object) => trace.whatIf([], options)]

@@ -4,7 +4,6 @@ import type { AbortSignalLike, Moment } from '../index.js'
 import { native } from './native.js'
 import { reading } from './replaying.js'
 import type { Segment } from './trace.js'
-import { UsageError } from './usage.js'
 
 export type { Moment } from '../index.js'
 
@@ -19,18 +18,14 @@ export async function findMoment(
   signal?: AbortSignalLike,
 ): Promise<Moment> {
   signal?.throwIfAborted()
-  const outline = reading(() => native.openOutline(JSON.stringify(segments)))
+  const outline = reading(() => native.openOutline(JSON.stringify(segments), text))
   try {
-    // Refuse a text that is no moment before anything is read.
-    native.findMoment(outline, text)
     while (reading(() => native.stepOutline(outline, SLICE)) !== 0) {
       onProgress?.(...native.progressOutline(outline))
       await new Promise((done) => setImmediate(done))
       signal?.throwIfAborted()
     }
-    const found = native.findMoment(outline, text)
-    if (found === null) throw new UsageError(`the trace has no such moment: ${text}`)
-    return JSON.parse(found) as Moment
+    return JSON.parse(reading(() => native.findMoment(outline), segments.at(-1)?.path)) as Moment
   } finally {
     native.closeOutline(outline)
   }

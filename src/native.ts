@@ -241,14 +241,14 @@ export interface Binding {
   /** Looks at no more than `count` events, and gives those that are wanted, as a line of JSON each; null when there are no more. */
   readEvents(listing: number, count: number): string | null
   closeEvents(listing: number): void
-  /** The number of a reading that finds moments of the traces that the segments, as JSON, name. */
-  openOutline(segments: string): number
+  /** The number of a reading that finds a moment of the traces that the segments, as JSON, name. */
+  openOutline(segments: string, moment: string): number
   /** Reads at most `count` events; 0 when there is nothing left. */
   stepOutline(outline: number, count: number): number
   /** Bytes read of the trace in hand, and bytes of all traces left. */
   progressOutline(outline: number): readonly [number, number]
-  /** The moment as JSON, null when the trace has no such moment. */
-  findMoment(outline: number, moment: string): string | null
+  /** The moment as JSON. */
+  findMoment(outline: number): string
   closeOutline(outline: number): void
   /** The number of trials of the configurations on the recording that the options, as JSON, name. */
   openTrials(options: string): number

@@ -3,7 +3,7 @@
 import type { AbortSignalLike, Geometry, Release } from '../index.js'
 import type { ReplayReport as Report } from '../index.js'
 import { native } from './native.js'
-import { type Segment, TraceError } from './trace.js'
+import { readHeader, type Segment, TraceError } from './trace.js'
 import { UsageError } from './usage.js'
 
 export type { Mismatch, ReplayReport as Report } from '../index.js'
@@ -13,15 +13,19 @@ const SLICE = 200_000
 
 /**
  * Makes a call of the binding. It fails only for an unreadable trace, a moment that the trace does not have, a file of calls that cannot be
- * written or read, or a lack of memory.
+ * written or read, or a lack of memory. Where the trace at `path` holds no event, its header may say why.
  */
-export function reading<Result>(call: () => Result): Result {
+export function reading<Result>(call: () => Result, path?: string): Result {
   try {
     return call()
   } catch (error) {
     const { code, message } = error as Error & { code?: unknown }
     if (code === 'ERR_UNREADABLE_TRACE') throw new TraceError(message)
     if (code === 'ERR_CALLS_FILE') throw new Error(message)
+    if (code === 'ERR_NO_EVENT') {
+      const failed = path && readHeader(path).failed
+      throw new TraceError(failed ? `${message}, because the recorder could not write: ${failed}` : message)
+    }
     throw code === 'ERR_NO_SUCH_MOMENT' ? new UsageError(message) : error
   }
 }

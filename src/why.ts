@@ -90,7 +90,7 @@ export async function ask(
   }
   const inquiry = reading(() => native.openInquiry(JSON.stringify(options)))
   try {
-    while (reading(() => native.stepInquiry(inquiry, SLICE)) !== 0) {
+    while (reading(() => native.stepInquiry(inquiry, SLICE), path) !== 0) {
       onProgress?.(...native.progressInquiry(inquiry))
       await new Promise((done) => setImmediate(done))
       signal?.throwIfAborted()

@@ -39,6 +39,26 @@ impl fmt::Display for NoMoment {
 
 impl std::error::Error for NoMoment {}
 
+/// Why a trace does not have a moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotThere {
+    /// It has no event, so it has no moment at all.
+    NoEvent,
+    /// It has others: which moment is missing, and what there is, in words.
+    NoSuch(String),
+}
+
+impl fmt::Display for NotThere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoEvent => f.write_str("the trace holds no event: there is nothing to look at"),
+            Self::NoSuch(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for NotThere {}
+
 impl FromStr for Moment {
     type Err = NoMoment;
 
@@ -311,6 +331,25 @@ impl Outline {
             }
         };
         Some(Found { event, seconds: self.seconds(event) })
+    }
+
+    /// As [`find`](Self::find), of a moment that was asked for as `text`.
+    ///
+    /// # Errors
+    /// When the trace has no such moment.
+    pub fn expect(&self, moment: &Moment, text: &str) -> Result<Found, NotThere> {
+        if self.events == 0 {
+            return Err(NotThere::NoEvent);
+        }
+        self.find(moment).ok_or_else(|| {
+            let mut names: Vec<&str> = self.marks.iter().map(|mark| mark.name.as_str()).collect();
+            names.dedup();
+            names.truncate(10);
+            let marks =
+                if names.is_empty() { "no marks".into() } else { format!("the marks {}", names.join(", ").escape_debug()) };
+            let events = self.events;
+            NotThere::NoSuch(format!("expected a moment of the trace, but it has no {text}: it has {events} events and {marks}"))
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use obmalloc::profile;
 use obmalloc_trace::analysis::{Answered, Asked, Inquiry, InquiryError, Site, TypeCount, Why};
 use obmalloc_trace::clock::Memory;
 use obmalloc_trace::format::{BlockWriter, Domain, Reader, file_head};
+use obmalloc_trace::moments::NotThere;
 
 const MIB: u64 = 1 << 20;
 
@@ -277,6 +278,8 @@ fn nothing_is_told_of_lines_where_stacks_are_off() {
 
 #[test]
 fn moment_is_found_or_said_not_to_be_there() {
+    let nothing = ask(trace(|_| ()), Asked::default());
+    assert!(matches!(nothing, Err(InquiryError::NotThere(NotThere::NoEvent))));
     let trace = || growing(6, 100, 1, 100);
     let at = |at: &str| ask(trace(), Asked { at: at.into(), ..Asked::default() }).map(|(why, _)| (why.at.event, why.totals.raw));
     assert_eq!(at("mark:job#2").expect("a moment"), (3, 200));
@@ -285,7 +288,7 @@ fn moment_is_found_or_said_not_to_be_there() {
     assert!(matches!(at("ende"), Err(InquiryError::NoMoment(_))));
     let error = at("mark:no").expect_err("no such mark").to_string();
     assert_eq!(error, "expected a moment of the trace, but it has no mark:no: it has 13 events and the marks job");
-    assert!(matches!(at("peak"), Err(InquiryError::NotThere(_))), "no arena was taken");
+    assert!(matches!(at("peak"), Err(InquiryError::NotThere(NotThere::NoSuch(_)))), "no arena was taken");
 }
 
 #[test]

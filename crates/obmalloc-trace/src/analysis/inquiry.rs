@@ -22,7 +22,7 @@ use super::types::{self, Typed};
 use super::why::{self, At, Bounded, Pinned, Totals, Verified, Why};
 use super::{Analysis, Census, words};
 use crate::format::{FormatError, Reader};
-use crate::moments::{Found, Moment, NoMoment, Outline, Outlining, Sample};
+use crate::moments::{Found, Moment, NoMoment, NotThere, Outline, Outlining, Sample};
 use crate::replay::{Replay, ReplayError, Report};
 use crate::stacks::Stacks;
 use crate::what_if::{CallsWriter, Configuration, Recorded, Trials, TrialsError, Tried};
@@ -80,7 +80,7 @@ pub enum InquiryError {
     /// No moment was asked for.
     NoMoment(NoMoment),
     /// The trace has no such moment.
-    NotThere(String),
+    NotThere(NotThere),
 }
 
 impl fmt::Display for InquiryError {
@@ -88,7 +88,7 @@ impl fmt::Display for InquiryError {
         match self {
             Self::Replay(error) => error.fmt(f),
             Self::NoMoment(error) => error.fmt(f),
-            Self::NotThere(text) => f.write_str(text),
+            Self::NotThere(error) => error.fmt(f),
         }
     }
 }
@@ -321,18 +321,8 @@ fn moment(asked: &Asked) -> Result<Moment, InquiryError> {
 }
 
 fn find(outline: &Outline, asked: &Asked) -> Result<Found, InquiryError> {
-    let moment = moment(asked)?;
-    outline.find(&moment).ok_or_else(|| {
-        let mut names: Vec<&str> = outline.marks.iter().map(|mark| mark.name.as_str()).collect();
-        names.dedup();
-        names.truncate(10);
-        let marks =
-            if names.is_empty() { "no marks".into() } else { words::printable(&format!("the marks {}", names.join(", "))) };
-        InquiryError::NotThere(format!(
-            "expected a moment of the trace, but it has no {}: it has {} events and {marks}",
-            asked.at, outline.events
-        ))
-    })
+    let text = if asked.at.is_empty() { "end" } else { &asked.at };
+    outline.expect(&moment(asked)?, text).map_err(InquiryError::NotThere)
 }
 
 impl Course {

@@ -5,6 +5,7 @@ use obmalloc_trace::format::{FormatError, Reader};
 use obmalloc_trace::moments::Moment;
 use serde::Deserialize;
 
+use super::moments::not_there;
 use super::numbered::Numbered;
 use super::replay::{Segment, UNREADABLE_TRACE, reader};
 use crate::calls::json;
@@ -36,7 +37,7 @@ pub(crate) fn exports(to: Table<'_>) -> Result<(), Failure> {
 fn failure(error: &InquiryError) -> Failure {
     let code = match error {
         InquiryError::NoMoment(_) => code::OUT_OF_RANGE,
-        InquiryError::NotThere(_) => "ERR_NO_SUCH_MOMENT",
+        InquiryError::NotThere(error) => return not_there(error),
         InquiryError::Replay(_) => UNREADABLE_TRACE,
     };
     Failure::new(code, error.to_string())
