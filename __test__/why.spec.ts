@@ -70,6 +70,10 @@ async function why(t: ExecutionContext, trace: string, ...options: string[]): Pr
   t.is(answer.pinned.bytes, totals.held - totals.needed)
   t.is(verified.matched, verified.addresses)
   t.true(verified.addresses > 10_000)
+  for (const { rule, text, saves } of answer.findings.filter(({ rule }) => rule === 'pinned' || rule === 'half-empty')) {
+    const words = saves === 0 ? 'does not help' : saves * 4 >= totals.held ? 'helps' : 'helps little'
+    t.is(/\nWhat (.*?):/.exec(text)?.[1] ?? 'does not help', words, `${rule}: ${text}`)
+  }
   return { why: answer, status }
 }
 
@@ -141,7 +145,7 @@ for (const interpreter of usable) {
     const [pinned] = before.findings
     t.is(pinned!.rule, 'pinned')
     t.deepEqual(lines(before, pinned!.sites, 'pairs.py'), [9, 10])
-    const foretold = Number(/What helps: .* gives (\d+) arenas? \(tried on this recording\)/.exec(pinned!.text)?.[1])
+    const foretold = Number(/What helps.*: .* gives (\d+) arenas? \(tried on this recording\)/.exec(pinned!.text)?.[1])
     const { totals } = (await why(t, await record(interpreter, 'pairs', [], ['anew']))).why
     t.true(Math.abs(totals.arenas - foretold) <= 1, `foretold ${foretold}, but there are ${totals.arenas}`)
   })

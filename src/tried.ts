@@ -31,7 +31,7 @@ const MOST_EVENTS = 20_000_000
 /** Events up to which they are made again for a page: they take a file of eight bytes each. */
 const MOST_EVENTS_OF_PAGE = 250_000_000
 
-/** A setting helps if it needs at most this part of the bytes held. */
+/** A setting helps if it needs at most this part of the bytes held. The analysis says it of its own advice by the same measure. */
 const HELPS = 0.75
 
 type OnProgress = NonNullable<WhatIfOptions['onProgress']>
@@ -131,7 +131,7 @@ function present(): AllocatorName[] {
  */
 export function withTried({ why, summary }: Pick<Answer, 'why' | 'summary'>, rows: readonly WhatIfRow[]): string[] {
   const finding = asking(why)
-  return summary.flatMap((line) => (line === finding?.text ? [line, ...triedInWords(rows, finding.saves > 0)] : [line]))
+  return summary.flatMap((line) => (line === finding?.text ? [line, ...triedInWords(rows, /^What helps:/m.test(line))] : [line]))
 }
 
 /** `too`: whether something has been said to help already. */

@@ -215,17 +215,26 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
                 String::new()
             };
             format!(
-                "\nWhat helps: {gives}, {between}; perhaps fewer, down to {at_least}: CPython keeps some dead objects for new ones, and they look \
-                 like survivors here.{alone}"
+                "\n{}: {gives}, {between}; perhaps fewer, down to {at_least}: CPython keeps some dead objects for new ones, and they look \
+                 like survivors here.{alone}",
+                helps(saves, facts.totals.held)
             )
         } else {
-            format!("\nWhat helps: {gives}, {between}: until then CPython keeps some dead objects for new ones.")
+            format!(
+                "\n{}: {gives}, {between}: until then CPython keeps some dead objects for new ones.",
+                helps(saves, facts.totals.held)
+            )
         };
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
     finding.burst = pinning.burst.iter().flat_map(|burst| &burst.sites).copied().collect();
     finding.types = types.map(|types| types::bounded(types, types::MOST));
     Some(finding)
+}
+
+/// How much a change helps that saves so many of the bytes held: less than a quarter is little.
+fn helps(saves: u64, held: u64) -> &'static str {
+    if saves * 4 >= held { "What helps" } else { "What helps little" }
 }
 
 /// How much of a burst has died, and within what time.
@@ -407,7 +416,7 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
             format!("\nWhat does not help: {gives}, as the new ones fill what is free before the old ones go.")
         } else {
             saves = saved;
-            format!("\nWhat helps: {gives}.")
+            format!("\n{}: {gives}.", helps(saves, facts.totals.held))
         };
     }
     let mut finding = facts.finding("half-empty", text, saves, about, sites);
@@ -562,4 +571,14 @@ fn unverified(facts: &Facts<'_>) -> Option<Finding> {
     };
     let command = format!("obmalloc replay {}", facts.file());
     Some(Finding { command, ..facts.finding("unverified", text, 0, &[], &Sites::default()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::helps;
+
+    #[test]
+    fn less_than_a_quarter_helps_little() {
+        assert_eq!([1, 24, 25, 100].map(|saves| helps(saves, 100) == "What helps"), [false, false, true, true]);
+    }
 }
