@@ -205,6 +205,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
             format!("making the survivors anew after the burst gives {} (tried on this recording)", counted(arenas, "arena"));
         // What a program does is more than what was tried: the dead that its interpreter keeps for new objects are live blocks here.
         let between = "if gc.collect() is called before and after";
+        let helps = helps(saves, facts.totals.held);
         text += &if saves == 0 {
             format!("\nWhat does not help: {gives}.")
         } else if at_least + 1 < arenas {
@@ -215,15 +216,11 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
                 String::new()
             };
             format!(
-                "\n{}: {gives}, {between}; perhaps fewer, down to {at_least}: CPython keeps some dead objects for new ones, and they look \
-                 like survivors here.{alone}",
-                helps(saves, facts.totals.held)
+                "\n{helps}: {gives}, {between}; perhaps fewer, down to {at_least}: CPython keeps some dead objects for new ones, and they look \
+                 like survivors here.{alone}"
             )
         } else {
-            format!(
-                "\n{}: {gives}, {between}: until then CPython keeps some dead objects for new ones.",
-                helps(saves, facts.totals.held)
-            )
+            format!("\n{helps}: {gives}, {between}: until then CPython keeps some dead objects for new ones.")
         };
     }
     let mut finding = facts.finding("pinned", text, saves, &pinning.sites, sites);
