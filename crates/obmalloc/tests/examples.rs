@@ -18,5 +18,5 @@ examples! {
     objects "../examples/objects.rs"
     bump_allocator "../examples/bump_allocator.rs"
     pool_allocator "../examples/pool_allocator.rs"
-    wrapper_allocator "../examples/wrapper_allocator.rs"
+    wrap_allocator "../examples/wrap_allocator.rs"
 }

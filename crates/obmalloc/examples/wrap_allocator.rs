@@ -1,4 +1,4 @@
-//! A guest around the allocator that was in: it counts, logs, limits and fails: `cargo run --example wrapper_allocator`.
+//! A guest around the allocator that was in: it counts, logs, limits and fails: `cargo run --example wrap_allocator`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
