@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url'
 import test from 'ava'
 
 import { findInterpreters } from '../dist/interpreters.js'
+import { take } from '../dist/signals.js'
 import { golden } from '../dist/tools.js'
 import { isVerified, type Why } from '../dist/why.js'
 
@@ -71,6 +72,22 @@ test.serial('a file is written through a link that leads to none yet, and what c
     t.is(status, 4)
     t.true(stderr.startsWith(`obmalloc: cannot write ${lost}: ENOENT`), stderr)
   }
+})
+
+test.serial('Node.js has one listener for a signal, however many programs get it', (t) => {
+  const told: number[] = []
+  const all = Array.from({ length: 12 }, (_, number) =>
+    take(number === 5 ? ['SIGUSR2', 'SIGALRM'] : ['SIGUSR2'], () => told.push(number)),
+  )
+  const counts = () => [process.listenerCount('SIGUSR2'), process.listenerCount('SIGALRM')]
+  t.deepEqual(counts(), [1, 1])
+  process.emit('SIGALRM', 'SIGALRM')
+  process.emit('SIGUSR2', 'SIGUSR2')
+  t.deepEqual(told, [5, ...all.keys()])
+  for (const leave of all.slice(1)) leave()
+  t.deepEqual(counts(), [1, 0])
+  all[0]!()
+  t.deepEqual(counts(), [0, 0])
 })
 
 test.serial('a command that a signal ends leaves no temporary folder behind', async (t) => {

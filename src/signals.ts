@@ -27,21 +27,34 @@ const PASSED_ON: readonly NodeJS.Signals[] = [
 /** How long a program may take to stop when it is told to, in looks of 10 milliseconds. */
 const LOOKS = 100
 
-/** How many take the signals at present. */
-let takers = 0
+/** Takes signals. */
+interface Taker {
+  readonly signals: readonly NodeJS.Signals[]
+  readonly listener: (signal: NodeJS.Signals) => void
+}
+
+/** Who takes signals at present. */
+const takers = new Set<Taker>()
+
+/** Node.js's only listener for each signal, however many programs run at once: it warns of more than ten. */
+function tell(signal: NodeJS.Signals): void {
+  for (const { signals, listener } of takers) if (signals.includes(signal)) listener(signal)
+}
 
 /** Has a listener take signals, which then do not end this process. Returns what ends that. */
 export function take(signals: readonly NodeJS.Signals[], listener: (signal: NodeJS.Signals) => void): () => void {
-  for (const signal of signals) process.on(signal, listener)
-  takers++
+  const isTold = (signal: NodeJS.Signals): boolean => [...takers].some((taker) => taker.signals.includes(signal))
+  for (const signal of signals) if (!isTold(signal)) process.on(signal, tell)
+  const taker = { signals, listener }
+  takers.add(taker)
   return () => {
-    for (const signal of signals) process.off(signal, listener)
-    takers--
+    takers.delete(taker)
+    for (const signal of signals) if (!isTold(signal)) process.off(signal, tell)
   }
 }
 
 /** Whether a program that we run has the signals, or its helpers are waited for. */
-export const isTaken = (): boolean => takers > 0
+export const isTaken = (): boolean => takers.size > 0
 
 /** Passes signals on to the program until `work` is done. Returns the result of the work, and the last signal that asks us to end. */
 export async function passingOn<Result>(
