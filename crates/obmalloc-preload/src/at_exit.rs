@@ -1,6 +1,6 @@
 //! Registers a function with `atexit`, and has the rules for calling CPython from a pending call.
 
-use crate::python::{Object, Objects, PyMethodDef};
+use crate::python::{Objects, Owned, PyMethodDef};
 use std::ffi::CStr;
 use std::ptr::null_mut;
 
@@ -11,22 +11,28 @@ impl Objects {
     /// # Safety
     /// The GIL is held.
     pub unsafe fn call_at_exit(&self, definition: &'static PyMethodDef) -> bool {
-        // SAFETY: the GIL is held; `set_item` steals the function.
-        unsafe {
-            let Some(register) = self.atexit_register() else { return false };
-            let function = (self.new_function)(definition, null_mut(), null_mut());
-            let arguments = if function.is_null() { null_mut() } else { (self.new_tuple)(1) };
-            if !arguments.is_null() {
-                (self.set_item)(arguments, 0, function);
-                let result = (self.call)(register, arguments);
-                if !result.is_null() {
-                    (self.dec_ref)(result);
-                }
-                (self.dec_ref)(arguments);
-            }
-            (self.dec_ref)(register);
-            true
+        // SAFETY: the caller's promise.
+        let Some(register) = (unsafe { self.atexit_register() }) else { return false };
+        // SAFETY: the caller's promise; the definition stays, and the function returns a new reference.
+        let function = unsafe { self.owned((self.new_function)(definition, null_mut(), null_mut())) };
+        // SAFETY: the caller's promise.
+        if let Some(arguments) = function.and_then(|function| unsafe { self.tuple_of(function) }) {
+            // SAFETY: the caller's promise; the function returns a new reference, which is given back.
+            drop(unsafe { self.owned((self.call)(register.object(), arguments.object())) });
         }
+        true
+    }
+
+    /// A tuple of one item. `None` if there is no memory.
+    ///
+    /// # Safety
+    /// The GIL is held until the result is dropped.
+    unsafe fn tuple_of(&self, item: Owned<'_>) -> Option<Owned<'_>> {
+        // SAFETY: the caller's promise; the function returns a new reference.
+        let tuple = unsafe { self.owned((self.new_tuple)(1)) }?;
+        // SAFETY: the tuple is new, and takes the reference over.
+        unsafe { (self.set_item)(tuple.object(), 0, item.into_object()) };
+        Some(tuple)
     }
 
     /// Calls `call` and puts the error indicator back as it was.
@@ -44,27 +50,34 @@ impl Objects {
         }
     }
 
-    /// `atexit.register`, a new reference. `None` if it cannot be had at this moment.
+    /// `atexit.register`. `None` if it cannot be had at this moment.
     ///
     /// # Safety
-    /// The GIL is held.
-    unsafe fn atexit_register(&self) -> Option<Object> {
-        // SAFETY: the GIL is held; what the dictionary gives is kept by it until the attribute is found.
+    /// The GIL is held until the result is dropped.
+    unsafe fn atexit_register(&self) -> Option<Owned<'_>> {
+        // SAFETY: the caller's promise.
+        let module = match unsafe { self.module(c"atexit") } {
+            Some(module) => module,
+            // SAFETY: the caller's promise.
+            None if unsafe { self.is_importing() } => return None,
+            // SAFETY: the caller's promise; the function returns a new reference.
+            None => unsafe { self.owned((self.import)(c"atexit".as_ptr(), null_mut(), null_mut(), null_mut(), 0)) }?,
+        };
+        // SAFETY: the caller's promise; the module stays, because we have a reference to it.
+        unsafe { self.attribute(module.object(), c"register") }
+    }
+
+    /// What `sys.modules` has under this name. We get a reference of our own: the program's code may run while the object is used, and may take
+    /// it out of `sys.modules`.
+    ///
+    /// # Safety
+    /// The GIL is held until the result is dropped.
+    unsafe fn module(&self, name: &CStr) -> Option<Owned<'_>> {
+        // SAFETY: the caller's promise; the dict keeps the object until other code runs.
         unsafe {
-            let mut module = (self.dict_get)((self.modules)(), c"atexit".as_ptr());
-            if module.is_null() {
-                if self.is_importing() {
-                    return None;
-                }
-                module = (self.import)(c"atexit".as_ptr(), null_mut(), null_mut(), null_mut(), 0);
-                if module.is_null() {
-                    return None;
-                }
-                // `sys.modules` keeps the module.
-                (self.dec_ref)(module);
-            }
-            let register = (self.get_attribute)(module, c"register".as_ptr());
-            (!register.is_null()).then_some(register)
+            let module = (self.dict_get)((self.modules)(), name.as_ptr());
+            (self.inc_ref)(module);
+            self.owned(module)
         }
     }
 
@@ -74,25 +87,21 @@ impl Objects {
     /// # Safety
     /// The GIL is held.
     unsafe fn is_importing(&self) -> bool {
-        // SAFETY: the GIL is held; the frame is kept by who runs it, the others are given back.
-        unsafe {
-            let frame = (self.frame)();
-            if frame.is_null() {
-                return false;
-            }
-            let code = (self.get_attribute)(frame, c"f_code".as_ptr());
-            if code.is_null() {
-                return true;
-            }
-            let file = (self.get_attribute)(code, c"co_filename".as_ptr());
-            (self.dec_ref)(code);
-            if file.is_null() {
-                return true;
-            }
-            let text = (self.text_of)(file);
-            let importing = !text.is_null() && CStr::from_ptr(text).to_bytes().starts_with(b"<frozen importlib");
-            (self.dec_ref)(file);
-            importing
+        // SAFETY: the caller's promise.
+        let frame = unsafe { (self.frame)() };
+        if frame.is_null() {
+            return false;
         }
+        // SAFETY: the caller's promise; the frame stays, because it runs.
+        let code = unsafe { self.attribute(frame, c"f_code") };
+        // SAFETY: the caller's promise.
+        let file = code.and_then(|code| unsafe { self.attribute(code.object(), c"co_filename") });
+        file.is_none_or(|file| {
+            // SAFETY: the caller's promise; the text stays as long as `file`.
+            unsafe {
+                let text = (self.text_of)(file.object());
+                !text.is_null() && CStr::from_ptr(text).to_bytes().starts_with(b"<frozen importlib")
+            }
+        })
     }
 }

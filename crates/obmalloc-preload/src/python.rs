@@ -3,7 +3,7 @@
 use obmalloc::{Allocator, ArenaAllocator, Domain};
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 
 /// The domains' numbers, for functions that exist once a domain.
 pub const RAW: u8 = Domain::Raw as u8;
@@ -42,7 +42,7 @@ macro_rules! interface {
             /// Looks every function up. `None` when one is not there.
             pub fn find() -> Option<Self> {
                 Some(Self { $($field: {
-                    let address = symbol($symbol)?;
+                    let address = $crate::python::symbol($symbol)?;
                     // SAFETY: the function of that name has this signature in every CPython from 3.8 on.
                     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
                 },)* })
@@ -94,6 +94,50 @@ interface! {
         fetch_error = c"PyErr_Fetch": fn(*mut Object, *mut Object, *mut Object);
         restore_error = c"PyErr_Restore": fn(Object, Object, Object);
         clear_error = c"PyErr_Clear": fn();
+    }
+}
+
+/// A reference of our own to an object. It is given back when this is dropped, with the GIL.
+pub struct Owned<'a> {
+    object: Object,
+    python: &'a Objects,
+}
+
+impl Owned<'_> {
+    /// The object, which stays as long as this.
+    pub fn object(&self) -> Object {
+        self.object
+    }
+
+    /// The object, for a caller that passes the reference on.
+    pub fn into_object(self) -> Object {
+        ManuallyDrop::new(self).object
+    }
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `owned` got the reference and the promise that the GIL is held.
+        unsafe { (self.python.dec_ref)(self.object) };
+    }
+}
+
+impl Objects {
+    /// Takes over what a function of CPython's returned; `None` if that is NULL.
+    ///
+    /// # Safety
+    /// `object` is a new reference or NULL. The GIL is held until the result is dropped.
+    pub unsafe fn owned(&self, object: Object) -> Option<Owned<'_>> {
+        (!object.is_null()).then(|| Owned { object, python: self })
+    }
+
+    /// The attribute of an object; `None` if it has none, and then a Python error is set.
+    ///
+    /// # Safety
+    /// The GIL is held until the result is dropped, and the object stays while it is asked.
+    pub unsafe fn attribute(&self, object: Object, name: &CStr) -> Option<Owned<'_>> {
+        // SAFETY: the caller's promise; the function returns a new reference.
+        unsafe { self.owned((self.get_attribute)(object, name.as_ptr())) }
     }
 }
 

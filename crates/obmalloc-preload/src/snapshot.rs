@@ -4,11 +4,14 @@
 //! function with `atexit`, in the main thread. The function registered first runs last, so it sees the memory as the program left it, and
 //! writes CPython's statistics: a replay is compared with them.
 
-use crate::python::{METH_NOARGS, Object, Objects, PyMethodDef, SetOnce, api, symbol};
+use crate::python::{METH_NOARGS, Object, Objects, Owned, PyMethodDef, SetOnce, api, symbol};
 use crate::text::Texts;
 use crate::{hooks, inside, interpreters, marks, python, sink, trim, types};
 use obmalloc::{Allocator, Domain};
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
@@ -89,20 +92,24 @@ unsafe fn register(python: &Objects) -> bool {
     static DEFINITION: PyMethodDef =
         PyMethodDef { name: c"obmalloc_snapshot".as_ptr(), method: at_exit, flags: METH_NOARGS, doc: null() };
 
-    // SAFETY: the GIL is held. References: those kept in AT_EXIT are never given back, `set_item` steals the function.
+    // SAFETY: the caller's promise.
+    if unsafe { look_for_lost_hooks(python) } & (1 << OBJ) != 0 {
+        return true;
+    }
+    // SAFETY: the caller's promise.
+    if !unsafe { marks::watch(python, true) } {
+        sink::say("marks are not seen: sys.audit of this CPython is not what it is elsewhere");
+    }
+    let (Some(none), Some(texts)) = (symbol(c"_Py_NoneStruct"), Texts::find(python)) else { return true };
+    // SAFETY: the caller's promise.
+    let get = |name: &CStr| unsafe { (python.sys_get)(name.as_ptr()) };
+    let (get_allocated_blocks, debug_malloc_stats) = (get(c"getallocatedblocks"), get(c"_debugmallocstats"));
+    if get_allocated_blocks.is_null() || debug_malloc_stats.is_null() {
+        return true;
+    }
+    // SAFETY: the caller's promise. `sys` has kept both so far; our references are never given back. Only the function that is registered
+    // below reads what is set.
     unsafe {
-        if look_for_lost_hooks(python) & (1 << OBJ) != 0 {
-            return true;
-        }
-        if !marks::watch(python, true) {
-            sink::say("marks are not seen: sys.audit of this CPython is not what it is elsewhere");
-        }
-        let (Some(none), Some(texts)) = (symbol(c"_Py_NoneStruct"), Texts::find(python)) else { return true };
-        let get_allocated_blocks = (python.sys_get)(c"getallocatedblocks".as_ptr());
-        let debug_malloc_stats = (python.sys_get)(c"_debugmallocstats".as_ptr());
-        if get_allocated_blocks.is_null() || debug_malloc_stats.is_null() {
-            return true;
-        }
         (python.inc_ref)(get_allocated_blocks);
         (python.inc_ref)(debug_malloc_stats);
         AT_EXIT.set(AtExit { python: *python, texts, get_allocated_blocks, debug_malloc_stats, none });
@@ -112,23 +119,36 @@ unsafe fn register(python: &Objects) -> bool {
 
 /// The function that `atexit` calls.
 unsafe extern "C" fn at_exit(_: *mut c_void, _: *mut c_void) -> Object {
-    // SAFETY: only `register` makes this function known, after it has set what is needed; `atexit` holds the GIL.
-    unsafe {
-        let known = AT_EXIT.get();
-        sink::finalization(|| types::look_anyway(&known.texts));
-        known.python.undisturbed(|| {
-            if look_for_lost_hooks(&known.python) & (1 << OBJ) == 0 {
-                known.note_allocated_blocks();
-                known.note_statistics();
-            }
-        });
+    // SAFETY: only `register` makes this function known, after it has set what is needed.
+    let known = unsafe { AT_EXIT.get() };
+    // A program can find this function and call it before `atexit` does.
+    if !is_taken() {
+        // SAFETY: a caller of a Python function holds the GIL, and is not in the allocator.
+        sink::finalization(|| unsafe { types::look_anyway(&known.texts) });
+        // SAFETY: as above.
+        unsafe { known.python.undisturbed(|| known.note_memory()) };
         TAKEN.store(true, Ordering::Relaxed);
-        (known.python.inc_ref)(known.none);
-        known.none
     }
+    // SAFETY: as above.
+    unsafe { (known.python.inc_ref)(known.none) };
+    known.none
 }
 
 impl AtExit {
+    /// Writes CPython's own numbers, unless the obj domain's calls are not recorded.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    unsafe fn note_memory(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if look_for_lost_hooks(&self.python) & (1 << OBJ) == 0 {
+                self.note_allocated_blocks();
+                self.note_statistics();
+            }
+        }
+    }
+
     /// Writes `sys.getallocatedblocks()`.
     ///
     /// CPython answers 0 if the obj domain's malloc is not its own, so the recorder's hook is taken out during the call. The call makes one
@@ -139,24 +159,21 @@ impl AtExit {
     /// The GIL is held.
     unsafe fn note_allocated_blocks(&self) {
         let python = &self.python;
-        // SAFETY: the GIL is held.
-        unsafe {
-            let (kept, int_size) = python.use_up_free_ints();
-            if let Some(reservation) = sink::reserve_allocated_blocks() {
-                let answer = with_original_obj(|| (python.call)(self.get_allocated_blocks, null_mut()));
-                if !answer.is_null() {
-                    let count = (python.int_as)(answer);
-                    if count > LARGEST_SMALL_INT {
-                        sink::request(true, |block| block.malloc(Domain::Obj, false, int_size as u64, answer as u64));
-                    }
-                    sink::fill_in(reservation, count.max(0) as u64);
-                    (python.dec_ref)(answer);
+        // SAFETY: the caller's promise.
+        let (kept, int_size) = unsafe { python.use_up_free_ints() };
+        if let Some(reservation) = sink::reserve_allocated_blocks() {
+            // SAFETY: the caller's promise; the call frees no object, and returns a new reference.
+            let answer = unsafe { python.owned(with_original_obj(|| (python.call)(self.get_allocated_blocks, null_mut()))) };
+            if let Some(answer) = answer {
+                // SAFETY: the caller's promise.
+                let count = unsafe { (python.int_as)(answer.object()) };
+                if count > LARGEST_SMALL_INT {
+                    sink::request(true, |block| block.malloc(Domain::Obj, false, int_size as u64, answer.object() as u64));
                 }
-            }
-            for &int in &kept {
-                (python.dec_ref)(int);
+                sink::fill_in(reservation, count.max(0) as u64);
             }
         }
+        drop(kept);
     }
 
     /// Writes the pymalloc part of what `sys._debugmallocstats()` prints. The call asks for no memory before it has printed, and other threads
@@ -166,12 +183,9 @@ impl AtExit {
     /// The GIL is held.
     unsafe fn note_statistics(&self) {
         let python = &self.python;
-        // SAFETY: the GIL is held.
-        let text = capture_stderr(|| unsafe {
-            let result = with_original_obj(|| (python.call)(self.debug_malloc_stats, null_mut()));
-            if !result.is_null() {
-                (python.dec_ref)(result);
-            }
+        let text = capture_stderr(|| {
+            // SAFETY: the caller's promise; the call frees no object, and returns a new reference, which is given back.
+            drop(unsafe { python.owned(with_original_obj(|| (python.call)(self.debug_malloc_stats, null_mut()))) });
         });
         let pymalloc = pymalloc_part(&text);
         if !pymalloc.is_empty() {
@@ -205,8 +219,8 @@ impl Objects {
     /// Makes ints until CPython must ask for memory for one. Returns the ints, and the size that CPython asked for.
     ///
     /// # Safety
-    /// The GIL is held.
-    unsafe fn use_up_free_ints(&self) -> (Vec<Object>, usize) {
+    /// The GIL is held until the ints are dropped. This is called once.
+    unsafe fn use_up_free_ints(&self) -> (Vec<Owned<'_>>, usize) {
         static BELOW: SetOnce<Allocator> = SetOnce::new();
         static SIZE: AtomicUsize = AtomicUsize::new(0);
         unsafe extern "C-unwind" fn watched_malloc(ctx: *mut c_void, size: usize) -> *mut c_void {
@@ -219,56 +233,57 @@ impl Objects {
         }
         let mut ints = Vec::with_capacity(FREE_INTS);
         let current = api().allocator(OBJ);
-        // SAFETY: the GIL is held, so no other thread uses the domain or comes here; CPython copies the tables.
+        SIZE.store(0, Ordering::Relaxed);
+        // SAFETY: only `watched_malloc` reads what is set, and it is not in place yet. CPython copies the tables. Threads of other interpreters,
+        // which may be in the domain, find the same `ctx` in both.
         unsafe {
             BELOW.set(current);
-            SIZE.store(0, Ordering::Relaxed);
             (api().set_allocator)(OBJ, &Allocator { malloc: watched_malloc, ..current });
-            while ints.len() < FREE_INTS && SIZE.load(Ordering::Relaxed) == 0 {
-                let int = (self.int_from)(1_000_000);
-                if int.is_null() {
-                    break;
-                }
-                ints.push(int);
-            }
-            (api().set_allocator)(OBJ, &current);
         }
+        while ints.len() < FREE_INTS && SIZE.load(Ordering::Relaxed) == 0 {
+            // SAFETY: the caller's promise; the function returns a new reference.
+            let Some(int) = (unsafe { self.owned((self.int_from)(1_000_000)) }) else { break };
+            ints.push(int);
+        }
+        // SAFETY: as above.
+        unsafe { (api().set_allocator)(OBJ, &current) };
         (ints, SIZE.load(Ordering::Relaxed))
     }
 }
 
 /// Returns what `call` writes to stderr from C.
 fn capture_stderr(call: impl FnOnce()) -> Vec<u8> {
+    let mut text = Vec::new();
+    // SAFETY: makes a file without a path.
+    let file = unsafe { libc::memfd_create(c"obmalloc-statistics".as_ptr(), libc::MFD_CLOEXEC) };
+    if file >= 0 {
+        // SAFETY: the descriptor was made just now.
+        let mut file = unsafe { File::from_raw_fd(file) };
+        if with_stderr_to(&file, call) && file.rewind().is_ok() {
+            let _ = file.read_to_end(&mut text);
+        }
+    }
+    text
+}
+
+/// Calls `call` while C's stderr goes to `file`. Returns `false`, without a call, if that cannot be done.
+fn with_stderr_to(file: &File, call: impl FnOnce()) -> bool {
     unsafe extern "C" {
         static stderr: *mut libc::FILE;
     }
-    let mut text = Vec::new();
-    // SAFETY: descriptor 2 is put back as it was; the buffer is as long as it is said to be.
-    unsafe {
-        let file = libc::memfd_create(c"obmalloc-statistics".as_ptr(), libc::MFD_CLOEXEC);
-        if file < 0 {
-            return text;
-        }
-        libc::fflush(stderr);
-        let saved = libc::fcntl(2, libc::F_DUPFD_CLOEXEC, 3);
-        if libc::dup2(file, 2) == 2 {
-            call();
-            libc::fflush(stderr);
-            if saved >= 0 {
-                libc::dup2(saved, 2);
-            } else {
-                libc::close(2);
-            }
-            text.resize(libc::lseek(file, 0, libc::SEEK_END).max(0) as usize, 0);
-            let length = libc::pread(file, text.as_mut_ptr().cast(), text.len(), 0);
-            text.truncate(length.max(0) as usize);
-        }
-        if saved >= 0 {
-            libc::close(saved);
-        }
-        libc::close(file);
+    // SAFETY: the C library's own stream.
+    let flush = || unsafe { libc::fflush(stderr) };
+    flush();
+    let saved = std::io::stderr().as_fd().try_clone_to_owned();
+    // SAFETY: both are descriptors; what 2 was is put back below.
+    if unsafe { libc::dup2(file.as_raw_fd(), 2) } != 2 {
+        return false;
     }
-    text
+    call();
+    flush();
+    // SAFETY: as above; if there was no descriptor 2, there is none again.
+    unsafe { saved.map_or_else(|_| libc::close(2), |saved| libc::dup2(saved.as_raw_fd(), 2)) };
+    true
 }
 
 /// The text up to and including its last "Total" line: the rest is about the types' free lists. Empty if there is no such line, as when

@@ -99,6 +99,20 @@ fn small_program_without_site_has_statistics_too() {
 }
 
 #[test]
+fn statistics_are_written_once_though_the_program_calls_for_them_too() {
+    let script = "
+import gc
+ours = [found for found in gc.get_objects() if getattr(found, '__name__', '') == 'obmalloc_snapshot']
+assert len(ours) == 1 and ours[0]() is ours[0]() is None
+";
+    for python in pythons() {
+        let trace = Run::of(python, script, &[]).succeeded().trace();
+        let notes = trace.events.iter().filter(|event| matches!(event, Event::Note(Note::Stats(_) | Note::Finalization))).count();
+        assert_eq!(notes, 2, "{}", python.executable.display());
+    }
+}
+
+#[test]
 fn replaced_allocators_are_reported() {
     let debug = ("PYTHONMALLOC", "debug");
     let malloc = ("PYTHONMALLOC", "malloc");

@@ -5,8 +5,10 @@
 mod common;
 
 use common::trim::{RESIDENT, Trimmed, can_be_trimmed};
-use common::{Python, pythons};
+use common::{Python, pythons, recorder};
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const TUPLES: &str = "kept = [(n, n + 1) for n in range(1_000_000)][::1000]\n";
 
@@ -191,6 +193,66 @@ fn programs_end_well_while_they_are_trimmed() {
             }
         }
     }
+}
+
+/// A program that, before CPython runs any code, puts another `atexit` in the place of Python's: one with a `register` that calls its argument
+/// at once; or, given an argument, one that leaves `sys.modules` when it is asked for an attribute.
+const OTHER_ATEXIT: &str = r#"
+#include <Python.h>
+static PyObject *call(PyObject *self, PyObject *function) { return PyObject_CallNoArgs(function); }
+static PyMethodDef definition = {"register", call, METH_O};
+static PyObject *leave(PyObject *self, PyObject *name) {
+    if (Py_REFCNT(self) == 1) abort(); /* It would be gone while it is asked. */
+    PyDict_DelItemString(PyImport_GetModuleDict(), "atexit");
+    PyErr_SetObject(PyExc_AttributeError, name);
+    return NULL;
+}
+static PyType_Slot slots[] = {{Py_tp_getattro, leave}, {0}};
+static PyType_Spec spec = {"leaving", sizeof(PyObject), 0, Py_TPFLAGS_DEFAULT, slots};
+int main(int count, char **arguments) {
+    Py_NoSiteFlag = 1;
+    Py_Initialize();
+    PyObject *other = count == 1 ? PyModule_New("atexit") : PyObject_CallNoArgs(PyType_FromSpec(&spec));
+    if (count == 1) PyObject_SetAttrString(other, "register", PyCFunction_New(&definition, NULL));
+    PyDict_SetItemString(PyImport_GetModuleDict(), "atexit", other);
+    Py_DECREF(other);
+    int status = PyRun_SimpleString("kept = [(n, n + 1) for n in range(100_000)][::1000]");
+    return status != 0 || Py_FinalizeEx() != 0;
+}
+"#;
+
+/// Builds a C program with a CPython in it. `None` where that cannot be done.
+fn embedding(python: &Python, source: &str, directory: &Path) -> Option<(PathBuf, String)> {
+    const ASK: &str = "import sys, sysconfig as s; print(s.get_config_var('LIBDIR'), s.get_config_var('LDVERSION'), \
+                       s.get_path('include'), sys.base_prefix, sep='\\n')";
+    let output = Command::new(&python.executable).args(["-c", ASK]).output().expect("the interpreter starts");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let [libraries, name, headers, home] = text.lines().collect::<Vec<_>>()[..] else { return None };
+    let (file, program) = (directory.join("program.c"), directory.join(format!("program-{}", python.minor)));
+    std::fs::write(&file, source).expect("writable");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-w", "-rdynamic", "-I", headers, "-o"]).args([&program, &file]);
+    compiler.args([&format!("-L{libraries}"), &format!("-Wl,-rpath,{libraries}"), &format!("-lpython{name}")]);
+    compiler.output().is_ok_and(|output| output.status.success()).then(|| (program, home.to_owned()))
+}
+
+#[test]
+fn program_with_another_atexit_is_trimmed_or_not_and_ends_well() {
+    let directory = std::env::temp_dir().join(format!("obmalloc-trim-atexit-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a temporary directory");
+    for python in able() {
+        let Some((program, home)) = embedding(python, OTHER_ATEXIT, &directory) else {
+            eprintln!("skipped: no C compiler, or no library of 3.{}", python.minor);
+            continue;
+        };
+        for arguments in [&[][..], &["leaves"]] {
+            let mut command = Command::new(&program);
+            command.args(arguments).env("LD_PRELOAD", recorder()).env("PYTHONHOME", &home).env("OBMALLOC_TRIM", "every=20ms");
+            let output = command.output().expect("the program starts");
+            assert!(output.status.success(), "3.{}, {arguments:?}: {output:?}", python.minor);
+        }
+    }
+    let _ = std::fs::remove_dir_all(&directory);
 }
 
 #[test]

@@ -198,25 +198,31 @@ pub unsafe fn begin(python: &Objects) -> bool {
     if MODE.load(Ordering::SeqCst) != WAITING {
         return true;
     }
-    // SAFETY: the caller's promise.
+    let (Some(gil), Some(none)) = (Gil::find(), symbol(c"_Py_NoneStruct")) else { return true };
+    // SAFETY: only the function that is registered below reads them, and what is done once this is on.
     unsafe {
-        let (Some(gil), Some(none)) = (Gil::find(), symbol(c"_Py_NoneStruct")) else { return true };
-        if !python.call_at_exit(&AT_EXIT) {
-            return false;
-        }
         NONE.set((*python, none));
         GIL.set(gil);
-        if let Err(reason) = pools::check(python) {
-            let _ = REASON.set(reason.to_owned());
-            MODE.store(OFF, Ordering::SeqCst);
-            return true;
-        }
-        MODE.store(ON, Ordering::SeqCst);
-        if !marks::watch(python, false) {
-            counts::say(format_args!(
-                "sys.audit(\"obmalloc.trim\") is not seen: sys.audit of this CPython is not what it is elsewhere"
-            ));
-        }
+    }
+    // SAFETY: the caller's promise.
+    if !unsafe { python.call_at_exit(&AT_EXIT) } {
+        return false;
+    }
+    // SAFETY: the caller's promise.
+    if let Err(reason) = unsafe { pools::check(python) } {
+        let _ = REASON.set(reason.to_owned());
+        MODE.store(OFF, Ordering::SeqCst);
+        return true;
+    }
+    // The program may have replaced `atexit.register` with a function that calls ours at once: then it is over.
+    if MODE.compare_exchange(WAITING, ON, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+        return true;
+    }
+    // SAFETY: the caller's promise.
+    if !unsafe { marks::watch(python, false) } {
+        counts::say(format_args!(
+            "sys.audit(\"obmalloc.trim\") is not seen: sys.audit of this CPython is not what it is elsewhere"
+        ));
     }
     watcher::begin_if_needed();
     true
