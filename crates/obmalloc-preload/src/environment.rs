@@ -162,21 +162,29 @@ mod interposed {
     /// As the C library's function.
     #[unsafe(no_mangle)]
     unsafe extern "C" fn getenv(name: *const c_char) -> *mut c_char {
-        // SAFETY: the caller's promise: a string, and an environment that nothing changes meanwhile, which ends with null.
-        unsafe {
-            let name = CStr::from_ptr(name).to_bytes();
-            if HIDDEN.load(Ordering::Relaxed) && name == b"PYTHONMALLOC" {
-                return null_mut();
-            }
-            let mut at = environ;
-            while !at.is_null() && !(*at).is_null() {
-                if let Some([b'=', value @ ..]) = CStr::from_ptr(*at).to_bytes().strip_prefix(name) {
-                    return value.as_ptr().cast_mut().cast();
-                }
-                at = at.add(1);
-            }
-            null_mut()
+        // SAFETY: the caller's promise: a string.
+        let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+        if HIDDEN.load(Ordering::Relaxed) && name == b"PYTHONMALLOC" {
+            return null_mut();
         }
+        // SAFETY: the caller's promise: an environment, which nothing changes meanwhile.
+        let mut variables = unsafe { strings(environ) };
+        let value = variables.find_map(|variable| variable.to_bytes_with_nul().strip_prefix(name)?.strip_prefix(b"="));
+        value.map_or(null_mut(), |value| value.as_ptr().cast_mut().cast())
+    }
+
+    /// The strings of an array that ends with null; none if there is no array.
+    ///
+    /// # Safety
+    /// `array` is null or such an array, and nothing changes it while the result is used.
+    unsafe fn strings<'a>(array: *const *const c_char) -> impl Iterator<Item = &'a CStr> {
+        let count = if array.is_null() { 0 } else { usize::MAX };
+        (0..count).map_while(move |at| {
+            // SAFETY: the caller's promise: no string before this one was the array's null.
+            let string = unsafe { *array.add(at) };
+            // SAFETY: the caller's promise.
+            (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) })
+        })
     }
 
     /// `setlocale`, which is what CPython calls next when it has chosen its allocators, before it asks for any memory.

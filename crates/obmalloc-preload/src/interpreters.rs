@@ -1,8 +1,9 @@
 //! Tells which interpreter a call belongs to. From 3.12 on, an interpreter that does not share the main one's allocator has its own arenas,
 //! pools and lock, so that calls of mem and obj come from several threads at once.
 
-use crate::python::{SetOnce, symbol};
-use std::ffi::{CStr, c_int, c_ulong, c_void};
+use crate::python::{SetOnce, interface, symbol};
+use std::ffi::{c_int, c_ulong, c_void};
+use std::mem::transmute;
 
 /// `PyInterpreterState *`
 type Interpreter = *mut c_void;
@@ -17,20 +18,30 @@ struct Config {
     others: [c_int; 31],
 }
 
+type HasFeature = unsafe extern "C" fn(Interpreter, c_ulong) -> c_int;
+type ReadConfig = unsafe extern "C" fn(*mut Config, Interpreter) -> c_int;
+
 /// How a release tells whether an interpreter uses the main one's allocator.
 #[derive(Clone, Copy)]
 enum Asking {
     /// `_PyInterpreterState_HasFeature`: 3.12.
-    Feature(unsafe extern "C" fn(Interpreter, c_ulong) -> c_int),
+    Feature(HasFeature),
     /// `_PyInterpreterConfig_InitFromState`: 3.13 and later.
-    Config(unsafe extern "C" fn(*mut Config, Interpreter) -> c_int),
+    Config(ReadConfig),
+}
+
+interface! {
+    /// What tells an interpreter.
+    Functions {
+        of_thread = c"PyThreadState_GetInterpreter": fn(*mut c_void) -> Interpreter;
+        main = c"PyInterpreterState_Main": fn() -> Interpreter;
+        id = c"PyInterpreterState_GetID": fn(Interpreter) -> i64;
+    }
 }
 
 struct Interface {
     thread: unsafe extern "C" fn() -> *mut c_void,
-    of_thread: unsafe extern "C" fn(*mut c_void) -> Interpreter,
-    main: unsafe extern "C" fn() -> Interpreter,
-    id: unsafe extern "C" fn(Interpreter) -> i64,
+    functions: Functions,
     asking: Asking,
 }
 
@@ -38,29 +49,17 @@ static INTERFACE: SetOnce<Option<Interface>> = SetOnce::new();
 
 /// Looks up the functions that [`present`] needs. Releases before 3.12 have none of them, and one allocator for all interpreters.
 pub fn set_up() {
-    /// # Safety
-    /// `F` is the type of a function of that name.
-    unsafe fn function<F: Copy>(names: &[&CStr]) -> Option<F> {
-        const { assert!(size_of::<F>() == size_of::<*mut c_void>(), "a function pointer") };
-        let address = names.iter().find_map(|name| symbol(name))?;
-        // SAFETY: the caller's promise.
-        Some(unsafe { std::mem::transmute_copy(&address) })
-    }
-    // SAFETY: these functions have these types in every CPython that has them. Called once, before the hooks are installed.
-    unsafe {
-        let asking = function(&[c"_PyInterpreterState_HasFeature"])
-            .map(Asking::Feature)
-            .or_else(|| function(&[c"_PyInterpreterConfig_InitFromState"]).map(Asking::Config));
-        let found = || {
-            Some(Interface {
-                thread: function(&[c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"])?,
-                of_thread: function(&[c"PyThreadState_GetInterpreter"])?,
-                main: function(&[c"PyInterpreterState_Main"])?,
-                id: function(&[c"PyInterpreterState_GetID"])?,
-                asking: asking?,
-            })
-        };
-        INTERFACE.set(found());
+    // SAFETY: called once, before the hooks are installed.
+    unsafe { INTERFACE.set(Interface::find()) };
+}
+
+impl Interface {
+    fn find() -> Option<Self> {
+        let names = [c"PyThreadState_GetUnchecked", c"_PyThreadState_UncheckedGet"];
+        let thread = names.into_iter().find_map(symbol)?;
+        // SAFETY: a function of either name has this type.
+        let thread = unsafe { transmute::<*mut c_void, unsafe extern "C" fn() -> *mut c_void>(thread) };
+        Some(Self { thread, functions: Functions::find()?, asking: Asking::find()? })
     }
 }
 
@@ -74,15 +73,24 @@ pub fn present() -> u64 {
         if thread.is_null() {
             return 0;
         }
-        let interpreter = (interface.of_thread)(thread);
-        if interpreter == (interface.main)() || interface.asking.shares(interpreter) {
+        let interpreter = (interface.functions.of_thread)(thread);
+        if interpreter == (interface.functions.main)() || interface.asking.shares(interpreter) {
             return 0;
         }
-        (interface.id)(interpreter).try_into().unwrap_or(0)
+        (interface.functions.id)(interpreter).try_into().unwrap_or(0)
     }
 }
 
 impl Asking {
+    fn find() -> Option<Self> {
+        // SAFETY: the function of that name has this type.
+        let feature = |found| Self::Feature(unsafe { transmute::<*mut c_void, HasFeature>(found) });
+        // SAFETY: as above.
+        let config = |found| Self::Config(unsafe { transmute::<*mut c_void, ReadConfig>(found) });
+        let has_feature = symbol(c"_PyInterpreterState_HasFeature").map(feature);
+        has_feature.or_else(|| symbol(c"_PyInterpreterConfig_InitFromState").map(config))
+    }
+
     /// # Safety
     /// The interpreter runs in this thread.
     unsafe fn shares(self, interpreter: Interpreter) -> bool {

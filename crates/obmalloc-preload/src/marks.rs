@@ -49,23 +49,23 @@ pub unsafe fn watch(python: &Objects, records: bool) -> bool {
 /// As of [`watch`].
 unsafe fn take_place(python: &Objects) -> Option<()> {
     let (function_type, texts) = (symbol(c"PyCFunction_Type")?, Texts::find(python)?);
-    // SAFETY: as of `watch`; memory is checked before it is used as what it should be.
-    unsafe {
-        let function = (python.sys_get)(c"audit".as_ptr());
-        if function.is_null() || type_of(function) != function_type {
-            return None;
-        }
-        let definition = read(function.byte_add(DEFINITION).cast::<*mut PyMethodDef>());
-        if definition.is_null() || (*definition).flags != METH_FASTCALL {
-            return None;
-        }
-        // SAFETY: METH_FASTCALL says that the function has this type; both are pointers.
-        let audit = std::mem::transmute::<unsafe extern "C" fn(Object, Object) -> Object, Audit>((*definition).method);
-        // Set before our function can be called, which reads it.
-        KNOWN.set(Known { audit, texts });
-        let ours = audited as Audit as usize;
-        write_word((&raw mut (*definition).method).addr(), ours)?;
+    // SAFETY: as of `watch`.
+    let function = unsafe { (python.sys_get)(c"audit".as_ptr()) };
+    // SAFETY: an object, which `sys` keeps.
+    if function.is_null() || unsafe { type_of(function) } != function_type {
+        return None;
     }
+    // SAFETY: a built-in function has its definition there.
+    let definition = unsafe { read(function.byte_add(DEFINITION).cast::<*mut PyMethodDef>()) };
+    // SAFETY: a built-in function's definition lives as long as the function.
+    let method = unsafe { definition.as_ref() }.filter(|definition| definition.flags == METH_FASTCALL)?.method;
+    // SAFETY: METH_FASTCALL says that the function has this type; both are pointers.
+    let audit = unsafe { std::mem::transmute::<unsafe extern "C" fn(Object, Object) -> Object, Audit>(method) };
+    // SAFETY: only our function reads it, and is not in place yet.
+    unsafe { KNOWN.set(Known { audit, texts }) };
+    // SAFETY: the definition is there, as above.
+    let place = unsafe { &raw mut (*definition).method };
+    write_word(place.addr(), audited as Audit as usize)?;
     IS_SET.store(true, Ordering::Relaxed);
     Some(())
 }

@@ -43,13 +43,15 @@ macro_rules! interface {
             pub fn find() -> Option<Self> {
                 Some(Self { $($field: {
                     let address = $crate::python::symbol($symbol)?;
-                    // SAFETY: the function of that name has this signature in every CPython from 3.8 on.
+                    // SAFETY: the function of that name has this signature in every CPython from 3.8 on that has it.
                     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
                 },)* })
             }
         }
     };
 }
+
+pub(crate) use interface;
 
 interface! {
     /// The functions that recording needs.

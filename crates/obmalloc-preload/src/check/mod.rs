@@ -121,18 +121,17 @@ fn look() {
 fn lost() -> Vec<&'static str> {
     let api = python::api();
     let mut lost = Vec::new();
-    // SAFETY: raw may be called at any time; the others with the GIL. The blocks are freed.
-    unsafe {
-        if !hooks::is_in_place(0) && !hooks::reached_by(0, api.raw_malloc, api.raw_free) {
-            lost.push("raw");
-        }
-        let objects = Objects::find().filter(|_| site::has_gil());
-        let tries =
-            [("mem", objects.map(|of| (of.mem_malloc, of.mem_free))), ("obj", objects.map(|of| (of.obj_malloc, of.obj_free)))];
-        for (number, (name, functions)) in (1..).zip(tries) {
-            if !hooks::is_in_place(number) && !functions.is_some_and(|(malloc, free)| hooks::reached_by(number, malloc, free)) {
-                lost.push(name);
-            }
+    let objects = Objects::find().filter(|_| site::has_gil());
+    let tries = [
+        ("raw", Some((api.raw_malloc, api.raw_free))),
+        ("mem", objects.map(|of| (of.mem_malloc, of.mem_free))),
+        ("obj", objects.map(|of| (of.obj_malloc, of.obj_free))),
+    ];
+    for (number, (name, functions)) in (0..).zip(tries) {
+        // SAFETY: both are of that domain; raw's may be called at any time, and the others' are only there if the GIL is held.
+        let is_reached = || functions.is_some_and(|(malloc, free)| unsafe { hooks::reached_by(number, malloc, free) });
+        if !hooks::is_in_place(number) && !is_reached() {
+            lost.push(name);
         }
     }
     if !malloc::is_watched() {

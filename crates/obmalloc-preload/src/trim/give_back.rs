@@ -277,29 +277,33 @@ mod tests {
     #[test]
     fn slice_without_time_gives_a_few_pools_and_the_next_one_goes_on() {
         let layout = Layout::from_size_align(64 * POOL_SIZE, POOL_SIZE).expect("a layout");
-        // SAFETY: the memory is this test's. It is used as pools and nothing else.
-        unsafe {
-            let memory = alloc_zeroed(layout);
-            let arena = Arena::new(memory.expose_provenance(), 64 * POOL_SIZE, 0);
-            let empty = |number: usize| (arena.pool(number) as *mut Header).write(Header::of_empty(arena.pool(number)));
-            (0..64).for_each(empty);
-            let forgotten = || {
-                let is_forgotten = |&number: &usize| {
-                    Header::read(arena.pool(number)).state(arena.pool(number)) == State::Forgotten && arena.given.has(number)
-                };
-                (0..64).filter(is_forgotten).count()
-            };
-            let mut batch = Batch::new();
-            for slice in 1..=4 {
-                assert!(!of_arena(&arena, Which::All, &mut batch, || true));
-                assert_eq!(forgotten(), MOST_RANGES * slice);
-            }
-            assert!(of_arena(&arena, Which::All, &mut batch, || true));
-            // With time, in one slice.
-            (0..64).for_each(empty);
-            assert!(of_arena(&arena, Which::All, &mut batch, || false));
-            assert_eq!(forgotten(), 64);
-            dealloc(memory, layout);
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let arena = Arena::new(memory.expose_provenance(), 64 * POOL_SIZE, 0);
+        let empty = |number: usize| {
+            // SAFETY: the pool lies in this test's memory.
+            unsafe { (arena.pool(number) as *mut Header).write(Header::of_empty(arena.pool(number))) };
+        };
+        let is_forgotten = |&number: &usize| {
+            // SAFETY: as above.
+            let header = unsafe { Header::read(arena.pool(number)) };
+            header.state(arena.pool(number)) == State::Forgotten && arena.given.has(number)
+        };
+        let forgotten = || (0..64).filter(is_forgotten).count();
+        let mut batch = Batch::new();
+        // SAFETY: nothing but this test uses the pools.
+        let mut slice = |is_over: bool| unsafe { of_arena(&arena, Which::All, &mut batch, || is_over) };
+        (0..64).for_each(empty);
+        for number in 1..=4 {
+            assert!(!slice(true));
+            assert_eq!(forgotten(), MOST_RANGES * number);
         }
+        assert!(slice(true));
+        // With time, in one slice.
+        (0..64).for_each(empty);
+        assert!(slice(false));
+        assert_eq!(forgotten(), 64);
+        // SAFETY: allocated above with this layout.
+        unsafe { dealloc(memory, layout) };
     }
 }

@@ -133,23 +133,47 @@ fn pool_of(block: *mut c_void) -> usize {
     block.addr() & !(POOL_SIZE - 1)
 }
 
-/// The header of the pool that a block of `size` bytes must lie in.
-///
-/// # Safety
-/// `block` is an allocated block.
-unsafe fn header_of(block: *mut c_void, size: u32) -> Result<Header, &'static str> {
-    if !arenas::has_pool(pool_of(block)) {
-        return Err("a small block does not lie in an arena");
+/// A block of the obj domain. It is freed when this is dropped, with the GIL.
+struct Block<'a> {
+    address: *mut c_void,
+    size: u32,
+    python: &'a Objects,
+}
+
+impl Drop for Block<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `new` has allocated it, and got the promise that the GIL is held.
+        unsafe { (self.python.obj_free)(self.address) };
     }
-    // SAFETY: the pool lies in an arena, which stays while it has a block.
-    let header = unsafe { Header::read(pool_of(block)) };
-    if header.state(pool_of(block)) != State::Used || header.size() != size {
-        return Err("a pool's header is not laid out as expected");
+}
+
+impl<'a> Block<'a> {
+    /// `None` if there is no memory.
+    ///
+    /// # Safety
+    /// The GIL is held until the block is dropped.
+    unsafe fn new(python: &'a Objects, size: u32) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        let address = unsafe { (python.obj_malloc)(size as usize) };
+        (!address.is_null()).then(|| Self { address, size, python })
     }
-    if (block.addr() - pool_of(block)) as u32 % size != HEADER % size {
-        return Err("a block does not lie where its pool's header has it");
+
+    /// The header of the pool that the block must lie in.
+    fn header(&self) -> Result<Header, &'static str> {
+        let pool = pool_of(self.address);
+        if !arenas::has_pool(pool) {
+            return Err("a small block does not lie in an arena");
+        }
+        // SAFETY: the pool lies in an arena, which stays while it has a block.
+        let header = unsafe { Header::read(pool) };
+        if header.state(pool) != State::Used || header.size() != self.size {
+            return Err("a pool's header is not laid out as expected");
+        }
+        if (self.address.addr() - pool) as u32 % self.size != HEADER % self.size {
+            return Err("a block does not lie where its pool's header has it");
+        }
+        Ok(header)
     }
-    Ok(header)
 }
 
 /// Allocates two blocks and frees the second: its pool's header must show that.
@@ -157,24 +181,19 @@ unsafe fn header_of(block: *mut c_void, size: u32) -> Result<Header, &'static st
 /// # Safety
 /// The GIL is held.
 unsafe fn check_two(python: &Objects, size: u32) -> Result<(), &'static str> {
-    // SAFETY: the GIL is held; each block is freed once. The first block keeps the pool.
-    unsafe {
-        let [first, second] = [0; 2].map(|_| (python.obj_malloc)(size as usize));
-        if first.is_null() || second.is_null() {
-            return Err("there is no memory");
-        }
-        let before = header_of(second, size);
-        let are_together = pool_of(first) == pool_of(second);
-        (python.obj_free)(second);
-        let result = before.and_then(|before| {
-            let after = if are_together { header_of(first, size)? } else { return Ok(()) };
-            let linked = read_volatile(second.cast::<usize>());
-            let is_expected = after.count + 1 == before.count && after.free_block == second.addr() && linked == before.free_block;
-            if is_expected { Ok(()) } else { Err("a freed block does not change its pool's header as expected") }
-        });
-        (python.obj_free)(first);
-        result
+    // SAFETY: the caller's promise.
+    let blocks = [0; 2].map(|_| unsafe { Block::new(python, size) });
+    let [Some(first), Some(second)] = blocks else { return Err("there is no memory") };
+    let (before, freed) = (second.header()?, second.address);
+    drop(second);
+    if pool_of(first.address) != pool_of(freed) {
+        return Ok(());
     }
+    let after = first.header()?;
+    // SAFETY: the first block keeps the pool, and the second had room for a word.
+    let linked = unsafe { read_volatile(freed.cast::<usize>()) };
+    let is_expected = after.count + 1 == before.count && after.free_block == freed.addr() && linked == before.free_block;
+    if is_expected { Ok(()) } else { Err("a freed block does not change its pool's header as expected") }
 }
 
 /// Allocates blocks until one is alone in its pool, and frees that one: its pool must be empty.
@@ -182,42 +201,27 @@ unsafe fn check_two(python: &Objects, size: u32) -> Result<(), &'static str> {
 /// # Safety
 /// The GIL is held.
 unsafe fn check_emptied(python: &Objects, size: u32) -> Result<(), &'static str> {
-    let mut blocks = [std::ptr::null_mut(); MOST_BLOCKS];
-    let mut count = 0;
-    let mut result = Err("no block comes to lie alone in its pool");
-    // SAFETY: the GIL is held; each block is freed once. A pool's header is read only while its arena exists.
-    unsafe {
-        while count < MOST_BLOCKS {
-            let block = (python.obj_malloc)(size as usize);
-            if block.is_null() {
-                break;
-            }
-            match header_of(block, size) {
-                Ok(header) if header.count == 1 => {
-                    (python.obj_free)(block);
-                    let pool = pool_of(block);
-                    let after = if arenas::has_pool(pool) { Some(Header::read(pool)) } else { None };
-                    let is_expected = after.is_none_or(|after| {
-                        after.state(pool) == State::Empty && after.size() == size && after.free_block == block.addr()
-                    });
-                    result = if is_expected { Ok(()) } else { Err("an empty pool's header is not laid out as expected") };
-                    break;
-                }
-                Ok(_) => {}
-                Err(unexpected) => {
-                    (python.obj_free)(block);
-                    result = Err(unexpected);
-                    break;
-                }
-            }
-            blocks[count] = block;
-            count += 1;
+    let mut blocks = [const { None }; MOST_BLOCKS];
+    for place in &mut blocks {
+        // SAFETY: the caller's promise.
+        let Some(block) = (unsafe { Block::new(python, size) }) else { break };
+        if block.header()?.count == 1 {
+            return check_last(block);
         }
-        for &block in &blocks[..count] {
-            (python.obj_free)(block);
-        }
+        *place = Some(block);
     }
-    result
+    Err("no block comes to lie alone in its pool")
+}
+
+/// Frees a block that is alone in its pool.
+fn check_last(block: Block<'_>) -> Result<(), &'static str> {
+    let (address, size, pool) = (block.address, block.size, pool_of(block.address));
+    drop(block);
+    // SAFETY: the arena is there, and stays while the GIL is held: (2) of `arenas`.
+    let after = arenas::has_pool(pool).then(|| unsafe { Header::read(pool) });
+    let is_expected =
+        after.is_none_or(|after| after.state(pool) == State::Empty && after.size() == size && after.free_block == address.addr());
+    if is_expected { Ok(()) } else { Err("an empty pool's header is not laid out as expected") }
 }
 
 #[cfg(test)]

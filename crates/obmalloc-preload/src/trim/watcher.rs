@@ -76,30 +76,44 @@ fn begin() {
         return;
     }
     STOP.store(0, SeqCst);
-    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    let (mut all, mut before) = (MaybeUninit::<libc::sigset_t>::uninit(), MaybeUninit::<libc::sigset_t>::uninit());
-    // The new thread inherits this thread's signal mask. Its function may unwind, but only through `pthread_exit`.
-    // SAFETY: the structures are filled before they are used; the mask is put back.
-    let begun = unsafe {
-        libc::pthread_attr_init(attributes.as_mut_ptr());
-        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_SIZE);
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-        let run = std::mem::transmute::<
-            unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void,
-            extern "C" fn(*mut c_void) -> *mut c_void,
-        >(run);
-        let begun = libc::pthread_create((*HANDLE.0.get()).as_mut_ptr(), attributes.as_ptr(), run, null_mut());
-        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), null_mut());
-        libc::pthread_attr_destroy(attributes.as_mut_ptr());
-        begun == 0
-    };
-    if begun {
+    if without_signals(create) {
         // The thread may have ended by now.
         let _ = THREAD.compare_exchange(BEGINNING, PRESENT, SeqCst, SeqCst);
     } else {
         THREAD.store(ABSENT, SeqCst);
     }
+}
+
+/// Creates the thread. Only for the thread that has taken [`THREAD`] from [`ABSENT`] to [`BEGINNING`].
+fn create() -> bool {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: the attributes are filled before they are used, and only this thread writes the handle. `run` may unwind, but only through
+    // `pthread_exit`.
+    unsafe {
+        libc::pthread_attr_init(attributes.as_mut_ptr());
+        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_SIZE);
+        let run = std::mem::transmute::<Unwinding, extern "C" fn(*mut c_void) -> *mut c_void>(run);
+        let begun = libc::pthread_create((*HANDLE.0.get()).as_mut_ptr(), attributes.as_ptr(), run, null_mut());
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        begun == 0
+    }
+}
+
+/// A thread's function that may unwind.
+type Unwinding = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+
+/// Calls `call` with all signals blocked in this thread. A thread that it creates inherits that.
+fn without_signals<T>(call: impl FnOnce() -> T) -> T {
+    let (mut all, mut before) = (MaybeUninit::<libc::sigset_t>::uninit(), MaybeUninit::<libc::sigset_t>::uninit());
+    // SAFETY: fills the first set, and then the second.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    let result = call();
+    // SAFETY: filled above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), null_mut()) };
+    result
 }
 
 /// Joins the thread if it has ended.

@@ -13,7 +13,6 @@ use crate::stacks::Out;
 use crate::table::{Table, key};
 use crate::text::Texts;
 use std::ffi::{c_int, c_void};
-use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
 
 /// Binary logarithms of the distance of two addresses at which objects can be, and of the bytes of a chunk, a part of the address space.
@@ -191,23 +190,27 @@ impl<'a> Found<'a> {
     /// # Safety
     /// As of [`follow`](Self::follow).
     unsafe fn expand(&mut self, object: usize) {
-        // SAFETY: the caller's promise. `tp_traverse` calls its visitor with objects and with the argument for it; an object of a type with
-        // that flag is a dict, and nothing changes it meanwhile.
+        // SAFETY: the caller's promise: an object has a type.
+        let kind = unsafe { word(object + 8) };
+        if kind == self.known.code {
+            // SAFETY: the caller's promise.
+            return unsafe { self.note_members(object, word(kind + MEMBERS)) };
+        }
+        // SAFETY: as above.
+        if unsafe { word(kind + FLAGS) } & IS_DICT != 0 {
+            // SAFETY: an object of a type with this flag is a dict, and nothing changes it meanwhile.
+            for (key, value) in unsafe { self.known.dicts.pairs(object as Object) } {
+                for object in [key, value] {
+                    // SAFETY: a dict's keys and values are objects.
+                    unsafe { self.note(object as usize) };
+                }
+            }
+            if kind == self.known.dict {
+                return;
+            }
+        }
+        // SAFETY: as above. A type's `tp_traverse` calls its visitor with objects and with the argument for it.
         unsafe {
-            let kind = word(object + 8);
-            if kind == self.known.code {
-                return self.note_members(object, word(kind + MEMBERS));
-            }
-            if word(kind + FLAGS) & IS_DICT != 0 {
-                let (mut at, mut key, mut value) = (0, null_mut(), null_mut());
-                while (self.known.dict_next)(object as Object, &raw mut at, &raw mut key, &raw mut value) != 0 {
-                    self.note(key as usize);
-                    self.note(value as usize);
-                }
-                if kind == self.known.dict {
-                    return;
-                }
-            }
             if let Some(traverse) = std::mem::transmute::<usize, Option<Traverse>>(word(kind + TRAVERSE)) {
                 traverse(object as Object, visit, std::ptr::from_mut(self).cast());
             }
@@ -307,7 +310,7 @@ impl<'a> Found<'a> {
         out.room(0)?.types();
         for &kind in &self.kind_addresses[..self.kind_count] {
             // SAFETY: (1) its type lives, too.
-            let name = unsafe { self.known.names.of(kind as usize, self.texts, self.known.dict_next) };
+            let name = unsafe { self.known.names.of(kind as usize, self.texts, self.known.dicts) };
             out.room(MOST_NAME)?.type_name(name.bytes());
         }
         for chunk in 0..self.chunk_count {

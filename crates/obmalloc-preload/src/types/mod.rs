@@ -37,6 +37,7 @@ pub use found::Found;
 use lists::Root;
 use names::Names;
 use std::ffi::{CStr, c_int};
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Returns whether types are wanted: 1.
@@ -63,13 +64,39 @@ const GC_HEAD: usize = 16;
 const WORDS_BEFORE: usize = 16;
 
 /// `PyDict_Next`
-type DictNext = unsafe extern "C" fn(Object, *mut isize, *mut Object, *mut Object) -> c_int;
+type Next = unsafe extern "C" fn(Object, *mut isize, *mut Object, *mut Object) -> c_int;
+
+/// Reads dicts.
+#[derive(Clone, Copy)]
+struct Dicts(Next);
+
+impl Dicts {
+    /// `None` if this CPython does not export what is needed.
+    fn find() -> Option<Self> {
+        // SAFETY: the function of that name has this type.
+        symbol(c"PyDict_Next").map(|next| Self(unsafe { std::mem::transmute::<Object, Next>(next) }))
+    }
+
+    /// The keys and values of a dict.
+    ///
+    /// # Safety
+    /// `dict` is a dict. The GIL is held, and nothing changes the dict while the result is used.
+    unsafe fn pairs(self, dict: Object) -> impl Iterator<Item = (Object, Object)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (mut key, mut value) = (null_mut(), null_mut());
+            // SAFETY: the caller's promise.
+            let is_there = unsafe { (self.0)(dict, &raw mut at, &raw mut key, &raw mut value) } != 0;
+            is_there.then_some((key, value))
+        })
+    }
+}
 
 /// What CPython must export.
 struct Known {
     root: Root,
     names: Names,
-    dict_next: DictNext,
+    dicts: Dicts,
     /// Addresses of types.
     dict: usize,
     frozenset: usize,
@@ -123,8 +150,7 @@ impl Known {
         Some(Self {
             root: Root::find(minor)?,
             names: Names::find(minor)?,
-            // SAFETY: the function of that name.
-            dict_next: unsafe { std::mem::transmute::<Object, DictNext>(symbol(c"PyDict_Next")?) },
+            dicts: Dicts::find()?,
             dict: address(c"PyDict_Type")?,
             frozenset: address(c"PyFrozenSet_Type")?,
             code: address(c"PyCode_Type")?,

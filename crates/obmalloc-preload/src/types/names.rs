@@ -1,10 +1,9 @@
 //! The name of a type: `module.qualname`, as the type object has it.
 
-use super::{DICT, DictNext, FLAGS, HEAP_TYPE, NAME, word};
+use super::{DICT, Dicts, FLAGS, HEAP_TYPE, NAME, word};
 use crate::python::{Object, symbol};
 use crate::text::{MOST_BYTES, Text, Texts};
 use std::ffi::{CStr, c_char};
-use std::ptr::null_mut;
 
 /// The most bytes of a name.
 pub const MOST_NAME: usize = 2 * MOST_BYTES + 1;
@@ -56,41 +55,37 @@ impl Names {
     ///
     /// # Safety
     /// `kind` is a type object, and the GIL is held.
-    pub unsafe fn of(self, kind: usize, texts: &Texts, dict_next: DictNext) -> Name {
+    pub unsafe fn of(self, kind: usize, texts: &Texts, dicts: Dicts) -> Name {
         let mut name = Name { bytes: [0; MOST_NAME], length: 0 };
-        // SAFETY: the caller's promise. The name of a type that C code made is in memory that stays; it includes the module.
-        unsafe {
-            if word(kind + FLAGS) & HEAP_TYPE == 0 {
-                let text = CStr::from_ptr(word(kind + NAME) as *const c_char);
-                name.put(text.to_bytes());
-                return name;
-            }
-            let Some(qualified) = self.qualified(kind, texts) else { return name };
-            if let Some(module) = module(kind, texts, dict_next).filter(|module| !module.is("builtins")) {
-                name.put(module.as_str().as_bytes());
-                name.put(b".");
-            }
-            name.put(qualified.as_str().as_bytes());
+        // SAFETY: the caller's promise.
+        if unsafe { word(kind + FLAGS) } & HEAP_TYPE == 0 {
+            // SAFETY: the name of a type that C code made is in memory that stays; it includes the module.
+            name.put(unsafe { CStr::from_ptr(word(kind + NAME) as *const c_char) }.to_bytes());
+            return name;
         }
+        // SAFETY: the caller's promise, for a type that Python code made.
+        let Some(qualified) = (unsafe { self.qualified(kind, texts) }) else { return name };
+        // SAFETY: as above.
+        let module = unsafe { module(kind, texts, dicts) };
+        if let Some(module) = module.filter(|module| !module.is("builtins")) {
+            name.put(module.as_str().as_bytes());
+            name.put(b".");
+        }
+        name.put(qualified.as_str().as_bytes());
         name
     }
 
     /// # Safety
     /// As of [`of`](Self::of), for a type that has one.
     unsafe fn qualified(self, kind: usize, texts: &Texts) -> Option<Text> {
-        // SAFETY: the caller's promise. The type refers to its name, so the reference given back here is not the last one.
-        unsafe {
-            match self {
-                Self::At(offset) => texts.of(word(kind + offset) as Object),
-                Self::Asked(ask) => {
-                    let object = ask(kind as Object);
-                    if object.is_null() {
-                        return None;
-                    }
-                    let text = texts.of(object);
-                    (texts.python.dec_ref)(object);
-                    text
-                }
+        match self {
+            // SAFETY: the caller's promise: the type refers to its name.
+            Self::At(offset) => unsafe { texts.of(word(kind + offset) as Object) },
+            Self::Asked(ask) => {
+                // SAFETY: the caller's promise; the function returns a new reference. The type has another one, so this is not the last.
+                let object = unsafe { texts.python.owned(ask(kind as Object)) }?;
+                // SAFETY: the caller's promise.
+                unsafe { texts.of(object.object()) }
             }
         }
     }
@@ -100,19 +95,16 @@ impl Names {
 ///
 /// # Safety
 /// As of [`Names::of`].
-unsafe fn module(kind: usize, texts: &Texts, dict_next: DictNext) -> Option<Text> {
-    // SAFETY: the caller's promise; the dict is not changed meanwhile.
+unsafe fn module(kind: usize, texts: &Texts, dicts: Dicts) -> Option<Text> {
+    // SAFETY: the caller's promise.
+    let dict = unsafe { word(kind + DICT) } as Object;
+    if dict.is_null() {
+        return None;
+    }
+    // SAFETY: a type's dict, which nothing changes meanwhile, and objects in it.
     unsafe {
-        let dict = word(kind + DICT) as Object;
-        if dict.is_null() {
-            return None;
-        }
-        let (mut at, mut key, mut value) = (0, null_mut(), null_mut());
-        while dict_next(dict, &raw mut at, &raw mut key, &raw mut value) != 0 {
-            if texts.of(key).is_some_and(|key| key.is("__module__")) {
-                return texts.of(value);
-            }
-        }
-        None
+        let is_module = |key: Object| texts.of(key).is_some_and(|key| key.is("__module__"));
+        let (_, value) = dicts.pairs(dict).find(|&(key, _)| is_module(key))?;
+        texts.of(value)
     }
 }
