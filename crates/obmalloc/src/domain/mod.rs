@@ -95,37 +95,32 @@ pub(crate) struct Domains {
 }
 
 impl Domains {
-    /// Puts a fresh set of domains at `place`; false when there is no memory.
+    /// A fresh set of domains, for `place`; `None` when there is no memory.
     ///
     /// # Safety
-    /// `place` is valid for a write and stays where it is as long as the domains are used. The geometry has been checked.
-    pub unsafe fn init(place: *mut Self, profile: &Profile, geometry: Geometry, slack: usize, trust: Trust) -> bool {
-        // SAFETY: the caller's promise; the address of the raw allocator is taken without reading it.
-        unsafe {
-            let raw = (&raw const (*place).allocators).cast::<Allocator>();
-            let Some(pymalloc) = Pymalloc::new(geometry, profile, slack, raw, raw::ALLOCATOR) else { return false };
-            (&raw mut (*place).pymalloc).write(pymalloc);
-            let pymalloc = Self::pymalloc_allocator(place, trust);
-            (&raw mut (*place).allocators).write([raw::ALLOCATOR, pymalloc, pymalloc]);
-            (&raw mut (*place).debug).write(None);
-            (&raw mut (*place).nomemory).write(Vec::new());
-            (&raw mut (*place).is_short).write(false);
-            (&raw mut (*place).is_closed).write(false);
-            (&raw mut (*place).own).write(pymalloc);
-            (&raw mut (*place).interrupt).write(Interrupt::NEVER);
-            (&raw mut (*place).profile).write(*profile);
-            true
-        }
+    /// The result is written to `place` before it is used, and stays there. The geometry has been checked.
+    pub unsafe fn new(place: *mut Self, profile: &Profile, geometry: Geometry, slack: usize, trust: Trust) -> Option<Self> {
+        // SAFETY: the caller's promise; the place is only an address so far.
+        let raw = unsafe { &raw const (*place).allocators }.cast::<Allocator>();
+        // SAFETY: the caller's promise; the raw allocator is there once the result is.
+        let pymalloc = unsafe { Pymalloc::new(geometry, profile, slack, raw, raw::ALLOCATOR) }?;
+        let own = Self::pymalloc_allocator(place, &geometry, trust);
+        Some(Self {
+            pymalloc,
+            allocators: [raw::ALLOCATOR, own, own],
+            debug: None,
+            nomemory: Vec::new(),
+            is_short: false,
+            is_closed: false,
+            own,
+            interrupt: Interrupt::NEVER,
+            profile: *profile,
+        })
     }
 
     /// `PYOBJ_ALLOC`: pymalloc, which passes requests that are not small on to raw.
-    ///
-    /// # Safety
-    /// `this` points to domains whose pymalloc is initialised.
-    unsafe fn pymalloc_allocator(this: *mut Self, trust: Trust) -> Allocator {
-        // SAFETY: the caller's promise.
-        let pools = Pools::of(unsafe { (*this).pymalloc.geometry() });
-        match (pools, trust) {
+    fn pymalloc_allocator(this: *mut Self, geometry: &Geometry, trust: Trust) -> Allocator {
+        match (Pools::of(geometry), trust) {
             (Pools::Small, Trust::InLinks) => functions::<SmallPools>(this),
             (Pools::Large, Trust::InLinks) => functions::<LargePools>(this),
             (Pools::Small, Trust::None) => functions::<CheckedPools<SmallPools>>(this),

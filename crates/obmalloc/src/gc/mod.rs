@@ -277,8 +277,8 @@ impl ObjectHeap {
             } else {
                 gc.remove(object);
             }
-            self.count_untracked();
         }
+        self.count_untracked();
     }
 
     /// Uncounts a tracked object, if the release counts tracked objects.

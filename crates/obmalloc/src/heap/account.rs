@@ -50,7 +50,7 @@ impl Account {
     /// The raw allocator of a heap with this account. It is valid while the account does not move.
     ///
     /// # Safety
-    /// `this` points to an account.
+    /// `this` points to an account by the time the allocator is used.
     pub unsafe fn as_allocator(this: *const Self) -> Allocator {
         let ctx = this.cast_mut().cast();
         Allocator { ctx, malloc: account_malloc, calloc: account_calloc, realloc: account_realloc, free: account_free }
@@ -59,7 +59,7 @@ impl Account {
     /// The arena allocator of a heap with this account. It is valid while the account does not move.
     ///
     /// # Safety
-    /// `this` points to an account.
+    /// `this` points to an account by the time the allocator is used.
     pub unsafe fn as_arena_allocator(this: *const Self) -> ArenaAllocator {
         ArenaAllocator { ctx: this.cast_mut().cast(), alloc: account_arena_alloc, free: account_arena_free }
     }

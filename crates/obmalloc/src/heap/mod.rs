@@ -81,19 +81,21 @@ impl Heap {
         let layout = Layout::new::<Domains>();
         // SAFETY: the layout is not empty.
         let place = NonNull::new(unsafe { alloc(layout) }).ok_or(HeapError::NoMemory)?.cast::<Domains>();
-        // SAFETY: fresh memory of the right layout that stays in place until the heap is dropped; the geometry was checked above.
-        unsafe {
-            if !Domains::init(place.as_ptr(), &options.profile, geometry, options.arena_slack, Trust::InLinks) {
-                dealloc(place.as_ptr().cast(), layout);
-                return Err(HeapError::NoMemory);
-            }
-            if !options.allocator.has_pymalloc() {
-                (*place.as_ptr()).allocators = [(*place.as_ptr()).allocators[0]; 3];
-            }
-            if let Some(bytes) = options.trim_above {
-                (*place.as_ptr()).pymalloc.trim_above(bytes);
-            }
+        // SAFETY: the domains are written there below, and stay there until the heap is dropped; the geometry was checked above.
+        let made = unsafe { Domains::new(place.as_ptr(), &options.profile, geometry, options.arena_slack, Trust::InLinks) };
+        let Some(mut domains) = made else {
+            // SAFETY: allocated just now, with this layout.
+            unsafe { dealloc(place.as_ptr().cast(), layout) };
+            return Err(HeapError::NoMemory);
+        };
+        if !options.allocator.has_pymalloc() {
+            domains.allocators = [domains.allocators[0]; 3];
         }
+        if let Some(bytes) = options.trim_above {
+            domains.pymalloc.trim_above(bytes);
+        }
+        // SAFETY: fresh memory of the right layout.
+        unsafe { place.write(domains) };
         Ok(Self { domains: place, not_sync: PhantomData })
     }
 

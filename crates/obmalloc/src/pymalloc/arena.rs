@@ -2,8 +2,10 @@
 
 use core::ptr;
 
+use super::arena_map::MissingNode;
 use super::pool::{self, NO_CLASS, PoolHeader};
 use super::{EmptyArena, Pymalloc};
+use crate::allocator::Allocator;
 use crate::profile::Geometry;
 
 /// An index that stands for no arena.
@@ -172,16 +174,26 @@ impl Pymalloc {
                 return None;
             }
             // The allocators called below may give an arena back, which makes another object unused.
-            let index = (*this).unused_arena_objects;
-            (*this).unused_arena_objects = (&(*this).arenas)[index as usize].nextarena;
+            let index = (*this).take_arena_object();
             let base = Self::request_arena_for(this, index);
             if base.is_none() {
-                let unused = (*this).unused_arena_objects;
-                (&mut (*this).arenas)[index as usize].nextarena = unused;
-                (*this).unused_arena_objects = index;
+                (*this).leave_arena_object(index);
             }
             Some((index, base?))
         }
+    }
+
+    /// Takes the first of the unused arena objects, which there is.
+    fn take_arena_object(&mut self) -> u32 {
+        let index = self.unused_arena_objects;
+        self.unused_arena_objects = self.arenas[index as usize].nextarena;
+        index
+    }
+
+    /// Makes an arena object the first of the unused ones.
+    fn leave_arena_object(&mut self, index: u32) {
+        self.arenas[index as usize].nextarena = self.unused_arena_objects;
+        self.unused_arena_objects = index;
     }
 
     /// Doubles the number of arena objects; false when there is no memory for them.
@@ -257,20 +269,12 @@ impl Pymalloc {
     /// As for [`new_arena`](Self::new_arena); the arena allocator gave `base` just now.
     unsafe fn mark_used(this: *mut Self, base: usize, index: u32) -> bool {
         // SAFETY: as in `new_arena`.
-        unsafe {
-            let raw = *(*this).raw;
-            while let Some(node) = (*this).arena_map.missing_node(base as u64) {
-                // CPython asks for zeroes. Nothing here reads a node, so the heap's own allocator need not write them: in a C library whose
-                // largest mappings have been given back, that makes every page of the node resident.
-                let memory =
-                    if raw == (*this).own_raw { (raw.malloc)(raw.ctx, node.size) } else { (raw.calloc)(raw.ctx, 1, node.size) };
-                if memory.is_null() {
-                    return false;
-                }
-                if !(*this).arena_map.add_node(&node, memory) {
-                    (raw.free)(raw.ctx, memory);
-                    return false;
-                }
+        let raw = unsafe { *(*this).raw };
+        // SAFETY: as in `new_arena`.
+        while let Some(node) = unsafe { (*this).arena_map.missing_node(base as u64) } {
+            // SAFETY: as in `new_arena`.
+            if !unsafe { Self::add_node(this, raw, &node) } {
+                return false;
             }
         }
         // SAFETY: as in `new_arena`; the raw allocator has run.
@@ -285,6 +289,29 @@ impl Pymalloc {
             }
         }
         true
+    }
+
+    /// Enters a node into the map, with memory from the raw domain's allocator; false when there is no memory.
+    ///
+    /// # Safety
+    /// As for [`new_arena`](Self::new_arena).
+    unsafe fn add_node(this: *mut Self, raw: Allocator, node: &MissingNode) -> bool {
+        // CPython asks for zeroes. Nothing here reads a node, so the heap's own allocator need not write them: in a C library whose largest
+        // mappings have been given back, that makes every page of the node resident.
+        // SAFETY: as in `new_arena`.
+        let memory = unsafe {
+            if raw == (*this).own_raw { (raw.malloc)(raw.ctx, node.size) } else { (raw.calloc)(raw.ctx, 1, node.size) }
+        };
+        if memory.is_null() {
+            return false;
+        }
+        // SAFETY: as in `new_arena`; the raw allocator has run.
+        let is_added = unsafe { (*this).arena_map.add_node(node, memory) };
+        if !is_added {
+            // SAFETY: the memory goes back to the allocator that gave it just now.
+            unsafe { (raw.free)(raw.ctx, memory) };
+        }
+        is_added
     }
 
     fn add_arena(&mut self, index: u32, address: usize) {
@@ -420,14 +447,12 @@ impl Pymalloc {
 
     fn remove_arena(&mut self, index: u32) -> usize {
         self.unlink_usable(index);
-        let unused = self.unused_arena_objects;
         let arena = &mut self.arenas[index as usize];
         self.uncarved -= arena.uncarved(&self.geometry);
         let carved = arena.nfreepools as usize - arena.uncarved_pools(&self.geometry);
         self.trims.remove(arena, carved);
         let address = core::mem::take(&mut arena.address);
-        arena.nextarena = unused;
-        self.unused_arena_objects = index;
+        self.leave_arena_object(index);
         match self.region.slot_of(address) {
             Some(slot) => self.region.arena_of_slot[slot] = NO_ARENA,
             None => {

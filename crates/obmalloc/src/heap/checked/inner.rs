@@ -4,10 +4,12 @@ use core::cell::{Cell, UnsafeCell};
 use core::ptr::{self, NonNull};
 
 use crate::allocator::{Allocator, ArenaAllocator};
-use crate::domain::{DebugHooks, Domain, Domains, Fault, Ledger, Purpose};
+use crate::domain::{DebugHooks, Domain, Domains, Fault, Ledger, Purpose, Trust};
+use crate::heap::HeapOptions;
 use crate::heap::account::Account;
 use crate::heap::quarantine::Quarantine;
 use crate::interrupt::Interrupt;
+use crate::profile::Geometry;
 use crate::pymalloc::{Location, Pymalloc, non_null};
 
 /// What a checked heap is made of.
@@ -50,6 +52,42 @@ pub(crate) enum Mode {
 }
 
 impl Checked {
+    /// The parts of an empty heap, for `place`; `None` when there is no memory.
+    ///
+    /// # Safety
+    /// The result is written to `place` before it is used, and stays there. The geometry has been checked.
+    pub unsafe fn new(place: *mut Self, options: &HeapOptions, geometry: Geometry) -> Option<Self> {
+        // SAFETY: the caller's promise; the place is only an address so far.
+        let (domains, account) = unsafe { (UnsafeCell::raw_get(&raw const (*place).domains), &raw const (*place).account) };
+        // SAFETY: the caller's promise.
+        let mut domains = unsafe { Domains::new(domains, &options.profile, geometry, options.arena_slack, Trust::None) }?;
+        let ledger = Ledger::new(&domains.pymalloc)?;
+        let (system, system_arena) = (domains.allocators[Domain::Raw as usize], domains.pymalloc.arena_allocator());
+        // SAFETY: the account is there once the result is.
+        let (raw, arena) = unsafe { (Account::as_allocator(account), Account::as_arena_allocator(account)) };
+        domains.allocators[Domain::Raw as usize] = raw;
+        if !options.allocator.has_pymalloc() {
+            domains.allocators = [raw; 3];
+        }
+        domains.pymalloc.set_own_allocators(raw, arena);
+        if let Some(bytes) = options.trim_above {
+            domains.pymalloc.trim_above(bytes);
+        }
+        Some(Self {
+            own: domains.allocators,
+            domains: UnsafeCell::new(domains),
+            ledger: UnsafeCell::new(ledger),
+            account: Account::new(options.memory_limit.unwrap_or(usize::MAX), system, system_arena),
+            quarantine: UnsafeCell::new(Quarantine::new(options.quarantine)),
+            hooked: Cell::new(false),
+            replaced: Cell::new([false; 3]),
+            is_all_own: Cell::new(true),
+            has_arena_guest: Cell::new(false),
+            late_fault: Cell::new(None),
+            mode: Cell::new(Mode::Open),
+        })
+    }
+
     /// Which calls the heap takes now.
     #[inline(always)]
     pub fn mode(&self) -> &Cell<Mode> {

@@ -8,7 +8,6 @@ mod take_down;
 mod verify;
 mod waiting;
 
-use core::cell::{Cell, UnsafeCell};
 use core::ptr::{self, NonNull};
 
 use alloc::alloc::{Layout, alloc, dealloc};
@@ -16,11 +15,9 @@ use alloc::alloc::{Layout, alloc, dealloc};
 pub(crate) use inner::{Checked, Mode};
 pub(crate) use take_down::Pieces;
 
-use super::account::Account;
-use super::quarantine::Quarantine;
 use super::{HeapError, HeapOptions, geometry};
 use crate::allocator::{Allocator, ArenaAllocator};
-use crate::domain::{Domain, Domains, Fault, Ledger, Purpose, Trust};
+use crate::domain::{Domain, Domains, Fault, Purpose};
 use crate::interrupt::Interrupt;
 use crate::pymalloc::Trimmed;
 
@@ -91,43 +88,14 @@ impl CheckedHeap {
         let layout = Layout::new::<Checked>();
         // SAFETY: the layout is not empty.
         let place = NonNull::new(unsafe { alloc(layout) }).ok_or(HeapError::NoMemory)?.cast::<Checked>();
-        let this = place.as_ptr();
-        // SAFETY: fresh memory of the right layout that stays in place until the heap is dropped; each field is written once before it is
-        // read, and the geometry was checked above.
-        unsafe {
-            let domains = UnsafeCell::raw_get(&raw const (*this).domains);
-            if !Domains::init(domains, &options.profile, geometry, options.arena_slack, Trust::None) {
-                dealloc(this.cast(), layout);
-                return Err(HeapError::NoMemory);
-            }
-            let Some(ledger) = Ledger::new(&(*domains).pymalloc) else {
-                domains.drop_in_place();
-                dealloc(this.cast(), layout);
-                return Err(HeapError::NoMemory);
-            };
-            (&raw mut (*this).ledger).write(UnsafeCell::new(ledger));
-            let limit = options.memory_limit.unwrap_or(usize::MAX);
-            let (raw, arena) = ((*domains).allocators[Domain::Raw as usize], (*domains).pymalloc.arena_allocator());
-            let account = &raw mut (*this).account;
-            account.write(Account::new(limit, raw, arena));
-            (&raw mut (*this).quarantine).write(UnsafeCell::new(Quarantine::new(options.quarantine)));
-            let raw = Account::as_allocator(account);
-            (*domains).allocators[Domain::Raw as usize] = raw;
-            if !options.allocator.has_pymalloc() {
-                (*domains).allocators = [raw; 3];
-            }
-            (*domains).pymalloc.set_own_allocators(raw, Account::as_arena_allocator(account));
-            if let Some(bytes) = options.trim_above {
-                (*domains).pymalloc.trim_above(bytes);
-            }
-            (&raw mut (*this).own).write((*domains).allocators);
-            (&raw mut (*this).hooked).write(Cell::new(false));
-            (&raw mut (*this).replaced).write(Cell::new([false; 3]));
-            (&raw mut (*this).is_all_own).write(Cell::new(true));
-            (&raw mut (*this).has_arena_guest).write(Cell::new(false));
-            (&raw mut (*this).late_fault).write(Cell::new(None));
-            (&raw mut (*this).mode).write(Cell::new(Mode::Open));
-        }
+        // SAFETY: the parts are written there below, and stay there until the heap is dropped; the geometry was checked above.
+        let Some(parts) = (unsafe { Checked::new(place.as_ptr(), &options, geometry) }) else {
+            // SAFETY: allocated just now, with this layout.
+            unsafe { dealloc(place.as_ptr().cast(), layout) };
+            return Err(HeapError::NoMemory);
+        };
+        // SAFETY: fresh memory of the right layout.
+        unsafe { place.write(parts) };
         let heap = Self { inner: place };
         heap.inner().note_allocators();
         if options.allocator.has_debug_hooks() {
