@@ -146,6 +146,20 @@ impl Hooks {
         Some(here)
     }
 
+    /// Compares the end of the arena at `address` with the recorded one. Returns where the arena's place begins.
+    fn arena_free(&mut self, address: usize, size: usize) -> usize {
+        let place = self.place(address);
+        let recorded = self.arenas.at(place).map_or(0, |arena| arena.recorded);
+        if self.inside {
+            self.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
+        }
+        // What is tried on the heap does not end an arena of the recorded process.
+        if !self.is_beyond {
+            self.arenas.remove(place);
+        }
+        self.base + place as usize * self.stride
+    }
+
     /// Takes an arena that begins `offset` bytes behind a pool boundary: its place, and where it begins.
     fn place_arena(&self, size: usize, offset: usize) -> Option<(u32, NonNull<u8>)> {
         // SAFETY: the heap's own arena allocator, asked for an arena.
@@ -219,16 +233,7 @@ unsafe extern "C-unwind" fn hook_arena_free(ctx: *mut c_void, address: *mut c_vo
     // SAFETY: as in `hook_malloc`. The place is given back, not the address that is off it.
     unsafe {
         let hooks = hooks(ctx);
-        let place = hooks.place(address.expose_provenance());
-        let recorded = hooks.arenas.at(place).map_or(0, |arena| arena.recorded);
-        if hooks.inside {
-            hooks.expect(Event::ArenaFree { nested: true, size: size as u64, address: recorded });
-        }
-        // What is tried on the heap does not end an arena of the recorded process.
-        if !hooks.is_beyond {
-            hooks.arenas.remove(place);
-        }
-        let start = hooks.base + place as usize * hooks.stride;
+        let start = hooks.arena_free(address.expose_provenance(), size);
         (hooks.arena.free)(hooks.arena.ctx, ptr::with_exposed_provenance_mut(start), size);
     }
 }

@@ -68,6 +68,18 @@ struct Arenas {
     counts: Rc<Counts>,
 }
 
+impl Arenas {
+    /// Counts an arena that was taken. Returns how far off its place it lies.
+    fn count_taken(&self, size: usize) -> usize {
+        let counts = &self.counts;
+        let number = (counts.maps.get() as usize).min(self.offsets.len().saturating_sub(1));
+        counts.maps.set(counts.maps.get() + 1);
+        counts.held.set(counts.held.get() + size as u64);
+        counts.peak.set(counts.peak.get().max(counts.held.get()));
+        self.offsets.get(number).copied().unwrap_or(0)
+    }
+}
+
 /// A heap and the address space of its arenas.
 struct Side {
     // Field order is drop order: the heap gives its arenas back through the hooks.
@@ -230,15 +242,7 @@ unsafe extern "C-unwind" fn arena_alloc(ctx: *mut c_void, size: usize) -> *mut c
     unsafe {
         let arenas = &*ctx.cast::<Arenas>();
         let address = (arenas.inner.alloc)(arenas.inner.ctx, size);
-        if address.is_null() {
-            return address;
-        }
-        let counts = &arenas.counts;
-        let number = (counts.maps.get() as usize).min(arenas.offsets.len().saturating_sub(1));
-        counts.maps.set(counts.maps.get() + 1);
-        counts.held.set(counts.held.get() + size as u64);
-        counts.peak.set(counts.peak.get().max(counts.held.get()));
-        address.byte_add(arenas.offsets.get(number).copied().unwrap_or(0))
+        if address.is_null() { address } else { address.byte_add(arenas.count_taken(size)) }
     }
 }
 
