@@ -181,31 +181,38 @@ impl CPython {
     }
 }
 
+impl CPython {
+    /// A new object without references.
+    fn node(&self) -> *mut PyObject {
+        // SAFETY: the GIL is held; the object is whole once it is tracked.
+        unsafe {
+            let object = _PyObject_GC_New(self.kind.cast()).cast::<PyObject>();
+            assert!(!object.is_null(), "no memory for an object");
+            (*object.cast::<Node>()).references = [ptr::null_mut(); 2];
+            ffi::PyObject_GC_Track(object.cast());
+            object
+        }
+    }
+}
+
 impl World for CPython {
     fn build(&mut self, graph: &Graph) {
-        // SAFETY: objects of our type, under the GIL.
-        unsafe {
-            let objects: Vec<_> = graph
-                .references
-                .iter()
-                .map(|_| {
-                    let object = _PyObject_GC_New(self.kind.cast()).cast::<PyObject>();
-                    (*object.cast::<Node>()).references = [ptr::null_mut(); 2];
-                    ffi::PyObject_GC_Track(object.cast());
-                    object
-                })
-                .collect();
-            for (&object, references) in objects.iter().zip(&graph.references) {
-                for (index, &reference) in references.iter().enumerate().filter(|(_, reference)| **reference != NONE) {
+        let objects: Vec<_> = graph.references.iter().map(|_| self.node()).collect();
+        for (&object, references) in objects.iter().zip(&graph.references) {
+            for (index, &reference) in references.iter().enumerate().filter(|(_, reference)| **reference != NONE) {
+                // SAFETY: objects of our type, which `objects` keeps, under the GIL.
+                unsafe {
                     ffi::Py_INCREF(objects[reference]);
                     (*object.cast::<Node>()).references[index] = objects[reference];
                 }
             }
-            self.held = graph.held.iter().map(|&index| objects[index]).collect();
-            self.reached = graph.reached.iter().map(|&index| objects[index]).collect();
-            self.held.iter().for_each(|&object| ffi::Py_INCREF(object));
-            objects.into_iter().for_each(|object| ffi::Py_DECREF(object));
         }
+        self.held = graph.held.iter().map(|&index| objects[index]).collect();
+        self.reached = graph.reached.iter().map(|&index| objects[index]).collect();
+        // SAFETY: as above.
+        self.held.iter().for_each(|&object| unsafe { ffi::Py_INCREF(object) });
+        // SAFETY: `objects` owns a reference to each.
+        objects.into_iter().for_each(|object| unsafe { ffi::Py_DECREF(object) });
     }
 
     fn collect(&mut self) -> usize {

@@ -30,21 +30,23 @@ impl Request {
     /// `allocator` is the domain's, and `block` came from it.
     unsafe fn succeeds_there(&self, allocator: Allocator, block: &mut *mut c_void) -> bool {
         // SAFETY: the caller's promise.
-        unsafe {
-            let given = match self.verb {
+        let given = unsafe {
+            match self.verb {
                 0 => (allocator.malloc)(allocator.ctx, self.size),
                 1 => (allocator.calloc)(allocator.ctx, self.count, self.size),
-                _ => {
-                    let moved = (allocator.realloc)(allocator.ctx, *block, self.size);
-                    if !moved.is_null() {
-                        *block = moved;
-                    }
-                    return !moved.is_null();
-                }
-            };
-            (allocator.free)(allocator.ctx, given);
-            !given.is_null()
+                _ => (allocator.realloc)(allocator.ctx, *block, self.size),
+            }
+        };
+        if given.is_null() {
+            return false;
         }
+        if self.verb < 2 {
+            // SAFETY: allocated just now.
+            unsafe { (allocator.free)(allocator.ctx, given) };
+        } else {
+            *block = given;
+        }
+        true
     }
 
     /// As [`succeeds_there`](Self::succeeds_there), in a heap here.

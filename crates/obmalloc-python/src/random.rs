@@ -54,29 +54,24 @@ pub fn run(seed: u64, count: u64) -> u64 {
         }
         let (address, obj) = &mut blocks[random.below(mood.slots)];
         let choice = random.below(20);
-        // SAFETY: a slot holds NULL or a live block, and the domain that it came from.
-        unsafe {
-            if choice >= 16 && !address.is_null() {
-                let size = mood.size(&mut random);
-                let moved = if *obj { cpython::PyObject_Realloc(*address, size) } else { cpython::PyMem_Realloc(*address, size) };
-                assert!(!moved.is_null(), "no memory for {size} bytes");
-                *address = moved;
-            } else if choice < mood.allocating && address.is_null() {
-                *obj = random.below(2) == 0;
-                let size = mood.size(&mut random);
-                *address = match (*obj, random.below(8)) {
-                    (true, 0) => cpython::PyObject_Calloc(1, size),
-                    (false, 0) => cpython::PyMem_Calloc(size, 1),
-                    (true, _) => cpython::PyObject_Malloc(size),
-                    (false, _) => cpython::PyMem_Malloc(size),
-                };
-                assert!(!address.is_null(), "no memory for {size} bytes");
-            } else if address.is_null() && choice != 15 {
-                continue;
-            } else {
-                free(*address, *obj);
-                *address = ptr::null_mut();
-            }
+        if choice >= 16 && !address.is_null() {
+            let size = mood.size(&mut random);
+            // SAFETY: a slot holds NULL or a live block, and the domain that it came from.
+            let moved =
+                unsafe { if *obj { cpython::PyObject_Realloc(*address, size) } else { cpython::PyMem_Realloc(*address, size) } };
+            assert!(!moved.is_null(), "no memory for {size} bytes");
+            *address = moved;
+        } else if choice < mood.allocating && address.is_null() {
+            *obj = random.below(2) == 0;
+            let size = mood.size(&mut random);
+            *address = allocate(*obj, random.below(8) == 0, size);
+            assert!(!address.is_null(), "no memory for {size} bytes");
+        } else if address.is_null() && choice != 15 {
+            continue;
+        } else {
+            // SAFETY: as above.
+            unsafe { free(*address, *obj) };
+            *address = ptr::null_mut();
         }
         calls += 1;
     }
@@ -85,6 +80,18 @@ pub fn run(seed: u64, count: u64) -> u64 {
         unsafe { free(address, obj) };
     }
     calls
+}
+
+fn allocate(obj: bool, zeroed: bool, size: usize) -> *mut c_void {
+    // SAFETY: the GIL is held.
+    unsafe {
+        match (obj, zeroed) {
+            (true, true) => cpython::PyObject_Calloc(1, size),
+            (false, true) => cpython::PyMem_Calloc(size, 1),
+            (true, false) => cpython::PyObject_Malloc(size),
+            (false, false) => cpython::PyMem_Malloc(size),
+        }
+    }
 }
 
 unsafe fn free(address: *mut c_void, obj: bool) {

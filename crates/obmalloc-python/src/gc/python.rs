@@ -258,29 +258,27 @@ impl Python {
     /// Calls a function. Its arguments and result are containers, but the collector's lists and counts show nothing of the call.
     fn quietly(&self, function: Pointer, arguments: &[Pointer]) -> Pointer {
         let quiet = self.state.quiet();
-        let size = arguments.len() as isize;
-        // SAFETY: the GIL is held; `PyTuple_SetItem` takes over the references made here.
-        let result = unsafe {
-            let tuple = ffi::PyTuple_New(size);
-            for (index, argument) in arguments.iter().enumerate() {
-                ffi::Py_IncRef(*argument);
-                ffi::PyTuple_SetItem(tuple, index as isize, *argument);
-            }
-            if size > 0 {
-                self.keep(tuple);
-            }
-            let result = ffi::checked(ffi::PyObject_Call(function, tuple, ptr::null_mut()), STEP);
-            for index in 0..size {
-                // A count of the program's objects must not show this call.
-                ffi::Py_IncRef(ffi::none());
-                ffi::PyTuple_SetItem(tuple, index, ffi::none());
-            }
-            if size > 0 {
-                // Some releases make a tuple of their own of the arguments; it is in the free list now.
-                self.keep(ffi::PyTuple_New(size));
-            }
-            result
+        let new_tuple = || {
+            // SAFETY: the GIL is held.
+            ffi::checked(unsafe { ffi::PyTuple_New(arguments.len() as isize) }, STEP)
         };
+        let tuple = new_tuple();
+        for (index, argument) in arguments.iter().enumerate() {
+            set_item(tuple, index, *argument);
+        }
+        if !arguments.is_empty() {
+            self.keep(tuple);
+        }
+        // SAFETY: the GIL is held, and the tuple stays.
+        let result = ffi::checked(unsafe { ffi::PyObject_Call(function, tuple, ptr::null_mut()) }, STEP);
+        for index in 0..arguments.len() {
+            // A count of the program's objects must not show this call.
+            set_item(tuple, index, ffi::none());
+        }
+        if !arguments.is_empty() {
+            // Some releases make a tuple of their own of the arguments; it is in the free list now.
+            self.keep(new_tuple());
+        }
         drop(quiet);
         result
     }
@@ -355,6 +353,15 @@ fn number(object: Pointer) -> usize {
     }
 }
 
+/// Puts an item into a tuple that nothing else uses.
+fn set_item(tuple: Pointer, index: usize, item: Pointer) {
+    // SAFETY: the GIL is held; `PyTuple_SetItem` takes over the reference made here.
+    unsafe {
+        ffi::Py_IncRef(item);
+        ffi::PyTuple_SetItem(tuple, index as isize, item);
+    }
+}
+
 fn empty(list: Pointer) {
     // SAFETY: a list.
     unsafe { ffi::PyList_SetSlice(list, 0, ffi::PyList_Size(list), ptr::null_mut()) };
@@ -395,21 +402,23 @@ unsafe extern "C" fn weakref_callback(script: Pointer, reference: Pointer) -> Po
 
 unsafe extern "C" fn gc_callback(_: Pointer, arguments: *const Pointer, _: isize) -> Pointer {
     // SAFETY: CPython gives the phase and a dict.
-    unsafe {
-        let (phase, info) = (*arguments, *arguments.add(1));
-        let of = |name: &CStr| {
-            usize::try_from(ffi::PyLong_AsSsize_t(ffi::PyDict_GetItemString(info, name.as_ptr()))).expect("a count")
-        };
-        let start = ffi::PyUnicode_CompareWithASCIIString(phase, c"start".as_ptr()) == 0;
-        let counts = [of(c"generation"), of(c"collected"), of(c"uncollectable")];
-        types::current(|python, session| {
-            // The dict was allocated for this call.
-            python.state.uncount();
-            ffi::Py_IncRef(info);
-            python.keep(info);
-            session.gc_callback(python, if start { "start" } else { "stop" }, counts[0], counts[1], counts[2]);
-        });
-    }
+    let (phase, info) = unsafe { (*arguments, *arguments.add(1)) };
+    let of = |name: &CStr| {
+        // SAFETY: the dict has numbers under these names, and keeps them.
+        let count = unsafe { ffi::PyLong_AsSsize_t(ffi::PyDict_GetItemString(info, name.as_ptr())) };
+        usize::try_from(count).expect("a count")
+    };
+    // SAFETY: the phase is a text.
+    let start = unsafe { ffi::PyUnicode_CompareWithASCIIString(phase, c"start".as_ptr()) } == 0;
+    let counts = [of(c"generation"), of(c"collected"), of(c"uncollectable")];
+    types::current(|python, session| {
+        // The dict was allocated for this call.
+        python.state.uncount();
+        // SAFETY: the attic gives this reference back.
+        unsafe { ffi::Py_IncRef(info) };
+        python.keep(info);
+        session.gc_callback(python, if start { "start" } else { "stop" }, counts[0], counts[1], counts[2]);
+    });
     ffi::returned_none()
 }
 

@@ -114,20 +114,20 @@ fn kind_of(object: Pointer) -> &'static Kind {
 }
 
 unsafe extern "C" fn traverse(object: Pointer, visit: Visit, argument: Pointer) -> c_int {
-    // SAFETY: CPython traverses instances; those that it tracks are complete.
-    unsafe {
-        let this = Instance::of(object);
-        let visited = match KINDS[this.kind].traverse {
-            Slot::Native | Slot::All => this.len(),
-            Slot::First | Slot::Nothing => current(|_, session| session.visited(object as usize)),
-        };
-        for index in 0..visited {
-            let held = *this.slot(index);
-            if !held.is_null() {
-                let result = visit(held, argument);
-                if result != 0 {
-                    return result;
-                }
+    let kind = kind_of(object);
+    let visited = match kind.traverse {
+        // SAFETY: CPython traverses instances; those that it tracks are complete.
+        Slot::Native | Slot::All => unsafe { Instance::of(object) }.len(),
+        Slot::First | Slot::Nothing => current(|_, session| session.visited(object as usize)),
+    };
+    for index in 0..visited {
+        // SAFETY: as above.
+        let held = unsafe { *Instance::of(object).slot(index) };
+        if !held.is_null() {
+            // SAFETY: the visitor and its argument are CPython's. It may look at this instance, which no reference is held to.
+            let result = unsafe { visit(held, argument) };
+            if result != 0 {
+                return result;
             }
         }
     }
@@ -175,48 +175,59 @@ unsafe extern "C" fn del(object: Pointer) {
     }
 }
 
+fn track(object: Pointer, kind: &Kind) {
+    if kind.gc {
+        // SAFETY: only called with instances that are being destroyed and are not tracked.
+        unsafe { ffi::PyObject_GC_Track(object) };
+    }
+}
+
+fn untrack(object: Pointer, kind: &Kind) {
+    if kind.gc {
+        // SAFETY: only called with instances.
+        unsafe { ffi::PyObject_GC_UnTrack(object) };
+    }
+}
+
 /// The steps of `subtype_dealloc`.
 unsafe extern "C" fn dealloc(object: Pointer) {
     let kind = kind_of(object);
     // SAFETY: CPython destroys instances, once.
-    unsafe {
-        let kind_object = Instance::of(object).kind_object;
-        let track = || {
-            if kind.gc {
-                ffi::PyObject_GC_Track(object);
-            }
-        };
-        let untrack = || {
-            if kind.gc {
-                ffi::PyObject_GC_UnTrack(object);
-            }
-        };
-        untrack();
-        if kind.finalize {
-            track();
-            if ffi::PyObject_CallFinalizerFromDealloc(object) < 0 {
-                return;
-            }
-            untrack();
+    let kind_object = unsafe { Instance::of(object) }.kind_object;
+    untrack(object, kind);
+    if kind.finalize {
+        track(object, kind);
+        // SAFETY: as above.
+        if unsafe { ffi::PyObject_CallFinalizerFromDealloc(object) } < 0 {
+            return;
         }
-        if kind.weakrefs {
-            current(|python, _| python.clear_weakrefs(object));
+        untrack(object, kind);
+    }
+    if kind.weakrefs {
+        current(|python, _| python.clear_weakrefs(object));
+    }
+    if kind.del {
+        track(object, kind);
+        // SAFETY: as above.
+        unsafe { del(object) };
+        // SAFETY: as above; an instance that lives again is still there.
+        if unsafe { Instance::of(object) }.refcount > 0 {
+            return;
         }
-        if kind.del {
-            track();
-            del(object);
-            if Instance::of(object).refcount > 0 {
-                return;
-            }
-            untrack();
-            // The finalizer may have made weak references.
+        untrack(object, kind);
+        // The finalizer may have made weak references.
+        // SAFETY: as above; each call takes the first weak reference off the list.
+        unsafe {
             while !Instance::of(object).weakrefs.is_null() {
                 ffi::_PyWeakref_ClearRef(Instance::of(object).weakrefs);
             }
         }
-        if kind.dealloc {
-            current(|_, session| session.dealloc(object as usize));
-        }
+    }
+    if kind.dealloc {
+        current(|_, session| session.dealloc(object as usize));
+    }
+    // SAFETY: as above; this was the last use of the instance, which had a reference to its type.
+    unsafe {
         clear_slots(object);
         if kind.gc {
             ffi::PyObject_GC_Del(object);
@@ -249,24 +260,27 @@ pub fn make(kind: &Kind) -> Pointer {
         flags: ffi::TPFLAGS_HAVE_VERSION_TAG | ffi::TPFLAGS_HAVE_FINALIZE | gc,
         slots: slots.as_ptr(),
     };
-    // SAFETY: the spec lives through the call. The members are where every release has them, which the assertions look at.
-    unsafe {
-        let made = ffi::checked(ffi::PyType_FromSpec(&mut spec), "PyType_FromSpec");
-        let member = |offset: usize| made.byte_add(offset).cast::<usize>();
-        assert_eq!(*member(offset::FLAGS), ffi::PyType_GetFlags(made) as usize, "tp_flags");
-        if kind.gc {
-            assert_eq!(*member(offset::TRAVERSE), traverse as *const c_void as usize, "tp_traverse");
-        }
-        assert_eq!(*member(offset::FINALIZE), if kind.finalize { finalize as *const c_void as usize } else { 0 }, "tp_finalize");
-        if kind.weakrefs {
-            *member(offset::WEAKLISTOFFSET) = std::mem::offset_of!(Instance, weakrefs);
-        }
-        if kind.del {
-            *member(offset::DEL) = del as *const c_void as usize;
-        }
-        ffi::PyObject_GC_UnTrack(made);
-        made
+    // SAFETY: the spec lives through the call.
+    let made = ffi::checked(unsafe { ffi::PyType_FromSpec(&mut spec) }, "PyType_FromSpec");
+    // SAFETY: the members are where every release has them, which the assertions look at.
+    let get = |offset: usize| unsafe { *made.byte_add(offset).cast::<usize>() };
+    // SAFETY: as above.
+    let set = |offset: usize, value: usize| unsafe { *made.byte_add(offset).cast::<usize>() = value };
+    // SAFETY: a type.
+    assert_eq!(get(offset::FLAGS), unsafe { ffi::PyType_GetFlags(made) } as usize, "tp_flags");
+    if kind.gc {
+        assert_eq!(get(offset::TRAVERSE), traverse as *const c_void as usize, "tp_traverse");
     }
+    assert_eq!(get(offset::FINALIZE), if kind.finalize { finalize as *const c_void as usize } else { 0 }, "tp_finalize");
+    if kind.weakrefs {
+        set(offset::WEAKLISTOFFSET, std::mem::offset_of!(Instance, weakrefs));
+    }
+    if kind.del {
+        set(offset::DEL, del as *const c_void as usize);
+    }
+    // SAFETY: types are containers.
+    unsafe { ffi::PyObject_GC_UnTrack(made) };
+    made
 }
 
 const _: () = assert!(size_of::<c_uint>() == 4 && size_of::<Instance>() == 40);
