@@ -234,6 +234,7 @@ impl Stack {
         let depth = usize::from(depth);
         let floor = if depth > limit { usize::from(self.at_depth[depth - limit + 1]) } else { 0 };
         // SAFETY: (1) `top` is the innermost frame, which is that of `level`. If all frames below are unchanged, this walk has read them all.
+        // (2) `level` is below `len`, and (3) `floor` is not above `level`.
         unsafe {
             if !self.is_as_it_was_below::<OBJECTS>(layout, level, floor)
                 || (depth < limit && word(self.spots[0].frame + layout.previous) != 0)
@@ -317,7 +318,9 @@ impl Stack {
     pub unsafe fn follow<const OBJECTS: bool>(&mut self, layout: &Layout, top: usize, limit: usize, fresh: &mut [Place]) {
         let previous = layout.previous;
         let (mut frame, mut bound, mut count, mut shown) = (top, self.len, 0, 0);
-        // SAFETY: (1) `frame` is `top`, or the previous one of a frame that this walk has read.
+        // SAFETY: (1) `frame` is `top`, or the previous one of a frame that this walk has read; so is the frame of `met`, and those below it
+        // as far as they have not moved. (2) `met` is below `len`, and (3) `floor` is not above `met`: fewer than `limit` frames above `met`
+        // are shown.
         unsafe {
             'unknown: loop {
                 let met = loop {
