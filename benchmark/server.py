@@ -6,7 +6,9 @@
 after a build. It keeps sessions, and answers requests for them. Every answer is checked against what the client put there.
 
 load: rounds in which the server as it is and the trimmed one run in turn, in another order each time; requests a second, the slowest 1 %, and user
-and system time of the server for each request, as medians of ratios within a round.
+and system time of the server for each request, as medians of ratios within a round. The server has one processor for itself, its clients another: what
+the trimmer's thread does takes the server's time, and nothing else does. On a machine where the same server differs by a tenth from round to round, a
+median of ratios does not tell 1 %. So what the trimmer costs is counted, too: its thread's share of the server's time, and faults for a request.
 long: both at once, from two to forty thousand sessions more and back to nearly none of these, again and again, with some requests a second in between;
 resident MB at the most and once they are gone.
 """
@@ -29,6 +31,8 @@ TRIM = {"LD_PRELOAD": os.path.join(ROOT, "target", "release", "libobmalloc_prelo
 SESSIONS = {}
 # Sessions that stay, of the server under load.
 STEADY = 4_000
+PROCESSORS = sorted(os.sched_getaffinity(0))
+TRIMMER = []
 
 
 def session(key, version):
@@ -63,7 +67,15 @@ class Handler(BaseHTTPRequestHandler):
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[1])
         used = resource.getrusage(resource.RUSAGE_SELF)
-        return {"resident": pages * resource.getpagesize() / 1e6, "time": used.ru_utime + used.ru_stime, "faults": used.ru_minflt}
+        if not TRIMMER:
+            # Python did not make its thread.
+            TRIMMER.extend(set(map(int, os.listdir("/proc/self/task"))) - {thread.native_id for thread in threading.enumerate()})
+        trimmer = 0
+        for task in TRIMMER:
+            with open("/proc/self/task/%d/schedstat" % task) as file:
+                trimmer += int(file.read().split()[0]) / 1e9
+        time = used.ru_utime + used.ru_stime
+        return {"resident": pages * resource.getpagesize() / 1e6, "time": time, "faults": used.ru_minflt, "trimmer": trimmer}
 
     def log_message(self, *_):
         pass
@@ -72,10 +84,12 @@ class Handler(BaseHTTPRequestHandler):
 class Server:
     """A server process, and what the client has put into it."""
 
-    def __init__(self, python, environment):
+    def __init__(self, python, environment, processor=None):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("OBMALLOC", "PYTHONMALLOC"))}
         command = [python, os.path.abspath(__file__), "serve"]
         self.process = subprocess.Popen(command, env={**kept, **environment}, stdout=subprocess.PIPE, text=True)
+        if processor is not None:
+            os.sched_setaffinity(self.process.pid, {processor})
         self.port = int(self.process.stdout.readline())
         self.versions = {}
         self.ask = self.connection()
@@ -111,8 +125,11 @@ class Server:
 
 
 def loaded(python, environment, seconds):
-    """Requests a second, the slowest 1 % in seconds, the server's time for a request, and resident MB at the end."""
-    server = Server(python, environment)
+    """
+    Requests a second, the slowest 1 % in seconds, the server's time for a request, resident MB at the end, faults for a request, and the trimmer's
+    share of the server's time.
+    """
+    server = Server(python, environment, PROCESSORS[0])
     server.fill(0, STEADY, 1)
     times, stop = [], time.monotonic() + seconds
     before = server.ask("seen")
@@ -138,18 +155,24 @@ def loaded(python, environment, seconds):
     after = server.ask("seen")
     server.end()
     times.sort()
-    return len(times) / seconds, times[len(times) * 99 // 100], (after["time"] - before["time"]) / len(times), after["resident"]
+    count = len(times)
+    took, faults, trimmer = (after[part] - before[part] for part in ("time", "faults", "trimmer"))
+    return count / seconds, times[count * 99 // 100], took / count, after["resident"], faults / count, trimmer / took
 
 
 def load(python, rounds, seconds):
+    os.sched_setaffinity(0, {PROCESSORS[-1]})
     found = {"as it is": [], "trimmed": []}
     for _ in range(rounds):
         for name in random.sample(sorted(found), 2):
             found[name].append(loaded(python, TRIM if name == "trimmed" else {}, seconds))
         print({name: ["%.4g" % part for part in runs[-1]] for name, runs in found.items()}, file=sys.stderr, flush=True)
-    for part, title in enumerate(["requests a second", "slowest 1 %", "user and system time for a request", "resident memory"]):
+    titles = ["requests a second", "slowest 1 %", "user and system time for a request", "resident memory", "faults for a request"]
+    for part, title in enumerate(titles):
         ratios = sorted(trimmed[part] / plain[part] for trimmed, plain in zip(found["trimmed"], found["as it is"]))
         print("%-36s %.3f (%.3f to %.3f)" % (title, statistics.median(ratios), ratios[0], ratios[-1]))
+    shares = sorted(run[-1] for run in found["trimmed"])
+    print("%-36s %.4f (%.4f to %.4f)" % ("the trimmer's share of the time", statistics.median(shares), shares[0], shares[-1]))
 
 
 def long(python, minutes):
