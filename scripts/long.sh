@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
-# What takes longer than CI may: ThreadSanitizer, the fuzzer, and many random programs. `scripts/long.sh`, after a build; it ends at the
-# first that fails.
+# What takes longer than CI may: every supported Node.js, ThreadSanitizer, the fuzzer, and many random programs. `scripts/long.sh`, after a build;
+# it ends at the first that fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# The whole TypeScript suite, beside the CPythons of the PATH alone.
+nodes=$(mktemp -d)
+trap 'rm -rf "$nodes"' EXIT
+for major in 20 22 24 26; do
+  npm install --silent --no-save --prefix "$nodes" "node@$major"
+  PATH="$nodes/node_modules/.bin:$PATH" PYENV_ROOT=$nodes npx --no-install ava
+done
 
 # What threads share, where the standard library can be built for it.
 scripts/tsan.sh
