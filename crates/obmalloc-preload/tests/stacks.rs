@@ -84,8 +84,8 @@ impl Difference {
     /// notes the new object's stack.
     fn is_of_reuse(&self, minor: u32) -> bool {
         match self.kind.as_str() {
-            // Tuples of up to twenty items.
-            "tuple" => self.size <= 16 + 24 + 20 * 8,
+            // Tuples of up to twenty items. From 3.14 on a tuple keeps its hash.
+            "tuple" => self.size <= 16 + if minor >= 14 { 32 } else { 24 } + 20 * 8,
             "list" | "dict" | "float" => true,
             // Up to 3.13 one dead slice is kept.
             "slice" => true,
