@@ -106,8 +106,8 @@ test('a moment that a trace does not have is the same error everywhere', async (
   await t.throwsAsync(trace.why({ at: 'never' }), { code: 'ERR_OUT_OF_RANGE' })
 })
 
-/** The exit code of a command. */
 const cli = fileURLToPath(new URL('../dist/cli.js', import.meta.url))
+/** The exit code of a command. */
 const statusOf = (...args: string[]) => spawnSync(process.execPath, [cli, ...args], { cwd: folder }).status
 
 test('a trace without an event has no moment, and every command says so', async (t) => {

@@ -32,6 +32,7 @@ SESSIONS = {}
 # Sessions that stay, of the server under load.
 STEADY = 4_000
 PROCESSORS = sorted(os.sched_getaffinity(0))
+# The number of the trimmer's thread, once it is known.
 TRIMMER = []
 
 

@@ -337,7 +337,7 @@ impl Outline {
     ///
     /// # Errors
     /// When the trace has no such moment.
-    pub fn expect(&self, moment: &Moment, text: &str) -> Result<Found, NotThere> {
+    pub fn require(&self, moment: &Moment, text: &str) -> Result<Found, NotThere> {
         if self.events == 0 {
             return Err(NotThere::NoEvent);
         }

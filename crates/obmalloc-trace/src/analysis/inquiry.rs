@@ -322,7 +322,7 @@ fn moment(asked: &Asked) -> Result<Moment, InquiryError> {
 
 fn find(outline: &Outline, asked: &Asked) -> Result<Found, InquiryError> {
     let text = if asked.at.is_empty() { "end" } else { &asked.at };
-    outline.expect(&moment(asked)?, text).map_err(InquiryError::NotThere)
+    outline.require(&moment(asked)?, text).map_err(InquiryError::NotThere)
 }
 
 impl Course {

@@ -55,11 +55,12 @@ fn progress(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
 /// `(number)`: the moment as JSON.
 fn find(_: &Realm, env: Env, [number]: [Value; 1]) -> Outcome {
     let found = Numbered::with(&SEARCHES, env, number, |Search { outlining, moment, text }| {
-        outlining.outline().expect(moment, text).map_err(|error| not_there(&error))
+        outlining.outline().require(moment, text).map_err(|error| not_there(&error))
     })?;
     json::give(env, &found)
 }
 
+/// The error that the command line tells from others by its code.
 pub(super) fn not_there(error: &NotThere) -> Failure {
     let code = match error {
         NotThere::NoEvent => "ERR_NO_EVENT",
