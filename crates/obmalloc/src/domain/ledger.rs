@@ -229,6 +229,19 @@ impl Ledger {
         }
     }
 
+    /// As [`strike_out`](Self::strike_out), outside the region.
+    pub fn strike_out_outside_region(&mut self, domain: Domain, address: usize) -> bool {
+        if self.is_closed || self.long || !self.parts.is_empty() {
+            return false;
+        }
+        let Some(entry) = self.outside_region.get_mut(&address).filter(|entry| entry.is_live() && entry.domain == domain) else {
+            return false;
+        };
+        entry.presence = Presence::Freed;
+        self.remember_freed(address);
+        true
+    }
+
     /// Removes a live block.
     #[inline]
     pub fn remove(&mut self, address: usize) {

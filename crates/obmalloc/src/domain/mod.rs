@@ -155,7 +155,9 @@ impl Domains {
     /// # Safety
     /// As for [`malloc`](Self::malloc).
     pub unsafe fn calloc(this: *mut Self, domain: Domain, count: usize, size: usize) -> *mut u8 {
-        if count.checked_mul(size).is_none_or(|total| total > PY_SSIZE_T_MAX) {
+        // Where both are small, nothing needs to be multiplied.
+        let may_be_too_large = (count | size) >> (usize::BITS / 2 - 1) != 0;
+        if may_be_too_large && count.checked_mul(size).is_none_or(|total| total > PY_SSIZE_T_MAX) {
             return ptr::null_mut();
         }
         // SAFETY: as in `malloc`.
@@ -253,29 +255,37 @@ unsafe fn pass_on(this: *mut Domains, request: impl FnOnce() -> *mut u8) -> *mut
     }
 }
 
-/// `_PyObject_Calloc`
+/// `_PyObject_Calloc`. As in [`object_malloc`], the hot path needs no stack: `memset` returns the block.
 unsafe extern "C-unwind" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // The domain has checked that the product fits; a direct caller of an allocator may not have.
     let Some(total) = count.checked_mul(size) else { return ptr::null_mut() };
-    let this = ctx.cast::<Domains>();
-    let block = if S::WATCHED {
-        // SAFETY: as in `object_malloc`; where blocks are watched, hooks have been set up.
-        match unsafe { debug::watched_block(this, total) } {
-            Ok(block) => block,
-            Err(Refused) => return ptr::null_mut(),
-        }
-    } else {
-        // SAFETY: as in `object_malloc`.
-        unsafe {
-            let pymalloc = &raw mut (*this).pymalloc;
-            match Pymalloc::alloc_from_used_pool::<S>(pymalloc, total) {
-                Some(block) => block.as_ptr(),
-                None => Pymalloc::alloc_from_new_pool::<S>(pymalloc, total),
-            }
-        }
-    };
-    // SAFETY: a block has at least as many bytes as were requested; as in `object_malloc`.
+    // SAFETY: as in `object_malloc`; a block has at least as many bytes as were requested.
     unsafe {
+        if !S::WATCHED
+            && let Some(block) = Pymalloc::alloc_from_used_pool::<S>(&raw mut (*ctx.cast::<Domains>()).pymalloc, total)
+        {
+            block.write_bytes(0, total);
+            return block.as_ptr().cast();
+        }
+        object_calloc_slow::<S>(ctx, count, size)
+    }
+}
+
+/// A zeroed block from a newly taken pool, or from raw, as in [`object_malloc_slow`]; from any pool where blocks are watched.
+#[cold]
+#[inline(never)]
+unsafe extern "C-unwind" fn object_calloc_slow<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    let (this, total) = (ctx.cast::<Domains>(), count * size);
+    // SAFETY: called by `object_calloc`, which has checked that the product fits; where blocks are watched, hooks have been set up.
+    unsafe {
+        let block = if S::WATCHED {
+            match debug::watched_block(this, total) {
+                Ok(block) => block,
+                Err(Refused) => return ptr::null_mut(),
+            }
+        } else {
+            Pymalloc::alloc_from_new_pool::<S>(&raw mut (*this).pymalloc, total)
+        };
         if !block.is_null() {
             block.write_bytes(0, total);
             return block.cast();

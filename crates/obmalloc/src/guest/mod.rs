@@ -402,17 +402,19 @@ impl GuestHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        self.heap.free_or(
-            domain,
-            address,
-            |result| if self.has_guests() { self.end_free(domain, address, result) } else { result },
-        )
+        if self.heap.free_quickly(domain, address) { Ok(()) } else { self.free_slowly(domain, address) }
     }
 
     #[cold]
     #[inline(never)]
-    fn end_free(&self, domain: Domain, address: usize, result: Result<(), Fault>) -> Result<(), Fault> {
-        let result = if result.is_err() && self.adopt(domain, address) { self.heap.free(domain, address) } else { result };
+    fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+        if !self.has_guests() {
+            return self.heap.free_slowly(domain, address);
+        }
+        let mut result = self.heap.free_slowly(domain, address);
+        if result.is_err() && self.adopt(domain, address) {
+            result = self.heap.free(domain, address);
+        }
         self.end_call();
         result.map_err(|fault| self.explain(fault))
     }

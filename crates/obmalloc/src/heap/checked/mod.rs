@@ -31,7 +31,7 @@ enum Request {
 }
 
 impl Request {
-    /// Bytes of the block; 0 if the product does not fit.
+    /// Bytes of the block; `usize::MAX` if the product does not fit.
     fn size(self) -> usize {
         match self {
             Self::Malloc(size) | Self::Realloc(size) => size,
@@ -133,8 +133,7 @@ impl CheckedHeap {
     /// As [`malloc`](Self::malloc). A request that does not go the quick way returns what `then` makes of its block.
     #[inline(always)]
     pub(crate) fn malloc_or(&self, domain: Domain, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
-        let block = self.inner().malloc(domain, size);
-        if self.enters_quickly(domain, block) { block } else { then(self.enter_slowly(domain, block, Request::Malloc(size))) }
+        self.enter(domain, self.inner().malloc(domain, size), Request::Malloc(size), then)
     }
 
     /// As [`Heap::calloc`](crate::Heap::calloc).
@@ -146,29 +145,31 @@ impl CheckedHeap {
     /// As [`malloc_or`](Self::malloc_or), for [`calloc`](Self::calloc).
     #[inline(always)]
     pub(crate) fn calloc_or(&self, domain: Domain, count: usize, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
-        let block = self.inner().calloc(domain, count, size);
-        if self.enters_quickly(domain, block) {
-            block
+        self.enter(domain, self.inner().calloc(domain, count, size), Request::Calloc(count, size), then)
+    }
+
+    /// Enters the block that a request gave. `then` is called if the block's address is not all that the ledger needs, or if there is none.
+    #[inline(always)]
+    fn enter(&self, domain: Domain, block: Block, request: Request, then: impl FnOnce(Block) -> Block) -> Block {
+        let Some(block) = block else { return then(self.ask_again(domain, request)) };
+        if self.inner().ledger().insert_quickly(block.as_ptr().expose_provenance(), domain) {
+            Some(block)
         } else {
-            then(self.enter_slowly(domain, block, Request::Calloc(count, size)))
+            then(self.enter_slowly(domain, block, request.size()))
         }
     }
 
-    /// Enters a block in the ledger, if it lies in the region and its address is all that the ledger needs.
-    #[inline(always)]
-    fn enters_quickly(&self, domain: Domain, block: Block) -> bool {
-        block.is_some_and(|block| self.inner().ledger().insert_quickly(block.as_ptr().expose_provenance(), domain))
+    /// Repeats a request that has failed, if quarantined blocks may have been in its way.
+    #[cold]
+    fn ask_again(&self, domain: Domain, request: Request) -> Block {
+        let size = request.size();
+        let block = if self.may_ask_again(size) { request.make(self.inner(), domain) } else { None };
+        self.enter_slowly(domain, block?, size)
     }
 
-    /// Enters a block that a request gave, or repeats the request when quarantined blocks may have been in its way.
+    /// Enters a block whose address may not be all that the ledger needs.
     #[inline(never)]
-    fn enter_slowly(&self, domain: Domain, block: Block, request: Request) -> Block {
-        let size = request.size();
-        let block = match block {
-            Some(block) => block,
-            None if self.may_ask_again(size) => request.make(self.inner(), domain)?,
-            None => return None,
-        };
+    fn enter_slowly(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Block {
         let (inner, address) = (self.inner(), block.as_ptr().expose_provenance());
         if inner.is_closed() {
             return None;
@@ -198,8 +199,7 @@ impl CheckedHeap {
     pub fn realloc(&self, domain: Domain, address: Option<usize>, size: usize) -> Result<Option<NonNull<u8>>, Fault> {
         let Some(address) = address else {
             let request = Request::Realloc(size);
-            let block = request.make(self.inner(), domain);
-            let block = if self.enters_quickly(domain, block) { block } else { self.enter_slowly(domain, block, request) };
+            let block = self.enter(domain, request.make(self.inner(), domain), request, |block| block);
             // If the hooks refused the request, they have a fault that says why.
             return if block.is_none() { self.take_fault().map_or(Ok(None), Err) } else { Ok(block) };
         };
@@ -281,27 +281,23 @@ impl CheckedHeap {
     /// When `address` is no live block of this heap and domain. Nothing has been changed then.
     #[inline]
     pub fn free(&self, domain: Domain, address: usize) -> Result<(), Fault> {
-        self.free_or(domain, address, |result| result)
+        if self.free_quickly(domain, address) { Ok(()) } else { self.free_slowly(domain, address) }
     }
 
-    /// As [`free`](Self::free); `then` is called if the block does not go the quick way.
+    /// Frees a block, if its address is all that the ledger needs. Otherwise [`free_slowly`](Self::free_slowly) has to.
     #[inline(always)]
-    pub(crate) fn free_or(
-        &self,
-        domain: Domain,
-        address: usize,
-        then: impl FnOnce(Result<(), Fault>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        if !self.inner().ledger().strike_out(domain, address) {
-            return then(self.free_slowly(domain, address));
+    pub(crate) fn free_quickly(&self, domain: Domain, address: usize) -> bool {
+        let is_struck = self.inner().ledger().strike_out(domain, address);
+        if is_struck {
+            // SAFETY: seen just above to have been a live block of this domain.
+            unsafe { self.inner().free(domain, address) };
         }
-        // SAFETY: seen just above to have been a live block of this domain.
-        unsafe { self.inner().free(domain, address) };
-        Ok(())
+        is_struck
     }
 
+    /// Frees a block that [`free_quickly`](Self::free_quickly) has left, or finds what is wrong.
     #[inline(never)]
-    fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
+    pub(crate) fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         if self.is_quarantining() && self.detain(domain, address)? {
             return Ok(());
         }
@@ -309,9 +305,11 @@ impl CheckedHeap {
             return self.free_hooked(domain, address);
         }
         let inner = self.inner();
-        inner.check(domain, address, Purpose::Free)?;
-        inner.ledger().remove(address);
-        // SAFETY: checked just above to be a live block of this domain.
+        if !inner.ledger().strike_out_outside_region(domain, address) {
+            inner.check(domain, address, Purpose::Free)?;
+            inner.ledger().remove(address);
+        }
+        // SAFETY: seen just above to have been a live block of this domain.
         unsafe { inner.free(domain, address) };
         Ok(())
     }
