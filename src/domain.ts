@@ -36,6 +36,7 @@ export class Domain implements Contract {
   /** Keeps a domain from being posted to another thread as if it were a plain object. */
   protected readonly native: object
   readonly #handle: Handle
+  readonly #number: number
   readonly #memory: Memory
   readonly #live: number
   readonly #malloc: DomainCalls['malloc']
@@ -55,6 +56,7 @@ export class Domain implements Contract {
     this.name = name
     this.native = native.external
     this.#handle = handle
+    this.#number = handle.number
     this.#memory = memory
     this.#live = LIVE[name]
     this.#malloc = calls.malloc
@@ -70,23 +72,23 @@ export class Domain implements Contract {
   }
 
   malloc(size: Size): Address | null {
-    return this.#malloc(size, on(this.#handle))
+    return this.#malloc(size, on(this.#handle, this.#number))
   }
 
   calloc(count: Size, size: Size): Address | null {
-    return this.#calloc(count, size, on(this.#handle))
+    return this.#calloc(count, size, on(this.#handle, this.#number))
   }
 
   realloc(address: Address | null, size: Size): Address | null {
-    return this.#realloc(address, size, on(this.#handle))
+    return this.#realloc(address, size, on(this.#handle, this.#number))
   }
 
   free(address: Address | null): void {
-    this.#free(address, on(this.#handle))
+    this.#free(address, on(this.#handle, this.#number))
   }
 
   usableSize(address: Address): number {
-    return this.#usableSize(address, on(this.#handle))
+    return this.#usableSize(address, on(this.#handle, this.#number))
   }
 
   view(address: Address): Uint8Array<ArrayBuffer> {

@@ -17,11 +17,18 @@ const ADDRESS_OR_NULL: &str = "the address of a block, a safe integer, or null";
 fn integer(number: f64) -> Option<usize> {
     // The bits of positive numbers are in the order of the numbers; those of negative ones, and of NaNs, are larger.
     if number.to_bits() > MAX_SAFE_INTEGER.to_bits() {
-        return (number == 0.0).then_some(0); // -0
+        return negative_zero(number);
     }
     // SAFETY: in range. This is one instruction; `as` would check the range again.
     let integer: i64 = unsafe { number.to_int_unchecked() };
     (integer as f64 == number).then_some(saturated(integer as u64))
+}
+
+/// -0 is 0. Not inlined, so that the path of other numbers is straight.
+#[cold]
+#[inline(never)]
+fn negative_zero(number: f64) -> Option<usize> {
+    (number == 0.0).then_some(0)
 }
 
 /// The integer as a `usize`. Where that has 32 bits, larger integers become the largest one: no block has such a size or address.

@@ -1,6 +1,7 @@
 //! The part of Node-API that the binding uses.
 
 use std::ffi::{CStr, c_void};
+use std::mem::MaybeUninit;
 use std::ptr;
 
 use napi_sys as sys;
@@ -52,8 +53,11 @@ impl Env {
 
     #[inline(always)]
     pub fn double(self, value: Value) -> Option<f64> {
-        let mut number = 0.0;
-        (napi!(self, napi_get_value_double, value, &mut number) == sys::Status::napi_ok).then_some(number)
+        // Not initialised, for the reason that `arguments` in `shell` has.
+        let mut number = MaybeUninit::uninit();
+        let is_number = napi!(self, napi_get_value_double, value, number.as_mut_ptr()) == sys::Status::napi_ok;
+        // SAFETY: set by the call, which has succeeded.
+        is_number.then(|| unsafe { number.assume_init() })
     }
 
     /// A BigInt that fits 64 bits without a sign.
@@ -81,8 +85,12 @@ impl Env {
 
     #[inline(always)]
     pub fn number(self, number: f64) -> Outcome {
-        let mut value = ptr::null_mut();
-        Self::done(napi!(self, napi_create_double, number, &mut value), value)
+        let mut value = MaybeUninit::uninit();
+        match napi!(self, napi_create_double, number, value.as_mut_ptr()) {
+            // SAFETY: set by the call, which has succeeded.
+            sys::Status::napi_ok => Ok(unsafe { value.assume_init() }),
+            status => Err(Failure::of_status(status)),
+        }
     }
 
     pub fn undefined(self) -> Outcome {

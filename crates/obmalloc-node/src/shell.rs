@@ -2,6 +2,7 @@
 
 use std::any::type_name;
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::thread;
@@ -48,11 +49,12 @@ fn item<F: Copy>() -> F {
 /// Called from a callback with its own environment and info, of a function that has a realm.
 #[inline(always)]
 unsafe fn arguments<'a, const N: usize>(env: sys::napi_env, info: sys::napi_callback_info) -> ([Value; N], Env, &'a Realm) {
-    let (mut values, mut count, mut data) = ([ptr::null_mut(); N], N, ptr::null_mut());
-    // SAFETY: the caller's promise; the environment has the realm.
+    // Not initialised: a processor that takes what was stored here last for what is loaded afterwards would have to begin again.
+    let (mut values, mut data, mut count) = (MaybeUninit::<[Value; N]>::uninit(), MaybeUninit::uninit(), N);
+    // SAFETY: the caller's promise; the call cannot fail, and sets as many values as there is room for, and the data, which is the realm.
     unsafe {
-        sys::napi_get_cb_info(env, info, &mut count, values.as_mut_ptr(), ptr::null_mut(), &mut data);
-        (values, Env::new(env), &*data.cast_const().cast::<Realm>())
+        sys::napi_get_cb_info(env, info, &mut count, values.as_mut_ptr().cast(), ptr::null_mut(), data.as_mut_ptr());
+        (values.assume_init(), Env::new(env), &*data.assume_init().cast_const().cast::<Realm>())
     }
 }
 

@@ -188,14 +188,16 @@ fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<u
 
 #[inline(always)]
 fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
-    if core.needs_attention() || block.is_none() {
-        core.end_request(heap, domain, block)?;
-    }
+    let Some(block) = block.filter(|_| !core.needs_attention()) else { return give_attentively(core, env, heap, domain, block) };
     core.report(env, heap);
-    match block {
-        Some(block) => env.integer(block.addr().get()),
-        None => env.null(),
-    }
+    env.integer(block.addr().get())
+}
+
+#[cold]
+fn give_attentively(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
+    core.end_request(heap, domain, block)?;
+    core.report(env, heap);
+    block.map_or_else(|| env.null(), |block| env.integer(block.addr().get()))
 }
 
 /// The domains' calls, which single calls and batches share.

@@ -271,7 +271,7 @@ impl Core {
     #[inline(always)]
     pub fn report(&self, env: Env, heap: &ObjectHeap) {
         let change = heap.touched() as i64 - self.reported.get();
-        if change.abs() > REPORT_STEP {
+        if !(-REPORT_STEP..=REPORT_STEP).contains(&change) {
             self.report_change(env, change);
         }
     }
