@@ -706,6 +706,45 @@ fn what_a_hook_has_given_to_a_guest_is_no_answer_for_an_older_block_that_the_hoo
 }
 
 #[test]
+fn memory_of_0_bytes_has_no_byte_for_a_block() {
+    for (domain, hooked) in Domain::ALL.into_iter().flat_map(|domain| [(domain, false), (domain, true)]) {
+        let heap = heap();
+        if hooked {
+            heap.setup_debug_hooks().expect("memory");
+        }
+        let older = malloc(&heap, domain, 0);
+        let below = heap.allocator(domain).expect("memory");
+        let answer = Rc::new(Cell::new(0));
+        let (given, resized) = (answer.clone(), answer.clone());
+        Deeds::default()
+            .malloc(move |_, _| Ok(Some(given.get())))
+            .realloc(move |_, _, _| Ok(Some(resized.get())))
+            .free(move |of, address| of.own.free(below, Some(address)).map_err(|_| Threw(2)))
+            .put_in(&heap, domain);
+        // An older block becomes a grant while it is resized: of all its bytes, which are none under hooks.
+        if hooked {
+            answer.set(older);
+            assert_eq!(heap.blocks().realloc(domain, Some(older), 1), Ok(None), "{domain}");
+            assert_eq!(kind(&heap), GuestFaultKind::NotGranted);
+        }
+        // A grant of its own.
+        let grant = heap.own_allocators().expect("memory").malloc(below, 0).expect("its own").expect("memory");
+        answer.set(grant);
+        assert_eq!(heap.blocks().malloc(domain, 1), None, "{domain}, {hooked}");
+        assert_eq!(kind(&heap), GuestFaultKind::NotGranted);
+        let block = malloc(&heap, domain, 0);
+        assert_eq!(block, grant);
+        assert_eq!(heap.blocks().realloc(domain, Some(block), 1), Ok(None), "{domain}, {hooked}");
+        assert_eq!(kind(&heap), GuestFaultKind::NotGranted);
+        assert_eq!(heap.blocks().realloc(domain, Some(block), 0), Ok(NonNull::new(ptr::with_exposed_provenance_mut(block))));
+        free(&heap, domain, block);
+        free(&heap, domain, older);
+        heap.verify_guards().expect("holds");
+        assert_eq!((heap.allocated_blocks(), heap.take_guest_fault()), (0, None));
+    }
+}
+
+#[test]
 fn where_a_block_was_that_moves_another_one_is_whole() {
     let heap = heap();
     let obj = Deeds::default()
