@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import time
 
 
@@ -67,12 +68,24 @@ def words():
     return {word: found for word, found in counts.items() if found[0] % 1000 == 0}
 
 
-def worker(jobs=6, pause=float(os.environ.get("BENCHMARK_PAUSE", 0))):
-    text = json.dumps([{"id": n, "name": "n%d" % n, "tags": ["a", "b%d" % n], "at": n / 3, "more": [n] * 8} for n in range(200_000)])
+def result(n):
+    return {
+        "user": {"id": n, "name": "user number %d" % n, "email": "user%d@example.org" % n},
+        "scores": [n / 3, n / 7, n / 11, n],
+        "tags": ["t%d" % (n + tag) for tag in range(4)],
+        "text": "some words of number %d, " % n * 3,
+    }
+
+
+def worker(jobs=6):
+    """Parses a file with 31 MB of JSON for each job, and keeps one result in 500."""
     kept, after = [], []
-    for _ in range(jobs):
-        kept.append(json.loads(text)[::500])
-        after.append(freed())
+    with tempfile.TemporaryFile("w+") as file:
+        file.write("[" + ", ".join(json.dumps(result(n)) for n in range(106_000)) + "]")
+        for _ in range(jobs):
+            file.seek(0)
+            kept.append(json.load(file)[::500])
+            after.append(freed())
     return after
 
 

@@ -3,7 +3,7 @@
     python3 benchmark/trim.py [--rounds N] [--program NAME] PYTHON...
 
 after a build. Programs of benchmark/fragmenting.py; resident MB after freeing, then user and system time and minor faults over those of CPython
-as it is, medians of ratios within a round, in which everything is run in turn, in another order each time.
+as it is (with the same pause, where there is one), medians of ratios within a round, in which everything is run in turn, in another order each time.
 """
 
 import argparse
@@ -23,8 +23,10 @@ LIBRARY = os.path.join(ROOT, "target", "release", "libobmalloc_preload.so")
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 JEMALLOC = {"LD_PRELOAD": LIBRARIES + "/libjemalloc.so.2", "PYTHONMALLOC": "malloc"}
 PLAIN = "CPython as it is"
+PAUSED = "as it is, with the pause"
 CONFIGURATIONS = {
     PLAIN: {},
+    PAUSED: {"BENCHMARK_PAUSE": "2"},
     "trim, asked": {"LD_PRELOAD": LIBRARY, "OBMALLOC_TRIM": "asked"},
     "trim by itself": {"LD_PRELOAD": LIBRARY, "OBMALLOC_TRIM": "every=1s,above=1M,idle", "BENCHMARK_PAUSE": "2"},
     "malloc_trim alone": {"BENCHMARK_MALLOC_TRIM": "1"},
@@ -57,7 +59,7 @@ def main():
         version = subprocess.check_output([python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])"], text=True).strip()
         names = [name for name in CONFIGURATIONS if name != "PYTHONMALLOC=mimalloc" or int(version.split(".")[1]) >= 13]
         if options.only:
-            names = [PLAIN] + [name for name in names if any(part in name for part in options.only) and name != PLAIN]
+            names = [PLAIN, PAUSED] + [name for name in names if any(part in name for part in options.only) and name not in (PLAIN, PAUSED)]
         for program in options.program or PROGRAMS:
             found = {name: [] for name in names}
             for _ in range(options.rounds):
@@ -66,7 +68,8 @@ def main():
             print("%s, %s" % (version, program))
             for name, runs in found.items():
                 after = [round(statistics.median(step)) for step in zip(*(run[0] for run in runs))]
-                ratio = lambda part: statistics.median(run[part] / plain[part] for run, plain in zip(runs, found[PLAIN]))
+                beside = found[PAUSED if "BENCHMARK_PAUSE" in CONFIGURATIONS[name] else PLAIN]
+                ratio = lambda part: statistics.median(run[part] / plain[part] for run, plain in zip(runs, beside))
                 print("  %-28s %-36s time %.3f  faults %.2f" % (name, " ".join(map(str, after)) + " MB", ratio(1), ratio(2)), flush=True)
 
 
