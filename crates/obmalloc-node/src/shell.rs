@@ -49,9 +49,9 @@ fn item<F: Copy>() -> F {
 /// Called from a callback with its own environment and info, of a function that has a realm.
 #[inline(always)]
 unsafe fn arguments<'a, const N: usize>(env: sys::napi_env, info: sys::napi_callback_info) -> ([Value; N], Env, &'a Realm) {
-    // Not initialised: a processor that takes what was stored here last for what is loaded afterwards would have to begin again.
+    // Not initialised: some processors expect a load to give what was last stored there by name, and the call stores something else.
     let (mut values, mut data, mut count) = (MaybeUninit::<[Value; N]>::uninit(), MaybeUninit::uninit(), N);
-    // SAFETY: the caller's promise; the call cannot fail, and sets as many values as there is room for, and the data, which is the realm.
+    // SAFETY: the caller's promise; the call cannot fail, and sets all `N` values and the data, which is the realm.
     unsafe {
         sys::napi_get_cb_info(env, info, &mut count, values.as_mut_ptr().cast(), ptr::null_mut(), data.as_mut_ptr());
         (values.assume_init(), Env::new(env), &*data.assume_init().cast_const().cast::<Realm>())

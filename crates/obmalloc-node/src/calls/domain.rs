@@ -188,9 +188,13 @@ fn part(usable: usize, offset: usize, count: usize, received: Value) -> Result<u
 
 #[inline(always)]
 fn give(core: &Core, env: Env, heap: &ObjectHeap, domain: Domain, block: Option<NonNull<u8>>) -> Outcome {
-    let Some(block) = block.filter(|_| !core.needs_attention()) else { return give_attentively(core, env, heap, domain, block) };
-    core.report(env, heap);
-    env.integer(block.addr().get())
+    match block {
+        Some(block) if !core.needs_attention() => {
+            core.report(env, heap);
+            env.integer(block.addr().get())
+        }
+        _ => give_attentively(core, env, heap, domain, block),
+    }
 }
 
 #[cold]

@@ -155,7 +155,7 @@ impl Domains {
     /// # Safety
     /// As for [`malloc`](Self::malloc).
     pub unsafe fn calloc(this: *mut Self, domain: Domain, count: usize, size: usize) -> *mut u8 {
-        // Where both are small, nothing needs to be multiplied.
+        // The product of two small ones fits.
         let may_be_too_large = (count | size) >> (usize::BITS / 2 - 1) != 0;
         if may_be_too_large && count.checked_mul(size).is_none_or(|total| total > PY_SSIZE_T_MAX) {
             return ptr::null_mut();

@@ -409,6 +409,7 @@ impl GuestHeap {
     #[inline(never)]
     fn free_slowly(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         if !self.has_guests() {
+            // Passed on where it is: to copy so large a result takes longer than to look the block up.
             return self.heap.free_slowly(domain, address);
         }
         let mut result = self.heap.free_slowly(domain, address);
