@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 
 use crate::interrupt::{Interrupt, STRIDE, Undone};
-use crate::object::header;
+use crate::object::handle::{GcObject, Quiet};
 
 /// Which list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,14 +82,21 @@ impl GcList {
     }
 
     /// The first object.
-    pub fn first(&mut self) -> Option<usize> {
+    pub fn first<'quiet>(&mut self, quiet: &'quiet Quiet<'_>) -> Option<GcObject<'quiet>> {
         if self.live == 0 {
             return None;
         }
         while self.entries[self.first] == 0 {
             self.first += 1;
         }
-        Some(self.entries[self.first])
+        self.at(self.first, quiet)
+    }
+
+    /// The object with this index, if it has not left; `None` behind the last one, too.
+    pub fn at<'quiet>(&self, place: usize, quiet: &'quiet Quiet<'_>) -> Option<GcObject<'quiet>> {
+        let object = *self.entries.get(place).filter(|&&object| object != 0)?;
+        // SAFETY: invariant 1.
+        Some(unsafe { GcObject::known(object, quiet) })
     }
 
     /// Whether there is capacity for `more` objects; if so, promises it.
@@ -154,7 +161,8 @@ impl GcList {
             let object = core::mem::take(&mut self.entries[from]);
             if object != 0 {
                 self.entries[place] = object;
-                set_place(object, place);
+                // SAFETY: invariant 1; nothing is destroyed here.
+                set_place(unsafe { GcObject::unbound(object) }, place);
                 place += 1;
             }
             if (from + 1).is_multiple_of(STRIDE) && interrupt.is_now() {
@@ -167,25 +175,25 @@ impl GcList {
 
     /// Appends an object that is in no list (`gc_list_append`); there is room for it.
     #[inline]
-    pub fn append(&mut self, object: usize) {
+    pub fn append(&mut self, object: GcObject<'_>) {
         debug_assert!(self.entries.len() < self.entries.capacity(), "room has been made");
         set_place(object, self.entries.len());
-        self.entries.push(object);
+        self.entries.push(object.address());
         self.live += 1;
     }
 
-    /// Whether an object with this index is in this list.
+    /// Whether an object is in this list.
     #[inline]
-    pub fn has(&self, object: usize, place: usize) -> bool {
-        self.entries.get(place) == Some(&object)
+    pub fn has(&self, object: GcObject<'_>) -> bool {
+        // An object that is not tracked gives a number that is far too large.
+        self.entries.get(object.gc_next().wrapping_sub(1)) == Some(&object.address())
     }
 
-    /// Takes out the object with this index (`gc_list_remove`).
+    /// Takes an object out that is in this list (`gc_list_remove`).
     #[inline]
-    pub fn remove(&mut self, place: usize) {
-        let object = core::mem::take(&mut self.entries[place]);
-        // SAFETY: invariant 1.
-        unsafe { header::set_gc_next(object, 0) };
+    pub fn remove(&mut self, object: GcObject<'_>) {
+        self.entries[place(object.gc_next())] = 0;
+        object.set_gc_next(0);
         self.live -= 1;
         if self.live == 0 {
             self.entries.clear();
@@ -213,7 +221,8 @@ impl GcList {
             for entry in &mut from.entries[from.first..end] {
                 let object = core::mem::take(entry);
                 if object != 0 {
-                    self.append(object);
+                    // SAFETY: invariant 1; nothing is destroyed here.
+                    self.append(unsafe { GcObject::unbound(object) });
                 }
             }
             from.first = end;
@@ -250,7 +259,6 @@ impl GcList {
 }
 
 /// Tells a tracked object its index in the list that it is in or will be in.
-pub(super) fn set_place(object: usize, place: usize) {
-    // SAFETY: only objects are put into lists.
-    unsafe { header::set_gc_next(object, place + 1) };
+pub(super) fn set_place(object: GcObject<'_>, place: usize) {
+    object.set_gc_next(place + 1);
 }

@@ -10,12 +10,15 @@ mod verify;
 mod weakref;
 
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use list::{GcList, LISTS, ListId};
 
 use crate::domain::{Fault, FaultKind};
+use crate::heap::Mode;
 use crate::interrupt::Interrupt;
-use crate::object::{ObjectError, ObjectHeap, header, object_fault, table};
+use crate::object::handle::{GcObject, Quiet};
+use crate::object::{ObjectError, ObjectHeap, object_fault, table};
 use crate::profile::{Algorithm, Automatic, Counted, ObjectRules};
 
 /// Number of generations (`NUM_GENERATIONS`).
@@ -124,21 +127,19 @@ impl Gc {
     }
 
     /// Moves an object to the end of a list (`gc_list_move`), which has room for it.
-    pub fn move_to(&mut self, object: usize, to: ListId) {
+    pub fn move_to(&mut self, object: GcObject<'_>, to: ListId) {
         self.remove(object);
         self.list(to).append(object);
     }
 
     /// Takes a tracked object out of its list.
-    fn remove(&mut self, object: usize) {
-        // SAFETY: a tracked object.
-        let place = list::place(unsafe { header::gc_next(object) });
+    fn remove(&mut self, object: GcObject<'_>) {
         let old = self.list(ListId::Old);
-        if old.has(object, place) {
+        if old.has(object) {
             // Most objects are old.
-            old.remove(place);
-        } else if let Some(list) = self.lists.iter_mut().find(|list| list.has(object, place)) {
-            list.remove(place);
+            old.remove(object);
+        } else if let Some(list) = self.lists.iter_mut().find(|list| list.has(object)) {
+            list.remove(object);
         }
     }
 
@@ -188,8 +189,15 @@ impl ObjectHeap {
     /// this; the interpreter does it between two instructions (`_Py_RunGC`).
     #[inline]
     pub fn run_scheduled(&self) {
+        if self.mode().get() == Mode::Open {
+            self.run_scheduled_in(&mut self.quiet());
+        }
+    }
+
+    #[inline]
+    pub(crate) fn run_scheduled_in(&self, quiet: &mut Quiet<'_>) {
         if self.state().gc.scheduled && self.depth.get() == 0 {
-            self.run_scheduled_now();
+            self.run_scheduled_now(quiet);
         }
     }
 
@@ -200,25 +208,25 @@ impl ObjectHeap {
     }
 
     #[cold]
-    fn run_scheduled_now(&self) {
+    fn run_scheduled_now(&self, quiet: &mut Quiet<'_>) {
         let gc = &mut self.state().gc;
         gc.scheduled = false;
         let called_off = !gc.enabled && self.rules.automatic == (Automatic::Scheduled { disable_calls_off: true });
         if !called_off && !gc.collecting {
-            self.collect_automatically();
+            self.collect_automatically(quiet);
         }
     }
 
     /// `gc_collect_generations`; of the incremental collector, an increment.
-    pub(crate) fn collect_automatically(&self) {
+    pub(crate) fn collect_automatically(&self, quiet: &mut Quiet<'_>) {
         let generation = match self.rules.algorithm {
             Algorithm::Generational => self.select_generation(),
             Algorithm::Incremental => Some(1),
         };
         if let Some(generation) = generation
-            && let Err(error) = self.collect_with_callbacks(generation)
+            && let Err(error) = self.collect_with_callbacks(generation, quiet)
         {
-            self.in_hook(|| self.hooks.collection_failed(self, error));
+            self.in_hook(quiet, |hooks| hooks.collection_failed(self, error));
         }
     }
 
@@ -240,7 +248,7 @@ impl ObjectHeap {
     }
 
     /// `_PyObject_GC_TRACK`, where there is memory for it.
-    pub(crate) fn track_object(&self, object: usize) -> Result<(), ObjectError> {
+    pub(crate) fn track_object(&self, object: GcObject<'_>) -> Result<(), ObjectError> {
         self.reserve_track()?;
         let gc = &mut self.state().gc;
         gc.list(ListId::Young).append(object);
@@ -254,29 +262,21 @@ impl ObjectHeap {
     }
 
     /// `_PyObject_GC_UNTRACK`, if the object is tracked. A collection that has found it unreachable leaves it alone from now on.
-    pub(crate) fn untrack_object(&self, object: usize) {
-        // SAFETY: the caller gives a GC object; the byte is its own.
-        unsafe { self.untrack_at(object, self.table().place(object)) };
+    pub(crate) fn untrack_object(&self, object: GcObject<'_>, quiet: &Quiet<'_>) {
+        self.untrack_at(object, self.table().place(object.address(), quiet));
     }
 
-    /// As [`untrack_object`](Self::untrack_object).
-    ///
-    /// # Safety
-    /// `at` is the byte of `object`, a GC object.
+    /// As [`untrack_object`](Self::untrack_object); `at` is the object's byte of the table.
     #[inline]
-    pub(crate) unsafe fn untrack_at(&self, object: usize, at: *mut u8) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if header::gc_next(object) == 0 {
-                return;
-            }
-            let gc = &mut self.state().gc;
-            if *at == table::UNREACHABLE {
-                *at = table::LIVE;
-                header::set_gc_next(object, 0);
-            } else {
-                gc.remove(object);
-            }
+    pub(crate) fn untrack_at(&self, object: GcObject<'_>, at: &Cell<u8>) {
+        if object.gc_next() == 0 {
+            return;
+        }
+        if at.get() == table::UNREACHABLE {
+            at.set(table::LIVE);
+            object.set_gc_next(0);
+        } else {
+            self.state().gc.remove(object);
         }
         self.count_untracked();
     }
@@ -291,12 +291,9 @@ impl ObjectHeap {
         }
     }
 
-    fn look_gc(&self, object: usize) -> Result<bool, Fault> {
-        Ok(self.look_open(object)?.gc)
-    }
-
-    fn change_gc(&self, object: usize) -> Result<(), Fault> {
-        if self.change(object)?.gc { Ok(()) } else { Err(object_fault(FaultKind::WrongType, object)) }
+    /// An object that can be changed, of a GC type.
+    fn look_gc<'quiet>(&self, object: usize, quiet: &'quiet Quiet<'_>) -> Result<GcObject<'quiet>, Fault> {
+        self.look_alive(object, quiet)?.gc().ok_or(object_fault(FaultKind::WrongType, object))
     }
 
     /// `PyObject_GC_Track`
@@ -305,12 +302,12 @@ impl ObjectHeap {
     /// When `object` is no GC object, is tracked already, or there is no memory.
     #[doc(alias = "PyObject_GC_Track")]
     pub fn track(&self, object: usize) -> Result<(), ObjectError> {
-        self.change_gc(object)?;
-        // SAFETY: looked up just above.
-        if unsafe { header::gc_next(object) } != 0 {
+        let quiet = self.change(object)?;
+        let found = self.look_gc(object, &quiet)?;
+        if found.gc_next() != 0 {
             return Err(object_fault(FaultKind::GcAlreadyTracked, object).into());
         }
-        self.track_object(object)
+        self.track_object(found)
     }
 
     /// `PyObject_GC_UnTrack`; an object that is not tracked is left as it is.
@@ -320,11 +317,11 @@ impl ObjectHeap {
     #[doc(alias = "PyObject_GC_UnTrack")]
     pub fn untrack(&self, object: usize) -> Result<(), Fault> {
         // An object may be untracked in its `tp_dealloc`, where it is untracked already.
-        if self.look_open(object)?.gc && self.table().state(object) == table::DYING {
+        if self.look_open(object, &self.quiet())?.kind().gc && self.table().state(object) == table::DYING {
             return Ok(());
         }
-        self.change_gc(object)?;
-        self.untrack_object(object);
+        let quiet = self.change(object)?;
+        self.untrack_object(self.look_gc(object, &quiet)?, &quiet);
         Ok(())
     }
 
@@ -336,31 +333,27 @@ impl ObjectHeap {
     /// of its references are gone.
     #[doc(alias = "PyObject_GC_Del")]
     pub fn gc_del(&self, object: usize) -> Result<(), ObjectError> {
-        let kind = self.change(object)?;
-        if !kind.gc {
-            return Err(object_fault(FaultKind::WrongType, object).into());
-        }
-        // SAFETY: looked up just above.
-        if unsafe { header::refcnt(object) } != 1 || self.is_held(object) {
+        let quiet = &mut self.change(object)?;
+        let found = self.look_gc(object, quiet)?;
+        let kind = self.kind_of(*found);
+        if found.refcnt() != 1 || self.is_held(*found, quiet) {
             return Err(ObjectError::Argument("an object that nothing else refers to"));
         }
-        self.untrack_object(object);
-        if let Some(offset) = kind.weaklist {
-            self.clear_weakrefs_silently(object, offset);
-        }
+        self.untrack_object(found, quiet);
+        self.clear_weakrefs_silently(*found);
         // From here on hooks cannot use the object.
-        self.table().set(object, table::DYING);
+        self.table().set(*found, table::DYING);
         // SAFETY: as above; only this call gives its memory back.
-        if !unsafe { self.clear_references(kind, object) } {
-            self.table().set(object, table::LIVE);
+        if !unsafe { self.clear_references(kind, object, quiet) } {
+            self.table().set_at(object, table::LIVE);
             return Err(ObjectError::Aborted);
         }
         if kind.is_weakref() {
-            self.clear_weakref(object);
+            self.clear_weakref(object, quiet);
         }
         self.gc_unlink();
-        self.table().bury(object);
-        self.free_block(object - kind.presize);
+        self.table().bury(object, quiet);
+        self.free_block(object - kind.presize, quiet);
         Ok(())
     }
 }

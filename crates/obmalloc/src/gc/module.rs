@@ -7,7 +7,8 @@ use super::{GENERATIONS, GenerationStats};
 use crate::address_hash::AddressSet;
 use crate::domain::Fault;
 use crate::heap::Mode;
-use crate::object::{ObjectError, ObjectHeap, header};
+use crate::object::handle::GcObject;
+use crate::object::{ObjectError, ObjectHeap};
 use crate::profile::Algorithm;
 
 impl ObjectHeap {
@@ -17,8 +18,7 @@ impl ObjectHeap {
     /// When `object` is no object.
     #[doc(alias = "PyObject_GC_IsTracked")]
     pub fn is_tracked(&self, object: usize) -> Result<bool, Fault> {
-        // SAFETY: looked up in the same expression.
-        Ok(self.look_gc(object)? && unsafe { header::gc_next(object) } != 0)
+        Ok(self.look_open(object, &self.quiet())?.gc().is_some_and(|object| object.gc_next() != 0))
     }
 
     /// `PyObject_GC_IsFinalized`; false for an object that is no GC object.
@@ -27,8 +27,7 @@ impl ObjectHeap {
     /// When `object` is no object.
     #[doc(alias = "PyObject_GC_IsFinalized")]
     pub fn is_finalized(&self, object: usize) -> Result<bool, Fault> {
-        // SAFETY: looked up in the same expression.
-        Ok(self.look_gc(object)? && unsafe { header::is_finalized(object) })
+        Ok(self.look_open(object, &self.quiet())?.gc().is_some_and(GcObject::is_finalized))
     }
 
     /// `gc.collect(generation)`: runs a collection, also while the collector is disabled, and returns the number of unreachable objects found.
@@ -42,16 +41,14 @@ impl ObjectHeap {
         if generation >= GENERATIONS {
             return Err(ObjectError::Argument("a generation: 0, 1 or 2"));
         }
-        match self.mode().get() {
-            Mode::Open => {}
-            Mode::Traversing => return Ok(0),
-            Mode::Asking | Mode::Closed => self.begin()?,
+        if self.mode().get() == Mode::Traversing {
+            return Ok(0);
         }
-        self.run_scheduled();
+        let quiet = &mut self.begin()?;
         if self.state().gc.collecting {
             return Ok(0);
         }
-        self.collect_with_callbacks(generation)
+        self.collect_with_callbacks(generation, quiet)
     }
 
     /// `gc.enable()`
@@ -137,7 +134,7 @@ impl ObjectHeap {
     /// All objects in these lists.
     fn all_of(&self, lists: &[ListId]) -> Result<Vec<usize>, ObjectError> {
         if self.mode().get() == Mode::Closed {
-            self.begin()?;
+            let _quiet = self.begin()?;
         }
         let gc = &self.state().gc;
         let mut objects = Vec::new();
@@ -158,18 +155,18 @@ impl ObjectHeap {
     /// When one of `objects` is no object, a `traverse` fails, there is no memory, or it is interrupted.
     #[doc(alias = "gc.get_referrers")]
     pub fn referrers(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
+        let quiet = &self.quiet();
         let mut wanted = AddressSet::default();
         wanted.try_reserve(objects.len()).map_err(|_| ObjectError::NoMemory)?;
         for &object in objects {
-            self.look_open(object)?;
+            self.look_open(object, quiet)?;
             wanted.insert(object);
             self.go_on_after(1)?;
         }
         let all = self.all_by_generation()?;
         let mut referrers = Vec::new();
         for object in all {
-            let kind = self.look(object)?;
-            let references = self.references(kind, object)?;
+            let references = self.references(self.look(object, quiet)?, quiet)?;
             self.go_on_after(1 + references.len())?;
             if references.iter().any(|reference| wanted.contains(reference)) {
                 referrers.try_reserve(1).map_err(|_| ObjectError::NoMemory)?;
@@ -196,13 +193,14 @@ impl ObjectHeap {
     /// When one of `objects` is no object, a `traverse` fails, there is no memory, or it is interrupted.
     #[doc(alias = "gc.get_referents")]
     pub fn referents(&self, objects: &[usize]) -> Result<Vec<usize>, ObjectError> {
+        let quiet = &self.quiet();
         let mut referents = Vec::new();
         for &object in objects {
-            let kind = self.look_open(object)?;
-            if !kind.gc {
+            let found = self.look_open(object, quiet)?;
+            if !found.kind().gc {
                 continue;
             }
-            let references = self.references(kind, object)?;
+            let references = self.references(found, quiet)?;
             self.go_on_after(1 + references.len())?;
             referents.try_reserve(references.len()).map_err(|_| ObjectError::NoMemory)?;
             referents.extend(references);
@@ -216,7 +214,7 @@ impl ObjectHeap {
     /// When there is no memory, or it is interrupted: then some objects are frozen.
     #[doc(alias = "gc.freeze")]
     pub fn freeze(&self) -> Result<(), ObjectError> {
-        self.begin()?;
+        let _quiet = self.begin()?;
         let gc = &mut self.state().gc;
         let more = [ListId::Young, ListId::Middle, ListId::Old].map(|id| gc.lists[id as usize].len()).iter().sum();
         gc.list(ListId::Permanent).reserve(more, self.interrupt())?;
@@ -235,7 +233,7 @@ impl ObjectHeap {
     /// When there is no memory, or it is interrupted: then some objects are still frozen.
     #[doc(alias = "gc.unfreeze")]
     pub fn unfreeze(&self) -> Result<(), ObjectError> {
-        self.begin()?;
+        let _quiet = self.begin()?;
         let gc = &mut self.state().gc;
         let to = match self.rules.algorithm {
             Algorithm::Generational => ListId::Old,

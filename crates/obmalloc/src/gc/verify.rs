@@ -5,7 +5,8 @@ use alloc::format;
 use super::list::{self, ListId};
 use crate::domain::Domain;
 use crate::heap::Mode;
-use crate::object::{ObjectHeap, State, header, table};
+use crate::object::handle::Quiet;
+use crate::object::{ObjectHeap, State, table};
 use crate::pymalloc::Corruption;
 
 macro_rules! ensure {
@@ -28,7 +29,7 @@ impl ObjectHeap {
             // A collection is changing the lists.
             return Ok(());
         }
-        let state = &*self.state();
+        let (state, quiet) = (&*self.state(), &self.quiet());
         let gc = &state.gc;
         for id in ListId::ALL {
             let list = &gc.lists[id as usize];
@@ -38,7 +39,7 @@ impl ObjectHeap {
                     continue;
                 }
                 live += 1;
-                self.verify_tracked(state, object, id, place)?;
+                self.verify_tracked(state, object, id, place, quiet)?;
                 if self.is_interrupted_after(1) {
                     return Ok(());
                 }
@@ -50,19 +51,22 @@ impl ObjectHeap {
         Ok(())
     }
 
-    fn verify_tracked(&self, kept: &State, object: usize, id: ListId, place: usize) -> Result<(), Corruption> {
+    fn verify_tracked(&self, kept: &State, object: usize, id: ListId, place: usize, quiet: &Quiet<'_>) -> Result<(), Corruption> {
         let state = self.table().state(object);
-        ensure!(
-            !matches!(state, table::NOTHING | table::DEAD | table::KEPT),
-            object,
-            "the list {id:?} has something that is no object"
-        );
+        let Some(found) = self.table().object(object, quiet) else {
+            return Err(Corruption { what: format!("the list {id:?} has something that is no object"), address: object });
+        };
         ensure!(state == table::LIVE || kept.gc.collecting, object, "an object is in state {state} outside a collection");
-        // SAFETY: the table says that it is an object.
-        let (kind, next, refcnt) = unsafe { (header::kind(object), header::gc_next(object), header::refcnt(object)) };
-        let known = kept.types.iter().any(|other| core::ptr::eq(&raw const **other, kind));
+        let known = kept.types.iter().any(|other| found.is_of(other));
         ensure!(known, object, "an object's type is none of this heap");
-        ensure!(kind.gc, object, "an object of {} is tracked, which is no GC type", kind.name());
+        let (kind, refcnt) = (found.kind(), found.refcnt());
+        let Some(found) = found.gc() else {
+            return Err(Corruption {
+                what: format!("an object of {} is tracked, which is no GC type", kind.name()),
+                address: object,
+            });
+        };
+        let next = found.gc_next();
         ensure!(next != 0 && list::place(next) == place, object, "an object does not know its place in the list {id:?}");
         ensure!(refcnt != 0, object, "an object is tracked that has no references");
         ensure!(

@@ -4,8 +4,9 @@ use core::ptr;
 
 use alloc::vec::Vec;
 
+use super::handle::{self, GcObject, Object, Quiet};
 use super::types::{GC_HEAD, HEADER};
-use super::{ItemKind, ObjectError, ObjectHeap, Type, TypeId, header, object_fault, table};
+use super::{ItemKind, ObjectError, ObjectHeap, Type, TypeId, object_fault, table};
 use crate::allocator::PY_SSIZE_T_MAX;
 use crate::domain::{Domain, FaultKind};
 use crate::interrupt::Interrupt;
@@ -26,24 +27,23 @@ impl ObjectHeap {
     /// When `kind` is no type that this heap has defined, or there is no memory.
     #[doc(alias("tp_alloc", "PyType_GenericAlloc", "PyList_New", "PyUnicode_FromString"))]
     pub fn alloc(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
-        self.begin()?;
+        let quiet = &mut self.begin()?;
         let kind = self.kind(kind)?;
         if kind.gc {
             self.reserve_track()?;
         }
-        if let Some(object) = self.reuse(kind) {
-            if kind.gc {
-                self.track_object(object)?;
+        let object = match self.reuse(kind, quiet) {
+            Some(object) => object,
+            None => {
+                // CPython asks for one item more than `nitems`.
+                let size = nitems.checked_add(1).and_then(|nitems| kind.var_size(nitems)).ok_or(ObjectError::NoMemory)?;
+                self.create(kind, size, nitems, Contents::Zeroed, quiet)?
             }
-            return Ok(object);
-        }
-        // CPython asks for one item more than `nitems`.
-        let size = nitems.checked_add(1).and_then(|nitems| kind.var_size(nitems)).ok_or(ObjectError::NoMemory)?;
-        let object = self.create(kind, size, nitems, Contents::Zeroed)?;
-        if kind.gc {
+        };
+        if let Some(object) = object.gc() {
             self.track_object(object)?;
         }
-        Ok(object)
+        Ok(object.address())
     }
 
     /// `PyObject_New`, or `PyObject_GC_New` for a GC type: an object with NULL for references and one reference to itself, not tracked.
@@ -52,14 +52,14 @@ impl ObjectHeap {
     /// When `kind` is no type that this heap has defined, or there is no memory.
     #[doc(alias("tp_new", "PyObject_New", "PyObject_GC_New"))]
     pub fn new_object(&self, kind: TypeId) -> Result<usize, ObjectError> {
-        self.begin()?;
-        self.new_of(self.kind(kind)?)
+        let quiet = &mut self.begin()?;
+        self.new_of(self.kind(kind)?, quiet).map(Object::address)
     }
 
     /// As [`new_object`](Self::new_object), of any type.
-    pub(crate) fn new_of(&self, kind: &Type) -> Result<usize, ObjectError> {
+    pub(crate) fn new_of<'quiet>(&self, kind: &Type, quiet: &'quiet mut Quiet<'_>) -> Result<Object<'quiet>, ObjectError> {
         let size = kind.basicsize().next_multiple_of(8);
-        self.create(kind, size, 0, Contents::NullReferences)
+        self.create(kind, size, 0, Contents::NullReferences, quiet)
     }
 
     /// `PyObject_NewVar`, or `PyObject_GC_NewVar` for a GC type: as [`new_object`](Self::new_object), with `nitems` items.
@@ -68,10 +68,10 @@ impl ObjectHeap {
     /// When `kind` is no type that this heap has defined, or there is no memory.
     #[doc(alias("PyObject_NewVar", "PyObject_GC_NewVar"))]
     pub fn new_var(&self, kind: TypeId, nitems: usize) -> Result<usize, ObjectError> {
-        self.begin()?;
+        let quiet = &mut self.begin()?;
         let kind = self.kind(kind)?;
         let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
-        self.create(kind, size, nitems, Contents::NullReferences)
+        self.create(kind, size, nitems, Contents::NullReferences, quiet).map(Object::address)
     }
 
     /// `PyObject_Init`: makes an object of a block of the obj domain; references become NULL, the other fields stay as they are.
@@ -98,37 +98,41 @@ impl ObjectHeap {
     /// # Errors
     /// As for `init`.
     pub fn check_init(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<(), ObjectError> {
-        self.size_to_init(self.kind(kind)?, memory, nitems).map(drop)
+        self.size_to_init(self.kind(kind)?, memory, nitems, &mut self.quiet()).map(drop)
     }
 
     /// Bytes of the object that `memory` will become.
-    fn size_to_init(&self, kind: &Type, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
+    fn size_to_init(&self, kind: &Type, memory: usize, nitems: usize, quiet: &mut Quiet<'_>) -> Result<usize, ObjectError> {
         if kind.presize != 0 {
             return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
         }
         let usable = self.blocks().usable_size(Domain::Obj, memory)?;
         let size = kind.var_size(nitems).filter(|&size| size <= usable);
         let size = size.ok_or(ObjectError::Argument("a block that is large enough for an object of the type"))?;
-        if self.table().reserve() { Ok(size) } else { Err(ObjectError::NoMemory) }
+        if self.table().reserve(quiet) { Ok(size) } else { Err(ObjectError::NoMemory) }
     }
 
     fn init_block(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
-        self.begin()?;
+        let quiet = &mut self.begin()?;
         let kind = self.kind(kind)?;
-        let size = self.size_to_init(kind, memory, nitems)?;
+        let size = self.size_to_init(kind, memory, nitems, quiet)?;
         // SAFETY: a live block of at least that size, which is no object's.
-        if unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences) } {
-            Ok(memory)
-        } else {
-            Err(ObjectError::Aborted)
-        }
+        let object = unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences, quiet) };
+        object.map(Object::address).ok_or(ObjectError::Aborted)
     }
 
     /// An object with one reference in a block of its own.
-    fn create(&self, kind: &Type, size: usize, nitems: usize, contents: Contents) -> Result<usize, ObjectError> {
+    fn create<'quiet>(
+        &self,
+        kind: &Type,
+        size: usize,
+        nitems: usize,
+        contents: Contents,
+        quiet: &'quiet mut Quiet<'_>,
+    ) -> Result<Object<'quiet>, ObjectError> {
         let size = size + kind.inline_values_size();
         let whole = size.checked_add(kind.presize).filter(|&whole| whole <= PY_SSIZE_T_MAX).ok_or(ObjectError::NoMemory)?;
-        if !self.table().reserve() {
+        if !self.table().reserve(quiet) {
             return Err(ObjectError::NoMemory);
         }
         if kind.gc {
@@ -136,9 +140,9 @@ impl ObjectHeap {
         }
         let block = self.heap.malloc(Domain::Obj, whole).ok_or_else(|| self.why_none())?.as_ptr().expose_provenance();
         let object = block + kind.presize;
-        if kind.gc && self.gc_link() && !self.collect_before(kind, object) {
+        if kind.gc && self.gc_link() && !self.collect_before(kind, object, quiet) {
             self.gc_unlink();
-            self.free_block(block);
+            self.free_block(block, quiet);
             return Err(ObjectError::NoMemory);
         }
         // SAFETY: a block of that size with the type's bytes before the object.
@@ -146,20 +150,18 @@ impl ObjectHeap {
             if kind.presize > GC_HEAD {
                 ptr::with_exposed_provenance_mut::<[u64; 2]>(block).write([0; 2]);
             }
-            if kind.gc {
-                header::clear_gc_head(object);
-            }
-            self.write(kind, object, size, nitems, contents)
+            self.write(kind, object, size, nitems, contents, quiet).is_some()
         };
         if !written {
             if kind.gc {
                 self.gc_unlink();
             }
-            self.free_block(block);
+            self.free_block(block, quiet);
             return Err(ObjectError::Aborted);
         }
         kind.use_inline_values();
-        Ok(object)
+        // SAFETY: written just above.
+        Ok(unsafe { Object::known(object, quiet) })
     }
 
     /// The error when there is no block for an object.
@@ -171,34 +173,27 @@ impl ObjectHeap {
     /// Runs the collection that an allocation starts. The collection does not see the new object yet, whose block has no owner until it ends.
     /// False if hooks have used up the room in the object table.
     #[cold]
-    fn collect_before(&self, kind: &Type, object: usize) -> bool {
+    fn collect_before(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
         // SAFETY: the block is large enough for a header, and the caller's.
-        unsafe { header::set_kind(object, kind) };
-        self.table().enter(object);
-        self.table().set(object, table::KEPT);
-        self.collect_automatically();
-        self.table().bury(object);
-        self.table().reserve() && self.reserve_track().is_ok()
+        unsafe {
+            handle::set_kind(object, kind);
+            self.table().enter_kept(object, quiet);
+        }
+        self.collect_automatically(quiet);
+        self.table().bury(object, quiet);
+        self.table().reserve(quiet) && self.reserve_track().is_ok()
     }
 
     /// Sets every reference of a new object to NULL, and its list of weak references too. False if it was interrupted.
-    ///
-    /// # Safety
-    /// As for [`write`](Self::write).
-    unsafe fn clear_new(&self, kind: &Type, object: usize, nitems: usize) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            header::clear_fields(kind, object);
-            if kind.items == Some(ItemKind::Object)
-                && !self.heap.checked().clear(object + kind.items_offset, nitems * kind.itemsize())
-            {
-                return false;
-            }
-            if let Some(offset) = kind.weaklist {
-                *header::weaklist(object, offset) = 0;
-            }
+    fn clear_new(&self, object: Object<'_>) -> bool {
+        let kind = object.kind();
+        object.clear_fields();
+        if let Some(list) = object.weaklist() {
+            list.set_first(None);
         }
-        true
+        let items = object.address() + kind.items_offset;
+        // SAFETY: the items lie there (invariant 2 of handles).
+        kind.items != Some(ItemKind::Object) || unsafe { self.heap.checked().clear(items, object.nitems() * kind.itemsize()) }
     }
 
     /// Writes an object's header (`PyObject_InitVar`) and initialises its contents. False if it was interrupted: then the block is no object's.
@@ -206,45 +201,44 @@ impl ObjectHeap {
     /// # Safety
     /// `size` bytes at `object`, at least those of the type for `nitems` items, and the type's bytes before it, are a live block that is
     /// no object's; the table has room for it.
-    unsafe fn write(&self, kind: &Type, object: usize, size: usize, nitems: usize, contents: Contents) -> bool {
+    unsafe fn write<'quiet>(
+        &self,
+        kind: &Type,
+        object: usize,
+        size: usize,
+        nitems: usize,
+        contents: Contents,
+        quiet: &'quiet mut Quiet<'_>,
+    ) -> Option<Object<'quiet>> {
         // SAFETY: the caller's promise.
         if contents == Contents::Zeroed && !unsafe { self.heap.checked().clear(object + HEADER, size - HEADER) } {
-            return false;
+            return None;
         }
-        // SAFETY: the caller's promise: the memory is as large as an object of the type, and this is what makes invariant 1 hold.
+        // SAFETY: the caller's promise: the memory is as large as an object of the type with so many items.
+        let new = unsafe { Object::make(object, kind, nitems, quiet) };
+        if contents == Contents::NullReferences && !self.clear_new(new) {
+            return None;
+        }
+        // SAFETY: now all invariants of handles hold.
         unsafe {
-            header::set_refcnt(object, 1);
-            header::set_kind(object, kind);
-            if kind.items.is_some() {
-                header::set_size(object, nitems);
-            }
+            self.table().enter(object, quiet);
+            Some(Object::known(object, quiet))
         }
-        // SAFETY: as above; invariant 3 holds after it.
-        if contents == Contents::NullReferences && !unsafe { self.clear_new(kind, object, nitems) } {
-            return false;
-        }
-        self.table().enter(object);
-        true
     }
 
     /// Makes an object of the memory that the type has kept last.
-    fn reuse(&self, kind: &Type) -> Option<usize> {
-        let object = kind.free.borrow_mut().pop()?;
+    fn reuse<'quiet>(&self, kind: &Type, quiet: &'quiet mut Quiet<'_>) -> Option<Object<'quiet>> {
+        let memory = kind.free.borrow_mut().pop()?;
         // SAFETY: kept memory has the size of an object of the type, and no other owner.
-        let written = unsafe {
-            if kind.gc {
-                header::clear_gc_head(object);
-            }
-            self.write(kind, object, kind.basicsize(), 0, Contents::Zeroed)
-        };
-        if !written {
-            kind.free.borrow_mut().push(object);
+        let object = unsafe { self.write(kind, memory, kind.basicsize(), 0, Contents::Zeroed, quiet) };
+        if object.is_none() {
+            kind.free.borrow_mut().push(memory);
         }
-        written.then_some(object)
+        object
     }
 
     /// Frees the memory of destroyed objects that types keep (`clear_freelists`).
-    pub(crate) fn clear_free_lists(&self) {
+    pub(crate) fn clear_free_lists(&self, quiet: &mut Quiet<'_>) {
         for index in 0..self.state().types.len() {
             let kind = self.type_info(TypeId(index as u32));
             loop {
@@ -253,8 +247,8 @@ impl ObjectHeap {
                 if kind.gc {
                     self.gc_unlink();
                 }
-                self.table().bury(object);
-                self.free_block(object - kind.presize);
+                self.table().bury(object, quiet);
+                self.free_block(object - kind.presize, quiet);
                 if self.is_interrupted_after(1) {
                     // The next call frees the rest.
                     return;
@@ -265,7 +259,7 @@ impl ObjectHeap {
 
     /// `PyObject_Free`
     #[inline]
-    pub(crate) fn free_block(&self, block: usize) {
+    pub(crate) fn free_block(&self, block: usize, _: &mut Quiet<'_>) {
         // SAFETY: the memory of a buried object, or of one that was not finished, in a block of the obj domain.
         unsafe { self.heap.free_unchecked(Domain::Obj, block) };
     }
@@ -278,29 +272,31 @@ impl ObjectHeap {
     /// memory: then the object is as it was. When it is interrupted: then some of the items to be dropped are NULL.
     #[doc(alias = "PyObject_GC_Resize")]
     pub fn gc_resize(&self, object: usize, nitems: usize) -> Result<usize, ObjectError> {
-        let kind = self.change(object)?;
-        if !kind.gc || kind.items.is_none() {
+        let quiet = &mut self.change(object)?;
+        let found = self.look_alive(object, quiet)?;
+        let (kind, old) = (self.kind_of(found), found.nitems());
+        let Some(found) = found.gc().filter(|_| kind.items.is_some()) else {
             return Err(object_fault(FaultKind::WrongType, object).into());
-        }
-        self.refuse_to_move(kind, object)?;
-        // SAFETY: looked up just above.
-        let old = unsafe { header::size(object) };
+        };
+        self.refuse_to_move(found, quiet)?;
         let size = kind.var_size(nitems).ok_or(ObjectError::NoMemory)?;
         let whole = size.checked_add(kind.presize).filter(|&whole| whole <= PY_SSIZE_T_MAX).ok_or(ObjectError::NoMemory)?;
-        if !self.table().reserve() {
+        if !self.table().reserve(quiet) {
             return Err(ObjectError::NoMemory);
         }
         if nitems < old {
             // Meanwhile hooks cannot use the object.
-            self.table().set(object, table::DYING);
-            if !self.drop_items(kind, object, nitems) {
-                self.table().set(object, table::LIVE);
+            self.table().set_at(object, table::DYING);
+            // SAFETY: so nothing else gives its memory back.
+            if !unsafe { self.drop_items(kind, object, nitems, quiet) } {
+                self.table().set_at(object, table::LIVE);
                 return Err(ObjectError::Aborted);
             }
         }
         let was = kind.presize + kind.var_size(old).unwrap_or(0);
-        let copy = self.copy_of(object - kind.presize, was.min(whole)).inspect_err(|_| self.table().set(object, table::LIVE))?;
-        self.table().bury(object);
+        let copy =
+            self.copy_of(object - kind.presize, was.min(whole)).inspect_err(|_| self.table().set_at(object, table::LIVE))?;
+        self.table().bury(object, quiet);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
         let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
         if self.heap.checked().check_use(Domain::Obj, resized - kind.presize).is_err() {
@@ -319,22 +315,24 @@ impl ObjectHeap {
                 interrupt.copy(items.as_ptr(), begin.add(fields.len()), items.len())
             };
             if !all {
-                // SAFETY: as above. With `ob_size` 0 there are no items.
-                unsafe { header::set_size(resized, 0) };
-                self.table().enter(resized);
+                // SAFETY: as above. Without items, the invariants of handles hold.
+                unsafe {
+                    self.table().enter(resized, quiet);
+                    Object::known(resized, quiet).set_nitems(0);
+                }
                 return Ok(resized);
             }
         }
-        self.table().enter(resized);
-        if moved?.is_none() {
-            return Err(ObjectError::NoMemory);
-        }
         let itemsize = kind.itemsize();
-        // SAFETY: the block now holds `nitems` items.
+        let first_new = resized + kind.items_offset + old * itemsize;
+        // SAFETY: the block holds the object, and room for `nitems` items if it was resized.
         unsafe {
-            let first = resized + kind.items_offset + old * itemsize;
-            if nitems <= old || self.heap.checked().clear(first, (nitems - old) * itemsize) {
-                header::set_size(resized, nitems);
+            self.table().enter(resized, quiet);
+            if moved?.is_none() {
+                return Err(ObjectError::NoMemory);
+            }
+            if nitems <= old || self.heap.checked().clear(first_new, (nitems - old) * itemsize) {
+                Object::known(resized, quiet).set_nitems(nitems);
             }
         }
         Ok(resized)
@@ -358,15 +356,12 @@ impl ObjectHeap {
     }
 
     /// Refuses an object whose address others than the caller may know: it cannot move.
-    fn refuse_to_move(&self, kind: &Type, object: usize) -> Result<(), ObjectError> {
-        // SAFETY: the caller has looked the GC object up.
-        let (tracked, refcount) = unsafe { (header::gc_next(object) != 0, header::refcnt(object)) };
-        if tracked {
-            return Err(object_fault(FaultKind::GcAlreadyTracked, object).into());
+    fn refuse_to_move(&self, object: GcObject<'_>, quiet: &Quiet<'_>) -> Result<(), ObjectError> {
+        if object.gc_next() != 0 {
+            return Err(object_fault(FaultKind::GcAlreadyTracked, object.address()).into());
         }
-        // SAFETY: as above.
-        let referenced = kind.weaklist.is_some_and(|offset| unsafe { *header::weaklist(object, offset) } != 0);
-        if refcount != 1 || referenced || self.is_held(object) {
+        let is_referenced = object.weaklist().is_some_and(|list| list.first().is_some());
+        if object.refcnt() != 1 || is_referenced || self.is_held(*object, quiet) {
             return Err(ObjectError::Argument("an object that nothing else refers to"));
         }
         Ok(())

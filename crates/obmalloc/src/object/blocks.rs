@@ -92,6 +92,7 @@ impl Blocks<'_> {
         if self.0.state().types.is_empty() { Ok(()) } else { self.refuse_known_object(domain, address) }
     }
 
+    #[inline(never)]
     fn refuse_known_object(&self, domain: Domain, address: usize) -> Result<(), Fault> {
         let is_object = !matches!(self.0.table().state(address), table::NOTHING | table::DEAD);
         if is_object || self.0.object_of_block(address).is_some() {

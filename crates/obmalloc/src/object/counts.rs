@@ -1,6 +1,7 @@
 //! Reference counts, and objects that have none because they are immortal.
 
-use super::{ObjectHeap, header, object_fault};
+use super::handle::Object;
+use super::{ObjectHeap, object_fault};
 use crate::domain::{Fault, FaultKind};
 
 impl ObjectHeap {
@@ -10,9 +11,7 @@ impl ObjectHeap {
     /// When `object` is no object.
     #[doc(alias = "Py_REFCNT")]
     pub fn refcount(&self, object: usize) -> Result<usize, Fault> {
-        self.look_open(object)?;
-        // SAFETY: looked up just above.
-        Ok(unsafe { header::refcnt(object) })
+        Ok(self.look_open(object, &self.quiet())?.refcnt())
     }
 
     /// `Py_INCREF`
@@ -21,9 +20,8 @@ impl ObjectHeap {
     /// When `object` is no object, or is being destroyed.
     #[doc(alias = "Py_INCREF")]
     pub fn incref(&self, object: usize) -> Result<(), Fault> {
-        self.change(object)?;
-        // SAFETY: looked up just above.
-        unsafe { self.incref_object(object) };
+        let quiet = self.change(object)?;
+        self.incref_object(self.look_alive(object, &quiet)?);
         Ok(())
     }
 
@@ -34,20 +32,15 @@ impl ObjectHeap {
     /// damaged: then everything else has been done.
     #[doc(alias("tp_free", "Py_DECREF", "PyObject_Del"))]
     pub fn decref(&self, object: usize) -> Result<(), Fault> {
-        self.change(object).map_err(|fault| match fault.kind {
+        let mut quiet = self.change(object)?;
+        let found = self.look_alive(object, &quiet).map_err(|fault| match fault.kind {
             FaultKind::UseAfterFree => Fault { kind: FaultKind::RefcountUnderflow, ..fault },
             _ => fault,
         })?;
-        // SAFETY: looked up just above.
-        unsafe {
-            if header::refcnt(object) == 1 && self.is_held(object) {
-                return Err(object_fault(FaultKind::RefcountUnderflow, object));
-            }
-            if self.decref_object(object) {
-                return self.result_for_hooks();
-            }
+        if found.refcnt() == 1 && self.is_held(found, &quiet) {
+            return Err(object_fault(FaultKind::RefcountUnderflow, object));
         }
-        Ok(())
+        if self.decref_object(object, &mut quiet) { self.result_for_hooks() } else { Ok(()) }
     }
 
     /// Makes an object immortal (`PyUnstable_SetImmortal`): it is never destroyed, also when its references are given back. False if the release
@@ -57,12 +50,12 @@ impl ObjectHeap {
     /// When `object` is no object, or is being destroyed.
     #[doc(alias = "PyUnstable_SetImmortal")]
     pub fn set_immortal(&self, object: usize) -> Result<bool, Fault> {
-        self.change(object)?;
+        let quiet = self.change(object)?;
+        let object = self.look_alive(object, &quiet)?;
         if self.immortal_bit == 0 {
             return Ok(false);
         }
-        // SAFETY: looked up just above.
-        unsafe { header::set_refcnt(object, self.refcount_limit) };
+        object.set_refcnt(self.refcount_limit);
         Ok(true)
     }
 
@@ -72,16 +65,12 @@ impl ObjectHeap {
         refcount & self.immortal_bit != 0
     }
 
-    /// # Safety
-    /// `object` is one.
+    /// Counts one reference more.
     #[inline]
-    pub(crate) unsafe fn incref_object(&self, object: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let count = header::refcnt(object);
-            if count < self.refcount_limit {
-                header::set_refcnt(object, count + 1);
-            }
+    pub(crate) fn incref_object(&self, object: Object<'_>) {
+        let count = object.refcnt();
+        if count < self.refcount_limit {
+            object.set_refcnt(count + 1);
         }
     }
 }

@@ -3,159 +3,155 @@
 //! CPython destroys what an object refers to inside the destruction of the object, by recursion. Here the order is the same, but objects
 //! whose destruction waits for that of others are in a list, so that a chain may have any length.
 
-use super::{ObjectHeap, Type, header, table};
+use core::cell::Cell;
+use core::ptr;
+
+use super::handle::{Object, Quiet};
+use super::{ObjectHeap, Type, table};
 use crate::interrupt::STRIDE;
 use crate::profile::Counted;
 
 /// In place of an object: none found yet, and there are more references to look at.
 const NONE_YET: usize = 0;
 
-/// An object whose references are being dropped, and which of them is next.
+/// An object whose references are being dropped, and which of them is next. It keeps its memory until [`ObjectHeap::finish`].
 pub(crate) struct Dying {
     object: usize,
     next: usize,
 }
 
+impl Dying {
+    #[inline(always)]
+    fn object<'quiet>(&self, quiet: &'quiet Quiet<'_>) -> Object<'quiet> {
+        // SAFETY: only objects whose destruction has begun are put here, and `finish` takes them.
+        unsafe { Object::known(self.object, quiet) }
+    }
+}
+
 impl ObjectHeap {
-    /// `Py_DECREF`. Returns whether the reference was the last one; a finalizer may have resurrected the object since.
-    ///
-    /// # Safety
-    /// `object` is an object whose destruction has not begun, and it has a reference to give back.
+    /// `Py_DECREF`, if there is an object whose destruction has not begun. Returns whether the reference was the last one; a finalizer may have
+    /// resurrected the object since.
     #[inline]
-    pub(crate) unsafe fn decref_object(&self, object: usize) -> bool {
-        // SAFETY: the caller's promise.
-        let last = unsafe { self.drop_reference(object) };
+    pub(crate) fn decref_object(&self, object: usize, quiet: &mut Quiet<'_>) -> bool {
+        let at = self.table().place(object, quiet);
+        // SAFETY: looked up.
+        let last = table::is_alive(at.get()) && self.drop_reference(unsafe { Object::known(object, quiet) }, quiet);
         if last {
-            self.destroy(object, self.table().place(object));
+            let at = ptr::from_ref(at);
+            // SAFETY: as above; nothing has changed since.
+            unsafe { self.destroy(object, at, quiet) };
         }
         last
     }
 
-    /// Drops a reference that was in a field; 0 is NULL.
-    ///
-    /// # Safety
-    /// The reference was in a field.
+    /// Drops a reference that was in a field; 0 is NULL. The object is looked up, because it may have been freed since the reference was put
+    /// there, against the rules (`gc_del`).
     #[inline(always)]
-    pub(crate) unsafe fn xdecref(&self, reference: usize) {
-        if reference == 0 {
-            return;
-        }
-        let at = self.table().place(reference);
-        // SAFETY: looked up, because the object may have been freed since it was put there, against the rules (`gc_del`).
-        unsafe {
-            if table::is_alive(*at) && self.drop_reference(reference) {
-                self.destroy(reference, at);
-            }
+    pub(crate) fn xdecref(&self, reference: usize, quiet: &mut Quiet<'_>) {
+        if reference != 0 {
+            self.decref_object(reference, quiet);
         }
     }
 
     /// Counts one reference less. Returns whether it was the last one.
-    ///
-    /// # Safety
-    /// As for [`decref_object`](Self::decref_object).
     #[inline]
-    unsafe fn drop_reference(&self, object: usize) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let count = header::refcnt(object);
-            if self.is_immortal(count) {
-                return false;
-            }
-            debug_assert!(count > 0, "an object without references has been destroyed");
-            if count == 1 && self.is_held(object) {
-                return false;
-            }
-            header::set_refcnt(object, count - 1);
-            count == 1
+    fn drop_reference(&self, object: Object<'_>, quiet: &Quiet<'_>) -> bool {
+        let count = object.refcnt();
+        if self.is_immortal(count) {
+            return false;
         }
+        debug_assert!(count > 0, "an object without references has been destroyed");
+        if count == 1 && self.is_held(object, quiet) {
+            return false;
+        }
+        object.set_refcnt(count - 1);
+        count == 1
     }
 
     /// Destroys an object that has no references left, and every object whose last reference goes with it, depth first. `at` is the object's
     /// byte of the table, or null if its destruction has begun already.
     ///
     /// Never inlined: most dropped references are not the last one, and then its registers are not needed.
+    ///
+    /// # Safety
+    /// There is an object, and the byte is its own.
     #[inline(never)]
-    fn destroy(&self, object: usize, at: *mut u8) {
-        // SAFETY: the byte is the object's.
-        if !at.is_null() && !unsafe { self.begin_end(object, at) } {
-            return;
+    unsafe fn destroy(&self, object: usize, at: *const Cell<u8>, quiet: &mut Quiet<'_>) {
+        // SAFETY: the caller's promise.
+        if let (Some(at), found) = unsafe { (at.as_ref(), Object::known(object, quiet)) } {
+            let kind = self.kind_of(found);
+            if !self.begin_end(found, at) && !self.run_end(kind, object, quiet) {
+                return;
+            }
         }
         let base = self.state().dying.len();
         let mut current = Dying { object, next: 0 };
         loop {
-            // SAFETY: an object whose destruction has begun keeps its memory until `finish`.
-            let kind = unsafe { header::kind(current.object) };
-            // SAFETY: as above.
-            if let Some(reference) = unsafe { self.drop_references(kind, &mut current) } {
+            let kind = self.kind_of(current.object(quiet));
+            if let Some(reference) = self.drop_references(kind, &mut current, quiet) {
                 if reference != NONE_YET {
-                    current = self.postpone(current, Dying { object: reference, next: 0 });
+                    current = self.postpone(current, Dying { object: reference, next: 0 }, quiet);
                 }
                 if self.is_interrupted_after(1) {
-                    return self.put_off(base, current);
+                    return self.put_off(base, current, quiet);
                 }
                 continue;
             }
-            self.finish(kind, current.object);
+            self.finish(kind, current, quiet);
             let dying = &mut self.state().dying;
-            let waiting = if dying.len() > base { dying.pop() } else { self.take_from_trash() };
+            let waiting = if dying.len() > base { dying.pop() } else { self.take_from_trash(quiet) };
             match waiting {
                 Some(waiting) => current = waiting,
                 None => break,
             }
             if self.is_interrupted_after(1) {
-                return self.put_off(base, current);
+                return self.put_off(base, current, quiet);
             }
         }
     }
 
     /// Puts the objects of an interrupted destruction into the trash. The next destruction or collection goes on with them.
     #[cold]
-    fn put_off(&self, base: usize, current: Dying) {
+    fn put_off(&self, base: usize, current: Dying, quiet: &Quiet<'_>) {
         for place in base..self.state().dying.len() {
-            self.throw_away(self.state().dying[place].object);
+            let object = self.state().dying[place].object(quiet);
+            self.throw_away(object);
         }
         self.state().dying.truncate(base);
-        self.throw_away(current.object);
+        self.throw_away(current.object(quiet));
     }
 
     /// Goes on with the destruction of the objects in the trash.
     #[cold]
-    pub(crate) fn take_up_trash(&self) {
-        if let Some(waiting) = self.take_from_trash() {
-            self.destroy(waiting.object, core::ptr::null_mut());
+    pub(crate) fn take_up_trash(&self, quiet: &mut Quiet<'_>) {
+        if let Some(waiting) = self.take_from_trash(quiet) {
+            // SAFETY: an object in the trash keeps its memory.
+            unsafe { self.destroy(waiting.object, ptr::null(), quiet) };
         }
     }
 
     /// Drops an object's references, up to the first that was the last one of another object. Returns that object, whose destruction has begun;
     /// or [`NONE_YET`] after many references; or `None` when all are dropped.
-    ///
-    /// # Safety
-    /// The object has the type `kind`, and its destruction has begun.
     #[inline]
-    unsafe fn drop_references(&self, kind: &Type, current: &mut Dying) -> Option<usize> {
-        let count = kind.refs.count as usize;
-        // SAFETY: the caller's promise; invariants 2 and 3 of headers. Each reference is taken out before anything else can happen.
-        unsafe {
-            let first = header::first_slot(kind, current.object).cast_mut();
-            while current.next < count {
-                let reference = core::mem::take(&mut (*first.add(current.next)).0);
-                current.next += 1;
-                if reference != 0 && self.drop_last(reference) {
-                    return Some(reference);
-                }
+    fn drop_references(&self, kind: &Type, current: &mut Dying, quiet: &mut Quiet<'_>) -> Option<usize> {
+        let slots = current.object(quiet).first_run();
+        let (first, count) = (slots.as_ptr(), slots.len());
+        while current.next < count {
+            // SAFETY: one of the slots; the object keeps its memory. The reference is taken out before anything else can happen.
+            let reference = unsafe { (*first.add(current.next)).take() };
+            current.next += 1;
+            if reference != 0 && self.drop_last(reference, quiet) {
+                return Some(reference);
             }
         }
         if kind.simple {
             return None;
         }
         let begin = current.next;
-        // SAFETY: as above.
-        while let Some(slot) = unsafe { header::reference_at(kind, current.object, current.next) } {
-            // SAFETY: as above.
-            let reference = core::mem::take(unsafe { &mut *slot });
+        while let Some(slot) = current.object(quiet).reference_at(current.next) {
+            let reference = slot.take();
             current.next += 1;
-            // SAFETY: it was in the field.
-            if reference != 0 && unsafe { self.drop_last(reference) } {
+            if reference != 0 && self.drop_last(reference, quiet) {
                 return Some(reference);
             }
             if current.next - begin == STRIDE {
@@ -168,198 +164,198 @@ impl ObjectHeap {
     }
 
     /// Drops a reference that was in a field. Returns whether it was the last one and the object's destruction has begun.
-    ///
-    /// # Safety
-    /// The reference was in a field.
     #[inline]
-    unsafe fn drop_last(&self, reference: usize) -> bool {
-        let at = self.table().place(reference);
-        // SAFETY: looked up; the byte is the object's.
-        unsafe { table::is_alive(*at) && self.drop_reference(reference) && self.begin_end(reference, at) }
+    fn drop_last(&self, reference: usize, quiet: &mut Quiet<'_>) -> bool {
+        let at = self.table().place(reference, quiet);
+        if !table::is_alive(at.get()) {
+            return false;
+        }
+        // SAFETY: the table has just said so.
+        let object = unsafe { Object::known(reference, quiet) };
+        if !self.drop_reference(object, quiet) {
+            return false;
+        }
+        let kind = self.kind_of(object);
+        self.begin_end(object, at) || self.run_end(kind, reference, quiet)
     }
 
     /// Lets an object wait until another one, `first`, has been destroyed, and returns the one to go on with: `first`. Without memory, `first`
     /// goes into the trash and `waiting` is returned; CPython does so when calls are nested too deep.
     #[inline]
-    fn postpone(&self, waiting: Dying, first: Dying) -> Dying {
+    fn postpone(&self, waiting: Dying, first: Dying, quiet: &Quiet<'_>) -> Dying {
         let state = self.state();
         if state.dying.try_reserve(1).is_ok() {
             state.dying.push(waiting);
             return first;
         }
-        self.throw_away(first.object);
+        self.throw_away(first.object(quiet));
         waiting
     }
 
     /// Puts an object whose destruction has begun into the trash.
-    fn throw_away(&self, object: usize) {
+    fn throw_away(&self, object: Object<'_>) {
         let state = self.state();
-        // SAFETY: an object without references; its count now has the address of the next object in the trash.
-        unsafe { header::set_refcnt(object, state.trash) };
-        state.trash = object;
+        // Its count now has the address of the next object in the trash.
+        object.set_refcnt(state.trash);
+        state.trash = object.address();
     }
 
     /// Takes an object out of the trash (`_PyTrash_thread_destroy_chain`).
     #[inline]
-    fn take_from_trash(&self) -> Option<Dying> {
+    fn take_from_trash(&self, quiet: &Quiet<'_>) -> Option<Dying> {
         let state = self.state();
-        let object = state.trash;
-        if object == 0 {
+        if state.trash == 0 {
             return None;
         }
-        // SAFETY: `throw_away` put it there.
-        unsafe {
-            state.trash = header::refcnt(object);
-            header::set_refcnt(object, 0);
-        }
-        Some(Dying { object, next: 0 })
+        let dying = Dying { object: state.trash, next: 0 };
+        state.trash = dying.object(quiet).refcnt();
+        dying.object(quiet).set_refcnt(0);
+        Some(dying)
     }
 
-    /// Does what comes before an object's references are dropped. False if the object was resurrected.
-    ///
-    /// # Safety
-    /// `at` is the byte of the object, which has no references left.
+    /// Does what comes before an object's references are dropped. False if [`run_end`](Self::run_end) has to do the rest. `at` is the object's
+    /// byte of the table.
     #[inline]
-    unsafe fn begin_end(&self, object: usize, at: *mut u8) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let kind = header::kind(object);
-            if kind.gc {
-                self.untrack_at(object, at);
-            }
-            if kind.has_end {
-                return self.run_end(kind, object);
-            }
-            *at = table::DYING;
+    fn begin_end(&self, object: Object<'_>, at: &Cell<u8>) -> bool {
+        let kind = object.kind();
+        if let Some(object) = object.gc() {
+            self.untrack_at(object, at);
         }
-        true
+        let is_simple = !kind.has_end;
+        if is_simple {
+            at.set(table::DYING);
+        }
+        is_simple
     }
 
+    /// As [`begin_end`](Self::begin_end), of an object whose end does more. False if it was resurrected.
     #[cold]
-    fn run_end(&self, kind: &Type, object: usize) -> bool {
-        let id = kind.id();
+    fn run_end(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
+        let (id, table) = (kind.id(), self.table());
         if kind.is_weakref() {
             // First, because a hook runs when the callback is dropped.
-            self.table().set(object, table::DYING);
-            self.clear_weakref(object);
+            table.set_at(object, table::DYING);
+            self.clear_weakref(object, quiet);
             return true;
         }
-        if kind.hooks.finalize && !self.call_finalizer_from_dealloc(kind, object) {
+        if kind.hooks.finalize && !self.call_finalizer_from_dealloc(kind, object, quiet) {
             return false;
         }
-        let state = self.table().state(object);
-        self.table().set(object, table::DYING);
+        let state = table.state(object);
+        table.set_at(object, table::DYING);
         if kind.weaklist.is_some() {
-            self.clear_weakrefs(kind, object);
+            self.clear_weakrefs(object, quiet);
         }
         if kind.hooks.del {
-            self.table().set(object, state);
-            if !self.resurrected_for(kind, object, || self.hooks.del(self, id, object)) {
+            table.set_at(object, state);
+            if !self.resurrected_for(object, quiet, |quiet| self.in_hook(quiet, |hooks| hooks.del(self, id, object))) {
                 return false;
             }
-            self.table().set(object, table::DYING);
-            if let Some(offset) = kind.weaklist {
-                // `tp_del` may have made weak references.
-                self.clear_weakrefs_silently(object, offset);
+            table.set_at(object, table::DYING);
+            // `tp_del` may have made weak references.
+            if let Some(found) = table.object(object, quiet) {
+                self.clear_weakrefs_silently(found);
             }
         }
         if kind.hooks.dealloc {
-            self.in_hook(|| self.hooks.dealloc(self, id, object));
+            self.in_hook(quiet, |hooks| hooks.dealloc(self, id, object));
         }
         true
     }
 
     /// `PyObject_CallFinalizerFromDealloc`; false if the object was resurrected.
-    fn call_finalizer_from_dealloc(&self, kind: &Type, object: usize) -> bool {
+    fn call_finalizer_from_dealloc(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
         // An object without the collector's words has no bit for the mark: its finalizer is called whenever it loses its last reference.
-        // SAFETY: the caller gives an object of the type.
-        if kind.gc && unsafe { header::is_finalized(object) } {
+        let Some(found) = self.table().object(object, quiet) else { return true };
+        if let Some(found) = found.gc().filter(|found| found.is_finalized()) {
             if self.rules.counted == Counted::Tracking {
                 // CPython tracks the object during this check. That counts, and may trigger a collection.
-                let _ = self.track_object(object);
-                self.untrack_object(object);
+                let _ = self.track_object(found);
+                self.untrack_object(found, quiet);
             }
             return true;
         }
-        self.resurrected_for(kind, object, || {
-            self.hooks.finalize(self, kind.id(), object);
-            if kind.gc {
-                // SAFETY: the reference that `resurrected_for` added keeps the object.
-                unsafe { header::set_finalized(object) };
+        self.resurrected_for(object, quiet, |quiet| {
+            self.in_hook(quiet, |hooks| hooks.finalize(self, kind.id(), object));
+            // The reference that `resurrected_for` added keeps the object.
+            if let Some(found) = self.table().object(object, quiet).and_then(Object::gc) {
+                found.set_finalized();
             }
         })
     }
 
     /// Runs `call` while the object has one reference and is tracked. False if the object has other references afterwards.
-    fn resurrected_for(&self, kind: &Type, object: usize, call: impl FnOnce()) -> bool {
-        // SAFETY: the caller gives an object whose references are gone.
-        unsafe { header::set_refcnt(object, 1) };
-        if kind.gc {
+    fn resurrected_for(&self, object: usize, quiet: &mut Quiet<'_>, call: impl FnOnce(&mut Quiet<'_>)) -> bool {
+        let Some(found) = self.table().object(object, quiet) else { return true };
+        found.set_refcnt(1);
+        if let Some(found) = found.gc() {
             // Without memory, the object is not tracked meanwhile.
-            let _ = self.track_object(object);
+            let _ = self.track_object(found);
         }
-        self.holding(object, || self.in_hook(call));
-        // SAFETY: the reference added above keeps it.
-        let count = unsafe { header::refcnt(object) };
+        self.holding(object, || call(quiet));
+        let Some(found) = self.table().object(object, quiet) else { return false };
+        let count = found.refcnt();
         if self.is_immortal(count) {
             return false;
         }
-        // SAFETY: as above.
-        unsafe { header::set_refcnt(object, count - 1) };
+        found.set_refcnt(count - 1);
         if count > 1 {
             return false;
         }
-        if kind.gc {
-            self.untrack_object(object);
+        if let Some(found) = found.gc() {
+            self.untrack_object(found, quiet);
         }
         true
     }
 
     /// Frees an object whose references have been dropped (`tp_free`).
     #[inline]
-    fn finish(&self, kind: &Type, object: usize) {
-        if kind.free_list != 0 && self.keep(kind, object) {
+    fn finish(&self, kind: &Type, dying: Dying, quiet: &mut Quiet<'_>) {
+        if kind.free_list != 0 && self.keep(kind, &dying, quiet) {
             return;
         }
         if kind.gc {
-            if kind.has_end {
+            if kind.has_end
+                && let Some(object) = dying.object(quiet).gc()
+            {
                 // A hook may have tracked the object again.
-                self.untrack_object(object);
+                self.untrack_object(object, quiet);
             }
             self.gc_unlink();
         }
-        self.table().bury(object);
-        self.free_block(object - kind.presize);
+        self.table().bury(dying.object, quiet);
+        self.free_block(dying.object - kind.presize, quiet);
     }
 
     /// Keeps an object's memory for the type's next object, if the type's free list has room.
     #[cold]
-    fn keep(&self, kind: &Type, object: usize) -> bool {
+    fn keep(&self, kind: &Type, dying: &Dying, quiet: &mut Quiet<'_>) -> bool {
         let mut free = kind.free.borrow_mut();
-        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.heap.checked().is_in_own_arena(object) {
+        let object = dying.object(quiet);
+        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.heap.checked().is_in_own_arena(dying.object) {
             return false;
         }
-        if kind.gc {
-            self.untrack_object(object);
+        if let Some(object) = object.gc() {
+            self.untrack_object(object, quiet);
         }
         self.table().set(object, table::KEPT);
-        free.push(object);
+        free.push(dying.object);
         true
     }
 
     /// `tp_clear` of types without a hook for it: sets every reference to NULL, in order. False if it was interrupted.
     ///
     /// # Safety
-    /// `object` has the type `kind`, and a reference that keeps it.
+    /// `object` is one of the type `kind`, and has a reference that keeps it, or only the caller gives its memory back.
     #[inline(always)]
-    pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize) -> bool {
+    pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
         // SAFETY: the caller's promise, also between the references.
         unsafe {
-            let first = header::first_slot(kind, object).cast_mut();
+            let first = Object::known(object, quiet).first_run().as_ptr();
             for index in 0..kind.refs.count as usize {
-                self.xdecref(core::mem::take(&mut (*first.add(index)).0));
+                self.xdecref((*first.add(index)).take(), quiet);
             }
-            kind.simple || self.clear_from(kind, object, kind.refs.count as usize)
+            kind.simple || self.clear_from(object, kind.refs.count as usize, quiet)
         }
     }
 
@@ -368,27 +364,28 @@ impl ObjectHeap {
     /// # Safety
     /// As for [`clear_references`](Self::clear_references).
     #[inline(never)]
-    unsafe fn clear_from(&self, kind: &Type, object: usize, mut index: usize) -> bool {
+    unsafe fn clear_from(&self, object: usize, mut index: usize, quiet: &mut Quiet<'_>) -> bool {
         // SAFETY: the caller's promise, also between the references.
-        unsafe {
-            while let Some(slot) = header::reference_at(kind, object, index) {
-                self.xdecref(core::mem::take(&mut *slot));
-                index += 1;
-                if self.is_interrupted_after(1) {
-                    return false;
-                }
+        while let Some(slot) = unsafe { Object::known(object, quiet) }.reference_at(index) {
+            self.xdecref(slot.take(), quiet);
+            index += 1;
+            if self.is_interrupted_after(1) {
+                return false;
             }
         }
         true
     }
 
     /// Drops the references of the items from index `nitems` on; false if it was interrupted.
-    pub(super) fn drop_items(&self, kind: &Type, object: usize, nitems: usize) -> bool {
+    ///
+    /// # Safety
+    /// As for [`clear_references`](Self::clear_references).
+    pub(super) unsafe fn drop_items(&self, kind: &Type, object: usize, nitems: usize, quiet: &mut Quiet<'_>) -> bool {
         if kind.items != Some(super::ItemKind::Object) {
             return true;
         }
         let fields = kind.fields().iter().filter(|field| field.kind == super::FieldKind::Object).count();
-        // SAFETY: the caller has looked the object up, and the reference that it was given keeps it.
-        unsafe { self.clear_from(kind, object, fields + nitems) }
+        // SAFETY: the caller's promise.
+        unsafe { self.clear_from(object, fields + nitems, quiet) }
     }
 }

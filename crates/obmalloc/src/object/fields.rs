@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 use core::ptr;
 
-use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, Type, header, object_fault, table};
+use super::handle::{Object, Quiet};
+use super::{FieldKind, ItemKind, ObjectError, ObjectHeap, object_fault, table};
 use crate::address_hash::AddressMap;
 use crate::domain::{Fault, FaultKind};
 use crate::heap::Mode;
@@ -41,25 +42,25 @@ enum Place {
 }
 
 impl ObjectHeap {
-    fn place(&self, kind: &Type, object: usize, field: Field<'_>) -> Result<Place, ObjectError> {
+    fn place(&self, object: Object<'_>, field: Field<'_>) -> Result<Place, ObjectError> {
+        let (kind, begin) = (object.kind(), object.address());
         match field {
             Field::Name(name) => kind
                 .fields()
                 .iter()
                 .find(|field| field.name == name)
-                .map(|field| Place::Field(field.kind, object + field.offset))
+                .map(|field| Place::Field(field.kind, begin + field.offset))
                 .ok_or(ObjectError::Argument("the name of a field of the object's type")),
             Field::Member(index) => kind
                 .fields()
                 .get(index)
-                .map(|field| Place::Field(field.kind, object + field.offset))
+                .map(|field| Place::Field(field.kind, begin + field.offset))
                 .ok_or(ObjectError::Argument("the number of a field of the object's type")),
             Field::Item(index) => {
-                // SAFETY: the caller has looked the object up.
-                if index >= unsafe { header::nitems(kind, object) } {
+                if index >= object.nitems() {
                     return Err(ObjectError::Argument("the number of an item of the object"));
                 }
-                let address = object + kind.items_offset + index * kind.itemsize();
+                let address = begin + kind.items_offset + index * kind.itemsize();
                 Ok(match kind.items() {
                     Some(ItemKind::Object) => Place::Field(FieldKind::Object, address),
                     _ => Place::Byte(address),
@@ -73,10 +74,11 @@ impl ObjectHeap {
     /// # Errors
     /// When `object` is no object, or has no such field.
     pub fn get(&self, object: usize, field: Field<'_>) -> Result<Value, ObjectError> {
-        let kind = self.look_open(object)?;
-        // SAFETY: by invariant 2 of headers the field or item lies within the object; it is aligned.
+        let quiet = self.quiet();
+        let place = self.place(self.look_open(object, &quiet)?, field)?;
+        // SAFETY: by invariant 2 of handles the field or item lies within the object; it is aligned.
         unsafe {
-            Ok(match self.place(kind, object, field)? {
+            Ok(match place {
                 Place::Field(FieldKind::Object, at) => match *pointer::<usize>(at) {
                     0 => Value::Null,
                     reference => Value::Object(reference),
@@ -100,22 +102,23 @@ impl ObjectHeap {
     pub fn set(&self, object: usize, field: Field<'_>, value: Value) -> Result<(), ObjectError> {
         // A `tp_dealloc` may give the object's references back.
         let gives_back = !matches!(value, Value::Object(_)) && self.table().state(object) == table::DYING;
-        let kind = if gives_back { self.begin().and_then(|()| self.look(object))? } else { self.change(object)? };
-        let place = self.place(kind, object, field)?;
+        let mut quiet = self.change(if gives_back { 0 } else { object })?;
+        let found = if gives_back { self.look(object, &quiet)? } else { self.look_alive(object, &quiet)? };
+        let place = self.place(found, field)?;
         let new = match value {
-            Value::Object(reference) => self.look_alive(reference).map(|_| reference)?,
-            _ => 0,
+            Value::Object(reference) => Some(self.look_alive(reference, &quiet)?),
+            _ => None,
         };
-        // SAFETY: by invariant 2 of headers the field or item lies within the object; it is aligned. Invariant 3 holds afterwards, because
+        // SAFETY: by invariant 2 of handles the field or item lies within the object; it is aligned. Invariant 3 holds afterwards, because
         // `new` is NULL or an object that was looked up above.
         unsafe {
             match (place, value) {
                 (Place::Field(FieldKind::Object, at), Value::Null | Value::Object(_)) => {
-                    if new != 0 {
+                    if let Some(new) = new {
                         self.incref_object(new);
                     }
-                    let old = core::mem::replace(&mut *pointer::<usize>(at), new);
-                    self.xdecref(old);
+                    let old = core::mem::replace(&mut *pointer::<usize>(at), new.map_or(0, Object::address));
+                    self.xdecref(old, &mut quiet);
                 }
                 (Place::Field(FieldKind::U8, at) | Place::Byte(at), Value::Number(number)) => {
                     *pointer::<u8>(at) = integer(FieldKind::U8, number, 0, u8::MAX.into())? as u8;
@@ -139,48 +142,34 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When a hook fails, or there is no memory.
-    pub(crate) fn references(&self, kind: &Type, object: usize) -> Result<Vec<usize>, ObjectError> {
-        if kind.hooks.traverse {
-            return self.visited(kind, object);
+    pub(crate) fn references(&self, object: Object<'_>, quiet: &Quiet<'_>) -> Result<Vec<usize>, ObjectError> {
+        if object.kind().hooks.traverse {
+            return self.visited(object, quiet);
         }
         let mut references = Vec::new();
         let mut failed = false;
-        // SAFETY: the caller has looked the object up; nothing changes it meanwhile.
-        unsafe {
-            self.try_each_reference(kind, object, |reference| {
-                failed |= references.try_reserve(1).is_err();
-                if !failed {
-                    references.push(reference);
-                }
-            })?;
-        }
+        self.try_each_reference(object, |reference| {
+            failed |= references.try_reserve(1).is_err();
+            if !failed {
+                references.push(reference);
+            }
+        })?;
         if failed { Err(ObjectError::NoMemory) } else { Ok(references) }
     }
 
-    /// As [`each_reference`](header::each_reference), but can be interrupted.
+    /// As [`each_reference`](Object::each_reference), but can be interrupted.
     ///
     /// # Errors
-    /// When it is interrupted, or `visit` fails.
-    ///
-    /// # Safety
-    /// As for `each_reference`.
+    /// When it is interrupted.
     #[inline(always)]
-    pub(crate) unsafe fn try_each_reference(
-        &self,
-        kind: &Type,
-        object: usize,
-        mut visit: impl FnMut(usize),
-    ) -> Result<(), ObjectError> {
-        // SAFETY: the caller's promise.
-        let nitems = unsafe { header::nitems(kind, object) };
+    pub(crate) fn try_each_reference(&self, object: Object<'_>, mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
+        let nitems = object.nitems();
         if nitems <= STRIDE {
-            // SAFETY: the caller's promise.
-            unsafe { header::each_reference(kind, object, visit) };
+            object.each_reference(visit);
             return self.go_on_after(nitems);
         }
         let mut index = 0;
-        // SAFETY: the caller's promise.
-        while let Some(reference) = unsafe { header::reference_at(kind, object, index).map(|slot| *slot) } {
+        while let Some(reference) = object.reference_at(index).map(|slot| slot.get()) {
             if reference != 0 {
                 visit(reference);
             }
@@ -191,12 +180,12 @@ impl ObjectHeap {
     }
 
     /// The objects that the type's hook visits, checked to be objects that this object refers to.
-    pub(crate) fn visited(&self, kind: &Type, object: usize) -> Result<Vec<usize>, ObjectError> {
+    pub(crate) fn visited(&self, object: Object<'_>, quiet: &Quiet<'_>) -> Result<Vec<usize>, ObjectError> {
         let mut visited = Vec::new();
         let mut fault: Option<Fault> = None;
         let mut no_memory = false;
         let mut visit = |reference: usize| {
-            if let Err(found) = self.look(reference) {
+            if let Err(found) = self.look(reference, quiet) {
                 fault.get_or_insert(found);
                 return Err(found);
             }
@@ -207,7 +196,8 @@ impl ObjectHeap {
             Ok(())
         };
         let before = self.mode().replace(Mode::Traversing);
-        let done = self.in_hook(|| self.hooks.traverse(self, kind.id(), object, &mut visit));
+        let (id, address) = (object.kind().id(), object.address());
+        let done = self.run_hook(|hooks| hooks.traverse(self, id, address, &mut visit));
         if self.mode().get() == Mode::Traversing {
             self.mode().set(before);
         }
@@ -215,12 +205,12 @@ impl ObjectHeap {
             (Some(fault), _) => Err(fault.into()),
             (None, Err(_)) => Err(ObjectError::Aborted),
             (None, Ok(())) if no_memory => Err(ObjectError::NoMemory),
-            (None, Ok(())) => self.refuse_over_visit(kind, object, visited),
+            (None, Ok(())) => self.refuse_over_visit(object, visited),
         }
     }
 
     /// Refuses a reference that is visited more often than the object holds it: it would make a live object look unreachable.
-    fn refuse_over_visit(&self, kind: &Type, object: usize, visited: Vec<usize>) -> Result<Vec<usize>, ObjectError> {
+    fn refuse_over_visit(&self, object: Object<'_>, visited: Vec<usize>) -> Result<Vec<usize>, ObjectError> {
         // For each object, how often it is visited beyond the references held. Sorting would be simpler, but cannot be interrupted.
         let mut over = AddressMap::<usize>::default();
         over.try_reserve(visited.len()).map_err(|_| ObjectError::NoMemory)?;
@@ -228,17 +218,14 @@ impl ObjectHeap {
             *over.entry(reference).or_default() += 1;
             self.go_on_after(1)?;
         }
-        // SAFETY: the caller has looked the object up.
-        unsafe {
-            self.try_each_reference(kind, object, |reference| {
-                if let Some(count) = over.get_mut(&reference) {
-                    *count = count.saturating_sub(1);
-                }
-            })?;
-        }
+        self.try_each_reference(object, |reference| {
+            if let Some(count) = over.get_mut(&reference) {
+                *count = count.saturating_sub(1);
+            }
+        })?;
         for &reference in &visited {
             if over[&reference] > 0 {
-                return Err(Fault { base: Some(object), ..object_fault(FaultKind::GcOverVisit, reference) }.into());
+                return Err(Fault { base: Some(object.address()), ..object_fault(FaultKind::GcOverVisit, reference) }.into());
             }
             self.go_on_after(1)?;
         }

@@ -1,8 +1,10 @@
 //! Running hooks, and keeping the objects that the heap needs meanwhile.
 
 use core::cell::Cell;
+use core::iter::successors;
 
-use super::{ObjectHeap, header};
+use super::handle::{Object, Quiet, WeakRef};
+use super::{Hooks, ObjectHeap};
 use crate::domain::Fault;
 
 /// An object to which the heap itself has a reference while hooks run. Hooks cannot give that reference back.
@@ -35,12 +37,17 @@ impl Drop for Closes<'_> {
 const HOOK_STEPS: usize = 1 << 6;
 
 impl ObjectHeap {
-    /// Runs a hook.
-    pub(crate) fn in_hook<T>(&self, hook: impl FnOnce() -> T) -> T {
+    /// Runs a hook, which may use the heap.
+    pub(crate) fn in_hook<T>(&self, quiet: &mut Quiet<'_>, hook: impl FnOnce(&dyn Hooks) -> T) -> T {
+        quiet.lend(|| self.run_hook(hook))
+    }
+
+    /// Runs a `traverse` hook. The caller has seen to it that such a hook can only look.
+    pub(super) fn run_hook<T>(&self, hook: impl FnOnce(&dyn Hooks) -> T) -> T {
         self.count_steps(HOOK_STEPS);
         self.depth.set(self.depth.get() + 1);
         let closes = Closes(self);
-        let result = self.heap.calling_back(hook);
+        let result = self.heap.calling_back(|| hook(&*self.hooks));
         core::mem::forget(closes);
         self.depth.set(self.depth.get() - 1);
         result
@@ -65,29 +72,27 @@ impl ObjectHeap {
 
     /// Whether the last reference to an object is the heap's own.
     #[inline(always)]
-    pub(crate) fn is_held(&self, object: usize) -> bool {
-        !self.held.get().is_null() && self.find_held(object)
+    pub(crate) fn is_held(&self, object: Object<'_>, quiet: &Quiet<'_>) -> bool {
+        !self.held.get().is_null() && self.find_held(object, quiet)
     }
 
     #[cold]
     #[inline(never)]
-    fn find_held(&self, object: usize) -> bool {
-        // SAFETY: the caller gives an object. Weak references that are held as a chain have no referent any more.
-        let may_follow = unsafe { header::kind(object).is_weakref() && header::wr_object(object) == 0 };
+    fn find_held(&self, object: Object<'_>, quiet: &Quiet<'_>) -> bool {
+        // Weak references that are held as a chain have no referent any more.
+        let may_follow = object.weakref().is_some_and(|reference| reference.referent().is_none());
         let mut next = self.held.get();
         // SAFETY: each lives in a call of `hold` that has not returned, and so do the weak references that it leads to.
         while let Some(held) = unsafe { next.as_ref() } {
-            let mut other = held.object;
-            while other != 0 {
-                if other == object {
-                    return true;
-                }
-                // SAFETY: as above.
-                other = if held.and_next && may_follow { unsafe { header::wr_next(other) } } else { 0 };
+            // SAFETY: as above.
+            let chain = || successors(Some(unsafe { WeakRef::known(held.object, quiet) }), |reference| reference.next());
+            let is_in_chain = || chain().any(|reference| reference.address() == object.address());
+            if held.object == object.address() || held.and_next && may_follow && is_in_chain() {
+                return true;
             }
             next = held.before;
         }
-        self.is_to_be_called(object)
+        self.is_to_be_called(object, quiet)
     }
 
     /// The fault, if guard bytes of a destroyed object were damaged.

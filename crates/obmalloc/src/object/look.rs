@@ -1,6 +1,7 @@
 //! Looking an object up: whether an address is an object, and whether it can be used now.
 
-use super::{ObjectHeap, Type, TypeId, header, object_fault, table};
+use super::handle::{Object, Quiet};
+use super::{ObjectHeap, TypeId, object_fault, table};
 use crate::domain::{Domain, Fault, FaultKind};
 use crate::heap::Mode;
 
@@ -11,7 +12,7 @@ impl ObjectHeap {
     /// When `object` is no object.
     #[doc(alias = "Py_TYPE")]
     pub fn type_of(&self, object: usize) -> Result<TypeId, Fault> {
-        Ok(self.look_open(object)?.id())
+        Ok(self.look_open(object, &self.quiet())?.kind().id())
     }
 
     /// `Py_SIZE`: how many items an object has, 0 where its type has none.
@@ -20,55 +21,46 @@ impl ObjectHeap {
     /// When `object` is no object.
     #[doc(alias = "Py_SIZE")]
     pub fn nitems(&self, object: usize) -> Result<usize, Fault> {
-        let kind = self.look_open(object)?;
-        // SAFETY: looked up just above.
-        Ok(unsafe { header::nitems(kind, object) })
+        Ok(self.look_open(object, &self.quiet())?.nitems())
     }
 
     /// Begins an operation that changes objects, and first runs a scheduled collection. Fails inside a `traverse`.
     #[inline]
-    pub(crate) fn begin(&self) -> Result<(), Fault> {
-        if self.mode().get() != Mode::Open {
-            return Err(self.unusable(0));
-        }
-        self.run_scheduled();
-        Ok(())
+    pub(crate) fn begin(&self) -> Result<Quiet<'_>, Fault> {
+        self.change(0)
     }
 
-    /// Begins an operation that changes this object.
+    /// As [`begin`](Self::begin), where the operation changes the object at this address; only a fault names it.
     #[inline]
-    pub(crate) fn change(&self, object: usize) -> Result<&Type, Fault> {
+    pub(crate) fn change(&self, object: usize) -> Result<Quiet<'_>, Fault> {
         if self.mode().get() != Mode::Open {
             return Err(self.unusable(object));
         }
-        self.run_scheduled();
-        self.look_alive(object)
+        let mut quiet = self.quiet();
+        self.run_scheduled_in(&mut quiet);
+        Ok(quiet)
     }
 
     /// As [`look`](Self::look), for an object whose destruction has not begun.
     #[inline]
-    pub(crate) fn look_alive(&self, object: usize) -> Result<&Type, Fault> {
-        let kind = self.look(object)?;
+    pub(crate) fn look_alive<'quiet>(&self, object: usize, quiet: &'quiet Quiet<'_>) -> Result<Object<'quiet>, Fault> {
+        let found = self.look(object, quiet)?;
         if self.table().state(object) == table::DYING {
             return Err(object_fault(FaultKind::UseAfterFree, object));
         }
-        Ok(kind)
+        Ok(found)
     }
 
-    /// The type of the object at any address `object`. The object may be in the middle of its destruction.
+    /// The object at any address. It may be in the middle of its destruction.
     #[inline]
-    pub(crate) fn look(&self, object: usize) -> Result<&Type, Fault> {
-        match self.table().state(object) {
-            table::NOTHING | table::DEAD | table::KEPT => Err(self.no_object(object)),
-            // SAFETY: it is an object.
-            _ => Ok(unsafe { header::kind(object) }),
-        }
+    pub(crate) fn look<'quiet>(&self, object: usize, quiet: &'quiet Quiet<'_>) -> Result<Object<'quiet>, Fault> {
+        self.table().object(object, quiet).ok_or_else(|| self.no_object(object))
     }
 
     /// As [`look`](Self::look), for calls from outside: the heap may have been closed.
     #[inline]
-    pub(crate) fn look_open(&self, object: usize) -> Result<&Type, Fault> {
-        if self.mode().get() == Mode::Closed { Err(self.unusable(object)) } else { self.look(object) }
+    pub(crate) fn look_open<'quiet>(&self, object: usize, quiet: &'quiet Quiet<'_>) -> Result<Object<'quiet>, Fault> {
+        if self.mode().get() == Mode::Closed { Err(self.unusable(object)) } else { self.look(object, quiet) }
     }
 
     /// Why something is not the address of an object.
@@ -102,11 +94,11 @@ impl ObjectHeap {
         if self.state().types.is_empty() {
             return None;
         }
-        [0, 16, 32].into_iter().map(|presize| block.wrapping_add(presize)).find(|&object| {
-            // SAFETY: the type is read only after the table has said that there is an object.
-            !matches!(self.table().state(object), table::NOTHING | table::DEAD)
-                && unsafe { header::kind(object) }.presize == object.wrapping_sub(block)
-        })
+        let candidates = [0, 16, 32].map(|presize| (presize, block.wrapping_add(presize)));
+        candidates
+            .into_iter()
+            .find(|&(presize, address)| self.table().presize_at(address) == Some(presize))
+            .map(|(_, object)| object)
     }
 
     /// The error when an object cannot be used now.

@@ -9,7 +9,7 @@ mod blocks;
 mod counts;
 mod destroy;
 mod fields;
-pub(crate) mod header;
+pub(crate) mod handle;
 mod hooks;
 mod look;
 pub(crate) mod table;
@@ -155,10 +155,13 @@ pub struct ObjectHeap {
     pub(crate) depth: Cell<u32>,
     /// Asks, now and then, whether to stop.
     patience: Patience,
+    /// Whether there is a [`Quiet`](handle::Quiet) that is not lent to a hook.
+    #[cfg(debug_assertions)]
+    taken: Cell<bool>,
     /// The objects that the heap itself keeps, the latest first; null for none.
     held: Cell<*const Held>,
     pub(crate) heap: GuestHeap,
-    pub(crate) hooks: Box<dyn Hooks>,
+    hooks: Box<dyn Hooks>,
     /// The function that says whether to stop.
     asked: Option<Pinned<Box<dyn Fn() -> bool>>>,
 }
@@ -199,6 +202,8 @@ impl ObjectHeap {
             immortal_bit,
             depth: Cell::new(0),
             patience: Interrupt::NEVER.patience(),
+            #[cfg(debug_assertions)]
+            taken: Cell::new(false),
             held: Cell::new(core::ptr::null()),
             heap,
             hooks,
@@ -280,7 +285,7 @@ impl ObjectHeap {
     /// # Errors
     /// When the spec contradicts itself, or there is no memory.
     pub fn define_type(&self, spec: TypeSpec) -> Result<TypeId, ObjectError> {
-        self.begin()?;
+        let _quiet = self.begin()?;
         if self.state().types.is_empty() {
             let checked = self.heap.checked();
             let table = ObjectTable::new(checked.region(), checked.geometry().alignment).ok_or(ObjectError::NoMemory)?;

@@ -5,8 +5,9 @@
 //! change places. CPython first marks what the interpreter's roots and stacks reach; a heap has neither, so marking finds nothing here.
 
 use super::Found;
-use crate::gc::list::{self, ListId};
-use crate::object::{ObjectError, ObjectHeap, header};
+use crate::gc::list::ListId;
+use crate::object::handle::{Object, Quiet};
+use crate::object::{ObjectError, ObjectHeap};
 
 /// An increment looks, besides the new objects, at one in this many objects of the heap, times the second threshold (`SCAN_RATE_DIVISOR`).
 const SCAN_RATE_DIVISOR: isize = 10;
@@ -44,36 +45,36 @@ impl Progress {
 
 impl ObjectHeap {
     /// The three kinds of collection: of young objects, of an increment, of everything.
-    pub(super) fn collect_incrementally(&self, generation: usize) -> Result<Found, ObjectError> {
+    pub(super) fn collect_incrementally(&self, generation: usize, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         self.reserve_for_collection()?;
         match generation {
-            0 => self.collect_young(),
-            1 => self.collect_increment(),
-            _ => self.collect_full(),
+            0 => self.collect_young(quiet),
+            1 => self.collect_increment(quiet),
+            _ => self.collect_full(quiet),
         }
     }
 
     /// `gc_collect_region`
-    fn collect_region(&self, from: ListId, to: ListId) -> Result<Found, ObjectError> {
-        let deduced = self.deduce_unreachable(from);
+    fn collect_region(&self, from: ListId, to: ListId, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
+        let deduced = self.deduce_unreachable(from, quiet);
         if from != to {
             self.state().gc.merge(from, to);
         }
         deduced?;
-        self.collect_unreachable(to)
+        self.collect_unreachable(to, quiet)
     }
 
     /// Collects a region whose survivors join the visited space at the very end: until then hooks do not find them there.
-    fn collect_region_apart(&self, from: ListId) -> Result<Found, ObjectError> {
-        let result = self.collect_region(from, ListId::Survivors);
+    fn collect_region_apart(&self, from: ListId, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
+        let result = self.collect_region(from, ListId::Survivors, quiet);
         let gc = &mut self.state().gc;
         gc.merge(ListId::Survivors, gc.incremental.visited());
         result
     }
 
     /// `gc_collect_young`
-    fn collect_young(&self) -> Result<Found, ObjectError> {
-        let found = self.collect_region_apart(ListId::Young)?;
+    fn collect_young(&self, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
+        let found = self.collect_region_apart(ListId::Young, quiet)?;
         let gc = &mut self.state().gc;
         gc.count[0] = 0;
         gc.count_up(1 + gc.incremental.visited_space);
@@ -90,7 +91,7 @@ impl ObjectHeap {
     }
 
     /// `gc_collect_increment`
-    fn collect_increment(&self) -> Result<Found, ObjectError> {
+    fn collect_increment(&self, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         let work = self.assess_work_to_do();
         let gc = &mut self.state().gc;
         gc.incremental.work_to_do += work;
@@ -110,15 +111,15 @@ impl ObjectHeap {
         let mut size = gc.list(ListId::Increment).len() as isize;
         while size < self.state().gc.incremental.work_to_do {
             let gc = &mut self.state().gc;
-            let Some(object) = gc.list(pending).first() else { break };
+            let Some(object) = gc.list(pending).first(quiet) else { break };
             let place = gc.list(ListId::Increment).entries().len();
             gc.move_to(object, ListId::Increment);
-            size += 1 + self.expand_region_transitively_reachable(place, pending).inspect_err(|_| {
+            size += 1 + self.expand_region_transitively_reachable(place, pending, quiet).inspect_err(|_| {
                 // The increment's objects are pending again, as if it had not begun.
                 self.state().gc.merge(ListId::Increment, pending);
             })?;
         }
-        let found = self.collect_region_apart(ListId::Increment)?;
+        let found = self.collect_region_apart(ListId::Increment, quiet)?;
         let gc = &mut self.state().gc;
         gc.incremental.work_to_do -= size;
         if gc.list(pending).len() == 0 {
@@ -128,23 +129,26 @@ impl ObjectHeap {
     }
 
     /// Moves the pending objects that the increment's objects from `place` on reach into the increment. Returns how many objects it moved.
-    fn expand_region_transitively_reachable(&self, mut place: usize, pending: ListId) -> Result<isize, ObjectError> {
+    fn expand_region_transitively_reachable(
+        &self,
+        mut place: usize,
+        pending: ListId,
+        quiet: &Quiet<'_>,
+    ) -> Result<isize, ObjectError> {
         let mut size = 0;
-        while let Some(&object) = self.state().gc.list(ListId::Increment).entries().get(place) {
+        // Only other lists lose objects meanwhile.
+        while let Some(object) = self.state().gc.list(ListId::Increment).at(place, quiet) {
             place += 1;
-            // SAFETY: a tracked object; only other lists lose objects meanwhile.
-            let (kind, refcnt) = unsafe { (header::kind(object), header::refcnt(object)) };
-            if self.is_immortal(refcnt) {
+            if self.is_immortal(object.refcnt()) {
                 self.state().gc.move_to(object, ListId::Permanent);
                 continue;
             }
-            let references = self.references(kind, object)?;
+            let references = self.references(*object, quiet)?;
             self.go_on_after(1 + references.len())?;
             for reference in references {
-                // SAFETY: a live object.
-                let immortal = |reference| self.is_immortal(unsafe { header::refcnt(reference) });
+                let Some(reference) = self.table().alive(reference, quiet).and_then(Object::gc) else { continue };
                 // An immortal object waits for its own turn.
-                if self.is_alive(reference) && !immortal(reference) && self.is_in(reference, pending) {
+                if !self.is_immortal(reference.refcnt()) && self.state().gc.list(pending).has(reference) {
                     self.state().gc.move_to(reference, ListId::Increment);
                     size += 1;
                 }
@@ -153,17 +157,8 @@ impl ObjectHeap {
         Ok(size)
     }
 
-    /// Whether an object is in a list.
-    fn is_in(&self, object: usize, list: ListId) -> bool {
-        // SAFETY: the caller gives an object; only those of GC types have the collector's words.
-        unsafe {
-            let next = if header::kind(object).gc { header::gc_next(object) } else { 0 };
-            next != 0 && self.state().gc.list(list).has(object, list::place(next))
-        }
-    }
-
     /// `gc_collect_full`
-    fn collect_full(&self) -> Result<Found, ObjectError> {
+    fn collect_full(&self, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         let gc = &mut self.state().gc;
         let (visited, pending) = (gc.incremental.visited(), gc.incremental.pending());
         if !gc.try_merge(ListId::Young, pending, self.interrupt()) {
@@ -173,10 +168,10 @@ impl ObjectHeap {
         if !gc.try_merge(pending, visited, self.interrupt()) {
             return Err(ObjectError::Aborted);
         }
-        let found = self.collect_region(visited, visited)?;
+        let found = self.collect_region(visited, visited, quiet)?;
         self.state().gc.count = [0; 3];
         self.completed_scavenge();
-        self.clear_free_lists();
+        self.clear_free_lists(quiet);
         Ok(found)
     }
 

@@ -9,6 +9,7 @@ mod refs;
 mod scan;
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 pub(super) use incremental::Progress;
@@ -16,8 +17,9 @@ pub(super) use incremental::Progress;
 use super::list::ListId;
 use super::{DEBUG_COLLECTABLE, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
+use crate::object::handle::{GcObject, Quiet};
 use crate::object::table::{LIVE, UNREACHABLE};
-use crate::object::{ObjectError, ObjectHeap, header};
+use crate::object::{ObjectError, ObjectHeap};
 use crate::os;
 use crate::profile::{Algorithm, WeakrefsCleared};
 
@@ -48,60 +50,60 @@ pub(super) struct Found {
 
 impl ObjectHeap {
     /// `gc_collect_with_callback`, `_PyGC_Collect`
-    pub(super) fn collect_with_callbacks(&self, generation: usize) -> Result<usize, ObjectError> {
+    pub(super) fn collect_with_callbacks(&self, generation: usize, quiet: &mut Quiet<'_>) -> Result<usize, ObjectError> {
         if self.state().trash != 0 {
-            self.take_up_trash();
+            self.take_up_trash(quiet);
         }
         self.state().gc.collecting = true;
         let mut info = Info { generation, ..Info::default() };
-        self.in_hook(|| self.hooks.gc_callback(self, Phase::Start, &info));
+        self.in_hook(quiet, |hooks| hooks.gc_callback(self, Phase::Start, &info));
         let began = os::seconds();
-        let result = self.collect_main(generation);
+        let result = self.collect_main(generation, quiet);
         let found = result.unwrap_or_default();
-        let done = || {
+        let done = |quiet: &mut Quiet<'_>| {
             if result.is_ok() && self.state().gc.debug & DEBUG_STATS != 0 {
                 let (all, uncollectable) = (found.collected + found.uncollectable, found.uncollectable);
                 // `%.4f`, done by hand: formatting of floats would be a thirtieth of the WebAssembly module, and nothing else needs it.
                 let ten_thousandths = ((os::seconds() - began) * 1e4 + 0.5) as u64;
                 let (seconds, digits) = (ten_thousandths / 10_000, ten_thousandths % 10_000);
-                self.say(&format!(
-                    "gc: done, {all} unreachable, {uncollectable} uncollectable, {seconds}.{digits:04}s elapsed\n"
-                ));
+                let text =
+                    format!("gc: done, {all} unreachable, {uncollectable} uncollectable, {seconds}.{digits:04}s elapsed\n");
+                self.say(&text, quiet);
             }
         };
         if self.rules.algorithm == Algorithm::Generational {
-            done();
+            done(quiet);
         }
         (info.collected, info.uncollectable) = (found.collected, found.uncollectable);
         let stats = &mut self.state().gc.stats[generation];
         stats.collections += usize::from(!found.idle);
         stats.collected += found.collected;
         stats.uncollectable += found.uncollectable;
-        self.in_hook(|| self.hooks.gc_callback(self, Phase::Stop, &info));
+        self.in_hook(quiet, |hooks| hooks.gc_callback(self, Phase::Stop, &info));
         self.state().gc.collecting = false;
         if self.rules.algorithm == Algorithm::Incremental {
-            done();
+            done(quiet);
         }
         result.map(|found| found.collected + found.uncollectable)
     }
 
     /// `gc_collect_main`
-    fn collect_main(&self, generation: usize) -> Result<Found, ObjectError> {
+    fn collect_main(&self, generation: usize, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         if self.state().gc.debug & DEBUG_STATS != 0 {
-            self.show_stats_each_generations(generation);
+            self.show_stats_each_generations(generation, quiet);
         }
         match self.rules.algorithm {
-            Algorithm::Generational => self.collect_generation(generation),
-            Algorithm::Incremental => self.collect_incrementally(generation),
+            Algorithm::Generational => self.collect_generation(generation, quiet),
+            Algorithm::Incremental => self.collect_incrementally(generation, quiet),
         }
     }
 
     /// Writes a text that CPython writes to its standard error.
-    fn say(&self, text: &str) {
-        self.in_hook(|| self.hooks.write(text));
+    fn say(&self, text: &str, quiet: &mut Quiet<'_>) {
+        self.in_hook(quiet, |hooks| hooks.write(text));
     }
 
-    fn show_stats_each_generations(&self, generation: usize) {
+    fn show_stats_each_generations(&self, generation: usize, quiet: &mut Quiet<'_>) {
         let gc = &self.state().gc;
         let order = match self.rules.algorithm {
             Algorithm::Generational => [ListId::Young, ListId::Middle, ListId::Old],
@@ -109,12 +111,13 @@ impl ObjectHeap {
         };
         let [a, b, c] = order.map(|id| gc.lists[id as usize].len());
         let frozen = gc.lists[ListId::Permanent as usize].len();
-        self.say(&format!("gc: collecting generation {generation}...\n"));
-        self.say(&format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n"));
+        self.say(&format!("gc: collecting generation {generation}...\n"), quiet);
+        let text = format!("gc: objects in each generation: {a} {b} {c}\ngc: objects in permanent generation: {frozen}\n");
+        self.say(&text, quiet);
     }
 
     /// Collects a generation and all that are younger.
-    fn collect_generation(&self, generation: usize) -> Result<Found, ObjectError> {
+    fn collect_generation(&self, generation: usize, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         self.reserve_for_collection()?;
         let ids = [ListId::Young, ListId::Middle, ListId::Old];
         let (young, old) = (ids[generation], ids[(generation + 1).min(GENERATIONS - 1)]);
@@ -128,7 +131,7 @@ impl ObjectHeap {
                 return Err(ObjectError::Aborted);
             }
         }
-        self.deduce_unreachable(young)?;
+        self.deduce_unreachable(young, quiet)?;
         let gc = &mut self.state().gc;
         if young == old {
             gc.long_lived_pending = 0;
@@ -139,9 +142,9 @@ impl ObjectHeap {
             }
             gc.merge(young, old);
         }
-        let found = self.collect_unreachable(old)?;
+        let found = self.collect_unreachable(old, quiet)?;
         if generation == GENERATIONS - 1 {
-            self.clear_free_lists();
+            self.clear_free_lists(quiet);
         }
         Ok(found)
     }
@@ -159,12 +162,12 @@ impl ObjectHeap {
 
     /// Handles the unreachable objects once they are known; those that live on join `old`. From the callbacks of weak references on, it can be
     /// interrupted only between two calls of hooks.
-    pub(super) fn collect_unreachable(&self, old: ListId) -> Result<Found, ObjectError> {
+    pub(super) fn collect_unreachable(&self, old: ListId, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
-        let result = self.end_unreachable(&mut unreachable, old);
+        let result = self.end_unreachable(&mut unreachable, old, quiet);
         if result.is_err() {
             // The collection was interrupted: the objects that are left live on.
-            self.each_unreachable(&unreachable, |object| self.rejoin(object, old));
+            self.each_unreachable(&unreachable, quiet, |object| self.rejoin(object, old));
             self.state().gc.merge(ListId::Finalizers, old);
         }
         unreachable.clear();
@@ -172,58 +175,62 @@ impl ObjectHeap {
         result
     }
 
-    fn end_unreachable(&self, unreachable: &mut Vec<usize>, old: ListId) -> Result<Found, ObjectError> {
+    fn end_unreachable(&self, unreachable: &mut Vec<usize>, old: ListId, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         let mut found = Found::default();
         if unreachable.is_empty() {
             return Ok(found);
         }
-        self.move_legacy_finalizers(unreachable);
-        self.move_legacy_finalizer_reachable()?;
+        self.move_legacy_finalizers(unreachable, quiet);
+        self.move_legacy_finalizer_reachable(quiet)?;
         if self.state().gc.debug & DEBUG_COLLECTABLE != 0 {
-            self.each_unreachable(unreachable, |object| self.debug_cycle("collectable", object));
+            for &object in &*unreachable {
+                self.debug_cycle("collectable", self.table().unreachable(object, quiet).map(described), quiet);
+            }
         }
-        let (freed, called_back) = self.handle_weakrefs(unreachable, old)?;
+        let (freed, called_back) = self.handle_weakrefs(unreachable, old, quiet)?;
         found.collected += freed;
-        let finalized = self.finalize_garbage(unreachable)?;
+        let finalized = self.finalize_garbage(unreachable, quiet)?;
         // If no hook ran, no object can have become reachable.
-        if (called_back || finalized) && !self.handle_resurrected_objects(unreachable, old)? {
+        if (called_back || finalized) && !self.handle_resurrected_objects(unreachable, old, quiet)? {
             unreachable.clear();
         }
         if self.rules.weakrefs_cleared != WeakrefsCleared::BeforeFinalizers {
-            self.clear_weakrefs_of(unreachable);
+            self.clear_weakrefs_of(unreachable, quiet);
         }
-        self.each_unreachable(unreachable, |_| found.collected += 1);
-        self.delete_garbage(unreachable, old)?;
+        found.collected += unreachable.iter().filter(|&&object| self.table().state(object) == UNREACHABLE).count();
+        self.delete_garbage(unreachable, old, quiet)?;
         found.uncollectable = self.state().gc.list(ListId::Finalizers).len();
         if self.state().gc.debug & DEBUG_UNCOLLECTABLE != 0 {
-            let finalizers = &self.state().gc.lists[ListId::Finalizers as usize];
-            finalizers.iter().for_each(|object| self.debug_cycle("uncollectable", object));
+            for place in 0..self.state().gc.list(ListId::Finalizers).entries().len() {
+                let object = self.state().gc.list(ListId::Finalizers).at(place, quiet);
+                self.debug_cycle("uncollectable", object.map(described), quiet);
+            }
         }
-        self.handle_legacy_finalizers(old);
+        self.handle_legacy_finalizers(old, quiet);
         Ok(found)
     }
 
     /// Calls `visit` with each of the objects that is still in the set of unreachable ones.
-    pub(super) fn each_unreachable(&self, unreachable: &[usize], mut visit: impl FnMut(usize)) {
-        for &object in unreachable {
-            if self.table().state(object) == UNREACHABLE {
-                visit(object);
-            }
-        }
+    pub(super) fn each_unreachable<'quiet>(
+        &self,
+        unreachable: &[usize],
+        quiet: &'quiet Quiet<'_>,
+        visit: impl FnMut(GcObject<'quiet>),
+    ) {
+        unreachable.iter().filter_map(|&object| self.table().unreachable(object, quiet)).for_each(visit);
     }
 
     /// Moves an object from the set of unreachable ones to a list, which has room.
-    fn rejoin(&self, object: usize, list: ListId) {
-        let state = self.state();
-        self.table().set(object, LIVE);
-        state.gc.list(list).append(object);
+    fn rejoin(&self, object: GcObject<'_>, list: ListId) {
+        self.table().set(*object, LIVE);
+        self.state().gc.list(list).append(object);
     }
 
     /// Finds the objects of `base` that nothing outside `base` reaches, and moves them to the set of unreachable ones.
     ///
     /// # Errors
     /// When a hook fails or does not tell the truth, or it is interrupted: all objects are in `base` again, perhaps in another order.
-    pub(super) fn deduce_unreachable(&self, base: ListId) -> Result<(), ObjectError> {
+    pub(super) fn deduce_unreachable(&self, base: ListId, quiet: &Quiet<'_>) -> Result<(), ObjectError> {
         let gc = &mut self.state().gc;
         let all = gc.list(base).len();
         let scratch = &mut gc.scratch;
@@ -235,11 +242,11 @@ impl ObjectHeap {
         // The list is empty meanwhile, so that no other code can reach the entries.
         let mut entries = core::mem::take(gc.list(base).entries_mut());
         let count = entries.len();
-        let counted = self.count_refs(&mut entries);
+        let counted = self.count_refs(&mut entries, quiet);
         let mut left = core::mem::take(&mut self.state().gc.scratch.set_aside);
         let deduced = counted.and_then(|()| {
             let mut unreachable = core::mem::take(&mut self.state().gc.scratch.unreachable);
-            let (more, moved) = self.move_unreachable(&mut entries, &mut unreachable);
+            let (more, moved) = self.move_unreachable(&mut entries, &mut unreachable, quiet);
             left += more;
             self.state().gc.scratch.unreachable = unreachable;
             moved
@@ -250,9 +257,15 @@ impl ObjectHeap {
         deduced
     }
 
-    fn debug_cycle(&self, what: &str, object: usize) {
-        // SAFETY: a tracked object.
-        let name = unsafe { header::kind(object) }.name();
-        self.say(&format!("gc: {what} <{name} {object:#x}>\n"));
+    /// Writes what was found, if anything was.
+    fn debug_cycle(&self, what: &str, described: Option<String>, quiet: &mut Quiet<'_>) {
+        if let Some(object) = described {
+            self.say(&format!("gc: {what} {object}\n"), quiet);
+        }
     }
+}
+
+/// The name of an object's type, and its address.
+fn described(object: GcObject<'_>) -> String {
+    format!("<{} {:#x}>", object.kind().name(), object.address())
 }

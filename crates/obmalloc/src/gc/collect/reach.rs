@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 use super::scan;
 use crate::gc::list;
 use crate::interrupt::STRIDE;
+use crate::object::handle::{GcObject, Quiet};
 use crate::object::table::{LIVE, MANY_REFS, NO_REFS, Places, UNREACHABLE};
-use crate::object::{ObjectError, ObjectHeap, header};
+use crate::object::{ObjectError, ObjectHeap};
 
 impl ObjectHeap {
     /// Moves the objects that are not reached from outside to `unreachable`. An object that looks unreachable at its turn, but is reached from
@@ -19,21 +20,24 @@ impl ObjectHeap {
         &self,
         objects: &mut Vec<usize>,
         unreachable: &mut Vec<usize>,
+        quiet: &Quiet<'_>,
     ) -> (usize, Result<(), ObjectError>) {
         // Objects that are moved back come last, after all others have been looked at.
         let mut moved_back = core::mem::take(&mut self.state().gc.scratch.moved_back);
         let moved = match self.table().alignment_shift() {
-            3 => self.move_unreachable_in(self.table().places::<3>(), objects, unreachable, &mut moved_back),
-            _ => self.move_unreachable_in(self.table().places::<4>(), objects, unreachable, &mut moved_back),
+            3 => self.move_unreachable_in(self.table().places::<3>(quiet), objects, unreachable, &mut moved_back),
+            _ => self.move_unreachable_in(self.table().places::<4>(quiet), objects, unreachable, &mut moved_back),
         };
         let left = unreachable.len();
         if moved.is_err() {
             let appended = objects.len();
             objects.append(unreachable);
             for (place, &object) in objects.iter().enumerate().skip(appended) {
-                list::set_place(object, place);
+                if let Some(object) = self.table().gc(object, quiet) {
+                    list::set_place(object, place);
+                }
             }
-            self.clear_collecting(objects);
+            self.clear_collecting(objects, quiet);
         } else if !moved_back.is_empty() {
             objects.extend_from_slice(&moved_back);
             if moved_back.len() == unreachable.len() {
@@ -49,7 +53,7 @@ impl ObjectHeap {
 
     fn move_unreachable_in<const SHIFT: u32>(
         &self,
-        places: Places<SHIFT>,
+        places: Places<'_, SHIFT>,
         objects: &mut [usize],
         unreachable: &mut Vec<usize>,
         moved_back: &mut Vec<usize>,
@@ -61,15 +65,14 @@ impl ObjectHeap {
             self.go_on_after(index - begin)?;
         }
         index = 0;
-        while let Some(&object) = moved_back.get(index) {
+        while let Some(&address) = moved_back.get(index) {
+            // SAFETY: an object was unreachable, so it is tracked.
+            let object = unsafe { GcObject::known(address, places.quiet) };
             // The object is in the cache now. Telling it its place at the end would take long, and could not be interrupted.
             list::set_place(object, objects.len() + index);
-            // SAFETY: a tracked object; nothing changes meanwhile.
-            unsafe {
-                scan::prefetch(moved_back, index);
-                self.move_reachable(places, object, moved_back)?;
-                self.go_on_after(1)?;
-            }
+            scan::prefetch(moved_back, index);
+            self.move_reachable(places, object, moved_back)?;
+            self.go_on_after(1)?;
             index += 1;
         }
         Ok(())
@@ -79,19 +82,20 @@ impl ObjectHeap {
     /// how many objects there are.
     fn move_unreachable_from<const SHIFT: u32>(
         &self,
-        places: Places<SHIFT>,
+        places: Places<'_, SHIFT>,
         objects: &mut [usize],
         mut index: usize,
         unreachable: &mut Vec<usize>,
         moved_back: &mut Vec<usize>,
     ) -> Result<usize, ObjectError> {
-        while let Some(&object) = objects.get(index) {
-            if object == 0 {
+        while let Some(&address) = objects.get(index) {
+            if address == 0 {
                 index += 1;
                 continue;
             }
-            // SAFETY: a tracked object has a type (invariant 1 of headers), and a byte in the table.
-            let (kind, at) = unsafe { (header::kind(object), places.of(object)) };
+            // SAFETY: a tracked object.
+            let object = unsafe { GcObject::known(address, places.quiet) };
+            let (kind, at) = (object.kind(), places.of(address));
             if kind.simple {
                 let to = (&mut *unreachable, &mut *moved_back);
                 // SAFETY: tracked objects; nothing changes meanwhile.
@@ -101,70 +105,51 @@ impl ObjectHeap {
                     continue;
                 }
             }
-            // SAFETY: the byte is the object's.
-            if unsafe { has_no_refs(*at, object) } {
-                // SAFETY: as above.
-                unsafe { *at = UNREACHABLE };
-                unreachable.push(object);
+            if has_no_refs(at.get(), || Some(object)) {
+                at.set(UNREACHABLE);
+                unreachable.push(address);
                 objects[index] = 0;
             } else {
-                // SAFETY: a tracked object; nothing changes meanwhile.
-                unsafe { self.move_reachable(places, object, moved_back)? };
+                self.move_reachable(places, object, moved_back)?;
             }
             index += 1;
         }
         Ok(index)
     }
 
-    /// Marks an object as reachable, and the objects that it refers to.
-    ///
-    /// # Safety
-    /// `object` is tracked; references have been counted.
+    /// Marks an object as reachable, and the objects that it refers to. References have been counted.
     #[inline]
-    unsafe fn move_reachable<const SHIFT: u32>(
+    fn move_reachable<const SHIFT: u32>(
         &self,
-        places: Places<SHIFT>,
-        object: usize,
+        places: Places<'_, SHIFT>,
+        object: GcObject<'_>,
         moved_back: &mut Vec<usize>,
     ) -> Result<(), ObjectError> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at = places.of(object);
-            if *at == MANY_REFS {
-                header::set_gc_refs(object, 0);
-            }
-            *at = LIVE;
-            self.traverse(header::kind(object), object, |reference| {
-                if visit_reachable(places, reference) {
-                    moved_back.push(reference);
-                }
-            })
+        let at = places.of(object.address());
+        if at.get() == MANY_REFS {
+            object.set_gc_refs(0);
         }
+        at.set(LIVE);
+        self.traverse(*object, |reference| {
+            if visit_reachable(places, reference) {
+                moved_back.push(reference);
+            }
+        })
     }
 }
 
 /// Marks `reference`, to which a reachable object refers. Returns whether it must be moved back to the reachable objects.
-///
-/// # Safety
-/// References have been counted.
-unsafe fn visit_reachable<const SHIFT: u32>(places: Places<SHIFT>, reference: usize) -> bool {
-    // SAFETY: a byte of the table.
-    unsafe {
-        let at = places.of(reference);
-        let state = *at;
-        if state == UNREACHABLE || has_no_refs(state, reference) {
-            *at = NO_REFS + 1;
-        }
-        state == UNREACHABLE
+fn visit_reachable<const SHIFT: u32>(places: Places<'_, SHIFT>, reference: usize) -> bool {
+    let at = places.of(reference);
+    let state = at.get();
+    if state == UNREACHABLE || has_no_refs(state, || places.undecided(reference)) {
+        at.set(NO_REFS + 1);
     }
+    state == UNREACHABLE
 }
 
-/// Whether an object in this collection has not been reached yet: `gc_refs` is 0.
-///
-/// # Safety
-/// `state` is that of the object; references have been counted.
+/// Whether an object in this collection, with this state, has not been reached yet: `gc_refs` is 0.
 #[inline(always)]
-pub(super) unsafe fn has_no_refs(state: u8, object: usize) -> bool {
-    // SAFETY: an object with the byte `MANY_REFS` has the collector's words.
-    state == NO_REFS || (state == MANY_REFS && unsafe { header::gc_refs(object) } == 0)
+pub(super) fn has_no_refs<'quiet>(state: u8, object: impl FnOnce() -> Option<GcObject<'quiet>>) -> bool {
+    state == NO_REFS || state == MANY_REFS && object().is_some_and(|object| object.gc_refs() == 0)
 }

@@ -5,11 +5,14 @@
 //! objects, in any order: it adds each object's reference count to its byte, and takes one off the bytes of those that it refers to. If a
 //! byte is too small, the object is counted in the word before it, as in CPython.
 
+use core::cell::Cell;
+
 use super::scan;
 use crate::gc::list::ListId;
 use crate::interrupt::STRIDE;
+use crate::object::handle::{GcObject, Object, Quiet};
 use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, is_undecided};
-use crate::object::{ObjectError, ObjectHeap, Type, header};
+use crate::object::{ObjectError, ObjectHeap};
 use crate::profile::ImmortalMet;
 
 impl ObjectHeap {
@@ -17,25 +20,28 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When a hook fails or does not tell the truth, or it is interrupted: then every object is [`LIVE`].
-    pub(super) fn count_refs(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
+    pub(super) fn count_refs(&self, objects: &mut [usize], quiet: &Quiet<'_>) -> Result<(), ObjectError> {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
         scratch.visits.clear();
         scratch.set_aside = 0;
         let counted = match self.table().alignment_shift() {
-            3 => self.update_and_subtract_refs::<3>(objects),
-            _ => self.update_and_subtract_refs::<4>(objects),
+            3 => self.update_and_subtract_refs(self.table().places::<3>(quiet), objects),
+            _ => self.update_and_subtract_refs(self.table().places::<4>(quiet), objects),
         };
         if counted.is_err() {
-            self.clear_collecting(objects);
+            self.clear_collecting(objects, quiet);
         }
         counted
     }
 
-    fn update_and_subtract_refs<const SHIFT: u32>(&self, objects: &mut [usize]) -> Result<(), ObjectError> {
-        let places = self.table().places::<SHIFT>();
+    fn update_and_subtract_refs<const SHIFT: u32>(
+        &self,
+        places: Places<'_, SHIFT>,
+        objects: &mut [usize],
+    ) -> Result<(), ObjectError> {
         for part in objects.chunks(STRIDE) {
-            self.update_refs(places, part);
+            update_refs(places, part);
             self.go_on_after(part.len())?;
         }
         let mut index = 0;
@@ -48,28 +54,13 @@ impl ObjectHeap {
     }
 
     /// Marks all objects as outside any collection (`gc_list_clear_collecting`).
-    pub(super) fn clear_collecting(&self, objects: &[usize]) {
-        for &object in objects {
-            if object != 0 {
-                // SAFETY: a tracked object; the word is in use when the byte says so.
-                unsafe {
-                    if self.table().state(object) == MANY_REFS {
-                        header::set_gc_refs(object, 0);
-                    }
-                }
-                self.table().set(object, LIVE);
+    pub(super) fn clear_collecting(&self, objects: &[usize], quiet: &Quiet<'_>) {
+        for object in objects.iter().filter_map(|&object| self.table().gc(object, quiet)) {
+            // The word is in use when the byte says so.
+            if self.table().state(object.address()) == MANY_REFS {
+                object.set_gc_refs(0);
             }
-        }
-    }
-
-    /// Marks every object as undecided. CPython's function copies the reference count here; ours is added in
-    /// `subtract_refs`.
-    fn update_refs<const SHIFT: u32>(&self, places: Places<SHIFT>, objects: &[usize]) {
-        for &object in objects {
-            if object != 0 {
-                // SAFETY: a tracked object has a byte in the table.
-                unsafe { *places.of(object) = NO_REFS };
-            }
+            self.table().set(*object, LIVE);
         }
     }
 
@@ -77,17 +68,18 @@ impl ObjectHeap {
     /// it refers to. Returns how many objects there are.
     fn subtract_refs<const SHIFT: u32>(
         &self,
-        places: Places<SHIFT>,
+        places: Places<'_, SHIFT>,
         objects: &mut [usize],
         mut index: usize,
     ) -> Result<usize, ObjectError> {
-        while let Some(&object) = objects.get(index) {
-            if object == 0 {
+        while let Some(&address) = objects.get(index) {
+            if address == 0 {
                 index += 1;
                 continue;
             }
-            // SAFETY: a tracked object (invariant 1 of headers).
-            let kind = unsafe { header::kind(object) };
+            // SAFETY: a tracked object.
+            let object = unsafe { GcObject::known(address, places.quiet) };
+            let kind = object.kind();
             if kind.simple {
                 // SAFETY: tracked objects; nothing changes while references are counted.
                 let stopped = unsafe { scan::subtract_refs(places, objects, index, kind, visit_decref) };
@@ -96,26 +88,21 @@ impl ObjectHeap {
                     continue;
                 }
             }
-            // SAFETY: a tracked object has a byte in the table.
-            let (refcnt, at) = unsafe { (header::refcnt(object), places.of(object)) };
-            // SAFETY: as above.
-            let state = unsafe { *at };
+            let (refcnt, at) = (object.refcnt(), places.of(address));
+            let state = at.get();
             if refcnt <= usize::from(MOST_REFS) && state != MANY_REFS {
-                // SAFETY: as above.
-                unsafe { *at = state + refcnt as u8 };
+                at.set(state + refcnt as u8);
             } else if self.is_immortal(refcnt) {
                 self.set_aside(object);
                 objects[index] = 0;
                 continue;
             } else {
-                // SAFETY: the byte is the object's.
-                unsafe { count_in_head(at, object, refcnt as isize) };
+                count_in_head(at, object, refcnt as isize);
             }
             if kind.hooks.traverse {
-                self.subtract_visited(places, kind, object)?;
+                self.subtract_visited(places, *object)?;
             } else {
-                // SAFETY: an object of the type; what it refers to were objects (invariant 3 of headers).
-                unsafe { self.try_each_reference(kind, object, |reference| visit_decref(places, reference))? };
+                self.try_each_reference(*object, |reference| visit_decref(places, reference))?;
             }
             index += 1;
         }
@@ -124,17 +111,15 @@ impl ObjectHeap {
 
     /// Takes an immortal object out of the collection.
     #[cold]
-    fn set_aside(&self, object: usize) {
+    fn set_aside(&self, object: GcObject<'_>) {
         let state = self.state();
         state.gc.scratch.set_aside += 1;
-        self.table().set(object, LIVE);
-        // SAFETY: a tracked object.
-        unsafe { header::set_gc_refs(object, 0) };
+        self.table().set(*object, LIVE);
+        object.set_gc_refs(0);
         match self.rules.immortal_met {
             ImmortalMet::Frozen => state.gc.list(ListId::Permanent).append(object),
             ImmortalMet::Untracked => {
-                // SAFETY: as above.
-                unsafe { header::set_gc_next(object, 0) };
+                object.set_gc_next(0);
                 self.count_untracked();
             }
         }
@@ -142,33 +127,28 @@ impl ObjectHeap {
 
     /// Asks a `traverse` hook what an object refers to, and keeps the answer.
     #[cold]
-    fn subtract_visited<const SHIFT: u32>(&self, places: Places<SHIFT>, kind: &Type, object: usize) -> Result<(), ObjectError> {
-        let visited = self.visited(kind, object)?;
+    fn subtract_visited<const SHIFT: u32>(&self, places: Places<'_, SHIFT>, object: Object<'_>) -> Result<(), ObjectError> {
+        let visited = self.visited(object, places.quiet)?;
         let scratch = &mut self.state().gc.scratch;
         if scratch.visited.try_reserve(1).is_err() || scratch.visits.try_reserve(visited.len()).is_err() {
             return Err(ObjectError::NoMemory);
         }
         let begin = scratch.visits.len();
         scratch.visits.extend_from_slice(&visited);
-        scratch.visited.insert(object, (begin, scratch.visits.len()));
+        scratch.visited.insert(object.address(), (begin, scratch.visits.len()));
         for reference in visited {
-            // SAFETY: `visited` has checked that it is an object.
-            unsafe { visit_decref(places, reference) };
+            visit_decref(places, reference);
         }
         Ok(())
     }
 
     /// Calls `visit` with each object that an object in this collection refers to.
-    ///
-    /// # Safety
-    /// The object is in this collection, and has the type `kind`.
     #[inline(always)]
-    pub(super) unsafe fn traverse(&self, kind: &Type, object: usize, mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
-        if kind.hooks.traverse {
-            return self.traverse_visited(object, &mut visit);
+    pub(super) fn traverse(&self, object: Object<'_>, mut visit: impl FnMut(usize)) -> Result<(), ObjectError> {
+        if object.kind().hooks.traverse {
+            return self.traverse_visited(object.address(), &mut visit);
         }
-        // SAFETY: the caller gives an object of the type.
-        unsafe { self.try_each_reference(kind, object, visit) }
+        self.try_each_reference(object, visit)
     }
 
     #[cold]
@@ -183,34 +163,33 @@ impl ObjectHeap {
     }
 }
 
-/// Takes one off an object's `gc_refs`, if it is undecided.
-///
-/// # Safety
-/// References are being counted.
-unsafe fn visit_decref<const SHIFT: u32>(places: Places<SHIFT>, reference: usize) {
-    // SAFETY: a byte of the table.
-    unsafe {
-        let at = places.of(reference);
-        let state = *at;
-        if state > table::LEAST_REFS && state < MANY_REFS {
-            *at = state - 1;
-        } else if is_undecided(state) {
-            count_in_head(at, reference, -1);
+/// Marks every object as undecided. CPython's function copies the reference count here; ours is added in `subtract_refs`.
+fn update_refs<const SHIFT: u32>(places: Places<'_, SHIFT>, objects: &[usize]) {
+    for &object in objects {
+        if object != 0 {
+            places.of(object).set(NO_REFS);
         }
     }
 }
 
-/// Changes the `gc_refs` of an object that a byte cannot count for.
-///
-/// # Safety
-/// The collection has not decided about the object yet, and `at` is its byte of the table.
+/// Takes one off an object's `gc_refs`, if it is undecided. References are being counted.
+fn visit_decref<const SHIFT: u32>(places: Places<'_, SHIFT>, reference: usize) {
+    let at = places.of(reference);
+    let state = at.get();
+    if state > table::LEAST_REFS && state < MANY_REFS {
+        at.set(state - 1);
+    } else if is_undecided(state)
+        && let Some(object) = places.undecided(reference)
+    {
+        count_in_head(at, object, -1);
+    }
+}
+
+/// Changes the `gc_refs` of an object that a byte cannot count for. `at` is the object's byte of the table.
 #[cold]
 #[inline(never)]
-unsafe fn count_in_head(at: *mut u8, object: usize, change: isize) {
-    // SAFETY: every object of a collection has the collector's words.
-    unsafe {
-        let refs = if *at == MANY_REFS { header::gc_refs(object) } else { isize::from(*at) - isize::from(NO_REFS) };
-        *at = MANY_REFS;
-        header::set_gc_refs(object, refs + change);
-    }
+fn count_in_head(at: &Cell<u8>, object: GcObject<'_>, change: isize) {
+    let refs = if at.get() == MANY_REFS { object.gc_refs() } else { isize::from(at.get()) - isize::from(NO_REFS) };
+    at.set(MANY_REFS);
+    object.set_gc_refs(refs + change);
 }
