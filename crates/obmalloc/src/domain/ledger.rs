@@ -30,18 +30,19 @@ const FREED: u8 = 1;
 const MEM: u8 = 2;
 const OBJ: u8 = 3;
 
-/// A block outside the region.
+/// A block outside the region. Two fields are passed in registers. Three would go through memory: written one by one and then read as a whole,
+/// for which the processor waits.
 #[derive(Clone, Copy)]
 struct Entry {
     size: usize,
-    domain: Domain,
     presence: Presence,
 }
 
 /// The state of a block outside the region.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Presence {
-    Live,
+    /// A block of that domain.
+    Live(Domain),
     /// Freed but still in quarantine, or being resized; its entry must not be evicted.
     LaidUp,
     /// Freed; its entry may be evicted.
@@ -50,7 +51,12 @@ enum Presence {
 
 impl Entry {
     fn is_live(&self) -> bool {
-        self.presence == Presence::Live
+        matches!(self.presence, Presence::Live(_))
+    }
+
+    /// The domain, if the block is live.
+    fn domain(&self) -> Option<Domain> {
+        if let Presence::Live(domain) = self.presence { Some(domain) } else { None }
     }
 
     /// Whether the heap still holds the block's memory.
@@ -201,10 +207,10 @@ impl Ledger {
         self.insert_outside_region(address, size, domain)
     }
 
-    #[cold]
+    #[inline]
     fn insert_outside_region(&mut self, address: usize, size: usize, domain: Domain) -> bool {
         self.reserve() && {
-            self.outside_region.insert(address, Entry { size, domain, presence: Presence::Live });
+            self.outside_region.insert(address, Entry { size, presence: Presence::Live(domain) });
             true
         }
     }
@@ -234,7 +240,7 @@ impl Ledger {
         if self.is_closed || self.long || !self.parts.is_empty() {
             return false;
         }
-        let Some(entry) = self.outside_region.get_mut(&address).filter(|entry| entry.is_live() && entry.domain == domain) else {
+        let Some(entry) = self.outside_region.get_mut(&address).filter(|entry| entry.presence == Presence::Live(domain)) else {
             return false;
         };
         entry.presence = Presence::Freed;
@@ -323,7 +329,7 @@ impl Ledger {
         if self.place(address).is_some() {
             self.insert(address, 0, domain);
         } else if let Some(entry) = self.outside_region.get_mut(&address) {
-            entry.presence = Presence::Live;
+            entry.presence = Presence::Live(domain);
         }
     }
 
@@ -345,7 +351,7 @@ impl Ledger {
             if !self.reserve() {
                 return;
             }
-            self.outside_region.insert(address, Entry { size: 0, domain: Domain::Raw, presence: Presence::Live });
+            self.outside_region.insert(address, Entry { size: 0, presence: Presence::Live(Domain::Raw) });
         }
         self.remove(address);
     }
@@ -370,7 +376,7 @@ impl Ledger {
             MEM => Some(Domain::Mem),
             OBJ => Some(Domain::Obj),
             NEVER if self.is_closed => None,
-            NEVER => self.outside_region.get(&address).filter(|entry| entry.is_live()).map(|entry| entry.domain),
+            NEVER => self.outside_region.get(&address).and_then(Entry::domain),
             _ => None,
         }
     }
@@ -439,8 +445,8 @@ impl Ledger {
             Location::Outside => self
                 .outside_region
                 .iter()
-                .find(|&(&base, entry)| entry.is_live() && base < address && address - base < entry.size)
-                .map(|(&base, entry)| (base, entry.domain)),
+                .filter(|&(&base, entry)| base < address && address - base < entry.size)
+                .find_map(|(&base, entry)| entry.domain().map(|domain| (base, domain))),
         }
     }
 
