@@ -171,24 +171,38 @@ impl CheckedHeap {
     #[inline(never)]
     fn enter_slowly(&self, domain: Domain, block: NonNull<u8>, size: usize) -> Block {
         let (inner, address) = (self.inner(), block.as_ptr().expose_provenance());
-        if inner.is_closed() {
+        let is_entered = if inner.ledger().is_plain() {
+            // No hooks, no guests, no parts, and open: there is nothing else to ask.
+            inner.ledger().insert(address, size, domain)
+        } else if inner.is_closed() {
+            return None;
+        } else {
+            self.enter_carefully(domain, address, size)
+        };
+        if !is_entered {
+            // SAFETY: the block was given just now and no other code knows it.
+            unsafe { inner.free(domain, address) };
             return None;
         }
+        Some(block)
+    }
+
+    /// Enters a block of an open heap that may have hooks, guests or parts. False when there is no memory for that.
+    #[cold]
+    fn enter_carefully(&self, domain: Domain, address: usize, size: usize) -> bool {
+        let inner = self.inner();
         if inner.hooked.get() {
             inner.forget_dead(address);
         }
         let ledger = inner.ledger();
-        if inner.replaced.get()[domain as usize] {
-            if ledger.reserve_part() {
-                ledger.insert_part(address, size, domain);
-                return Some(block);
-            }
-        } else if ledger.insert_whole(address, size, domain) {
-            return Some(block);
+        if !inner.replaced.get()[domain as usize] {
+            return ledger.insert_whole(address, size, domain);
         }
-        // SAFETY: the block was given just now and no other code knows it.
-        unsafe { inner.free(domain, address) };
-        None
+        let has_room = ledger.reserve_part();
+        if has_room {
+            ledger.insert_part(address, size, domain);
+        }
+        has_room
     }
 
     /// As [`Heap::realloc`](crate::Heap::realloc); a block is given as its address.
