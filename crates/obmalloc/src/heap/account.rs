@@ -181,6 +181,7 @@ impl Account {
     ///
     /// # Safety
     /// NULL, or the C library's block, which no other code knows.
+    #[inline]
     unsafe fn enter(&self, block: *mut c_void) -> *mut c_void {
         if block.is_null() {
             return block;
@@ -188,17 +189,13 @@ impl Account {
         // SAFETY: the caller's promise.
         let bytes = unsafe { block_bytes(block) };
         let held = self.fields();
-        let room = held.has_room(bytes) && held.roots.as_mut().is_none_or(|roots| roots.try_reserve(1).is_ok());
-        if !room {
-            let raw = held.raw;
+        if !held.has_room(bytes) || !held.note_root(block) {
+            let (free, ctx) = (held.raw.free, held.raw.ctx);
             // SAFETY: as above.
-            unsafe { (raw.free)(raw.ctx, block) };
+            unsafe { free(ctx, block) };
             return ptr::null_mut();
         }
         held.held += bytes;
-        if let Some(roots) = &mut held.roots {
-            roots.insert(block.expose_provenance());
-        }
         block
     }
 }
@@ -207,6 +204,18 @@ impl Held {
     /// Whether `more` bytes may still be held.
     fn has_room(&self, more: usize) -> bool {
         !self.refusing && !self.failing && self.held.checked_add(more).is_some_and(|sum| sum <= self.limit)
+    }
+
+    /// Notes a block, if the account keeps a list of its blocks. False when there is no memory for that.
+    #[inline]
+    fn note_root(&mut self, block: *mut c_void) -> bool {
+        self.roots.as_mut().is_none_or(|roots| {
+            let has_room = roots.try_reserve(1).is_ok();
+            if has_room {
+                roots.insert(block.expose_provenance());
+            }
+            has_room
+        })
     }
 
     fn subtract(&mut self, bytes: usize) {
