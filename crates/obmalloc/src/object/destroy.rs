@@ -35,9 +35,27 @@ impl ObjectHeap {
     pub(crate) fn decref_object(&self, object: usize, quiet: &mut Quiet<'_>) -> bool {
         let at = self.table().place(object, quiet);
         // SAFETY: looked up.
-        let last = table::is_alive(at.get()) && self.drop_reference(unsafe { Object::known(object, quiet) }, quiet);
+        table::is_alive(at.get()) && unsafe { self.decref_at(object, ptr::from_ref(at), quiet) }
+    }
+
+    /// As [`decref_object`](Self::decref_object), for a caller whose reference has kept the object.
+    ///
+    /// # Safety
+    /// There is an object whose destruction has not begun.
+    #[inline]
+    pub(crate) unsafe fn decref_kept(&self, object: usize, quiet: &mut Quiet<'_>) -> bool {
+        let at = ptr::from_ref(self.table().place(object, quiet));
+        // SAFETY: the caller's promise.
+        unsafe { self.decref_at(object, at, quiet) }
+    }
+
+    /// # Safety
+    /// As for [`decref_kept`](Self::decref_kept); `at` is the object's byte of the table.
+    #[inline(always)]
+    unsafe fn decref_at(&self, object: usize, at: *const Cell<u8>, quiet: &mut Quiet<'_>) -> bool {
+        // SAFETY: the caller's promise.
+        let last = self.drop_reference(unsafe { Object::known(object, quiet) }, quiet);
         if last {
-            let at = ptr::from_ref(at);
             // SAFETY: as above; nothing has changed since.
             unsafe { self.destroy(object, at, quiet) };
         }

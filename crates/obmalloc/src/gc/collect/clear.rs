@@ -50,8 +50,8 @@ impl ObjectHeap {
                 } else {
                     clear();
                 }
-                // Gives that reference back.
-                if self.decref_object(object, quiet) {
+                // SAFETY: gives that reference back.
+                if unsafe { self.decref_kept(object, quiet) } {
                     continue;
                 }
             }
