@@ -45,6 +45,7 @@ mod tests {
     use super::AddressHasher;
 
     #[test]
+    #[cfg_attr(miri, ignore = "it takes an hour there, and has no pointers")]
     fn addresses_equally_far_apart_spread_over_what_tables_take_of_a_hash() {
         for apart in (1..64).map(|n| 16 * n).chain([8, 4096, 1 << 18, 1 << 20]) {
             for bits in [6, 10, 14] {
