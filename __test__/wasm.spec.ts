@@ -250,6 +250,26 @@ for (const [which, before] of [
   })
 }
 
+built('with many heaps regions shrink, and in the end arenas are taken without one', (t) => {
+  const program = `const { Heap } = require('.')
+    const heaps = Array.from({ length: 400 }, () => new Heap({ release: '3.8' }))
+    const bytes = (index) => Uint8Array.of(index, index >> 8)
+    const blocks = heaps.map(({ obj }, index) => {
+      const block = obj.malloc(64)
+      obj.write(block, bytes(index))
+      return block
+    })
+    // More arenas than the first heap's region has, and more than the last's.
+    for (const { obj } of [heaps[0], heaps[399]]) for (let n = 0; n < 40_000; n++) obj.malloc(512)
+    for (const heap of [heaps[0], heaps[399]]) heap.verify()
+    const kept = blocks.every((block, index) => heaps[index].obj.read(block, 0, 2).join() === bytes(index).join())
+    const arenas = [heaps[0], heaps[399]].map((heap) => heap.arenas().length)
+    heaps.forEach((heap) => heap.close())
+    console.log(new Set(blocks).size, kept, Math.min(...arenas) > 70)`
+  const { stdout, stderr } = run('wasm', '-e', program)
+  t.is(stdout, '400 true true\n', stderr)
+})
+
 built('after a call that was ended in its middle every call says that the module is to be loaded anew', (t) => {
   // A function that the module calls throws. Only so does a call end at a known place.
   const program = `const { Heap, MemoryFault } = require('.')

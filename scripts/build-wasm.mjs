@@ -26,8 +26,6 @@ if (!library || !existsSync(library)) {
   process.exit(0)
 }
 const optimizer = spawnSync('wasm-opt', ['--version'])
-// What the binding's calls take is JavaScript's, on both sides. Only wasm-opt makes its smallest code smaller than the next smallest.
-const smallest = optimizer.error ? [] : ['--config', 'profile.wasm.package.obmalloc-node.opt-level="z"']
 const folder = join(root, 'target', 'wasm')
 run(
   'cargo',
@@ -42,7 +40,6 @@ run(
   '-p',
   'obmalloc-node',
   '--no-default-features',
-  ...smallest,
 )
 mkdirSync(dist, { recursive: true })
 writeFileSync(wasm, readFileSync(join(folder, TARGET, 'wasm', 'obmalloc_node.wasm')))

@@ -12,6 +12,7 @@ use super::Thread;
 pub(crate) const REGION_SIZE: usize = 16 << 20;
 pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
+pub(crate) const REGION_PART: usize = 2048;
 pub(crate) const BLOCKS_IN_PIECES: bool = true;
 
 /// The smallest block. Miri aligns smaller blocks to less than 16; glibc aligns every block to 16, and a guest's answer must be so aligned.

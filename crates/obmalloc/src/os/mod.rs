@@ -3,7 +3,8 @@
 //!
 //! `REGION_SIZE` is the address space, in bytes, that a heap reserves for its arenas while few heaps are open. It is 0 on systems where
 //! address space is not free: there arenas are taken one by one. `APART_REGION_SIZE` is the same for a heap with slack between its arenas,
-//! which needs a region to find them. `ADDRESS_SPACE` is the most that all regions of the process may have together.
+//! which needs a region to find them. `ADDRESS_SPACE` is the most that all regions of the process may have together. A
+//! region gets at most one in `REGION_PART` of what is left of it, so with many heaps regions shrink.
 
 use core::ptr::NonNull;
 

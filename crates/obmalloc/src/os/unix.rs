@@ -12,6 +12,8 @@ pub(crate) const APART_REGION_SIZE: usize = REGION_SIZE;
 /// Half of a process's address space, so that some is left for everything else, however many heaps are open.
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
 
+pub(crate) const REGION_PART: usize = 2048;
+
 /// Whether the pages of a C library block may be given back before the block is freed. macOS's library does not promise that they may.
 pub(crate) const BLOCKS_IN_PIECES: bool = cfg!(target_os = "linux");
 

@@ -1,5 +1,5 @@
-//! WebAssembly: one memory of at most 4 GiB, of which nothing goes back. No region is reserved. Mappings and the blocks of `malloc` are blocks
-//! of Rust's allocator.
+//! WebAssembly: one memory of at most 4 GiB, of which nothing goes back. Regions are small, mappings and the blocks of `malloc` too are blocks
+//! of Rust's allocator. What it has not given before takes no memory of the embedder's until it is touched.
 
 use alloc::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use core::ffi::c_void;
@@ -7,9 +7,10 @@ use core::ptr::{self, NonNull};
 
 use super::Thread;
 
-pub(crate) const REGION_SIZE: usize = 0;
+pub(crate) const REGION_SIZE: usize = 16 << 20;
 pub(crate) const APART_REGION_SIZE: usize = 0;
-pub(crate) const ADDRESS_SPACE: usize = 0;
+pub(crate) const ADDRESS_SPACE: usize = 1 << 30;
+pub(crate) const REGION_PART: usize = 64;
 pub(crate) const BLOCKS_IN_PIECES: bool = false;
 
 /// The largest alignment of a mapping, in bytes. Arenas of up to this size are aligned to their size, so that all their pools can be used.
@@ -26,13 +27,14 @@ pub(crate) fn map(size: usize) -> Option<NonNull<u8>> {
     mapping(size).and_then(|layout| NonNull::new(unsafe { alloc_zeroed(layout) }))
 }
 
-/// Reserves nothing, because no heap asks.
-pub(crate) fn reserve(_: usize) -> Option<NonNull<u8>> {
-    None
+/// Memory for a region. It is not zeroed, as that would touch it.
+pub(crate) fn reserve(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the layout is not empty.
+    mapping(size).and_then(|layout| NonNull::new(unsafe { alloc(layout) }))
 }
 
 pub(crate) unsafe fn commit(_: NonNull<u8>, _: usize) -> bool {
-    false
+    true
 }
 
 /// Gives a whole mapping back.

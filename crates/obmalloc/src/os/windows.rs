@@ -15,6 +15,7 @@ pub(crate) const REGION_SIZE: usize = 0;
 /// Headers of pools of 16 KiB take 12 MiB.
 pub(crate) const APART_REGION_SIZE: usize = 4 << 30;
 pub(crate) const ADDRESS_SPACE: usize = 64 << 40;
+pub(crate) const REGION_PART: usize = 2048;
 pub(crate) const BLOCKS_IN_PIECES: bool = false;
 
 /// Maps `size` bytes of zeroed memory at a multiple of 64 KiB; `None` when the system has no more.

@@ -12,7 +12,7 @@ use core::ptr;
 /// 3. The pool is *used* (`freeblock` not NULL, `count` not 0; in the circular list of its class), *full* (`freeblock` NULL; in
 ///    no list) or *empty* (`count` 0; in its arena's singly linked `freepools`).
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(32))]
 pub(crate) struct PoolHeader {
     /// First free block, or NULL.
     pub freeblock: *mut u8,
@@ -31,8 +31,8 @@ pub(crate) struct PoolHeader {
 /// `DUMMY_SIZE_IDX`
 pub(crate) const NO_CLASS: u16 = u16::MAX;
 
-// Two headers share a cache line, and one fits the space that CPython's takes.
-const _: () = assert!(size_of::<PoolHeader>() == 8 + 3 * size_of::<usize>());
+// Two headers share a cache line, one fits the space that CPython's takes, and a shift and a mask find one in a table.
+const _: () = assert!(size_of::<PoolHeader>() == 32);
 const _: () = assert!(size_of::<PoolHeader>() <= crate::profile::POOL_OVERHEAD);
 // `nextoffset` can count the largest pool: 256 KiB in units of 8 bytes.
 const _: () = assert!((256 << 10) / 8 <= u16::MAX as usize);

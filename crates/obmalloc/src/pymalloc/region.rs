@@ -12,10 +12,7 @@ use alloc::vec::Vec;
 
 use super::pool::PoolHeader;
 use crate::allocator::ArenaAllocator;
-use crate::os::{self, ADDRESS_SPACE, APART_REGION_SIZE, REGION_SIZE};
-
-/// A region gets at most this fraction of the address space that is left for all regions, so beyond 2,048 heaps regions shrink.
-const PART: usize = 2048;
+use crate::os::{self, ADDRESS_SPACE, APART_REGION_SIZE, REGION_PART, REGION_SIZE};
 
 /// Bytes that all regions have now.
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
@@ -61,11 +58,11 @@ impl Region {
             table: (None, 0),
         };
         let most = if slack == 0 { REGION_SIZE } else { APART_REGION_SIZE };
-        if most == 0 {
+        let left = ADDRESS_SPACE.saturating_sub(RESERVED.load(Relaxed));
+        let len = (left / REGION_PART).min(most).next_multiple_of(arena_size);
+        if len == 0 {
             return region;
         }
-        let left = ADDRESS_SPACE.saturating_sub(RESERVED.load(Relaxed));
-        let len = (left / PART).min(most).next_multiple_of(arena_size);
         // The base is a multiple of the largest arena, so one arena more is mapped than used.
         let mapping_size = len + arena_size;
         let table_size = len / pool_size * size_of::<PoolHeader>();
