@@ -188,9 +188,6 @@ impl ObjectHeap {
     fn clear_new(&self, object: Object<'_>) -> bool {
         let kind = object.kind();
         object.clear_fields();
-        if let Some(list) = object.weaklist() {
-            list.set_first(None);
-        }
         let items = object.address() + kind.items_offset;
         // SAFETY: the items lie there (invariant 2 of handles).
         kind.items != Some(ItemKind::Object) || unsafe { self.heap.checked().clear(items, object.nitems() * kind.itemsize()) }

@@ -130,7 +130,7 @@ impl<'quiet> Deref for WeakRef<'quiet> {
 
 /// Words that every handle of its kind has, each at its offset from the object.
 macro_rules! words {
-    ($($(#[$doc:meta])* $vis:vis $get:ident $set:ident = $offset:literal)+) => {$(
+    ($($(#[$doc:meta])* $vis:vis $get:ident $set:ident = $offset:expr)+) => {$(
         $(#[$doc])*
         #[inline(always)]
         $vis fn $get(self) -> usize {
@@ -178,18 +178,32 @@ impl<'quiet> Object<'quiet> {
     /// There is room for an object of the type and the type's bytes before it, and no other object.
     #[inline(always)]
     pub unsafe fn make(address: usize, kind: &Type, nitems: usize, quiet: &'quiet Quiet<'_>) -> Self {
-        // SAFETY: the caller's promise; the type is what is written first.
+        // SAFETY: the caller's promise. The memory may not be initialised, so nothing is read before it is written, not even by a cell.
         unsafe {
+            write(address, 0, 1);
             set_kind(address, kind);
-            let new = Self::known(address, quiet);
-            new.set_refcnt(1);
             if kind.items.is_some() {
-                new.set_nitems(nitems);
+                write(address, 16, nitems);
             }
             if kind.gc {
-                GcObject(new).clear_gc_head();
+                write(address, -16, 0);
+                write(address, -8, 0);
             }
-            new
+            Self::known(address, quiet)
+        }
+    }
+
+    /// Sets every reference in a field of a new object to NULL, and empties its list of weak references.
+    pub fn clear_fields(self) {
+        let kind = self.kind();
+        // SAFETY: invariant 2: the runs and the list lie within the object. They may not be initialised.
+        unsafe {
+            let clear = |run: Run| slot_at(self.address, run.offset as isize).write_bytes(0, run.count as usize);
+            clear(kind.refs);
+            kind.more_refs().iter().for_each(|&run| clear(run));
+            if let Some(offset) = kind.weaklist {
+                write(self.address, offset, 0);
+            }
         }
     }
 
@@ -205,7 +219,7 @@ impl<'quiet> Object<'quiet> {
     #[inline(always)]
     unsafe fn slot(self, offset: isize) -> &'quiet Slot {
         // SAFETY: the caller's promise; the object keeps its memory for `'quiet`.
-        unsafe { &*ptr::with_exposed_provenance(self.address.wrapping_add_signed(offset)) }
+        unsafe { &*slot_at(self.address, offset) }
     }
 
     /// Slots that lie side by side.
@@ -283,17 +297,6 @@ impl<'quiet> Object<'quiet> {
         unsafe { self.run(self.kind().refs) }
     }
 
-    /// Sets every reference in a field to NULL.
-    pub fn clear_fields(self) {
-        let kind = self.kind();
-        let clear = |slots: &[Slot]| slots.iter().for_each(|slot| slot.set(0));
-        clear(self.first_run());
-        for &run in kind.more_refs() {
-            // SAFETY: a run of its type.
-            clear(unsafe { self.run(run) });
-        }
-    }
-
     /// Calls `visit` with every reference that is not NULL: fields in order, then items.
     #[inline(always)]
     pub fn each_reference(self, mut visit: impl FnMut(usize)) {
@@ -343,6 +346,21 @@ impl<'quiet> Object<'quiet> {
     }
 }
 
+#[inline(always)]
+fn slot_at(address: usize, offset: isize) -> *mut Slot {
+    ptr::with_exposed_provenance_mut(address.wrapping_add_signed(offset))
+}
+
+/// Writes a word of memory that may not be initialised.
+///
+/// # Safety
+/// There is room for it.
+#[inline(always)]
+unsafe fn write(address: usize, offset: isize, value: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { slot_at(address, offset).cast::<usize>().write(value) };
+}
+
 /// Sets `ob_type`.
 ///
 /// # Safety
@@ -350,7 +368,7 @@ impl<'quiet> Object<'quiet> {
 #[inline(always)]
 pub(super) unsafe fn set_kind(address: usize, kind: &Type) {
     // SAFETY: the caller's promise.
-    unsafe { ptr::with_exposed_provenance_mut::<usize>(address + 8).write(ptr::from_ref(kind).expose_provenance()) };
+    unsafe { write(address, 8, ptr::from_ref(kind).expose_provenance()) };
 }
 
 /// `_PyGC_PREV_MASK_FINALIZED`, in the second of the collector's words.
@@ -405,22 +423,22 @@ impl<'quiet> GcObject<'quiet> {
     pub fn set_gc_refs(self, refs: isize) {
         self.set_gc_prev(self.gc_prev() & PREV_FINALIZED | (refs << PREV_SHIFT) as usize);
     }
-
-    /// Clears the collector's words.
-    pub fn clear_gc_head(self) {
-        self.set_gc_next(0);
-        self.set_gc_prev(0);
-    }
 }
+
+// Offsets of a weak reference's words.
+const WR_OBJECT: isize = 16;
+const WR_CALLBACK: isize = 24;
+const WR_PREV: isize = 40;
+const WR_NEXT: isize = 48;
 
 impl<'quiet> WeakRef<'quiet> {
     words! {
         /// `wr_object`: the referent, 0 when there is none any more.
-        wr_object set_wr_object = 16
+        wr_object set_wr_object = WR_OBJECT
         /// `wr_prev`
-        wr_prev set_wr_prev = 40
+        wr_prev set_wr_prev = WR_PREV
         /// `wr_next`
-        wr_next set_wr_next = 48
+        wr_next set_wr_next = WR_NEXT
     }
 
     /// The weak reference at an address, for a caller that knows that there is one.
@@ -438,13 +456,13 @@ impl<'quiet> WeakRef<'quiet> {
     /// # Safety
     /// As for [`Object::known`]; it was made just now.
     pub unsafe fn blank(address: usize, quiet: &'quiet Quiet<'_>) -> Self {
-        // SAFETY: the caller's promise; the words are set before one is read.
-        let new = unsafe { Self::known(address, quiet) };
-        new.set_wr_object(0);
-        new.set_callback(0);
-        new.set_previous(None);
-        new.set_next(None);
-        new
+        // SAFETY: the caller's promise. The words are written before one is read.
+        unsafe {
+            for offset in [WR_OBJECT, WR_CALLBACK, WR_PREV, WR_NEXT] {
+                slot_at(address, offset).write_bytes(0, 1);
+            }
+            Self::known(address, quiet)
+        }
     }
 
     /// What a link or the head of a list leads to.
@@ -503,7 +521,7 @@ impl<'quiet> WeakRef<'quiet> {
 
     fn callback_word(self) -> &'quiet Cell<u64> {
         // SAFETY: a weak reference has such a word, and keeps its memory for `'quiet`.
-        unsafe { &*ptr::with_exposed_provenance(self.address() + 24) }
+        unsafe { &*slot_at(self.address(), WR_CALLBACK).cast() }
     }
 }
 
