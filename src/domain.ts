@@ -4,7 +4,8 @@ import type { Address, Domain as Contract, DomainName, DomainSummary, Size } fro
 import { badArgument } from './errors.js'
 import { inspected, shown, summaryOf } from './inspect.js'
 import { LIVE, type Memory } from './memory.js'
-import { Handle, native, on as onHandle, type DomainCalls } from './native.js'
+import * as binding from './native.js'
+import { Handle, native, type DomainCalls } from './native.js'
 import {
   Bytes,
   asIntN,
@@ -25,8 +26,8 @@ import {
   tagOf,
 } from './primordials.js'
 
-/** A constant of this module, because each use of an import is a look into the other module's exports. */
-const on = onHandle
+/** Constants of this module, because each use of an import is a look into the other module's exports. */
+const { on, onNumber } = binding
 
 /** Up to this many bytes, a loop in JavaScript copies faster than a call. */
 const FEW = 64
@@ -72,23 +73,23 @@ export class Domain implements Contract {
   }
 
   malloc(size: Size): Address | null {
-    return this.#malloc(size, on(this.#handle, this.#number))
+    return this.#malloc(size, onNumber(this.#handle, this.#number))
   }
 
   calloc(count: Size, size: Size): Address | null {
-    return this.#calloc(count, size, on(this.#handle, this.#number))
+    return this.#calloc(count, size, onNumber(this.#handle, this.#number))
   }
 
   realloc(address: Address | null, size: Size): Address | null {
-    return this.#realloc(address, size, on(this.#handle, this.#number))
+    return this.#realloc(address, size, onNumber(this.#handle, this.#number))
   }
 
   free(address: Address | null): void {
-    this.#free(address, on(this.#handle, this.#number))
+    this.#free(address, onNumber(this.#handle, this.#number))
   }
 
   usableSize(address: Address): number {
-    return this.#usableSize(address, on(this.#handle, this.#number))
+    return this.#usableSize(address, onNumber(this.#handle, this.#number))
   }
 
   view(address: Address): Uint8Array<ArrayBuffer> {
