@@ -4,7 +4,7 @@
 //! and gives addresses. The rules:
 //!
 //! 1. A *grant* is memory that one of the heap's own allocators gave directly to a guest. It is on record exactly once, from that call
-//!    until it is given back or the heap goes.
+//!    until it is given back, is adopted as a block of its allocator's domain, or the heap goes.
 //! 2. A guest may answer a request with nothing, or with a *piece*: bytes that lie in one grant of the same heap, aligned, and clear of
 //!    every other live piece. Any other answer fails the call and changes nothing. The same rules hold for arenas.
 //! 3. A grant with a piece in it is neither given back nor moved. One exception: inside its `realloc`, a guest may resize the grant with the
