@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 #[path = "common/guests.rs"]
 mod guests;
@@ -10,8 +10,8 @@ mod guests;
 use guests::Wrapper;
 use obmalloc::profile::{self, Profile};
 use obmalloc::{
-    AllocatorName, Domain, Failed, FaultKind, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, ObjectError, ObjectHeap,
-    Phase, TypeId, TypeSpec, Value, Visit,
+    AllocatorName, Domain, Failed, FaultKind, Field, FieldKind, HeapOptions, HookSet, Hooks, ItemKind, NoHooks, ObjectError,
+    ObjectHeap, Phase, TypeId, TypeSpec, Value, Visit,
 };
 
 type Deed = Box<dyn Fn(&ObjectHeap, usize)>;
@@ -304,4 +304,83 @@ fn increment_that_could_not_be_traversed_is_looked_at_another_time() {
     s.hooks.0.traversal_fails.set(false);
     old.into_iter().for_each(|object| s.heap.decref(object).expect("held"));
     s.finish();
+}
+
+/// An object `x` that has one reference less than the two objects that refer to it: they die in its own `tp_clear`, and would take it along.
+fn clears_an_object_with_too_low_a_count(fields: usize, first: usize) {
+    for profile in profile::ALL {
+        let heap = ObjectHeap::new(HeapOptions::new(profile), Box::new(NoHooks)).unwrap();
+        let of = |fields: usize| TypeSpec {
+            name: "node".into(),
+            gc: true,
+            fields: (0..fields).map(|n| (format!("f{n}"), FieldKind::Object)).collect(),
+            ..TypeSpec::default()
+        };
+        let (large, small) = (heap.define_type(of(fields)).unwrap(), heap.define_type(of(1)).unwrap());
+        heap.disable_gc();
+        let (x, y) = (heap.alloc(large, 0).unwrap(), heap.alloc(small, 0).unwrap());
+        let untracked = heap.new_object(small).unwrap();
+        for (from, field, to) in [(x, first, untracked), (x, first + 1, y), (y, 0, x), (untracked, 0, x)] {
+            heap.set(from, Field::Member(field), Value::Object(to)).unwrap();
+        }
+        for object in [x, x, y, untracked] {
+            heap.decref(object).unwrap();
+        }
+        heap.collect(2).unwrap();
+        heap.verify().unwrap();
+        assert_eq!(heap.type_of(x).unwrap_err().kind, FaultKind::UseAfterFree, "{}", profile.release());
+        assert_eq!(heap.allocated_blocks(), 0, "{}", profile.release());
+    }
+}
+
+#[test]
+fn object_is_kept_during_its_own_clear_whatever_its_count_says() {
+    clears_an_object_with_too_low_a_count(2, 0);
+    // Blocks of C's malloc, which may be unmapped.
+    clears_an_object_with_too_low_a_count(5000, 0);
+    clears_an_object_with_too_low_a_count(5000, 4998);
+}
+
+/// Its `weakref_dropped` gives back a reference more than there is to the next weak reference of a chain.
+#[derive(Default)]
+struct TooMany {
+    heap: RefCell<Weak<ObjectHeap>>,
+    next: Cell<usize>,
+    said: RefCell<Vec<Result<(), FaultKind>>>,
+}
+
+struct GivesBackTooMany(Rc<TooMany>);
+
+impl Hooks for GivesBackTooMany {
+    fn weakref_dropped(&self, callback: u64) {
+        if callback == 1 {
+            let heap = self.0.heap.borrow().upgrade().unwrap();
+            for _ in 0..2 {
+                self.0.said.borrow_mut().push(heap.decref(self.0.next.get()).map_err(|fault| fault.kind));
+            }
+        }
+    }
+}
+
+#[test]
+fn weak_references_of_a_chain_are_kept_until_they_leave_it() {
+    for profile in profile::ALL {
+        let hooks = Rc::new(TooMany::default());
+        let heap = Rc::new(ObjectHeap::new(HeapOptions::new(profile), Box::new(GivesBackTooMany(Rc::clone(&hooks)))).unwrap());
+        *hooks.heap.borrow_mut() = Rc::downgrade(&heap);
+        let spec = TypeSpec { name: "node".into(), gc: true, weakrefs: true, ..TypeSpec::default() };
+        let kind = heap.define_type(spec).unwrap();
+        heap.disable_gc();
+        let referent = heap.alloc(kind, 0).unwrap();
+        // The last one of the list goes first.
+        let last = heap.new_weakref(referent, NonZeroU64::new(1)).unwrap();
+        heap.incref(last).unwrap();
+        hooks.next.set(heap.new_weakref(referent, NonZeroU64::new(2)).unwrap());
+        heap.decref(referent).unwrap();
+        assert_eq!(*hooks.said.borrow(), [Ok(()), Err(FaultKind::RefcountUnderflow)], "{}", profile.release());
+        heap.verify().unwrap();
+        heap.decref(last).unwrap();
+        heap.decref(last).unwrap();
+        assert_eq!(heap.allocated_blocks(), 0, "{}", profile.release());
+    }
 }

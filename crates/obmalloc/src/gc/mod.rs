@@ -185,7 +185,7 @@ impl ObjectHeap {
         }
     }
 
-    /// Runs the collection that an allocation has scheduled, if there is one and no hook is running. Every operation on objects begins with
+    /// Runs the collection that an allocation has scheduled, if there is one, no hook is running and no guest is asked. Every operation on objects begins with
     /// this; the interpreter does it between two instructions (`_Py_RunGC`).
     #[inline]
     pub fn run_scheduled(&self) {
@@ -353,7 +353,8 @@ impl ObjectHeap {
         }
         self.gc_unlink();
         self.table().bury(object, quiet);
-        self.free_block(object - kind.presize, quiet);
+        // SAFETY: buried just above.
+        unsafe { self.free_block(object - kind.presize, quiet) };
         Ok(())
     }
 }

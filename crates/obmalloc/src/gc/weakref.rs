@@ -23,7 +23,9 @@ impl ObjectHeap {
     #[doc(alias = "PyWeakref_NewRef")]
     pub fn new_weakref(&self, object: usize, callback: Option<NonZeroU64>) -> Result<usize, ObjectError> {
         let quiet = &mut self.change(object)?;
-        let list = self.weaklist_of(object, quiet)?;
+        let found = self.look_alive(object, quiet)?;
+        let offset = found.kind().weaklist;
+        let list = found.weaklist().ok_or(object_fault(FaultKind::WrongType, object))?;
         if let (None, Some(basic)) = (callback, list.basic()) {
             self.incref_object(**basic);
             return Ok(basic.address());
@@ -33,7 +35,8 @@ impl ObjectHeap {
         // SAFETY: made just above.
         unsafe { WeakRef::blank(reference, quiet) };
         // Up to 3.11 that may have run a collection, which may have destroyed the referent: the caller's reference may be borrowed.
-        let Ok(list) = self.weaklist_of(object, quiet) else {
+        let same = self.look_alive(object, quiet).ok().filter(|found| found.kind().weaklist == offset);
+        let Some(list) = same.and_then(Object::weaklist) else {
             self.decref_object(reference, quiet);
             return Err(object_fault(FaultKind::UseAfterFree, object).into());
         };
@@ -55,11 +58,6 @@ impl ObjectHeap {
             return Err(error);
         }
         Ok(reference)
-    }
-
-    /// The list of weak references to an object whose destruction has not begun.
-    fn weaklist_of<'quiet>(&self, object: usize, quiet: &'quiet Quiet<'_>) -> Result<WeakList<'quiet>, Fault> {
-        self.look_alive(object, quiet)?.weaklist().ok_or(object_fault(FaultKind::WrongType, object))
     }
 
     /// `PyWeakref_GetObject`: the referent, without a new reference to it; `None` once it is gone.
@@ -142,7 +140,7 @@ impl ObjectHeap {
             reference.set_referent(None);
             self.incref_object(**reference);
         }
-        self.holding_weakrefs(head, || {
+        let call = || {
             let mut next = head;
             while let Some(reference) = table.weakref(next, quiet) {
                 let callback = reference.callback();
@@ -151,16 +149,24 @@ impl ObjectHeap {
                 // The reference added above keeps it.
                 next = table.weakref(address, quiet).and_then(WeakRef::next).map_or(0, |next| next.address());
             }
-        });
-        while let Some(reference) = table.weakref(last, quiet) {
-            let (address, callback) = (reference.address(), take_callback(reference));
-            last = reference.previous().map_or(0, |previous| previous.address());
-            reference.set_previous(None);
-            reference.set_next(None);
-            self.drop_callback(callback, quiet);
-            // Gives the reference added above back.
-            self.decref_object(address, quiet);
-        }
+            // A weak reference is held until it leaves the chain, and the first one to the end.
+            while let Some(callback) = table.weakref(last, quiet).map(take_callback) {
+                self.drop_callback(callback, quiet);
+                let Some(reference) = table.weakref(last, quiet).filter(|_| last != head) else { break };
+                let (address, previous) = (last, reference.previous());
+                last = previous.map_or(0, |previous| previous.address());
+                if let Some(previous) = previous {
+                    previous.set_next(None);
+                }
+                reference.set_previous(None);
+                reference.set_next(None);
+                // Gives the reference added above back.
+                self.decref_object(address, quiet);
+            }
+        };
+        // SAFETY: a weak reference, to which a reference was added above.
+        unsafe { self.holding_weakrefs(head, call) };
+        self.decref_object(head, quiet);
     }
 
     /// Clears the weak references to an object without calling anything.

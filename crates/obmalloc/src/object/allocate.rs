@@ -98,24 +98,26 @@ impl ObjectHeap {
     /// # Errors
     /// As for `init`.
     pub fn check_init(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<(), ObjectError> {
-        self.size_to_init(self.kind(kind)?, memory, nitems, &mut self.quiet()).map(drop)
+        self.size_to_init(self.kind(kind)?, memory, nitems).map(drop)
     }
 
     /// Bytes of the object that `memory` will become.
-    fn size_to_init(&self, kind: &Type, memory: usize, nitems: usize, quiet: &mut Quiet<'_>) -> Result<usize, ObjectError> {
+    fn size_to_init(&self, kind: &Type, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
         if kind.presize != 0 {
             return Err(ObjectError::Argument("a type whose objects begin where their block does, not a GC type"));
         }
         let usable = self.blocks().usable_size(Domain::Obj, memory)?;
         let size = kind.var_size(nitems).filter(|&size| size <= usable);
-        let size = size.ok_or(ObjectError::Argument("a block that is large enough for an object of the type"))?;
-        if self.table().reserve(quiet) { Ok(size) } else { Err(ObjectError::NoMemory) }
+        size.ok_or(ObjectError::Argument("a block that is large enough for an object of the type"))
     }
 
     fn init_block(&self, kind: TypeId, memory: usize, nitems: usize) -> Result<usize, ObjectError> {
         let quiet = &mut self.begin()?;
         let kind = self.kind(kind)?;
-        let size = self.size_to_init(kind, memory, nitems, quiet)?;
+        let size = self.size_to_init(kind, memory, nitems)?;
+        if !self.table().reserve(quiet) {
+            return Err(ObjectError::NoMemory);
+        }
         // SAFETY: a live block of at least that size, which is no object's.
         let object = unsafe { self.write(kind, memory, size, nitems, Contents::NullReferences, quiet) };
         object.map(Object::address).ok_or(ObjectError::Aborted)
@@ -140,9 +142,11 @@ impl ObjectHeap {
         }
         let block = self.heap.malloc(Domain::Obj, whole).ok_or_else(|| self.why_none())?.as_ptr().expose_provenance();
         let object = block + kind.presize;
-        if kind.gc && self.gc_link() && !self.collect_before(kind, object, quiet) {
+        // SAFETY: the block was given just now, and is larger than a header.
+        if kind.gc && self.gc_link() && !unsafe { self.collect_before(kind, object, quiet) } {
             self.gc_unlink();
-            self.free_block(block, quiet);
+            // SAFETY: the block was given just now.
+            unsafe { self.free_block(block, quiet) };
             return Err(ObjectError::NoMemory);
         }
         // SAFETY: a block of that size with the type's bytes before the object.
@@ -156,7 +160,8 @@ impl ObjectHeap {
             if kind.gc {
                 self.gc_unlink();
             }
-            self.free_block(block, quiet);
+            // SAFETY: the block was given just now.
+            unsafe { self.free_block(block, quiet) };
             return Err(ObjectError::Aborted);
         }
         kind.use_inline_values();
@@ -172,9 +177,12 @@ impl ObjectHeap {
 
     /// Runs the collection that an allocation starts. The collection does not see the new object yet, whose block has no owner until it ends.
     /// False if hooks have used up the room in the object table.
+    ///
+    /// # Safety
+    /// The block has room for a header at `object`, and is the caller's.
     #[cold]
-    fn collect_before(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
-        // SAFETY: the block is large enough for a header, and the caller's.
+    unsafe fn collect_before(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
+        // SAFETY: the caller's promise.
         unsafe {
             handle::set_kind(object, kind);
             self.table().enter_kept(object, quiet);
@@ -245,7 +253,8 @@ impl ObjectHeap {
                     self.gc_unlink();
                 }
                 self.table().bury(object, quiet);
-                self.free_block(object - kind.presize, quiet);
+                // SAFETY: buried just above.
+                unsafe { self.free_block(object - kind.presize, quiet) };
                 if self.is_interrupted_after(1) {
                     // The next call frees the rest.
                     return;
@@ -255,14 +264,17 @@ impl ObjectHeap {
     }
 
     /// `PyObject_Free`
+    ///
+    /// # Safety
+    /// The block of a buried object, or of one that was not finished.
     #[inline]
-    pub(crate) fn free_block(&self, block: usize, _: &mut Quiet<'_>) {
-        // SAFETY: the memory of a buried object, or of one that was not finished, in a block of the obj domain.
+    pub(crate) unsafe fn free_block(&self, block: usize, _: &mut Quiet<'_>) {
+        // SAFETY: the caller's promise: a block of the obj domain, which nothing uses any more.
         unsafe { self.heap.free_unchecked(Domain::Obj, block) };
     }
 
     /// `PyObject_GC_Resize`: changes an object's number of items, and perhaps moves it. New items are NULL or 0. If clearing them is
-    /// interrupted, the object has no items.
+    /// interrupted, the object keeps its old ones.
     ///
     /// # Errors
     /// When `object` is no GC object with items, is tracked or weakly referenced, has other references than the caller's, or there is no
@@ -291,8 +303,9 @@ impl ObjectHeap {
             }
         }
         let was = kind.presize + kind.var_size(old).unwrap_or(0);
-        let copy =
-            self.copy_of(object - kind.presize, was.min(whole)).inspect_err(|_| self.table().set_at(object, table::LIVE))?;
+        // SAFETY: the object, or its beginning.
+        let copy = unsafe { self.copy_of(object - kind.presize, was.min(whole)) };
+        let copy = copy.inspect_err(|_| self.table().set_at(object, table::LIVE))?;
         self.table().bury(object, quiet);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
         let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);
@@ -336,13 +349,16 @@ impl ObjectHeap {
     }
 
     /// A copy of an object's bytes, if guests may resize its block. A guest cannot be trusted to keep the bytes, and the object must stay valid.
-    fn copy_of(&self, begin: usize, size: usize) -> Result<Option<Vec<u8>>, ObjectError> {
+    ///
+    /// # Safety
+    /// So many bytes from `begin` on can be read.
+    unsafe fn copy_of(&self, begin: usize, size: usize) -> Result<Option<Vec<u8>>, ObjectError> {
         if !self.heap.calls_guests() {
             return Ok(None);
         }
         let mut copy = Vec::new();
         copy.try_reserve_exact(size).map_err(|_| ObjectError::NoMemory)?;
-        // SAFETY: the caller's object, and the room just made.
+        // SAFETY: the caller's promise, and the room just made.
         unsafe {
             if !self.heap.checked().interrupt().copy(ptr::with_exposed_provenance(begin), copy.as_mut_ptr(), size) {
                 return Err(ObjectError::Aborted);

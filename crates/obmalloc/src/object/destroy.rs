@@ -92,7 +92,7 @@ impl ObjectHeap {
     /// Never inlined: most dropped references are not the last one, and then its registers are not needed.
     ///
     /// # Safety
-    /// There is an object, and the byte is its own.
+    /// There is an object at `object`, and the byte is its own, or null.
     #[inline(never)]
     unsafe fn destroy(&self, object: usize, at: *const Cell<u8>, quiet: &mut Quiet<'_>) {
         // SAFETY: the caller's promise.
@@ -342,7 +342,8 @@ impl ObjectHeap {
             self.gc_unlink();
         }
         self.table().bury(dying.object, quiet);
-        self.free_block(dying.object - kind.presize, quiet);
+        // SAFETY: buried just above.
+        unsafe { self.free_block(dying.object - kind.presize, quiet) };
     }
 
     /// Keeps an object's memory for the type's next object, if the type's free list has room.
@@ -364,7 +365,7 @@ impl ObjectHeap {
     /// `tp_clear` of types without a hook for it: sets every reference to NULL, in order. False if it was interrupted.
     ///
     /// # Safety
-    /// `object` is one of the type `kind`, and has a reference that keeps it, or only the caller gives its memory back.
+    /// There is an object of the type `kind` at `object`, and it keeps its memory meanwhile.
     #[inline(always)]
     pub(crate) unsafe fn clear_references(&self, kind: &Type, object: usize, quiet: &mut Quiet<'_>) -> bool {
         // SAFETY: the caller's promise, also between the references.

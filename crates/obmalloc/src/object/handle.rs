@@ -21,9 +21,9 @@ use super::types::{ItemKind, Run, Type};
 
 /// While it is borrowed, no object is made or destroyed, and no hook runs but [`traverse`](super::Hooks::traverse), which can only look.
 ///
-/// Each public function of a heap makes one, and passes it on. A function that may make or destroy objects, or run hooks, takes it as `&mut`.
-/// [`ObjectHeap::in_hook`] lends it for the length of a hook, so that the functions that the hook calls can make their own. Debug builds check
-/// that there is never a second one beside it, except in functions that only look.
+/// Each public function of a heap that reads objects makes one, and passes it on. A function that may make or destroy objects, or run hooks,
+/// takes it as `&mut`. [`ObjectHeap::in_hook`] lends it for the length of a hook, so that the functions that the hook calls can make their own.
+/// Debug builds check that there is never a second one beside it while the heap takes every call; otherwise it only takes calls that look.
 pub(crate) struct Quiet<'heap> {
     /// Where it is noted that there is one, and what was noted before.
     #[cfg(debug_assertions)]

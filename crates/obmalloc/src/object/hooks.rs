@@ -59,7 +59,10 @@ impl ObjectHeap {
     }
 
     /// Runs something that may call hooks, and keeps a weak reference and those behind it meanwhile. The caller has a reference to each.
-    pub(crate) fn holding_weakrefs<T>(&self, first: usize, run: impl FnOnce() -> T) -> T {
+    ///
+    /// # Safety
+    /// There is a weak reference at `first`.
+    pub(crate) unsafe fn holding_weakrefs<T>(&self, first: usize, run: impl FnOnce() -> T) -> T {
         self.hold(Held { object: first, and_next: true, before: self.held.get() }, run)
     }
 

@@ -6,6 +6,9 @@ use crate::gc::list::ListId;
 use crate::object::handle::{GcObject, Object, Quiet};
 use crate::object::{ObjectError, ObjectHeap};
 
+/// Added to the count of an object to keep it: more than it has references, because there is no room for as many.
+const KEEPS: usize = 1 << 29;
+
 impl ObjectHeap {
     /// Breaks the cycles: calls `tp_clear` of the unreachable objects, one after the other, which destroys most of them. Objects that live on
     /// join the old ones, because they may die later.
@@ -32,6 +35,7 @@ impl ObjectHeap {
         quiet: &mut Quiet<'_>,
     ) -> Result<bool, ObjectError> {
         let table = self.table();
+        let holds = WATCHED || self.heap.calls_guests();
         let mut survived = false;
         for (index, &object) in garbage.iter().enumerate() {
             let Some(found) = table.unreachable(object, quiet) else { continue };
@@ -43,14 +47,21 @@ impl ObjectHeap {
                 self.append_to_garbage(found);
             } else {
                 self.incref_object(*found);
-                // SAFETY: the reference just added keeps it.
+                // Counts are the program's, which may have given back more references than it had. So one more does not keep the object.
+                let count = found.refcnt();
+                let more = if holds || count >= KEEPS { 0 } else { KEEPS };
+                found.set_refcnt(count + more);
+                // SAFETY: the hold keeps it, or the references just added do.
                 let mut clear = || unsafe { self.tp_clear(object, quiet) };
-                if WATCHED {
+                if more == 0 {
                     self.holding(object, clear);
                 } else {
                     clear();
+                    // SAFETY: they have kept it.
+                    let kept = unsafe { Object::known(object, quiet) };
+                    kept.set_refcnt(kept.refcnt().saturating_sub(KEEPS).max(1));
                 }
-                // SAFETY: gives that reference back.
+                // SAFETY: it has been kept. Gives the first of them back.
                 if unsafe { self.decref_kept(object, quiet) } {
                     continue;
                 }
@@ -64,7 +75,7 @@ impl ObjectHeap {
     }
 
     /// # Safety
-    /// `object` is one, and has a reference that keeps it.
+    /// There is an object at `object`, and something keeps it meanwhile.
     #[inline(always)]
     unsafe fn tp_clear(&self, object: usize, quiet: &mut Quiet<'_>) {
         // SAFETY: the caller's promise.

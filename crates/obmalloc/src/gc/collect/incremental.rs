@@ -136,7 +136,7 @@ impl ObjectHeap {
         quiet: &Quiet<'_>,
     ) -> Result<isize, ObjectError> {
         let mut size = 0;
-        // Only other lists lose objects meanwhile.
+        // The objects from `place` on stay in this list meanwhile.
         while let Some(object) = self.state().gc.list(ListId::Increment).at(place, quiet) {
             place += 1;
             if self.is_immortal(object.refcnt()) {
