@@ -299,8 +299,9 @@ export class Memory {
       const at = source.calls.realloc(block.address, size)
       if (at === null) block.loose = this.scripted
       else {
-        if (!block.domain) block.domain = source.domain
-        this.#moved(block, at, size, moods === this.moods)
+        const moved = this.#goneInstead(block) ?? block
+        if (!moved.domain) moved.domain = source.domain
+        this.#moved(moved, at, size, moods === this.moods)
       }
     } catch (error) {
       this.#expected(error)
@@ -332,9 +333,22 @@ export class Memory {
       block.loose = this.scripted
     }
     block.busy = false
-    if (done) this.#end(block)
+    const other = done ? this.#goneInstead(block) : undefined
+    if (other) this.#end(other)
+    else if (done) this.#end(block)
     else this.#findKind(block, source)
     this.look(block)
+  }
+
+  /**
+   * The domain's block that has gone instead of the grant which begins at the same address: a script answered with that grant, and the allocator
+   * that was called is the one that had asked the script.
+   */
+  #goneInstead({ heap, address, domain }: Block): Block | undefined {
+    if (domain) return undefined
+    return this.blocks.find(
+      (other) => other.domain && other.heap === heap && other.address === address && !other.busy && !this.#isThere(other),
+    )
   }
 
   /** Frees or resizes what may lie at an address, or be there no more. */
