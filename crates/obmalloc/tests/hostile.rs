@@ -336,9 +336,9 @@ fn clears_an_object_with_too_low_a_count(fields: usize, first: usize) {
 #[test]
 fn object_is_kept_during_its_own_clear_whatever_its_count_says() {
     clears_an_object_with_too_low_a_count(2, 0);
-    // Blocks of C's malloc, which may be unmapped.
-    clears_an_object_with_too_low_a_count(5000, 0);
-    clears_an_object_with_too_low_a_count(5000, 4998);
+    // Blocks of C's malloc: a use after the free is seen by Miri and AddressSanitizer.
+    clears_an_object_with_too_low_a_count(100, 0);
+    clears_an_object_with_too_low_a_count(100, 98);
 }
 
 /// Its `weakref_dropped` gives back a reference more than there is to the next weak reference of a chain.
