@@ -10,15 +10,14 @@ mod verify;
 mod weakref;
 
 use alloc::vec::Vec;
-use core::cell::Cell;
-
 use list::{GcList, LISTS, ListId};
 
 use crate::domain::{Fault, FaultKind};
 use crate::heap::Mode;
 use crate::interrupt::Interrupt;
 use crate::object::handle::{GcObject, Quiet};
-use crate::object::{ObjectError, ObjectHeap, object_fault, table};
+use crate::object::table::{self, ObjectByte};
+use crate::object::{ObjectError, ObjectHeap, object_fault};
 use crate::profile::{Algorithm, Automatic, Counted, ObjectRules};
 
 /// Number of generations (`NUM_GENERATIONS`).
@@ -263,17 +262,17 @@ impl ObjectHeap {
 
     /// `_PyObject_GC_UNTRACK`, if the object is tracked. A collection that has found it unreachable leaves it alone from now on.
     pub(crate) fn untrack_object(&self, object: GcObject<'_>, quiet: &Quiet<'_>) {
-        self.untrack_at(object, self.table().place(object.address(), quiet));
+        self.untrack_at(object, self.table().byte_of(*object, quiet));
     }
 
     /// As [`untrack_object`](Self::untrack_object); `at` is the object's byte of the table.
     #[inline]
-    pub(crate) fn untrack_at(&self, object: GcObject<'_>, at: &Cell<u8>) {
+    pub(crate) fn untrack_at(&self, object: GcObject<'_>, at: ObjectByte<'_>) {
         if object.gc_next() == 0 {
             return;
         }
         if at.get() == table::UNREACHABLE {
-            at.set(table::LIVE);
+            at.set_live();
             object.set_gc_next(0);
         } else {
             self.state().gc.remove(object);
@@ -342,10 +341,10 @@ impl ObjectHeap {
         self.untrack_object(found, quiet);
         self.clear_weakrefs_silently(*found);
         // From here on hooks cannot use the object.
-        self.table().set(*found, table::DYING);
+        self.table().byte_of(*found, quiet).set_dying();
         // SAFETY: as above; only this call gives its memory back.
         if !unsafe { self.clear_references(kind, object, quiet) } {
-            self.table().set_at(object, table::LIVE);
+            self.table().mark_live(object, quiet);
             return Err(ObjectError::Aborted);
         }
         if kind.is_weakref() {

@@ -295,17 +295,17 @@ impl ObjectHeap {
         }
         if nitems < old {
             // Meanwhile hooks cannot use the object.
-            self.table().set_at(object, table::DYING);
+            self.table().mark_dying(object, quiet);
             // SAFETY: so nothing else gives its memory back.
             if !unsafe { self.drop_items(kind, object, nitems, quiet) } {
-                self.table().set_at(object, table::LIVE);
+                self.table().mark_live(object, quiet);
                 return Err(ObjectError::Aborted);
             }
         }
         let was = kind.presize + kind.var_size(old).unwrap_or(0);
         // SAFETY: the object, or its beginning.
         let copy = unsafe { self.copy_of(object - kind.presize, was.min(whole)) };
-        let copy = copy.inspect_err(|_| self.table().set_at(object, table::LIVE))?;
+        let copy = copy.inspect_err(|_| self.table().mark_live(object, quiet))?;
         self.table().bury(object, quiet);
         let moved = self.heap.realloc(Domain::Obj, Some(object - kind.presize), whole);
         let resized = moved.ok().flatten().map_or(object, |block| block.as_ptr().expose_provenance() + kind.presize);

@@ -6,36 +6,25 @@
 use core::cell::Cell;
 use core::ptr;
 
+use super::dying::Dying;
 use super::handle::{Object, Quiet};
-use super::{ObjectHeap, Type, table};
+use super::table::ObjectByte;
+use super::{ObjectHeap, Type};
 use crate::interrupt::STRIDE;
 use crate::profile::Counted;
 
 /// In place of an object: none found yet, and there are more references to look at.
 const NONE_YET: usize = 0;
 
-/// An object whose references are being dropped, and which of them is next. It keeps its memory until [`ObjectHeap::finish`].
-pub(crate) struct Dying {
-    object: usize,
-    next: usize,
-}
-
-impl Dying {
-    #[inline(always)]
-    fn object<'quiet>(&self, quiet: &'quiet Quiet<'_>) -> Object<'quiet> {
-        // SAFETY: only objects whose destruction has begun are put here, and `finish` takes them.
-        unsafe { Object::known(self.object, quiet) }
-    }
-}
-
 impl ObjectHeap {
     /// `Py_DECREF`, if there is an object whose destruction has not begun. Returns whether the reference was the last one; a finalizer may have
     /// resurrected the object since.
     #[inline]
     pub(crate) fn decref_object(&self, object: usize, quiet: &mut Quiet<'_>) -> bool {
-        let at = self.table().place(object, quiet);
+        let Some(at) = self.table().byte(object, quiet).alive() else { return false };
+        let at = at.as_ptr();
         // SAFETY: looked up.
-        table::is_alive(at.get()) && unsafe { self.decref_at(object, ptr::from_ref(at), quiet) }
+        unsafe { self.decref_at(object, at, quiet) }
     }
 
     /// As [`decref_object`](Self::decref_object), for a caller whose reference has kept the object.
@@ -44,9 +33,11 @@ impl ObjectHeap {
     /// There is an object whose destruction has not begun.
     #[inline]
     pub(crate) unsafe fn decref_kept(&self, object: usize, quiet: &mut Quiet<'_>) -> bool {
-        let at = ptr::from_ref(self.table().place(object, quiet));
         // SAFETY: the caller's promise.
-        unsafe { self.decref_at(object, at, quiet) }
+        unsafe {
+            let at = self.table().byte_of(Object::known(object, quiet), quiet).as_ptr();
+            self.decref_at(object, at, quiet)
+        }
     }
 
     /// # Safety
@@ -95,20 +86,24 @@ impl ObjectHeap {
     /// There is an object at `object`, and the byte is its own, or null.
     #[inline(never)]
     unsafe fn destroy(&self, object: usize, at: *const Cell<u8>, quiet: &mut Quiet<'_>) {
-        // SAFETY: the caller's promise.
-        if let (Some(at), found) = unsafe { (at.as_ref(), Object::known(object, quiet)) } {
+        if !at.is_null() {
+            // SAFETY: the caller's promise.
+            let (at, found) = unsafe { (ObjectByte::at(at, quiet), Object::known(object, quiet)) };
             let kind = self.kind_of(found);
             if !self.begin_end(found, at) && !self.run_end(kind, object, quiet) {
                 return;
             }
         }
         let base = self.state().dying.len();
-        let mut current = Dying { object, next: 0 };
+        // SAFETY: its destruction has begun.
+        let mut current = unsafe { Dying::new(object) };
         loop {
             let kind = self.kind_of(current.object(quiet));
             if let Some(reference) = self.drop_references(kind, &mut current, quiet) {
                 if reference != NONE_YET {
-                    current = self.postpone(current, Dying { object: reference, next: 0 }, quiet);
+                    // SAFETY: its destruction has just begun.
+                    let first = unsafe { Dying::new(reference) };
+                    current = self.postpone(current, first, quiet);
                 }
                 if self.is_interrupted_after(1) {
                     return self.put_off(base, current, quiet);
@@ -117,7 +112,7 @@ impl ObjectHeap {
             }
             self.finish(kind, current, quiet);
             let dying = &mut self.state().dying;
-            let waiting = if dying.len() > base { dying.pop() } else { self.take_from_trash(quiet) };
+            let waiting = if dying.len() > base { dying.pop() } else { self.state().trash.pop(quiet) };
             match waiting {
                 Some(waiting) => current = waiting,
                 None => break,
@@ -131,20 +126,19 @@ impl ObjectHeap {
     /// Puts the objects of an interrupted destruction into the trash. The next destruction or collection goes on with them.
     #[cold]
     fn put_off(&self, base: usize, current: Dying, quiet: &Quiet<'_>) {
-        for place in base..self.state().dying.len() {
-            let object = self.state().dying[place].object(quiet);
-            self.throw_away(object);
+        let state = self.state();
+        for dying in state.dying.drain(base..) {
+            state.trash.push(dying, quiet);
         }
-        self.state().dying.truncate(base);
-        self.throw_away(current.object(quiet));
+        state.trash.push(current, quiet);
     }
 
-    /// Goes on with the destruction of the objects in the trash.
+    /// Goes on with the destruction of the objects in the trash (`_PyTrash_thread_destroy_chain`).
     #[cold]
     pub(crate) fn take_up_trash(&self, quiet: &mut Quiet<'_>) {
-        if let Some(waiting) = self.take_from_trash(quiet) {
-            // SAFETY: an object in the trash keeps its memory.
-            unsafe { self.destroy(waiting.object, ptr::null(), quiet) };
+        if let Some(waiting) = self.state().trash.pop(quiet) {
+            // SAFETY: its destruction has begun.
+            unsafe { self.destroy(waiting.address(), ptr::null(), quiet) };
         }
     }
 
@@ -184,10 +178,7 @@ impl ObjectHeap {
     /// Drops a reference that was in a field. Returns whether it was the last one and the object's destruction has begun.
     #[inline]
     fn drop_last(&self, reference: usize, quiet: &mut Quiet<'_>) -> bool {
-        let at = self.table().place(reference, quiet);
-        if !table::is_alive(at.get()) {
-            return false;
-        }
+        let Some(at) = self.table().byte(reference, quiet).alive() else { return false };
         // SAFETY: the table has just said so.
         let object = unsafe { Object::known(reference, quiet) };
         if !self.drop_reference(object, quiet) {
@@ -206,42 +197,21 @@ impl ObjectHeap {
             state.dying.push(waiting);
             return first;
         }
-        self.throw_away(first.object(quiet));
+        state.trash.push(first, quiet);
         waiting
-    }
-
-    /// Puts an object whose destruction has begun into the trash.
-    fn throw_away(&self, object: Object<'_>) {
-        let state = self.state();
-        // Its count now has the address of the next object in the trash.
-        object.set_refcnt(state.trash);
-        state.trash = object.address();
-    }
-
-    /// Takes an object out of the trash (`_PyTrash_thread_destroy_chain`).
-    #[inline]
-    fn take_from_trash(&self, quiet: &Quiet<'_>) -> Option<Dying> {
-        let state = self.state();
-        if state.trash == 0 {
-            return None;
-        }
-        let dying = Dying { object: state.trash, next: 0 };
-        state.trash = dying.object(quiet).refcnt();
-        dying.object(quiet).set_refcnt(0);
-        Some(dying)
     }
 
     /// Does what comes before an object's references are dropped. False if [`run_end`](Self::run_end) has to do the rest. `at` is the object's
     /// byte of the table.
     #[inline]
-    fn begin_end(&self, object: Object<'_>, at: &Cell<u8>) -> bool {
+    fn begin_end(&self, object: Object<'_>, at: ObjectByte<'_>) -> bool {
         let kind = object.kind();
         if let Some(object) = object.gc() {
             self.untrack_at(object, at);
         }
         let is_simple = !kind.has_end;
         if is_simple {
-            at.set(table::DYING);
+            at.set_dying();
         }
         is_simple
     }
@@ -252,24 +222,23 @@ impl ObjectHeap {
         let (id, table) = (kind.id(), self.table());
         if kind.is_weakref() {
             // First, because a hook runs when the callback is dropped.
-            table.set_at(object, table::DYING);
+            table.mark_dying(object, quiet);
             self.clear_weakref(object, quiet);
             return true;
         }
         if kind.hooks.finalize && !self.call_finalizer_from_dealloc(kind, object, quiet) {
             return false;
         }
-        let state = table.state(object);
-        table.set_at(object, table::DYING);
+        table.mark_dying(object, quiet);
         if kind.weaklist.is_some() {
             self.clear_weakrefs(object, quiet);
         }
         if kind.hooks.del {
-            table.set_at(object, state);
+            table.mark_live(object, quiet);
             if !self.resurrected_for(object, quiet, |quiet| self.in_hook(quiet, |hooks| hooks.del(self, id, object))) {
                 return false;
             }
-            table.set_at(object, table::DYING);
+            table.mark_dying(object, quiet);
             // `tp_del` may have made weak references.
             if let Some(found) = table.object(object, quiet) {
                 self.clear_weakrefs_silently(found);
@@ -341,9 +310,10 @@ impl ObjectHeap {
             }
             self.gc_unlink();
         }
-        self.table().bury(dying.object, quiet);
+        let object = dying.address();
+        self.table().bury(object, quiet);
         // SAFETY: buried just above.
-        unsafe { self.free_block(dying.object - kind.presize, quiet) };
+        unsafe { self.free_block(object - kind.presize, quiet) };
     }
 
     /// Keeps an object's memory for the type's next object, if the type's free list has room.
@@ -351,14 +321,14 @@ impl ObjectHeap {
     fn keep(&self, kind: &Type, dying: &Dying, quiet: &mut Quiet<'_>) -> bool {
         let mut free = kind.free.borrow_mut();
         let object = dying.object(quiet);
-        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.heap.checked().is_in_own_arena(dying.object) {
+        if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.heap.checked().is_in_own_arena(dying.address()) {
             return false;
         }
         if let Some(object) = object.gc() {
             self.untrack_object(object, quiet);
         }
-        self.table().set(object, table::KEPT);
-        free.push(dying.object);
+        self.table().byte_of(object, quiet).set_kept();
+        free.push(dying.address());
         true
     }
 

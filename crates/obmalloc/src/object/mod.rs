@@ -8,6 +8,7 @@ mod allocate;
 mod blocks;
 mod counts;
 mod destroy;
+mod dying;
 mod fields;
 pub(crate) mod handle;
 mod hooks;
@@ -23,6 +24,7 @@ use core::ffi::c_void;
 use core::fmt;
 
 pub use blocks::Blocks;
+use dying::{Dying, Trash};
 pub use fields::{Field, Value};
 use hooks::Held;
 use table::ObjectTable;
@@ -171,10 +173,8 @@ pub(crate) struct State {
     #[allow(clippy::vec_box, reason = "objects point to their types, which must stay where they are")]
     pub types: Vec<Box<Type>>,
     /// Objects whose destruction waits until the one behind them is destroyed (`destroy.rs`).
-    pub dying: Vec<destroy::Dying>,
-    /// The first object in the trash; 0 for none. The trash has objects whose destruction was interrupted, or for which `dying` had no memory.
-    /// The reference count of each is the address of the next.
-    pub trash: usize,
+    pub dying: Vec<Dying>,
+    pub trash: Trash,
     pub gc: Gc,
 }
 
@@ -193,7 +193,7 @@ impl ObjectHeap {
             Immortality::AllOnes => (u32::MAX as usize, IMMORTAL_BIT),
             Immortality::ThreeQuarters => (THREE_QUARTERS, IMMORTAL_BIT),
         };
-        let state = State { types: Vec::new(), dying: Vec::new(), trash: 0, gc: Gc::new(&rules) };
+        let state = State { types: Vec::new(), dying: Vec::new(), trash: Trash::default(), gc: Gc::new(&rules) };
         Ok(Self {
             state: UnsafeCell::new(state),
             table: UnsafeCell::new(table),

@@ -3,6 +3,13 @@
 //! Objects in the heap's region have a byte per unit of alignment in a table that runs parallel to it; all others are in a hash table.
 //! During a collection the bytes are the collector's `gc_refs`. A pass over references then touches this table, which is a sixteenth of the
 //! objects' memory, instead of the objects.
+//!
+//! Invariants:
+//! 1. A byte above [`KEPT`] is that of an object, whose memory is as the [handle](super::handle) says.
+//! 2. A byte from [`UNREACHABLE`] to [`MANY_REFS`] is that of an object of a GC type.
+//!
+//! Only [`enter`](ObjectTable::enter) makes a byte an object's. Any other function changes a byte only where it has proof that there is an
+//! object: a handle, or the byte itself. [`Byte`], [`ObjectByte`] and [`GcByte`] say what is known of a byte.
 
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
@@ -16,7 +23,7 @@ use crate::os;
 pub(crate) const NOTHING: u8 = 0;
 /// There was an object.
 pub(crate) const DEAD: u8 = 1;
-/// There was an object, and its memory is kept for the next object of its type.
+/// There was an object, and its memory is kept for the next object of its type. It still has its type.
 pub(crate) const KEPT: u8 = 2;
 /// There is an object that is being destroyed.
 pub(crate) const DYING: u8 = 3;
@@ -48,6 +55,101 @@ pub(crate) const fn is_alive(state: u8) -> bool {
     state > DYING
 }
 
+/// The byte of any address.
+#[derive(Clone, Copy)]
+pub(crate) struct Byte<'quiet>(&'quiet Cell<u8>);
+
+/// The byte of an object.
+#[derive(Clone, Copy)]
+pub(crate) struct ObjectByte<'quiet>(&'quiet Cell<u8>);
+
+/// The byte of an object of a GC type.
+#[derive(Clone, Copy)]
+pub(crate) struct GcByte<'quiet>(&'quiet Cell<u8>);
+
+impl<'quiet> Byte<'quiet> {
+    #[inline(always)]
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+
+    /// It, if there is an object whose destruction has not begun.
+    #[inline(always)]
+    pub fn alive(self) -> Option<ObjectByte<'quiet>> {
+        is_alive(self.get()).then_some(ObjectByte(self.0))
+    }
+
+    /// It, if there is an object that a collection has found to be unreachable.
+    #[inline(always)]
+    pub fn unreachable(self) -> Option<GcByte<'quiet>> {
+        (self.get() == UNREACHABLE).then_some(GcByte(self.0))
+    }
+
+    /// It, if there is an object that a collection has not decided about.
+    #[inline(always)]
+    pub fn undecided(self) -> Option<GcByte<'quiet>> {
+        is_undecided(self.get()).then_some(GcByte(self.0))
+    }
+
+    /// It, if there is an object that a collection has not decided about, and one reference can be taken off the byte.
+    #[inline(always)]
+    pub fn reducible(self) -> Option<GcByte<'quiet>> {
+        (self.get() > LEAST_REFS && self.get() < MANY_REFS).then_some(GcByte(self.0))
+    }
+}
+
+impl<'quiet> ObjectByte<'quiet> {
+    #[inline(always)]
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+
+    #[inline(always)]
+    pub fn set_live(self) {
+        self.0.set(LIVE);
+    }
+
+    #[inline(always)]
+    pub fn set_dying(self) {
+        self.0.set(DYING);
+    }
+
+    #[inline(always)]
+    pub fn set_kept(self) {
+        self.0.set(KEPT);
+    }
+
+    /// Where it lies, for [`at`](Self::at).
+    #[inline(always)]
+    pub fn as_ptr(self) -> *const Cell<u8> {
+        self.0
+    }
+
+    /// The byte that lies there.
+    ///
+    /// # Safety
+    /// It is that of an object still, and no object outside the region has been entered or buried since.
+    #[inline(always)]
+    pub unsafe fn at(place: *const Cell<u8>, _: &'quiet Quiet<'_>) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { &*place })
+    }
+}
+
+impl GcByte<'_> {
+    #[inline(always)]
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+
+    /// Sets the state, which is that of an object.
+    #[inline(always)]
+    pub fn set(self, state: u8) {
+        debug_assert!(state > KEPT, "an object is not forgotten this way");
+        self.0.set(state);
+    }
+}
+
 pub(crate) struct ObjectTable {
     base: usize,
     units: usize,
@@ -73,22 +175,34 @@ pub(crate) struct Places<'quiet, const SHIFT: u32> {
 impl<'quiet, const SHIFT: u32> Places<'quiet, SHIFT> {
     /// The byte of any address.
     #[inline(always)]
-    pub fn of(self, address: usize) -> &'quiet Cell<u8> {
-        self.near(address).unwrap_or_else(|| self.table.place_outside_region(address, self.quiet))
+    pub fn of(self, address: usize) -> Byte<'quiet> {
+        self.near(address).unwrap_or_else(|| self.table.outside_region(address, self.quiet))
+    }
+
+    /// An object's byte.
+    #[inline(always)]
+    pub fn of_object(self, object: GcObject<'_>) -> GcByte<'quiet> {
+        self.near_object(object).unwrap_or_else(|| GcByte(self.table.entered_outside_region(object.address(), self.quiet)))
     }
 
     /// The object at any address, if it is one that a collection has not decided about.
     pub fn undecided(self, address: usize) -> Option<GcObject<'quiet>> {
-        // SAFETY: only objects that a collection looks at are in such a state.
-        is_undecided(self.of(address).get()).then(|| unsafe { GcObject::known(address, self.quiet) })
+        // SAFETY: invariant 2.
+        self.of(address).undecided().map(|_| unsafe { GcObject::known(address, self.quiet) })
     }
 
     /// The byte of an address, if it is in the table itself.
     #[inline(always)]
-    pub fn near(self, address: usize) -> Option<&'quiet Cell<u8>> {
+    pub fn near(self, address: usize) -> Option<Byte<'quiet>> {
         let unit = self.unit(address);
         // SAFETY: the table has a byte for every unit.
-        (unit < self.units).then(|| unsafe { self.states.add(unit).as_ref() })
+        (unit < self.units).then(|| Byte(unsafe { self.states.add(unit).as_ref() }))
+    }
+
+    /// An object's byte, if it is in the table itself.
+    #[inline(always)]
+    pub fn near_object(self, object: GcObject<'_>) -> Option<GcByte<'quiet>> {
+        self.near(object.address()).map(|Byte(byte)| GcByte(byte))
     }
 
     /// The unit of an address. An address that is not aligned gives a number that is far too large.
@@ -135,15 +249,35 @@ impl ObjectTable {
 
     /// The byte of any address.
     #[inline(always)]
-    pub fn place<'quiet>(&'quiet self, address: usize, quiet: &'quiet Quiet<'_>) -> &'quiet Cell<u8> {
-        self.near(address).unwrap_or_else(|| self.place_outside_region(address, quiet))
+    pub fn byte<'quiet>(&'quiet self, address: usize, quiet: &'quiet Quiet<'_>) -> Byte<'quiet> {
+        self.near(address).map_or_else(|| self.outside_region(address, quiet), Byte)
+    }
+
+    /// An object's byte.
+    #[inline(always)]
+    pub fn byte_of<'quiet>(&'quiet self, object: Object<'_>, quiet: &'quiet Quiet<'_>) -> ObjectByte<'quiet> {
+        ObjectByte(self.near(object.address()).unwrap_or_else(|| self.entered_outside_region(object.address(), quiet)))
+    }
+
+    /// The byte of an object of a GC type.
+    #[inline(always)]
+    pub fn gc_byte_of<'quiet>(&'quiet self, object: GcObject<'_>, quiet: &'quiet Quiet<'_>) -> GcByte<'quiet> {
+        GcByte(self.byte_of(*object, quiet).0)
     }
 
     #[cold]
     #[inline(never)]
-    fn place_outside_region<'quiet>(&'quiet self, address: usize, _: &'quiet Quiet<'_>) -> &'quiet Cell<u8> {
+    fn outside_region<'quiet>(&'quiet self, address: usize, _: &'quiet Quiet<'_>) -> Byte<'quiet> {
         // SAFETY: the map only changes where there is a `&mut Quiet`.
-        unsafe { &*self.outside_region.get() }.get(&address).unwrap_or(&self.nothing)
+        Byte(unsafe { &*self.outside_region.get() }.get(&address).unwrap_or(&self.nothing))
+    }
+
+    /// The byte of an address that has been entered.
+    #[cold]
+    #[inline(never)]
+    fn entered_outside_region<'quiet>(&'quiet self, address: usize, _: &'quiet Quiet<'_>) -> &'quiet Cell<u8> {
+        // SAFETY: as above.
+        unsafe { &*self.outside_region.get() }.get(&address).expect("an object has been entered")
     }
 
     #[inline(always)]
@@ -161,7 +295,7 @@ impl ObjectTable {
     /// The object at any address, if there is one. It may be in the middle of its destruction.
     #[inline(always)]
     pub fn object<'quiet>(&self, address: usize, quiet: &'quiet Quiet<'_>) -> Option<Object<'quiet>> {
-        // SAFETY: `enter` was promised an object, and it has not been buried since.
+        // SAFETY: invariant 1.
         (self.state(address) > KEPT).then(|| unsafe { Object::known(address, quiet) })
     }
 
@@ -192,7 +326,7 @@ impl ObjectTable {
     /// As [`object`](Self::object), if it is in the set of unreachable objects.
     #[inline(always)]
     pub fn unreachable<'quiet>(&self, address: usize, quiet: &'quiet Quiet<'_>) -> Option<GcObject<'quiet>> {
-        // SAFETY: as above; a collection finds objects of GC types.
+        // SAFETY: invariant 2.
         (self.state(address) == UNREACHABLE).then(|| unsafe { GcObject::known(address, quiet) })
     }
 
@@ -233,30 +367,17 @@ impl ObjectTable {
         }
     }
 
-    /// Sets the state of an object.
-    #[inline(always)]
-    pub fn set(&self, object: Object<'_>, state: u8) {
-        match self.near(object.address()) {
-            Some(byte) => byte.set(state),
-            None => self.set_outside_region(object.address(), state),
+    /// Marks that the destruction of the object at this address has begun, if there is one.
+    pub fn mark_dying(&self, address: usize, quiet: &Quiet<'_>) {
+        if let Some(object) = self.object(address, quiet) {
+            self.byte_of(object, quiet).set_dying();
         }
     }
 
-    /// Sets the state of the object at an address, if there is one.
-    pub fn set_at(&self, address: usize, state: u8) {
-        if self.state(address) > KEPT {
-            self.near(address).map_or_else(|| self.set_outside_region(address, state), |byte| byte.set(state));
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn set_outside_region(&self, address: usize, state: u8) {
-        // SAFETY: the map does not change during this call.
-        let byte = unsafe { &*self.outside_region.get() }.get(&address);
-        debug_assert!(byte.is_some(), "an object has been entered");
-        if let Some(byte) = byte {
-            byte.set(state);
+    /// Marks that the object at this address lives on, if there is one.
+    pub fn mark_live(&self, address: usize, quiet: &Quiet<'_>) {
+        if let Some(object) = self.object(address, quiet) {
+            self.byte_of(object, quiet).set_live();
         }
     }
 

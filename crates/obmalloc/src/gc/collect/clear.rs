@@ -20,7 +20,7 @@ impl ObjectHeap {
             return self.clear_each::<true>(garbage, old, quiet).map(drop);
         }
         if self.to_the_end(|| self.clear_each::<false>(garbage, old, quiet))? {
-            self.each_unreachable(garbage, quiet, |object| self.rejoin(object, old));
+            self.each_unreachable(garbage, quiet, |object| self.rejoin(object, old, quiet));
         }
         Ok(())
     }
@@ -46,29 +46,29 @@ impl ObjectHeap {
             if self.state().gc.debug & DEBUG_SAVEALL != 0 {
                 self.append_to_garbage(found);
             } else {
-                self.incref_object(*found);
                 // Counts are the program's, which may have given back more references than it had. So one more does not keep the object.
                 let count = found.refcnt();
-                let more = if holds || count >= KEEPS { 0 } else { KEEPS };
-                found.set_refcnt(count + more);
-                // SAFETY: the hold keeps it, or the references just added do.
-                let mut clear = || unsafe { self.tp_clear(object, quiet) };
-                if more == 0 {
-                    self.holding(object, clear);
+                if holds || count >= KEEPS {
+                    self.incref_object(*found);
+                    // SAFETY: the hold keeps it.
+                    self.holding(object, || unsafe { self.tp_clear(object, quiet) });
                 } else {
-                    clear();
-                    // SAFETY: they have kept it.
-                    let kept = unsafe { Object::known(object, quiet) };
+                    found.set_refcnt(count + KEEPS + 1);
+                    // SAFETY: the references just added keep it.
+                    let kept = unsafe {
+                        self.tp_clear(object, quiet);
+                        Object::known(object, quiet)
+                    };
                     kept.set_refcnt(kept.refcnt().saturating_sub(KEEPS).max(1));
                 }
-                // SAFETY: it has been kept. Gives the first of them back.
+                // SAFETY: it has been kept. Gives one reference back.
                 if unsafe { self.decref_kept(object, quiet) } {
                     continue;
                 }
             }
             survived = true;
             if WATCHED && let Some(found) = table.unreachable(object, quiet) {
-                self.rejoin(found, old);
+                self.rejoin(found, old, quiet);
             }
         }
         Ok(survived)

@@ -18,7 +18,7 @@ impl ObjectHeap {
         }
         self.each_unreachable(unreachable, quiet, |object| {
             if object.kind().hooks.del {
-                self.rejoin(object, ListId::Finalizers);
+                self.rejoin(object, ListId::Finalizers, quiet);
             }
         });
     }
@@ -30,7 +30,7 @@ impl ObjectHeap {
         while let Some(object) = self.state().gc.list(ListId::Finalizers).at(place, quiet) {
             self.traverse(*object, |reference| {
                 if let Some(found) = self.table().unreachable(reference, quiet) {
-                    self.rejoin(found, ListId::Finalizers);
+                    self.rejoin(found, ListId::Finalizers, quiet);
                 }
             })?;
             place += 1;
@@ -77,17 +77,23 @@ impl ObjectHeap {
         let room = still.try_reserve_exact(unreachable.len()).is_ok() && unreachable.try_reserve(unreachable.len()).is_ok();
         let counted = if room { self.count_refs(unreachable, quiet) } else { Err(ObjectError::NoMemory) };
         if counted.is_err() {
-            unreachable.iter().for_each(|&object| self.table().set_at(object, UNREACHABLE));
+            self.mark_unreachable(unreachable, quiet);
             return counted.map(|()| true);
         }
         if let (_, Err(error)) = self.move_unreachable(unreachable, &mut still, quiet) {
-            unreachable.iter().for_each(|&object| self.table().set_at(object, UNREACHABLE));
+            self.mark_unreachable(unreachable, quiet);
             return Err(error);
         }
         let objects = unreachable.iter().filter_map(|&object| self.table().gc(object, quiet));
         objects.for_each(|object| self.state().gc.list(old).append(object));
         *unreachable = still;
         Ok(true)
+    }
+
+    /// Puts objects back into the set of unreachable ones.
+    fn mark_unreachable(&self, objects: &[usize], quiet: &Quiet<'_>) {
+        let objects = objects.iter().filter_map(|&object| self.table().gc(object, quiet));
+        objects.for_each(|object| self.table().gc_byte_of(object, quiet).set(UNREACHABLE));
     }
 
     /// Whether all unreachable objects are still unreachable (`check_garbage`). If not, all of them join `old`, in their order.
@@ -97,11 +103,11 @@ impl ObjectHeap {
         for object in unreachable.iter().filter_map(|&object| self.table().gc(object, quiet)) {
             all &= has_no_refs(self.table().state(object.address()), || Some(object));
             object.set_gc_refs(0);
-            self.table().set(*object, UNREACHABLE);
+            self.table().gc_byte_of(object, quiet).set(UNREACHABLE);
         }
         counted?;
         if !all {
-            self.each_unreachable(unreachable, quiet, |object| self.rejoin(object, old));
+            self.each_unreachable(unreachable, quiet, |object| self.rejoin(object, old, quiet));
         }
         Ok(all)
     }

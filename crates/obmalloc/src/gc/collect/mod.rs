@@ -18,7 +18,7 @@ use super::list::ListId;
 use super::{DEBUG_COLLECTABLE, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
 use crate::object::handle::{GcObject, Quiet};
-use crate::object::table::{LIVE, UNREACHABLE};
+use crate::object::table::UNREACHABLE;
 use crate::object::{ObjectError, ObjectHeap};
 use crate::os;
 use crate::profile::{Algorithm, WeakrefsCleared};
@@ -51,7 +51,7 @@ pub(super) struct Found {
 impl ObjectHeap {
     /// `gc_collect_with_callback`, `_PyGC_Collect`
     pub(super) fn collect_with_callbacks(&self, generation: usize, quiet: &mut Quiet<'_>) -> Result<usize, ObjectError> {
-        if self.state().trash != 0 {
+        if !self.state().trash.is_empty() {
             self.take_up_trash(quiet);
         }
         self.state().gc.collecting = true;
@@ -167,7 +167,7 @@ impl ObjectHeap {
         let result = self.end_unreachable(&mut unreachable, old, quiet);
         if result.is_err() {
             // The collection was interrupted: the objects that are left live on.
-            self.each_unreachable(&unreachable, quiet, |object| self.rejoin(object, old));
+            self.each_unreachable(&unreachable, quiet, |object| self.rejoin(object, old, quiet));
             self.state().gc.merge(ListId::Finalizers, old);
         }
         unreachable.clear();
@@ -221,8 +221,8 @@ impl ObjectHeap {
     }
 
     /// Moves an object from the set of unreachable ones to a list, which has room.
-    fn rejoin(&self, object: GcObject<'_>, list: ListId) {
-        self.table().set(*object, LIVE);
+    fn rejoin(&self, object: GcObject<'_>, list: ListId, quiet: &Quiet<'_>) {
+        self.table().byte_of(*object, quiet).set_live();
         self.state().gc.list(list).append(object);
     }
 

@@ -95,7 +95,7 @@ impl ObjectHeap {
             }
             // SAFETY: a tracked object.
             let object = unsafe { GcObject::known(address, places.quiet) };
-            let (kind, at) = (object.kind(), places.of(address));
+            let (kind, at) = (object.kind(), places.of_object(object));
             if kind.simple {
                 let to = (&mut *unreachable, &mut *moved_back);
                 // SAFETY: tracked objects; nothing changes meanwhile.
@@ -125,7 +125,7 @@ impl ObjectHeap {
         object: GcObject<'_>,
         moved_back: &mut Vec<usize>,
     ) -> Result<(), ObjectError> {
-        let at = places.of(object.address());
+        let at = places.of_object(object);
         if at.get() == MANY_REFS {
             object.set_gc_refs(0);
         }
@@ -141,11 +141,16 @@ impl ObjectHeap {
 /// Marks `reference`, to which a reachable object refers. Returns whether it must be moved back to the reachable objects.
 fn visit_reachable<const SHIFT: u32>(places: Places<'_, SHIFT>, reference: usize) -> bool {
     let at = places.of(reference);
-    let state = at.get();
-    if state == UNREACHABLE || has_no_refs(state, || places.undecided(reference)) {
+    if let Some(at) = at.unreachable() {
+        at.set(NO_REFS + 1);
+        return true;
+    }
+    if let Some(at) = at.undecided()
+        && has_no_refs(at.get(), || places.undecided(reference))
+    {
         at.set(NO_REFS + 1);
     }
-    state == UNREACHABLE
+    false
 }
 
 /// Whether an object in this collection, with this state, has not been reached yet: `gc_refs` is 0.

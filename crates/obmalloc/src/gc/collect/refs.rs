@@ -5,13 +5,11 @@
 //! objects, in any order: it adds each object's reference count to its byte, and takes one off the bytes of those that it refers to. If a
 //! byte is too small, the object is counted in the word before it, as in CPython.
 
-use core::cell::Cell;
-
 use super::scan;
 use crate::gc::list::ListId;
 use crate::interrupt::STRIDE;
 use crate::object::handle::{GcObject, Object, Quiet};
-use crate::object::table::{self, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, is_undecided};
+use crate::object::table::{GcByte, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places};
 use crate::object::{ObjectError, ObjectHeap};
 use crate::profile::ImmortalMet;
 
@@ -57,10 +55,11 @@ impl ObjectHeap {
     pub(super) fn clear_collecting(&self, objects: &[usize], quiet: &Quiet<'_>) {
         for object in objects.iter().filter_map(|&object| self.table().gc(object, quiet)) {
             // The word is in use when the byte says so.
-            if self.table().state(object.address()) == MANY_REFS {
+            let at = self.table().gc_byte_of(object, quiet);
+            if at.get() == MANY_REFS {
                 object.set_gc_refs(0);
             }
-            self.table().set(*object, LIVE);
+            at.set(LIVE);
         }
     }
 
@@ -88,12 +87,12 @@ impl ObjectHeap {
                     continue;
                 }
             }
-            let (refcnt, at) = (object.refcnt(), places.of(address));
+            let (refcnt, at) = (object.refcnt(), places.of_object(object));
             let state = at.get();
             if refcnt <= usize::from(MOST_REFS) && state != MANY_REFS {
                 at.set(state + refcnt as u8);
             } else if self.is_immortal(refcnt) {
-                self.set_aside(object);
+                self.set_aside(object, at);
                 objects[index] = 0;
                 continue;
             } else {
@@ -111,10 +110,10 @@ impl ObjectHeap {
 
     /// Takes an immortal object out of the collection.
     #[cold]
-    fn set_aside(&self, object: GcObject<'_>) {
+    fn set_aside(&self, object: GcObject<'_>, at: GcByte<'_>) {
         let state = self.state();
         state.gc.scratch.set_aside += 1;
-        self.table().set(*object, LIVE);
+        at.set(LIVE);
         object.set_gc_refs(0);
         match self.rules.immortal_met {
             ImmortalMet::Frozen => state.gc.list(ListId::Permanent).append(object),
@@ -167,28 +166,25 @@ impl ObjectHeap {
 fn update_refs<const SHIFT: u32>(places: Places<'_, SHIFT>, objects: &[usize]) {
     for &object in objects {
         if object != 0 {
-            places.of(object).set(NO_REFS);
+            // SAFETY: a tracked object.
+            places.of_object(unsafe { GcObject::known(object, places.quiet) }).set(NO_REFS);
         }
     }
 }
 
 /// Takes one off an object's `gc_refs`, if it is undecided. References are being counted.
 fn visit_decref<const SHIFT: u32>(places: Places<'_, SHIFT>, reference: usize) {
-    let at = places.of(reference);
-    let state = at.get();
-    if state > table::LEAST_REFS && state < MANY_REFS {
-        at.set(state - 1);
-    } else if is_undecided(state)
-        && let Some(object) = places.undecided(reference)
-    {
-        count_in_head(at, object, -1);
+    if let Some(at) = places.of(reference).reducible() {
+        at.set(at.get() - 1);
+    } else if let Some(object) = places.undecided(reference) {
+        count_in_head(places.of_object(object), object, -1);
     }
 }
 
 /// Changes the `gc_refs` of an object that a byte cannot count for. `at` is the object's byte of the table.
 #[cold]
 #[inline(never)]
-fn count_in_head(at: &Cell<u8>, object: GcObject<'_>, change: isize) {
+fn count_in_head(at: GcByte<'_>, object: GcObject<'_>, change: isize) {
     let refs = if at.get() == MANY_REFS { object.gc_refs() } else { isize::from(at.get()) - isize::from(NO_REFS) };
     at.set(MANY_REFS);
     object.set_gc_refs(refs + change);

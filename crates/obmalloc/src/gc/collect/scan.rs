@@ -43,7 +43,7 @@ pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
             break;
         }
         let refcnt = object.refcnt();
-        let Some(at) = places.near(address) else { break };
+        let Some(at) = places.near_object(object) else { break };
         let state = at.get();
         if refcnt > usize::from(MOST_REFS) || state == MANY_REFS {
             break;
@@ -54,9 +54,11 @@ pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
         for slot in unsafe { object.run(kind.refs) } {
             let reference = slot.get();
             match places.near(reference) {
-                Some(at) if at.get() > LEAST_REFS && at.get() < MANY_REFS => at.set(at.get() - 1),
-                Some(at) if at.get() == LEAST_REFS || at.get() == MANY_REFS => slowly(places, reference),
-                Some(_) => {}
+                Some(at) => match at.reducible() {
+                    Some(at) => at.set(at.get() - 1),
+                    None if at.get() == LEAST_REFS || at.get() == MANY_REFS => slowly(places, reference),
+                    None => {}
+                },
                 None if reference == 0 => {}
                 None => slowly(places, reference),
             }
@@ -91,7 +93,7 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
         if !object.is_of(kind) {
             break;
         }
-        let Some(at) = places.near(address) else { break };
+        let Some(at) = places.near_object(object) else { break };
         let state = at.get();
         if state == NO_REFS {
             at.set(UNREACHABLE);
@@ -115,7 +117,7 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
                 // Most are known to be reached, or are not in this collection.
                 Some(at) if at.get() > NO_REFS && at.get() != MANY_REFS => false,
                 Some(at) if at.get() == NO_REFS => {
-                    at.set(NO_REFS + 1);
+                    at.undecided().inspect(|at| at.set(NO_REFS + 1));
                     false
                 }
                 None if reference == 0 => false,
