@@ -53,13 +53,58 @@ pub(crate) fn place(gc_next: usize) -> usize {
     gc_next - 1
 }
 
+/// A tracked object, or nothing where one has left.
+#[repr(transparent)]
+pub(crate) struct Entry(usize);
+
+impl Entry {
+    #[inline(always)]
+    pub fn of(object: GcObject<'_>) -> Self {
+        Self(object.address())
+    }
+
+    /// Whether there is no object, or none any more.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// Removes the object.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.0 = 0;
+    }
+
+    /// The object's address; 0 if there is none.
+    #[inline(always)]
+    pub fn address(&self) -> usize {
+        self.0
+    }
+
+    /// The object.
+    #[inline(always)]
+    pub fn object<'quiet>(&self, _: &'quiet Quiet<'_>) -> Option<GcObject<'quiet>> {
+        // SAFETY: an entry is made of an object of a GC type. It is cleared when the object is untracked, which is before its memory is given
+        // back (invariant 1 of lists).
+        (!self.is_empty()).then(|| unsafe { GcObject::unbound(self.0) })
+    }
+
+    /// As [`object`](Self::object), while nothing but lists changes.
+    #[inline(always)]
+    fn moving(&self) -> Option<GcObject<'_>> {
+        // SAFETY: as there.
+        (!self.is_empty()).then(|| unsafe { GcObject::unbound(self.0) })
+    }
+}
+
 /// Invariants:
-/// 1. An entry is 0 or a tracked object whose `_gc_next` stands for the entry's index; an object is an entry of one list.
-/// 2. `live` entries are not 0; all entries before `first` are 0.
+/// 1. An entry is empty or a tracked object whose `_gc_next` stands for the entry's index; an object is an entry of one list, and leaves it
+///    before its memory is given back.
+/// 2. `live` entries are not empty; all entries before `first` are empty.
 /// 3. There is capacity for `promised` entries, which is what callers have reserved.
 #[derive(Default)]
 pub(crate) struct GcList {
-    entries: Vec<usize>,
+    entries: Vec<Entry>,
     first: usize,
     live: usize,
     promised: usize,
@@ -71,14 +116,14 @@ impl GcList {
         self.live
     }
 
-    /// The entries, 0 where an object has left.
-    pub fn entries(&self) -> &[usize] {
+    /// The entries.
+    pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
     /// The objects, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
-        self.entries.iter().copied().filter(|&object| object != 0)
+        self.entries.iter().map(Entry::address).filter(|&object| object != 0)
     }
 
     /// The first object.
@@ -86,7 +131,7 @@ impl GcList {
         if self.live == 0 {
             return None;
         }
-        while self.entries[self.first] == 0 {
+        while self.entries[self.first].is_empty() {
             self.first += 1;
         }
         self.at(self.first, quiet)
@@ -94,9 +139,7 @@ impl GcList {
 
     /// The object with this index, if it has not left; `None` behind the last one, too.
     pub fn at<'quiet>(&self, place: usize, quiet: &'quiet Quiet<'_>) -> Option<GcObject<'quiet>> {
-        let object = *self.entries.get(place).filter(|&&object| object != 0)?;
-        // SAFETY: invariant 1.
-        Some(unsafe { GcObject::known(object, quiet) })
+        self.entries.get(place)?.object(quiet)
     }
 
     /// Whether there is capacity for `more` objects; if so, promises it.
@@ -144,7 +187,7 @@ impl GcList {
         larger.try_reserve_exact(room).map_err(|_| Undone::NoMemory)?;
         // Copying takes a tenth of the time that a step usually takes, hence the larger pieces.
         for piece in self.entries.chunks(8 * STRIDE) {
-            larger.extend_from_slice(piece);
+            larger.extend(piece.iter().map(|&Entry(object)| Entry(object)));
             if interrupt.is_now() {
                 return Err(Undone::GivenUp);
             }
@@ -158,11 +201,9 @@ impl GcList {
         let mut place = 0;
         self.first = 0;
         for from in 0..self.entries.len() {
-            let object = core::mem::take(&mut self.entries[from]);
-            if object != 0 {
-                self.entries[place] = object;
-                // SAFETY: invariant 1; nothing is destroyed here.
-                set_place(unsafe { GcObject::unbound(object) }, place);
+            if let Some(object) = self.entries[from].moving() {
+                set_place(object, place);
+                self.entries.swap(place, from);
                 place += 1;
             }
             if (from + 1).is_multiple_of(STRIDE) && interrupt.is_now() {
@@ -178,7 +219,7 @@ impl GcList {
     pub fn append(&mut self, object: GcObject<'_>) {
         debug_assert!(self.entries.len() < self.entries.capacity(), "room has been made");
         set_place(object, self.entries.len());
-        self.entries.push(object.address());
+        self.entries.push(Entry::of(object));
         self.live += 1;
     }
 
@@ -186,13 +227,13 @@ impl GcList {
     #[inline]
     pub fn has(&self, object: GcObject<'_>) -> bool {
         // An object that is not tracked gives a number that is far too large.
-        self.entries.get(object.gc_next().wrapping_sub(1)) == Some(&object.address())
+        self.entries.get(object.gc_next().wrapping_sub(1)).is_some_and(|entry| entry.address() == object.address())
     }
 
     /// Takes an object out that is in this list (`gc_list_remove`).
     #[inline]
     pub fn remove(&mut self, object: GcObject<'_>) {
-        self.entries[place(object.gc_next())] = 0;
+        self.entries[place(object.gc_next())].clear();
         object.set_gc_next(0);
         self.live -= 1;
         if self.live == 0 {
@@ -219,10 +260,9 @@ impl GcList {
             let end = from.entries.len().min(from.first + STRIDE);
             let before = self.live;
             for entry in &mut from.entries[from.first..end] {
-                let object = core::mem::take(entry);
-                if object != 0 {
-                    // SAFETY: invariant 1; nothing is destroyed here.
-                    self.append(unsafe { GcObject::unbound(object) });
+                if let Some(object) = entry.moving() {
+                    self.append(object);
+                    entry.clear();
                 }
             }
             from.first = end;
@@ -244,13 +284,14 @@ impl GcList {
         self.live = 0;
     }
 
-    /// The entries, for a caller that takes objects out or appends them, and then calls [`update_counts`](Self::update_counts).
-    pub fn entries_mut(&mut self) -> &mut Vec<usize> {
-        &mut self.entries
+    /// Takes the entries out, for a caller that clears some or appends others, and then [puts them back](Self::put_back).
+    pub fn take_entries(&mut self) -> Vec<Entry> {
+        core::mem::take(&mut self.entries)
     }
 
-    /// Updates the counts, after `left` objects have left and objects have been appended from index `appended` on. Those know their indices.
-    pub fn update_counts(&mut self, left: usize, appended: usize) {
+    /// Puts the entries back, after `left` objects have left and objects have been appended from index `appended` on. Those know their indices.
+    pub fn put_back(&mut self, entries: Vec<Entry>, left: usize, appended: usize) {
+        self.entries = entries;
         self.live = self.live + self.entries.len() - appended - left;
         if self.live == 0 {
             self.clear();

@@ -34,12 +34,12 @@ impl ObjectHeap {
         for id in ListId::ALL {
             let list = &gc.lists[id as usize];
             let mut live = 0;
-            for (place, &object) in list.entries().iter().enumerate() {
-                if object == 0 {
+            for (place, entry) in list.entries().iter().enumerate() {
+                if entry.is_empty() {
                     continue;
                 }
                 live += 1;
-                self.verify_tracked(state, object, id, place, quiet)?;
+                self.verify_tracked(state, entry.address(), id, place, quiet)?;
                 if self.is_interrupted_after(1) {
                     return Ok(());
                 }

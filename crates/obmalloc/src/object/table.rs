@@ -191,6 +191,12 @@ impl<'quiet, const SHIFT: u32> Places<'quiet, SHIFT> {
         self.of(address).undecided().map(|_| unsafe { GcObject::known(address, self.quiet) })
     }
 
+    /// The object at any address, if it is one that a collection has found to be unreachable.
+    pub fn unreachable(self, address: usize) -> Option<GcObject<'quiet>> {
+        // SAFETY: invariant 2.
+        self.of(address).unreachable().map(|_| unsafe { GcObject::known(address, self.quiet) })
+    }
+
     /// The byte of an address, if it is in the table itself.
     #[inline(always)]
     pub fn near(self, address: usize) -> Option<Byte<'quiet>> {

@@ -42,7 +42,7 @@ impl ObjectHeap {
             if WATCHED {
                 self.go_on_after(1)?;
             }
-            scan::prefetch(garbage, index);
+            scan::prefetch(garbage, index, |&object| object);
             if self.state().gc.debug & DEBUG_SAVEALL != 0 {
                 self.append_to_garbage(found);
             } else {

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::reach::has_no_refs;
 use crate::gc::DEBUG_SAVEALL;
-use crate::gc::list::ListId;
+use crate::gc::list::{Entry, ListId};
 use crate::object::handle::Quiet;
 use crate::object::table::UNREACHABLE;
 use crate::object::{ObjectError, ObjectHeap};
@@ -70,44 +70,40 @@ impl ObjectHeap {
         quiet: &Quiet<'_>,
     ) -> Result<bool, ObjectError> {
         unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
+        let (mut objects, mut still) = (Vec::new(), Vec::new());
+        if objects.try_reserve_exact(2 * unreachable.len()).is_err() || still.try_reserve_exact(unreachable.len()).is_err() {
+            return Err(ObjectError::NoMemory);
+        }
+        self.each_unreachable(unreachable, quiet, |object| objects.push(Entry::of(object)));
         if self.rules.resurrection == Resurrection::KeepsAll {
-            return self.check_garbage(unreachable, old, quiet);
+            return self.check_garbage(&mut objects, old, quiet);
         }
-        let mut still = Vec::new();
-        let room = still.try_reserve_exact(unreachable.len()).is_ok() && unreachable.try_reserve(unreachable.len()).is_ok();
-        let counted = if room { self.count_refs(unreachable, quiet) } else { Err(ObjectError::NoMemory) };
-        if counted.is_err() {
-            self.mark_unreachable(unreachable, quiet);
-            return counted.map(|()| true);
+        let counted = self.count_refs(&mut objects, quiet);
+        let moved = counted.and_then(|()| self.move_unreachable(&mut objects, &mut still, quiet).1);
+        let objects = objects.iter().filter_map(|entry| entry.object(quiet));
+        if moved.is_err() {
+            objects.for_each(|object| self.table().gc_byte_of(object, quiet).set(UNREACHABLE));
+            return moved.map(|()| true);
         }
-        if let (_, Err(error)) = self.move_unreachable(unreachable, &mut still, quiet) {
-            self.mark_unreachable(unreachable, quiet);
-            return Err(error);
-        }
-        let objects = unreachable.iter().filter_map(|&object| self.table().gc(object, quiet));
         objects.for_each(|object| self.state().gc.list(old).append(object));
         *unreachable = still;
         Ok(true)
     }
 
-    /// Puts objects back into the set of unreachable ones.
-    fn mark_unreachable(&self, objects: &[usize], quiet: &Quiet<'_>) {
-        let objects = objects.iter().filter_map(|&object| self.table().gc(object, quiet));
-        objects.for_each(|object| self.table().gc_byte_of(object, quiet).set(UNREACHABLE));
-    }
-
     /// Whether all unreachable objects are still unreachable (`check_garbage`). If not, all of them join `old`, in their order.
-    fn check_garbage(&self, unreachable: &mut [usize], old: ListId, quiet: &Quiet<'_>) -> Result<bool, ObjectError> {
-        let counted = self.count_refs(unreachable, quiet);
+    fn check_garbage(&self, objects: &mut [Entry], old: ListId, quiet: &Quiet<'_>) -> Result<bool, ObjectError> {
+        let counted = self.count_refs(objects, quiet);
+        let objects = || objects.iter().filter_map(|entry| entry.object(quiet));
         let mut all = true;
-        for object in unreachable.iter().filter_map(|&object| self.table().gc(object, quiet)) {
-            all &= has_no_refs(self.table().state(object.address()), || Some(object));
+        for object in objects() {
+            let at = self.table().gc_byte_of(object, quiet);
+            all &= has_no_refs(at.get(), || Some(object));
             object.set_gc_refs(0);
-            self.table().gc_byte_of(object, quiet).set(UNREACHABLE);
+            at.set(UNREACHABLE);
         }
         counted?;
         if !all {
-            self.each_unreachable(unreachable, quiet, |object| self.rejoin(object, old, quiet));
+            objects().for_each(|object| self.rejoin(object, old, quiet));
         }
         Ok(all)
     }

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 pub(super) use incremental::Progress;
 
-use super::list::ListId;
+use super::list::{Entry, ListId};
 use super::{DEBUG_COLLECTABLE, DEBUG_STATS, DEBUG_UNCOLLECTABLE, GENERATIONS, Info, Phase};
 use crate::address_hash::AddressMap;
 use crate::object::handle::{GcObject, Quiet};
@@ -30,7 +30,7 @@ pub(crate) struct Scratch {
     /// the table is not [`UNREACHABLE`].
     unreachable: Vec<usize>,
     /// Objects that looked unreachable at their turn, and were reached later.
-    moved_back: Vec<usize>,
+    moved_back: Vec<Entry>,
     /// How many immortal objects have been taken out of the list.
     set_aside: usize,
     /// For each object whose type has a `traverse` hook, the range of `visits` with the objects that the hook visited. The hook is asked once a
@@ -240,7 +240,7 @@ impl ObjectHeap {
         }
         gc.list(base).reserve(all, self.interrupt())?;
         // The list is empty meanwhile, so that no other code can reach the entries.
-        let mut entries = core::mem::take(gc.list(base).entries_mut());
+        let mut entries = gc.list(base).take_entries();
         let count = entries.len();
         let counted = self.count_refs(&mut entries, quiet);
         let mut left = core::mem::take(&mut self.state().gc.scratch.set_aside);
@@ -251,9 +251,7 @@ impl ObjectHeap {
             self.state().gc.scratch.unreachable = unreachable;
             moved
         });
-        let list = self.state().gc.list(base);
-        *list.entries_mut() = entries;
-        list.update_counts(left, count);
+        self.state().gc.list(base).put_back(entries, left, count);
         deduced
     }
 

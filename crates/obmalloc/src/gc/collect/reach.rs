@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::scan;
-use crate::gc::list;
+use crate::gc::list::{self, Entry};
 use crate::interrupt::STRIDE;
 use crate::object::handle::{GcObject, Quiet};
 use crate::object::table::{LIVE, MANY_REFS, NO_REFS, Places, UNREACHABLE};
@@ -18,7 +18,7 @@ impl ObjectHeap {
     /// When it is interrupted: all objects are in `objects` again, and [`LIVE`].
     pub(super) fn move_unreachable(
         &self,
-        objects: &mut Vec<usize>,
+        objects: &mut Vec<Entry>,
         unreachable: &mut Vec<usize>,
         quiet: &Quiet<'_>,
     ) -> (usize, Result<(), ObjectError>) {
@@ -31,20 +31,18 @@ impl ObjectHeap {
         let left = unreachable.len();
         if moved.is_err() {
             let appended = objects.len();
-            objects.append(unreachable);
-            for (place, &object) in objects.iter().enumerate().skip(appended) {
-                if let Some(object) = self.table().gc(object, quiet) {
-                    list::set_place(object, place);
-                }
+            objects.extend(unreachable.drain(..).filter_map(|object| self.table().gc(object, quiet)).map(Entry::of));
+            for (place, entry) in objects.iter().enumerate().skip(appended) {
+                entry.object(quiet).inspect(|&object| list::set_place(object, place));
             }
             self.clear_collecting(objects, quiet);
         } else if !moved_back.is_empty() {
-            objects.extend_from_slice(&moved_back);
             if moved_back.len() == unreachable.len() {
                 unreachable.clear();
             } else {
                 unreachable.retain(|&object| self.table().state(object) == UNREACHABLE);
             }
+            objects.append(&mut moved_back);
         }
         moved_back.clear();
         self.state().gc.scratch.moved_back = moved_back;
@@ -54,9 +52,9 @@ impl ObjectHeap {
     fn move_unreachable_in<const SHIFT: u32>(
         &self,
         places: Places<'_, SHIFT>,
-        objects: &mut [usize],
+        objects: &mut [Entry],
         unreachable: &mut Vec<usize>,
-        moved_back: &mut Vec<usize>,
+        moved_back: &mut Vec<Entry>,
     ) -> Result<(), ObjectError> {
         let mut index = 0;
         while index < objects.len() {
@@ -65,12 +63,10 @@ impl ObjectHeap {
             self.go_on_after(index - begin)?;
         }
         index = 0;
-        while let Some(&address) = moved_back.get(index) {
-            // SAFETY: an object was unreachable, so it is tracked.
-            let object = unsafe { GcObject::known(address, places.quiet) };
+        while let Some(object) = moved_back.get(index).and_then(|entry| entry.object(places.quiet)) {
             // The object is in the cache now. Telling it its place at the end would take long, and could not be interrupted.
             list::set_place(object, objects.len() + index);
-            scan::prefetch(moved_back, index);
+            scan::prefetch(moved_back, index, Entry::address);
             self.move_reachable(places, object, moved_back)?;
             self.go_on_after(1)?;
             index += 1;
@@ -83,22 +79,20 @@ impl ObjectHeap {
     fn move_unreachable_from<const SHIFT: u32>(
         &self,
         places: Places<'_, SHIFT>,
-        objects: &mut [usize],
+        objects: &mut [Entry],
         mut index: usize,
         unreachable: &mut Vec<usize>,
-        moved_back: &mut Vec<usize>,
+        moved_back: &mut Vec<Entry>,
     ) -> Result<usize, ObjectError> {
-        while let Some(&address) = objects.get(index) {
-            if address == 0 {
+        while let Some(entry) = objects.get(index) {
+            let Some(object) = entry.object(places.quiet) else {
                 index += 1;
                 continue;
-            }
-            // SAFETY: a tracked object.
-            let object = unsafe { GcObject::known(address, places.quiet) };
+            };
             let (kind, at) = (object.kind(), places.of_object(object));
             if kind.simple {
                 let to = (&mut *unreachable, &mut *moved_back);
-                // SAFETY: tracked objects; nothing changes meanwhile.
+                // SAFETY: there is room for all objects.
                 let stopped = unsafe { scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable) };
                 if stopped != index {
                     index = stopped;
@@ -107,8 +101,8 @@ impl ObjectHeap {
             }
             if has_no_refs(at.get(), || Some(object)) {
                 at.set(UNREACHABLE);
-                unreachable.push(address);
-                objects[index] = 0;
+                unreachable.push(object.address());
+                objects[index].clear();
             } else {
                 self.move_reachable(places, object, moved_back)?;
             }
@@ -123,7 +117,7 @@ impl ObjectHeap {
         &self,
         places: Places<'_, SHIFT>,
         object: GcObject<'_>,
-        moved_back: &mut Vec<usize>,
+        moved_back: &mut Vec<Entry>,
     ) -> Result<(), ObjectError> {
         let at = places.of_object(object);
         if at.get() == MANY_REFS {
@@ -131,26 +125,21 @@ impl ObjectHeap {
         }
         at.set(LIVE);
         self.traverse(*object, |reference| {
-            if visit_reachable(places, reference) {
-                moved_back.push(reference);
-            }
+            moved_back.extend(visit_reachable(places, reference).map(Entry::of));
         })
     }
 }
 
-/// Marks `reference`, to which a reachable object refers. Returns whether it must be moved back to the reachable objects.
-fn visit_reachable<const SHIFT: u32>(places: Places<'_, SHIFT>, reference: usize) -> bool {
-    let at = places.of(reference);
-    if let Some(at) = at.unreachable() {
-        at.set(NO_REFS + 1);
-        return true;
+/// Marks the object that a reachable object refers to. Returns it, if it must be moved back to the reachable objects.
+fn visit_reachable<const SHIFT: u32>(places: Places<'_, SHIFT>, reference: usize) -> Option<GcObject<'_>> {
+    let moved = places.unreachable(reference);
+    if let Some(object) = moved.or_else(|| places.undecided(reference)) {
+        let at = places.of_object(object);
+        if moved.is_some() || has_no_refs(at.get(), || Some(object)) {
+            at.set(NO_REFS + 1);
+        }
     }
-    if let Some(at) = at.undecided()
-        && has_no_refs(at.get(), || places.undecided(reference))
-    {
-        at.set(NO_REFS + 1);
-    }
-    false
+    moved
 }
 
 /// Whether an object in this collection, with this state, has not been reached yet: `gc_refs` is 0.

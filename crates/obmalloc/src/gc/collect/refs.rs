@@ -6,7 +6,7 @@
 //! byte is too small, the object is counted in the word before it, as in CPython.
 
 use super::scan;
-use crate::gc::list::ListId;
+use crate::gc::list::{Entry, ListId};
 use crate::interrupt::STRIDE;
 use crate::object::handle::{GcObject, Object, Quiet};
 use crate::object::table::{GcByte, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places};
@@ -18,7 +18,7 @@ impl ObjectHeap {
     ///
     /// # Errors
     /// When a hook fails or does not tell the truth, or it is interrupted: then every object is [`LIVE`].
-    pub(super) fn count_refs(&self, objects: &mut [usize], quiet: &Quiet<'_>) -> Result<(), ObjectError> {
+    pub(super) fn count_refs(&self, objects: &mut [Entry], quiet: &Quiet<'_>) -> Result<(), ObjectError> {
         let scratch = &mut self.state().gc.scratch;
         scratch.visited.clear();
         scratch.visits.clear();
@@ -36,7 +36,7 @@ impl ObjectHeap {
     fn update_and_subtract_refs<const SHIFT: u32>(
         &self,
         places: Places<'_, SHIFT>,
-        objects: &mut [usize],
+        objects: &mut [Entry],
     ) -> Result<(), ObjectError> {
         for part in objects.chunks(STRIDE) {
             update_refs(places, part);
@@ -52,8 +52,8 @@ impl ObjectHeap {
     }
 
     /// Marks all objects as outside any collection (`gc_list_clear_collecting`).
-    pub(super) fn clear_collecting(&self, objects: &[usize], quiet: &Quiet<'_>) {
-        for object in objects.iter().filter_map(|&object| self.table().gc(object, quiet)) {
+    pub(super) fn clear_collecting(&self, objects: &[Entry], quiet: &Quiet<'_>) {
+        for object in objects.iter().filter_map(|entry| entry.object(quiet)) {
             // The word is in use when the byte says so.
             let at = self.table().gc_byte_of(object, quiet);
             if at.get() == MANY_REFS {
@@ -68,20 +68,17 @@ impl ObjectHeap {
     fn subtract_refs<const SHIFT: u32>(
         &self,
         places: Places<'_, SHIFT>,
-        objects: &mut [usize],
+        objects: &mut [Entry],
         mut index: usize,
     ) -> Result<usize, ObjectError> {
-        while let Some(&address) = objects.get(index) {
-            if address == 0 {
+        while let Some(entry) = objects.get(index) {
+            let Some(object) = entry.object(places.quiet) else {
                 index += 1;
                 continue;
-            }
-            // SAFETY: a tracked object.
-            let object = unsafe { GcObject::known(address, places.quiet) };
+            };
             let kind = object.kind();
             if kind.simple {
-                // SAFETY: tracked objects; nothing changes while references are counted.
-                let stopped = unsafe { scan::subtract_refs(places, objects, index, kind, visit_decref) };
+                let stopped = scan::subtract_refs(places, objects, index, kind, visit_decref);
                 if stopped != index {
                     index = stopped;
                     continue;
@@ -93,7 +90,7 @@ impl ObjectHeap {
                 at.set(state + refcnt as u8);
             } else if self.is_immortal(refcnt) {
                 self.set_aside(object, at);
-                objects[index] = 0;
+                objects[index].clear();
                 continue;
             } else {
                 count_in_head(at, object, refcnt as isize);
@@ -163,12 +160,9 @@ impl ObjectHeap {
 }
 
 /// Marks every object as undecided. CPython's function copies the reference count here; ours is added in `subtract_refs`.
-fn update_refs<const SHIFT: u32>(places: Places<'_, SHIFT>, objects: &[usize]) {
-    for &object in objects {
-        if object != 0 {
-            // SAFETY: a tracked object.
-            places.of_object(unsafe { GcObject::known(object, places.quiet) }).set(NO_REFS);
-        }
+fn update_refs<const SHIFT: u32>(places: Places<'_, SHIFT>, objects: &[Entry]) {
+    for object in objects.iter().filter_map(|entry| entry.object(places.quiet)) {
+        places.of_object(object).set(NO_REFS);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use alloc::vec::Vec;
 
+use crate::gc::list::Entry;
 use crate::object::Type;
 use crate::object::handle::GcObject;
 use crate::object::table::{LEAST_REFS, LIVE, MANY_REFS, MOST_REFS, NO_REFS, Places, UNREACHABLE};
@@ -13,32 +14,27 @@ const AHEAD: usize = 16;
 
 /// Prefetches the object [`AHEAD`] places behind the one with this index.
 #[inline(always)]
-pub(super) fn prefetch(objects: &[usize], index: usize) {
-    if let Some(&ahead) = objects.get(index + AHEAD) {
-        os::prefetch(core::ptr::without_provenance(ahead));
+pub(super) fn prefetch<T>(objects: &[T], index: usize, address: impl Fn(&T) -> usize) {
+    if let Some(ahead) = objects.get(index + AHEAD) {
+        os::prefetch(core::ptr::without_provenance(address(ahead)));
     }
 }
 
 /// `subtract_refs` and `update_refs`, from the object with this index on. Returns the index of the first object that it does not handle.
 /// `slowly` takes one off the count of an object that its byte does not hold.
-///
-/// # Safety
-/// The objects are tracked, or 0.
-pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
+pub(super) fn subtract_refs<const SHIFT: u32>(
     places: Places<'_, SHIFT>,
-    objects: &[usize],
+    objects: &[Entry],
     mut index: usize,
     kind: &Type,
     slowly: fn(Places<'_, SHIFT>, usize),
 ) -> usize {
-    while let Some(&address) = objects.get(index) {
-        if address == 0 {
+    while let Some(entry) = objects.get(index) {
+        let Some(object) = entry.object(places.quiet) else {
             index += 1;
             continue;
-        }
-        prefetch(objects, index);
-        // SAFETY: the caller's promise.
-        let object = unsafe { GcObject::known(address, places.quiet) };
+        };
+        prefetch(objects, index, Entry::address);
         if !object.is_of(kind) {
             break;
         }
@@ -68,28 +64,26 @@ pub(super) unsafe fn subtract_refs<const SHIFT: u32>(
 }
 
 /// `move_unreachable`, from the object with this index on. Returns the index of the first object that it does not handle. References have
-/// been counted. `slowly` says whether an object must be moved back if its byte does not tell.
+/// been counted. `slowly` gives the object if it must be moved back, where its byte does not tell.
 ///
 /// # Safety
-/// The objects are tracked, or 0. `unreachable` has room for all of them.
+/// `unreachable` has room for all objects.
 pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
     places: Places<'_, SHIFT>,
-    objects: &mut [usize],
+    objects: &mut [Entry],
     mut index: usize,
     kind: &Type,
     unreachable: &mut Vec<usize>,
-    moved_back: &mut Vec<usize>,
-    slowly: fn(Places<'_, SHIFT>, usize) -> bool,
+    moved_back: &mut Vec<Entry>,
+    slowly: for<'quiet> fn(Places<'quiet, SHIFT>, usize) -> Option<GcObject<'quiet>>,
 ) -> usize {
     let (mut found, found_at) = (unreachable.len(), unreachable.as_mut_ptr());
-    while let Some(&address) = objects.get(index) {
-        if address == 0 {
+    while let Some(entry) = objects.get(index) {
+        let Some(object) = entry.object(places.quiet) else {
             index += 1;
             continue;
-        }
-        prefetch(objects, index);
-        // SAFETY: the caller's promise.
-        let object = unsafe { GcObject::known(address, places.quiet) };
+        };
+        prefetch(objects, index, Entry::address);
         if !object.is_of(kind) {
             break;
         }
@@ -99,9 +93,9 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
             at.set(UNREACHABLE);
             debug_assert!(found < unreachable.capacity(), "there is room for all");
             // SAFETY: the caller's promise: there is room.
-            unsafe { *found_at.add(found) = address };
+            unsafe { *found_at.add(found) = object.address() };
             found += 1;
-            objects[index] = 0;
+            objects[index].clear();
             index += 1;
             continue;
         }
@@ -115,16 +109,16 @@ pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
             let reference = slot.get();
             let moved = match places.near(reference) {
                 // Most are known to be reached, or are not in this collection.
-                Some(at) if at.get() > NO_REFS && at.get() != MANY_REFS => false,
+                Some(at) if at.get() > NO_REFS && at.get() != MANY_REFS => None,
                 Some(at) if at.get() == NO_REFS => {
                     at.undecided().inspect(|at| at.set(NO_REFS + 1));
-                    false
+                    None
                 }
-                None if reference == 0 => false,
+                None if reference == 0 => None,
                 _ => slowly(places, reference),
             };
-            if moved {
-                moved_back.push(reference);
+            if let Some(object) = moved {
+                moved_back.push(Entry::of(object));
             }
         }
     }
