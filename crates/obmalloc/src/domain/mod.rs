@@ -276,7 +276,8 @@ unsafe extern "C-unwind" fn object_calloc<S: Shape>(ctx: *mut c_void, count: usi
 #[inline(never)]
 unsafe extern "C-unwind" fn object_calloc_slow<S: Shape>(ctx: *mut c_void, count: usize, size: usize) -> *mut c_void {
     let (this, total) = (ctx.cast::<Domains>(), count * size);
-    // SAFETY: called by `object_calloc`, which has checked that the product fits; where blocks are watched, hooks have been set up.
+    // SAFETY: as in `object_malloc_slow`: called by `object_calloc`, which has checked that the product fits, with its `ctx`; where blocks are
+    // watched, hooks have been set up. The block has at least `total` bytes.
     unsafe {
         let block = if S::WATCHED {
             match debug::watched_block(this, total) {

@@ -1,8 +1,8 @@
 //! A list of tracked objects.
 //!
 //! CPython links a list through its objects, so a walk waits for each object before it knows the next. Here a list is an array, so that
-//! objects can be prefetched long before their turn. An object knows its index (`_gc_next`). When an object leaves, its entry becomes 0, and
-//! the order of the others stays. An object does not know its list: a look at its index in each list tells. So whole lists can be swapped.
+//! objects can be prefetched long before their turn. An object stores its index (`_gc_next`), not its list. To find the list, look at that
+//! index in each list. So whole lists can be swapped. When an object leaves, its entry becomes empty, and the order of the others stays.
 
 use alloc::vec::Vec;
 

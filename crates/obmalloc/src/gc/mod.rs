@@ -184,8 +184,8 @@ impl ObjectHeap {
         }
     }
 
-    /// Runs the collection that an allocation has scheduled, if there is one, no hook is running and no guest is asked. Every operation on objects begins with
-    /// this; the interpreter does it between two instructions (`_Py_RunGC`).
+    /// Runs the collection that an allocation has scheduled. Does nothing if none is scheduled, a hook is running, or a guest is being asked.
+    /// Every operation on objects begins with this; the interpreter does it between two instructions (`_Py_RunGC`).
     #[inline]
     pub fn run_scheduled(&self) {
         if self.mode().get() == Mode::Open {

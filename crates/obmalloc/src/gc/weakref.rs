@@ -3,8 +3,8 @@
 //! A weak reference is a GC object with a word for its referent, and two words that link it to the other weak references to that referent.
 //! The referent has a word for the first of them. That may be the *basic* one, which has no callback and is shared.
 //!
-//! Callbacks are called in three places: `clear_lone` and `clear_several` when the referent is destroyed, `call_weakref_callbacks` during a
-//! collection.
+//! Callbacks are called in three functions: `clear_lone` and `clear_several` when the referent is destroyed, `call_weakref_callbacks` during
+//! a collection.
 
 use core::iter::successors;
 use core::num::NonZeroU64;
@@ -129,9 +129,9 @@ impl ObjectHeap {
         self.drop_callback(callback, quiet);
     }
 
-    /// Clears the weak references to an object that is being destroyed, from the one at the head on, and calls their callbacks. All are
-    /// cleared before the first callback runs, and kept until the last one has. They stay linked to each other, outside any list; the last
-    /// one goes first.
+    /// Clears the weak references to an object that is being destroyed, from the one at the head on, and then calls their callbacks. Keeps
+    /// all of them until the last callback has returned. Until then they stay linked to each other, outside any list. Then it unlinks them,
+    /// the last one first.
     fn clear_several(&self, head: usize, quiet: &mut Quiet<'_>) {
         let table = self.table();
         let mut last = 0;

@@ -189,9 +189,11 @@ impl ObjectHeap {
     }
 
     /// The memory of slot `place` of the [region](Self::region), each as large as an arena, and the heap's tables of its blocks; `None` if no
-    /// arena is there. The window can be read and written while the heap lives, also when another arena has come there. A block in it may be
-    /// used through it if the block is live, the heap [is plain](Self::is_plain), and no object begins at the block's address or 16 or 32 bytes
-    /// behind it. Once the heap [has types](Self::has_types), an older window does not show objects.
+    /// arena is there. The window can be read and written while the heap lives, also when another arena has come there.
+    ///
+    /// A caller may use a block through the window on three conditions: the block is live, the heap [is plain](Self::is_plain), and no object
+    /// begins 0, 16 or 32 bytes after the block's address. A window that was made before the heap [has types](Self::has_types) has no table of
+    /// objects: make a new one then.
     pub fn window(&self, place: usize) -> Option<Window> {
         let checked = self.heap.checked();
         let (memory, headers) = checked.inner().pymalloc().window(place)?;

@@ -13,7 +13,7 @@ use super::{ObjectHeap, Type};
 use crate::interrupt::STRIDE;
 use crate::profile::Counted;
 
-/// In place of an object: none found yet, and there are more references to look at.
+/// Returned in place of an object: the search has found none so far and is not finished.
 const NONE_YET: usize = 0;
 
 impl ObjectHeap {
@@ -188,8 +188,8 @@ impl ObjectHeap {
         self.begin_end(object, at) || self.run_end(kind, reference, quiet)
     }
 
-    /// Lets an object wait until another one, `first`, has been destroyed, and returns the one to go on with: `first`. Without memory, `first`
-    /// goes into the trash and `waiting` is returned; CPython does so when calls are nested too deep.
+    /// Puts `waiting` aside until `first` has been destroyed, and returns `first`, which is destroyed next. Without memory for that, puts `first`
+    /// into the trash and returns `waiting`. CPython does the same when calls are nested too deep.
     #[inline]
     fn postpone(&self, waiting: Dying, first: Dying, quiet: &Quiet<'_>) -> Dying {
         let state = self.state();

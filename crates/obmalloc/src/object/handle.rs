@@ -23,9 +23,9 @@ use super::types::{ItemKind, Run, Type};
 ///
 /// Each public function of a heap that reads objects makes one, and passes it on. A function that may make or destroy objects, or run hooks,
 /// takes it as `&mut`. [`ObjectHeap::in_hook`] lends it for the length of a hook, so that the functions that the hook calls can make their own.
-/// Debug builds check that there is never a second one beside it while the heap takes every call; otherwise it only takes calls that look.
+/// Debug builds check that no second `Quiet` exists. Several may exist while the heap only accepts calls that change nothing.
 pub(crate) struct Quiet<'heap> {
-    /// Where it is noted that there is one, and what was noted before.
+    /// The heap's flag "a `Quiet` exists", and its earlier value, which `drop` puts back.
     #[cfg(debug_assertions)]
     taken: (&'heap Cell<bool>, bool),
     heap: PhantomData<&'heap ObjectHeap>,

@@ -40,7 +40,7 @@ pub(crate) const MANY_REFS: u8 = 250;
 /// There is an object.
 pub(crate) const LIVE: u8 = 255;
 
-// In whichever order an object's references are added and taken off, its byte stays in its range.
+// References may be added and taken off in any order: the byte never leaves its range.
 const _: () = assert!(NO_REFS - MOST_REFS > LEAST_REFS && NO_REFS + MOST_REFS < MANY_REFS);
 
 /// Whether a collection has not decided about an object yet.
@@ -161,8 +161,8 @@ pub(crate) struct ObjectTable {
     nothing: Cell<u8>,
 }
 
-/// The table's parts, for objects aligned to `1 << SHIFT`. A loop that writes bytes keeps a copy of them in registers: as far as the
-/// compiler knows, a write of a byte could change the table itself.
+/// The table's parts, for objects aligned to `1 << SHIFT`. A loop copies them first. Otherwise the compiler would load them again after each
+/// byte that is written, because it must assume that the write changed them.
 #[derive(Clone, Copy)]
 pub(crate) struct Places<'quiet, const SHIFT: u32> {
     base: usize,

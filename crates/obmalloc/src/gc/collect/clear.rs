@@ -6,7 +6,7 @@ use crate::gc::list::ListId;
 use crate::object::handle::{GcObject, Object, Quiet};
 use crate::object::{ObjectError, ObjectHeap};
 
-/// Added to the count of an object to keep it: more than it has references, because there is no room for as many.
+/// Added to an object's reference count to keep the object. No program can give back so many references: memory has no room for them.
 const KEEPS: usize = 1 << 29;
 
 impl ObjectHeap {
@@ -46,7 +46,7 @@ impl ObjectHeap {
             if self.state().gc.debug & DEBUG_SAVEALL != 0 {
                 self.append_to_garbage(found);
             } else {
-                // Counts are the program's, which may have given back more references than it had. So one more does not keep the object.
+                // The program may have given back more references than it had. So one more reference would not surely keep the object.
                 let count = found.refcnt();
                 if holds || count >= KEEPS {
                     self.incref_object(*found);

@@ -175,6 +175,7 @@ impl ObjectHeap {
         result
     }
 
+    /// The phases that follow once the unreachable objects are known, as `gc_collect_main` has them after `deduce_unreachable`.
     fn end_unreachable(&self, unreachable: &mut Vec<usize>, old: ListId, quiet: &mut Quiet<'_>) -> Result<Found, ObjectError> {
         let mut found = Found::default();
         if unreachable.is_empty() {

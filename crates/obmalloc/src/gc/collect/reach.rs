@@ -10,9 +10,9 @@ use crate::object::table::{LIVE, MANY_REFS, NO_REFS, Places, UNREACHABLE};
 use crate::object::{ObjectError, ObjectHeap};
 
 impl ObjectHeap {
-    /// Moves the objects that are not reached from outside to `unreachable`. An object that looks unreachable at its turn, but is reached from
-    /// a later object, goes to the end of `objects` and is told its place there. Returns how many objects have left their places. All lists
-    /// have room.
+    /// Moves the objects that are not reached from outside to `unreachable`. If an object looks unreachable when the loop comes to it, and a
+    /// later object reaches it, the loop moves it to the end of `objects` and stores its new index in it. Returns how many objects have left
+    /// their entries. All lists have room.
     ///
     /// # Errors
     /// When it is interrupted: all objects are in `objects` again, and [`LIVE`].
@@ -64,7 +64,7 @@ impl ObjectHeap {
         }
         index = 0;
         while let Some(object) = moved_back.get(index).and_then(|entry| entry.object(places.quiet)) {
-            // The object is in the cache now. Telling it its place at the end would take long, and could not be interrupted.
+            // The object is in the cache now. Storing all indices at the end would take long, and could not be interrupted.
             list::set_place(object, objects.len() + index);
             scan::prefetch(moved_back, index, Entry::address);
             self.move_reachable(places, object, moved_back)?;
@@ -93,7 +93,7 @@ impl ObjectHeap {
             if kind.simple {
                 let to = (&mut *unreachable, &mut *moved_back);
                 // SAFETY: there is room for all objects.
-                let stopped = unsafe { scan::move_unreachable(places, objects, index, kind, to.0, to.1, visit_reachable) };
+                let stopped = unsafe { scan::move_unreachable_in_run(places, objects, index, kind, to.0, to.1, visit_reachable) };
                 if stopped != index {
                     index = stopped;
                     continue;

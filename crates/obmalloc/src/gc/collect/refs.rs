@@ -78,7 +78,7 @@ impl ObjectHeap {
             };
             let kind = object.kind();
             if kind.simple {
-                let stopped = scan::subtract_refs(places, objects, index, kind, visit_decref);
+                let stopped = scan::subtract_refs_of_run(places, objects, index, kind, visit_decref);
                 if stopped != index {
                     index = stopped;
                     continue;
@@ -159,7 +159,7 @@ impl ObjectHeap {
     }
 }
 
-/// Marks every object as undecided. CPython's function copies the reference count here; ours is added in `subtract_refs`.
+/// Marks every object as undecided. CPython's `update_refs` also copies the reference count; here `subtract_refs` adds it.
 fn update_refs<const SHIFT: u32>(places: Places<'_, SHIFT>, objects: &[Entry]) {
     for object in objects.iter().filter_map(|entry| entry.object(places.quiet)) {
         places.of_object(object).set(NO_REFS);

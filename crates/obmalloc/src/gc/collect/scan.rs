@@ -22,7 +22,7 @@ pub(super) fn prefetch<T>(objects: &[T], index: usize, address: impl Fn(&T) -> u
 
 /// `subtract_refs` and `update_refs`, from the object with this index on. Returns the index of the first object that it does not handle.
 /// `slowly` takes one off the count of an object that its byte does not hold.
-pub(super) fn subtract_refs<const SHIFT: u32>(
+pub(super) fn subtract_refs_of_run<const SHIFT: u32>(
     places: Places<'_, SHIFT>,
     objects: &[Entry],
     mut index: usize,
@@ -68,7 +68,7 @@ pub(super) fn subtract_refs<const SHIFT: u32>(
 ///
 /// # Safety
 /// `unreachable` has room for all objects.
-pub(super) unsafe fn move_unreachable<const SHIFT: u32>(
+pub(super) unsafe fn move_unreachable_in_run<const SHIFT: u32>(
     places: Places<'_, SHIFT>,
     objects: &mut [Entry],
     mut index: usize,
