@@ -233,11 +233,11 @@ impl ObjectHeap {
 
     /// Makes an object of the memory that the type has kept last.
     fn reuse<'quiet>(&self, kind: &Type, quiet: &'quiet mut Quiet<'_>) -> Option<Object<'quiet>> {
-        let memory = kind.free.borrow_mut().pop()?;
-        // SAFETY: kept memory has the size of an object of the type, and no other owner.
-        let object = unsafe { self.write(kind, memory, kind.basicsize(), 0, Contents::Zeroed, quiet) };
+        let kept = kind.free.borrow_mut().pop()?;
+        // SAFETY: it has the size of an object of the type, and no other owner.
+        let object = unsafe { self.write(kind, kept.address(), kind.basicsize(), 0, Contents::Zeroed, quiet) };
         if object.is_none() {
-            kind.free.borrow_mut().push(memory);
+            kind.free.borrow_mut().push(kept);
         }
         object
     }
@@ -248,7 +248,7 @@ impl ObjectHeap {
             let kind = self.type_info(TypeId(index as u32));
             loop {
                 let kept = kind.free.borrow_mut().pop();
-                let Some(object) = kept else { break };
+                let Some(object) = kept.map(|kept| kept.address()) else { break };
                 if kind.gc {
                     self.gc_unlink();
                 }

@@ -297,9 +297,12 @@ impl ObjectHeap {
 
     /// Frees an object whose references have been dropped (`tp_free`).
     #[inline]
-    fn finish(&self, kind: &Type, dying: Dying, quiet: &mut Quiet<'_>) {
-        if kind.free_list != 0 && self.keep(kind, &dying, quiet) {
-            return;
+    fn finish(&self, kind: &Type, mut dying: Dying, quiet: &mut Quiet<'_>) {
+        if kind.free_list != 0 {
+            match self.keep(kind, dying, quiet) {
+                None => return,
+                Some(refused) => dying = refused,
+            }
         }
         if kind.gc {
             if kind.has_end
@@ -316,20 +319,20 @@ impl ObjectHeap {
         unsafe { self.free_block(object - kind.presize, quiet) };
     }
 
-    /// Keeps an object's memory for the type's next object, if the type's free list has room.
+    /// Keeps an object's memory for the type's next object. Gives the object back if the type's free list has no room.
     #[cold]
-    fn keep(&self, kind: &Type, dying: &Dying, quiet: &mut Quiet<'_>) -> bool {
+    fn keep(&self, kind: &Type, dying: Dying, quiet: &Quiet<'_>) -> Option<Dying> {
         let mut free = kind.free.borrow_mut();
-        let object = dying.object(quiet);
         if free.len() >= kind.free_list || free.try_reserve(1).is_err() || !self.heap.checked().is_in_own_arena(dying.address()) {
-            return false;
+            return Some(dying);
         }
+        let object = dying.object(quiet);
         if let Some(object) = object.gc() {
             self.untrack_object(object, quiet);
         }
         self.table().byte_of(object, quiet).set_kept();
-        free.push(dying.address());
-        true
+        free.push(dying.keep());
+        None
     }
 
     /// `tp_clear` of types without a hook for it: sets every reference to NULL, in order. False if it was interrupted.

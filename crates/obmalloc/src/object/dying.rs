@@ -29,6 +29,22 @@ impl Dying {
     pub fn address(&self) -> usize {
         self.object
     }
+
+    /// Keeps the memory. The object's references have been dropped.
+    pub fn keep(self) -> Kept {
+        Kept(self.object)
+    }
+}
+
+/// The memory of a destroyed object, which its type keeps for the next one. It has an object's size, and no other owner.
+#[derive(Debug)]
+pub(crate) struct Kept(usize);
+
+impl Kept {
+    #[inline(always)]
+    pub fn address(&self) -> usize {
+        self.0
+    }
 }
 
 /// The objects whose destruction was interrupted, or waits because there was no memory for a list of them. They are linked through their

@@ -7,6 +7,7 @@ use core::cell::{Cell, RefCell};
 use rustc_hash::FxBuildHasher;
 
 use super::ObjectError;
+use super::dying::Kept;
 use crate::allocator::PY_SSIZE_T_MAX;
 use crate::profile::{InlineValues, ObjectRules, Storage};
 
@@ -154,7 +155,7 @@ pub struct Type {
     pub(crate) weaklist: Option<isize>,
     pub(crate) free_list: usize,
     /// Destroyed objects, the next one to be used last.
-    pub(crate) free: RefCell<Vec<usize>>,
+    pub(crate) free: RefCell<Vec<Kept>>,
     /// How many names the shared keys still have room for, if objects have inline values (`dk_usable`).
     inline_keys: Option<Cell<usize>>,
     basicsize: usize,
