@@ -1,5 +1,7 @@
 //! Why a call throws, and the error that JavaScript sees.
 
+#![forbid(unsafe_code)]
+
 use std::borrow::Cow;
 use std::ptr;
 

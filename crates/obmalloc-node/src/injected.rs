@@ -1,6 +1,8 @@
 //! For the tests: makes an entry point panic the next time that it is reached, and records the names of the properties that the binding touches.
 //! Only with the feature `panics`, which no package is built with.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeSet;
 
 use crate::face::Realm;

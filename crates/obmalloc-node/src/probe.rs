@@ -1,6 +1,8 @@
 //! For the tests: the entry points at which Node.js and the engine call the binding, and the properties that it touches. The tests make each entry
 //! point panic. All of this does nothing without the feature `panics`, which no package is built with.
 
+#![forbid(unsafe_code)]
+
 #[cfg(feature = "panics")]
 pub(crate) use on::*;
 

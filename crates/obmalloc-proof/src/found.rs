@@ -1,5 +1,7 @@
 //! Programs on which this engine once differed from CPython. Each was shrunk from a random one. Leans on `program`.
 
+#![forbid(unsafe_code)]
+
 use crate::program::{KINDS, Op, Place, Program, SCRIPTS};
 
 fn new(root: u8, kind: &str, nitems: u8, script: u8) -> Op {

@@ -1,5 +1,7 @@
 //! Random programs. Leans on `program` and `random`.
 
+#![forbid(unsafe_code)]
+
 use crate::program::{KINDS, Op, Place, Program, SCRIPTS, WEAK};
 use crate::random::Random;
 

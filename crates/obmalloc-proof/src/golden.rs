@@ -1,5 +1,7 @@
 //! Recorded answers of real CPythons, so that this engine can be judged without one. Leans on `judge`, `here` and `sizes`.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 
 use obmalloc::profile::Profile;

@@ -1,5 +1,7 @@
 //! This engine as a [`World`]. Leans on `session`.
 
+#![forbid(unsafe_code)]
+
 use std::cell::RefCell;
 use std::fmt::Debug;
 use std::num::NonZeroU64;

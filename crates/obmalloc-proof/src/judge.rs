@@ -1,5 +1,7 @@
 //! Comparing two sides, and shrinking a program on which they differ. Leans on `program`, `generate` and `found`.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 use crate::found::found;

@@ -1,5 +1,7 @@
 //! What a program is made of: kinds of objects, places that hold references, operations. Leans on nothing.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 /// A type of objects, the same on every side.

@@ -1,5 +1,7 @@
 //! Random numbers that are the same on every machine.
 
+#![forbid(unsafe_code)]
+
 /// xorshift64*
 pub struct Random(u64);
 

@@ -1,5 +1,7 @@
 //! Running a program over a [`World`], and its log. Leans on `program`.
 
+#![forbid(unsafe_code)]
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;

@@ -1,5 +1,7 @@
 //! What `PyType_GenericAlloc` requests for an object: of classes in Python, and of types here that are laid out in the same way.
 
+#![forbid(unsafe_code)]
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -1,5 +1,7 @@
 //! The benchmark's loops, with the CPython around on the other side.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 
 use obmalloc::profile::Profile;

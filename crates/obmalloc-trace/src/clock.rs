@@ -9,6 +9,8 @@
 //! These records stand between the events, as those of stacks do, and are not counted as events, so they change no event's number. There is
 //! a time at least every few thousand events, and before every arena that is taken or given back.
 
+#![forbid(unsafe_code)]
+
 use serde::Serialize;
 
 use crate::format::Cursor;

@@ -1,5 +1,7 @@
 //! Lists the events of a trace for people and other programs, each with its stack.
 
+#![forbid(unsafe_code)]
+
 use std::collections::{HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;

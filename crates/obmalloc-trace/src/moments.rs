@@ -1,5 +1,7 @@
 //! Moments of a trace: reading them from a text, and finding them in one reading of the trace.
 
+#![forbid(unsafe_code)]
+
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::fmt;

@@ -15,6 +15,8 @@
 //! A stack may be longer than was asked for. Frames deeper than the header's `stacks` are not right, because the recorder does not look that
 //! far. So a reader stops there.
 
+#![forbid(unsafe_code)]
+
 use crate::format::Cursor;
 
 pub(crate) const HERE: u8 = 0 << 4;

@@ -13,6 +13,8 @@
 //!
 //! These records stand between the events, as those of stacks do, and are not counted as events.
 
+#![forbid(unsafe_code)]
+
 use crate::format::Cursor;
 
 pub(crate) const TYPES: u8 = 8 << 4;

@@ -1,5 +1,7 @@
 //! Watchers: a replay tells them of every event. One compares answers, another collects a program.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::ops::ControlFlow;
 

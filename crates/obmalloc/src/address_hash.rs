@@ -1,5 +1,7 @@
 //! Hash tables whose keys are addresses.
 
+#![forbid(unsafe_code)]
+
 use core::hash::{BuildHasherDefault, Hasher};
 
 type Build = BuildHasherDefault<AddressHasher>;

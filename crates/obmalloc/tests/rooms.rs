@@ -133,6 +133,35 @@ fn no_room_of_the_binding_leans_on_one_above_it() {
     check("node", "crates/obmalloc-node/src");
 }
 
+/// Whether a file that has no unsafe code says so, where that is not said for the files below it, too.
+fn forbids_what_it_does_not_have(text: &str) -> bool {
+    let code = || text.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
+    let has_unsafe = code().any(|line| words(line).any(|word| word == "unsafe"));
+    let has_modules = code().any(|line| line.ends_with(';') && words(line).any(|word| word == "mod"));
+    has_unsafe || has_modules || text.contains("\n#![forbid(unsafe_code)]\n")
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "reads the sources, and runs nothing of them")]
+fn files_without_unsafe_code_forbid_it() {
+    for entry in fs::read_dir(sources::root().join("crates")).expect("a folder") {
+        let folder = entry.expect("an entry").path().join("src");
+        for (file, _) in sources(&folder) {
+            let text = fs::read_to_string(folder.join(&file)).expect("a text");
+            assert!(forbids_what_it_does_not_have(&text), "{}: expected #![forbid(unsafe_code)]", folder.join(file).display());
+        }
+    }
+    for (text, forbids) in [
+        ("//! Text.\n\nfn f() {}\n", false),
+        ("//! Text.\n\n#![forbid(unsafe_code)]\n\nfn f() {}\n", true),
+        ("//! Has nothing unsafe.\nfn f() {}\n", false),
+        ("mod below;\n", true),
+        ("fn f() { unsafe { g() } }\n", true),
+    ] {
+        assert_eq!(forbids_what_it_does_not_have(text), forbids, "{text}");
+    }
+}
+
 #[test]
 fn arrows_that_climb_are_found_in_every_form() {
     let text = "```\nx: ground ← low ← high\n```\n- `low/known.rs → high`: it has to.\n";

@@ -1,5 +1,7 @@
 //! Calls about allocators: which one is in, putting one in, and calling the heap's own directly.
 
+#![forbid(unsafe_code)]
+
 use std::rc::Rc;
 
 use obmalloc::{AllocatorId, ArenaGuest, Domain, HeapError, ObjectHeap, OwnAllocators, OwnError, SetError, Undone};

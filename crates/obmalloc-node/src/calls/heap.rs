@@ -1,5 +1,7 @@
 //! The calls of a heap itself.
 
+#![forbid(unsafe_code)]
+
 use obmalloc::{Domain, HeapError, ObjectHeap, Undone};
 
 use super::table::methods;

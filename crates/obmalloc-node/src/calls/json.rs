@@ -1,5 +1,7 @@
 //! Arguments from the face, and results to it, as JSON.
 
+#![forbid(unsafe_code)]
+
 use serde::Serialize;
 
 use crate::failure::{Failure, code};

@@ -1,5 +1,7 @@
 //! Types and objects. A type is given by its number, a field by its index.
 
+#![forbid(unsafe_code)]
+
 use napi_sys as sys;
 use obmalloc::{Domain, Field, FieldKind, HookSet, ItemKind, ObjectError, ObjectHeap, TypeId, TypeSpec, Value as FieldValue};
 

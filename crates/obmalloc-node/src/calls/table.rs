@@ -1,5 +1,7 @@
 //! The tables of native methods: the name, arguments and result of each.
 
+#![forbid(unsafe_code)]
+
 /// A table of methods. Each line has the name, the names and [kinds](crate::args::kinds) of the arguments, the result's type in TypeScript, and the
 /// function that gets the converted arguments. All are converted, in order, before the function is called.
 macro_rules! methods {

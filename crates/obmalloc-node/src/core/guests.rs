@@ -1,5 +1,7 @@
 //! The state that a heap keeps for scripts' allocators (its guests), and the reason why one of them made a call fail.
 
+#![forbid(unsafe_code)]
+
 use std::cell::{Cell, RefCell};
 
 use obmalloc::{GuestFault, GuestFaultKind, ObjectHeap, OwnAllocators, Threw, Verb};

@@ -1,6 +1,8 @@
 //! The JavaScript values that a heap keeps, each at a number. They are in an object without a prototype, which only the face and the binding
 //! have. It lives as long as the heap's handle, so the values may refer to the heap.
 
+#![forbid(unsafe_code)]
+
 use std::cell::{Cell, RefCell};
 
 use napi_sys as sys;

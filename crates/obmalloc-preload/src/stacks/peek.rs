@@ -1,5 +1,7 @@
 //! Checks whether frames are laid out as expected. It reads a stack by system calls, so that a wrong layout does no harm.
 
+#![forbid(unsafe_code)]
+
 use super::layout::{Frames, Layout};
 use super::walk::LEVELS;
 use crate::peek::{int, peek, word};

@@ -1,5 +1,7 @@
 //! The options: the words of `OBMALLOC_TRIM`, separated by commas.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 /// When memory is given back, and what is reported.

@@ -1,5 +1,7 @@
 //! Decides when a trim is due. If the program soon takes back what a trim has given, the trim costs more than it brings, so the wait grows.
 
+#![forbid(unsafe_code)]
+
 use super::options::Options;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! A census: everything that is live at one moment, by arena, by pool and by stack.
 
+#![forbid(unsafe_code)]
+
 use obmalloc::profile::{Geometry, POOL_OVERHEAD};
 use rustc_hash::FxHashMap;
 

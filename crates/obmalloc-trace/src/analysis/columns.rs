@@ -1,5 +1,7 @@
 //! Columns of numbers in JSON: base64 of little-endian arrays.
 
+#![forbid(unsafe_code)]
+
 use serde::{Serialize, Serializer};
 
 /// A column.

@@ -1,5 +1,7 @@
 //! The ages at death of blocks that were live when the arenas were full and have been freed since.
 
+#![forbid(unsafe_code)]
+
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ledger::{Block, Kind};

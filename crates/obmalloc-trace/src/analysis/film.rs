@@ -1,5 +1,7 @@
 //! The whole recording over time, in bounded detail: bytes held and live, arenas taken and given back, and how full they are.
 
+#![forbid(unsafe_code)]
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 

@@ -1,5 +1,7 @@
 //! Finds the stacks whose live bytes only grow from mark to mark.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

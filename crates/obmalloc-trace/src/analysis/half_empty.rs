@@ -1,5 +1,7 @@
 //! Finds the size classes whose pools are half empty, and the sites of the blocks that keep those pools.
 
+#![forbid(unsafe_code)]
+
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::census::Census;

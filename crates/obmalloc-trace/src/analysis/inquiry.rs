@@ -1,6 +1,8 @@
 //! An inquiry: finds the answer of `why` in slices. It reads the recording twice: once for its outline, without a heap, which tells when the
 //! moment is; and once for the replay and everything else.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::path::PathBuf;
 

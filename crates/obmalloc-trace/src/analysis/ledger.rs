@@ -1,6 +1,8 @@
 //! The books: the live block in each slot of the replay, and what each stack has asked for. Their size depends on how many blocks are live
 //! and how many stacks there are.
 
+#![forbid(unsafe_code)]
+
 use obmalloc::profile::Geometry;
 use rustc_hash::FxHashMap;
 

@@ -1,5 +1,7 @@
 //! The lives of arenas: when each was taken, and how many were given back for nothing.
 
+#![forbid(unsafe_code)]
+
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;

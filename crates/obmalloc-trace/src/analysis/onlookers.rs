@@ -1,5 +1,7 @@
 //! The watchers of an inquiry's replay: all of them up to the moment; after it only the film, which covers the whole recording.
 
+#![forbid(unsafe_code)]
+
 use std::ops::ControlFlow;
 
 use super::Analysis;

@@ -1,5 +1,7 @@
 //! `obmalloc.report/1`: the page's data. A list that is cut says how long it was.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

@@ -1,5 +1,7 @@
 //! Finds the sites that pin arenas, and the blocks among which theirs were made.
 
+#![forbid(unsafe_code)]
+
 use std::cmp::Reverse;
 
 use rustc_hash::{FxHashMap, FxHashSet};

@@ -1,5 +1,7 @@
 //! The rules decide what `why` says: each looks at the facts and makes a finding, or none if the facts are below its threshold.
 
+#![forbid(unsafe_code)]
+
 use std::cmp::Reverse;
 
 use rustc_hash::FxHashMap;

@@ -1,5 +1,7 @@
 //! What each site holds at a moment.
 
+#![forbid(unsafe_code)]
+
 use rustc_hash::FxHashMap;
 
 use super::census::Census;

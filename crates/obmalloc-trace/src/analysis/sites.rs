@@ -1,5 +1,7 @@
 //! Sites: stacks as people see them. Two nodes of a trace's tree whose frames have the same files, lines and functions are one site.
 
+#![forbid(unsafe_code)]
+
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 

@@ -1,5 +1,7 @@
 //! Tables: what each site, function, file or size class has asked for, and has.
 
+#![forbid(unsafe_code)]
+
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 

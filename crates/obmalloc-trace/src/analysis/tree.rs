@@ -1,5 +1,7 @@
 //! Stacks as a tree, outermost frames first, folded to a size that a page bears.
 
+#![forbid(unsafe_code)]
+
 use rustc_hash::FxHashMap;
 
 use super::sites::{Frame, Sites};

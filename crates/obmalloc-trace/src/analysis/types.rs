@@ -1,5 +1,7 @@
 //! The types of the live blocks of a moment, by site, if the recorder looked.
 
+#![forbid(unsafe_code)]
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 

@@ -1,5 +1,7 @@
 //! `obmalloc.why/1`: the answer as data. `schema/why-1.json` describes it.
 
+#![forbid(unsafe_code)]
+
 use serde::{Serialize, Serializer};
 
 use super::census::Census;

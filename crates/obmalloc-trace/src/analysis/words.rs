@@ -1,5 +1,7 @@
 //! Numbers and sites as people read them, and the answer's first and last lines.
 
+#![forbid(unsafe_code)]
+
 use super::rules::WORTH;
 use super::sites::{Frame, Sites};
 use super::types::TypeCount;

@@ -1,5 +1,7 @@
 //! The container: the bytes that open a trace, and what stands before each block's payload.
 
+#![forbid(unsafe_code)]
+
 /// First bytes of every trace.
 pub const MAGIC: [u8; 8] = *b"obmtrace";
 /// The version of the format, raised whenever an older reader would misread. Version 1 has no identities in its headers and no notes after

@@ -1,5 +1,7 @@
 //! Reading events, one field after the other.
 
+#![forbid(unsafe_code)]
+
 use obmalloc::Domain;
 
 use super::{ARENA_ALLOC, ARENA_FREE, Event, NOTE, Note, TRIM, tag};

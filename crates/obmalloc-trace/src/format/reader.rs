@@ -1,5 +1,7 @@
 //! Reading traces: one block at a time, so that memory does not grow with the file.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, Read};
 
 use super::block::{BLOCK_HEADER, BlockHead, FILE_HEAD, MAGIC, MAX_HEADER, OLDEST_VERSION, VERSION, le32};

@@ -1,5 +1,7 @@
 //! Writes events into a block of memory. The usual calls go through [`usual`](super::usual), every other event through this file.
 
+#![forbid(unsafe_code)]
+
 use obmalloc::Domain;
 
 use super::block::{BLOCK_HEADER, BlockHead};

@@ -1,5 +1,7 @@
 //! A watcher that compares every answer of the heap with the recorded one, and counts.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::ControlFlow;

@@ -3,6 +3,8 @@
 //! Most calls are for blocks in arenas. So each arena has a table with an entry for each address at which a block can begin, and finding a
 //! block is finding its arena. Only the other blocks are in a hash table by address.
 
+#![forbid(unsafe_code)]
+
 use std::ptr::NonNull;
 
 use rustc_hash::FxHashMap;

@@ -1,5 +1,7 @@
 //! A recording as calls, a word each, in a file: what trials make, and what the measuring program reads.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 

@@ -1,5 +1,7 @@
 //! Makes the calls on all configurations, one after the other.
 
+#![forbid(unsafe_code)]
+
 use std::{fmt, io};
 
 use obmalloc::HeapError;

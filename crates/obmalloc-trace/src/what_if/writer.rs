@@ -1,5 +1,7 @@
 //! A watcher that writes a replay's calls of mem and obj to a file.
 
+#![forbid(unsafe_code)]
+
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Seek, Write};
 use std::ops::ControlFlow;

@@ -1,5 +1,7 @@
 //! Faults: what is wrong with an address, as a code and in words.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 use super::{Domain, Report};

@@ -1,5 +1,7 @@
 //! Python's `gc` module.
 
+#![forbid(unsafe_code)]
+
 use alloc::vec::Vec;
 
 use super::list::ListId;

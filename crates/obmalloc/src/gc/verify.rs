@@ -1,5 +1,7 @@
 //! A walk over every object and every list of the collector, for `verify()` and for property tests.
 
+#![forbid(unsafe_code)]
+
 use alloc::format;
 
 use super::list::{self, ListId};

@@ -1,5 +1,7 @@
 //! What was wrong with a guest's answer, and how that is said.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 /// Which function of a guest it was.

@@ -5,6 +5,8 @@
 //! 2. A span's `around` is the innermost span that it lies in, and stays on record as long as it does.
 //! 3. The spans are a search tree by key, and a heap by priority (a treap), so that its depth is logarithmic.
 
+#![forbid(unsafe_code)]
+
 use alloc::vec::Vec;
 
 /// The index of a span in the record. It is valid until the span is removed.

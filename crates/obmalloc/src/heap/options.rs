@@ -1,5 +1,7 @@
 //! The options of a heap, and why a heap cannot be made.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 use crate::allocator::AllocatorName;

@@ -1,6 +1,8 @@
 //! The quarantine: freed blocks whose memory is not used again yet. Meanwhile a second free of such a block is found, because no new block
 //! can lie at its address. CPython has nothing like it.
 
+#![forbid(unsafe_code)]
+
 use alloc::collections::VecDeque;
 
 use crate::address_hash::AddressMap;

@@ -1,5 +1,7 @@
 //! Reference counts, and objects that have none because they are immortal.
 
+#![forbid(unsafe_code)]
+
 use super::handle::Object;
 use super::{ObjectHeap, object_fault};
 use crate::domain::{Fault, FaultKind};

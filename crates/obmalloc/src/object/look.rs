@@ -1,5 +1,7 @@
 //! Looking an object up: whether an address is an object, and whether it can be used now.
 
+#![forbid(unsafe_code)]
+
 use super::handle::{Object, Quiet};
 use super::{ObjectHeap, TypeId, object_fault, table};
 use crate::domain::{Domain, Fault, FaultKind};

@@ -1,5 +1,7 @@
 //! Types: which parts an object has, and where they lie.
 
+#![forbid(unsafe_code)]
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};

@@ -1,5 +1,7 @@
 //! The sizes of arenas, pools and blocks, and which combinations are allowed.
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 /// The sizes that decide where pymalloc puts a block.

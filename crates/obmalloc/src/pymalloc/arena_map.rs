@@ -4,6 +4,8 @@
 //! arithmetic, and a hash table finds the arenas that a caller's arena allocator gave. The tree's nodes are still requested from the raw
 //! domain, and counted, as CPython does, because a program can see both.
 
+#![forbid(unsafe_code)]
+
 use alloc::vec::Vec;
 use core::ffi::c_void;
 

@@ -1,5 +1,7 @@
 //! The sizes of pools and blocks: constants for those of the releases, so that shifts are constants; fields of the heap for others.
 
+#![forbid(unsafe_code)]
+
 use core::marker::PhantomData;
 
 use super::Pymalloc;

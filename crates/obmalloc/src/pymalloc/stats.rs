@@ -1,5 +1,7 @@
 //! The statistics of `sys._debugmallocstats()` (`_PyObject_DebugMallocStats`), as numbers and as CPython's text.
 
+#![forbid(unsafe_code)]
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};

@@ -1,5 +1,7 @@
 //! A trace's events for the command line: a listing is a number here, and events are lines of JSON.
 
+#![forbid(unsafe_code)]
+
 use obmalloc_trace::listing::{Listing, Wanted};
 use serde::Deserialize;
 

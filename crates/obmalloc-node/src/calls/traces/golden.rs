@@ -1,5 +1,7 @@
 //! For the command line: compares this engine's collector with the recorded answers of a real CPython.
 
+#![forbid(unsafe_code)]
+
 use obmalloc_proof::Golden;
 
 use crate::calls::json;

@@ -1,5 +1,7 @@
 //! Inquiries into a trace, for the command line. An inquiry is a number, and its answer is JSON.
 
+#![forbid(unsafe_code)]
+
 use obmalloc_trace::analysis::{Asked, Inquiry, InquiryError};
 use obmalloc_trace::format::{FormatError, Reader};
 use obmalloc_trace::moments::Moment;

@@ -1,5 +1,7 @@
 //! A trace's moments for the command line: a reading that finds them is a number here.
 
+#![forbid(unsafe_code)]
+
 use obmalloc_trace::moments::{Moment, NotThere, Outlining};
 
 use super::numbered::Numbered;

@@ -1,5 +1,7 @@
 //! Numbers for things that the command line has open: replays, listings and the like.
 
+#![forbid(unsafe_code)]
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::thread::LocalKey;

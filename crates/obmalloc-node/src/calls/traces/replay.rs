@@ -1,5 +1,7 @@
 //! Replays for the command line. A replay is a number, and its findings are JSON.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! What-if for the command line. Trials are a number, and their results are JSON.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 
 use obmalloc::HeapError;

@@ -1,5 +1,7 @@
 //! Finalizers of unreachable objects, also legacy ones, and the objects that they resurrect.
 
+#![forbid(unsafe_code)]
+
 use alloc::vec::Vec;
 
 use super::reach::has_no_refs;

@@ -4,6 +4,8 @@
 //! as there is work to do, each with all that it reaches. The survivors join the visited space. When no object is pending, the two spaces
 //! change places. CPython first marks what the interpreter's roots and stacks reach; a heap has neither, so marking finds nothing here.
 
+#![forbid(unsafe_code)]
+
 use super::Found;
 use crate::gc::list::ListId;
 use crate::object::handle::{Object, Quiet};

@@ -5,6 +5,8 @@
 //! objects, in any order: it adds each object's reference count to its byte, and takes one off the bytes of those that it refers to. If a
 //! byte is too small, the object is counted in the word before it, as in CPython.
 
+#![forbid(unsafe_code)]
+
 use super::scan;
 use crate::gc::list::{Entry, ListId};
 use crate::interrupt::STRIDE;

@@ -1,5 +1,7 @@
 //! The C library's blocks of a heap that is being taken down, in the order in which they go back.
 
+#![forbid(unsafe_code)]
+
 use alloc::collections::BinaryHeap;
 use alloc::collections::binary_heap::PeekMut;
 use alloc::vec::Vec;

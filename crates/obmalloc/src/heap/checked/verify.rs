@@ -1,5 +1,7 @@
 //! A walk over every structure of a checked heap.
 
+#![forbid(unsafe_code)]
+
 use super::CheckedHeap;
 use crate::pymalloc::Corruption;
 
