@@ -82,8 +82,8 @@ export class Memory {
   }
 
   /**
-   * Where `width` bytes from `offset` on lie in the window of `place`, if they are within a live block of that kind and no object's; -1 where a
-   * call is to be made. One short function, because V8 makes a call out of what is longer than it likes.
+   * Returns the index of `width` bytes from `offset` on in the window of `place`, if they are within a live block of that kind and no object's;
+   * -1 if the native call must be made. It is one short function, because V8 does not inline long ones.
    */
   find(address: unknown, live: number, width: number, offset: unknown): number {
     if (typeof address !== 'number' || typeof offset !== 'number') return -1

@@ -115,7 +115,7 @@ export interface Binding {
   ): External
   /** The number of the heap that the next call is about; of the newest one after `open`. None where the engine has no outside buffers. */
   readonly chosen?: Uint32Array
-  /** Chooses a heap where there is no array for that, and gives the number of the chosen one. */
+  /** For engines without the shared array: chooses the heap with this number, if one is given. Returns the number of the chosen heap. */
   choose(number?: number): number
   /** What cannot be posted to another thread, nor can an object that has it. */
   readonly external: object
@@ -141,7 +141,7 @@ export interface Binding {
   readonly gate: (heap: Handle) => Uint8Array
   /** The address and bytes of the region, which has the slots for arenas; zeros if there is none. */
   readonly region: (heap: Handle) => number[]
-  /** Of a slot with an arena: its memory, the bits of live blocks, the bytes of objects, the pools' headers. */
+  /** For a slot that has an arena, four arrays: the arena's memory, the bits of live blocks, the bytes of objects, the pools' headers. */
   readonly window: (place: unknown, heap: Handle) => Uint8Array[] | null
   readonly trim: (heap: Handle) => Trimmed
   readonly verify: (heap: Handle) => void
@@ -227,30 +227,30 @@ export interface Binding {
   trimMemory(): void
   /** The release that a CPython's version belongs to, if there is one. */
   releaseOf(version: string): Release | null
-  /** The number of a replay of the traces that the options, as JSON, name. */
+  /** Opens a replay of the traces named in `options` (JSON). Returns the replay's number. */
   openReplay(options: string): number
-  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  /** Bytes read of all traces so far, and the bytes of all traces together. */
   progressReplay(replay: number): readonly [number, number]
   /** Replays at most `count` events; 0 when there is nothing left. */
   stepReplay(replay: number, count: number): number
   /** What has been found so far, as JSON. */
   reportReplay(replay: number): string
   closeReplay(replay: number): void
-  /** The number of a listing of the events that the options, as JSON, name. */
+  /** Opens a listing of the events named in `options` (JSON). Returns the listing's number. */
   openEvents(options: string): number
   /** Looks at no more than `count` events, and gives those that are wanted, as a line of JSON each; null when there are no more. */
   readEvents(listing: number, count: number): string | null
   closeEvents(listing: number): void
-  /** The number of a reading that finds a moment of the traces that the segments, as JSON, name. */
+  /** Opens a search for a moment in the traces named in `segments` (JSON). Returns its number. */
   openOutline(segments: string, moment: string): number
   /** Reads at most `count` events; 0 when there is nothing left. */
   stepOutline(outline: number, count: number): number
-  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  /** Bytes read of all traces so far, and the bytes of all traces together. */
   progressOutline(outline: number): readonly [number, number]
   /** The moment as JSON. */
   findMoment(outline: number): string
   closeOutline(outline: number): void
-  /** The number of trials of the configurations on the recording that the options, as JSON, name. */
+  /** Opens trials of other settings on the recording named in `options` (JSON). Returns their number. */
   openTrials(options: string): number
   /** Reads at most `count` events, or makes at most `count` calls; 0 when there is nothing left. */
   stepTrials(trials: number, count: number): number
@@ -259,11 +259,11 @@ export interface Binding {
   /** What came of them, as JSON. The trials are over with it. */
   answerTrials(trials: number): string
   closeTrials(trials: number): void
-  /** The number of an inquiry into the traces that the options, as JSON, name. */
+  /** Opens an inquiry into the traces named in `options` (JSON). Returns its number. */
   openInquiry(options: string): number
   /** Looks at no more than `count` events; 0 when there is nothing left. */
   stepInquiry(inquiry: number, count: number): number
-  /** Bytes read of the trace in hand, and bytes of all traces left. */
+  /** Bytes read of all traces so far, and the bytes of all traces together. */
   progressInquiry(inquiry: number): readonly [number, number]
   /** The answer as JSON. The inquiry is over with it. */
   answerInquiry(inquiry: number): string

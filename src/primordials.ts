@@ -67,7 +67,7 @@ export const setI64 = (view: DataView, at: number, value: bigint): void => apply
 /** Without a prototype, so that nothing is looked for in one. */
 const description = { __proto__: null, value: undefined as unknown, enumerable: true, configurable: true, writable: true }
 
-/** Gives an object that no script has yet, or an array, a property of its own; false where a script has made that impossible. */
+/** Defines an own property on an array, or on an object that no script has seen. Returns false if a script has made that impossible. */
 export function define(object: object, name: PropertyKey, value: unknown): boolean {
   description.value = value
   const done = defineProperty(object, name, description)

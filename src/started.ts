@@ -7,11 +7,11 @@ import type { Duplex } from 'node:stream'
 import { signalNamed } from './signals.js'
 import { runner } from './tools.js'
 
-/** Beside a signal's number: the program is to get it, whoever else has it. */
+/** Added to a signal's number: the program gets the signal even if the other processes of its group have got it already. */
 const ALONE = 0x80
 
 export class Started {
-  /** Stands between: the program has its streams. */
+  /** The `obmalloc-run` process. The program uses its stdin, stdout and stderr. */
   readonly between: ChildProcess
   /** How the program ended: an exit code, or the name of a signal. */
   readonly ended: Promise<number | string>

@@ -66,7 +66,7 @@ function listen(): void {
 }
 
 function end(signal: NodeJS.Signals): void {
-  // A program that we run has the signal, or `compare` has: they end first.
+  // The program that we run, or `compare`, has got the signal too. Wait: it ends first.
   if (process.listenerCount(signal) > 1) return
   removeAll()
   process.kill(process.pid, signal)

@@ -134,7 +134,7 @@ export function withTried({ why, summary }: Pick<Answer, 'why' | 'summary'>, row
   return summary.flatMap((line) => (line === finding?.text ? [line, ...triedInWords(rows, /^What helps:/m.test(line))] : [line]))
 }
 
-/** `too`: whether something has been said to help already. */
+/** `too`: whether an earlier sentence already named something that helps. */
 function triedInWords(rows: readonly WhatIfRow[], too: boolean): string[] {
   const [first] = rows
   if (!first) return []

@@ -146,7 +146,7 @@ export function rowsOf(
   return { rows: [first, ...trimmed, ...rows], remarks }
 }
 
-/** What is resident of the arenas once the pages of empty pools have gone back, if all of them had been touched. */
+/** Bytes of arenas that stay resident after the pages of empty pools are given back. Assumes that the program had touched all of them. */
 function trimmedRow(recorded: WhatIfRow, trimmable: number): WhatIfRow {
   const { held, lost } = recorded
   const setting = 'obmalloc trim -- …'

@@ -23,7 +23,7 @@ const MAGIC: &[u8; 8] = b"obmcalls";
 const HEAD: usize = 24;
 
 fn main() -> ExitCode {
-    // What started this may be ended by a signal. Then there is no one to tell.
+    // A signal may end the parent process. Then this process ends too, because nothing reads its result.
     // SAFETY: a call of the system that takes numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let arguments: Vec<String> = std::env::args().skip(1).collect();

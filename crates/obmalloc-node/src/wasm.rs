@@ -68,10 +68,10 @@ const ORDINARY: usize = usize::MAX;
 /// Bytes up to which a call copies and fills without asking whether to go on, and so without JavaScript.
 const MOST: usize = 1 << 16;
 
-/// Makes a call of the chosen heap without Node-API: 0 to 3 are `malloc`, `calloc`, `realloc` and `free`, 4 to 6 `incref`, `decref` and `refcount`. It
-/// makes those that need whole numbers only, and during which no JavaScript can run. Returns an address or a count, and 0 for NULL or for nothing.
-/// [`ORDINARY`] means that nothing was done: the ordinary call does it, or finds out what is wrong. `callbacks` is the loader's count of
-/// [`callbacks_under_way`].
+/// Makes a call of the chosen heap without Node-API: 0 to 3 are `malloc`, `calloc`, `realloc` and `free`, 4 to 6 `incref`, `decref` and
+/// `refcount`. It makes those that need whole numbers only, and during which no JavaScript can run. Returns an address or a count, and 0 for NULL
+/// or for nothing. [`ORDINARY`] means that nothing was done: the ordinary call does it, or finds out what is wrong. `callbacks` is the loader's
+/// count of [`callbacks_under_way`].
 ///
 /// # Safety
 /// Called by the loader only, with a realm that [`newest_realm`] gave it, and while the face keeps the handle of the chosen heap.

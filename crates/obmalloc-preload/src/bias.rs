@@ -1,11 +1,12 @@
-//! A lock that is nearly free for a thread that takes it again and again: the *favourite*, which only writes a word that says that it is
-//! inside. Another thread that wants the lock first ends that favour, which costs a system call (`membarrier`). From then on all threads take
-//! a [`SpinLock`], until one has taken it so often in a row that it becomes the favourite.
+//! A lock that is nearly free for a thread that takes it again and again: the *favourite*. It takes the lock by setting
+//! one word of its own. Another thread that wants the lock must first end this privilege, which costs a system call (`membarrier`). From then
+//! on all threads take a [`SpinLock`], until one has taken it so often in a row that it becomes the favourite.
 //!
 //! Invariants:
-//! 1. Only the favourite goes in by its own word of `inside`. A thread with the spin lock goes in once no other thread is the favourite and
-//!    the last favourite's word is false. Between these two checks it puts a barrier on all threads, so that the favourite needs none: after
-//!    the barrier, the favourite has seen that its favour has ended, or its word is visible.
+//! 1. Only the favourite goes in by its own word of `inside`. A thread with the spin lock goes in once no other thread is the favourite and the
+//!    last favourite's word is false. Between the two checks it calls `membarrier` for all threads. After that, one of two things holds: the
+//!    favourite has seen that it is no longer the favourite, or the other thread sees the favourite's word. So the favourite itself needs no
+//!    barrier.
 //! 2. Every favourite has a word of its own, because a thread may notice late that its favour has ended, and then clears its word.
 
 use crate::inside;
@@ -121,7 +122,8 @@ impl BiasedLock {
         let row = if self.last.swap(thread, Ordering::Relaxed) == thread { self.row.load(Ordering::Relaxed) + 1 } else { 0 };
         self.row.store(row, Ordering::Relaxed);
         let count = self.count.load(Ordering::Relaxed);
-        // The row must be longer each time, so that threads that take turns do not become favourites in turn.
+        // Each new favourite needs a longer run of takings than the last one. Otherwise two threads that take turns would become the favourite
+        // again and again.
         if count < FAVOURITES && (count == 0 || row >= 1 << (10 + 2 * count)) {
             self.count.store(count + 1, Ordering::Relaxed);
             self.row.store(0, Ordering::Relaxed);

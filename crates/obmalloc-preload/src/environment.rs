@@ -218,7 +218,7 @@ mod tests {
         let (mut variables, mut preload) = ([null(); MOST], [0; MOST]);
         // SAFETY: an array of strings that ends with null.
         let is = unsafe { complete(&needed, pointers.as_ptr(), &mut variables, &mut preload) };
-        // SAFETY: strings, all of which are still there.
+        // SAFETY: the array holds strings, and they still exist.
         let text = |&variable: &*const c_char| unsafe { CStr::from_ptr(variable) }.to_str().expect("ASCII").to_owned();
         is.then(|| variables.iter().take_while(|variable| !variable.is_null()).map(text).collect())
     }

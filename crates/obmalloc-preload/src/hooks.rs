@@ -36,7 +36,7 @@ fn within<const D: u8, T>(address: *mut c_void, call: impl FnOnce() -> T) -> (T,
     }
 }
 
-/// Does what needs the GIL and no lock: during a mem or obj call, both is so.
+/// Does the work that needs the GIL and must not hold a lock. During a mem or obj call the thread has the GIL and holds no lock.
 #[inline(always)]
 fn after<const D: u8>(checkpoint: bool) {
     if D != RAW && checkpoint {

@@ -56,7 +56,7 @@ impl<T: Plain> Deref for Pages<T> {
     type Target = [T];
     #[inline(always)]
     fn deref(&self) -> &[T] {
-        // SAFETY: mapped for as many values, all of which are `Plain`; ours as long as `self`.
+        // SAFETY: `new` mapped room for this many `Plain` values, and the mapping lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.count) }
     }
 }

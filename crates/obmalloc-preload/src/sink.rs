@@ -79,7 +79,7 @@ fn lock() -> Locked {
 }
 
 /// Writes an event in the usual case: this thread is the lock's favourite and wrote the last event too, and nothing else must be done. With
-/// `STACKS`, `write` gets the number of the event's stack; `has_gil` as of [`request`]. In any other case writes nothing and returns `false`.
+/// `STACKS`, `write` gets the number of the event's stack; for `has_gil` see [`request`]. In any other case writes nothing and returns `false`.
 #[inline(always)]
 pub fn write_usually<const STACKS: bool>(has_gil: bool, write: impl FnOnce(Opened<'_, 'static>, Option<u64>)) -> bool {
     let thread = inside::thread();
@@ -192,7 +192,7 @@ pub fn mark_by_signal() {
 const SIGNALLED_NAME: &str = "SIGUSR2";
 const SIGNALLED_ROOM: usize = 64;
 
-/// Writes that the interpreter is about to finalize. `look` as of [`mark`].
+/// Writes that the interpreter is about to finalize. For `look` see [`mark`].
 pub fn finalization<'a>(look: impl FnOnce() -> Option<Found<'a>>) {
     sample();
     let found = look();

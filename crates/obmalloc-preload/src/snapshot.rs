@@ -151,9 +151,9 @@ impl AtExit {
 
     /// Writes `sys.getallocatedblocks()`.
     ///
-    /// CPython answers 0 if the obj domain's malloc is not its own, so the recorder's hook is taken out during the call. The call makes one
-    /// request, for the int that is the answer, which is written here by hand. The ints that CPython keeps for reuse are used up before, so
-    /// that there certainly is such a request, and its size is known.
+    /// CPython answers 0 if the obj domain's malloc is not its own, so the recorder's hook is taken out during the call. The call asks for memory
+    /// once, for the int that it returns; this function writes that event itself. First it takes all the ints that CPython keeps for reuse, so
+    /// that CPython must ask for memory and the size is known.
     ///
     /// # Safety
     /// The GIL is held.
@@ -319,8 +319,8 @@ unsafe fn look_for_lost_hooks(python: &Objects) -> u8 {
     lost
 }
 
-/// As [`look_for_lost_hooks`], when there may be no interpreter any more: then only the raw domain can be tried. If its hook is lost, so are
-/// the others that were replaced: only `PYTHONMALLOC` and the like do that.
+/// As [`look_for_lost_hooks`], when there may be no interpreter any more: then only the raw domain can be tried. If its hook is lost, the other
+/// replaced hooks count as lost too: only `PYTHONMALLOC` and similar settings replace raw.
 pub fn look_for_lost_hooks_at_the_end() {
     let replaced = (0..3).filter(|&number| !hooks::is_ours(&api().allocator(number))).fold(0, |bits, number| bits | 1 << number);
     // SAFETY: the raw domain wants neither GIL nor interpreter.

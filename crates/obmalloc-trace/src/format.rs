@@ -66,8 +66,8 @@ pub const MAX_EVENT: usize = 80;
 
 /// Bits of the tag byte above verb and domain.
 pub mod tag {
-    /// Made from inside a mem or obj call: a raw call, or an arena that pymalloc takes or gives back. Other requests to the arena allocator are
-    /// for the interpreter's data stack, or for all arenas of a subinterpreter.
+    /// Set for a raw call, or a request to the arena allocator, that a mem or obj call makes. Requests without this flag are for the
+    /// interpreter's data stack, or come when a subinterpreter gives back all its arenas.
     pub const NESTED: u8 = 1 << 4;
     /// The call's result, or the address freed, is NULL.
     pub const NULL: u8 = 1 << 5;

@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::clock::{Clock, Memory};
 use crate::format::{Event, FormatError, Note, Reader};
 
-/// Bytes of names in stacks, and of texts, after which a step ends: with stacks of a thousand frames, some thousand events have more than a text of JavaScript.
+/// Bytes of names in stacks, and of texts, after which a step ends: with stacks of a thousand frames, some thousand events have more than a text
+/// of JavaScript.
 const ENOUGH: usize = 1 << 24;
 
 /// Which events are wanted.

@@ -292,8 +292,8 @@ impl Outline {
         after.checked_sub(1).map(|at| &self.samples[at])
     }
 
-    /// When most arenas were held up to event `until`, of the time when nine of ten of those that are held then had been taken; for the first
-    /// time, if that was so more than once. A program may have given back what it held at an earlier peak, and taken arenas anew.
+    /// The event, not after `until`, at which the most arenas were held. Only the time after nine tenths of the arenas held at `until` had been
+    /// taken counts. Of several such events, the first. A program may have given back what it held at an earlier peak, and taken arenas anew.
     pub fn burst(&self, until: u64) -> Option<u64> {
         let arenas = || self.arenas.iter().filter(|(taken, _)| *taken <= until);
         let is_held = |given: &Option<u64>| given.is_none_or(|given| given > until);

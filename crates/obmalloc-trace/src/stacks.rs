@@ -2,15 +2,15 @@
 //!
 //! | record | upper bits of the tag | fields |
 //! |---|---|---|
-//! | here | 0 | zigzag difference between the stack of the requests that follow and that before, in this block; a block begins with 0 |
+//! | here | 0 | the stack of the next requests, as a zigzag difference from the one before; each block of the trace starts from 0 |
 //! | node | 1 | how far before it its parent is, code object, instruction |
 //! | text | 2 | length, UTF-8 |
 //! | code object | 3 | file and function (texts), first line, format of the line table (one byte), length, line table |
 //! | more | 4 | length, what follows in the line table of the last code object |
 //!
-//! Nodes, code objects and texts are numbered in the order of the trace, texts and code objects from 0, nodes from 1: node 0 is no Python
-//! frame. A forked process's trace goes on with the numbers of its parent's. The line table decides in which units an instruction's index
-//! counts; 0 is before the first instruction, where a frame is that has not begun.
+//! Nodes, code objects and texts are numbered in the order of the trace, texts and code objects from 0, nodes from 1: node 0 is no Python frame.
+//! A forked process's trace goes on with the numbers of its parent's. The format of the line table decides the unit of an instruction's index. 0
+//! stands for a frame that has not run an instruction yet.
 //!
 //! A stack may be longer than was asked for. Frames deeper than the header's `stacks` are not right, because the recorder does not look that
 //! far. So a reader stops there.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | types | 8 | none: a table begins, of the moment after the event before it |
 //! | type | 9 | length, UTF-8: the name of the next type of this table; its types are numbered from 0 |
-//! | objects | 10 | zigzag difference, in units of 16 bytes, between the first block and the last one of the record before; a block of the trace begins with 0. Twice the type's number, and one more where there are several blocks; then how many, and the units from one to the next |
+//! | objects | 10 | the first object's address; `2 * type`, plus 1 for several objects; if so, how many, and how far one lies from the next. Addresses are zigzag differences in units of 16 bytes from the last object told, 0 in a new block of the trace |
 //!
 //! A table stands behind a mark, and before the note that finalization begins. It names the blocks that CPython's own collector takes for
 //! objects or comes to from them; a block that it does not name may be an object or not. The recorder's `types` says how they are found.

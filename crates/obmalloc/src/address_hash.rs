@@ -11,9 +11,10 @@ pub(crate) type AddressSet = hashbrown::HashSet<usize, Build>;
 /// A set of keys that are made of 64-bit addresses, such as those of the arena map's nodes.
 pub(crate) type KeySet = hashbrown::HashSet<u64, Build>;
 
-/// Aligned addresses have the same lowest bits, and often equal distances. One product of 64 bits spreads them over its upper half, which is laid
-/// over the lower one. (`FxHasher` multiplies with as many bits as a `usize` has; with 32, as in WebAssembly, it puts most such addresses into
-/// a few places of a table.) The factor was found by trying: with most others the test below fails at some distance.
+/// Aligned addresses have the same lowest bits, and often equal distances. One 64-bit multiplication spreads them over the product's upper half.
+/// Then each half gets the exclusive or of both. (`FxHasher` multiplies with as many bits as a `usize` has; with
+/// 32, as in WebAssembly, it puts most such addresses into a few places of a table.) The factor was found by trying: with most others the test
+/// below fails at some distance.
 #[derive(Default)]
 pub(crate) struct AddressHasher(u64);
 
@@ -59,7 +60,7 @@ mod tests {
                     };
                     (0..1 << bits).map(hash).collect::<std::collections::HashSet<_>>().len()
                 };
-                // Chance would fill 0.79 of as many places out of twice as many. A table uses the lowest bits, and the upper seven of a `usize`.
+                // n random hashes would fill about 0.79 n of 2 n places. A hash table uses the lowest bits of a hash, and its seven highest.
                 assert!(different(|hash| hash) as f64 > 0.6 * f64::from(1 << bits), "{apart} bytes apart, 2^{bits} of them");
                 assert!(different(|hash| hash >> 25 & 127) >= 32 && different(|hash| hash >> 57) >= 32);
             }

@@ -107,7 +107,7 @@ impl Patience {
     #[cold]
     fn is_over(&self) -> bool {
         let over = !self.is_endless.get() && self.interrupt.is_now();
-        // Work around the work that stops must ask soon, too.
+        // After an interrupt, the loops that called the interrupted loop must also ask soon.
         self.steps.set(if over { STRIDE } else { 0 });
         over
     }

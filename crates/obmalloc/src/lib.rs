@@ -1,7 +1,7 @@
 //! CPython's memory system as a library: the raw, mem and obj domains and pymalloc, as each CPython release does it.
 //!
 //! For the same requests and the same arena bases a [`Heap`] gives the addresses that CPython of its release would give, takes and
-//! releases arenas at the same moments and reports the same statistics.
+//! gives arenas back at the same moments and reports the same statistics.
 //!
 //! ```
 //! use obmalloc::{Domain, Heap, profile};

@@ -259,7 +259,7 @@ pub(crate) fn retire(core: &Core, env: Env, address: usize, domain: Domain, view
     core.update_attention();
 }
 
-/// Frees the retired blocks that nothing can reach any more. One pass frees all that a collection of V8 released, so the passes are as rare as
+/// Frees the retired blocks that nothing can reach any more. One pass frees all that a collection of V8 let go of, so the passes are as rare as
 /// these collections.
 pub(crate) fn sweep(core: &Core, heap: &ObjectHeap) {
     if core.views.gone.get() == 0 {

@@ -1,8 +1,8 @@
 //! The checker's hooks: wrapped allocators that run on every call.
 //!
-//! A block is marked as freed before it is freed: another thread, which needs no GIL for raw, could be given the address before this one
-//! writes. mem and obj pass requests above 512 bytes on to raw, so one address is noted twice: by raw, and then by the domain that the
-//! program called, which wins. Blocks of raw calls inside another call are noted, because some of them (the arena map's) are freed outside;
+//! A block is marked as freed before it is freed: another thread, which needs no GIL for raw, could be given the address before this one writes.
+//! mem and obj pass requests above 512 bytes to raw. So the checker notes such an address twice. The second note, by the domain that the program
+//! called, is the one that stays. Blocks of raw calls inside another call are noted, because some of them (the arena map's) are freed outside;
 //! but such a call itself is never reported.
 
 use super::blocks::{Blocks, Owner};

@@ -20,10 +20,10 @@
 //! - Any other address is not freed: one inside a block, one that was freed before, one that was never allocated. It may be `malloc`'s, which
 //!   CPython would have freed; then that memory stays allocated. A realloc gives a new block with the bytes that can be read there.
 //!
-//! # What is not reported
-//! CPython sometimes puts plain `malloc` in raw's place for a moment, and mostly frees those blocks in such a moment too. If it does not (see
-//! `site::MADE_PAST_THE_HOOKS`), that is not the program's fault, and neither are its calls of plain `free` in such a moment. A block of C's
-//! that is given to C's `free` is left to C, also when it is freed twice. So is an address whose allocation was not seen (see `malloc`).
+//! # What is not reported For short moments CPython puts plain `malloc` in raw's place. Usually it frees those blocks in such a moment as well.
+//! If it frees them later (see `site::MADE_PAST_THE_HOOKS`), or calls plain `free` in such a moment, the checker reports nothing: the program did
+//! nothing wrong. A block of C's that is given to C's `free` is left to C, also when it is freed twice. So is an address whose allocation was not
+//! seen (see `malloc`).
 //!
 //! # What can be missing
 //! - Calls of C's functions by a library that finds them past the linker's order (`RTLD_DEEPBIND`).

@@ -36,8 +36,8 @@ const API: [&str; 12] = [
     "PyObject_Free",
 ];
 
-/// CPython's functions that free blocks of plain `malloc`, which it got while it had put that in raw's place. In a forked child, 3.8 makes
-/// the main interpreter's `id_mutex` so (`_PyRuntimeState_ReInitThreads`).
+/// CPython functions that free blocks which CPython took from plain `malloc` while plain `malloc` stood in raw's place. Example: 3.8 allocates
+/// the main interpreter's `id_mutex` in this way in a forked child (`_PyRuntimeState_ReInitThreads`).
 const MADE_PAST_THE_HOOKS: [&str; 1] = ["PyInterpreterState_Delete"];
 
 /// Where the extension modules of the standard library are.
@@ -98,9 +98,9 @@ pub fn frees_past_the_hooks(return_address: usize) -> bool {
     is_in(&MADE_PAST_THE_HOOKS, return_address)
 }
 
-/// Whether CPython's own code allocated a block and frees it, given the calls' return addresses, of the first one the lower half. CPython puts
-/// plain `malloc` in raw's place for moments. A thread of another interpreter, or without the GIL, that calls raw at such a moment gets C's
-/// block, or gives one of raw's to C.
+/// Whether CPython's own code both allocated and frees a block. `low` is the lower half of the return address of the allocating call; `caller` is
+/// the return address of the freeing call. For short moments CPython puts plain `malloc` in raw's place. A thread of another interpreter, or
+/// without the GIL, that calls raw at such a moment gets C's block, or gives one of raw's to C.
 pub fn are_cpythons(low: u32, caller: usize) -> bool {
     let python = python::object_base(python::api().raw_free as *const c_void);
     // Where CPython is in the executable, an embedding program's own code may be there too.

@@ -116,7 +116,7 @@ pub unsafe fn wrong_realloc(used: Owner, address: *mut c_void, size: usize, call
     result
 }
 
-/// Gives a block back to its owner. If the owner needs the GIL and the call that was made does not, the block stays allocated.
+/// Gives a block back to its owner. If the owner needs the GIL but the program's call does not guarantee it, the block is not freed.
 ///
 /// # Safety
 /// A live block that the caller may free.

@@ -1,7 +1,7 @@
 //! The sink's state under its lock: the block that is being written, and the work on it that is needed only now and then.
 //!
 //! Invariants:
-//! 1. `reserve` is out of reach unless the file is open and there are no more checkpoints, so that one comparison sends every unusual case to
+//! 1. While the file is not open, or checkpoints remain, `reserve` is larger than any block. Then one comparison sends every event to
 //!    [`State::make_room`]. While there are checkpoints, every event is one, so that their places do not depend on how many bytes events take.
 //! 2. The block is open for [`write_usually`](super::write_usually) only if that comparison would let the event pass, and while there is one
 //!    interpreter.
@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 pub const BLOCK_SIZE: usize = 64 << 10;
 /// Words of memory for compressing a block.
 pub const PACKING_SIZE: usize = 64 << 10;
-/// A reserve that no block has room for (halved, because it is added to).
+/// A `reserve` larger than any block. It is half of the largest number, so that adding to it cannot overflow.
 const OUT_OF_REACH: usize = usize::MAX / 2;
 /// The most bytes that a text note takes beside its text.
 pub const TEXT_HEAD: usize = 16;

@@ -33,7 +33,7 @@ pub use code::may_be_known;
 /// Says how many frames of a stack are wanted.
 pub const VARIABLE: &str = "OBMALLOC_STACKS";
 
-/// The most frames that a stack can be asked to have: two such stacks, and as many frames of C, must fit.
+/// The largest allowed stack limit. `LEVELS` must have room for two such stacks and for as many C frames.
 const MOST_FRAMES: usize = LEVELS / 4;
 /// How many stacks must look right before the layout is trusted.
 const TRIALS: u32 = 64;

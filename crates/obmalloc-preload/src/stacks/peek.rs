@@ -129,7 +129,7 @@ mod tests {
             for at in pointers {
                 assert_eq!(planted(&layout, |put, _| put(at, &8usize.to_ne_bytes())), None, "{release}: {at}");
             }
-            // What leads to the frame is left out: where that holds zeros there is no frame.
+            // The pointers that lead to the frame are not changed here: with zeros in them there would be no frame to check.
             for at in &pointers[1..] {
                 let found = planted(&layout, |put, base| put(*at, &(base + ZEROS).to_ne_bytes()));
                 assert_eq!(found, None, "{release}: {at}");

@@ -187,7 +187,7 @@ impl Layout {
         instruction >= code + self.instructions + 2 * first as usize
     }
 
-    /// The trace's number for a frame's instruction: its index plus one; 0 if it has none yet.
+    /// The number that the trace uses for a frame's instruction: the instruction's index plus one, or 0 if the frame has not run one yet.
     #[inline(always)]
     pub fn number(&self, place: &Place) -> u32 {
         let instruction = place.spot.instruction;

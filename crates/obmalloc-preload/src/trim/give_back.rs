@@ -164,7 +164,7 @@ impl Batch {
         }
     }
 
-    /// Adds a pool, of which so many pages are resident. Returns whether the batch was full, and was given.
+    /// Adds a pool with `pages` resident pages. Returns whether that filled the batch; a full batch has then been given back.
     fn add(&mut self, pool: usize, pages: usize) -> bool {
         self.forgotten[self.forgotten_count] = pool as u64;
         self.forgotten_count += 1;

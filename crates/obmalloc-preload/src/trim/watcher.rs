@@ -47,8 +47,8 @@ static STOP: AtomicU32 = AtomicU32::new(0);
 /// Not 0 while the thread has the GIL, waits for it, or is in `malloc_trim`: a thread with the GIL cannot wait for it then.
 static BUSY: AtomicU32 = AtomicU32::new(0);
 
-/// Not 0 in a child that another thread than the main one forked, and in its children: when that thread's function returns, the thread ends,
-/// and the process ends too if it was the last thread. So there must be no thread of ours.
+/// Not 0 in a child (and its children) that a thread other than the main one forked. There the process ends when the forking thread's function
+/// returns, if no other thread is left. A thread of ours would keep the process alive, so none is started.
 static LAST_THREAD_ENDS: AtomicU32 = AtomicU32::new(0);
 /// Whether the thread that is forking is its process's main thread.
 static MAIN_FORKS: AtomicU32 = AtomicU32::new(0);

@@ -15,8 +15,8 @@
 //! not help. A tuple that `_PyTuple_Resize` moves leaves its count, 1, and its type in its old block; the allocator overwrites only the first
 //! word, and the next owner of the block need not write to all of it. So no block is judged by its own bytes.
 //!
-//! Objects that no found object refers to have no type: those that only C code, a running frame, or a dead object's kept memory holds. Neither
-//! have parts of objects: the items of a list, the table of a dict.
+//! An object gets no type if no found object refers to it: for example, if only C code, a running frame, or the kept memory of a dead object
+//! holds it. Parts of objects, such as the items of a list or the table of a dict, get no type either.
 //!
 //! # What it does to the program
 //! The same as a collection that finds nothing: it calls `tp_traverse` of every object, with the GIL and outside of the allocator, where the

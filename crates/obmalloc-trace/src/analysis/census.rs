@@ -15,9 +15,9 @@ pub struct ArenaCensus {
     pub address: u64,
     /// The event at which it was taken.
     pub taken: u64,
-    /// Pools that hold blocks, and those that hold none.
+    /// Pools that hold blocks.
     pub pools: u32,
-    #[allow(missing_docs, reason = "said above")]
+    /// Pools that hold none.
     pub free_pools: u32,
     /// Bytes that a trim would give back.
     pub trimmable: u64,
@@ -47,9 +47,9 @@ pub struct ClassCensus {
 pub struct NodeCensus {
     /// In pools, at their classes' sizes.
     pub live: Sum,
-    /// At C's `malloc`, at the requested sizes: of the raw domain, and above 512 bytes of mem and obj.
+    /// Blocks of the raw domain, at the requested sizes.
     pub raw: Sum,
-    #[allow(missing_docs, reason = "said above")]
+    /// Blocks of mem and obj above 512 bytes, at the requested sizes. They lie at C's `malloc`, too.
     pub large: Sum,
     /// The events that made the first and the last of the blocks in pools.
     pub born: (u64, u64),
@@ -76,9 +76,9 @@ pub struct Census {
     pub flows: Vec<Flow>,
     /// By size class; then the raw domain, then what is above 512 bytes.
     pub class_flows: Vec<Flow>,
-    /// At C's `malloc`.
+    /// Blocks of the raw domain.
     pub raw: Sum,
-    #[allow(missing_docs, reason = "said above")]
+    /// Blocks of mem and obj above 512 bytes.
     pub large: Sum,
 }
 
@@ -218,7 +218,8 @@ impl Census {
         self.arenas.iter().map(|arena| arena.trimmable).sum()
     }
 
-    /// The greedy curve: how many blocks must go to free a number of arenas, those with fewest blocks first. Also that order: indices of arenas.
+    /// For each number of arenas, how many blocks must be freed to empty that many arenas, the emptiest first. Also returns that order, as
+    /// indices of arenas.
     pub fn greedy(&self) -> (Vec<(u64, u64)>, Vec<u32>) {
         let mut order: Vec<u32> = (0..self.arenas.len() as u32).collect();
         order.sort_by_key(|&arena| self.arenas[arena as usize].live.blocks);

@@ -42,9 +42,9 @@ impl Times {
 pub struct Within {
     /// Most seconds from birth to death.
     pub seconds: f64,
-    /// How many blocks died within that time, and how many in all.
+    /// How many blocks died within that time.
     pub blocks: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// How many died in all.
     pub all: u64,
 }
 

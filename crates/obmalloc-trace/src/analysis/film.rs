@@ -39,12 +39,14 @@ pub struct ArenaEvent {
     pub taken: bool,
 }
 
-/// How full the arenas are at an event: a byte a slot, 0 where there is no arena.
+/// How full the arenas are at an event.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "said above")]
 pub struct Frame {
+    /// The event.
     pub event: u64,
+    /// How many arenas are held.
     pub arenas: u32,
+    /// How full each slot is: 0 where there is no arena.
     pub fill: Vec<u8>,
 }
 

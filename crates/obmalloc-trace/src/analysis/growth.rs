@@ -56,9 +56,9 @@ struct Gained {
 /// A stack's live bytes, at the requested sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Grower {
-    /// At the first mark, and at the last one.
+    /// At the first mark.
     pub first: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// At the last mark.
     pub last: u64,
     /// How often it was more than at the mark before.
     pub grew: u32,

@@ -38,9 +38,9 @@ const MOST_ARENAS: usize = 20_000;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Asked {
-    /// The trace's path, and the CPython that was recorded.
+    /// The trace's path.
     pub path: String,
-    #[allow(missing_docs, reason = "said above")]
+    /// The CPython that was recorded.
     pub python: String,
     /// The moment: see [`Moment`].
     pub at: String,
@@ -169,16 +169,16 @@ struct Solved {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Answered {
-    /// In words too, a line each, and with a table if that was wanted.
+    /// What `why` says.
     Why {
-        #[allow(missing_docs, reason = "said above")]
+        /// The answer as data.
         why: Box<Why>,
-        #[allow(missing_docs, reason = "said above")]
+        /// The answer in words, a line each.
         summary: Vec<String>,
-        #[allow(missing_docs, reason = "said above")]
+        /// The sites, if a table was wanted.
         #[serde(skip_serializing_if = "Option::is_none")]
         table: Option<Vec<Row>>,
-        #[allow(missing_docs, reason = "said above")]
+        /// How live memory grows from mark to mark, if that was wanted.
         #[serde(skip_serializing_if = "Option::is_none")]
         growth: Option<Growing>,
     },

@@ -9,8 +9,8 @@ use rustc_hash::FxHashMap;
 use crate::format::Event;
 use crate::watch::Seen;
 
-/// An arena that is given back within this many events was taken for nothing. An arena that is taken within as many events after another was
-/// given back shows that the other was given back for nothing. Each arena that is taken shows this of one other at most.
+/// An arena that is given back within this many events was taken for nothing. If an arena is taken within `SHORT` events after another was given
+/// back, the giving back was useless. One taken arena counts against one such arena at most.
 const SHORT: u64 = 20_000;
 
 /// Counts of the arenas so far.

@@ -70,7 +70,7 @@ pub struct Analysis {
     ends: bool,
     /// The next event at which there is something to do.
     next: u64,
-    /// The event at which memory was sampled: there the bytes of C's blocks and arenas that can be resident are noted; and that number.
+    /// The event at which memory was sampled, and how many bytes of arenas and of C's blocks could be resident then.
     sampled: u64,
     pub(crate) explained: Option<u64>,
     /// The moment from which on it is counted how old blocks become, and when events were.
@@ -86,7 +86,8 @@ impl Analysis {
         &self.censuses
     }
 
-    /// Takes a census after each of the events `moments`, and notes what can be resident after the event `sampled`. Ends the replay after the last of them if it `ends`.
+    /// Takes a census after each of the events `moments`, and notes what can be resident after the event `sampled`. Ends the replay after the
+    /// last of them if it `ends`.
     pub fn new(geometry: Geometry, mut moments: Vec<u64>, sampled: Option<u64>, marks: &[Mark], ends: bool) -> Self {
         moments.sort_unstable();
         moments.dedup();

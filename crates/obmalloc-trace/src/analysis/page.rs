@@ -20,7 +20,7 @@ use crate::what_if::{TrialsError, Tried};
 
 /// Most blocks of the map.
 const MOST_BLOCKS: usize = 1_000_000;
-/// No site, or one that is not told of.
+/// No site, or a site that the page's data does not list.
 const NO_SITE: u16 = u16::MAX;
 /// A pool that holds no block; a place that alignment takes.
 const FREE: u8 = 255;

@@ -39,11 +39,11 @@ pub struct Pinning {
 pub struct Burst {
     /// The numbers of the sites with nine of ten of the dead blocks, most blocks first.
     pub sites: Vec<u32>,
-    /// How many there were, and how many of these have died.
+    /// How many blocks there were.
     pub blocks: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// How many of them have died.
     pub died: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// Whether only blocks of the same size classes count.
     pub is_of_same_classes: bool,
     /// The time within which almost all of the dead blocks died, if time is known.
     pub within: Option<Within>,

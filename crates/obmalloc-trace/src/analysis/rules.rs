@@ -47,9 +47,9 @@ pub struct Finding {
     pub saves: u64,
     /// What to look at next.
     pub command: String,
-    /// All sites that it is about, and those of the blocks that lay around theirs.
+    /// All sites that it is about.
     pub sites: Vec<u32>,
-    #[allow(missing_docs, reason = "said above")]
+    /// The sites of the blocks that lay around theirs.
     pub burst: Vec<u32>,
     /// The types of the live blocks that it is about. Absent if it is about none, or the recorder did not look.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,7 +78,7 @@ pub struct Facts<'a> {
     pub shares: &'a Shares,
     pub tree: &'a Stacks,
     pub totals: Totals,
-    /// What pins arenas; else, whose pools are half empty; and what comes of making it anew.
+    /// The sites that pin arenas; if there are none, the size classes with half-empty pools. Also the result of allocating these blocks anew.
     pub pinning: Option<&'a Pinning>,
     pub half_empty: Option<&'a HalfEmpty>,
     pub anew: Option<Anew>,
@@ -205,7 +205,7 @@ fn pinned(facts: &Facts<'_>, sites: &Sites) -> Option<Finding> {
         saves = facts.totals.arenas.saturating_sub(arenas) * facts.census.geometry.arena_size as u64;
         let gives =
             format!("making the survivors anew after the burst gives {} (tried on this recording)", counted(arenas, "arena"));
-        // What a program does is more than what was tried: the dead that its interpreter keeps for new objects are live blocks here.
+        // A real program would save more than the trial did: CPython keeps some dead objects for reuse, and the trial counts them as live.
         let between = "if gc.collect() is called before and after";
         let helps = helps(saves, facts.totals.held);
         text += &if saves == 0 {
@@ -286,8 +286,8 @@ fn grows(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     })
 }
 
-/// Most of what was held at the peak has gone, be it in arenas or at C's `malloc`. Silent unless that is half of it, and [`WORTH`]; and
-/// of C's `malloc`, where it `keeps` what it had, as [`large`] says so.
+/// Reports a peak that was made of temporary blocks, in arenas or at C's `malloc`. Makes no finding if less than half of the peak, or less than
+/// [`WORTH`], has gone. Says nothing of C's `malloc` if that `keeps` its memory: [`large`] reports it.
 fn peak(facts: &Facts<'_>, keeps: bool, sites: &mut Sites) -> Option<Finding> {
     let Totals { held, raw, large, .. } = facts.totals;
     let most = facts.peak.map_or(held, Census::held);
@@ -423,8 +423,9 @@ fn half_empty(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     Some(finding)
 }
 
-/// C's `malloc` keeps what it had from the system, though most of its blocks are gone. Silent below [`LARGE`], and where it keeps less than
-/// its blocks take, or than a fifth of what arenas hold. Where memory was not sampled, what it once had is taken for what it keeps.
+/// C's `malloc` keeps what it had from the system, though most of its blocks are gone. Makes no finding if C's `malloc` keeps less than
+/// [`LARGE`], less than its live blocks take, or less than a fifth of the bytes that arenas hold. If memory was not sampled, "kept" is the most
+/// that its blocks ever took, less what they take now.
 fn large(facts: &Facts<'_>, sites: &mut Sites) -> Option<Finding> {
     let now = facts.census.large.bytes + facts.census.raw.bytes;
     let most = facts.analysis.ledger.most_outside;

@@ -10,25 +10,25 @@ use super::rules::Finding;
 use super::sites::Sites;
 use crate::stacks::Stacks;
 
-/// A site's figures. `site` is its number among [`Sites`].
+/// A site's figures.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Share {
-    #[allow(missing_docs, reason = "said above")]
+    /// The site's number among [`Sites`].
     pub site: u32,
     /// In pools, at their classes' sizes.
     pub live: Sum,
-    /// share of held: each arena's bytes, divided among the sites of its live blocks by their number. Arenas without live blocks count for the site
-    /// without frames, so that the shares sum to held.
+    /// Its share of held: each arena's bytes, divided among the sites of its live blocks by their number. An arena without live blocks is added to
+    /// the site without frames, so that all shares add up to `held`.
     pub held: u64,
-    /// Arenas in which it has a live block, and those of them in which no other site has one.
+    /// Arenas in which it has a live block.
     pub touched: u32,
-    #[allow(missing_docs, reason = "said above")]
+    /// Those of them in which no other site has one.
     pub alone: u32,
     /// The events that made its first block in a pool, and its last.
     pub born: (u64, u64),
-    /// At C's `malloc`.
+    /// Blocks of the raw domain.
     pub raw: Sum,
-    #[allow(missing_docs, reason = "said above")]
+    /// Blocks of mem and obj above 512 bytes.
     pub large: Sum,
 }
 

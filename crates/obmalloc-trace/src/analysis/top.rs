@@ -18,9 +18,9 @@ use crate::stacks::Stacks;
 pub enum By {
     /// Whole stacks.
     Site,
-    /// The innermost frame's function, or file.
+    /// The innermost frame's function.
     Function,
-    #[allow(missing_docs, reason = "said above")]
+    /// The innermost frame's file.
     File,
     /// Size classes, and what C's `malloc` has.
     Class,

@@ -4,8 +4,9 @@
 
 /// First bytes of every trace.
 pub const MAGIC: [u8; 8] = *b"obmtrace";
-/// The version of the format, raised whenever an older reader would misread. Version 1 has no identities in its headers and no notes after
-/// kind 4; version 2 has no stacks and no compressed blocks; version 3 has no time and no notes after kind 6; version 4 has no types. They are read, too.
+/// The version of the format, raised whenever an older reader would misread. Version 1 has no identities in its headers and no notes after kind
+/// 4; version 2 has no stacks and no compressed blocks; version 3 has no time and no notes after kind 6; version 4 has no types. They are read,
+/// too.
 pub const VERSION: u32 = 5;
 /// The oldest version that is read.
 pub(super) const OLDEST_VERSION: u32 = 1;
@@ -28,7 +29,7 @@ pub fn file_head(json: &str) -> Vec<u8> {
     out
 }
 
-/// The sum of a header's text up to there, and of the version before it: FNV-1a of 32 bits, which no changed byte leaves the same.
+/// The sum of a header's text up to there, and of the version before it. It is a 32-bit FNV-1a: changing any one byte changes the sum.
 pub fn header_sum(text: &str) -> u32 {
     let step = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     VERSION.to_le_bytes().iter().chain(text.as_bytes()).fold(0x811c_9dc5, step)

@@ -11,11 +11,12 @@ use super::block::{BLOCK_HEADER, BlockHead};
 const LEVEL: i32 = 1;
 const LONGEST: usize = 64 << 10;
 
-/// How little zstd may look for matches (`targetLength`, which is that for its fastest strategy), the most thorough first. The first step saves
-/// a third of the time, as literals are not compressed any more, and costs a fifth of the size; the others save a tenth and cost as much.
+/// Values of zstd's `targetLength`. In its fastest strategy a larger value makes zstd search less: faster, and compressed less. The value with
+/// the most searching comes first. The first step saves a third of the time, as literals are not compressed any more, and costs a fifth of the
+/// size; the others save a tenth and cost as much.
 const EASE: [i32; 4] = [0, 2, 4, 8];
-/// Tenths of a byte that an event may take: with less the next block is compressed with less care, with more with more. Far enough from each
-/// other that a step seldom leads from the one to the other.
+/// Bounds on the size of an event, in tenths of a byte. Below `PLENTY` the next block is compressed with less effort, above `TOO_MUCH` with more.
+/// The bounds lie far apart, so that the effort seldom changes back and forth.
 const PLENTY: u64 = 22;
 const TOO_MUCH: u64 = 30;
 /// Events of a block that says something of the others.

@@ -54,7 +54,7 @@ fn difference(from: u64, to: u64) -> u64 {
 }
 
 impl<'a> BlockWriter<'a> {
-    /// Lets usual events be written up to where as many bytes are left of the block, besides the room that any one event takes.
+    /// Opens the block for usual events, as long as `left` bytes and the room for one more event remain in it.
     pub fn open(&mut self, left: usize) {
         self.open = self.bytes.len().saturating_sub(MAX_EVENT.saturating_add(left));
     }
@@ -64,7 +64,8 @@ impl<'a> BlockWriter<'a> {
         self.open = 0;
     }
 
-    /// The place for the next event, if the block is open there. One comparison: a closed block is open up to before its first event.
+    /// The room for the next event, if the block is open. One comparison is enough: in a closed block `open` is 0, which is before the first
+    /// event.
     #[inline(always)]
     pub fn opened(&mut self) -> Option<Opened<'_, 'a>> {
         (self.at <= self.open).then_some(Opened(self))
@@ -90,7 +91,7 @@ impl Opened<'_, '_> {
         difference(self.0.last, to)
     }
 
-    /// Whether an address is usual, and `numbers`, which has the bits of all that are to fit [`DELTA_BITS`].
+    /// Whether an address is usual, and whether every number ORed into `numbers` fits [`DELTA_BITS`].
     #[inline(always)]
     fn is_usual(&self, address: u64, numbers: u64) -> bool {
         (address | self.0.last) & 15 | numbers >> DELTA_BITS == 0 && address != 0

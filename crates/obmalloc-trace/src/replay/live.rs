@@ -179,8 +179,8 @@ impl Live {
     #[inline]
     pub fn enter(&mut self, arenas: &mut Arenas, recorded: u64, slot: u32, place: Option<u32>) {
         let entry = place.and_then(|place| arenas.entry(place, recorded));
-        // Raw calls of threads can be written in another order than they happened: the block that was there is gone by now, even if that is
-        // written later. What it is here stays allocated until the end of the replay.
+        // Raw calls of threads can be written in another order than they happened: the earlier block has been freed by now, even if the trace has
+        // its `free` later. The replay's copy of it stays allocated until the end.
         let before = match entry {
             Some(entry) => std::mem::replace(entry, slot + 1).checked_sub(1),
             None => self.others.insert(recorded, slot),

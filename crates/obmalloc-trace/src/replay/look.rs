@@ -12,13 +12,13 @@ use crate::watch::{Seen, Watcher};
 pub struct HeldArena {
     /// Its first byte in the recorded process.
     pub address: u64,
-    /// Pools in all, those of them that hold no block, and of these those that were never in use, and those that a trim has emptied.
+    /// Its pools.
     pub pools: u32,
-    #[allow(missing_docs, reason = "said above")]
+    /// The pools that hold no block.
     pub free_pools: u32,
-    #[allow(missing_docs, reason = "said above")]
+    /// The pools without blocks that were never in use.
     pub uncarved_pools: u32,
-    #[allow(missing_docs, reason = "said above")]
+    /// The pools without blocks whose memory a trim has given back.
     pub trimmed_pools: u32,
 }
 

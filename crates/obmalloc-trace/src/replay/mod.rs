@@ -83,9 +83,9 @@ pub(crate) struct Ground {
     heap: Heap,
     hooks: Box<Hooks>,
     live: Live,
-    /// The last one, of a call that was made or left out.
+    /// The outcome of the last event.
     pub(crate) answer: Answer,
-    /// Of the last trim, the first pool that holds blocks here or was never in use.
+    /// For the last trim: the first pool that could not be trimmed here, because it holds blocks or was never in use.
     pub(crate) untrimmed: Option<u64>,
 }
 

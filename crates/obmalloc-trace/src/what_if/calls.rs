@@ -14,7 +14,7 @@ pub const MAGIC: [u8; 8] = *b"obmcalls";
 pub(super) const HEAD: usize = 24;
 const WORD: usize = 8;
 
-/// A call in one word: 32 bits of size (what is larger counts as 4 GiB), 29 of slot, 2 of verb, and whether the block is set apart.
+/// A call in one word: 32 bits of size (sizes of 4 GiB or more are stored as 4 GiB), 29 of slot, 2 of verb, and whether the block is set apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub(super) struct Call(u64);

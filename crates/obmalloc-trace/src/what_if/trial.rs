@@ -19,11 +19,11 @@ use super::trials::TrialsError;
 pub struct Configuration {
     /// The release whose rules are followed; the recorded one unless given.
     pub release: Option<String>,
-    /// Bytes in an arena, in a pool, and of the largest request that is small; the release's unless given.
+    /// Bytes in an arena; the release's unless given.
     pub arena: Option<usize>,
-    #[allow(missing_docs, reason = "said above")]
+    /// Bytes in a pool; the release's unless given.
     pub pool: Option<usize>,
-    #[allow(missing_docs, reason = "said above")]
+    /// Bytes of the largest request that is small; the release's unless given.
     pub threshold: Option<usize>,
     /// Whether the blocks that are set apart have a heap of their own.
     #[serde(default)]
@@ -34,15 +34,15 @@ pub struct Configuration {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
-    /// Most bytes of arenas that were held, and those that are held at the moment.
+    /// Most bytes of arenas that were held.
     pub peak_held: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// Bytes of arenas that are held at the moment.
     pub held: u64,
     /// The part of `held` that is in no live block, counted at the requested sizes.
     pub lost: u64,
-    /// Arenas that were mapped and unmapped.
+    /// How often an arena was taken.
     pub maps: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// How often an arena was given back.
     pub unmaps: u64,
     /// Nanoseconds that a call took on the mean.
     pub nanoseconds: f64,

@@ -51,15 +51,19 @@ impl From<io::Error> for TrialsError {
     }
 }
 
-/// What the recorded process had at the moment. Bytes; how often arenas were mapped and unmapped; what a trim would give back.
+/// What the recorded process had at the moment.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "said above")]
 pub struct Recorded {
+    /// Most bytes of arenas that were held up to the moment.
     pub peak_held: u64,
+    /// Bytes of arenas that were held at the moment.
     pub held: u64,
+    /// How often an arena was taken.
     pub maps: u64,
+    /// How often an arena was given back.
     pub unmaps: u64,
+    /// Bytes that a trim would give back.
     pub trimmable: u64,
 }
 
@@ -83,9 +87,9 @@ impl Recorded {
 pub struct Tried {
     /// What the recorded process had.
     pub recorded: Recorded,
-    /// How many calls there were, and how many of them were of blocks that are set apart.
+    /// How many calls there were.
     pub calls: u64,
-    #[allow(missing_docs, reason = "said above")]
+    /// How many of them were of blocks that are set apart.
     pub apart: u64,
     /// By configuration.
     pub rows: Vec<Row>,

@@ -22,9 +22,9 @@ const AT_ONCE: usize = 1 << 18;
 /// The line whose blocks are set apart.
 #[derive(Clone, Debug)]
 pub struct Apart {
-    /// A file's path, or the end of it, and a line: as in [`passes`](crate::stacks::Stacks::passes).
+    /// A file's path, or the end of it, as in [`passes`](crate::stacks::Stacks::passes).
     pub file: String,
-    #[allow(missing_docs, reason = "said above")]
+    /// The line, from 1.
     pub line: u32,
     /// Most frames of a stack that are looked at.
     pub frames: usize,
@@ -72,7 +72,7 @@ impl CallsWriter {
         Ok(self.calls)
     }
 
-    /// Whether the block that a call is of is set apart.
+    /// Whether the block of a call belongs to the line that gets a heap of its own.
     fn is_apart(&mut self, seen: &Seen<'_>, slot: u32, verb: Verb) -> bool {
         let Some(Apart { file, line, frames }) = &self.apart else { return false };
         if self.is_apart.len() <= slot as usize {

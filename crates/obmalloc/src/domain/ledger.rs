@@ -24,14 +24,14 @@ pub(crate) enum Purpose {
     Use,
 }
 
-/// The state of an address. In the region the table has it as two bits; outside, it follows from the block's entry.
+/// The state of an address. For addresses in the region it is two bits of the table; for others it is in the entry of the hash table.
 const NEVER: u8 = 0;
 const FREED: u8 = 1;
 const MEM: u8 = 2;
 const OBJ: u8 = 3;
 
-/// A block outside the region. Two fields are passed in registers. Three would go through memory: written one by one and then read as a whole,
-/// for which the processor waits.
+/// A block outside the region. It has two fields, so that it is passed in registers. With three, the compiler would store them one by one and
+/// load them together, and the processor would wait for that.
 #[derive(Clone, Copy)]
 struct Entry {
     size: usize,
@@ -68,7 +68,7 @@ impl Entry {
 pub(crate) struct Ledger {
     base: usize,
     len: usize,
-    /// `len`, or 0 when every block takes the long way, which also looks at `parts`.
+    /// `len`; 0 if every block must be looked up in `parts` too (the long way).
     quick_len: usize,
     alignment_mask: usize,
     alignment_shift: u32,

@@ -308,7 +308,7 @@ unsafe extern "C-unwind" fn object_free<S: Shape>(ctx: *mut c_void, address: *mu
     }
 }
 
-/// Frees a block of a foreign arena or of raw, or NULL.
+/// Frees a block of an arena outside the region or of raw, or NULL.
 #[cold]
 #[inline(never)]
 unsafe extern "C-unwind" fn object_free_outside_region(ctx: *mut c_void, address: *mut c_void) {
@@ -351,7 +351,7 @@ unsafe extern "C-unwind" fn object_realloc<S: Shape>(ctx: *mut c_void, address: 
         return unsafe { Domains::realloc(this, Domain::Raw, address.cast(), size).cast() };
     };
     let address = Pymalloc::whole_block(address.cast()).cast::<c_void>();
-    // A block that shrinks by a quarter or less stays, one that grows beyond its size class moves.
+    // A block stays where it is if it shrinks by at most a quarter. A block that outgrows its size class moves.
     if size <= old && 4 * size > 3 * old {
         return address;
     }

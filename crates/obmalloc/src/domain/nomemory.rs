@@ -49,8 +49,8 @@ pub(crate) struct NoMemory {
 }
 
 impl Domains {
-    /// `_testcapi.set_nomemory`: counts requests from now on, beginning with 0. Those from number `start` on fail, up to but not including number
-    /// `stop`; if `stop` is 0, all later ones. False when there is no memory for the wrappers.
+    /// `_testcapi.set_nomemory`: numbers the requests from now on, from 0. Requests `start` to `stop - 1` fail; if `stop` is 0, all from `start`
+    /// on. False when there is no memory for the wrappers.
     ///
     /// # Safety
     /// `this` is initialised, and no call of it is running.
@@ -114,8 +114,8 @@ impl Domains {
         true
     }
 
-    /// `_testcapi.remove_mem_hooks`: puts back the allocators that were in when the wrappers came. An allocator that has been put in since stays,
-    /// because it may have live blocks. For those domains, returns the allocator that CPython would put back.
+    /// `_testcapi.remove_mem_hooks`: puts back the allocators that the wrappers replaced. If the caller has set another allocator since, that one
+    /// stays, because it may have live blocks. For those domains, returns the allocator that CPython would put back.
     ///
     /// # Safety
     /// As for [`set_nomemory`](Self::set_nomemory).

@@ -7,10 +7,12 @@
 //!    until it is given back, is adopted as a block of its allocator's domain, or the heap goes.
 //! 2. A guest may answer a request with nothing, or with a *piece*: bytes that lie in one grant of the same heap, aligned, and clear of
 //!    every other live piece. Any other answer fails the call and changes nothing. The same rules hold for arenas.
-//! 3. A grant with a piece in it is neither given back nor moved. One exception: inside its `realloc`, a guest may resize the grant with the
-//!    heap's own `realloc` if only the block being resized lies in it. The result is then the block, whatever the guest answers. If the
-//!    guest gives that grant back instead, it goes back once the block has left it. A debug hook around a guest moves no grant with a raw
-//!    block in it: the guest could move it into an arena, where no raw block may lie.
+//! 3. A grant with a piece in it is neither given back nor moved. One exception, inside a guest's `realloc`, if no other piece lies in the
+//!    grant of the block that is being resized:
+//!    - The guest may call the heap's own `realloc` on that grant. The resized grant is then the block, and the heap ignores the answer.
+//!    - The guest may give that grant back. It then goes back once the block has left it.
+//!
+//!    A debug hook around a guest moves no grant with a raw block in it: the guest could move it into an arena, where no raw block may lie.
 //! 4. Where a block lies tells which guest or allocator gave it. Which allocator is in the domain now does not matter.
 //! 5. These rules also hold when a guest throws.
 //!
@@ -222,8 +224,8 @@ impl GuestHeap {
         Ok(AllocatorId::Guest(guests.len() as u32 - 1))
     }
 
-    /// `PyMem_SetAllocator`: from now on the domain's requests go to an allocator. It is also asked to free and resize the blocks that live
-    /// already. One of the heap's own allocators is only asked about blocks that it gave; for others, the allocator that gave them is asked.
+    /// `PyMem_SetAllocator`: from now on the domain's requests go to an allocator. A guest must then also free and resize the blocks that are
+    /// already live in the domain. One of the heap's own allocators gets only its own blocks; any other block goes to the allocator that gave it.
     ///
     /// # Errors
     /// When the allocator is not one of this heap's, or was never in this domain; when there is no memory for it, or it was interrupted.
@@ -453,8 +455,8 @@ impl GuestHeap {
         is_empty
     }
 
-    /// Makes a block of the domain of a grant by the allocator that is in. C does not tell the two apart: it may free through the domain what it
-    /// got from the allocator directly.
+    /// Turns a grant into a block of the domain, if the domain's present allocator gave the grant. C makes no such difference: it may free
+    /// through the domain what it got from the allocator directly.
     fn adopt(&self, domain: Domain, address: usize) -> bool {
         let Some(guests) = self.guests.get() else { return false };
         if guests.heap().ledger().domain_of(address).is_some() || guests.nested.get() != 0 {

@@ -10,7 +10,7 @@ use crate::allocator::{Allocator, PY_SSIZE_T_MAX};
 use crate::domain::{Domain, Fault, FaultKind, Function, Purpose};
 use crate::heap::CheckedHeap;
 
-/// Why a call of one of the heap's own allocators did nothing.
+/// Why a call of one of the heap's own allocators failed. It has changed nothing, but for [`Guest`](Self::Guest).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OwnError {
     /// It is none of this heap's own allocators.
@@ -153,8 +153,8 @@ impl<'heap> OwnAllocators<'heap> {
     }
 
     /// Resizes a grant, perhaps moves it, and keeps its contents up to the smaller size. On `None` the grant is as it was. Without an address
-    /// this is [`malloc`](Self::malloc). Inside a guest's `realloc`, the grant with only the block being resized in it gets at least as many
-    /// bytes as that block is to have.
+    /// this is [`malloc`](Self::malloc). While a guest's `realloc` runs, this may also resize the grant of that block, if no other piece lies in
+    /// it; the grant then gets at least as many bytes as the block is to have.
     ///
     /// # Errors
     /// As for [`free`](Self::free). Where a guest below failed late, the error says where the grant is. A grant with a block of the raw domain

@@ -41,7 +41,7 @@ impl<K> Span<K> {
 
 struct Node<K> {
     span: Span<K>,
-    /// Counts up with each span entered, so that of spans at the same address the outer one comes first.
+    /// A number that grows with each span. Spans at one address are ordered by it: the outer span is older and comes first.
     serial: u64,
     left: u32,
     right: u32,

@@ -9,8 +9,8 @@ use crate::allocator::{Allocator, ArenaAllocator};
 use crate::interrupt::Interrupt;
 use crate::os::{self, block_bytes};
 
-/// Blocks of at least this many bytes are given back to the system in pieces. The C library has a mapping for each of them (no
-/// `M_MMAP_THRESHOLD` is larger). It would unmap that at once, which takes a second for ten gigabytes.
+/// Blocks of at least this many bytes are given back to the system in pieces. The C library maps each block of this size separately, because
+/// `M_MMAP_THRESHOLD` cannot be set higher. Its `free` unmaps the block in one step, which takes a second for ten gigabytes.
 const LARGE: usize = 32 << 20;
 /// A multiple of every system's page size.
 const PAGE_MAX: usize = 1 << 16;

@@ -24,7 +24,7 @@ pub struct HeapOptions {
     pub memory_limit: Option<usize>,
     /// Bytes of freed blocks that a [`CheckedHeap`](crate::CheckedHeap) keeps in quarantine before their memory is used again; 0 for none. The
     /// oldest leaves first. While a block is in quarantine, a second free and any use of it are found. With a quarantine, addresses are not
-    /// CPython's, and a realloc moves the block if it can. Quarantined blocks are released when a request would otherwise fail. There are none
+    /// CPython's, and a realloc moves the block if it can. Quarantined blocks are given back when a request would otherwise fail. There are none
     /// while a guest's allocator is in a domain.
     pub quarantine: usize,
     /// Bytes of empty pools above which the heap [trims](crate::Heap::trim) by itself, when one more becomes empty; `None` for never. If the

@@ -114,7 +114,8 @@ unsafe fn discard(address: *mut c_void, size: usize) -> bool {
     unsafe { libc::madvise(address, size, libc::MADV_DONTNEED) == 0 }
 }
 
-/// As on Linux. Other systems take `MADV_DONTNEED` as advice only and may keep the contents, so new pages are mapped over the old ones.
+/// Does what the Linux version does. On other systems `MADV_DONTNEED` is only advice and may keep the contents, so this maps new pages over the
+/// old ones.
 ///
 /// # Safety
 /// As for [`decommit`], and the part is made of whole pages.

@@ -1,5 +1,5 @@
-//! WebAssembly: one memory of at most 4 GiB, of which nothing goes back. Regions are small, mappings and the blocks of `malloc` too are blocks
-//! of Rust's allocator. What it has not given before takes no memory of the embedder's until it is touched.
+//! WebAssembly has one memory of at most 4 GiB, and cannot give any of it back. Regions are small. Mappings and the blocks of `malloc` come from
+//! Rust's allocator. Memory that this allocator gives out for the first time costs the embedder nothing until the program touches it.
 
 use alloc::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use core::ffi::c_void;

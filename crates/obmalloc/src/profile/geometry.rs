@@ -21,7 +21,7 @@ pub struct Geometry {
 /// Bytes at the head of a pool that hold no blocks (`POOL_OVERHEAD`).
 pub const POOL_OVERHEAD: usize = 48;
 
-/// A quotient; 0 for a divisor of 0, because these functions may be called before the sizes are [checked](Geometry::check).
+/// `size / part`, or 0 if `part` is 0: a caller may use these functions before it has [checked](Geometry::check) the sizes.
 const fn quotient(size: usize, part: usize) -> usize {
     match size.checked_div(part) {
         Some(count) => count,

@@ -285,7 +285,7 @@ impl Pymalloc {
                 if !state.arena_map.insert(base, index) {
                     return false;
                 }
-                state.foreign_arenas += 1;
+                state.arenas_outside += 1;
             }
         }
         true
@@ -319,8 +319,8 @@ impl Pymalloc {
         let excess = address & (geometry.pool_size - 1);
         let pools = geometry.pools_per_arena() - usize::from(excess != 0);
         self.arena_serial += 1;
-        // No arena was usable, but some may have become usable while the allocators ran. Another may have more free pools than this one, if
-        // this one does not begin at a pool's boundary.
+        // No arena was usable before. While the allocators ran, they may have made some usable. Such an arena can have more free pools than the
+        // new one, because an arena that does not begin at a pool boundary has one pool less.
         let (mut before, mut after) = (NO_ARENA, self.usable_arenas);
         while after != NO_ARENA && self.arenas[after as usize].nfreepools as usize <= pools {
             (before, after) = (after, self.arenas[after as usize].nextarena);
@@ -457,7 +457,7 @@ impl Pymalloc {
             Some(slot) => self.region.arena_of_slot[slot] = NO_ARENA,
             None => {
                 self.arena_map.remove(address);
-                self.foreign_arenas -= 1;
+                self.arenas_outside -= 1;
             }
         }
         self.narenas_currently_allocated -= 1;

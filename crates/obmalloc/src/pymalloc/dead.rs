@@ -185,7 +185,7 @@ impl Pymalloc {
         found
     }
 
-    /// The next block that a request of this size would get, if it or its link leads to no free block.
+    /// The block that the next request of this size would get, if that block is not a free block, or its link does not lead to one.
     pub fn damaged_link(&self, size: usize, is_live: impl Fn(usize) -> bool) -> Option<usize> {
         let class = size.wrapping_sub(1);
         if class >= self.threshold {

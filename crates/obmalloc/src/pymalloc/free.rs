@@ -49,9 +49,9 @@ impl Pymalloc {
         }
     }
 
-    /// A pointer that is valid for the whole block, which is going to have another owner. The caller's pointer may be valid for a part of it
-    /// only, as a `Box`'s is. The pointer is made from an exposed address: a `Box` passed to a function forbids all other access until that
-    /// function returns, and the block is freed before.
+    /// Returns a pointer that is valid for the whole block. The caller's pointer may cover only a part, as that of a `Box` does. The new pointer
+    /// comes from an exposed address, because Rust forbids other access to a `Box` argument until the function returns, and the block is freed
+    /// earlier.
     #[inline(always)]
     pub fn whole_block(address: *mut u8) -> *mut u8 {
         ptr::with_exposed_provenance_mut(address.expose_provenance())

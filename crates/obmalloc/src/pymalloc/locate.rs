@@ -35,10 +35,10 @@ impl Pymalloc {
             let (_, _, pool_shift) = (*this).shape::<S>();
             if address.addr().wrapping_sub((*this).base) < (*this).len {
                 (*this).header_in_region(address.addr(), pool_shift)
-            } else if (*this).foreign_arenas == 0 {
+            } else if (*this).arenas_outside == 0 {
                 ptr::null_mut()
             } else {
-                Self::foreign_pool_of(this, address)
+                Self::pool_of_outside(this, address)
             }
         }
     }
@@ -53,8 +53,8 @@ impl Pymalloc {
 
     #[cold]
     #[inline(never)]
-    unsafe extern "C-unwind" fn foreign_pool_of(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
-        // SAFETY: the caller's promise. An address inside a foreign arena has its pool's first byte in that arena too, unless it lies
+    unsafe extern "C-unwind" fn pool_of_outside(this: *mut Self, address: *mut u8) -> *mut PoolHeader {
+        // SAFETY: the caller's promise. An address inside an arena outside the region has its pool's first byte in that arena too, unless it lies
         // before the first whole pool, where no block is.
         unsafe {
             match (*this).arena_map.find(address.addr()) {
@@ -101,7 +101,7 @@ impl Pymalloc {
             }
             // SAFETY: an offset below `len` has a header.
             (index, unsafe { self.headers.add(offset >> self.pool_shift) })
-        } else if self.foreign_arenas != 0 {
+        } else if self.arenas_outside != 0 {
             match self.arena_map.find(address) {
                 Some(index) => (index, ptr::with_exposed_provenance_mut::<PoolHeader>(address & !mask)),
                 None => return Location::Outside,

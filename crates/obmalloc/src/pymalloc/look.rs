@@ -42,7 +42,7 @@ impl Pymalloc {
     fn arena_around(&self, address: usize) -> Option<&ArenaObject> {
         let index = match self.region.slot_of(address) {
             Some(slot) => self.region.arena_of_slot.get(slot).copied().filter(|&index| index != NO_ARENA)?,
-            None if self.foreign_arenas != 0 => self.arena_map.find(address)?,
+            None if self.arenas_outside != 0 => self.arena_map.find(address)?,
             None => return None,
         };
         let arena = self.arenas.get(index as usize)?;

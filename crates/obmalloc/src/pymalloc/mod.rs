@@ -80,7 +80,7 @@ pub(crate) struct Pymalloc {
     nfp2lasta: Vec<u32>,
     arena_map: ArenaMap,
     /// Arenas outside the region: only then is an address outside the region looked up.
-    foreign_arenas: usize,
+    arenas_outside: usize,
     /// Bytes of the arenas that no pool has been carved from.
     uncarved: usize,
     narenas_currently_allocated: usize,
@@ -156,7 +156,7 @@ impl Pymalloc {
             usable_arenas: NO_ARENA,
             nfp2lasta,
             arena_map: ArenaMap::new(profile.range_check, &geometry),
-            foreign_arenas: 0,
+            arenas_outside: 0,
             uncarved: 0,
             narenas_currently_allocated: 0,
             ntimes_arena_allocated: 0,

@@ -17,8 +17,8 @@ use crate::os::{self, ADDRESS_SPACE, APART_REGION_SIZE, REGION_PART, REGION_SIZE
 /// Bytes that all regions have now.
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes of released arenas that are kept for the next arenas. An arena that is taken and released again and again would otherwise cost a
-/// page fault for every page, every time.
+/// Bytes of arenas that were given back and are kept for the next arenas. An arena that is taken and given back again and again would otherwise
+/// cost a page fault for every page, every time.
 const RETAINED: usize = 4 << 20;
 
 /// Owner of the reservation.
@@ -63,7 +63,7 @@ impl Region {
         if len == 0 {
             return region;
         }
-        // The base is a multiple of the largest arena, so one arena more is mapped than used.
+        // The region must begin at a multiple of the largest arena size. So it maps one arena more than it uses.
         let mapping_size = len + arena_size;
         let table_size = len / pool_size * size_of::<PoolHeader>();
         let Some(mapping) = os::reserve(mapping_size) else { return region };

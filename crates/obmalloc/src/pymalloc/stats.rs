@@ -166,7 +166,7 @@ impl fmt::Display for Stats {
     }
 }
 
-/// One line: the text padded to 35 columns, `=`, the number with thousands commas at the right of 21 columns.
+/// Writes one line: the text, padded to 35 columns; `=`; the number with commas between thousands, right-aligned in 21 columns.
 fn printone(f: &mut fmt::Formatter<'_>, text: impl fmt::Display, value: usize) -> fmt::Result {
     let mut label = String::new();
     write!(label, "{text}")?;

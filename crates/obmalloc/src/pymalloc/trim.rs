@@ -16,7 +16,7 @@ use crate::profile::POOL_OVERHEAD;
 pub struct Trimmed {
     /// Empty pools whose free lists were forgotten.
     pub pools: usize,
-    /// Bytes that were resident and went back to the system: of these pools, of released arenas, and of the uncarved ends of arenas.
+    /// Bytes that were resident and went back to the system: of these pools, of arenas that were given back, and of the uncarved ends of arenas.
     pub bytes: usize,
 }
 
@@ -30,8 +30,9 @@ pub(super) struct Trims {
     bound: usize,
     /// The value that `bound` begins with.
     floor: usize,
-    /// Pools that the last trim forgot, and forgotten ones that have been taken since.
+    /// How many pools' free lists the last trim forgot.
     given: usize,
+    /// How many such pools pymalloc has taken since.
     retaken: usize,
 }
 
@@ -77,9 +78,9 @@ impl Pymalloc {
         (self.trims.floor, self.trims.bound) = (pools, pools);
     }
 
-    /// Gives the memory of empty pools back to the system, and that of released arenas and of the uncarved ends of arenas. Arenas from another
-    /// arena allocator than the heap's own are left alone. Under debug hooks, an empty pool in which something wrote to a block stays. The trim
-    /// ends early if it is interrupted.
+    /// Gives the memory of empty pools back to the system, and that of arenas that were given back and of the uncarved ends of arenas. Arenas
+    /// from another arena allocator than the heap's own are left alone. Under debug hooks, an empty pool in which something wrote to a block
+    /// stays. The trim ends early if it is interrupted.
     pub fn trim(&mut self, interrupt: Interrupt) -> Trimmed {
         self.trims.bound = self.trims.floor;
         let trimmed = self.trim_arenas(interrupt);
@@ -149,7 +150,7 @@ impl Pymalloc {
         trimmed
     }
 
-    /// Whether the memory of a carved pool can go back, and whether its free list must be forgotten first, as a pair.
+    /// Two answers: whether a carved pool's memory can go back, and whether the trim must forget its free list first.
     fn look_at_pool(&self, pool: usize) -> (bool, bool) {
         // SAFETY: the pool has been carved, so its header is initialised.
         let (count, szidx) = unsafe { ((*self.header_at(pool)).count, (*self.header_at(pool)).szidx) };

@@ -135,7 +135,7 @@ unsafe extern "C-unwind" fn debug_free(ctx: *mut c_void, address: *mut c_void) {
     // SAFETY: a block that the hook gave lies behind a header; nothing refers to the hooks any more.
     unsafe {
         let interrupt = (*domains).interrupt;
-        let filled = block.state == State::Buried || interrupt.fill(begin, DEAD, block.size + EXTRA);
+        let filled = block.state == State::InQuarantine || interrupt.fill(begin, DEAD, block.size + EXTRA);
         (inner.free)(inner.ctx, begin.cast());
         if watched && filled {
             (*domains).pymalloc.note_dead(begin.addr(), block.size + EXTRA);

@@ -55,13 +55,13 @@ enum State {
     /// Live, and not known to be damaged.
     Sound,
     /// Live; its guard bytes are damaged, and that has been reported.
-    Told,
-    /// As `Told`, and the call that was to free the block has not given it back.
+    DamageReported,
+    /// As `DamageReported`. A call tried to free the block, and the hook refused: the block is still allocated.
     Refused,
     /// Freed, filled, and in quarantine.
-    Buried,
-    /// As `Buried`; something has written to the block since, and that has been reported.
-    Dug,
+    InQuarantine,
+    /// As `InQuarantine`; something has written to the block since, and that has been reported.
+    DamagedInQuarantine,
 }
 
 /// A hook in one domain (`debug_alloc_api_t`).
@@ -157,7 +157,7 @@ impl Domains {
 }
 
 impl DebugHooks {
-    /// Whether an allocator is a hook, and what is below it and other hooks is `own`.
+    /// Whether `allocator` is a hook, and the allocator below it, and below any further hooks, is `own`.
     pub fn is_around(&self, allocator: &Allocator, own: &Allocator) -> bool {
         let mut allocator = *allocator;
         while let Some(api) = self.apis.iter().find(|api| ptr::eq(api.as_ptr(), allocator.ctx.cast())) {
@@ -204,7 +204,7 @@ impl DebugHooks {
         self.blocks.try_reserve(1 + self.moving).is_ok()
     }
 
-    /// What CPython prints when `function` of the hook of `verifying` meets an address that a hook of another domain gave.
+    /// The text that CPython prints when `function` of `verifying`'s hook is called with a block that another domain's hook gave.
     pub fn wrong_domain(&self, function: Function, verifying: Domain, address: usize) -> Option<Report> {
         let block = self.blocks.get(&address).filter(|block| block.domain != verifying)?;
         // SAFETY: a block of ours.
@@ -215,8 +215,8 @@ impl DebugHooks {
         }
     }
 
-    /// The block at an address, if this hook gave it. An older block may belong to another hook, which the inner allocator then asks: a
-    /// pymalloc block that has grown is a block of the raw domain.
+    /// The block at `address`, if this hook gave it. If not, the call goes to the inner allocator, and the block may belong to a hook there: when
+    /// a pymalloc block grows beyond 512 bytes it becomes a block of the raw domain.
     fn block(&self, hook: &Api, address: usize) -> Option<Block> {
         self.blocks.get(&address).filter(|block| ptr::eq(block.hook, hook)).copied()
     }
@@ -282,7 +282,7 @@ impl DebugHooks {
     /// # Safety
     /// The block is at `address`.
     unsafe fn check(&self, function: Function, verifying: Domain, address: usize, block: Block) -> Option<Fault> {
-        if block.state >= State::Buried {
+        if block.state >= State::InQuarantine {
             let at = ptr::with_exposed_provenance::<u8>(address);
             let (from, to) = (-(HEAD as isize), (block.size + SST) as isize);
             // SAFETY: the caller's promise: `from` to `to` lie within the block, its header and its trailer.
@@ -307,11 +307,11 @@ impl DebugHooks {
         let patience = interrupt.patience();
         let mut found = None;
         for (&address, &block) in &self.blocks {
-            if matches!(block.state, State::Sound | State::Buried) {
+            if matches!(block.state, State::Sound | State::InQuarantine) {
                 // SAFETY: the table has the blocks that are there.
                 found = unsafe { self.check(Function::Free, block.domain, address, block) };
             }
-            let steps = if block.state == State::Buried { 1 + block.size / 8 } else { 1 };
+            let steps = if block.state == State::InQuarantine { 1 + block.size / 8 } else { 1 };
             if found.is_some() || patience.is_over_after(steps) {
                 break;
             }
@@ -324,7 +324,11 @@ impl DebugHooks {
         if fault.kind != FaultKind::WrongDomain
             && let Some(block) = self.blocks.get_mut(&fault.address)
         {
-            block.state = if block.state >= State::Buried { State::Dug } else { block.state.max(State::Told) };
+            block.state = if block.state >= State::InQuarantine {
+                State::DamagedInQuarantine
+            } else {
+                block.state.max(State::DamageReported)
+            };
         }
         Some(fault)
     }
@@ -340,7 +344,7 @@ impl DebugHooks {
             if interrupt.fill(data, DEAD, block.size) {
                 data.sub(HEAD).write_bytes(DEAD, HEAD);
                 data.add(block.size).write_bytes(DEAD, SST);
-                block.state = State::Buried;
+                block.state = State::InQuarantine;
             }
         }
     }
@@ -356,7 +360,7 @@ impl DebugHooks {
 
     /// Checks the block that a hook is called with; false if the call must do nothing.
     fn is_sound(&mut self, function: Function, verifying: Domain, address: usize) -> bool {
-        let was_told = self.blocks.get(&address).is_some_and(|block| block.state == State::Dug);
+        let was_told = self.blocks.get(&address).is_some_and(|block| block.state == State::DamagedInQuarantine);
         match self.examine(function, verifying, address) {
             Some(_) if was_told => false,
             Some(fault) => {

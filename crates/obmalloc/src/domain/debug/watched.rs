@@ -58,7 +58,7 @@ pub(in crate::domain) unsafe fn watched_block(this: *mut Domains, size: usize) -
     }
 }
 
-/// The fault of a free pymalloc block of which a byte was overwritten.
+/// The fault for a free pymalloc block that has an overwritten byte.
 pub(crate) fn write_after_free(begin: usize, byte: usize, used: Domain) -> Fault {
     let data = begin + HEAD;
     Fault { offset: Some(byte as isize - data as isize), ..Fault::new(FaultKind::WriteAfterFree, data, used) }

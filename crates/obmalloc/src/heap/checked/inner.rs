@@ -197,9 +197,9 @@ impl Checked {
         self.hooks().and_then(|hooks| hooks.giver(domain, address)).unwrap_or(expected)
     }
 
-    /// Whether a debug hook has given a block at an address, and would take another block of a domain there for its own. That is the hook in the
-    /// domain if the request did not come through it, because `before` was in, or if it passes the block at `resized` on as it is; or the hook of
-    /// a domain whose requests pymalloc passes on to raw.
+    /// Whether a debug hook gave the memory at `address` and would later take the new block there for its own. Two cases: (1) the domain's own
+    /// hook, if the request did not pass through it (the allocator `before` was in) or if it resizes the block at `resized` without guard bytes;
+    /// (2) for raw, a hook of mem or obj whose request pymalloc passed on to raw.
     pub fn confuses_hook(&self, domain: Domain, address: usize, before: Allocator, resized: Option<usize>) -> bool {
         let Some(hooks) = self.hooks() else { return false };
         let adds_no_guards = |hook: Allocator| {

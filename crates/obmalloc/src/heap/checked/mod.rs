@@ -130,7 +130,7 @@ impl CheckedHeap {
         self.malloc_or(domain, size, |block| block)
     }
 
-    /// As [`malloc`](Self::malloc). A request that does not go the quick way returns what `then` makes of its block.
+    /// As [`malloc`](Self::malloc). If the fast path cannot serve the request, calls `then` with the block and returns its result.
     #[inline(always)]
     pub(crate) fn malloc_or(&self, domain: Domain, size: usize, then: impl FnOnce(Block) -> Block) -> Block {
         self.enter(domain, self.inner().malloc(domain, size), Request::Malloc(size), then)
@@ -334,7 +334,7 @@ impl CheckedHeap {
         unsafe { self.inner().free(domain, 0) };
     }
 
-    /// As [`free`](Self::free), for a caller that knows the block; `then` is called if it does not go the quick way.
+    /// As [`free`](Self::free), for a caller that knows the block. If the fast path cannot free it, calls `then`.
     ///
     /// # Safety
     /// `address` is a live block of this heap and domain, or was one when the heap was closed, and is not used any more.

@@ -47,8 +47,8 @@ impl CheckedHeap {
         }
     }
 
-    /// A fault of a block that had been freed long before the call that found it. That call did nothing wrong. Returned once; of several, the
-    /// first.
+    /// A fault in a block that the program freed long ago, found by a later, correct call. Each fault is returned once. If there are several,
+    /// only the first is kept.
     pub fn take_late_fault(&self) -> Option<Fault> {
         self.inner().late_fault.take()
     }
