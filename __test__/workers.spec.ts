@@ -310,8 +310,8 @@ test.serial('memory that an interrupted call was to give back is given back by t
       const end = performance.now()
       again()
       const [took, left] = [end - begin, performance.now() - end]
-      // The C library may keep the memory of small blocks for later; a sanitizer sees whether they were given back.
-      const isSeen = !instrumented && !title.includes('blocks')
+      // The C library may keep the memory of small blocks for later; a sanitizer sees whether they were given back. QEMU says 0 of any process.
+      const isSeen = !instrumented && !title.includes('blocks') && before > 0
       if (isSeen) t.true(resident() - before < held / 2, `${title}: ${resident() - before} of ${held} bytes are left`)
       heap.close()
       return { took, left, interrupted }
