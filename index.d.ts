@@ -5,8 +5,8 @@
  *
  * Each member has one sentence, its units and ranges, what it returns, and the codes that it throws. The longer rules are essays:
  * [allocators](docs/allocators.md), [callbacks](docs/callbacks.md), [memory](docs/memory.md), [debug hooks](docs/debug-hooks.md),
- * [the collector](docs/collector.md), [traces](docs/traces.md) and [exactness](docs/exactness.md). The words are in the
- * [glossary](docs/glossary.md).
+ * [the collector](docs/collector.md), [trimming](docs/trimming.md), [traces](docs/traces.md) and [exactness](docs/exactness.md). The words
+ * are in the [glossary](docs/glossary.md).
  *
  * Arguments are never converted: no `valueOf` is called. A missing argument is `undefined`; an extra argument is ignored. A heap, and
  * anything that belongs to it, cannot be posted to another thread: that throws a `DataCloneError`.
@@ -87,7 +87,7 @@ export interface HeapOptions {
    *
    * While a block or an object is in quarantine, freeing it again is `ERR_DOUBLE_FREE` and using it is `ERR_USE_AFTER_FREE`, also where
    * its address would already have been handed out again. {@link Heap.allocatedBlocks} counts it as free, but it takes memory; it is
-   * released when a domain's request would otherwise fail. With a quarantine, addresses are not CPython's, and `realloc` moves a block
+   * given back when a domain's request would otherwise fail. With a quarantine, addresses are not CPython's, and `realloc` moves a block
    * wherever it can. Nothing is put into quarantine while a script's allocator is in. Under debug hooks, a write to a block in
    * quarantine is found by {@link Heap.verify}, or is reported to {@link HeapOptions.onUnraisable} when the block leaves.
    * @defaultValue `0`
@@ -629,8 +629,8 @@ export class Heap {
    */
   debugMallocStats(): string
   /**
-   * Gives the memory of empty pools, and of arenas that were released, back to the system. Arenas that are held stay held. CPython has no
-   * such call.
+   * Gives the memory of empty pools, and of arenas that the heap no longer holds, back to the system. Arenas that are held stay held. CPython
+   * has no such call.
    *
    * Blocks, objects and statistics stay as they are, and a trim does not change from which pool a request is served. But an emptied pool
    * forgets in which order its blocks were freed: it hands them out from the first one on, like a pool that was never used. So addresses
@@ -645,7 +645,7 @@ export class Heap {
    *
    * const heap = new Heap()
    * const blocks = Array.from({ length: 100_000 }, () => heap.obj.malloc(512)!)
-   * // One of a thousand stays, so that no arena can be released.
+   * // One of a thousand stays, so that no arena can be given back.
    * blocks.forEach((block, index) => index % 1000 === 0 || heap.obj.free(block))
    * console.log(heap.trim()) // { pools: 3126, bytes: 51216384 }
    * ```
